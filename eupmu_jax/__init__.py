@@ -1,0 +1,43 @@
+"""Machine unlearning in JAX: unilateral gradient surgery as optax transforms."""
+
+from eupmu_jax import objectives, tolerances
+from eupmu_jax.accumulation import AccumulateState, accumulate
+from eupmu_jax.alias import eupmu
+from eupmu_jax.explicit import UnilateralSurgeryState, unilateral_surgery
+from eupmu_jax.freezing import freeze
+from eupmu_jax.gradients import (
+    retain_losses,
+    scalarized_value_and_grad,
+    shared_forward,
+    stack_objectives,
+    stacked_value_and_grad,
+)
+from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
+from eupmu_jax.nonfinite import skip_nonfinite
+from eupmu_jax.reference import reference_surgery
+from eupmu_jax.steps import explicit_step, implicit_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccumulateState",
+    "ImplicitSurgeryState",
+    "UnilateralSurgeryState",
+    "accumulate",
+    "eupmu",
+    "explicit_step",
+    "freeze",
+    "implicit_step",
+    "implicit_surgery",
+    "multipliers",
+    "objectives",
+    "reference_surgery",
+    "retain_losses",
+    "scalarized_value_and_grad",
+    "shared_forward",
+    "skip_nonfinite",
+    "stack_objectives",
+    "stacked_value_and_grad",
+    "tolerances",
+    "unilateral_surgery",
+]

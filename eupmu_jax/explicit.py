@@ -1,0 +1,136 @@
+"""Explicit unilateral gradient surgery (EUPMU, arXiv 2510.22124, Proposition 3.2), for one or many constraints."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax import nnls, stacked, tolerances
+
+
+class UnilateralSurgeryState(NamedTuple):
+    """State of `unilateral_surgery`; every field can be read with `optax.tree_utils.tree_get`.
+
+    Attributes:
+      multipliers: `(K-1,)` multipliers of the last step.
+      gram: `(K, K)` Gram matrix of the last step's gradients.
+      count: Number of steps taken.
+      nonfinite_count: Number of steps refused because a gradient or loss was not finite.
+    """
+
+    multipliers: chex.Array
+    gram: chex.Array
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+def unilateral_surgery(
+    tolerance: "chex.Numeric | optax.Schedule | tolerances.Tolerance" = 0.0, *, num_objectives: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bends the forget gradient, and only it, as little as keeps every retain loss from rising too fast.
+
+    .. math::
+      d = \arg\min_d \tfrac12\|d - g_0\|^2 \quad\text{s.t.}\quad \langle g_k, d\rangle \ge -\epsilon_k,\; k = 1..K-1
+
+    .. math::
+      d = g_0 + \sum_k \lambda_k g_k,\qquad
+      \lambda = \max\!\big(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2\big) \text{ for } K = 2
+
+    The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
+    a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
+
+    Guarantees, for the step theta <- theta - alpha * d (SGD): each retain loss rises by at most `alpha * tolerance` to
+    first order, and the forget loss descends, since <g_0, d> >= ||d||^2 for tolerances >= 0. A preconditioner that
+    follows in the chain (Adam, Muon) bends d again, and only the forget and retain gradients' span is protected.
+
+    Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
+    K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
+
+    ==================================  ==============================================================
+    rows                                result
+    ==================================  ==============================================================
+    nothing conflicts                   d = g_0, multipliers 0
+    retain row zero                     its multiplier is 0
+    retain rows parallel or duplicated  the same d as with one of them (the tightest)
+    g_1 = -c g_0, c > 0, tolerance 0    d = 0: no direction forgets without harm
+    a gradient or loss not finite       d = 0, state unchanged, `nonfinite_count` + 1
+    ==================================  ==============================================================
+
+    Members after this one in a chain still see the zero update of a refused step, and decay their moments or weights
+    with it; wrap the chain in `eupmu_jax.skip_nonfinite` to leave them untouched too.
+
+    Args:
+      tolerance: Allowed increase of the retain losses in units of the loss per unit of step size: a float, a `(K-1,)`
+        array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`).
+      num_objectives: K. Needed where the state must keep one shape from `init` on, as in `lax.scan`, and neither
+        K = 2 nor a tolerance array tells it.
+
+    Returns:
+      A transform with `update(updates, state, params=None, *, losses=None, **extra_args)`; `losses` is `(K,)`. Its
+      state is a `UnilateralSurgeryState`.
+
+    Raises:
+      ValueError: For a negative or NaN tolerance, one of the wrong length, K < 2, more than 15 constraints, or leaves
+        without a common objective axis.
+
+    >>> import optax
+    >>> tx = optax.chain(unilateral_surgery(), optax.sgd(1.0))
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.array([[-1.0, 1.0], [1.0, 0.0]])}  # forget, retain
+    >>> updates, state = tx.update(grads, tx.init(params), params)
+    >>> updates["w"].tolist(), optax.tree_utils.tree_get(state, "multipliers").tolist()
+    ([-0.0, -1.0], [1.0])
+    """
+    rule = tolerances.as_tolerance(tolerance)
+    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    _check_num_constraints(fixed)
+
+    def init_fn(params):
+        k, dtype = fixed or 2, stacked.accumulator_dtype(params)
+        return UnilateralSurgeryState(
+            multipliers=jnp.zeros(k - 1, dtype),
+            gram=jnp.zeros((k, k), dtype),
+            count=jnp.zeros([], jnp.int32),
+            nonfinite_count=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, *, losses=None, **extra_args):
+        del extra_args
+        k = stacked.count_objectives(updates, params)
+        if fixed is not None and k != fixed:
+            raise ValueError(f"updates: got {k} objectives, expected {fixed} as set by tolerance or num_objectives")
+        _check_num_constraints(k)
+        losses = stacked.check_losses(losses, k)
+
+        gram = stacked.gram_matrix(updates)
+        epsilon = tolerances.evaluate(rule, state.count, losses, k - 1, gram.dtype)
+        # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
+        finite = jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(epsilon))
+        if losses is not None:
+            finite &= jnp.all(jnp.isfinite(losses))
+        multipliers = nnls.solve_multipliers(jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype)), epsilon)
+
+        weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
+        direction = stacked.combine(updates, weights, params)
+        direction = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction)
+
+        same_shape = state.gram.shape == gram.shape
+        old = (state.multipliers, state.gram) if same_shape else (jnp.zeros_like(multipliers), jnp.zeros_like(gram))
+        return direction, UnilateralSurgeryState(
+            multipliers=jnp.where(finite, multipliers, old[0]).astype(state.multipliers.dtype),
+            gram=jnp.where(finite, gram, old[1]).astype(state.gram.dtype),
+            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
+            nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_num_constraints(num_objectives):
+    if isinstance(num_objectives, int) and num_objectives > nnls.MAX_CONSTRAINTS + 1:
+        raise ValueError(
+            f"updates: got {num_objectives} objectives, expected at most {nnls.MAX_CONSTRAINTS + 1}: "
+            f"{nnls.MAX_CONSTRAINTS} retain constraints; average some of the retain losses"
+        )

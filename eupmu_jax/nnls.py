@@ -1,0 +1,104 @@
+"""Exact non-negative least squares in the dual of unilateral surgery, on device and inside jit."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+MAX_CONSTRAINTS = 15
+
+
+def solve_multipliers(gram: chex.Array, tolerance: chex.Array) -> chex.Array:
+    r"""Multipliers of the direction nearest to the forget gradient that respects every retain constraint.
+
+    .. math::
+      \min_d \tfrac12 \|d - g_0\|^2 \;\text{s.t.}\; \langle g_k, d\rangle \ge -\epsilon_k
+      \quad\Longleftrightarrow\quad
+      \min_{\lambda \ge 0} \tfrac12 \|g_0 + \sum_k \lambda_k g_k\|^2 + \sum_k \epsilon_k \lambda_k
+
+    One constraint has the closed form :math:`\lambda = \max(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2)`.
+    More are solved by the dual active-set method of Goldfarb and Idnani (1983) written in Gram coordinates: finite,
+    exact, and indifferent to dependent rows, since a row enters the active set only if it adds a direction.
+
+    Args:
+      gram: `(K, K)` inner products, the forget gradient in row 0.
+      tolerance: `(K-1,)` allowed rates of increase; negative entries demand a decrease.
+
+    Returns:
+      `(K-1,)` non-negative multipliers. They are a solution; with dependent rows it is not the only one, but the
+      direction is. Where :math:`\epsilon_k < 0` makes the constraints incompatible, those met first are kept.
+
+    Edge cases: a zero row has multiplier 0; rows parallel within about `sqrt(64 eps)` count as dependent.
+
+    >>> gram = jnp.array([[2.0, -1.0], [-1.0, 1.0]])
+    >>> solve_multipliers(gram, jnp.array([0.0])).tolist(), solve_multipliers(gram, jnp.array([0.5])).tolist()
+    ([1.0], [0.5])
+    """
+    if gram.shape[0] == 2:
+        return _one_constraint(gram, tolerance)
+    return _active_set(gram, tolerance)
+
+
+def _one_constraint(gram, tolerance):
+    squared_norm = gram[1, 1]
+    safe = jnp.where(squared_norm > 0, squared_norm, 1)
+    multiplier = jnp.maximum(0, (-gram[0, 1] - tolerance) / safe)
+    return jnp.where(squared_norm > 0, multiplier, 0)
+
+
+def _active_set(gram, tolerance):
+    m = gram.shape[0] - 1
+    eps = jnp.finfo(gram.dtype).eps
+    indices = jnp.arange(m)
+
+    # Unit rows make every threshold below relative, whatever the scales of the gradients.
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    row_norms, present = jnp.where(norms[1:] > 0, norms[1:], 1), norms[1:] > 0
+    scale = jnp.maximum(norms[0], jnp.max(jnp.abs(tolerance) / row_norms))
+    scale = jnp.where(scale > 0, scale, 1)
+    cosines = jnp.where(indices[:, None] == indices, 1, gram[1:, 1:] / row_norms[:, None] / row_norms)
+    offset = (gram[0, 1:] + tolerance) / row_norms / scale
+
+    def slack(multipliers):
+        return offset + jnp.sum(cosines * multipliers, axis=1)
+
+    def solve_active(active, right):
+        matrix = jnp.where(active[:, None] & active, cosines, jnp.eye(m, dtype=gram.dtype))
+        with jax.default_matmul_precision("highest"):
+            return jnp.linalg.solve(matrix, jnp.where(active, right, 0))
+
+    def most_violated(multipliers, active, refused):
+        candidates = jnp.where(present & ~active & ~refused, slack(multipliers), jnp.inf)
+        entering = jnp.argmin(candidates)
+        violated = candidates[entering] < -16 * eps * (1 + jnp.sum(multipliers))
+        return jnp.where(violated, entering, -1)
+
+    def body(state):
+        multipliers, active, refused, entering, iteration = state
+        reaction = solve_active(active, cosines[:, entering])
+        independent = 1 - jnp.sum(jnp.where(active, cosines[entering] * reaction, 0))
+        ratios = jnp.where(active & (reaction > eps), multipliers / jnp.where(reaction > eps, reaction, 1), jnp.inf)
+        leaving = jnp.argmin(ratios)
+        drop = ratios[leaving]
+        full = jnp.where(
+            independent > 64 * eps, jnp.maximum(-slack(multipliers)[entering], 0) / independent, jnp.inf
+        )
+        length = jnp.minimum(drop, full)
+        possible = jnp.isfinite(length)
+
+        direction = jnp.where(indices == entering, 1, -jnp.where(active, reaction, 0))
+        moved = jnp.maximum(multipliers + jnp.where(possible, length, 0) * direction, 0)
+        enters = possible & (full <= drop)
+        leaves = possible & ~enters
+        moved = jnp.where(leaves & (indices == leaving), 0, moved)
+        active = (active | (enters & (indices == entering))) & ~(leaves & (indices == leaving))
+        refused = refused | (~possible & (indices == entering))
+        entering = jnp.where(leaves, entering, most_violated(moved, active, refused))
+        return moved, active, refused, entering, iteration + 1
+
+    none = jnp.zeros(m, bool)
+    start = jnp.zeros(m, gram.dtype)
+    state = (start, none, none, most_violated(start, none, none), 0)
+    multipliers, active, *_ = jax.lax.while_loop(lambda s: (s[3] >= 0) & (s[4] < 20 * m), body, state)
+    # The active set is exact; solving once more on it removes the rounding of the steps that led there.
+    multipliers = jnp.maximum(jnp.where(active, solve_active(active, -offset), 0), 0)
+    return multipliers * scale / row_norms

@@ -1,0 +1,12 @@
+"""Forget and retain losses. Everything is minimised."""
+
+from eupmu_jax.objectives.classification import (
+    bounded_ascent,
+    cross_entropy,
+    gradient_ascent,
+    kl_to_teacher,
+    kl_to_uniform,
+    random_labels,
+)
+
+__all__ = ["bounded_ascent", "cross_entropy", "gradient_ascent", "kl_to_teacher", "kl_to_uniform", "random_labels"]

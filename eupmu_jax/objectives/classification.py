@@ -1,0 +1,88 @@
+"""Objectives for classifiers: functions of logits `(..., C)` and int labels `(...)`; means over examples, minimised.
+
+All compute in float32 at least, whatever the dtype of the logits.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def _promote(logits):
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Mean of -log p(label): the retain loss, and the forget loss of relabelling with `random_labels`.
+
+    >>> round(float(cross_entropy(jnp.zeros((4, 10)), jnp.arange(4))), 4)
+    2.3026
+    """
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_promote(logits), labels))
+
+
+def gradient_ascent(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Mean of log p(label), which has no lower bound. Negative, so not for log scale.
+
+    >>> round(float(gradient_ascent(jnp.zeros((4, 10)), jnp.arange(4))), 4)
+    -2.3026
+    """
+    return -cross_entropy(logits, labels)
+
+
+def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None = None) -> chex.Array:
+    """Ascent that leaves an example alone once it is forgotten: mean of bound - min(-log p(label), bound).
+
+    Lies in [0, bound]; 0 when every example's cross-entropy has reached `bound`, by default ln C, that of a uniform
+    guess. The constant makes it usable in log scale until it is exactly 0; gradients are those of bounded ascent.
+
+    >>> round(float(bounded_ascent(jnp.array([[10.0, 0.0], [-10.0, 0.0]]), jnp.array([0, 0]))), 4)
+    0.3466
+    """
+    bound = jnp.log(logits.shape[-1]) if bound is None else bound
+    losses = optax.softmax_cross_entropy_with_integer_labels(_promote(logits), labels)
+    return jnp.mean(jnp.maximum(bound - losses, 0))
+
+
+def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> chex.Array:
+    """Labels drawn uniformly from the classes other than the true one. Redraw each epoch with a new key.
+
+    Args:
+      key: Fold the epoch into it: `jax.random.fold_in(key, epoch)`.
+      labels: True labels, ints in [0, num_classes), of any shape.
+      num_classes: At least 2.
+
+    Returns:
+      Array like `labels`, nowhere equal to it.
+
+    Raises:
+      ValueError: For fewer than two classes.
+
+    >>> bool(jnp.any(random_labels(jax.random.key(0), jnp.arange(10), 10) == jnp.arange(10)))
+    False
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 2: a wrong label must exist")
+    offsets = jax.random.randint(key, labels.shape, 1, num_classes, dtype=labels.dtype)
+    return (labels + offsets) % num_classes
+
+
+def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: float = 1.0) -> chex.Array:
+    """T^2 times the mean of KL(softmax(teacher / T) || softmax(logits / T)), summed over classes. The teacher is fixed.
+
+    >>> float(kl_to_teacher(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])))
+    0.0
+    """
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_promote(teacher_logits)) / temperature)
+    student = jax.nn.log_softmax(_promote(logits) / temperature)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def kl_to_uniform(logits: chex.Array) -> chex.Array:
+    """Mean of KL(uniform || softmax(logits)): 0 for a model that has no preference.
+
+    >>> float(kl_to_uniform(jnp.ones((3, 10))))
+    0.0
+    """
+    return kl_to_teacher(logits, jnp.zeros_like(logits))

@@ -1,0 +1,61 @@
+"""Training steps that hand `losses` (and the retain losses' `value_fn`) to the optimizer, as Flax's TrainState cannot."""
+
+from collections.abc import Callable
+
+import optax
+
+from eupmu_jax.gradients import Loss, retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.implicit import multipliers
+
+
+def explicit_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, has_aux: bool = False, mode: str = "auto"
+) -> Callable:
+    """A step with stacked gradients: `step(params, state, batches, *args) -> (params, state, losses)`.
+
+    Args:
+      loss, has_aux, mode: As in `stacked_value_and_grad`.
+      optimizer: A chain that begins with a stacked transform such as `unilateral_surgery`.
+
+    Returns:
+      The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
+      `has_aux` it is `(losses, aux)`.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
+
+    def step(params, state, batches, *args):
+        value, grads = value_and_grad(params, batches, *args)
+        updates, state = optimizer.update(grads, state, params, losses=value[0] if has_aux else value)
+        return optax.apply_updates(params, updates), state, value
+
+    return step
+
+
+def implicit_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, has_aux: bool = False, loss_scale: str = "raw"
+) -> Callable:
+    """A step with one scalarised gradient: `step(params, state, batches, *args) -> (params, state, losses)`.
+
+    The retain losses after the step are evaluated on the step's own batch and `args` (keys and noise included), and
+    what the model returns besides them (BatchNorm statistics) is dropped. With the `next_batch` proxy nothing calls
+    for them, and no second forward pass is made.
+
+    Args:
+      loss, has_aux, loss_scale: As in `scalarized_value_and_grad`.
+      optimizer: A chain that ends with `implicit_surgery` or `reference_surgery` of the same loss scale.
+
+    Returns:
+      As `explicit_step`.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale)
+
+    def step(params, state, batches, *args):
+        value, grads = value_and_grad(params, batches, multipliers(state), *args)
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        losses = value[0] if has_aux else value
+        updates, state = optimizer.update(grads, state, params, losses=losses, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state, value
+
+    return step
