@@ -40,14 +40,16 @@ def accumulate(
 
     A microbatch with a non-finite loss or gradient is left out of the sum and counted, and another one takes its place.
 
+    To leave optimizer moments untouched by a refused step, wrap inside: `accumulate(skip_nonfinite(chain), n)`.
+
     Args:
       inner: A chain that begins with a stacked transform.
       every_k_steps: n, at least 1.
       num_objectives: K.
 
     Returns:
-      A transform whose `update` takes `losses` `(K,)` optionally, on every microbatch or on none, and passes their mean and
-      all other extra arguments (of the last microbatch) to `inner`.
+      A transform whose `update` takes `losses` `(K,)` optionally, on every microbatch or on none, and passes their mean
+      and all other extra arguments (of the last microbatch) to `inner`.
 
     Raises:
       ValueError: For `every_k_steps` < 1, or updates with another number of objectives.
@@ -66,7 +68,8 @@ def accumulate(
 
     def init_fn(params):
         def zeros(param):
-            return jnp.zeros((num_objectives, *param.shape), jnp.promote_types(param.dtype, jnp.float32))
+            zero = jnp.zeros_like(param, jnp.promote_types(param.dtype, jnp.float32))  # Sharded like the parameter.
+            return jnp.broadcast_to(zero, (num_objectives, *param.shape))
 
         return AccumulateState(
             mini_step=jnp.zeros([], jnp.int32),
@@ -91,10 +94,8 @@ def accumulate(
             means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
             given = {} if losses is None else {"losses": loss_sum / every_k_steps}
             new_updates, inner_state = inner.update(means, inner_state, params, **given, **extra_args)
-            zero = jax.tree.map(jnp.zeros_like, (gradient_sum, loss_sum))
-            return new_updates, AccumulateState(
-                jnp.zeros_like(mini_step), *zero, state.refused_microbatches, inner_state
-            )
+            empty = jax.tree.map(jnp.zeros_like, state._replace(inner_state=None))
+            return new_updates, empty._replace(refused_microbatches=state.refused_microbatches, inner_state=inner_state)
 
         def wait(inner_state):
             like = updates if params is None else params
@@ -102,6 +103,11 @@ def accumulate(
             refused = state.refused_microbatches + ~finite
             return jax.tree.map(strip, like), AccumulateState(mini_step, gradient_sum, loss_sum, refused, inner_state)
 
+        was, becomes = state.inner_state, jax.eval_shape(apply, state.inner_state)[1].inner_state
+        if jax.tree.map(jnp.shape, was) != jax.tree.map(jnp.shape, becomes):
+            raise ValueError(
+                f"inner: its state changes shape in an update; give its surgery num_objectives={num_objectives} too"
+            )
         return jax.lax.cond(mini_step >= every_k_steps, apply, wait, state.inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

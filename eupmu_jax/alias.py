@@ -15,7 +15,7 @@ def eupmu(
     max_norm: float | None = None,
     proxy: str = "same_batch",
     initial_multiplier: float = 0.0,
-    num_objectives: int = 2,
+    num_objectives: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EUPMU as the paper states it: SGD on l_f + lambda * l_r, and a multiplier that follows the retain loss.
 

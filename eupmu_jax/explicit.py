@@ -107,7 +107,7 @@ def unilateral_surgery(
         gram = stacked.gram_matrix(updates)
         epsilon = tolerances.evaluate(rule, state.count, losses, k - 1, gram.dtype)
         # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
-        finite = jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(epsilon))
+        finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
         if losses is not None:
             finite &= jnp.all(jnp.isfinite(losses))
         multipliers = nnls.solve_multipliers(jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype)), epsilon)

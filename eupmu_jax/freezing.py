@@ -1,6 +1,7 @@
 """Surgery on part of the parameters, the rest frozen."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -40,11 +41,7 @@ def freeze(
 
     def mask_of(params):
         mask = frozen(params) if callable(frozen) else frozen
-        if jax.tree.structure(mask) != jax.tree.structure(params):
-            raise ValueError(
-                f"frozen: structure {jax.tree.structure(mask)} differs from that of the parameters, "
-                f"{jax.tree.structure(params)}; expected a bool for each leaf"
-            )
+        _check_structure("frozen", mask, params)
         if all(jax.tree.leaves(mask)):
             raise ValueError("frozen: every leaf is frozen; expected at least one trainable leaf")
         return mask
@@ -53,12 +50,15 @@ def freeze(
         return jax.tree.map(lambda is_frozen, leaf: None if is_frozen else leaf, mask, tree)
 
     def init_fn(params):
+        if not jax.tree.leaves(params):  # The placeholder of optax.tree_map_params.
+            return inner.init(params)
         return inner.init(trainable(mask_of(params), params))
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
         if params is None:
             raise ValueError("params: got None, expected the parameters: frozen leaves get zero updates of their shape")
         mask = mask_of(params)
+        _check_structure("updates", updates, params)
         if value_fn is not None:
 
             def value_of_trainable(part):
@@ -69,6 +69,12 @@ def freeze(
         return _fill(mask, updates, jax.tree.map(jnp.zeros_like, params)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_structure(name, tree, params):
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(params)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"{name}: structure {structures[0]} differs from that of params, {structures[1]}")
 
 
 def _fill(mask, trainable, frozen):

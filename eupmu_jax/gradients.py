@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 
 # Added inside every logarithm of a loss, as the released EUPMU code does: it caps the weight of a vanishing loss.
 LOG_OFFSET = 1e-8
@@ -86,8 +85,8 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
       pad, and plain sequences of losses, which have no common program, are unrolled in the same jitted program; the
       cost is one pass over all examples in every case.
     * `"unroll"`: one backward pass for each objective, side by side in one program.
-    * `"auto"`: vmap, except on CPU for models whose vmapped gradient holds a grouped convolution, which XLA's CPU
-      backend runs many times slower than the plain one.
+    * `"auto"`: unroll on CPU, where large matrix products fill the cores one by one and a vmapped convolution becomes a
+      grouped one, many times slower; vmap on accelerators, where fewer and larger kernels win.
 
     Mutable model state (BatchNorm statistics) goes in through `args` or the batch and comes out through `aux`, with an
     objective axis, since every objective normalises with the statistics of its own batch. Keep the retain row,
@@ -129,11 +128,7 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
         def vmapped(params):
             return objectives.vmap(lambda evaluate: jax.value_and_grad(evaluate, has_aux=has_aux)(params))
 
-        if not objectives.vmappable or mode == "unroll":
-            return unrolled(params)
-        if mode == "auto" and jax.default_backend() == "cpu" and _has_grouped_convolution(vmapped, params):
-            return unrolled(params)
-        return vmapped(params)
+        return vmapped(params) if objectives.prefers_vmap(mode) else unrolled(params)
 
     return value_and_grad
 
@@ -156,8 +151,8 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
       loss_scale: `"raw"` or `"log"`.
 
     Raises:
-      ValueError: As `stacked_value_and_grad`; also for an unknown scale, multipliers of another shape than `(K-1,)`, and,
-        outside jit, a loss that is not positive in log scale.
+      ValueError: As `stacked_value_and_grad`; also for an unknown scale, multipliers of another shape than `(K-1,)`,
+        and, outside jit, a loss that is not positive in log scale.
 
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
     >>> batches = stack_objectives(jnp.array([[1.0]]), jnp.array([[3.0]]))
@@ -241,31 +236,41 @@ class _Objectives:
             self.batches = [jax.tree.map(lambda leaf, k=k: leaf[k], batches) for k in range(self.count)]
             self.stacked = batches
         if expected is not None and expected != self.count:
-            raise ValueError(f"loss: got {expected} functions for {self.count} batches, expected one for each objective")
+            raise ValueError(
+                f"loss: got {expected} functions for {self.count} batches, expected one for each objective"
+            )
         self.vmappable = self.stacked is not None and (callable(loss) or isinstance(loss, SharedForward))
 
+    def prefers_vmap(self, mode="auto"):
+        return self.vmappable and (mode == "vmap" or (mode == "auto" and jax.default_backend() != "cpu"))
+
+    def rebuilt_args(self):
+        # Flax NNX variables can only be changed in the trace that made them, so each evaluation makes its own.
+        return jax.tree.map(lambda leaf: leaf, self.args)
+
     def evaluate(self, k, params):
+        args = self.rebuilt_args()
         if isinstance(self.loss, SharedForward):
-            return self.loss.heads[k](self.loss.forward(params, self.batches[k], *self.args), self.batches[k])
+            return self.loss.heads[k](self.loss.forward(params, self.batches[k], *args), self.batches[k])
         function = self.loss if callable(self.loss) else self.loss[k]
-        return function(params, self.batches[k], *self.args)
+        return function(params, self.batches[k], *args)
 
     def vmap(self, transform, start=0):
-        """vmaps `transform`, a function of `evaluate(params)`, over the objectives from `start` on."""
+        """Vmaps `transform`, a function of `evaluate(params)`, over the objectives from `start` on."""
 
         def one(index, batch):
             if isinstance(self.loss, SharedForward):
                 shared: SharedForward = self.loss
                 return transform(
-                    lambda p: jax.lax.switch(index, shared.heads, shared.forward(p, batch, *self.args), batch)
+                    lambda p: jax.lax.switch(index, shared.heads, shared.forward(p, batch, *self.rebuilt_args()), batch)
                 )
-            return transform(lambda p: self.loss(p, batch, *self.args))
+            return transform(lambda p: self.loss(p, batch, *self.rebuilt_args()))
 
         batches = jax.tree.map(lambda leaf: leaf[start:], self.stacked)
         return jax.vmap(one)(jnp.arange(start, self.count), batches)
 
     def values(self, params, has_aux, start=0):
-        if self.vmappable and self.count - start > 1:
+        if self.prefers_vmap() and self.count - start > 1:
             result = self.vmap(lambda evaluate: evaluate(params), start)
         else:
             result = _stack([self.evaluate(k, params) for k in range(start, self.count)])
@@ -273,8 +278,8 @@ class _Objectives:
 
 
 def _is_tuple_of_batches(batches, expected):
-    """Whether `batches` is a tuple of K batches rather than a stacked batch that happens to be a tuple."""
-    if type(batches) is not tuple:
+    """Whether `batches` is a tuple or list of K batches rather than a stacked batch that happens to be one."""
+    if type(batches) not in (tuple, list):
         return False
     bare = [jax.tree_util.treedef_is_leaf(jax.tree.structure(batch)) for batch in batches]
     if not any(bare):
@@ -291,15 +296,17 @@ def _is_tuple_of_batches(batches, expected):
     if expected is not None and len(batches) != expected:
         return False
     raise ValueError(
-        f"batches: a tuple of {len(batches)} arrays of shape {arrays[0].shape} may be one stacked batch of {length} "
-        f"objectives or {len(batches)} batches; stack the batches with stack_objectives, or make the stacked batch a dict"
+        f"batches: {len(batches)} arrays of shape {arrays[0].shape} may be one stacked batch of {length} objectives or "
+        f"{len(batches)} batches; stack the batches with stack_objectives, or make the stacked batch a dict"
     )
 
 
 def _check_batches(batches):
     if len(batches) < 2:
-        raise ValueError(f"batches: got K = {len(batches)}, expected K >= 2: the forget batch and at least one retain batch")
-    structures = [jax.tree.structure(batch) for batch in batches]
+        raise ValueError(
+            f"batches: got K = {len(batches)}, expected K >= 2: the forget batch and at least one retain batch"
+        )
+    structures: list[Any] = [jax.tree.structure(batch) for batch in batches]
     for k, structure in enumerate(structures):
         if structure != structures[0]:
             raise ValueError(
@@ -311,8 +318,8 @@ def _check_batches(batches):
 def _leading_axis(batches):
     leaves = jax.tree_util.tree_leaves_with_path(batches)
     shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
-    lengths = {shape[0] if shape else None for shape in shapes.values()}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"batches: leaves have shapes {shapes or 'of no leaf'}, expected one leading objective axis K in all of "
             "them (stack_objectives makes it), or a tuple of K batches"
@@ -330,17 +337,3 @@ def _same_shapes(batches):
 
 def _stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _has_grouped_convolution(function, *args):
-    def search(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated" and (
-                equation.params["feature_group_count"] > 1 or equation.params["batch_group_count"] > 1
-            ):
-                return True
-            if any(search(inner) for inner in jaxprs_in_params(equation.params)):
-                return True
-        return False
-
-    return search(jax.make_jaxpr(function)(*args).jaxpr)

@@ -1,4 +1,4 @@
-"""Implicit unilateral gradient surgery (EUPMU, arXiv 2510.22124, Equation 8): one backward pass, a learned multiplier."""
+"""Implicit unilateral gradient surgery (EUPMU, arXiv 2510.22124, Equation 8): one backward pass for both losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -146,7 +146,7 @@ def multiplier_transform(
 
     def init_fn(params):
         dtype = stacked.accumulator_dtype(params)
-        start = jnp.broadcast_to(jnp.asarray(initial_multiplier, dtype), (k - 1,))
+        start = jnp.array(jnp.broadcast_to(jnp.asarray(initial_multiplier, dtype), (k - 1,)), copy=True)
         return ImplicitSurgeryState(
             multipliers=start,
             controller_state=controller.init(start),
@@ -173,16 +173,17 @@ def multiplier_transform(
         current = rescale(losses[1:].astype(dtype))
         if proxy == "same_batch":
             before, after = current, rescale(_retain_losses(value_fn(optax.apply_updates(params, updates)), k, dtype))
-            alpha, measured = step_size(state.count), True
+            measured_count, measured = state.count, True
         else:
             before, after = state.previous_losses, current
-            # The first step has nothing to compare with; the learning rate belongs to the step in between.
-            alpha, measured = step_size(state.count - 1), state.count > 0
+            # The first step has nothing to compare with; rate and tolerance belong to the step in between.
+            measured_count, measured = jnp.maximum(state.count - 1, 0), state.count > 0
+        alpha = step_size(measured_count)
 
         improvement = before - after
         if alpha is not None:
             improvement = jnp.where(alpha > 0, improvement / jnp.where(alpha > 0, alpha, 1), 0).astype(dtype)
-        epsilon = tolerances.evaluate(rule, state.count, losses, k - 1, dtype)
+        epsilon = tolerances.evaluate(rule, measured_count, losses, k - 1, dtype)
         moves, controller_state = controller.update(improvement + epsilon, state.controller_state, state.multipliers)
         moved = project(state.multipliers + moves).astype(dtype)
 

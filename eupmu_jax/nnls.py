@@ -53,7 +53,8 @@ def _active_set(gram, tolerance):
     # Unit rows make every threshold below relative, whatever the scales of the gradients.
     norms = jnp.sqrt(jnp.diagonal(gram))
     row_norms, present = jnp.where(norms[1:] > 0, norms[1:], 1), norms[1:] > 0
-    scale = jnp.maximum(norms[0], jnp.max(jnp.abs(tolerance) / row_norms))
+    # Only demands (negative tolerances) lengthen d beyond g_0; a large allowance must not pass for rounding error.
+    scale = jnp.maximum(norms[0], jnp.max(jnp.where(present, -tolerance, 0) / row_norms))
     scale = jnp.where(scale > 0, scale, 1)
     cosines = jnp.where(indices[:, None] == indices, 1, gram[1:, 1:] / row_norms[:, None] / row_norms)
     offset = (gram[0, 1:] + tolerance) / row_norms / scale
@@ -79,9 +80,7 @@ def _active_set(gram, tolerance):
         ratios = jnp.where(active & (reaction > eps), multipliers / jnp.where(reaction > eps, reaction, 1), jnp.inf)
         leaving = jnp.argmin(ratios)
         drop = ratios[leaving]
-        full = jnp.where(
-            independent > 64 * eps, jnp.maximum(-slack(multipliers)[entering], 0) / independent, jnp.inf
-        )
+        full = jnp.where(independent > 64 * eps, jnp.maximum(-slack(multipliers)[entering], 0) / independent, jnp.inf)
         length = jnp.minimum(drop, full)
         possible = jnp.isfinite(length)
 

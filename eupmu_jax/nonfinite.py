@@ -41,15 +41,13 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, new_state = inner.update(updates, state, params, **extra_args)
-        refused = [
-            new.nonfinite_count != old.nonfinite_count
-            for new, old in zip(_surgeries(new_state), _surgeries(state), strict=True)
-        ]
-        refused = jnp.stack(refused).any()
+        pairs = zip(_surgeries(new_state), _surgeries(state), strict=True)
+        refused = jnp.stack([new.nonfinite_count != old.nonfinite_count for new, old in pairs]).any()
 
         def restore(new, old):
             if _is_surgery(new):
-                return new
+                kept = jax.tree.map(lambda n, o: jnp.where(refused, o, n), new, old)
+                return kept._replace(nonfinite_count=new.nonfinite_count)
             return jnp.where(refused, old, new)
 
         updates = jax.tree.map(lambda leaf: jnp.where(refused, jnp.zeros_like(leaf), leaf), updates)

@@ -4,6 +4,8 @@ Row 0 is the forget objective, rows 1 to K-1 are the retain constraints. Everyth
 model is here: the number of objectives, the K x K Gram matrix, and a weighted sum of the rows.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -38,10 +40,11 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not leaves:
         raise ValueError("updates: got a tree without leaves; expected the stacked gradients of K >= 2 objectives")
-    if params is not None and jax.tree.structure(updates) != jax.tree.structure(params):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (updates, params)]
+    if params is not None and structures[0] != structures[1]:
         raise ValueError(
-            f"updates: structure {jax.tree.structure(updates)} differs from that of params, "
-            f"{jax.tree.structure(params)}; expected the same tree with an objective axis in front of every leaf"
+            f"updates: structure {structures[0]} differs from that of params, {structures[1]}; expected the same tree "
+            "with an objective axis in front of every leaf"
         )
     shapes = [jnp.shape(leaf) for _, leaf in leaves]
     first = shapes[0][0] if shapes[0] else 0
@@ -117,7 +120,8 @@ def accumulator_dtype(tree: chex.ArrayTree) -> jnp.dtype:
 
 def all_finite(tree: chex.ArrayTree) -> chex.Array:
     """Scalar bool: whether every element of every leaf is finite."""
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
+    # A sum vectorises where a conjunction does not, and 0 * inf is NaN, so it cannot overflow either.
+    return jnp.stack([jnp.isfinite(jnp.sum(leaf * 0)) for leaf in jax.tree.leaves(tree)]).all()
 
 
 def check_losses(losses: chex.ArrayTree | None, num_objectives: int) -> chex.Array | None:

@@ -1,4 +1,4 @@
-"""Training steps that hand `losses` (and the retain losses' `value_fn`) to the optimizer, as Flax's TrainState cannot."""
+"""Training steps that hand losses and `value_fn` to the optimizer, as Flax's TrainState cannot."""
 
 from collections.abc import Callable
 

@@ -82,6 +82,8 @@ def budget(limit: chex.Numeric, rate: chex.Numeric) -> Tolerance:
     [5.0]
     """
     limits = constant(limit)
+    if not isinstance(rate, jax.core.Tracer) and not np.all(np.asarray(rate) >= 0):
+        raise ValueError(f"rate: got {rate}, expected a number >= 0")
     return Tolerance(
         lambda count, losses: rate * (limits.evaluate(count, losses) - _retain_losses(losses, "budget")),
         limits.num_constraints,
@@ -114,7 +116,12 @@ def evaluate(tolerance: Tolerance, count: chex.Array, losses: chex.Array | None,
 
 def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | None) -> int | None:
     """K, from the argument or from the lengths of per-constraint values; raises `ValueError` where they disagree."""
-    if isinstance(num_objectives, int) and num_objectives < 2:
+    if isinstance(num_objectives, jax.Array):
+        raise ValueError(
+            "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
+            "static_args='num_objectives'"
+        )
+    if num_objectives is not None and num_objectives < 2:
         raise ValueError(f"num_objectives: got {num_objectives}, expected K >= 2: one forget and K-1 retain objectives")
     for length in num_constraints:
         if length is not None and num_objectives is not None and length != num_objectives - 1:

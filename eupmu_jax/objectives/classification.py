@@ -40,9 +40,9 @@ def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None =
     >>> round(float(bounded_ascent(jnp.array([[10.0, 0.0], [-10.0, 0.0]]), jnp.array([0, 0]))), 4)
     0.3466
     """
-    bound = jnp.log(logits.shape[-1]) if bound is None else bound
+    limit = jnp.log(logits.shape[-1]) if bound is None else bound
     losses = optax.softmax_cross_entropy_with_integer_labels(_promote(logits), labels)
-    return jnp.mean(jnp.maximum(bound - losses, 0))
+    return jnp.mean(jnp.maximum(limit - losses, 0))
 
 
 def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> chex.Array:
@@ -64,8 +64,9 @@ def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> ch
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: got {num_classes}, expected at least 2: a wrong label must exist")
-    offsets = jax.random.randint(key, labels.shape, 1, num_classes, dtype=labels.dtype)
-    return (labels + offsets) % num_classes
+    # A draw from one class fewer, moved past the truth: no sum that could overflow a small integer type.
+    drawn = jax.random.randint(key, labels.shape, 0, num_classes - 1, dtype=labels.dtype)
+    return drawn + (drawn >= labels)
 
 
 def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: float = 1.0) -> chex.Array:

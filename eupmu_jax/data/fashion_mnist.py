@@ -1,0 +1,155 @@
+"""Fashion-MNIST through tensorflow-datasets, on a machine without TensorFlow.
+
+tensorflow-datasets reads prepared data without TensorFlow, but cannot prepare any. `prepare` does so from the four
+gzip files that upstream publishes; what it writes is what the stock builder writes, so any other program may read it.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+SOURCE_VARIABLE = "EUPMU_FASHION_MNIST"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+# File name -> modification time in upstream's gzip header.
+_FILES = {
+    "train-images-idx3-ubyte.gz": 1504176606,
+    "train-labels-idx1-ubyte.gz": 1504176606,
+    "t10k-images-idx3-ubyte.gz": 1504176627,
+    "t10k-labels-idx1-ubyte.gz": 1504176627,
+}
+
+
+def load(data_dir: str | os.PathLike[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Loads Fashion-MNIST, preparing it first where that has not been done.
+
+    Args:
+      data_dir: folder of the prepared data; None means the default of tensorflow-datasets.
+
+    Returns:
+      train_images (60000, 28, 28, 1) float32 in [0, 1], train_labels (60000,) int32, test_images (10000, 28, 28, 1)
+      float32, test_labels (10000,) int32, in the order of tensorflow-datasets, which is not that of upstream's files.
+
+    Raises:
+      FileNotFoundError: if the data is not prepared and upstream's files are not on this machine.
+      tensorflow_datasets.core.download.download_manager.NonMatchingChecksumError: if one of the files is damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    with _quiet_log():
+        if not tfds.builder("fashion_mnist", data_dir=data_dir).is_prepared():
+            prepare(data_dir)
+        return read(data_dir)
+
+
+def prepare(data_dir: str | os.PathLike[str] | None) -> None:
+    """Writes Fashion-MNIST to `data_dir` from upstream's files, all or nothing.
+
+    The files come from the folder named by the environment variable EUPMU_FASHION_MNIST, or else from Debian's package
+    `dataset-fashion-mnist`. They are not downloaded: without a network tensorflow-datasets retries for minutes.
+
+    Args:
+      data_dir: folder to write to; None means the default of tensorflow-datasets.
+
+    Raises:
+      FileNotFoundError: if one of the four files is missing.
+      tensorflow_datasets.core.download.download_manager.NonMatchingChecksumError: if one of the files is damaged.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.image_classification.mnist import FashionMNIST
+
+    class Builder(FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
+        """The stock builder, less the three steps that need TensorFlow."""
+
+        name = "fashion_mnist"
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return super()._split_generators(SimpleNamespace(download_and_extract=dl_manager.download))
+
+        def _generate_examples(self, num_examples: int, data_path: Any, label_path: Any) -> Iterator[tuple[int, dict]]:
+            pixels = np.frombuffer(gzip.decompress(data_path.read_bytes()), np.uint8, offset=16)
+            labels = np.frombuffer(gzip.decompress(label_path.read_bytes()), np.uint8, offset=8)
+            for index, image in enumerate(pixels.reshape(num_examples, 28, 28)):
+                # Only arrays are encoded by TensorFlow; a PIL image encodes itself.
+                yield index, {"image": Image.fromarray(image), "label": int(labels[index])}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet_log(), _no_output():
+        _stage_files(Path(folder))
+        builder = Builder(data_dir=data_dir)
+        try:
+            builder.download_and_prepare(
+                download_dir=folder,
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=folder, try_download_gcs=False, force_checksums_validation=True
+                ),
+                file_format="array_record",
+            )
+        except OSError:
+            # The last step renames a folder, which fails if another process was first. Its data serves as well.
+            if not builder.is_prepared():
+                raise
+
+
+def read(data_dir: str | os.PathLike[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Reads prepared Fashion-MNIST; arguments and result are those of `load`."""
+    import tensorflow_datasets as tfds
+
+    with _quiet_log():
+        sources = tfds.data_source("fashion_mnist", split=["train", "test"], data_dir=data_dir, download=False)
+        (train_images, train_labels), (test_images, test_labels) = map(_decode, sources)
+    return train_images, train_labels, test_images, test_labels
+
+
+def _decode(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    # Record by record takes twice as long. Threads do not help: the decoder holds the interpreter lock.
+    examples = source.__getitems__(range(len(source)))
+    images = np.stack([example["image"] for example in examples])
+    labels = np.array([example["label"] for example in examples], np.int32)
+    return images / np.float32(255), labels
+
+
+def _stage_files(target: Path) -> None:
+    """Copies upstream's four files to `target`, byte for byte as upstream publishes them."""
+    source = Path(os.environ.get(SOURCE_VARIABLE) or DEBIAN_FOLDER)
+    for name, mtime in _FILES.items():
+        try:
+            content = (source / name).read_bytes()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"Fashion-MNIST: no {name} in {source}; install Debian's `dataset-fashion-mnist`, "
+                f"or set {SOURCE_VARIABLE} to a folder with the four files"
+            ) from error
+        # Debian strips name and time from the gzip header (RFC 1952); upstream's checksum counts them.
+        if content[:4] == b"\x1f\x8b\x08\x00":
+            header = content[:3] + b"\x08" + mtime.to_bytes(4, "little") + content[8:10]
+            content = header + name.removesuffix(".gz").encode() + b"\x00" + content[10:]
+        (target / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Keeps tensorflow-datasets from warning of absent data and of absent OpenCV, neither of which is a fault."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _no_output() -> Iterator[None]:
+    """Drops messages and progress bars; the switch tensorflow-datasets has for them cannot be put back."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

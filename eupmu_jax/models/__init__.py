@@ -1,0 +1,9 @@
+"""Small Flax NNX models to unlearn with."""
+
+from eupmu_jax.models.cnn import SmallCNN
+from eupmu_jax.models.convolution import Conv, conv2d
+from eupmu_jax.models.mlp import MLP
+from eupmu_jax.models.resnet import ResNet20
+from eupmu_jax.models.transformer import Transformer
+
+__all__ = ["MLP", "Conv", "ResNet20", "SmallCNN", "Transformer", "conv2d"]

@@ -1,0 +1,40 @@
+"""Multilayer perceptron."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """Multilayer perceptron with relu between its layers; flattens its input.
+
+    Args:
+      features: Sizes of the flattened input, of every hidden layer and of the logits.
+      rngs: Source of the keys of the parameters.
+
+    Raises:
+      ValueError: If `features` has fewer than two entries.
+
+    Example:
+      >>> model = MLP((784, 1024, 10), rngs=nnx.Rngs(0))
+      >>> model(jnp.zeros((8, 28, 28, 1))).shape
+      (8, 10)
+    """
+
+    def __init__(self, features: Sequence[int], rngs: nnx.Rngs):
+        if len(features) < 2:
+            raise ValueError(f"features needs an input and an output size, got {tuple(features)}.")
+        self.layers = nnx.List(
+            nnx.Linear(fan_in, fan_out, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+            for fan_in, fan_out in itertools.pairwise(features)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps inputs of shape `(n, ...)` to logits of shape `(n, features[-1])`."""
+        x = jnp.reshape(x, (x.shape[0], -1))
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+        return self.layers[-1](x)

@@ -1,0 +1,40 @@
+"""Orbax checkpoints of parameters, with the JSON that says what they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chex
+import orbax.checkpoint as ocp
+
+
+def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
+    """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new."""
+    with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+        step = (manager.latest_step() or 0) + 1
+        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta)))
+
+
+def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[chex.ArrayTree, dict[str, Any]] | None:
+    """Reads what `save` wrote, if its metadata agrees with every entry of `meta`; else None.
+
+    Args:
+      directory: Where the checkpoint lies, or not.
+      like: Parameters of the expected structure, shapes and dtypes.
+      meta: Entries that must be equal for the checkpoint to be the wanted one.
+
+    Returns:
+      The parameters and the saved metadata, or None.
+    """
+    if not directory.is_dir():
+        return None
+    with ocp.CheckpointManager(directory.absolute()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        saved = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
+        if any(saved.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
+            return None
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        return manager.restore(step, args=args)["params"], saved

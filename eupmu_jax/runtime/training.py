@@ -1,0 +1,85 @@
+"""Loops over batches of example ids; the data stays on the device, and only ids travel in each step."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax.objectives import cross_entropy
+
+
+def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of ids, each pass over them in a new order; a batch may span two passes."""
+    pending = np.empty(0, ids.dtype)
+    while True:
+        while len(pending) < batch_size:
+            pending = np.concatenate([pending, rng.permutation(ids)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+class Fitted(NamedTuple):
+    """A trained model: its parameters, the seconds of training without compilation, and the examples passed."""
+
+    params: chex.ArrayTree
+    seconds: float
+    examples: int
+
+
+def fit(
+    apply: Callable,
+    params: chex.ArrayTree,
+    images: chex.Array,
+    labels: chex.Array,
+    ids: np.ndarray,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Trains a classifier on the examples `ids` with Adam, cross-entropy and a cosine schedule.
+
+    Args:
+      apply: `apply(params, images) -> logits`.
+      params: Initial parameters.
+      images, labels: The whole training set, on device.
+      ids: Examples to train on.
+      epochs, batch_size, learning_rate: The schedule decays from `learning_rate` to 0.
+      seed: Seed of the order of the examples.
+      on_step: Called after each step, for a progress bar.
+
+    Returns:
+      The parameters after the last step, and what they cost.
+    """
+    batch_size = min(batch_size, len(ids))
+    steps = epochs * (len(ids) // batch_size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def step(params, state, images, labels, batch):
+        loss = lambda p: cross_entropy(apply(p, images[batch]), labels[batch])
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    batches = id_batches(ids, batch_size, np.random.default_rng(seed))
+    params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the initial ones
+    step = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, images, labels, next(batches)).compile()
+    start = time.perf_counter()
+    for _ in range(steps):
+        params, state = step(params, state, images, labels, next(batches))
+        on_step()
+    jax.block_until_ready(params)
+    return Fitted(params, time.perf_counter() - start, steps * batch_size)
+
+
+def predict(apply: Callable, params: chex.ArrayTree, images: chex.Array, batch_size: int = 2_000) -> np.ndarray:
+    """Logits `(N, C)` of all images, computed in batches."""
+    run = jax.jit(apply)
+    return np.concatenate([run(params, images[i : i + batch_size]) for i in range(0, len(images), batch_size)])

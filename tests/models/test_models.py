@@ -1,0 +1,107 @@
+import doctest
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from eupmu_jax.models import MLP, ResNet20, SmallCNN, Transformer
+
+
+def count(model, kind=nnx.Param):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, kind)))
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "logits", "parameters"),
+    [
+        (lambda rngs: MLP((784, 1024, 1024, 1024, 10), rngs), (2, 28, 28, 1), (2, 10), 2_913_290),
+        (lambda rngs: SmallCNN(10, rngs=rngs), (2, 28, 28, 1), (2, 10), 356_234),
+        (lambda rngs: SmallCNN(10, (8, 16, 32), image_size=8, rngs=rngs), (2, 8, 8, 1), (2, 10), 11_402),
+        (lambda rngs: ResNet20(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 269_722),
+    ],
+)
+def test_shapes_and_parameter_counts(build, inputs, logits, parameters):
+    model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    y = nnx.eval_shape(lambda model, x: model(x), model, jnp.ones(inputs))
+    assert y.shape == logits
+    assert y.dtype == jnp.float32
+    assert count(model) == parameters
+
+
+def test_every_parameter_of_the_cnn_gets_a_gradient_after_split_and_merge():
+    model = nnx.jit(lambda: SmallCNN(10, (4, 4, 4), image_size=8, hidden=8, rngs=nnx.Rngs(0)))()
+    graphdef, params = nnx.split(model)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8, 8, 1)), jnp.float32)
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(graphdef, params)(x) ** 2)
+
+    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, x)
+    assert all(np.any(g, axis=tuple(range(1, g.ndim))).all() for g in jax.tree.leaves(grads))
+
+
+def test_mlp_needs_two_sizes():
+    with pytest.raises(ValueError, match="features"):
+        MLP((784,), nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    build = nnx.jit(lambda: Transformer(vocab=32, width=16, layers=2, heads=2, max_length=12, rngs=nnx.Rngs(0)))
+    return build()
+
+
+def test_transformer_has_three_million_parameters_by_default():
+    model = nnx.eval_shape(lambda: Transformer(rngs=nnx.Rngs(0)))
+    assert count(model) == 3_323_392
+
+
+def test_transformer_logits_depend_on_no_later_token(transformer):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 12)))
+    changed = tokens.at[:, 7].set((tokens[:, 7] + 1) % 32)
+    before, after = transformer(tokens), transformer(changed)
+    assert before.shape == (2, 12, 32)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert jnp.all(jnp.any(before[:, 7:] != after[:, 7:], axis=-1))
+
+
+def test_transformer_logits_depend_on_the_order_of_earlier_tokens(transformer):
+    tokens = jnp.asarray([[1, 2, 3], [2, 1, 3]])
+    first, second = transformer(tokens)
+    assert jnp.abs(first[-1] - second[-1]).max() > 1e-4
+
+
+def test_transformer_rejects_long_sequences(transformer):
+    with pytest.raises(ValueError, match="exceeds max_length 12"):
+        transformer(jnp.zeros((1, 13), jnp.int32))
+
+
+def test_resnet_updates_its_statistics_only_in_training():
+    model = nnx.jit(lambda: ResNet20(10, rngs=nnx.Rngs(0)))()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    assert count(model, nnx.BatchStat) == 1_376
+
+    graphdef, params, before = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    @jax.jit
+    def run(x):
+        trained = nnx.merge(graphdef, params, before, copy=True)
+        evaluated = nnx.view(nnx.merge(graphdef, params, before, copy=True), use_running_average=True)
+        trained(x)
+        alone, together = evaluated(x[:1]), evaluated(x)
+        return alone, together, nnx.state(evaluated, nnx.BatchStat), nnx.state(trained, nnx.BatchStat)
+
+    alone, together, unchanged, changed = run(x)
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, before, unchanged)
+    assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(changed), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cnn", "convolution", "mlp", "resnet", "transformer"])
+def test_doctests(name):
+    result = doctest.testmod(importlib.import_module(f"eupmu_jax.models.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

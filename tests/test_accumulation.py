@@ -1,0 +1,100 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eupmu_jax import accumulate, explicit_step, stacked_value_and_grad, tolerances, unilateral_surgery
+
+PARAMS = {"w": jnp.array([0.5, -1.0, 2.0])}
+
+
+def loss(params, x):
+    return jnp.mean((x @ params["w"]) ** 2) + jnp.mean(x)
+
+
+def microbatches(n, k=2, size=4):
+    return jax.random.normal(jax.random.key(0), (n, k, size, 3))
+
+
+def train(tx, batches):
+    step = jax.jit(explicit_step(loss, tx))
+    params, state, seen = PARAMS, tx.init(PARAMS), []
+    for batch in batches:
+        params, state, _ = step(params, state, batch)
+        seen.append(params)
+    return seen, state
+
+
+def test_microbatches_equal_one_batch():
+    batches = microbatches(6)
+    chain = optax.chain(unilateral_surgery(tolerances.budget(2.0, 1.0)), optax.adam(0.1))
+    seen, state = train(accumulate(chain, 3), batches)
+    whole, whole_state = train(chain, [jnp.concatenate(batches[i : i + 3], axis=1) for i in (0, 3)])
+    chex.assert_trees_all_equal(seen[:2], [PARAMS] * 2)
+    chex.assert_trees_all_close(seen[2::3], whole, rtol=1e-5)
+    chex.assert_trees_all_close(state.inner_state, whole_state, rtol=1e-4, atol=1e-6)
+    assert state.mini_step == 0
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+    params = jnp.ones(1, jnp.bfloat16)
+    tx = accumulate(optax.chain(unilateral_surgery(), optax.sgd(1.0)), 512)
+    state, grads = tx.init(params), jnp.ones((2, 1), jnp.bfloat16)
+    state, updates = jax.lax.scan(lambda state, _: tx.update(grads, state, params)[::-1], state, length=512)
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates[-1], -1.0)  # A sum in bfloat16 stops at 256.
+
+
+def test_a_refused_microbatch_is_replaced_by_the_next():
+    batches = microbatches(2)
+    tx = accumulate(optax.chain(unilateral_surgery(), optax.adam(0.1)), 2)
+    expected, _ = train(tx, batches)
+    seen, state = train(tx, [batches[0], batches[0] * jnp.nan, batches[1]])
+    chex.assert_trees_all_equal(seen, [PARAMS, PARAMS, expected[-1]])
+    assert state.refused_microbatches == 1
+
+
+def test_extra_arguments_of_the_last_microbatch_reach_the_chain():
+    def update_fn(updates, state, params=None, *, scale, **extra_args):
+        return jax.tree.map(lambda u: scale * u, updates), state
+
+    scaled = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
+    tx = accumulate(optax.chain(unilateral_surgery(), scaled), 2)
+    grads, state = {"w": jnp.ones((2, 3))}, tx.init(PARAMS)
+    _, state = tx.update(grads, state, PARAMS, scale=2.0)
+    updates, _ = tx.update(grads, state, PARAMS, scale=3.0)
+    np.testing.assert_allclose(updates["w"], 3.0)
+
+
+def test_three_objectives():
+    tx = accumulate(unilateral_surgery(num_objectives=3), 2, num_objectives=3)
+    grads = {"w": jnp.array([[-1.0, -1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
+    update = jax.jit(tx.update)
+    _, state = update(grads, tx.init(PARAMS), PARAMS)
+    updates, _ = update(grads, state, PARAMS)
+    np.testing.assert_allclose(updates["w"], [0.0, 0.0, 1.0], atol=1e-6)
+
+
+def test_multi_steps_around_surgery_fails_loudly():
+    """Why this module exists. If optax ever makes it work, here is where to learn of it."""
+    tx = optax.MultiSteps(optax.chain(unilateral_surgery(), optax.adam(0.1)), 2)
+    _, grads = stacked_value_and_grad(loss)(PARAMS, microbatches(1)[0])
+    with pytest.raises((TypeError, ValueError)):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"^every_k_steps: got 0"):
+        accumulate(unilateral_surgery(), 0)
+    tx = accumulate(unilateral_surgery(), 2)
+    with pytest.raises(ValueError, match=r"^updates: got 3 objectives, expected num_objectives = 2"):
+        tx.update({"w": jnp.ones((3, 3))}, tx.init(PARAMS), PARAMS)
+
+
+def test_a_chain_of_another_number_of_objectives_is_refused_by_name():
+    # BUG: fails in lax.cond, with a TypeError on branch types; the chain must be told K once more.
+    tx = accumulate(unilateral_surgery(), 1, num_objectives=3)
+    with pytest.raises(ValueError, match="num_objectives"):
+        tx.update({"w": jnp.ones((3, 3))}, tx.init(PARAMS), PARAMS)

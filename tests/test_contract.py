@@ -1,0 +1,290 @@
+"""The contract that every transform of stacked gradients keeps. A new transform is one row of `TABLE`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import eupmu_jax as eupmu
+from eupmu_jax import accumulate, freeze, skip_nonfinite, tolerances, unilateral_surgery
+
+
+class Row(NamedTuple):
+    """A transform: K, how to make it (its keywords are the hyperparameters to inject), and what it promises."""
+
+    num_objectives: int
+    make: Callable[..., optax.GradientTransformation]
+    restores_all: bool = True  # A refused step changes no state but counters.
+
+
+def all_but_the_last(params):
+    """Freezes every leaf but the last."""
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [i < len(leaves) - 1 for i in range(len(leaves))])
+
+
+def surgery_and(optimizer, k=2):
+    return optax.chain(unilateral_surgery(num_objectives=k), optimizer)
+
+
+TABLE = {
+    "float": Row(2, lambda tolerance=0.1: unilateral_surgery(tolerance)),
+    "array": Row(2, lambda tolerance=0.1: unilateral_surgery(jnp.array([tolerance]))),
+    "array of 4": Row(4, lambda tolerance=0.1: unilateral_surgery(jnp.array([0.0, 1.0, 2.0]) * tolerance)),
+    "schedule": Row(2, lambda: unilateral_surgery(optax.linear_schedule(0.0, 1.0, 10))),
+    "relative": Row(2, lambda share=0.1: unilateral_surgery(tolerances.relative(share))),
+    "budget": Row(2, lambda limit=2.0, rate=3.0: unilateral_surgery(tolerances.budget(limit, rate))),
+    "sgd": Row(2, lambda rate=0.1: surgery_and(optax.sgd(rate))),
+    "adam of 4": Row(4, lambda rate=0.1: surgery_and(optax.adam(rate), 4), restores_all=False),
+    "skip_nonfinite": Row(2, lambda rate=0.1: skip_nonfinite(surgery_and(optax.adamw(rate)))),
+    "accumulate": Row(2, lambda rate=0.1: accumulate(surgery_and(optax.adam(rate)), 1)),
+    "freeze": Row(2, lambda rate=0.1: freeze(skip_nonfinite(surgery_and(optax.adam(rate))), all_but_the_last)),
+}
+
+every_row = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+
+TREES = {
+    "float32": lambda: {"w": jnp.ones((2, 3)), "b": jnp.ones(3), "scale": jnp.ones(())},
+    "bfloat16": lambda: {"w": jnp.ones((2, 3), jnp.bfloat16)},
+    "float64": lambda: {"w": jnp.ones((2, 3), jnp.float64), "b": jnp.ones(3, jnp.float64)},
+    "mixed": lambda: {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3, jnp.float32)},
+    "bare scalar": lambda: jnp.ones(()),
+    "nested": lambda: ({"a": [jnp.ones(2), (jnp.ones(3),)], "empty": {}}, (), None, jnp.ones(())),
+}
+
+
+def problem(k, tree="float32", seed=0):
+    """Parameters, stacked gradients that conflict, and losses, for K objectives."""
+    rng = np.random.default_rng(seed)
+    params = TREES[tree]()
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=(k, *p.shape)), p.dtype), params)
+    grads = jax.tree.map(lambda g: g.at[0].add(-g[1]), grads)
+    return params, grads, jnp.asarray(rng.uniform(1, 3, size=k), jnp.float32)
+
+
+def stack(*trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def surgeries(state):
+    """The states of the surgeries within `state`."""
+
+    def is_surgery(node):
+        return hasattr(node, "nonfinite_count")
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_surgery) if is_surgery(node)]
+
+
+def is_counter(path):
+    return getattr(path[-1], "name", None) in ("nonfinite_count", "refused_microbatches")
+
+
+def counted(state):
+    """The number of refused steps, whoever counted them."""
+    return sum(int(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if is_counter(path))
+
+
+def without_counters(state):
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_counter(path) else leaf, state)
+
+
+@every_row
+@pytest.mark.parametrize("tree", TREES)
+def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row, tree):
+    with jax.enable_x64(tree == "float64"):
+        params, grads, losses = problem(row.num_objectives, tree)
+        tx = row.make()
+        state = jax.eval_shape(tx.init, params)
+        updates, new_state = jax.eval_shape(lambda *args: tx.update(*args, losses=losses), grads, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+        dtype = jnp.float64 if tree == "float64" else jnp.float32
+        for surgery in surgeries(new_state):
+            assert surgery.gram.dtype == surgery.multipliers.dtype == dtype
+
+
+@every_row
+def test_scan_equals_a_loop_that_is_traced_once(row):
+    tx = row.make()
+    steps = [problem(row.num_objectives, seed=seed) for seed in range(5)]
+    params = steps[0][0]
+    inputs = stack(*[(grads, losses) for _, grads, losses in steps])
+    inputs[0]["w"] = inputs[0]["w"].at[2, 1, 0].set(jnp.nan)  # The third step is refused.
+
+    def step(carry, inputs):
+        params, state = carry
+        grads, losses = inputs
+        updates, state = tx.update(grads, state, params, losses=losses)
+        return (optax.apply_updates(params, updates), state), updates
+
+    chex.clear_trace_counter()
+    traced_once = jax.jit(chex.assert_max_traces(step, n=1))
+    carry, looped = (params, tx.init(params)), []
+    for t in range(5):
+        carry, updates = traced_once(carry, jax.tree.map(lambda leaf, t=t: leaf[t], inputs))
+        looped.append(updates)
+
+    scanned_carry, scanned = jax.jit(lambda carry, inputs: jax.lax.scan(step, carry, inputs))(
+        (params, tx.init(params)), inputs
+    )
+    chex.assert_trees_all_close(scanned, stack(*looped), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(scanned_carry, carry, rtol=1e-5, atol=1e-6)
+
+
+@every_row
+def test_vmap_over_problems_equals_one_after_the_other(row):
+    tx = row.make()
+    problems = [problem(row.num_objectives, seed=seed) for seed in range(3)]
+
+    def solve(params, grads, losses):
+        return tx.update(grads, tx.init(params), params, losses=losses)
+
+    together = jax.jit(jax.vmap(solve))(*stack(*problems))
+    one = jax.jit(solve)
+    chex.assert_trees_all_close(together, stack(*[one(*p) for p in problems]), rtol=1e-5, atol=1e-6)
+
+
+@every_row
+def test_injected_hyperparameters_change_nothing(row):
+    params, grads, losses = problem(row.num_objectives)
+
+    def solve(tx):
+        return jax.jit(lambda state: tx.update(grads, state, params, losses=losses)[0])(tx.init(params))
+
+    injected = optax.inject_hyperparams(row.make)()
+    chex.assert_trees_all_close(solve(injected), solve(row.make()), rtol=1e-6)
+
+
+@every_row
+def test_unknown_arguments_are_ignored(row):
+    params, grads, losses = problem(row.num_objectives)
+    tx = optax.with_extra_args_support(row.make())
+    update = jax.jit(lambda **extra: tx.update(grads, tx.init(params), params, losses=losses, **extra))
+    chex.assert_trees_all_equal(update(), update(value=jnp.array(3.0), unknown=jnp.ones(7)))
+
+
+@every_row
+@pytest.mark.parametrize("fault", ["another axis", "one objective", "no axis", "structure"])
+def test_a_tree_that_is_not_stacked_gradients_is_refused_by_name(row, fault):
+    params, grads, losses = problem(row.num_objectives)
+    if fault == "another axis":
+        grads["w"] = jnp.concatenate([grads["w"], grads["w"]])
+    elif fault == "one objective":
+        grads = jax.tree.map(lambda leaf: leaf[:1], grads)
+    elif fault == "no axis":
+        grads = params
+    else:
+        grads["unexpected"] = grads.pop("w")
+    tx = row.make()
+    # BUG: under `freeze` a tree of another structure fails in jax.tree.map, with a message that does not name updates.
+    with pytest.raises(ValueError, match=r"^updates:"):
+        jax.eval_shape(lambda state: tx.update(grads, state, params, losses=losses), jax.eval_shape(tx.init, params))
+
+
+@every_row
+@pytest.mark.parametrize("shape", [(), (1,), (7,)])
+def test_losses_of_another_shape_are_refused(row, shape):
+    params, grads, _ = problem(row.num_objectives)
+    tx = row.make()
+    with pytest.raises(ValueError, match=r"^losses:"):
+        jax.eval_shape(
+            lambda state: tx.update(grads, state, params, losses=jnp.ones(shape)), jax.eval_shape(tx.init, params)
+        )
+
+
+@every_row
+def test_a_nonfinite_step_changes_nothing_and_is_counted(row):
+    k = row.num_objectives
+    params, grads, losses = problem(k)
+    tx = row.make()
+    update = jax.jit(lambda grads, state, losses: tx.update(grads, state, params, losses=losses))
+    _, state = update(grads, tx.init(params), losses)
+    bad = [({**grads, "w": grads["w"].at[i].set(value)}, losses) for i in range(k) for value in (jnp.nan, jnp.inf)]
+    bad += [(grads, losses.at[i].set(value)) for i in range(k) for value in (jnp.nan, -jnp.inf)]
+
+    for bad_grads, bad_losses in bad:
+        updates, refused = update(bad_grads, state, bad_losses)
+        assert counted(refused) == counted(state) + 1
+        if row.restores_all:
+            chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+            chex.assert_trees_all_equal(without_counters(refused), without_counters(state))
+        else:
+            chex.assert_tree_all_finite((updates, refused))
+            chex.assert_trees_all_equal(without_counters(surgeries(refused)), without_counters(surgeries(state)))
+
+
+@every_row
+def test_the_state_survives_serialisation(row):
+    params, grads, losses = problem(row.num_objectives)
+    tx = row.make()
+    update = jax.jit(lambda state: tx.update(grads, state, params, losses=losses))
+    _, state = update(tx.init(params))
+    leaves, structure = jax.tree.flatten(state)
+    rebuilt = jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
+    restored = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
+    for copy in rebuilt, restored:
+        chex.assert_trees_all_equal(update(copy), update(state))
+
+
+@every_row
+def test_diagnostics_are_found_by_name(row):
+    k = row.num_objectives
+    params, grads, losses = problem(k)
+    tx = row.make()
+    _, state = jax.jit(lambda state: tx.update(grads, state, params, losses=losses))(tx.init(params))
+    gram = optax.tree_utils.tree_get(state, "gram")
+    chex.assert_shape(gram, (k, k))
+    assert jnp.all(jnp.diagonal(gram) > 0)
+    chex.assert_trees_all_equal(optax.tree_utils.tree_get(state, "multipliers"), eupmu.multipliers(state))
+    chex.assert_shape(eupmu.multipliers(state), (k - 1,))
+
+
+@every_row
+def test_init_needs_only_shapes(row):
+    params, _, _ = problem(row.num_objectives)
+    tx = row.make()
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, shapes), tx.init(params))
+
+
+@every_row
+def test_tree_map_params_leaves_the_surgery_alone(row):
+    params, _, _ = problem(row.num_objectives)
+    tx = row.make()
+    state = tx.init(params)
+    # BUG: the init of `freeze` does not tolerate the placeholder that optax.tree_map_params passes as params.
+    mapped = optax.tree_utils.tree_map_params(tx, lambda leaf: leaf + 1, state)
+    chex.assert_trees_all_equal(surgeries(mapped), surgeries(state))
+    moments = [m for name in ("mu", "gradient_sum") for _, m in optax.tree_utils.tree_get_all_with_path(mapped, name)]
+    chex.assert_trees_all_equal(moments, jax.tree.map(jnp.ones_like, moments))
+
+
+@every_row
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_gradients_give_the_same_updates(row, axis_type):
+    params, grads, losses = problem(row.num_objectives)
+    tx = row.make()
+
+    def update(params, grads):
+        return tx.update(grads, tx.init(params), params, losses=losses)
+
+    expected = jax.jit(update)(params, grads)
+    # BUG: `accumulate` makes its sums without the sharding of the parameters, which an explicit mesh refuses.
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
+
+    def shard(tree, *prefix):
+        def spec(leaf):
+            return PartitionSpec(*prefix, *(("data",) if leaf.ndim > len(prefix) else ()))
+
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec(leaf))), tree)
+
+    with jax.set_mesh(mesh):
+        updates, state = jax.jit(update)(shard(params), shard(grads, None))
+    chex.assert_trees_all_close((updates, state), expected, rtol=1e-6)

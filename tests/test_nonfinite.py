@@ -1,0 +1,86 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eupmu_jax import accumulate, implicit_surgery, skip_nonfinite, unilateral_surgery
+
+PARAMS = {"w": jnp.array([0.3, -0.7, 1.1]), "b": jnp.array(0.1)}
+GRADS = {"w": jnp.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.2]]), "b": jnp.array([1.0, -1.0])}
+LOSSES = jnp.array([1.0, 2.0])
+
+
+def without_count(state):
+    """The state with the count of refusals taken out."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: None if getattr(path[-1], "name", "") == "nonfinite_count" else leaf, state
+    )
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["forget", "retain", "losses"])
+def test_parameters_and_moments_stay_as_they_were_bit_by_bit(bad, where):
+    tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.adamw(0.1, weight_decay=0.1)))
+
+    @jax.jit
+    def step(params, state, grads, losses):
+        updates, state = tx.update(grads, state, params, losses=losses)
+        return optax.apply_updates(params, updates), state
+
+    params, state = step(PARAMS, tx.init(PARAMS), GRADS, LOSSES)
+    row = {"forget": 0, "retain": 1, "losses": None}[where]
+    grads = GRADS if row is None else {**GRADS, "w": GRADS["w"].at[row, 2].set(bad)}
+    losses = LOSSES.at[1].set(bad) if row is None else LOSSES
+    same, refused = step(params, state, grads, losses)
+    chex.assert_trees_all_equal(same, params)
+    chex.assert_trees_all_equal(without_count(refused), without_count(state))
+    assert optax.tree_utils.tree_get(refused, "nonfinite_count") == 1
+
+    # And the run goes on as if the step had not been.
+    chex.assert_trees_all_equal(step(same, refused, GRADS, LOSSES)[0], step(params, state, GRADS, LOSSES)[0])
+
+
+def test_without_the_wrapper_weight_decay_goes_on():
+    tx = optax.chain(unilateral_surgery(), optax.adamw(0.1, weight_decay=0.1))
+    updates, _ = tx.update(jax.tree.map(lambda g: g * jnp.nan, GRADS), tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["w"], -0.1 * 0.1 * PARAMS["w"], rtol=1e-6)
+
+
+def test_an_implicit_chain_keeps_its_optimizer_in_step_with_its_surgery():
+    tx = skip_nonfinite(optax.chain(optax.adam(0.1), implicit_surgery(0.0, optax.sgd(1.0))))
+    grads = jax.tree.map(lambda g: g[0], GRADS)
+    update = jax.jit(
+        lambda state, losses: tx.update(grads, state, PARAMS, losses=losses, value_fn=lambda p: LOSSES[1:])
+    )
+    _, state = update(tx.init(PARAMS), LOSSES)
+    updates, refused = update(state, LOSSES * jnp.nan)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    chex.assert_trees_all_equal(without_count(refused), without_count(state))
+
+
+def test_a_refusal_by_one_surgery_restores_the_other():
+    # BUG: a surgery that did not refuse keeps its new state, though its step is undone.
+    tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.sgd(0.1), implicit_surgery(1.0, optax.sgd(1.0))))
+
+    def update(grads, state):
+        return tx.update(grads, state, PARAMS, losses=LOSSES, value_fn=lambda p: LOSSES[1:])
+
+    _, state = update(GRADS, tx.init(PARAMS))
+    _, refused = update(jax.tree.map(lambda g: g * jnp.nan, GRADS), state)
+    chex.assert_trees_all_equal(without_count(refused), without_count(state))
+
+
+def test_accumulation_inside_keeps_its_sum():
+    inner = optax.chain(unilateral_surgery(lambda count: jnp.nan), optax.sgd(0.1))
+    tx = skip_nonfinite(accumulate(inner, 2))
+    _, half = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    updates, refused = tx.update(GRADS, half, PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    chex.assert_trees_all_equal(without_count(refused), without_count(half))
+
+
+def test_a_chain_without_surgery_is_refused():
+    with pytest.raises(ValueError, match=r"^inner: .*holds no surgery"):
+        skip_nonfinite(optax.adam(0.1)).init(PARAMS)
