@@ -144,15 +144,14 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
       \nabla\Big(\log(l_0 + \delta) + \sum_k \lambda_k \log(l_k + \delta)\Big) \;\text{("log")},\quad \delta = 10^{-8}
 
     Multipliers are constants of the differentiation, and negative ones weigh 0. In log scale all losses must be
-    positive; one that is not makes the gradients NaN, which `implicit_surgery` and `skip_nonfinite` refuse and count.
+    positive; one that is not makes the gradients NaN: `implicit_surgery` names it, or inside jit refuses the step.
 
     Args:
       loss, has_aux: As in `stacked_value_and_grad`; so are the batches.
       loss_scale: `"raw"` or `"log"`.
 
     Raises:
-      ValueError: As `stacked_value_and_grad`; also for an unknown scale, multipliers of another shape than `(K-1,)`,
-        and, outside jit, a loss that is not positive in log scale.
+      ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`.
 
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
     >>> batches = stack_objectives(jnp.array([[1.0]]), jnp.array([[3.0]]))
@@ -180,8 +179,6 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
             return jnp.sum(jax.lax.stop_gradient(weights) * losses), (losses, aux)
 
         (_, (losses, aux)), grads = jax.value_and_grad(total, has_aux=True)(params)
-        if loss_scale == "log":
-            check_positive(losses, None)
         return ((losses, aux) if has_aux else losses), grads
 
     return value_and_grad
@@ -206,15 +203,15 @@ def check_loss_scale(loss_scale: str) -> None:
         raise ValueError(f"loss_scale: got {loss_scale!r}, expected 'raw' or 'log'")
 
 
-def check_positive(losses: chex.Array, step: chex.Numeric | None) -> None:
+def check_positive(losses: chex.Array, step: chex.Numeric) -> None:
     """Raises `ValueError` if a loss of log scale is not positive, saying which and when; silent on traced values."""
-    if isinstance(losses, jax.core.Tracer):
+    if isinstance(losses, jax.core.Tracer) or isinstance(step, jax.core.Tracer):
         return
     for k, value in enumerate(losses):
         if value <= 0:
-            when = "" if step is None or isinstance(step, jax.core.Tracer) else f" at step {int(step)}"
+            name = "forget" if k == 0 else "retain"
             raise ValueError(
-                f"losses: got losses[{k}] = {float(value):g}{when} ({'forget' if k == 0 else 'retain'}), expected a "
+                f"losses: got losses[{k}] = {float(value):g} at step {int(step)} ({name}), expected a "
                 "positive loss in log scale; use loss_scale='raw' or a forget loss that is bounded below by 0"
             )
 

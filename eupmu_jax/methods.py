@@ -18,6 +18,10 @@ from eupmu_jax.steps import explicit_step, implicit_step
 # The same for every method, so that none is favoured by it.
 MAX_NORM = 1.0
 
+# Rate of the budget in units of 1 / learning rate. Above 1 the demanded decrease would overshoot, were it not for
+# clipping, which makes of any demand a step of the usual length, so that the retain gradient dominates it.
+BARRIER_RATE = 100.0
+
 
 class Settings(NamedTuple):
     """What is tuned, for every method alike; a method reads those that concern it.
@@ -112,8 +116,8 @@ def random_labels(apply, settings: Settings, steps: int, retain_loss: float) -> 
 
 def eupmu_explicit(apply, settings: Settings, steps: int, retain_loss: float) -> Procedure:
     """Unilateral surgery in closed form on stacked gradients, under a budget for the level of the retain loss."""
-    # At this rate the barrier could be reached in one step of the first size, and never be overshot to first order.
-    surgery = unilateral_surgery(tolerances.budget(retain_loss + settings.allowed_rise, 1 / settings.learning_rate))
+    rate = BARRIER_RATE / settings.learning_rate
+    surgery = unilateral_surgery(tolerances.budget(retain_loss + settings.allowed_rise, rate))
     optimizer = skip_nonfinite(optax.chain(surgery, _sgd(settings, steps)))
     step = explicit_step(loss_of(apply, settings.forget_objective), optimizer)
     return Procedure(optimizer.init, lambda *args: step(*args)[:2], (1, 1), (1, 1))

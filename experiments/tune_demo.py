@@ -13,7 +13,10 @@ The seeds of the splits and models are other ones than those the demo's results 
 
 import argparse
 import json
+import shlex
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -35,7 +38,8 @@ def draw(method: str, rng: np.random.Generator) -> Settings:
     """Random settings; every method draws all of them, and reads those that concern it."""
     log_uniform = lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))
     drawn = Settings(
-        learning_rate=log_uniform(0.01, 3.0),
+        # Nothing holds gradient ascent back: it needs smaller steps, from a range as wide.
+        learning_rate=log_uniform(0.01, 3.0) / (10 if method == "gradient ascent" else 1),
         forget_objective=str(rng.choice(["random_labels", "bounded_ascent"])),
         retain_weight=log_uniform(0.3, 30.0),
         multiplier_learning_rate=log_uniform(0.1, 100.0),
@@ -106,8 +110,9 @@ def main():
                         "plan": plan._asdict(),
                         "figures": figures,
                         "seconds": time.perf_counter() - start,
-                        "jax": jax.__version__,
+                        "versions": {name: version(name) for name in ("eupmu-jax", "jax", "optax", "flax")},
                         "device": jax.devices()[0].device_kind,
+                        "command": shlex.join(["python", "experiments/tune_demo.py", *sys.argv[1:]]),
                     }
                     rows.write(json.dumps(row) + "\n")
                     rows.flush()

@@ -304,11 +304,9 @@ def test_scalarised_refuses_wrong_arguments():
     batches = (batch(4, 0), batch(4, 1))
     with pytest.raises(ValueError, match=r"^multipliers: got shape \(2,\), expected \(1,\)"):
         scalarized_value_and_grad(squared)(mlp(), batches, jnp.ones(2))
-    with pytest.raises(ValueError, match=r"losses\[0\] = .*\(forget\)"):
-        scalarized_value_and_grad([ascent, squared], loss_scale="log")(mlp(), batches, jnp.ones(1))
 
 
-def test_a_loss_that_is_not_positive_makes_log_scale_gradients_nan_inside_jit():
+def test_a_loss_that_is_not_positive_makes_log_scale_gradients_nan():
     value_and_grad = jax.jit(scalarized_value_and_grad([ascent, squared], loss_scale="log"))
     losses, grads = value_and_grad(mlp(), (batch(4, 0), batch(4, 1)), jnp.ones(1))
     assert losses[0] < 0
