@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from eupmu_jax import data, metrics
+
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+
+
+def logits_for(predicted, classes=3, margin=8.0):
+    return margin * np.eye(classes)[predicted]
+
+
+def dataset(train_labels, test_labels):
+    images = np.zeros((0, 1, 1, 1), np.float32)
+    return data.Dataset("toy", images, np.asarray(train_labels), images, np.asarray(test_labels), 3)
+
+
+def test_accuracy_is_a_percentage():
+    assert metrics.accuracy(logits_for([0, 0, 1, 2, 2, 2]), LABELS) == pytest.approx(100 * 5 / 6)
+
+
+def test_mean_loss_is_the_cross_entropy_even_where_the_softmax_underflows():
+    logits = np.array([[0.0, 2000.0, 0.0]], np.float32)
+    assert metrics.mean_loss(logits, np.array([0])) == 2000.0
+    assert metrics.mean_loss(np.zeros((2, 3)), np.array([0, 2])) == pytest.approx(np.log(3))
+
+
+def test_confidence_is_the_probability_of_the_label():
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]))
+    np.testing.assert_allclose(metrics.confidence(logits, np.array([0, 1])), [0.7, 0.1])
+
+
+def test_figures_of_a_random_split():
+    split = data.Split(np.array([0, 2]), np.array([1, 3, 4, 5]), None)
+    figures = metrics.evaluate(
+        logits_for([1, 0, 1, 1, 2, 0]), logits_for([0, 1, 2, 0, 1, 2]), dataset(LABELS, LABELS), split, seed=0
+    )
+    assert figures["UA"] == 50.0
+    assert figures["RA"] == 75.0
+    assert figures["TA"] == pytest.approx(100 / 3)
+    assert "test_UA" not in figures
+
+
+def test_a_forgotten_class_leaves_the_test_set():
+    split = data.split(LABELS, "class:0", num_classes=3, seed=0)
+    figures = metrics.evaluate(
+        logits_for([1, 1, 1, 1, 2, 2]), logits_for([2, 0, 1, 1, 2, 2]), dataset(LABELS, LABELS), split, seed=0
+    )
+    assert (figures["UA"], figures["RA"], figures["TA"], figures["test_UA"]) == (100.0, 100.0, 100.0, 50.0)
+
+
+def test_average_gap_is_the_mean_of_absolute_differences():
+    one = {"UA": 10.0, "RA": 99.0, "TA": 90.0, "MIA": 12.0, "retain_loss": 5.0}
+    other = {"UA": 6.0, "RA": 100.0, "TA": 92.0, "MIA": 11.0, "retain_loss": 0.0}
+    assert metrics.average_gap(one, other) == pytest.approx((4 + 1 + 2 + 1) / 4)
+    assert metrics.average_gap(other, other) == 0.0

@@ -1,0 +1,66 @@
+import itertools
+
+import numpy as np
+
+from eupmu_jax.metrics import accuracy
+from eupmu_jax.runtime import task, training
+
+
+def test_id_batches_pass_over_all_ids_before_any_comes_again():
+    ids = np.arange(10)
+    batches = list(itertools.islice(training.id_batches(ids, 4, np.random.default_rng(0)), 5))
+    stream = np.concatenate(batches)
+    np.testing.assert_array_equal(np.sort(stream[:10]), ids)
+    np.testing.assert_array_equal(np.sort(stream[10:20]), ids)
+    assert (stream[:10] != stream[10:20]).any()
+
+
+def test_fit_learns_real_digits_from_the_given_ids_only(monkeypatch):
+    prepared = task.make("digits", "class:3", seed=0)
+    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(15, 64, 1e-3))
+    steps = []
+    params, _ = initial(prepared)
+    fitted = training.fit(
+        prepared.apply,
+        params,
+        prepared.images,
+        prepared.labels,
+        prepared.split.retain_ids,
+        epochs=15,
+        batch_size=64,
+        learning_rate=1e-3,
+        seed=0,
+        on_step=lambda: steps.append(1),
+    )
+    logits = training.predict(prepared.apply, fitted.params, prepared.images, batch_size=500)
+    labels, split = prepared.dataset.train_labels, prepared.split
+    assert logits.shape == (len(labels), 10)
+    assert accuracy(logits[split.retain_ids], labels[split.retain_ids]) > 97
+    assert accuracy(logits[split.forget_ids], labels[split.forget_ids]) == 0
+    assert len(steps) == task.training_steps(prepared, split.retain_ids)
+    assert fitted.examples == 64 * len(steps)
+
+
+def initial(prepared):
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    model = task._model(prepared.dataset, 0)
+    return jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model))), model
+
+
+def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path, monkeypatch):
+    prepared = task.make("digits", "random:10%", seed=1)
+    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(1, 64, 1e-3))
+    steps = []
+    arguments = dict(init_seed=0, cache=tmp_path, on_step=lambda: steps.append(1))
+    first = task.train(prepared, prepared.split.retain_ids, **arguments)
+    made = len(steps)
+    again = task.train(prepared, prepared.split.retain_ids, **arguments)
+    assert len(steps) == made > 0
+    np.testing.assert_array_equal(first.params["layers"][0]["kernel"], again.params["layers"][0]["kernel"])
+    assert again.seconds == first.seconds
+    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(2, 64, 1e-3))
+    task.train(prepared, prepared.split.retain_ids, **arguments)
+    assert len(steps) == 3 * made
