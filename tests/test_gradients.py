@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from eupmu_jax import (
     implicit_step,
@@ -56,8 +56,13 @@ def looped(losses, params, batches, *args):
 
 
 def count_primitive(name, function, *args):
+    def inner_jaxprs(eqn):
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
+            if isinstance(value, Jaxpr | ClosedJaxpr):
+                yield getattr(value, "jaxpr", value)
+
     def count(jaxpr):
-        inner = sum(count(sub) for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params))
+        inner = sum(count(sub) for eqn in jaxpr.eqns for sub in inner_jaxprs(eqn))
         return inner + sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
 
     return count(jax.make_jaxpr(function)(*args).jaxpr)
