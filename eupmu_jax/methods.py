@@ -10,9 +10,10 @@ import optax
 
 from eupmu_jax import objectives, tolerances
 from eupmu_jax.explicit import unilateral_surgery
-from eupmu_jax.gradients import SharedForward, scalarized_value_and_grad, shared_forward
+from eupmu_jax.gradients import SharedForward, scalarized_value_and_grad, shared_forward, stacked_value_and_grad
 from eupmu_jax.implicit import implicit_surgery
 from eupmu_jax.nonfinite import skip_nonfinite
+from eupmu_jax.stacked import gram_matrix
 from eupmu_jax.steps import explicit_step, implicit_step
 
 # The same for every method, so that none is favoured by it.
@@ -159,9 +160,6 @@ METHODS: dict[str, Callable[[Callable, Settings, int, float], Procedure]] = {
 
 def cosine(loss: SharedForward, params: chex.ArrayTree, batches) -> chex.Array:
     """Cosine between the forget and the retain gradient on `batches`; 0 if either is zero."""
-    from eupmu_jax.gradients import stacked_value_and_grad
-    from eupmu_jax.stacked import gram_matrix
-
     gram = gram_matrix(stacked_value_and_grad(loss)(params, batches)[1])
     norms = jnp.sqrt(gram[0, 0] * gram[1, 1])
     return jnp.where(norms > 0, gram[0, 1] / jnp.where(norms > 0, norms, 1), 0.0)

@@ -117,8 +117,11 @@ def _tradeoff(rows):
 
 
 def _magnify(axes, rows):
-    """An inset of the few points around the retrained model, where good methods crowd."""
+    """An inset of the points around the retrained model, where good methods crowd, if others lie far away."""
     target = rows[1]
+    spread = max(max(abs(row[name] - target[name]) for row in rows) for name in ("UA", "RA"))
+    if spread < 15:
+        return
     inset = axes.inset_axes((0.14, 0.14, 0.42, 0.42))
     for row in rows[1:]:
         marker, size, order = ("*", 420, 1) if row is target else ("o", 40, 2)

@@ -1,7 +1,7 @@
 """Tunes every method of the demo with the same number of trials, and writes what the demo then uses.
 
 Command:  uv run python experiments/tune_demo.py --data digits --kind random     (and class; and --data fashion_mnist)
-Time:     digits about 5 minutes for each kind on 2 cores; Fashion-MNIST about 30.
+Time:     digits about 8 minutes for each kind on 2 cores; Fashion-MNIST about half a minute for each trial.
 Result:   rows of all trials in experiments/results/tune_demo.jsonl, the best of each method in
           eupmu_jax/demo_settings.json.
 

@@ -34,7 +34,6 @@ class Task(NamedTuple):
       dataset, split, seed: What is learned and what is to be forgotten.
       apply: `apply(params, images) -> logits`.
       images, labels: The training set, on device.
-      init: Initial parameters, those of the original model; the retrained model starts elsewhere.
     """
 
     dataset: data.Dataset
