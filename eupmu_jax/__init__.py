@@ -3,15 +3,10 @@
 from eupmu_jax import objectives, tolerances
 from eupmu_jax.accumulation import AccumulateState, accumulate
 from eupmu_jax.alias import eupmu
+from eupmu_jax.batches import shared_forward, stack_objectives
 from eupmu_jax.explicit import UnilateralSurgeryState, unilateral_surgery
 from eupmu_jax.freezing import freeze
-from eupmu_jax.gradients import (
-    retain_losses,
-    scalarized_value_and_grad,
-    shared_forward,
-    stack_objectives,
-    stacked_value_and_grad,
-)
+from eupmu_jax.gradients import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
 from eupmu_jax.nonfinite import skip_nonfinite
 from eupmu_jax.reference import reference_surgery

@@ -1,72 +1,16 @@
 """Gradients of several objectives from one backward pass: stacked for explicit surgery, weighted for implicit."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from eupmu_jax.batches import Loss, Objectives, stack
+
 # Added inside every logarithm of a loss, as the released EUPMU code does: it caps the weight of a vanishing loss.
 LOG_OFFSET = 1e-8
-
-
-class SharedForward(NamedTuple):
-    """Objectives that share one model forward and differ in their loss heads; see `shared_forward`."""
-
-    forward: Callable
-    heads: tuple[Callable, ...]
-
-
-Loss = Callable | Sequence[Callable] | SharedForward
-
-
-def shared_forward(forward: Callable, heads: Sequence[Callable]) -> SharedForward:
-    """Describes K objectives that differ only after the model's forward pass, so that one vmapped pass serves all.
-
-    A plain sequence of K loss functions repeats the model K times in the program. Split them where they differ instead:
-    the heads are cheap, and every objective evaluates all of them and selects its own.
-
-    Args:
-      forward: `forward(params, batch, *args) -> outputs`, the same for all objectives.
-      heads: K functions `head(outputs, batch) -> loss` (or `(loss, aux)`), forget first. Each must be finite, with
-        finite gradients, on the other objectives' batches too, since an unselected NaN still poisons a gradient.
-
-    Returns:
-      A value to pass as `loss` wherever this library takes one.
-
-    >>> loss = shared_forward(lambda params, x: params * x, [lambda y, x: -y.mean(), lambda y, x: (y**2).mean()])
-    >>> losses, grads = stacked_value_and_grad(loss)(2.0, stack_objectives(jnp.ones(3), jnp.ones(3)))
-    >>> losses.tolist(), grads.tolist()
-    ([-2.0, 4.0], [-1.0, 4.0])
-    """
-    return SharedForward(forward, tuple(heads))
-
-
-def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
-    """Stacks K batches of equal shapes into one tree with a leading objective axis, the forget batch first.
-
-    Args:
-      *batches: K >= 2 pytrees of one structure, equal in every leaf's shape. PRNG keys may be leaves.
-
-    Returns:
-      The pytree with every leaf of shape `(K, *leaf.shape)`.
-
-    Raises:
-      ValueError: For fewer than two batches, or structures or shapes that differ. Batches of different sizes need no
-        stacking: pass them as a tuple to the functions of this module.
-
-    >>> stack_objectives({"x": jnp.zeros((8, 3))}, {"x": jnp.ones((8, 3))})["x"].shape
-    (2, 8, 3)
-    """
-    _check_batches(batches)
-    if not _same_shapes(batches):
-        shapes = [jax.tree.map(jnp.shape, batch) for batch in batches]
-        raise ValueError(
-            f"batches: got shapes {', '.join(map(str, shapes))}, expected equal ones; pass batches of different sizes "
-            "as a tuple instead of stacking them"
-        )
-    return _stack(batches)
 
 
 def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "auto") -> Callable:
@@ -116,14 +60,14 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
         raise ValueError(f"mode: got {mode!r}, expected 'vmap', 'unroll' or 'auto'")
 
     def value_and_grad(params, batches, *args):
-        objectives = _Objectives(loss, batches, args)
+        objectives = Objectives(loss, batches, args)
 
         def unrolled(params):
             results = [
                 jax.value_and_grad(lambda p, k=k: objectives.evaluate(k, p), has_aux=has_aux)(params)
                 for k in range(objectives.count)
             ]
-            return _stack(results)
+            return stack(results)
 
         def vmapped(params):
             return objectives.vmap(lambda evaluate: jax.value_and_grad(evaluate, has_aux=has_aux)(params))
@@ -154,6 +98,7 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
       ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`.
 
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
+    >>> from eupmu_jax.batches import stack_objectives
     >>> batches = stack_objectives(jnp.array([[1.0]]), jnp.array([[3.0]]))
     >>> losses, grads = scalarized_value_and_grad(loss)(jnp.array(0.0), batches, jnp.array([0.5]))
     >>> losses.tolist(), grads.tolist()
@@ -162,7 +107,7 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
     check_loss_scale(loss_scale)
 
     def value_and_grad(params, batches, multipliers, *args):
-        objectives = _Objectives(loss, batches, args)
+        objectives = Objectives(loss, batches, args)
         multipliers = jnp.asarray(multipliers)
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):
             raise ValueError(
@@ -194,7 +139,7 @@ def retain_losses(loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_a
     >>> retain_losses(loss, jnp.array(0.0), (jnp.ones(2), jnp.full(6, 3.0))).tolist()
     [9.0]
     """
-    return _Objectives(loss, batches, args).values(params, has_aux, start=1)[0]
+    return Objectives(loss, batches, args).values(params, has_aux, start=1)[0]
 
 
 def check_loss_scale(loss_scale: str) -> None:
@@ -214,123 +159,3 @@ def check_positive(losses: chex.Array, step: chex.Numeric) -> None:
                 f"losses: got losses[{k}] = {float(value):g} at step {int(step)} ({name}), expected a "
                 "positive loss in log scale; use loss_scale='raw' or a forget loss that is bounded below by 0"
             )
-
-
-class _Objectives:
-    """K objectives on their batches, in whichever form either came."""
-
-    def __init__(self, loss, batches, args):
-        self.loss, self.args = loss, args
-        functions = loss.heads if isinstance(loss, SharedForward) else (None if callable(loss) else tuple(loss))
-        expected = None if functions is None else len(functions)
-        if _is_tuple_of_batches(batches, expected):
-            _check_batches(batches)
-            self.count = len(batches)
-            self.batches = list(batches)
-            self.stacked = _stack(batches) if _same_shapes(batches) else None
-        else:
-            self.count = _leading_axis(batches)
-            self.batches = [jax.tree.map(lambda leaf, k=k: leaf[k], batches) for k in range(self.count)]
-            self.stacked = batches
-        if expected is not None and expected != self.count:
-            raise ValueError(
-                f"loss: got {expected} functions for {self.count} batches, expected one for each objective"
-            )
-        self.vmappable = self.stacked is not None and (callable(loss) or isinstance(loss, SharedForward))
-
-    def prefers_vmap(self, mode="auto"):
-        return self.vmappable and (mode == "vmap" or (mode == "auto" and jax.default_backend() != "cpu"))
-
-    def rebuilt_args(self):
-        # Flax NNX variables can only be changed in the trace that made them, so each evaluation makes its own.
-        return jax.tree.map(lambda leaf: leaf, self.args)
-
-    def evaluate(self, k, params):
-        args = self.rebuilt_args()
-        if isinstance(self.loss, SharedForward):
-            return self.loss.heads[k](self.loss.forward(params, self.batches[k], *args), self.batches[k])
-        function = self.loss if callable(self.loss) else self.loss[k]
-        return function(params, self.batches[k], *args)
-
-    def vmap(self, transform, start=0):
-        """Vmaps `transform`, a function of `evaluate(params)`, over the objectives from `start` on."""
-
-        def one(index, batch):
-            if isinstance(self.loss, SharedForward):
-                shared: SharedForward = self.loss
-                return transform(
-                    lambda p: jax.lax.switch(index, shared.heads, shared.forward(p, batch, *self.rebuilt_args()), batch)
-                )
-            return transform(lambda p: self.loss(p, batch, *self.rebuilt_args()))
-
-        batches = jax.tree.map(lambda leaf: leaf[start:], self.stacked)
-        return jax.vmap(one)(jnp.arange(start, self.count), batches)
-
-    def values(self, params, has_aux, start=0):
-        if self.prefers_vmap() and self.count - start > 1:
-            result = self.vmap(lambda evaluate: evaluate(params), start)
-        else:
-            result = _stack([self.evaluate(k, params) for k in range(start, self.count)])
-        return result if has_aux else (result, None)
-
-
-def _is_tuple_of_batches(batches, expected):
-    """Whether `batches` is a tuple or list of K batches rather than a stacked batch that happens to be one."""
-    if type(batches) not in (tuple, list):
-        return False
-    bare = [jax.tree_util.treedef_is_leaf(jax.tree.structure(batch)) for batch in batches]
-    if not any(bare):
-        return True
-    if not all(bare):
-        return False
-    arrays = [jnp.asarray(batch) for batch in batches]
-    if len({(a.ndim, a.shape[1:], a.dtype) for a in arrays}) > 1:
-        return False
-    leading = {a.shape[:1] for a in arrays}
-    length = leading.pop()[0] if len(leading) == 1 and arrays[0].ndim else None
-    if length is None or length < 2 or (expected is not None and length != expected):
-        return True
-    if expected is not None and len(batches) != expected:
-        return False
-    raise ValueError(
-        f"batches: {len(batches)} arrays of shape {arrays[0].shape} may be one stacked batch of {length} objectives or "
-        f"{len(batches)} batches; stack the batches with stack_objectives, or make the stacked batch a dict"
-    )
-
-
-def _check_batches(batches):
-    if len(batches) < 2:
-        raise ValueError(
-            f"batches: got K = {len(batches)}, expected K >= 2: the forget batch and at least one retain batch"
-        )
-    structures: list[Any] = [jax.tree.structure(batch) for batch in batches]
-    for k, structure in enumerate(structures):
-        if structure != structures[0]:
-            raise ValueError(
-                f"batches: batch {k} has structure {structure}, batch 0 has {structures[0]}; expected the same for all "
-                "objectives"
-            )
-
-
-def _leading_axis(batches):
-    leaves = jax.tree_util.tree_leaves_with_path(batches)
-    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
-    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"batches: leaves have shapes {shapes or 'of no leaf'}, expected one leading objective axis K in all of "
-            "them (stack_objectives makes it), or a tuple of K batches"
-        )
-    (count,) = lengths
-    if count < 2:
-        raise ValueError(f"batches: got K = {count}, expected K >= 2: a forget batch and at least one retain batch")
-    return count
-
-
-def _same_shapes(batches):
-    described = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(batch)] for batch in batches]
-    return all(other == described[0] for other in described)
-
-
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import objectives, tolerances
+from eupmu_jax.batches import SharedForward, shared_forward
 from eupmu_jax.explicit import unilateral_surgery
-from eupmu_jax.gradients import SharedForward, scalarized_value_and_grad, shared_forward, stacked_value_and_grad
+from eupmu_jax.gradients import scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.implicit import implicit_surgery
 from eupmu_jax.nonfinite import skip_nonfinite
 from eupmu_jax.stacked import gram_matrix

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import optax
 
-from eupmu_jax.gradients import Loss, retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.batches import Loss
+from eupmu_jax.gradients import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.implicit import multipliers
 
 
