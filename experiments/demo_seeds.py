@@ -7,6 +7,7 @@ Result:   experiments/results/demo_DATA.jsonl, one row for each model, without t
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +33,9 @@ def main():
     with path.open("w") as file:
         for row in rows:
             row.pop("history", None)
+            # What regenerates the row; where the output went says nothing about it.
+            chosen = ["--data", row["data"], "--forget", row["forget"], "--seeds", str(row["seed"])]
+            row["command"] = shlex.join(["python", "experiments/demo_seeds.py", *chosen])
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 

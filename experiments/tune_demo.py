@@ -14,7 +14,6 @@ The seeds of the splits and models are other ones than those the demo's results 
 import argparse
 import json
 import shlex
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +86,8 @@ def main():
         original = task.train(prepared, everything, init_seed=seed, cache=arguments.cache, on_step=lambda: None)
         problems.append((seed, prepared, original.params, blind_targets(prepared, original.params)))
 
+    chosen = ["--data", arguments.data, "--kind", arguments.kind, "--trials", arguments.trials, "--seeds"]
+    command = shlex.join(map(str, ["python", "experiments/tune_demo.py", *chosen, *arguments.seeds]))
     best = {}
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as rows:
@@ -112,7 +113,7 @@ def main():
                         "seconds": time.perf_counter() - start,
                         "versions": {name: version(name) for name in ("eupmu-jax", "jax", "optax", "flax")},
                         "device": jax.devices()[0].device_kind,
-                        "command": shlex.join(["python", "experiments/tune_demo.py", *sys.argv[1:]]),
+                        "command": command,
                     }
                     rows.write(json.dumps(row) + "\n")
                     rows.flush()
@@ -121,14 +122,14 @@ def main():
                     best[method] = {"score": score, "settings": settings._asdict()}
             print(f"{method:18s} {best[method]['score']:6.2f}  {best[method]['settings']}", flush=True)
 
-    chosen = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-    chosen.setdefault(arguments.data, {})[arguments.kind] = {
+    settings_file = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    settings_file.setdefault(arguments.data, {})[arguments.kind] = {
         "plan": {name: value for name, value in plan._asdict().items() if name != "probes"},
         "trials": arguments.trials,
         "tuning_seeds": arguments.seeds,
         "methods": best,
     }
-    SETTINGS.write_text(json.dumps(chosen, indent=2) + "\n")
+    SETTINGS.write_text(json.dumps(settings_file, indent=2) + "\n")
 
 
 if __name__ == "__main__":
