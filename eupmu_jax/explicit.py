@@ -16,12 +16,17 @@ class UnilateralSurgeryState(NamedTuple):
     Attributes:
       multipliers: `(K-1,)` multipliers of the last step.
       gram: `(K, K)` Gram matrix of the last step's gradients.
+      feasible: `(K-1,)` bools: whether the last direction met each constraint. False where a loss above its limit
+        cannot be brought down as fast as the tolerance demands: its gradient is zero, or others stand against it.
+      tolerance_state: State of the tolerance.
       count: Number of steps taken.
       nonfinite_count: Number of steps refused because a gradient or loss was not finite.
     """
 
     multipliers: chex.Array
     gram: chex.Array
+    feasible: chex.Array
+    tolerance_state: chex.ArrayTree
     count: chex.Array
     nonfinite_count: chex.Array
 
@@ -68,8 +73,9 @@ def unilateral_surgery(
         K = 2 nor a tolerance array tells it.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses=None, **extra_args)`; `losses` is `(K,)`. Its
-      state is a `UnilateralSurgeryState`.
+      A transform with `update(updates, state, params=None, *, losses=None, levels=None, **extra_args)`. `losses` is
+      `(K,)`; `levels` are `(K-1,)` retain losses measured otherwise (on the whole retain set, say) for the tolerance to
+      read in their place. Its state is a `UnilateralSurgeryState`.
 
     Raises:
       ValueError: For a negative or NaN tolerance, one of the wrong length, K < 2, more than 15 constraints, or leaves
@@ -92,11 +98,13 @@ def unilateral_surgery(
         return UnilateralSurgeryState(
             multipliers=jnp.zeros(k - 1, dtype),
             gram=jnp.zeros((k, k), dtype),
+            feasible=jnp.ones(k - 1, bool),
+            tolerance_state=rule.init(k - 1, dtype),
             count=jnp.zeros([], jnp.int32),
             nonfinite_count=jnp.zeros([], jnp.int32),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, **extra_args):
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, **extra_args):
         del extra_args
         k = stacked.count_objectives(updates, params)
         if fixed is not None and k != fixed:
@@ -105,7 +113,10 @@ def unilateral_surgery(
         losses = stacked.check_losses(losses, k)
 
         gram = stacked.gram_matrix(updates)
-        epsilon = tolerances.evaluate(rule, state.count, losses, k - 1, gram.dtype)
+        levels = tolerances.check_levels(levels, losses, k - 1)
+        epsilon, tolerance_state = tolerances.evaluate(
+            rule, state.count, levels, state.tolerance_state, k - 1, gram.dtype
+        )
         # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
         finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
         if losses is not None:
@@ -116,11 +127,17 @@ def unilateral_surgery(
         direction = stacked.combine(updates, weights, params)
         direction = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction)
 
-        same_shape = state.gram.shape == gram.shape
-        old = (state.multipliers, state.gram) if same_shape else (jnp.zeros_like(multipliers), jnp.zeros_like(gram))
+        new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
+        old = (state.multipliers, state.gram, state.feasible)
+        if state.gram.shape != gram.shape:
+            old = jax.tree.map(jnp.zeros_like, new)
+        keep = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)
+        multipliers, gram, feasible = jax.tree.map(keep, new, old)
         return direction, UnilateralSurgeryState(
-            multipliers=jnp.where(finite, multipliers, old[0]).astype(state.multipliers.dtype),
-            gram=jnp.where(finite, gram, old[1]).astype(state.gram.dtype),
+            multipliers=multipliers,
+            gram=gram,
+            feasible=feasible,
+            tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
             count=jnp.where(finite, optax.safe_increment(state.count), state.count),
             nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
         )

@@ -19,6 +19,7 @@ class ImplicitSurgeryState(NamedTuple):
     Attributes:
       multipliers: `(K-1,)`, for the next step's scalarised gradient.
       controller_state: State of the controller.
+      tolerance_state: State of the tolerance.
       previous_losses: `(K-1,)` retain losses of the last step, on its scale; used by the `next_batch` proxy.
       count: Number of steps taken.
       nonfinite_count: Number of steps refused because a loss or update was not finite.
@@ -26,6 +27,7 @@ class ImplicitSurgeryState(NamedTuple):
 
     multipliers: chex.Array
     controller_state: optax.OptState
+    tolerance_state: chex.ArrayTree
     previous_losses: chex.Array
     count: chex.Array
     nonfinite_count: chex.Array
@@ -58,11 +60,13 @@ def implicit_surgery(
       The transform stands last in the chain, where the updates are what will be added to the parameters.
     * `"next_batch"` takes it from the next step's `losses`: no second forward pass, but the noise between two batches
       is divided by the learning rate.
+    * `"level"` looks at no change at all: :math:`\delta_t = \epsilon_t`. With `tolerances.budget(limit, 1.0)` that is
+      the distance of the retain loss to its limit, so that a controller of `eupmu_jax.controllers` steers the level.
 
     Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is exactly the
     tolerance; as the learning rate goes to 0 the multiplier's fixed point is the closed form of `unilateral_surgery`.
-    It does not bound the retain loss: on full batches with beta = eta * alpha this is a proportional controller, and
-    the loss ends lambda / eta above its target.
+    The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha it is a proportional
+    one, and the loss ends lambda / eta above its target. A controller of the level with an integral part does.
 
     A step whose losses or updates are not finite changes no field of the state but `nonfinite_count`, and its updates
     become 0. Wrap the chain in `eupmu_jax.skip_nonfinite` to restore the members before this one too. A learning
@@ -73,14 +77,15 @@ def implicit_surgery(
         as in `unilateral_surgery`.
       controller: Any optax transform over the multipliers. It receives delta, a gradient to descend.
       loss_scale: `"raw"` or `"log"`, the same as in `scalarized_value_and_grad`.
-      proxy: `"same_batch"` or `"next_batch"`.
+      proxy: `"same_batch"`, `"next_batch"` or `"level"`.
       learning_rate: The step size in use, a float or the schedule itself, to divide by. None divides by nothing.
       initial_multiplier: A float or `(K-1,)`, >= 0.
       num_objectives: K, if it is not 2 and neither the tolerance nor the initial multiplier has K-1 entries.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses, value_fn=None, **extra_args)`; its state is an
-      `ImplicitSurgeryState`.
+      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, **extra_args)`; its
+      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, as they are,
+      `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy).
 
     Raises:
       ValueError: For an unknown scale or proxy, a negative or NaN tolerance or initial multiplier or one of the wrong
@@ -97,8 +102,8 @@ def implicit_surgery(
     [0.55...]
     """
     check_loss_scale(loss_scale)
-    if proxy not in ("same_batch", "next_batch"):
-        raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch' or 'next_batch'")
+    if proxy not in ("same_batch", "next_batch", "level"):
+        raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch', 'next_batch' or 'level'")
     if not isinstance(initial_multiplier, jax.core.Tracer) and not np.all(np.asarray(initial_multiplier) >= 0):
         raise ValueError(f"initial_multiplier: got {initial_multiplier}, expected numbers >= 0")
     return multiplier_transform(
@@ -150,12 +155,13 @@ def multiplier_transform(
         return ImplicitSurgeryState(
             multipliers=start,
             controller_state=controller.init(start),
+            tolerance_state=rule.init(k - 1, dtype),
             previous_losses=jnp.zeros(k - 1, dtype),
             count=jnp.zeros([], jnp.int32),
             nonfinite_count=jnp.zeros([], jnp.int32),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, value_fn=None, **extra_args):
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
         del extra_args
         losses = stacked.check_losses(losses, k)
         if losses is None:
@@ -174,6 +180,8 @@ def multiplier_transform(
         if proxy == "same_batch":
             before, after = current, rescale(_retain_losses(value_fn(optax.apply_updates(params, updates)), k, dtype))
             measured_count, measured = state.count, True
+        elif proxy == "level":
+            before, after, measured_count, measured = current, current, state.count, True
         else:
             before, after = state.previous_losses, current
             # The first step has nothing to compare with; rate and tolerance belong to the step in between.
@@ -183,7 +191,10 @@ def multiplier_transform(
         improvement = before - after
         if alpha is not None:
             improvement = jnp.where(alpha > 0, improvement / jnp.where(alpha > 0, alpha, 1), 0).astype(dtype)
-        epsilon = tolerances.evaluate(rule, measured_count, losses, k - 1, dtype)
+        levels = current if levels is None else tolerances.check_levels(levels, losses, k - 1)
+        epsilon, tolerance_state = tolerances.evaluate(
+            rule, measured_count, levels, state.tolerance_state, k - 1, dtype
+        )
         moves, controller_state = controller.update(improvement + epsilon, state.controller_state, state.multipliers)
         moved = project(state.multipliers + moves).astype(dtype)
 
@@ -194,6 +205,7 @@ def multiplier_transform(
         return updates, ImplicitSurgeryState(
             multipliers=move(moved, state.multipliers),
             controller_state=jax.tree.map(move, controller_state, state.controller_state),
+            tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
             previous_losses=keep(current, state.previous_losses),
             count=keep(optax.safe_increment(state.count), state.count),
             nonfinite_count=keep(state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),

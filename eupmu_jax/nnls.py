@@ -38,6 +38,20 @@ def solve_multipliers(gram: chex.Array, tolerance: chex.Array) -> chex.Array:
     return _active_set(gram, tolerance)
 
 
+def is_met(gram: chex.Array, tolerance: chex.Array, multipliers: chex.Array) -> chex.Array:
+    r"""Whether :math:`d = g_0 + \sum_k \lambda_k g_k` meets each :math:`\langle g_k, d\rangle \ge -\epsilon_k`.
+
+    `(K-1,)` bools; a violation within rounding counts as met.
+
+    >>> gram = jnp.array([[1.0, 0.0], [0.0, 0.0]])  # no retain gradient, and yet its loss should fall
+    >>> is_met(gram, jnp.array([-1.0]), jnp.zeros(1)).tolist()
+    [False]
+    """
+    weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
+    rounding = 1e-4 * (jnp.sum(jnp.abs(gram[1:]) * weights, axis=1) + jnp.abs(tolerance))
+    return jnp.sum(gram[1:] * weights, axis=1) + tolerance >= -rounding
+
+
 def _one_constraint(gram, tolerance):
     squared_norm = gram[1, 1]
     safe = jnp.where(squared_norm > 0, squared_norm, 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax.implicit import multiplier_transform
-from eupmu_jax.tolerances import Tolerance
+from eupmu_jax.tolerances import stateless
 
 
 def reference_surgery(
@@ -46,7 +46,7 @@ def reference_surgery(
     [1.0]
     """
     return multiplier_transform(
-        Tolerance(lambda count, losses: -jnp.asarray(error)),
+        stateless(lambda count, levels: -jnp.asarray(error)),
         optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(multiplier_learning_rate)),
         loss_scale="log",
         proxy="same_batch",

@@ -91,6 +91,24 @@ def gram_matrix(updates: chex.ArrayTree) -> chex.Array:
     return jnp.stack([jnp.stack([entries[min(i, j), max(i, j)] for j in range(k)]) for i in range(k)])
 
 
+def inner_products(updates: chex.ArrayTree, tree: chex.ArrayTree) -> chex.Array:
+    """`(K,)` inner products of the rows with a tree of the parameters' shapes, summed as in `gram_matrix`.
+
+    >>> inner_products(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), jnp.array([2.0, 3.0])).tolist()
+    [1.0, 2.0]
+    """
+    pairs = list(zip(jax.tree.leaves(updates), jax.tree.leaves(tree), strict=True))
+    dtype = accumulator_dtype(pairs)
+    rows = range(pairs[0][0].shape[0])
+    return jnp.stack([sum(jnp.sum(row[k].astype(dtype) * leaf.astype(dtype)) for row, leaf in pairs) for k in rows])
+
+
+def squared_norm(tree: chex.ArrayTree) -> chex.Array:
+    """Sum of squares of all elements, in float32 at least."""
+    dtype = accumulator_dtype(tree)
+    return sum(jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree))
+
+
 def combine(updates: chex.ArrayTree, weights: chex.Array, params: chex.ArrayTree | None = None) -> chex.ArrayTree:
     r"""Weighted sum of the rows, :math:`d = \sum_k w_k g_k`, in the dtype of `params` (or of `updates`).
 

@@ -12,7 +12,7 @@ from eupmu_jax.implicit import multipliers
 def explicit_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, has_aux: bool = False, mode: str = "auto"
 ) -> Callable:
-    """A step with stacked gradients: `step(params, state, batches, *args) -> (params, state, losses)`.
+    """A step with stacked gradients: `step(params, state, batches, *args, levels=None) -> (params, state, losses)`.
 
     Args:
       loss, has_aux, mode: As in `stacked_value_and_grad`.
@@ -20,14 +20,15 @@ def explicit_step(
 
     Returns:
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
-      `has_aux` it is `(losses, aux)`.
+      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
-    def step(params, state, batches, *args):
+    def step(params, state, batches, *args, levels=None):
         value, grads = value_and_grad(params, batches, *args)
-        updates, state = optimizer.update(grads, state, params, losses=value[0] if has_aux else value)
+        losses = value[0] if has_aux else value
+        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels)
         return optax.apply_updates(params, updates), state, value
 
     return step
@@ -36,7 +37,7 @@ def explicit_step(
 def implicit_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, has_aux: bool = False, loss_scale: str = "raw"
 ) -> Callable:
-    """A step with one scalarised gradient: `step(params, state, batches, *args) -> (params, state, losses)`.
+    """A step with one scalarised gradient: `step(params, state, batches, *args, levels=None)`, as `explicit_step`'s.
 
     The retain losses after the step are evaluated on the step's own batch and `args` (keys and noise included), and
     what the model returns besides them (BatchNorm statistics) is dropped. With the `next_batch` proxy nothing calls
@@ -52,11 +53,11 @@ def implicit_step(
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale)
 
-    def step(params, state, batches, *args):
+    def step(params, state, batches, *args, levels=None):
         value, grads = value_and_grad(params, batches, multipliers(state), *args)
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
         losses = value[0] if has_aux else value
-        updates, state = optimizer.update(grads, state, params, losses=losses, value_fn=value_fn)
+        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, value
 
     return step

@@ -149,6 +149,37 @@ def test_a_budget_holds_the_retain_loss_under_its_limit():
     assert retain.max() <= 1.01
 
 
+def test_a_constraint_that_is_met_is_feasible():
+    grads = jnp.array([[-1.0, -1.0], [1.0, 0.0], [0.0, 1.0]])
+    tx = unilateral_surgery(num_objectives=3)
+    unknown = tx.init(grads[0])._replace(feasible=jnp.zeros(2, bool))
+    np.testing.assert_array_equal(jax.jit(tx.update)(grads, unknown)[1].feasible, [True, True])
+
+
+def test_a_zero_gradient_cannot_bring_a_loss_below_its_limit():
+    tx = unilateral_surgery(tolerances.budget(1.0, 1.0), num_objectives=3)
+    grads = jnp.array([[-1.0, -1.0], [1.0, 0.0], [0.0, 0.0]])
+    update = jax.jit(lambda state, losses: tx.update(grads, state, losses=losses)[1])
+    state = tx.init(grads[0])
+    np.testing.assert_array_equal(state.feasible, [True, True])
+    for levels, feasible in (([2.0, 0.5], [True, True]), ([2.0, 1.0], [True, True]), ([2.0, 1.5], [True, False])):
+        state = update(state, jnp.array([1.0, *levels]))
+        np.testing.assert_array_equal(state.feasible, feasible)
+    # A refused step knows nothing new.
+    np.testing.assert_array_equal(update(state, jnp.array([1.0, jnp.nan, 0.5])).feasible, [True, False])
+
+
+def test_demands_that_contradict_each_other_are_not_both_met():
+    tx = unilateral_surgery(tolerances.budget(1.0, 1.0), num_objectives=3)
+    grads = jnp.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+    update = jax.jit(lambda state, losses: tx.update(grads, state, losses=losses))
+    direction, state = update(tx.init(grads[0]), jnp.array([1.0, 2.0, 2.0]))
+    assert state.feasible.sum() == 1
+    np.testing.assert_array_equal(grads[1:] @ direction >= 1.0 - 1e-6, state.feasible)
+    _, state = update(state, jnp.array([1.0, 2.0, 0.0]))
+    np.testing.assert_array_equal(state.feasible, [True, True])
+
+
 # Properties, at every scale of the forget and the retain gradients.
 
 SIZE = 6

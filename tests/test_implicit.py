@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from eupmu_jax import implicit_step, implicit_surgery, multipliers, scalarized_value_and_grad, skip_nonfinite
+from eupmu_jax import (
+    implicit_step,
+    implicit_surgery,
+    multipliers,
+    scalarized_value_and_grad,
+    skip_nonfinite,
+    tolerances,
+)
 
 P = jnp.array([1.0, -2.0])
 
@@ -219,6 +226,63 @@ def test_adam_as_controller():
         np.testing.assert_allclose(state.multipliers, expected, rtol=1e-6)
 
 
+def test_the_level_proxy_needs_no_loss_after_the_step():
+    surgery = implicit_surgery(tolerances.budget(1.0, 1.0), optax.sgd(2.0), proxy="level", learning_rate=0.1)
+    state, seen = surgery.init(P), []
+    for loss in (1.5, 2.0, 1.0, 0.0):
+        _, state = surgery.update(jnp.zeros(2), state, losses=jnp.array([1.0, loss]))
+        seen.append(float(state.multipliers[0]))
+    np.testing.assert_allclose(seen, [1.0, 3.0, 3.0, 1.0])
+
+
+def test_in_log_scale_the_level_is_the_logarithm_and_measured_levels_are_as_they_are():
+    surgery = implicit_surgery(tolerances.budget(0.5, 1.0), optax.sgd(1.0), loss_scale="log", proxy="level")
+    losses = jnp.array([1.0, 3.0])
+    _, state = surgery.update(jnp.zeros(2), surgery.init(P), losses=losses)
+    np.testing.assert_allclose(state.multipliers, [np.log(3.0) - 0.5], rtol=1e-6)
+    _, state = surgery.update(jnp.zeros(2), surgery.init(P), losses=losses, levels=jnp.array([0.75]))
+    np.testing.assert_allclose(state.multipliers, [0.25], rtol=1e-6)
+
+
+def test_a_level_without_a_gradient_is_kept_while_the_loss_drives_the_model():
+    """A linear classifier unlearns a cluster on one side of its border, and may misclassify a tenth of the rest."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([-1.0, 1.0], 20)
+    forget_x = jnp.asarray(np.stack([0.6 + 0.4 * rng.normal(size=40), rng.normal(size=40), np.ones(40)], axis=1))
+    retain_x = jnp.asarray(np.stack([label + 0.4 * rng.normal(size=40), rng.normal(size=40), np.ones(40)], axis=1))
+
+    def error_rate(w):
+        return jnp.mean(label * (retain_x @ w) <= 0)[None]
+
+    loss = [
+        lambda w, batch: jnp.mean(jax.nn.softplus(forget_x @ w)),
+        lambda w, batch: jnp.mean(jax.nn.softplus(-label * (retain_x @ w))),
+    ]
+    value_and_grad = scalarized_value_and_grad(loss)
+
+    def final_error_rate(tolerance, controller, measured, initial_multiplier=0.0):
+        surgery = implicit_surgery(tolerance, controller, proxy="level", initial_multiplier=initial_multiplier)
+        tx = optax.chain(optax.sgd(0.5), surgery)
+
+        def step(carry, _):
+            w, state = carry
+            losses, gradient = value_and_grad(w, jnp.zeros((2, 1)), multipliers(state))
+            levels = error_rate(w) if measured else None
+            updates, state = tx.update(gradient, state, w, losses=losses, levels=levels)
+            return (optax.apply_updates(w, updates), state), (error_rate(w)[0], losses[0])
+
+        w = jnp.array([3.0, 0.0, 0.0])
+        _, (errors, forget) = jax.jit(lambda carry: jax.lax.scan(step, carry, length=800))((w, tx.init(w)))
+        assert errors[0] <= 0.1
+        assert forget[-1] < 0.5 * forget[0]
+        return errors[-100:].max()
+
+    assert final_error_rate(tolerances.budget(0.1, 1.0), optax.sgd(0.1), measured=True) <= 0.1 + 1e-6
+    # Neither the loss in the sum nor a limit on the loss keeps the error rate.
+    assert final_error_rate(0.0, optax.sgd(1.0), measured=False, initial_multiplier=1.0) > 0.15
+    assert final_error_rate(tolerances.budget(0.4, 1.0), optax.sgd(0.1), measured=False) > 0.15
+
+
 def test_log_scale_measures_logarithms():
     surgery = implicit_surgery(0.1, optax.sgd(1.0), loss_scale="log", learning_rate=0.5)
     np.testing.assert_allclose(moved(surgery, 1.0, 3.0).multipliers, [np.log(3.0) / 0.5 - 0.1], rtol=1e-5)
@@ -327,12 +391,13 @@ def test_the_initial_multiplier_survives_the_donation_of_the_state():
     np.testing.assert_array_equal(surgery.init(P).multipliers, [0.5])
 
 
-@pytest.mark.parametrize("proxy", ["same_batch", "next_batch"])
+@pytest.mark.parametrize("proxy", ["same_batch", "next_batch", "level"])
 def test_a_resumed_run_equals_an_uninterrupted_one(proxy):
     def loss(w, b):
         return jnp.mean((jnp.tanh(w) - b) ** 2)
 
-    surgery = implicit_surgery(0.01, optax.adam(0.1), proxy=proxy, learning_rate=0.1)
+    tolerance = tolerances.budget(-0.1, 1.0, relative_to_start=True)
+    surgery = implicit_surgery(tolerance, optax.adam(0.1), proxy=proxy, learning_rate=0.1)
     tx = skip_nonfinite(optax.chain(optax.adam(0.1), surgery))
     step = jax.jit(implicit_step(loss, tx))
     batches = [(jax.random.normal(jax.random.key(t), (3, 2)), jnp.zeros((5, 2))) for t in range(6)]

@@ -8,9 +8,10 @@ import pytest
 import scipy.optimize
 from hypothesis import given
 
-from eupmu_jax.nnls import MAX_CONSTRAINTS, solve_multipliers
+from eupmu_jax.nnls import MAX_CONSTRAINTS, is_met, solve_multipliers
 
 solve = jax.jit(solve_multipliers)
+met = jax.jit(is_met)
 SIZES = (2, 3, 5, 9)
 
 
@@ -183,3 +184,31 @@ def test_solution_is_optimal_whatever_the_scale_of_each_row(seed, exponents, tol
     tolerance = shares * np.linalg.norm(rows[1:], axis=1) * np.linalg.norm(rows[0])
     assert_optimal(rows, solved(rows, tolerance), tolerance, 1e-9)
     assert_optimal(rows, solved(rows, tolerance, jnp.float32), tolerance, 1e-4)
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(-3, 3), min_size=4, max_size=4), st.booleans())
+def test_a_constraint_is_met_where_its_inequality_holds(seed, exponents, solved_for):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(4, 3)) * 10.0 ** np.array(exponents)[:, None]
+    tolerance = rng.normal(size=3) * np.linalg.norm(rows[1:], axis=1) * np.linalg.norm(rows[0])
+    multipliers = solved(rows, tolerance, jnp.float32) if solved_for else rng.uniform(size=3)
+    seen = np.asarray(met(*(jnp.asarray(value, jnp.float32) for value in (rows @ rows.T, tolerance, multipliers))))
+
+    slack = rows[1:] @ direction(rows, multipliers) + tolerance
+    size = np.abs(rows[1:] @ rows.T) @ np.concatenate([[1.0], multipliers]) + np.abs(tolerance)
+    clear = np.abs(slack) > 2e-4 * size
+    np.testing.assert_array_equal(seen[clear], (slack >= 0)[clear])
+    assert np.all(seen[slack >= 0])
+
+
+@given(st.integers(0, 10_000), st.sampled_from([jnp.float32, jnp.float64]))
+def test_a_solution_without_demands_meets_every_constraint(seed, dtype):
+    rows = conflicting_rows(5, seed)
+    tolerance = np.random.default_rng(seed).uniform(0, 1, size=4)
+    multipliers = solved(rows, tolerance, dtype)
+    with jax.enable_x64(dtype == jnp.float64):
+        seen = met(*(jnp.asarray(value, dtype) for value in (rows @ rows.T, tolerance, multipliers)))
+        assert np.all(seen)
+        # Without its multipliers, g_0 violates what had one.
+        undone = met(*(jnp.asarray(value, dtype) for value in (rows @ rows.T, tolerance, np.zeros(4))))
+    np.testing.assert_array_equal(undone, rows[1:] @ rows[0] + tolerance >= 0)

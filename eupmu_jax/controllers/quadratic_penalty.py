@@ -1,0 +1,68 @@
+"""A quadratic penalty that grows while it is not enough, as a controller."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class QuadraticPenaltyState(NamedTuple):
+    """State of `quadratic_penalty`.
+
+    Attributes:
+      penalty: rho for each constraint, like the multipliers.
+    """
+
+    penalty: chex.ArrayTree
+
+
+def quadratic_penalty(
+    penalty: float, growth: float = 1.01, violation_tolerance: float = 1e-4
+) -> optax.GradientTransformation:
+    r"""Weighs the retain gradient by :math:`\lambda = \rho [e]_+`, :math:`e = l_k - limit_k`.
+
+    .. math::
+      \lambda_{t+1} = \rho_t [e_t]_+, \qquad
+      \rho_{t+1} = \text{growth} \cdot \rho_t \;\text{ while } e_t > \text{violation\_tolerance}
+
+    The gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and at rest the loss stands
+    lambda / rho above it. Growth shrinks that gap, and makes the problem ever stiffer: rho never falls again.
+
+    Args:
+      penalty: Initial rho > 0, multiplier per unit of the loss.
+      growth: At least 1.
+      violation_tolerance: Violation, in units of the loss, that does not call for growth.
+
+    Returns:
+      A transform over multipliers that receives -e and needs the multipliers as `params`.
+
+    Raises:
+      ValueError: For a penalty that is not positive, a growth below 1, or missing `params`.
+
+    >>> controller = quadratic_penalty(penalty=2.0, growth=1.5)
+    >>> multiplier = jnp.zeros(1)
+    >>> state = controller.init(multiplier)
+    >>> move, state = controller.update(-jnp.array([0.5]), state, multiplier)
+    >>> (multiplier + move).tolist(), state.penalty.tolist()
+    ([1.0], [3.0])
+    """
+    for name, value, least in (("penalty", penalty, np.nextafter(0, 1)), ("growth", growth, 1)):
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
+            raise ValueError(f"{name}: got {value}, expected {'a positive number' if least < 1 else 'at least 1'}")
+
+    def init_fn(params):
+        return QuadraticPenaltyState(jax.tree.map(lambda m: jnp.full_like(m, penalty), params))
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("params: got None, expected the multipliers: controller.update(updates, state, params)")
+        moves = jax.tree.map(lambda rho, g, old: rho * jnp.maximum(-g, 0) - old, state.penalty, updates, params)
+        grown = jax.tree.map(
+            lambda rho, g: jnp.where(-g > violation_tolerance, growth * rho, rho), state.penalty, updates
+        )
+        return moves, QuadraticPenaltyState(grown)
+
+    return optax.GradientTransformation(init_fn, update_fn)

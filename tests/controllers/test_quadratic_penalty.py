@@ -1,0 +1,86 @@
+import chex
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
+
+from eupmu_jax.controllers import quadratic_penalty
+
+errors_of_a_run = arrays(np.float64, (12, 3), elements=st.floats(-2, 2))
+
+
+@jax.jit
+def run(errors, start, penalty, growth, violation_tolerance):
+    """Multipliers after each error, projected to >= 0 as `implicit_surgery` does, and the last state."""
+    controller = quadratic_penalty(penalty, growth, violation_tolerance)
+
+    def step(carry, error):
+        multipliers, state = carry
+        moves, state = controller.update(-error, state, multipliers)
+        multipliers = jnp.maximum(multipliers + moves, 0)
+        return (multipliers, state), multipliers
+
+    (_, state), multipliers = jax.lax.scan(step, (start, controller.init(start)), errors)
+    return multipliers, state
+
+
+@given(
+    errors_of_a_run, st.sampled_from([0.1, 2.0]), st.sampled_from([1.0, 1.5]), st.sampled_from([-0.5, 0.0, 1e-4, 1.0])
+)
+def test_the_penalty_weighs_the_violation_and_grows_while_there_is_one(errors, penalty, growth, violation_tolerance):
+    rho, expected = np.full(3, penalty), []
+    for e in errors:
+        expected.append(rho * np.maximum(e, 0))
+        rho = np.where(e > violation_tolerance, growth * rho, rho)
+
+    with jax.enable_x64():
+        start = jnp.array([0.0, 1.0, 5.0])
+        seen, state = run(jnp.asarray(errors), start, penalty, growth, violation_tolerance)
+    np.testing.assert_allclose(seen, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(state.penalty, rho, rtol=1e-12)
+
+
+def test_each_constraint_can_have_its_own_penalty():
+    multipliers, state = run(jnp.array([[0.5, 0.5]]), jnp.zeros(2), jnp.array([1.0, 2.0]), 2.0, 0.0)
+    np.testing.assert_allclose(multipliers, [[0.5, 1.0]])
+    np.testing.assert_allclose(state.penalty, [2.0, 4.0])
+
+
+def test_any_tree_of_multipliers_and_any_dtype_keeps_its_shape():
+    controller = quadratic_penalty(1.0, 1.5)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        multipliers = {"a": jnp.ones(2, dtype), "b": [jnp.ones((), dtype)]}
+        state = controller.init(multipliers)
+        moves, new_state = controller.update(multipliers, state, multipliers)
+        chex.assert_trees_all_equal_shapes_and_dtypes(moves, multipliers)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
+def test_vmap_equals_one_after_the_other():
+    errors = jnp.asarray(np.random.default_rng(0).normal(size=(4, 12, 3)), jnp.float32)
+    together = jax.vmap(lambda errors: run(errors, jnp.ones(3), 1.0, 1.5, 0.0)[0])(errors)
+    np.testing.assert_allclose(together, [run(e, jnp.ones(3), 1.0, 1.5, 0.0)[0] for e in errors], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"penalty": 0.0}, r"^penalty: got 0.0, expected a positive number"),
+        ({"penalty": float("nan")}, r"^penalty: got nan"),
+        ({"penalty": np.array([1.0, -1.0])}, r"^penalty: got \["),
+        ({"growth": 0.99}, r"^growth: got 0.99, expected at least 1"),
+        ({"growth": float("nan")}, r"^growth: got nan"),
+    ],
+)
+def test_the_factory_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        quadratic_penalty(**{"penalty": 1.0, **kwargs})
+
+
+def test_the_update_needs_the_multipliers():
+    controller = quadratic_penalty(1.0)
+    with pytest.raises(ValueError, match=r"^params: got None"):
+        controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))
