@@ -1,12 +1,14 @@
 """Machine unlearning in JAX: unilateral gradient surgery as optax transforms."""
 
-from eupmu_jax import objectives, tolerances
+from eupmu_jax import aggregators, controllers, objectives, tolerances
 from eupmu_jax.accumulation import AccumulateState, accumulate
 from eupmu_jax.alias import eupmu
 from eupmu_jax.batches import shared_forward, stack_objectives
 from eupmu_jax.explicit import UnilateralSurgeryState, unilateral_surgery
+from eupmu_jax.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
 from eupmu_jax.freezing import freeze
 from eupmu_jax.gradients import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.guard import UtilityGuardState, utility_guard
 from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
 from eupmu_jax.nonfinite import skip_nonfinite
 from eupmu_jax.reference import reference_surgery
@@ -16,12 +18,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccumulateState",
+    "BestFeasible",
+    "BestFeasibleState",
     "ImplicitSurgeryState",
     "UnilateralSurgeryState",
+    "UtilityGuardState",
     "accumulate",
+    "aggregators",
+    "best_feasible",
+    "controllers",
     "eupmu",
     "explicit_step",
     "freeze",
+    "furthest_feasible",
     "implicit_step",
     "implicit_surgery",
     "multipliers",
@@ -35,4 +44,5 @@ __all__ = [
     "stacked_value_and_grad",
     "tolerances",
     "unilateral_surgery",
+    "utility_guard",
 ]

@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eupmu_jax as eupmu
-from eupmu_jax import accumulate, freeze, skip_nonfinite, tolerances, unilateral_surgery
+from eupmu_jax import accumulate, freeze, skip_nonfinite, tolerances, unilateral_surgery, utility_guard
+from eupmu_jax.aggregators import owa
 
 
 class Row(NamedTuple):
@@ -22,6 +23,12 @@ class Row(NamedTuple):
     num_objectives: int
     make: Callable[..., optax.GradientTransformation]
     restores_all: bool = True  # A refused step changes no state but counters.
+    diagnostics: dict[str, tuple[int, ...]] | None = None  # Fields found by name, and their shapes; None: a surgery's.
+
+    @property
+    def fields(self):
+        k = self.num_objectives
+        return self.diagnostics or {"gram": (k, k), "multipliers": (k - 1,)}
 
 
 def all_but_the_last(params):
@@ -34,6 +41,8 @@ def surgery_and(optimizer, k=2):
     return optax.chain(unilateral_surgery(num_objectives=k), optimizer)
 
 
+RANKS = np.array([0.8, 0.2])
+
 TABLE = {
     "float": Row(2, lambda tolerance=0.1: unilateral_surgery(tolerance)),
     "array": Row(2, lambda tolerance=0.1: unilateral_surgery(jnp.array([tolerance]))),
@@ -41,11 +50,22 @@ TABLE = {
     "schedule": Row(2, lambda: unilateral_surgery(optax.linear_schedule(0.0, 1.0, 10))),
     "relative": Row(2, lambda share=0.1: unilateral_surgery(tolerances.relative(share))),
     "budget": Row(2, lambda limit=2.0, rate=3.0: unilateral_surgery(tolerances.budget(limit, rate))),
+    "budget from the start": Row(
+        2,
+        lambda limit=0.1, rate=3.0: unilateral_surgery(tolerances.budget(limit, rate, relative_to_start=True)),
+    ),
+    "owa": Row(2, lambda weights=RANKS: owa(weights), diagnostics={"weights": (2,)}),
+    "owa of 4": Row(
+        4, lambda forget_weight=0.5: owa(forget_weight=forget_weight, num_objectives=4), diagnostics={"weights": (4,)}
+    ),
     "sgd": Row(2, lambda rate=0.1: surgery_and(optax.sgd(rate))),
     "adam of 4": Row(4, lambda rate=0.1: surgery_and(optax.adam(rate), 4), restores_all=False),
     "skip_nonfinite": Row(2, lambda rate=0.1: skip_nonfinite(surgery_and(optax.adamw(rate)))),
     "accumulate": Row(2, lambda rate=0.1: accumulate(surgery_and(optax.adam(rate)), 1)),
     "freeze": Row(2, lambda rate=0.1: freeze(skip_nonfinite(surgery_and(optax.adam(rate))), all_but_the_last)),
+    "guard": Row(2, lambda rate=0.1: utility_guard(optax.adam(rate), 0.1)),
+    "guard of 4": Row(4, lambda rate=0.1: utility_guard(optax.adam(rate), 0.1, num_objectives=4)),
+    "skip_nonfinite of guard": Row(2, lambda rate=0.1: skip_nonfinite(utility_guard(optax.adam(rate), 0.1))),
 }
 
 every_row = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
@@ -74,12 +94,13 @@ def stack(*trees):
 
 
 def surgeries(state):
-    """The states of the surgeries within `state`."""
+    """The states of the surgeries within `state`, also of one within a state that counts refused steps itself."""
 
-    def is_surgery(node):
+    def counts(node):
         return hasattr(node, "nonfinite_count")
 
-    return [node for node in jax.tree.leaves(state, is_leaf=is_surgery) if is_surgery(node)]
+    found = [node for node in jax.tree.leaves(state, is_leaf=counts) if counts(node)]
+    return [surgery for node in found for surgery in surgeries(tuple(node)) or [node]]
 
 
 def is_counter(path):
@@ -106,8 +127,8 @@ def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
         dtype = jnp.float64 if tree == "float64" else jnp.float32
-        for surgery in surgeries(new_state):
-            assert surgery.gram.dtype == surgery.multipliers.dtype == dtype
+        for name in row.fields:
+            assert optax.tree_utils.tree_get(new_state, name).dtype == dtype
 
 
 @every_row
@@ -235,15 +256,14 @@ def test_the_state_survives_serialisation(row):
 
 @every_row
 def test_diagnostics_are_found_by_name(row):
-    k = row.num_objectives
-    params, grads, losses = problem(k)
+    params, grads, losses = problem(row.num_objectives)
     tx = row.make()
     _, state = jax.jit(lambda state: tx.update(grads, state, params, losses=losses))(tx.init(params))
-    gram = optax.tree_utils.tree_get(state, "gram")
-    chex.assert_shape(gram, (k, k))
-    assert jnp.all(jnp.diagonal(gram) > 0)
-    chex.assert_trees_all_equal(optax.tree_utils.tree_get(state, "multipliers"), eupmu.multipliers(state))
-    chex.assert_shape(eupmu.multipliers(state), (k - 1,))
+    for name, shape in row.fields.items():
+        chex.assert_shape(optax.tree_utils.tree_get(state, name), shape)
+    if "gram" in row.fields:
+        assert jnp.all(jnp.diagonal(optax.tree_utils.tree_get(state, "gram")) > 0)
+        chex.assert_trees_all_equal(optax.tree_utils.tree_get(state, "multipliers"), eupmu.multipliers(state))
 
 
 @every_row

@@ -1,0 +1,165 @@
+import chex
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from eupmu_jax import best_feasible, furthest_feasible
+
+
+def track(checks, limit=1.0, patience=10):
+    """The state after checks of (forget loss, level); the checkpoint is the number of its check, that of `init` 0."""
+    tracker = best_feasible(limit, patience)
+    state = tracker.init(jnp.array(0), *checks[0])
+    for i, check in enumerate(checks[1:], start=1):
+        state = tracker.update(state, jnp.array(i), *check)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("checks", "best", "feasible"),
+    [
+        ([(5.0, 0.5), (4.0, 0.9)], 1, True),
+        ([(5.0, 0.5), (4.0, 1.0)], 1, True),
+        ([(5.0, 0.5), (6.0, 0.1)], 0, True),
+        ([(5.0, 0.5), (5.0, 0.1)], 0, True),
+        ([(5.0, 0.5), (0.0, 1.001)], 0, True),
+        ([(5.0, 2.0), (9.0, 1.5)], 1, False),
+        ([(5.0, 2.0), (0.0, 2.5)], 0, False),
+        ([(5.0, 2.0), (4.0, 2.0)], 1, False),
+        ([(5.0, 2.0), (9.0, 1.0)], 1, True),
+        ([(5.0, 2.0), (1.0, 1.5), (9.0, 0.5), (8.0, 0.9), (0.0, 1.1)], 3, True),
+    ],
+    ids=[
+        "forgets more",
+        "at its limit",
+        "forgets less",
+        "a tie keeps the first",
+        "above its limit",
+        "a smaller violation",
+        "a larger violation",
+        "the same violation, forgets more",
+        "repaired",
+        "repaired, then forgets more",
+    ],
+)
+def test_which_checkpoint_is_kept(checks, best, feasible):
+    state = track(checks)
+    assert state.params == best
+    np.testing.assert_allclose((state.forget_loss, state.levels[0]), checks[best])
+    assert state.feasible == feasible
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_checkpoint_that_is_not_finite_is_never_kept(bad):
+    for start in (0.5, 2.0):
+        state = track([(5.0, start), (bad, 0.1), (0.0, bad)])
+        assert state.params == 0
+        assert not state.progressed
+        assert state.stalled == 2
+
+
+def test_the_largest_violation_of_several_limits_counts():
+    limits = np.array([1.0, 2.0])
+    assert track([(5.0, jnp.array([1.0, 2.0])), (1.0, jnp.array([0.0, 2.1]))], limits).params == 0
+    state = track([(5.0, jnp.array([1.5, 2.5])), (9.0, jnp.array([0.0, 2.6])), (9.0, jnp.array([1.4, 2.4]))], limits)
+    assert state.params == 2
+    assert not state.feasible
+    np.testing.assert_allclose(state.levels, [1.4, 2.4])
+    assert track([(5.0, jnp.array([1.0, 2.0])), (1.0, jnp.array([0.9, 1.1]))], limit=1.0).params == 1
+
+
+def test_patience_counts_checks_without_progress():
+    start, worse, above = (5.0, 0.5), (6.0, 0.5), (0.0, 1.5)
+    assert not track([start, above, worse], patience=3).infeasible
+    assert track([start, above, worse, above], patience=3).infeasible
+
+
+def test_one_checkpoint_that_progressed_disproves_infeasibility_for_good():
+    state = track([(5.0, 0.5), (4.0, 0.5)] + [(0.0, 1.5)] * 5, patience=3)
+    assert (state.progressed, state.stalled, state.infeasible) == (True, 5, False)
+    # Late progress takes the verdict back.
+    state = track([(5.0, 0.5)] + [(0.0, 1.5)] * 5 + [(4.0, 0.5)], patience=3)
+    assert (state.params, state.progressed, state.stalled, state.infeasible) == (6, True, 0, False)
+
+
+def test_scan_equals_a_loop_outside_jit():
+    rng = np.random.default_rng(0)
+    forget, levels = rng.uniform(0, 5, size=20), rng.uniform(0, 2, size=(20, 2))
+    levels[:5] += 1.0
+    forget[12], levels[14, 1] = np.nan, np.inf
+    tracker = best_feasible(np.array([1.0, 1.5]), patience=3)
+
+    def checkpoint(i):
+        return {"w": jnp.full((2, 3), i, jnp.bfloat16), "n": jnp.asarray(i, jnp.int32)}
+
+    start = state = tracker.init(checkpoint(0), 5.0, jnp.array([3.0, 3.0]))
+    looped = []
+    for i in range(20):
+        state = tracker.update(state, checkpoint(i + 1), forget[i], jnp.asarray(levels[i], jnp.float32))
+        looped.append(state)
+
+    def step(state, inputs):
+        state = tracker.update(state, *inputs)
+        return state, state
+
+    checkpoints = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[checkpoint(i + 1) for i in range(20)])
+    inputs = (checkpoints, jnp.asarray(forget, jnp.float32), jnp.asarray(levels, jnp.float32))
+    _, scanned = jax.jit(lambda state: jax.lax.scan(step, state, inputs))(start)
+    chex.assert_trees_all_equal(scanned, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped))
+    assert 2 < len(np.unique(scanned.params["n"])) < 20
+    assert scanned.progressed[-1]
+
+
+def test_the_start_survives_the_donation_of_the_parameters():
+    tracker, params = best_feasible(1.0), {"w": jnp.ones(3)}
+    state = jax.jit(tracker.init)(params, 5.0, 0.5)
+    eager = tracker.init(params, 5.0, 0.5)
+    jax.jit(lambda params: jax.tree.map(lambda leaf: leaf + 1, params), donate_argnums=0)(params)
+    assert params["w"].is_deleted()
+    for kept in (state, eager):
+        np.testing.assert_array_equal(kept.params["w"], 1)
+
+
+def test_a_scalar_level_stands_for_one_constraint():
+    tracker = best_feasible(1.0)
+    state = tracker.init(jnp.zeros(2), 5.0, 0.5)
+    chex.assert_shape(state.levels, (1,))
+    one = tracker.update(state, jnp.ones(2), 4.0, jnp.array([0.7]))
+    chex.assert_trees_all_equal(one, tracker.update(state, jnp.ones(2), jnp.array(4.0), jnp.array(0.7)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"limit": float("nan")}, "^limit: got nan"),
+        ({"limit": np.array([0.1, np.nan])}, r"^limit: got \["),
+        ({"limit": 1.0, "patience": 0}, "^patience: got 0"),
+    ],
+)
+def test_the_factory_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        best_feasible(**kwargs)
+
+
+@given(st.floats(0.01, 4.0), st.integers(3, 12))
+def test_the_furthest_feasible_point_is_found_to_the_resolution_asked_for(limit, bisections):
+    inside, outside = {"w": jnp.zeros(2)}, {"w": jnp.array([0.0, 3.0])}
+    found = furthest_feasible(lambda p: jnp.sum(p["w"] ** 2)[None], limit, inside, outside, bisections)["w"][1]
+    crossing = np.sqrt(limit)
+    assert crossing - 3 * 2.0**-bisections - 1e-6 <= found <= crossing + 1e-6
+
+
+def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_not_at_all():
+    inside, outside = jnp.array([0.1, 0.7]), jnp.array([0.3, 1.1])
+    find = jax.jit(lambda limit: furthest_feasible(lambda p: p, limit, inside, outside))
+    chex.assert_trees_all_equal(find(jnp.array([1.0, 2.0])), outside)
+    chex.assert_trees_all_equal(find(jnp.array([0.0, 2.0])), inside)
+    chex.assert_trees_all_equal(find(jnp.array([1.0, jnp.nan])), inside)
+
+
+def test_fewer_than_one_bisection_is_refused():
+    with pytest.raises(ValueError, match="bisections: got 0"):
+        furthest_feasible(lambda p: p, 1.0, jnp.zeros(1), jnp.ones(1), 0)

@@ -1,0 +1,188 @@
+import functools
+
+import chex
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+
+from eupmu_jax import unilateral_surgery, utility_guard
+
+PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.linspace(0, 1, 3), "scale": jnp.array(0.5)}
+SIZE = 10
+
+OPTIMIZERS = {
+    "sgd": lambda scale: optax.sgd(0.1 * scale, momentum=0.9),
+    "adam": lambda scale: optax.adam(1e-2 * scale),
+    "adamw": lambda scale: optax.adamw(1e-2 * scale, weight_decay=0.1),
+    "muon": lambda scale: optax.contrib.muon(1e-2 * scale),
+    "schedule_free": lambda scale: optax.contrib.schedule_free_adamw(1e-2 * scale),
+}
+
+few = settings(max_examples=40)
+seeds = st.integers(0, 10_000)
+exponents = st.floats(-8, 8)
+shares = st.sampled_from([0.0, 0.3])
+kinds = st.sampled_from(["independent", "duplicated", "opposite"])
+
+
+def flat(tree):
+    """The leaves side by side in float64; leading axes are those of the scalar leaf."""
+    leading = np.shape(tree["scale"])
+    return np.concatenate([np.asarray(leaf, np.float64).reshape(*leading, -1) for leaf in jax.tree.leaves(tree)], -1)
+
+
+def unflat(rows, dtype=jnp.float32):
+    """Back from `flat` to a tree like `PARAMS`."""
+    leaves, structure = jax.tree.flatten(PARAMS)
+    parts = np.split(np.asarray(rows), np.cumsum([leaf.size for leaf in leaves])[:-1], axis=-1)
+    shaped = [part.reshape((*part.shape[:-1], *leaf.shape)) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, [jnp.asarray(leaf, dtype) for leaf in shaped])
+
+
+def norm(rows):
+    return np.linalg.norm(rows, axis=-1)
+
+
+def retain_rows(rng, k, kind, exponents):
+    """K-1 retain gradients, each with a scale of its own."""
+    rows = rng.normal(size=(k - 1, SIZE))
+    if kind != "independent" and k > 2:
+        rows[-1] = rows[0] if kind == "duplicated" else -rows[0]
+    return rows * 10.0 ** np.resize(exponents, k - 1)[:, None]
+
+
+def proposes(update):
+    """An optimizer that always makes this update."""
+    return optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda g, state, params=None: (update, state)
+    )
+
+
+@jax.jit
+def guarded(proposal, retain, tolerance):
+    """What the guard makes of a proposal; compiled once for each K and dtype."""
+    grads = jax.tree.map(lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]), retain)
+    tx = utility_guard(proposes(proposal), tolerance)
+    return tx.update(grads, tx.init(proposal), proposal)
+
+
+def assert_within(tolerance, rows, update, proposal, rounding=1e-5):
+    # A proposal that cancels altogether leaves its own rounding errors, which have no direction to speak of.
+    size = norm(rows) * np.maximum(norm(update), 0.1 * rounding * norm(proposal))[..., None]
+    assert np.all(np.einsum("...kn,...n->...k", rows, update) <= tolerance + rounding * (size + np.abs(tolerance)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(name, scale, grads, tolerance):
+    """Proposals and updates of some steps."""
+    inner = optax.with_extra_args_support(OPTIMIZERS[name](scale))
+    k = len(tolerance) + 1
+    tx = utility_guard(inner, tolerance)
+
+    def step(state, grads):
+        # The parameters stay: weight decay at a learning rate of 1e5 would carry them beyond float32.
+        direction, _ = unilateral_surgery(num_objectives=k).update(grads, state.surgery_state, PARAMS)
+        proposal, _ = inner.update(direction, state.inner_state, PARAMS)
+        update, state = tx.update(grads, state, PARAMS)
+        return state, (proposal, update, state.guard_feasible)
+
+    return jax.lax.scan(step, tx.init(PARAMS), grads)
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [("sgd", 2), ("sgd", 3), ("sgd", 6), ("adam", 2), ("adamw", 6), ("muon", 3), ("schedule_free", 3)],
+)
+@few
+@given(seeds, exponents, st.lists(exponents, min_size=2, max_size=2), exponents, shares, kinds)
+def test_no_optimizer_raises_a_retain_loss_by_more_than_the_tolerance(
+    name, k, seed, forget, retain, scale, share, kind
+):
+    rng = np.random.default_rng(seed)
+    steps = 5
+    rows = np.stack([retain_rows(rng, k, kind, retain) for _ in range(steps)])
+    unit = rows / norm(rows)[..., None]
+    forget_rows = 10.0**forget * (rng.normal(size=SIZE) - rng.uniform(0, 3, size=(steps, k - 1, 1)) * unit).sum(axis=1)
+    grads = unflat(np.concatenate([forget_rows[:, None], rows], axis=1))
+    step_size = 0.1 * norm(forget_rows).mean() if name == "sgd" else 1e-2
+    tolerance = jnp.asarray(share * 10.0**scale * step_size * norm(rows).min(axis=0), jnp.float32)
+
+    state, (proposals, updates, feasible) = run(name, 10.0**scale, grads, tolerance)
+    assert state.count == steps
+    assert np.all(feasible)
+    assert_within(np.asarray(tolerance, np.float64), flat(grads)[:, 1:], flat(updates), flat(proposals))
+
+
+# How much of the proposal the projection cancels: all of it (0) to hardly any.
+remainders = st.one_of(st.just(0.0), st.floats(-8, 1).map(lambda e: 10.0**e))
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+@few
+@given(seeds, st.lists(exponents, min_size=2, max_size=2), exponents, remainders, shares, kinds)
+def test_what_cancellation_leaves_meets_the_constraints_too(k, seed, retain, scale, remainder, share, kind):
+    rng = np.random.default_rng(seed)
+    rows = retain_rows(rng, k, kind, retain)
+    proposal = rng.uniform(0, 1, k - 1) @ (rows / norm(rows)[:, None]) + remainder * rng.normal(size=SIZE)
+    proposal, rows = unflat(10.0**scale * proposal), unflat(rows)
+    tolerance = np.float32(share * norm(flat(rows)) * norm(flat(proposal)))
+    update, state = guarded(proposal, rows, tolerance)
+    assert_within(tolerance.astype(np.float64), flat(rows), flat(update), flat(proposal))
+    # BUG: with three objectives or more, rounding errors of the second projection passed for violations.
+    assert np.all(state.guard_feasible)
+
+
+@given(seeds, st.sampled_from([0.01, 0.03, 0.1]))
+def test_nearly_parallel_constraints_are_met(seed, angle):
+    # BUG: at an angle of 0.01 two projections leave up to 5e-4 of the update against a constraint.
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=SIZE) + angle * rng.normal(size=(5, SIZE))
+    proposal = unflat(rng.uniform(0, 1, 5) @ rows + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=SIZE))
+    update, _ = guarded(proposal, unflat(rows), np.zeros(5, np.float32))
+    assert_within(0, flat(unflat(rows)), flat(update), flat(proposal))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@given(seeds, exponents, remainders, kinds)
+def test_bfloat16_meets_the_constraints_to_its_own_rounding(k, seed, scale, remainder, kind):
+    rng = np.random.default_rng(seed)
+    rows = retain_rows(rng, k, kind, 0.0)
+    proposal = rng.uniform(0, 1, k - 1) @ rows + remainder * rng.normal(size=SIZE)
+    proposal, rows = unflat(10.0**scale * proposal, jnp.bfloat16), unflat(rows, jnp.bfloat16)
+    update, state = guarded(proposal, rows, np.zeros(k - 1, np.float32))
+    chex.assert_trees_all_equal_dtypes(update, proposal)
+    assert_within(0, flat(rows), flat(update), flat(proposal), rounding=2.0**-8)
+    assert np.all(state.guard_feasible)
+
+
+def projection(proposal, rows, tolerance):
+    """The nearest point within the constraints: least distance programming (Lawson and Hanson, 1974), in float64."""
+    size = norm(proposal)
+    excess = (rows @ proposal - tolerance) / norm(rows) / size
+    system = np.vstack([-(rows / norm(rows)[:, None]).T, excess])
+    target = np.zeros(len(system))
+    target[-1] = 1
+    weights, _ = scipy.optimize.nnls(system, target)
+    residual = system @ weights - target
+    return proposal - size * residual[:-1] / residual[-1]
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+@few
+@given(seeds, st.lists(exponents, min_size=2, max_size=2), exponents, st.sampled_from([-0.2, 0.0, 0.3]), kinds)
+def test_the_update_is_the_nearest_one_within_the_constraints(k, seed, retain, scale, share, kind):
+    rng = np.random.default_rng(seed)
+    rows = retain_rows(rng, k, kind, retain)
+    proposal = 10.0**scale * (rng.uniform(-0.5, 1, k - 1) @ (rows / norm(rows)[:, None]) + rng.normal(size=SIZE))
+    proposal, rows = unflat(proposal), unflat(rows)
+    if kind == "opposite":
+        share = abs(share)  # Demands on opposite gradients contradict each other.
+    tolerance = np.float32(share * norm(flat(rows)) * norm(flat(proposal)))
+    update, _ = guarded(proposal, rows, tolerance)
+    expected = projection(flat(proposal), flat(rows), tolerance.astype(np.float64))
+    np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
