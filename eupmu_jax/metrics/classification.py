@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from eupmu_jax.data import Dataset, Split
-from eupmu_jax.metrics.membership import svc_confidence_attack
+from eupmu_jax.metrics.membership import SHADOW_SIZE, svc_confidence_attack
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")
 
@@ -24,7 +24,14 @@ def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.exp(_label_log_probabilities(logits, labels))
 
 
-def evaluate(train_logits: np.ndarray, test_logits: np.ndarray, dataset: Dataset, split: Split, seed: int) -> dict:
+def evaluate(
+    train_logits: np.ndarray,
+    test_logits: np.ndarray,
+    dataset: Dataset,
+    split: Split,
+    seed: int,
+    shadow_size: int = SHADOW_SIZE,
+) -> dict:
     """All figures of one model.
 
     Args:
@@ -32,7 +39,7 @@ def evaluate(train_logits: np.ndarray, test_logits: np.ndarray, dataset: Dataset
       test_logits: `(M, C)` for the test set.
       dataset: The data.
       split: What was to be forgotten.
-      seed: Seed of the attack's choice of retained examples.
+      seed, shadow_size: Of the attack, see `svc_confidence_attack`.
 
     Returns:
       UA = 100 - accuracy on the forget set; RA, TA = accuracy on the retain and the test set; MIA, see
@@ -45,11 +52,12 @@ def evaluate(train_logits: np.ndarray, test_logits: np.ndarray, dataset: Dataset
         tested = dataset.test_labels != split.forget_class
     train_confidence = confidence(train_logits, dataset.train_labels)
     test_confidence = confidence(test_logits, dataset.test_labels)
+    members, strangers, judged = train_confidence[retain], test_confidence[tested], train_confidence[forget]
     figures = {
         "UA": 100 - accuracy(train_logits[forget], dataset.train_labels[forget]),
         "RA": accuracy(train_logits[retain], dataset.train_labels[retain]),
         "TA": accuracy(test_logits[tested], dataset.test_labels[tested]),
-        "MIA": svc_confidence_attack(train_confidence[retain], test_confidence[tested], train_confidence[forget], seed),
+        "MIA": svc_confidence_attack(members, strangers, judged, seed, shadow_size),
         "retain_loss": mean_loss(train_logits[retain], dataset.train_labels[retain]),
         "forget_loss": mean_loss(train_logits[forget], dataset.train_labels[forget]),
     }

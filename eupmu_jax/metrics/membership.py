@@ -5,7 +5,9 @@ import numpy as np
 SHADOW_SIZE = 10_000
 
 
-def svc_confidence_attack(retain: np.ndarray, test: np.ndarray, forget: np.ndarray, seed: int = 0) -> float:
+def svc_confidence_attack(
+    retain: np.ndarray, test: np.ndarray, forget: np.ndarray, seed: int = 0, shadow_size: int = SHADOW_SIZE
+) -> float:
     """MIA efficacy: the percentage of forgotten examples that an attack takes for examples never trained on.
 
     A support vector classifier (RBF kernel, C = 3, gamma = 1 / number of features) learns to tell retained examples
@@ -14,7 +16,8 @@ def svc_confidence_attack(retain: np.ndarray, test: np.ndarray, forget: np.ndarr
 
     Args:
       retain, test, forget: `(n,)` confidences in [0, 1].
-      seed: Chooses which examples train the attack where there are more than needed: at most 10,000 of each.
+      seed: Chooses which examples train the attack where there are more than needed.
+      shadow_size: At most so many of each train the attack; its time grows with the square.
 
     Returns:
       A percentage. Where the confidences cannot be told apart the classifier answers with one side for all.
@@ -22,7 +25,7 @@ def svc_confidence_attack(retain: np.ndarray, test: np.ndarray, forget: np.ndarr
     from sklearn.svm import SVC
 
     rng = np.random.default_rng(seed)
-    size = min(len(retain), len(test), SHADOW_SIZE)
+    size = min(len(retain), len(test), shadow_size)
     members, strangers = (rng.permutation(values)[:size] for values in (retain, test))
     features = np.concatenate([members, strangers])[:, None]
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(features, np.repeat([1, 0], size))

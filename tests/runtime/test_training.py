@@ -17,7 +17,7 @@ def test_id_batches_pass_over_all_ids_before_any_comes_again():
 
 def test_fit_learns_real_digits_from_the_given_ids_only(monkeypatch):
     prepared = task.make("digits", "class:3", seed=0)
-    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(15, 64, 1e-3))
+    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(15, 64, 1e-3))
     steps = []
     params, _ = initial(prepared)
     fitted = training.fit(
@@ -46,13 +46,13 @@ def initial(prepared):
     import jax.numpy as jnp
     from flax import nnx
 
-    model = task._model(prepared.dataset, 0)
+    model = task.MODELS[prepared.model](prepared.dataset, 0)
     return jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model))), model
 
 
 def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path, monkeypatch):
     prepared = task.make("digits", "random:10%", seed=1)
-    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(1, 64, 1e-3))
+    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(1, 64, 1e-3))
     steps = []
     arguments = dict(init_seed=0, cache=tmp_path, on_step=lambda: steps.append(1))
     first = task.train(prepared, prepared.split.retain_ids, **arguments)
@@ -61,6 +61,6 @@ def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path, monke
     assert len(steps) == made > 0
     np.testing.assert_array_equal(first.params["layers"][0]["kernel"], again.params["layers"][0]["kernel"])
     assert again.seconds == first.seconds
-    monkeypatch.setitem(task.RECIPES, "digits", task.Recipe(2, 64, 1e-3))
+    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(2, 64, 1e-3))
     task.train(prepared, prepared.split.retain_ids, **arguments)
     assert len(steps) == 3 * made

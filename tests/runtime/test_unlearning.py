@@ -23,7 +23,7 @@ PASSES = {
 def problem(tmp_path_factory):
     prepared = task.make("digits", "class:3", seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(task.RECIPES, "digits", task.Recipe(10, 64, 1e-3))
+        patch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(10, 64, 1e-3))
         model = task.train(
             prepared,
             np.arange(len(prepared.labels)),
