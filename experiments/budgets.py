@@ -109,7 +109,8 @@ def main():
     parser.add_argument("--cnn-seeds", type=int, nargs="*", default=[])
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()
-    rows = Rows(f"budgets_{arguments.data}", provenance("budgets", "--data", arguments.data))
+    cnn = ["--cnn-seeds", *arguments.cnn_seeds] if arguments.cnn_seeds else []
+    rows = Rows(f"budgets_{arguments.data}", provenance("budgets", "--data", arguments.data, *cnn))
 
     given = runs.problem(arguments.data, FORGET["random"], TUNING_SEED, arguments.cache)
     for program, trial in itertools.product(programs(), range(arguments.trials)):
