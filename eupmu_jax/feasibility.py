@@ -158,5 +158,6 @@ def furthest_feasible(
 
     low, _ = jax.lax.fori_loop(0, bisections, halve, (jnp.float32(0), jnp.float32(1)))
     low = jnp.where(keeps(outside), 1.0, low)
-    # Not by interpolation, which would not give the end points to the last bit.
-    return jax.tree.map(lambda mid, end: jnp.where(low == 1, end, mid), between(low), outside)
+    # Interpolation would not give the end points to the last bit, nor the first one if the other is not finite.
+    select = lambda begin, mid, end: jnp.where(low == 0, begin, jnp.where(low == 1, end, mid))
+    return jax.tree.map(select, inside, between(low), outside)

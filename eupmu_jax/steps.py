@@ -20,7 +20,9 @@ def explicit_step(
 
     Returns:
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
-      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given.
+      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
+      and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
+      call it.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
@@ -28,7 +30,8 @@ def explicit_step(
     def step(params, state, batches, *args, levels=None):
         value, grads = value_and_grad(params, batches, *args)
         losses = value[0] if has_aux else value
-        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels)
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
         return optax.apply_updates(params, updates), state, value
 
     return step

@@ -65,6 +65,21 @@ def programs():
             yield program
 
 
+def is_usual(program):
+    """Raw losses, or the only scale there is."""
+    return program.scale == "raw" or program.method == "reference"
+
+
+def winners(rows: list[dict]) -> dict[Program, dict]:
+    """The tuning row of each program that forgot most within the limit."""
+    best: dict[Program, dict] = {}
+    for row in rows:
+        program = Program(row["method"], row["scale"], row["optimizer"])
+        if program not in best or row["forget_loss"] > best[program]["forget_loss"]:
+            best[program] = row
+    return best
+
+
 def unlearn(given, program, setting, schedule, *, traced, anchored=False):
     """One run, as the fields of a row."""
     task, start = given.task, given.figures["retain_loss"]
@@ -117,26 +132,21 @@ def main():
         key = {"stage": "tuning", "forget": FORGET["random"], "trial": trial, **program._asdict()}
         rows.add(key, lambda p=program, t=trial: unlearn(given, p, draw(p.optimizer, t), "linear", traced=False))
 
-    best = {}
-    for row in rows.found(stage="tuning"):
-        program = Program(row["method"], row["scale"], row["optimizer"])
-        if program not in best or row["forget_loss"] > best[program]["forget_loss"]:
-            best[program] = row
+    best = winners(rows.found(stage="tuning"))
     for seed, forget in itertools.product(arguments.seeds, FORGET.values()):
         given = runs.problem(arguments.data, forget, seed, arguments.cache)
         for model, figures in (("original", given.figures), ("retrained", given.retrained)):
             rows.add({"stage": "models", "forget": forget, "seed": seed, "model": model}, figures.copy)
         for program, schedule in itertools.product(programs(), SCHEDULES):
-            usual = program.scale == "raw" or program.method == "reference"
-            if forget == FORGET["class"] and not (usual and schedule == "linear"):
+            if forget == FORGET["class"] and not (is_usual(program) and schedule == "linear"):
                 continue
-            if schedule == "restarts" and not usual:
+            if schedule == "restarts" and not is_usual(program):
                 continue
             key = {"stage": "grid", "forget": forget, "seed": seed, "schedule": schedule, **program._asdict()}
             setting = Setting(**best[program]["setting"])
             rows.add(key, lambda g=given, p=program, s=setting, d=schedule: unlearn(g, p, s, d, traced=True))
 
-    anchored = [p for p in programs() if p.method in ("barrier", "PI") and p.scale == "raw"]
+    anchored = [program for program in programs() if program.method in ("barrier", "PI") and is_usual(program)]
     for seed in arguments.seeds:
         given = runs.problem(arguments.data, FORGET["random"], seed, arguments.cache)
         for program in anchored:
@@ -147,9 +157,7 @@ def main():
     for seed in arguments.cnn_seeds:
         given = runs.problem(arguments.data, FORGET["random"], seed, arguments.cache, model="cnn")
         for program in programs():
-            if program.method in ("barrier", "PI", "reference") and (program.scale == "raw") != (
-                program.method == "reference"
-            ):
+            if program.method in ("barrier", "PI", "reference") and is_usual(program):
                 key = {"stage": "cnn", "forget": FORGET["random"], "seed": seed, **program._asdict()}
                 setting = Setting(**best[program]["setting"])
                 rows.add(key, lambda g=given, p=program, s=setting: unlearn(g, p, s, "linear", traced=True))

@@ -120,28 +120,29 @@ def limit_axis(panel):
 
 
 def robustness():
-    """How many of the random settings keep the limit, and how near the ones that do come to the retrained model."""
+    """How many of the random settings keep the limit, and how near they come to the retrained model."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for panel, (data, name) in zip(panels, {"digits": "Digits", "fashion_mnist": "Fashion-MNIST"}.items(), strict=True):
         rows = read(f"robustness_{data}")
-        for method in dict.fromkeys(row["method"] for row in rows):
-            end = "returned" if method in ("barrier", "PI") else "last"
+        for order, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             found = [row for row in rows if row["method"] == method]
-            kept = 100 * np.mean([row[f"overshoot_{end}"] <= 0.01 for row in found])
-            gaps = [row[f"gap_{end}"] for row in found]
-            low, middle, high = np.nanpercentile(gaps, [25, 50, 75])
-            panel.plot([low, high], [kept, kept], color=COLORS[method], lw=1.2, alpha=0.6)
-            size = 110 if method == "barrier" else 44  # Both keep 100 %, and one would hide the other.
-            panel.scatter(middle, kept, s=size, color=COLORS[method], edgecolor="white", label=label(method), zorder=3)
+            ends = {"last": {"marker": "o", "s": 40, "label": label(method)}, "returned": {"marker": "D", "s": 26}}
+            for end, style in ends.items():
+                kept = 100 * np.mean([row[f"overshoot_{end}"] <= 0.01 for row in found])
+                low, middle, high = np.nanpercentile([row[f"gap_{end}"] for row in found], [25, 50, 75])
+                panel.scatter(middle, kept, color=COLORS[method], edgecolor="white", lw=0.6, zorder=20 - order, **style)
+                if end == "last":
+                    panel.plot([low, high], [kept, kept], color=COLORS[method], lw=1.2, alpha=0.6)
         panel.axhline(95, color="#111418", lw=1, ls="--")
-        panel.set(title=f"{name}, {len({row['number'] for row in rows})} settings", ylim=(-4, 104))
+        panel.set(title=f"{name}, {len({row['number'] for row in rows})} settings", ylim=(-4, 106))
         panel.set_xscale("log")
         panel.set_xlim(0.6, 100)
         panel.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
         panel.minorticks_off()
-        panel.set_xlabel("gap to the retrained model: median, quartiles")
+        panel.set_xlabel("gap to the retrained model, median")
     panels[0].set_ylabel("runs that keep the limit, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right", fontsize=8, title="circle: last step\ndiamond: measured end")
     save(figure, "robustness")
 
 

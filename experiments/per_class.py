@@ -68,8 +68,9 @@ def optimizer_of(method, strength, start, decay):
     if "barrier" in method:
         first = eupmu.unilateral_surgery(tolerances.budget(limit, 30 * numbers["gain"] / LEARNING_RATE))
     else:
-        gini = (2 * (CLASSES - jnp.arange(CLASSES)) - 1) / CLASSES**2
-        first = aggregators.owa(strength * (gini if method == "owa" else 1 / CLASSES + 0 * gini), forget_weight=1.0)
+        ranks = jnp.arange(CLASSES)
+        by_rank = (2 * (CLASSES - ranks) - 1) / CLASSES**2 if method == "owa" else jnp.full(CLASSES, 1 / CLASSES)
+        first = aggregators.owa(strength * by_rank, forget_weight=1.0)
     return eupmu.skip_nonfinite(optax.chain(first, base))
 
 
@@ -145,6 +146,10 @@ def unlearn(given, method, strength) -> dict:
     accuracy = [metrics.accuracy(training.predict(apply, params, task.images[i]), labels[i]) for i in by_class]
     before = [metrics.accuracy(training.predict(apply, given.params, task.images[i]), labels[i]) for i in by_class]
     return {
+        "data": task.dataset.name,
+        "optimizer": OPTIMIZER,
+        "learning_rate": LEARNING_RATE,
+        "epochs": EPOCHS,
         **runs.accuracies(given, params),
         "rises": np.asarray(damage, float).tolist(),
         "drops": (np.array(before) - accuracy).tolist(),

@@ -158,6 +158,9 @@ def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_no
     chex.assert_trees_all_equal(find(jnp.array([1.0, 2.0])), outside)
     chex.assert_trees_all_equal(find(jnp.array([0.0, 2.0])), inside)
     chex.assert_trees_all_equal(find(jnp.array([1.0, jnp.nan])), inside)
+    # BUG: a step that had diverged made NaN of the checkpoint it was led back to.
+    diverged = jnp.array([jnp.inf, jnp.nan])
+    chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged), inside)
 
 
 def test_fewer_than_one_bisection_is_refused():

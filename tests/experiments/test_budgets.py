@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ import budget_runs as runs  # noqa: E402
 import rows as rows_of  # noqa: E402
 from budget_methods import OPTIMIZERS, Program, Setting  # noqa: E402
 
+import eupmu_jax as eupmu  # noqa: E402
 from eupmu_jax.runtime import task  # noqa: E402
 
 
@@ -42,6 +44,31 @@ def test_an_anchored_level_holds_the_limit_as_well(problem):
     result = runs.run(problem, program, setting, 0.05, epochs=5, seed=0, anchored=True)
     assert result.best.progressed
     assert result.best.levels[0] <= problem.figures["retain_loss"] + 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, optimizer):
+    t, rise, rng = problem.task, 0.05, np.random.default_rng(0)
+    # The same batch in every step: what is measured is what is limited.
+    ids = rng.permutation(t.split.forget_ids)[:64], rng.permutation(t.split.retain_ids)[:576]
+    pair = tuple({"images": t.images[part], "labels": t.labels[part]} for part in ids)
+    loss = eupmu.shared_forward(
+        lambda params, batch: t.apply(params, batch["images"]),
+        [
+            lambda logits, batch: eupmu.objectives.bounded_ascent(logits, batch["labels"]),
+            lambda logits, batch: eupmu.objectives.cross_entropy(logits, batch["labels"]),
+        ],
+    )
+    limit = eupmu.tolerances.budget(rise, 0.9, relative_to_start=True)
+    guard = eupmu.utility_guard(OPTIMIZERS[optimizer](lambda count: 1e-2), limit, max_halvings=12)
+    step = jax.jit(eupmu.explicit_step(loss, guard))
+    params, state, seen = problem.params, guard.init(problem.params), []
+    for _ in range(60):
+        params, state, losses = step(params, state, pair)
+        seen.append(losses)
+    forget, retain = np.transpose(seen)
+    assert np.max(retain) <= retain[0] + rise * (1 + 1e-5)
+    assert forget[-1] < forget[0] - 0.1
 
 
 def test_rows_are_kept_and_not_made_again(tmp_path, monkeypatch):
