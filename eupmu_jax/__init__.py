@@ -1,6 +1,6 @@
 """Machine unlearning in JAX: unilateral gradient surgery as optax transforms."""
 
-from eupmu_jax import aggregators, controllers, objectives, tolerances
+from eupmu_jax import aggregators, controllers, objectives, sharding, tolerances
 from eupmu_jax.accumulation import AccumulateState, accumulate
 from eupmu_jax.alias import eupmu
 from eupmu_jax.batches import shared_forward, stack_objectives
@@ -38,6 +38,7 @@ __all__ = [
     "reference_surgery",
     "retain_losses",
     "scalarized_value_and_grad",
+    "sharding",
     "shared_forward",
     "skip_nonfinite",
     "stack_objectives",

@@ -1,0 +1,212 @@
+"""Shardings of everything a step touches: parameters, optimizer state, stacked gradients, multipliers and batches.
+
+A step of this library is a pure function, so it runs on a mesh as it is: place its arguments by these rules and call
+it under `jax.jit`. The names of the mesh axes are `data` (examples), `model` (parameters, FSDP or tensor style) and
+`objective` (the rows of the stack, if different devices are to hold different objectives).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from eupmu_jax import stacked
+
+# Below this many elements the latency of gathering a parameter outweighs the memory that sharing it out saves.
+MIN_SIZE = 2**14
+
+
+def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `objective x data x model` devices; XLA propagates shardings along its axes (`AxisType.Auto`).
+
+    Args:
+      data, model, objective: Devices along each axis.
+      devices: In the order of the network; None takes the first of `jax.devices()` and lets JAX arrange them.
+
+    Returns:
+      The mesh, with axes `objective`, `data`, `model`.
+
+    Raises:
+      ValueError: For an axis below 1, or fewer devices than the mesh has places.
+
+    >>> dict(make_mesh(data=1).shape)
+    {'objective': 1, 'data': 1, 'model': 1}
+    """
+    shape = {"objective": objective, "data": data, "model": model}
+    for axis, size in shape.items():
+        if size < 1:
+            raise ValueError(f"{axis}: got {size}, expected at least 1 device")
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < (count := math.prod(shape.values())):
+        raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")
+    return jax.make_mesh(
+        tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count]
+    )
+
+
+def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] = ("model",)) -> chex.ArrayTree:
+    """A sharding for every parameter: each of `axes` splits the largest dimension that it divides.
+
+    `("model",)` leaves a whole copy to every slice along `data`; `("data", "model")` shares parameters, gradients and
+    optimizer state out over all devices (FSDP, ZeRO-3), and XLA gathers each layer where it is used. Two axes take two
+    dimensions where they can. Parameters of fewer than 16,384 elements are replicated, and so are those that no axis
+    divides. It is a rule for any model; one that names its own layout (`flax.nnx.get_named_sharding`) does better.
+
+    Args:
+      params: Arrays or `jax.ShapeDtypeStruct`s.
+      mesh: Of `make_mesh`, or any other.
+      axes: Names of mesh axes.
+
+    Returns:
+      Tree of `NamedSharding`s.
+
+    Raises:
+      ValueError: For an axis that the mesh does not have.
+
+    >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
+    >>> tuple(sharding.spec)
+    ('model', None)
+    """
+    for axis in axes:
+        if axis not in mesh.shape:
+            raise ValueError(f"axes: got {axis!r}, expected names of mesh axes: {', '.join(mesh.shape)}")
+
+    def shard(param):
+        spec: list = [None] * len(param.shape)
+        if math.prod(param.shape) >= MIN_SIZE:
+            for axis in sorted(axes, key=lambda axis: -mesh.shape[axis]):
+                free = [i for i, size in enumerate(param.shape) if spec[i] is None and size % mesh.shape[axis] == 0]
+                if free:
+                    spec[max(free, key=lambda i: param.shape[i])] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(shard, params)
+
+
+def stacked_shardings(shardings: chex.ArrayTree, *, objective: str | None = None) -> chex.ArrayTree:
+    """Shardings of the stacked gradients of parameters that lie as `shardings` say.
+
+    Args:
+      shardings: Tree of `NamedSharding`s, one for each parameter.
+      objective: Mesh axis of the rows; None gives every device its part of all rows.
+
+    >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
+    >>> tuple(stacked_shardings(sharding).spec)
+    (None, 'model', None)
+    """
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(objective, *s.spec)), shardings)
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, params: chex.ArrayTree, shardings: chex.ArrayTree
+) -> chex.ArrayTree:
+    """Shardings of `optimizer.init(params)`: moments lie as their parameters, stacked sums too, all else everywhere.
+
+    A leaf of the state that has its parameter's shape gets that parameter's sharding; one with an objective axis in
+    front (the sums of `accumulate`) gets it behind that axis; anything else (multipliers, Gram matrix, counters,
+    factored moments) is replicated.
+
+    Args:
+      optimizer: Any optax transform of this library or others.
+      params: Arrays or `jax.ShapeDtypeStruct`s.
+      shardings: Tree of `NamedSharding`s, one for each parameter.
+
+    Returns:
+      Tree of `NamedSharding`s of the state's structure, for `jax.device_put`, `out_shardings` and checkpoints.
+
+    >>> params = jax.ShapeDtypeStruct((512, 128), jnp.float32)
+    >>> found = state_shardings(optax.adam(0.1), params, param_shardings(params, make_mesh()))
+    >>> tuple(found[0].mu.spec), tuple(found[0].count.spec)
+    (('model', None), ())
+    """
+    replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+    state = jax.eval_shape(optimizer.init, params)
+
+    # Wrappers of optax and of this library leave these in place of the parameters that they do not touch.
+    is_absent = lambda node: node is None or isinstance(node, optax.MaskedNode)
+
+    def shard(leaf, param, sharding):
+        if is_absent(leaf):
+            return leaf
+        if leaf.shape == param.shape:
+            return sharding
+        if leaf.shape[1:] == param.shape:
+            return stacked_shardings(sharding)
+        return replicated
+
+    return optax.tree_utils.tree_map_params(
+        optimizer, shard, state, params, shardings, transform_non_params=lambda _: replicated, is_leaf=is_absent
+    )
+
+
+def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any:
+    """Shardings of batches: examples along `data`, everything else replicated.
+
+    Args:
+      batches: A tuple of K batches, their leaves `(n, ...)`; or, with `objective`, a stacked batch, `(K, n, ...)`.
+      mesh: Of `make_mesh`.
+      objective: Whether a stacked batch's first axis goes along the mesh axis `objective`, so that devices of
+        different slices pass different objectives through the model. A mode of `"vmap"` is needed, and K a multiple of
+        the axis.
+
+    Raises:
+      ValueError: For a leaf without examples, or a number of examples that the mesh cannot share out evenly.
+
+    >>> tuple(batch_shardings((jnp.zeros((8, 3)), jnp.zeros((72, 3))), make_mesh())[1].spec)
+    ('data',)
+    """
+    axes = ("objective", "data") if objective else ("data",)
+
+    def shard(path, leaf):
+        shape = leaf.shape
+        if len(shape) < len(axes) or any(size % mesh.shape[axis] for size, axis in zip(shape, axes, strict=False)):
+            places = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+            raise ValueError(
+                f"batches: leaf {jax.tree_util.keystr(path)} has shape {shape}, expected leading axes that are "
+                f"multiples of {places}"
+            )
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(shard, batches)
+
+
+def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Array:
+    r"""`stacked.gram_matrix` of rows that lie on a mesh, with one all-reduce of K(K+1)/2 numbers.
+
+    XLA, left alone, reduces every leaf's inner products by themselves. Here each device sums those of its own parts of
+    all leaves, a leaf that r devices hold in common counting 1/r on each, and one sum over the mesh follows.
+
+    Args:
+      updates: Stacked tree, `(K, *param.shape)` in every leaf, its objective axis on no mesh axis.
+      shardings: Tree of `NamedSharding`s on one mesh, one for each parameter.
+
+    Returns:
+      Symmetric `(K, K)` array, on every device.
+
+    >>> leaf = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
+    >>> gram_matrix({"w": leaf}, {"w": param_shardings(leaf[0], make_mesh())}).tolist()
+    [[2.0, -1.0], [-1.0, 1.0]]
+    """
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    k = jax.tree.leaves(updates)[0].shape[0]
+    rows, columns = jnp.triu_indices(k)
+
+    def copies(sharding):
+        used = [a for part in sharding.spec if part is not None for a in (part if isinstance(part, tuple) else (part,))]
+        return mesh.size // math.prod(mesh.shape[axis] for axis in used)
+
+    def local_sum(updates):
+        groups: dict[int, list] = {}
+        for leaf, sharding in zip(jax.tree.leaves(updates), jax.tree.leaves(shardings), strict=True):
+            groups.setdefault(copies(sharding), []).append(leaf)
+        partial = sum(stacked.gram_matrix(leaves) / count for count, leaves in groups.items())
+        return jax.lax.psum(partial[rows, columns], mesh.axis_names)
+
+    specs = jax.tree.map(lambda s: s.spec, stacked_shardings(shardings))
+    upper = jax.shard_map(local_sum, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)(updates)
+    return jnp.zeros((k, k), upper.dtype).at[rows, columns].set(upper).at[columns, rows].set(upper)
