@@ -73,9 +73,10 @@ def unilateral_surgery(
         K = 2 nor a tolerance array tells it.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses=None, levels=None, **extra_args)`. `losses` is
-      `(K,)`; `levels` are `(K-1,)` retain losses measured otherwise (on the whole retain set, say) for the tolerance to
-      read in their place. Its state is a `UnilateralSurgeryState`.
+      A transform with `update(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args)`.
+      `losses` is `(K,)`; `levels` are `(K-1,)` retain losses measured otherwise (on the whole retain set, say) for the
+      tolerance to read in their place; `gram_fn(updates) -> (K, K)` stands in for `stacked.gram_matrix` (on a mesh,
+      `sharding.gram_matrix`). Its state is a `UnilateralSurgeryState`.
 
     Raises:
       ValueError: For a negative or NaN tolerance, one of the wrong length, K < 2, more than 15 constraints, or leaves
@@ -104,45 +105,60 @@ def unilateral_surgery(
             nonfinite_count=jnp.zeros([], jnp.int32),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, levels=None, **extra_args):
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args):
         del extra_args
         k = stacked.count_objectives(updates, params)
         if fixed is not None and k != fixed:
             raise ValueError(f"updates: got {k} objectives, expected {fixed} as set by tolerance or num_objectives")
         _check_num_constraints(k)
-        losses = stacked.check_losses(losses, k)
-
-        gram = stacked.gram_matrix(updates)
-        levels = tolerances.check_levels(levels, losses, k - 1)
-        epsilon, tolerance_state = tolerances.evaluate(
-            rule, state.count, levels, state.tolerance_state, k - 1, gram.dtype
-        )
-        # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
-        finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
-        if losses is not None:
-            finite &= jnp.all(jnp.isfinite(losses))
-        multipliers = nnls.solve_multipliers(jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype)), epsilon)
-
-        weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
+        gram = (gram_fn or stacked.gram_matrix)(updates)
+        weights, finite, state = solve(rule, gram, state, stacked.check_losses(losses, k), levels)
         direction = stacked.combine(updates, weights, params)
-        direction = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction)
+        return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction), state
 
-        new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
-        old = (state.multipliers, state.gram, state.feasible)
-        if state.gram.shape != gram.shape:
-            old = jax.tree.map(jnp.zeros_like, new)
-        keep = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)
-        multipliers, gram, feasible = jax.tree.map(keep, new, old)
-        return direction, UnilateralSurgeryState(
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def solve(
+    rule: tolerances.Tolerance,
+    gram: chex.Array,
+    state: UnilateralSurgeryState,
+    losses: chex.Array | None,
+    levels: chex.Array | None,
+) -> tuple[chex.Array, chex.Array, UnilateralSurgeryState]:
+    """All of a surgery but the gradients: from their Gram matrix `(K, K)` the weights of the rows, `(K,)`.
+
+    Returns:
+      The weights, whether the step may be taken (all is finite), and the new state.
+    """
+    k = gram.shape[0]
+    levels = tolerances.check_levels(levels, losses, k - 1)
+    epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, gram.dtype)
+    # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
+    finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
+    if losses is not None:
+        finite &= jnp.all(jnp.isfinite(losses))
+    multipliers = nnls.solve_multipliers(jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype)), epsilon)
+    weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
+
+    new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
+    old = (state.multipliers, state.gram, state.feasible)
+    if state.gram.shape != gram.shape:
+        old = jax.tree.map(jnp.zeros_like, new)
+    keep = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)
+    multipliers, gram, feasible = jax.tree.map(keep, new, old)
+    return (
+        weights,
+        finite,
+        UnilateralSurgeryState(
             multipliers=multipliers,
             gram=gram,
             feasible=feasible,
             tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
             count=jnp.where(finite, optax.safe_increment(state.count), state.count),
             nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        ),
+    )
 
 
 def _check_num_constraints(num_objectives):

@@ -83,7 +83,8 @@ def utility_guard(
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses=None, levels=None, value_fn=None,
-      **extra_args)`, stacked tree in, parameter-shaped update out. `levels` are as in `unilateral_surgery`.
+      gram_fn=None, **extra_args)`, stacked tree in, parameter-shaped update out. `levels` and `gram_fn` are as in
+      `unilateral_surgery`.
 
     Raises:
       ValueError: As `unilateral_surgery`; also for negative `max_halvings`, or missing `value_fn` or `params`.
@@ -115,7 +116,7 @@ def utility_guard(
             nonfinite_count=jnp.zeros([], jnp.int32),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, gram_fn=None, **extra_args):
         k = stacked.count_objectives(updates, params)
         if k != (fixed or 2):
             raise ValueError(f"updates: got {k} objectives, expected {fixed or 2}; pass num_objectives={k}")
@@ -128,13 +129,13 @@ def utility_guard(
         measure = lambda p: jnp.asarray(value_fn(p)).reshape(k - 1)
         levels = measure(params) if max_halvings else tolerances.check_levels(levels, losses, k - 1)
 
-        extra_args |= {"losses": losses, "levels": levels}
+        gram = (gram_fn or stacked.gram_matrix)(updates)
+        extra_args |= {"losses": losses, "levels": levels, "gram_fn": lambda _, gram=gram: gram}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
         if jax.tree.map(jnp.shape, surgery_state) != jax.tree.map(jnp.shape, state.surgery_state):
             raise ValueError(f"surgery: its state changes shape in an update; give it num_objectives={k} too")
         proposal, inner_state = inner.update(direction, state.inner_state, params, **extra_args)
 
-        gram = stacked.gram_matrix(updates)
         dtype = jnp.promote_types(gram.dtype, state.guard_multipliers.dtype)
         gram = gram.astype(dtype)
         epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, dtype)

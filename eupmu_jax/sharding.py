@@ -12,6 +12,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -179,7 +180,8 @@ def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Arra
     r"""`stacked.gram_matrix` of rows that lie on a mesh, with one all-reduce of K(K+1)/2 numbers.
 
     XLA, left alone, reduces every leaf's inner products by themselves. Here each device sums those of its own parts of
-    all leaves, a leaf that r devices hold in common counting 1/r on each, and one sum over the mesh follows.
+    all leaves, a leaf that r devices hold in common counting 1/r on each, and one sum follows over the mesh axes along
+    which any leaf is split; where none is, every device has the whole sum already and nothing travels.
 
     Args:
       updates: Stacked tree, `(K, *param.shape)` in every leaf, its objective axis on no mesh axis.
@@ -192,21 +194,24 @@ def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Arra
     >>> gram_matrix({"w": leaf}, {"w": param_shardings(leaf[0], make_mesh())}).tolist()
     [[2.0, -1.0], [-1.0, 1.0]]
     """
-    mesh = jax.tree.leaves(shardings)[0].mesh
-    k = jax.tree.leaves(updates)[0].shape[0]
-    rows, columns = jnp.triu_indices(k)
+    pairs: list = []
+    # `freeze` leaves None in place of a frozen parameter.
+    jax.tree.map(lambda *pair: pairs.append(pair), updates, shardings, is_leaf=lambda node: node is None)
+    rows, lies = zip(*[pair for pair in pairs if pair[0] is not None], strict=True)
+    mesh, k = lies[0].mesh, rows[0].shape[0]
+    upper = np.triu_indices(k)
 
-    def copies(sharding):
-        used = [a for part in sharding.spec if part is not None for a in (part if isinstance(part, tuple) else (part,))]
-        return mesh.size // math.prod(mesh.shape[axis] for axis in used)
+    used = [{a for part in lie.spec if part for a in jax.tree.leaves(part) if mesh.shape[a] > 1} for lie in lies]
+    shared_out = set().union(*used)
 
-    def local_sum(updates):
+    def local_sum(rows):
         groups: dict[int, list] = {}
-        for leaf, sharding in zip(jax.tree.leaves(updates), jax.tree.leaves(shardings), strict=True):
-            groups.setdefault(copies(sharding), []).append(leaf)
-        partial = sum(stacked.gram_matrix(leaves) / count for count, leaves in groups.items())
-        return jax.lax.psum(partial[rows, columns], mesh.axis_names)
+        for leaf, axes in zip(rows, used, strict=True):
+            copies = math.prod(mesh.shape[axis] for axis in shared_out - axes)
+            groups.setdefault(copies, []).append(leaf)
+        partial = sum(stacked.gram_matrix(leaves) / copies for copies, leaves in groups.items())[upper]
+        return jax.lax.psum(partial, tuple(shared_out)) if shared_out else partial
 
-    specs = jax.tree.map(lambda s: s.spec, stacked_shardings(shardings))
-    upper = jax.shard_map(local_sum, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)(updates)
-    return jnp.zeros((k, k), upper.dtype).at[rows, columns].set(upper).at[columns, rows].set(upper)
+    specs = tuple(lie.spec for lie in stacked_shardings(lies))
+    total = jax.shard_map(local_sum, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)(rows)
+    return jnp.zeros((k, k), total.dtype).at[upper].set(total).at[upper[::-1]].set(total)

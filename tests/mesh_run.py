@@ -1,0 +1,138 @@
+"""Twenty steps on one device and on a mesh of eight, for `test_mesh.py`; prints what each kind of step came to as JSON.
+
+Run as a script, since the number of devices is fixed when JAX starts: `python mesh_run.py OBJECTIVE DATA MODEL AXES`.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import eupmu_jax as eupmu
+from eupmu_jax import sharding
+
+# Half a nat below the start, so that the constraint binds from the first step on.
+LIMITED = eupmu.tolerances.budget(-0.5, 1.0, relative_to_start=True)
+SURGERY, OWA = eupmu.unilateral_surgery, eupmu.aggregators.owa
+FROZEN = {"hidden": False, "head": False, "bias": True}
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def adam():
+    # Where a gradient vanishes, Adam with a small eps turns its rounding error into a step.
+    return optax.adam(1e-2, eps=1e-4)
+
+
+# Kind: the optimizer and how its step is made; sizes of the batches.
+KINDS = {
+    "explicit vmap": (eupmu.skip_nonfinite(optax.chain(SURGERY(), adam())), {"mode": "vmap"}, (32, 32)),
+    "explicit unroll": (optax.chain(SURGERY(LIMITED), adam()), {"mode": "unroll"}, (32, 288)),
+    "explicit of 3": (optax.chain(SURGERY(num_objectives=3), adam()), {"mode": "vmap"}, (32, 32, 32)),
+    "explicit frozen": (eupmu.freeze(optax.chain(SURGERY(), adam()), FROZEN), {}, (32, 32)),
+    "bfloat16": (optax.chain(SURGERY(), optax.sgd(0.1)), {"mode": "vmap", "gradient_dtype": jnp.bfloat16}, (32, 32)),
+    "accumulate": (eupmu.accumulate(optax.chain(SURGERY(), adam()), 2), {"mode": "vmap"}, (32, 32)),
+    "guard": (eupmu.utility_guard(adam(), LIMITED), {}, (32, 32)),
+    "guard of muon": (eupmu.utility_guard(optax.contrib.muon(1e-2), LIMITED), {}, (32, 32)),
+    "owa": (optax.chain(OWA(), adam()), {"mode": "vmap"}, (32, 32)),
+    "owa of the retain rows": (optax.chain(OWA(forget_weight=0.5, num_objectives=3), adam()), {}, (32, 32, 32)),
+    "owa of the worst": (optax.chain(OWA(jnp.array([1.0, 0.0])), adam()), {"mode": "unroll"}, (32, 288)),
+    "implicit": (eupmu.eupmu(0.1), None, (32, 32)),
+    "implicit level": (
+        optax.chain(adam(), eupmu.implicit_surgery(LIMITED, eupmu.controllers.nu_pi(2.0, 1.0), proxy="level")),
+        None,
+        (32, 288),
+    ),
+}
+
+
+def loss(params, batch):
+    logits = jnp.tanh(batch["x"] @ params["hidden"]) @ params["head"] + params["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+
+def make_batch(seed, size):
+    """The same inputs for all objectives with other labels, so that the objectives conflict."""
+    inputs = jax.random.normal(jax.random.key(0), (size, 64))
+    return {"x": inputs, "y": jax.random.randint(jax.random.key(seed), (size,), 0, 128)}
+
+
+def initial_params():
+    keys = jax.random.split(jax.random.key(0))
+    hidden, head = jax.random.normal(keys[0], (64, 256)) / 8, jax.random.normal(keys[1], (256, 128)) / 16
+    return {"hidden": hidden, "head": head, "bias": jnp.zeros(128)}
+
+
+def collectives(program):
+    """Kind and result type of each collective in a compiled program, loops' bodies once."""
+    pattern = rf"= (.*?) ({COLLECTIVES})(?:-start)?\("
+    found = re.findall(pattern, program.as_text())
+    return [[kind, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)] for shape, kind in found]
+
+
+def run(kind, place):
+    """What 20 steps lead to, with the weights of the rows in each, and the program; `place` shards the arguments."""
+    optimizer, options, sizes = KINDS[kind]
+    params, batches = initial_params(), tuple(make_batch(k + 1, size) for k, size in enumerate(sizes))
+    params, state, batches, shardings, out = place(optimizer, params, optimizer.init(params), batches)
+    if options is None:
+        step = eupmu.implicit_step(loss, optimizer)
+    else:
+        step = eupmu.explicit_step(loss, optimizer, shardings=shardings, **options)
+    program = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(params, state, batches).compile()
+    name, weights = "weights" if kind.startswith("owa") else "multipliers", []
+    for _ in range(20):
+        params, state, losses = program(params, state, batches)
+        weights.append(jax.device_get(optax.tree_utils.tree_get(state, name)))  # The step donates its state.
+    return {"params": params, "weights": np.stack(weights), "losses": losses}, program
+
+
+def run_plain(mesh, axes):
+    """One plain step on as many examples: the collectives that do not come from surgery."""
+    params, batch = initial_params(), make_batch(1, 64)
+    shardings = sharding.param_shardings(params, mesh, axes=axes)
+
+    def step(params, batch):
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        grads = jax.lax.with_sharding_constraint(grads, shardings)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    params = jax.device_put(params, shardings)
+    batch = jax.device_put(batch, sharding.batch_shardings(batch, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(params, batch).compile()
+
+
+def main(objective, data, model, axes):
+    mesh, axes = sharding.make_mesh(data, model, objective), axes.split(",")
+    by_objective = objective > 1
+
+    def on_mesh(optimizer, params, state, batches):
+        shardings = sharding.param_shardings(params, mesh, axes=axes)
+        state_shardings = sharding.state_shardings(optimizer, params, shardings)
+        if by_objective:
+            batches = eupmu.stack_objectives(*batches)
+        batches = jax.device_put(batches, sharding.batch_shardings(batches, mesh, objective=by_objective))
+        out = shardings, state_shardings, None
+        return *jax.device_put((params, state), out[:2]), batches, shardings, out
+
+    rows = {"plain": {"collectives": collectives(run_plain(mesh, axes))}}
+    for kind in ("explicit vmap", "owa") if by_objective else KINDS:
+        one, _ = run(kind, lambda optimizer, *arguments: (*arguments, None, None))
+        many, program = run(kind, on_mesh)
+        distance = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), many, one)
+        moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), one["params"], initial_params())
+        rows[kind] = {
+            "distance": distance,
+            "moved": max(moved.values()),
+            "weight": float(np.max(one["weights"])),
+            "specs": {name: list(leaf.sharding.spec) for name, leaf in many["params"].items()},
+            "collectives": collectives(program),
+        }
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), sys.argv[4])
