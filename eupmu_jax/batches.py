@@ -121,9 +121,11 @@ class Objectives:
         batches = jax.tree.map(lambda leaf: leaf[start:], self.stacked)
         return jax.vmap(one)(jnp.arange(start, self.count), batches)
 
-    def values(self, params: chex.ArrayTree, has_aux: bool, start: int = 0) -> tuple[chex.Array, Any]:
+    def values(
+        self, params: chex.ArrayTree, has_aux: bool, start: int = 0, mode: str = "auto"
+    ) -> tuple[chex.Array, Any]:
         """`(losses, aux)` of the objectives from `start` on; aux is None without `has_aux`."""
-        if self.prefers_vmap() and self.count - start > 1:
+        if self.prefers_vmap(mode) and self.count - start > 1:
             result = self.vmap(lambda evaluate: evaluate(params), start)
         else:
             result = stack([self.evaluate(k, params) for k in range(start, self.count)])

@@ -22,6 +22,41 @@ def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path
     demo.run(data, forget, seed, out, Console())
 
 
+def plan(
+    topology: str = "v5e:16x16",
+    model: str = "7b",
+    step: str = "explicit",
+    data: int = 0,
+    tensor: int = 4,
+    batch: int = 64,
+    sequence: int = 1024,
+    out: Path | None = None,
+) -> None:
+    """Compiles a step for devices that need not be there: memory, collectives, operations, roofline.
+
+    Args:
+        topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
+        model: Size of a decoder: tiny, 135m, 7b or 70b.
+        step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
+        data: Devices along which the batch is split; 0 takes all that tensor leaves.
+        tensor: Devices along which heads and features are split.
+        batch: Sequences of the forget batch, and of the retain batch.
+        sequence: Tokens of a sequence.
+        out: JSON lines file to append the figures to.
+    """
+    import jax
+    from rich.console import Console
+
+    from eupmu_jax import plan
+
+    # Nothing runs here but the compiler, and an accelerator that is present should not be held.
+    jax.config.update("jax_platforms", "cpu")
+    console = Console()
+    with console.status(f"compiling for {topology}"):
+        row = plan.make(topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence)
+    plan.show(row, out, console)
+
+
 def main() -> None:
     """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault."""
     try:
@@ -32,6 +67,7 @@ def main() -> None:
         _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
     app = tyro.extras.SubcommandApp()
     app.command(demo)
+    app.command(plan)
     try:
         app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except (ValueError, FileNotFoundError) as error:

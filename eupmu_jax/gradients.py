@@ -56,8 +56,7 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     >>> losses.tolist(), grads.shape
     ([9.0, 4.0], (2, 3))
     """
-    if mode not in ("vmap", "unroll", "auto"):
-        raise ValueError(f"mode: got {mode!r}, expected 'vmap', 'unroll' or 'auto'")
+    _check_mode(mode)
 
     def value_and_grad(params, batches, *args):
         objectives = Objectives(loss, batches, args)
@@ -77,7 +76,9 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     return value_and_grad
 
 
-def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: str = "raw") -> Callable:
+def scalarized_value_and_grad(
+    loss: Loss, *, has_aux: bool = False, loss_scale: str = "raw", mode: str = "auto"
+) -> Callable:
     r"""Losses of every objective and the gradient of their weighted sum, in one backward pass.
 
     Returns `value_and_grad(params, batches, multipliers, *args) -> (losses, grads)` with `losses` `(K,)`, unweighted,
@@ -93,6 +94,8 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
     Args:
       loss, has_aux: As in `stacked_value_and_grad`; so are the batches.
       loss_scale: `"raw"` or `"log"`.
+      mode: `"vmap"` passes batches of equal shapes through the model together, `"unroll"` one after the other; `"auto"`
+        vmaps on accelerators.
 
     Raises:
       ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`.
@@ -105,6 +108,7 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
     ([1.0, 9.0], -5.0)
     """
     check_loss_scale(loss_scale)
+    _check_mode(mode)
 
     def value_and_grad(params, batches, multipliers, *args):
         objectives = Objectives(loss, batches, args)
@@ -116,7 +120,7 @@ def scalarized_value_and_grad(loss: Loss, *, has_aux: bool = False, loss_scale: 
             )
 
         def total(params):
-            losses, aux = objectives.values(params, has_aux)
+            losses, aux = objectives.values(params, has_aux, mode=mode)
             weights = jnp.concatenate([jnp.ones(1), jnp.maximum(multipliers, 0).reshape(-1)]).astype(losses.dtype)
             if loss_scale == "log":
                 positive = losses > 0
@@ -140,6 +144,11 @@ def retain_losses(loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_a
     [9.0]
     """
     return Objectives(loss, batches, args).values(params, has_aux, start=1)[0]
+
+
+def _check_mode(mode):
+    if mode not in ("vmap", "unroll", "auto"):
+        raise ValueError(f"mode: got {mode!r}, expected 'vmap', 'unroll' or 'auto'")
 
 
 def check_loss_scale(loss_scale: str) -> None:

@@ -63,7 +63,12 @@ def explicit_step(
 
 
 def implicit_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, has_aux: bool = False, loss_scale: str = "raw"
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    loss_scale: str = "raw",
+    mode: str = "auto",
 ) -> Callable:
     """A step with one scalarised gradient: `step(params, state, batches, *args, levels=None)`, as `explicit_step`'s.
 
@@ -72,14 +77,14 @@ def implicit_step(
     for them, and no second forward pass is made.
 
     Args:
-      loss, has_aux, loss_scale: As in `scalarized_value_and_grad`.
+      loss, has_aux, loss_scale, mode: As in `scalarized_value_and_grad`.
       optimizer: A chain that ends with `implicit_surgery` or `reference_surgery` of the same loss scale.
 
     Returns:
       As `explicit_step`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale)
+    value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale, mode=mode)
 
     def step(params, state, batches, *args, levels=None):
         value, grads = value_and_grad(params, batches, multipliers(state), *args)

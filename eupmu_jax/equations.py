@@ -1,0 +1,54 @@
+"""What a traced function consists of, loops counted as often as they turn."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def equations(function: Callable, *args) -> Iterator[tuple[Any, int]]:
+    """Every equation of `function(*args)`, down into calls, loops and branches, and how often it runs.
+
+    A `scan` multiplies by its length. A `while_loop` counts as one turn, and of a `cond` every branch counts.
+
+    >>> nine_times = lambda x: jax.lax.scan(lambda y, _: (jnp.sin(y), None), x, length=9)
+    >>> {equation.primitive.name: times for equation, times in equations(nine_times, 1.0)}["sin"]
+    9
+    """
+    yield from _walk(jax.make_jaxpr(function)(*args), 1)
+
+
+def matmul_flops(function: Callable, *args) -> int:
+    """Floating point operations of the matrix products and convolutions of `function(*args)`: multiply and add are two.
+
+    Everything else is counted as free. What is computed again in the backward pass (`jax.checkpoint`) is counted again.
+
+    >>> matmul_flops(lambda a, b: jnp.tanh(a @ b), jnp.ones((8, 4)), jnp.ones((4, 2)))
+    128
+    """
+    total = 0
+    for equation, times in equations(function, *args):
+        if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+            continue
+        out = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += times * 2 * out * math.prod(shape[i] for i in contracted)
+        else:
+            kernel = equation.invars[1].aval.shape
+            outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += times * 2 * out * math.prod(kernel) // outputs
+    return total
+
+
+def _walk(jaxpr, times):
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation, times
+        turns = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, ClosedJaxpr | Jaxpr):
+                    yield from _walk(part, turns)

@@ -1,0 +1,89 @@
+"""Devices to compile for, whether or not they are here: named TPU slices, and CPU devices by number."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Chip(NamedTuple):
+    """What one chip can do at best.
+
+    Attributes:
+      flops: bfloat16 operations a second.
+      memory: Bytes.
+      memory_bandwidth: Bytes a second.
+      network_bandwidth: Bytes a second that the links to other chips of the slice bring in, all together.
+    """
+
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    network_bandwidth: float
+
+
+# cloud.google.com/tpu/docs/v5e, v5p and v6e; interconnect figures there count both directions.
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 1640e9, 400e9),
+}
+
+
+def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
+    """The devices of a topology, and the figures of its chips.
+
+    Args:
+      topology: `"v5e:16x16"`, `"v5p:8x8x8"`, `"v6e:4x4"`: a TPU slice, which libtpu describes and compiles for on any
+        machine; or `"cpu:8"`, that many devices of this machine's CPU, if JAX has not started yet.
+
+    Returns:
+      Devices for `sharding.make_mesh`, and a `Chip`, or None for a CPU.
+
+    Raises:
+      ValueError: For another kind, a shape that the kind does not come in, missing libtpu, or CPU devices that JAX
+        cannot add any more.
+
+    >>> len(devices("cpu:1")[0])
+    1
+    """
+    kind, _, shape = topology.partition(":")
+    if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
+        return _cpu_devices(int(shape)), None
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise ValueError(
+            f"topology: got {topology!r}, expected a slice such as v5e:16x16 of one of {', '.join(CHIPS)}, or cpu:8"
+        )
+    try:
+        import libtpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"topology: {topology} needs libtpu to compile with: pip install 'eupmu-jax[tpu]'; cpu:8 does not"
+        ) from None
+    from jax.experimental import topologies
+
+    # Outside a TPU machine libtpu has nobody to ask who and where it is. The topology's name overrides the type.
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    }.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, CHIPS[kind]
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"topology: {topology} is not a slice that exists: {error}") from None
+
+
+def _cpu_devices(count):
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # JAX has started; it may have enough devices all the same.
+    found = jax.devices("cpu")
+    if len(found) < count:
+        raise ValueError(f"topology: got cpu:{count}, but JAX has started with {len(found)} CPU devices")
+    return found[:count]
