@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Endless for a run; grain zips only data sets of one length.
+# Endless for a run, but a number: grain zips only data sets of one length, and has none for those without an end.
 _STEPS = 2**31
 
 
@@ -98,6 +98,7 @@ def _held(sharding, size, block):
 
 def _rows(examples, block, part, data, seed):
     """Position s: the ids of step s in the blocks `part` of `data`, one after the other."""
-    order = grain.MapDataset.source(np.asarray(examples)).seed(int(seed)).shuffle().repeat().batch(block)
+    passes = _STEPS * block * data // len(examples) + 1
+    order = grain.MapDataset.source(np.asarray(examples)).seed(int(seed)).shuffle().repeat(passes).batch(block)
     # Block b of step s is number s * data + b: each process draws the ids of its own rows alone.
     return grain.experimental.ZipMapDataset([order[b : _STEPS * data : data] for b in part]).map(np.concatenate)

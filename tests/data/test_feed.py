@@ -44,6 +44,13 @@ def test_a_step_is_the_same_from_wherever_one_starts(threads):
     assert drawn(start(10**8), 1) == drawn(start(10**8 - 1), 2)[1:]
 
 
+def test_batches_of_one_example_and_larger_than_the_set():
+    steps = drawn(feed.batches(identity, [FORGET, RETAIN[:3]], [1, 7], MESH, seed=0)(0), 20)
+    assert sorted(forget for ((forget,), _) in steps) == FORGET.tolist()
+    assert {len(retain) for _, retain in steps} == {7}
+    assert {steps[0][1].count(example) for example in RETAIN[:3].tolist()} == {2, 3}
+
+
 def test_the_seed_decides_the_order_of_every_set():
     first, second = (drawn(feed.batches(identity, [FORGET, FORGET], [20, 20], MESH, seed=s)(0), 1)[0] for s in (0, 1))
     assert len({tuple(order) for order in (*first, *second)}) == 4
