@@ -60,7 +60,8 @@ def read(ids):
     read_rows.append(len(ids))
     return {name: array[ids] for name, array in digits.items()}
 
-mesh = sharding.make_mesh(devices)
+# With two devices for each process, its rows do not lie side by side, as on a TPU slice.
+mesh = sharding.make_mesh(devices, devices=jax.devices()[::2] + jax.devices()[1::2])
 batches = feed.batches(read, sets, [16, 48], mesh, seed=0)
 carry = loop.place(optimizer, params, jax.random.key(1), mesh)
 advance = loop.compile_step(step, carry, next(batches(0)))

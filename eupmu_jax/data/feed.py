@@ -51,15 +51,7 @@ def batches(
     >>> sorted(forget["x"].tolist()), retain["x"].shape
     ([0, 10, 20], (2,))
     """
-    if len(ids) != len(sizes):
-        raise ValueError(f"sizes: got {len(sizes)} for {len(ids)} sets of ids, expected one for each")
-    data = mesh.shape["data"]
-    for k, (examples, size) in enumerate(zip(ids, sizes, strict=True)):
-        if len(examples) == 0:
-            raise ValueError(f"ids: set {k} is empty, expected at least one example")
-        if size < 1 or size % data:
-            raise ValueError(f"sizes: got {size} for set {k}, expected a multiple of the mesh axis data, {data}")
-
+    _check(ids, sizes, data := mesh.shape["data"])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     parts = [_held(sharding, size, size // data) for size in sizes]
     local = grain.experimental.ZipMapDataset(
@@ -88,6 +80,34 @@ def batches(
             yield tuple(assemble(*of_set) for of_set in zip(trees, sizes, parts, strict=True))
 
     return start
+
+
+def layout(read: Callable[[np.ndarray], Any], ids: Sequence[np.ndarray], sizes: Sequence[int], mesh: Mesh) -> tuple:
+    """Shapes, dtypes and shardings of one step's `batches`; reads one example of each set. Arguments as there.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> forget, retain = layout(lambda ids: np.zeros((len(ids), 28, 28)), [np.arange(9), np.arange(9)], [2, 6], mesh)
+    >>> forget.shape, retain.shape
+    ((2, 28, 28), (6, 28, 28))
+    """
+    _check(ids, sizes, mesh.shape["data"])
+    place = NamedSharding(mesh, PartitionSpec("data"))
+
+    def of_set(examples, size):
+        struct = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype, sharding=place)
+        return jax.tree.map(struct, read(np.asarray(examples[:1])))
+
+    return tuple(of_set(examples, size) for examples, size in zip(ids, sizes, strict=True))
+
+
+def _check(ids, sizes, data):
+    if len(ids) != len(sizes):
+        raise ValueError(f"sizes: got {len(sizes)} for {len(ids)} sets of ids, expected one for each")
+    for k, (examples, size) in enumerate(zip(ids, sizes, strict=True)):
+        if len(examples) == 0:
+            raise ValueError(f"ids: set {k} is empty, expected at least one example")
+        if size < 1 or size % data:
+            raise ValueError(f"sizes: got {size} for set {k}, expected a multiple of the mesh axis data, {data}")
 
 
 def _held(sharding, size, block):
