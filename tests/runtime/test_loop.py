@@ -104,8 +104,9 @@ def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
     stopped = run(tmp_path / "parts", 12, log=log, log_every=1, save_every=100)
     assert (stopped.step, stopped.preempted) == (6, True)
     assert signal.getsignal(signal.SIGTERM) == before
-    resumed = run(tmp_path / "parts", 12)
-    assert (resumed.step, resumed.preempted) == (12, False)
+    made = []
+    resumed = run(tmp_path / "parts", 12, log=lambda count, _: made.append(count), log_every=1)
+    assert (resumed.step, resumed.preempted, made) == (12, False, list(range(7, 13)))
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
