@@ -30,7 +30,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import sharding
 from eupmu_jax.data import feed
 from eupmu_jax.objectives import cross_entropy, random_labels
-from eupmu_jax.runtime import loop
+from eupmu_jax.runtime import loop, placement
 
 assert (jax.process_count(), jax.device_count()) == (count, devices)
 digits = dict(np.load(sys.argv[8]))
@@ -63,8 +63,8 @@ def read(ids):
 # With two devices for each process, its rows do not lie side by side, as on a TPU slice.
 mesh = sharding.make_mesh(devices, devices=jax.devices()[::2] + jax.devices()[1::2])
 batches = feed.batches(read, sets, [16, 48], mesh, seed=0)
-carry = loop.place(optimizer, params, jax.random.key(1), mesh)
-advance = loop.compile_step(step, carry, next(batches(0)))
+carry = placement.place(optimizer, params, jax.random.key(1), mesh)
+advance = placement.compile_step(step, carry, next(batches(0)))
 rows = []
 
 def log(made, metrics):

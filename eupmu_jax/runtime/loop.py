@@ -6,32 +6,19 @@ to one in a piece bit by bit; on another it is so to rounding, since sums over d
 """
 
 import contextlib
-import functools
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eupmu_jax import sharding
-
-
-class Carry(NamedTuple):
-    """What one step hands to the next, and a checkpoint holds; the key stays as it is."""
-
-    params: chex.ArrayTree
-    state: optax.OptState
-    key: chex.PRNGKey
+from eupmu_jax.runtime.placement import Carry
 
 
 class Progress(NamedTuple):
@@ -46,84 +33,6 @@ class Progress(NamedTuple):
     carry: Carry
     step: int
     preempted: bool
-
-
-def layout(
-    optimizer: optax.GradientTransformation,
-    params: chex.ArrayTree,
-    key: chex.PRNGKey,
-    mesh: Mesh,
-    *,
-    axes: tuple[str, ...] = ("model",),
-) -> Carry:
-    """Shapes, dtypes and shardings of a run's carry, without an array: enough to compile the step, for any device.
-
-    Args:
-      optimizer: Whose state the step takes.
-      params: Arrays or `jax.ShapeDtypeStruct`s.
-      key: A typed key.
-      mesh, axes: As in `sharding.param_shardings`.
-
-    Returns:
-      A `Carry` of `jax.ShapeDtypeStruct`s.
-
-    >>> carry = layout(optax.adam(0.1), {"w": np.ones(3)}, jax.random.key(0), sharding.make_mesh())
-    >>> carry.state[0].mu["w"].shape, carry.state[0].mu["w"].sharding == carry.params["w"].sharding
-    ((3,), True)
-    """
-    shapes = jax.eval_shape(lambda params, key: Carry(params, optimizer.init(params), key), params, key)
-    shardings = sharding.param_shardings(params, mesh, axes=axes)
-    state = sharding.state_shardings(optimizer, params, shardings)
-    places = Carry(shardings, state, NamedSharding(mesh, PartitionSpec()))
-    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    return jax.tree.map(struct, shapes, places)
-
-
-def place(
-    optimizer: optax.GradientTransformation,
-    params: chex.ArrayTree,
-    key: chex.PRNGKey,
-    mesh: Mesh,
-    *,
-    axes: tuple[str, ...] = ("model",),
-) -> Carry:
-    """A run's start, as `layout` has it: copies of the parameters, and the optimizer's state made where it will lie.
-
-    Args:
-      optimizer, mesh, axes: As in `layout`.
-      params: The same in every process, or global arrays; the caller keeps them.
-      key: Typed key, the same in every process; step s gets `jax.random.fold_in(key, s)`.
-    """
-    places = jax.tree.map(lambda leaf: leaf.sharding, layout(optimizer, params, key, mesh, axes=axes))
-    # The steps donate what they are given, so nothing may be the caller's: device_put alone shares buffers.
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.params)
-    params = copy(jax.device_put(params, places.params))
-    state = jax.jit(optimizer.init, out_shardings=places.state)(params)
-    # device_put takes no typed key to the devices of other processes.
-    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
-    return Carry(params, state, jax.jit(wrap, out_shardings=places.key)(np.asarray(jax.random.key_data(key))))
-
-
-def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compiled:
-    """Compiles `step` for these places of its arguments, with the carry donated and its result in the same places.
-
-    Args:
-      step: `step(params, state, batches, key) -> (params, state, metrics)`, that of `explicit_step` or `implicit_step`
-        for a loss that takes a key. Metrics are small: every device gets all of them.
-      carry: From `place` or `layout`.
-      batches: One step's, or their shapes and shardings from `data.feed.layout`.
-
-    Returns:
-      `advance(carry, count, batches) -> (carry, metrics)`; its `memory_analysis()` tells the bytes on each device.
-    """
-    places = jax.tree.map(lambda leaf: leaf.sharding, carry)
-
-    def advance(carry, count, batches):
-        params, state, metrics = step(carry.params, carry.state, batches, jax.random.fold_in(carry.key, count))
-        return Carry(params, state, carry.key), metrics
-
-    jitted = jax.jit(advance, donate_argnums=0, out_shardings=(places, places.key))
-    return jitted.lower(carry, np.int32(0), batches).compile()
 
 
 def run(
@@ -147,8 +56,8 @@ def run(
     without warning loses the steps since the last checkpoint, and nothing else.
 
     Args:
-      advance: From `compile_step`. Steps are dispatched ahead of their execution; only `log` and checkpoints wait.
-      carry: From `place`; donated, unless there is a checkpoint.
+      advance: From `placement.compile_step`. Steps are dispatched ahead of their execution; `log` and checkpoints wait.
+      carry: From `placement.place`; donated, and dropped for that of the checkpoint if there is one.
       batches: `batches(step)` iterates over the batches from that step on; see `data.feed.batches`.
       directory: Of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run.
       meta: What makes the run what it is (data, seed, settings; not the mesh), as JSON. Saved, and compared.
@@ -181,7 +90,7 @@ def run(
                 log(count, jax.device_get(metrics))
             if count % save_every == 0 or count == last or stopped:
                 items = ocp.args.Composite(state=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
-                # Not asked whether it would: its answer counts steps from checkpoints of its own.
+                # By force, or the manager would go by an interval of its own.
                 manager.save(count, args=items, force=True)
         return Progress(carry, count, stopped)
 
@@ -213,6 +122,8 @@ def _restore(manager, carry, meta, first):
             "directory"
         )
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
+    # Or a device would have to hold two of them.
+    jax.tree.map(lambda leaf: leaf.delete(), carry)
     return count, manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
 
 

@@ -105,7 +105,7 @@ def test_the_container_runs_what_the_manifest_says(manifest, tmp_path):
     for sources in instructions("COPY"):
         *names, target = sources.split()
         for name in names:
-            to = tmp_path / target / name if target.endswith("/") else tmp_path / target
+            to = tmp_path / target / Path(name).name if target.endswith("/") else tmp_path / target
             to.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile)(ROOT / name, to)
     (entry,) = map(json.loads, instructions("ENTRYPOINT"))
@@ -152,7 +152,13 @@ def test_the_step_compiles_for_the_slice(manifest, method):
 
 def test_sigterm_prints_the_command_that_goes_on(tmp_path):
     command = [sys.executable, str(CLOUD / "unlearn.py"), "--train-steps=20", "--steps=400", "--method=explicit"]
-    command += [f"--directory={tmp_path / 'run'}", "--log-every=1", "--model-axis=2", "--save-every=1000"]
+    command += [
+        f"--directory={tmp_path / 'run'}",
+        "--log-every=1",
+        "--model-axis=2",
+        "--save-every=1000",
+        "--hidden=32",
+    ]
     rows = tmp_path / "run" / "unlearn.jsonl"
     with subprocess.Popen(command, env=environment(2), stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 2):
