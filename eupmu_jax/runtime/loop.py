@@ -115,8 +115,10 @@ def _restore(manager, carry, meta, first):
     if count is None:
         return first, carry
     saved = manager.restore(count, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if differing := [name for name in sorted(saved | meta) if saved.get(name) != meta.get(name)]:
-        listed = ", ".join(f"{name} {meta.get(name)!r} (saved: {saved.get(name)!r})" for name in differing)
+    # The caller's entries first; shapes of leaves may be many, and follow from them.
+    names = sorted(saved | meta, key=lambda name: (name.startswith("carry"), name))
+    if differing := [name for name in names if saved.get(name) != meta.get(name)]:
+        listed = ", ".join(f"{name} {meta.get(name)!r} (saved: {saved.get(name)!r})" for name in differing[:5])
         raise ValueError(
             f"directory: {manager.directory} holds another run; got {listed}; expected the saved values, or an empty "
             "directory"

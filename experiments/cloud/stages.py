@@ -21,8 +21,11 @@ class Settings(NamedTuple):
       forget: A whole class, class:N, or a random share of the training set, random:10%.
       method: Surgery on stacked gradients, or by a multiplier.
       rise: By how much the retain loss may rise, in nats.
-      train_steps, steps: Of the original model's training, and of unlearning.
-      train_batch, forget_batch, retain_batch: Examples in a step, over all processes.
+      train_steps: Of the original model's training.
+      steps: Of unlearning.
+      train_batch: Examples in a step of training, over all processes.
+      forget_batch: Examples to forget in a step of unlearning, over all processes.
+      retain_batch: Examples to retain, likewise.
       learning_rate: Of unlearning.
       hidden: Width of the two hidden layers.
       seed: Of the split, the model, the order of the examples and the keys.

@@ -3,7 +3,7 @@
 Command:  uv run python experiments/cloud/unlearn.py
           the same command in every process of a TPU slice, with --distributed; see README.md in this folder
 Time:     about 20 seconds on 2 CPU cores, with the digits.
-Result:   in --directory: checkpoints, train.jsonl and unlearn.jsonl (losses, multipliers), result.json (UA, RA, TA, MIA).
+Result:   in --directory: checkpoints, train.jsonl, unlearn.jsonl (losses, multipliers), result.json (UA, RA, TA, MIA).
 
 The same command again takes the run up where its checkpoints end, on any number of processes and devices. Exit status:
 0 done; 75 (EX_TEMPFAIL) stopped by SIGTERM with a checkpoint; anything else is a fault.
@@ -88,6 +88,9 @@ def unlearn(
 ) -> int:
     """Trains a classifier and unlearns a part of its data, on all devices of all processes.
 
+    The same command again goes on where the checkpoints end, on any number of processes and devices. Exit status: 0
+    done; 75 stopped by SIGTERM with a checkpoint; anything else is a fault.
+
     Args:
         settings: What the run is.
         directory: For checkpoints and results, common to all processes: a path, or a URL such as gs://bucket/run.
@@ -155,7 +158,7 @@ def unlearn(
 
 def main() -> None:
     """Runs `unlearn`, and makes its result the exit status."""
-    sys.exit(tyro.cli(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(unlearn), description=__doc__))
+    sys.exit(tyro.cli(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(unlearn)))
 
 
 if __name__ == "__main__":
