@@ -1,0 +1,100 @@
+"""What a run carries from step to step, where it lies on a mesh, and the step compiled for that."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eupmu_jax import sharding
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next, and a checkpoint holds; the key stays as it is."""
+
+    params: chex.ArrayTree
+    state: optax.OptState
+    key: chex.PRNGKey
+
+
+def layout(
+    optimizer: optax.GradientTransformation,
+    params: chex.ArrayTree,
+    key: chex.PRNGKey,
+    mesh: Mesh,
+    *,
+    axes: tuple[str, ...] = ("model",),
+) -> Carry:
+    """Shapes, dtypes and shardings of a run's carry, without an array: enough to compile the step, for any device.
+
+    Args:
+      optimizer: Whose state the step takes.
+      params: Arrays or `jax.ShapeDtypeStruct`s.
+      key: A typed key.
+      mesh, axes: As in `sharding.param_shardings`.
+
+    Returns:
+      A `Carry` of `jax.ShapeDtypeStruct`s.
+
+    >>> carry = layout(optax.adam(0.1), {"w": np.ones(3)}, jax.random.key(0), sharding.make_mesh())
+    >>> carry.state[0].mu["w"].shape, carry.state[0].mu["w"].sharding == carry.params["w"].sharding
+    ((3,), True)
+    """
+    shapes = jax.eval_shape(lambda params, key: Carry(params, optimizer.init(params), key), params, key)
+    shardings = sharding.param_shardings(params, mesh, axes=axes)
+    state = sharding.state_shardings(optimizer, params, shardings)
+    places = Carry(shardings, state, NamedSharding(mesh, PartitionSpec()))
+    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return jax.tree.map(struct, shapes, places)
+
+
+def place(
+    optimizer: optax.GradientTransformation,
+    params: chex.ArrayTree,
+    key: chex.PRNGKey,
+    mesh: Mesh,
+    *,
+    axes: tuple[str, ...] = ("model",),
+) -> Carry:
+    """A run's start, as `layout` has it: copies of the parameters, and the optimizer's state made where it will lie.
+
+    Args:
+      optimizer, mesh, axes: As in `layout`.
+      params: The same in every process, or global arrays; the caller keeps them.
+      key: Typed key, the same in every process; step s gets `jax.random.fold_in(key, s)`.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, layout(optimizer, params, key, mesh, axes=axes))
+    # The steps donate what they are given, so nothing may be the caller's: device_put alone shares buffers.
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.params)
+    params = copy(jax.device_put(params, places.params))
+    state = jax.jit(optimizer.init, out_shardings=places.state)(params)
+    # device_put takes no typed key to the devices of other processes.
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
+    return Carry(params, state, jax.jit(wrap, out_shardings=places.key)(np.asarray(jax.random.key_data(key))))
+
+
+def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compiled:
+    """Compiles `step` for these places of its arguments, with the carry donated and its result in the same places.
+
+    Args:
+      step: `step(params, state, batches, key) -> (params, state, metrics)`, that of `explicit_step` or `implicit_step`
+        for a loss that takes a key. Metrics are small: every device gets all of them.
+      carry: From `place` or `layout`.
+      batches: One step's, or their shapes and shardings from `data.feed.layout`.
+
+    Returns:
+      `advance(carry, count, batches) -> (carry, metrics)`; its `memory_analysis()` tells the bytes on each device.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, carry)
+
+    def advance(carry, count, batches):
+        params, state, metrics = step(carry.params, carry.state, batches, jax.random.fold_in(carry.key, count))
+        return Carry(params, state, carry.key), metrics
+
+    jitted = jax.jit(advance, donate_argnums=0, out_shardings=(places, places.key))
+    return jitted.lower(carry, np.int32(0), batches).compile()
