@@ -4,7 +4,6 @@ Run as a script, since the number of devices is fixed when JAX starts: `python m
 """
 
 import json
-import re
 import sys
 
 import jax
@@ -14,12 +13,13 @@ import optax
 
 import eupmu_jax as eupmu
 from eupmu_jax import sharding
+from eupmu_jax.runtime import program
 
 # Half a nat below the start, so that the constraint binds from the first step on.
 LIMITED = eupmu.tolerances.budget(-0.5, 1.0, relative_to_start=True)
-SURGERY, OWA = eupmu.unilateral_surgery, eupmu.aggregators.owa
+SURGERY = eupmu.unilateral_surgery
 FROZEN = {"hidden": False, "head": False, "bias": True}
-COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+AGGREGATORS = ("owa", "mean", "dualproj", "upgrad")
 
 
 def adam():
@@ -37,9 +37,10 @@ KINDS = {
     "accumulate": (eupmu.accumulate(optax.chain(SURGERY(), adam()), 2), {"mode": "vmap"}, (32, 32)),
     "guard": (eupmu.utility_guard(adam(), LIMITED), {}, (32, 32)),
     "guard of muon": (eupmu.utility_guard(optax.contrib.muon(1e-2), LIMITED), {}, (32, 32)),
-    "owa": (optax.chain(OWA(), adam()), {"mode": "vmap"}, (32, 32)),
-    "owa of the retain rows": (optax.chain(OWA(forget_weight=0.5, num_objectives=3), adam()), {}, (32, 32, 32)),
-    "owa of the worst": (optax.chain(OWA(jnp.array([1.0, 0.0])), adam()), {"mode": "unroll"}, (32, 288)),
+    "owa": (optax.chain(eupmu.aggregators.owa(), adam()), {"mode": "vmap"}, (32, 32)),
+    "mean": (optax.chain(eupmu.aggregators.mean(), adam()), {"mode": "vmap"}, (32, 32)),
+    "dualproj": (optax.chain(eupmu.aggregators.dualproj(), adam()), {}, (32, 288)),
+    "upgrad": (optax.chain(eupmu.aggregators.upgrad(num_objectives=3), adam()), {"mode": "vmap"}, (32, 32, 32)),
     "implicit": (eupmu.eupmu(0.1), None, (32, 32)),
     "implicit level": (
         optax.chain(adam(), eupmu.implicit_surgery(LIMITED, eupmu.controllers.nu_pi(2.0, 1.0), proxy="level")),
@@ -66,11 +67,9 @@ def initial_params():
     return {"hidden": hidden, "head": head, "bias": jnp.zeros(128)}
 
 
-def collectives(program):
-    """Kind and result type of each collective in a compiled program, loops' bodies once."""
-    pattern = rf"= (.*?) ({COLLECTIVES})(?:-start)?\("
-    found = re.findall(pattern, program.as_text())
-    return [[kind, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)] for shape, kind in found]
+def collectives(compiled):
+    """Kind and result of each collective in a compiled program."""
+    return [[found.kind, found.shape] for found in program.collectives(compiled.as_text())]
 
 
 def run(kind, place):
@@ -82,12 +81,12 @@ def run(kind, place):
         step = eupmu.implicit_step(loss, optimizer)
     else:
         step = eupmu.explicit_step(loss, optimizer, shardings=shardings, **options)
-    program = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(params, state, batches).compile()
-    name, weights = "weights" if kind.startswith("owa") else "multipliers", []
+    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(params, state, batches).compile()
+    name, weights = "weights" if kind in AGGREGATORS else "multipliers", []
     for _ in range(20):
-        params, state, losses = program(params, state, batches)
+        params, state, losses = compiled(params, state, batches)
         weights.append(jax.device_get(optax.tree_utils.tree_get(state, name)))  # The step donates its state.
-    return {"params": params, "weights": np.stack(weights), "losses": losses}, program
+    return {"params": params, "weights": np.stack(weights), "losses": losses}, compiled
 
 
 def run_plain(mesh, axes):
@@ -121,7 +120,7 @@ def main(objective, data, model, axes):
     rows = {"plain": {"collectives": collectives(run_plain(mesh, axes))}}
     for kind in ("explicit vmap", "owa") if by_objective else KINDS:
         one, _ = run(kind, lambda optimizer, *arguments: (*arguments, None, None))
-        many, program = run(kind, on_mesh)
+        many, compiled = run(kind, on_mesh)
         distance = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), many, one)
         moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), one["params"], initial_params())
         rows[kind] = {
@@ -129,7 +128,7 @@ def main(objective, data, model, axes):
             "moved": max(moved.values()),
             "weight": float(np.max(one["weights"])),
             "specs": {name: list(leaf.sharding.spec) for name, leaf in many["params"].items()},
-            "collectives": collectives(program),
+            "collectives": collectives(compiled),
         }
     print(json.dumps(rows))
 

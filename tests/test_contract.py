@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eupmu_jax as eupmu
 from eupmu_jax import accumulate, freeze, skip_nonfinite, tolerances, unilateral_surgery, utility_guard
-from eupmu_jax.aggregators import owa
+from eupmu_jax.aggregators import dualproj, mean, owa, upgrad
 
 
 class Row(NamedTuple):
@@ -58,6 +58,10 @@ TABLE = {
     "owa of 4": Row(
         4, lambda forget_weight=0.5: owa(forget_weight=forget_weight, num_objectives=4), diagnostics={"weights": (4,)}
     ),
+    "mean": Row(2, mean, diagnostics={"weights": (2,), "gram": (2, 2)}),
+    "dualproj of 4": Row(4, lambda: dualproj(num_objectives=4), diagnostics={"weights": (4,), "gram": (4, 4)}),
+    "upgrad": Row(2, upgrad, diagnostics={"weights": (2,), "gram": (2, 2)}),
+    "upgrad of 4": Row(4, lambda: upgrad(num_objectives=4), diagnostics={"weights": (4,), "gram": (4, 4)}),
     "sgd": Row(2, lambda rate=0.1: surgery_and(optax.sgd(rate))),
     "adam of 4": Row(4, lambda rate=0.1: surgery_and(optax.adam(rate), 4), restores_all=False),
     "skip_nonfinite": Row(2, lambda rate=0.1: skip_nonfinite(surgery_and(optax.adamw(rate)))),
@@ -263,6 +267,7 @@ def test_diagnostics_are_found_by_name(row):
         chex.assert_shape(optax.tree_utils.tree_get(state, name), shape)
     if "gram" in row.fields:
         assert jnp.all(jnp.diagonal(optax.tree_utils.tree_get(state, "gram")) > 0)
+    if "multipliers" in row.fields:
         chex.assert_trees_all_equal(optax.tree_utils.tree_get(state, "multipliers"), eupmu.multipliers(state))
 
 

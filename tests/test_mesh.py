@@ -25,8 +25,9 @@ KINDS = [
     "guard",
     "guard of muon",
     "owa",
-    "owa of the retain rows",
-    "owa of the worst",
+    "mean",
+    "dualproj",
+    "upgrad",
     "implicit",
     "implicit level",
 ]

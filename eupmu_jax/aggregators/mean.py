@@ -1,0 +1,28 @@
+"""The mean of the objectives' gradients: linear scalarisation, and the plainest thing to compare with."""
+
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax.aggregators.weighting import from_gram
+
+
+def mean(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
+    r"""Weighs all objectives alike.
+
+    .. math::
+      d = \frac1K \sum_k g_k
+
+    Its guarantee is the mean loss's descent, and no single loss's. Cost: nothing beyond the stacked gradients; where
+    only this is wanted, the gradient of the mean loss is the same and needs no stack.
+
+    Args:
+      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+
+    Returns:
+      A transform with a `WeightingState`; see `weighting.from_gram`.
+
+    >>> tx = mean()
+    >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].tolist()
+    [0.0, 0.5]
+    """
+    return from_gram(lambda gram: jnp.full(len(gram), 1 / len(gram), gram.dtype), num_objectives)
