@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-# Elements that one running sum of the CPU path adds up, running sums side by side in one loop, and how many share an
-# operand's row: enough to hide the latency of an addition, few enough to stay in registers.
+# Of the CPU path: elements that one running sum adds up at most, running sums side by side in one loop, and runs that
+# it takes from one row at a time. Enough to hide the latency of an addition, few enough to stay in registers.
 _RUN, _SUMS, _RUNS_PER_ROW = 256, 12, 4
 
 
@@ -117,9 +117,11 @@ def _sums_of_products(left, right, pairs, dtype):
         # An elementwise product keeps full precision where matrix units would round to bfloat16.
         return jnp.stack([jnp.sum(left[i].astype(dtype) * right[j].astype(dtype)) for i, j in pairs])
 
-    width = math.gcd(math.prod(left.shape[1:]), _RUNS_PER_ROW * _RUN)
+    size = math.prod(left.shape[1:])
+    widths = range(_RUNS_PER_ROW * _RUN, _RUN, -_RUNS_PER_ROW)
+    width = next((width for width in widths if size % width == 0), None)
     # With several devices a leaf may be sharded: its axes must not be merged, and only a plain sum is an all-reduce.
-    if width % _RUNS_PER_ROW or width < _RUN or jax.device_count() > 1:
+    if width is None or jax.device_count() > 1:
         return one_by_one(left, right)
     side_by_side = functools.partial(_side_by_side, width=width, pairs=pairs, dtype=dtype)
     return lax.platform_dependent(left, right, cpu=side_by_side, default=one_by_one)
