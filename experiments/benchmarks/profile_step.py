@@ -4,8 +4,9 @@ Command:  uv run python experiments/benchmarks/profile_step.py
 Time:     about a minute on 2 CPU cores.
 Result:   rows in experiments/results/profile_step.jsonl.
 
-Every operation of the compiled step counts for the part of the step that its root was traced in; times are those of the
-threads that ran it, added up, so that shares are of work and not of the clock.
+Operations count by what was traced into them. XLA fuses the combination of the rows with SGD and the new parameters,
+which a plain step writes as well: that pass counts as surgery. Times are those of the threads that ran an operation,
+added up: shares are of work and not of the clock.
 """
 
 import argparse
@@ -34,12 +35,15 @@ def named(name: str, optimizer: optax.GradientTransformation) -> optax.GradientT
 
 
 def kinds(program: str) -> dict[str, str]:
-    """The kind of each instruction of a compiled program that has one."""
+    """The kind of each instruction of a compiled program."""
+    bodies = dict(re.findall(r"^%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
     found = {}
-    for name, opcode, rest in re.findall(r"^\s*(?:ROOT )?%?([\w.-]+) = \S+ ([\w-]+)\((.*)$", program, re.MULTILINE):
-        parts = re.findall(r"part_(\w+)", (re.search(r'op_name="([^"]*)"', rest) or [""])[0])
-        is_product = opcode in ("dot", "convolution") or "dot_general" in rest or "conv_general" in rest
-        found[name] = parts[-1] if parts else "matrix products" if is_product else "other model"
+    for name, line in re.findall(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$", program, re.MULTILINE):
+        inside = "".join(bodies.get(called, "") for called in re.findall(r"calls=%?([\w.-]+)", line)) + line
+        parts = set(re.findall(r"part_(\w+)", inside))
+        is_product = re.search(r" (dot|convolution)\(|dot_general|conv_general", inside)
+        model = "matrix products" if is_product else "other model"
+        found[name] = next((kind for kind in ("surgery", "optimizer") if kind in parts), model)
     return found
 
 

@@ -4,9 +4,9 @@ Command:  uv run python experiments/benchmarks/scaling.py
 Time:     about 10 minutes on 2 CPU cores.
 Result:   rows in experiments/results/scaling.jsonl.
 
-The model is the MLP of step_overhead.py, and so are the steps. With K objectives each has a K-th of the examples. Devices
-are forced host devices on the same cores, the examples shared out among them and the parameters on all: nothing can get
-faster, and what is measured is that the ratio of explicit to plain does not grow. Each number of devices is a process.
+The model is the MLP of step_overhead.py, and so are the steps. With K objectives each has a K-th of the examples.
+Devices are forced host devices on the same cores, the examples shared out among them and the parameters on all: nothing
+can get faster, and what is measured is that the ratio of explicit to plain does not grow. Every case is a process.
 """
 
 import argparse
