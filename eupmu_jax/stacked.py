@@ -16,8 +16,9 @@ import optax
 from jax import lax
 
 # Of the CPU path: elements that one running sum adds up at most, running sums side by side in one loop, and runs that
-# it takes from one row at a time. Enough to hide the latency of an addition, few enough to stay in registers.
-_RUN, _SUMS, _RUNS_PER_ROW = 256, 12, 4
+# it takes from one row at a time. Enough to hide the latency of an addition, few enough to stay in registers. Leaves of
+# no more than _SMALL elements are in the cache, where this gains less than it takes to compile.
+_RUN, _SUMS, _RUNS_PER_ROW, _SMALL = 256, 12, 4, 2**18
 
 
 def _describe(path) -> str:
@@ -121,7 +122,7 @@ def _sums_of_products(left, right, pairs, dtype):
     widths = range(_RUNS_PER_ROW * _RUN, _RUN, -_RUNS_PER_ROW)
     width = next((width for width in widths if size % width == 0), None)
     # With several devices a leaf may be sharded: its axes must not be merged, and only a plain sum is an all-reduce.
-    if width is None or jax.device_count() > 1:
+    if width is None or size <= _SMALL or jax.device_count() > 1:
         return one_by_one(left, right)
     side_by_side = functools.partial(_side_by_side, width=width, pairs=pairs, dtype=dtype)
     return lax.platform_dependent(left, right, cpu=side_by_side, default=one_by_one)

@@ -12,6 +12,14 @@ def rows(k, *shape, seed=0):
     return np.random.default_rng(seed).normal(size=(k, *shape)).astype(np.float32) + 0.5
 
 
+@pytest.fixture(autouse=True)
+def every_leaf_is_large(monkeypatch):
+    monkeypatch.setattr(stacked, "_SMALL", 0)
+    stacked._sums_of_products.clear_cache()
+    yield
+    stacked._sums_of_products.clear_cache()
+
+
 @pytest.mark.parametrize("k", [2, 3, 9])
 @pytest.mark.parametrize("shapes", [((64, 96),), ((3, 3, 16, 32), (7,), (31, 33)), ((1024,), ())])
 def test_gram_matrix_and_inner_products(k, shapes):

@@ -115,11 +115,11 @@ def measure(name: str, size: int, rounds: int, compile_rounds: int) -> list[dict
             "ratio": ratio(times, variant, "plain"),
             "median_seconds": statistics.median(times[variant]),
             "compile_ratio": ratio(compile_times, variant, "plain"),
-            "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+            "temporary_bytes": programs[variant].memory_analysis().temp_size_in_bytes,
             "rounds": rounds,
             **provenance(),
         }
-        for variant, program in programs.items()
+        for variant in times
     ]
 
 

@@ -38,11 +38,11 @@ CASES = [
 ]
 
 
-def gradients(millions: float, count: int, dtype: str) -> dict[str, jax.Array]:
-    """Stacked gradients of ten transformer blocks and an embedding of 3/7 their size."""
-    width = max(64, 64 * round((millions * 1e6 / 170) ** 0.5 / 64))
+def gradients(millions: float, count: int, dtype: str, blocks: int) -> dict[str, jax.Array]:
+    """Stacked gradients of transformer blocks and an embedding."""
+    width = max(64, 64 * round((millions * 1e6 / (50 + 12 * blocks)) ** 0.5 / 64))
     shapes = {"embedding": (50 * width, width)}
-    for block in range(10):
+    for block in range(blocks):
         layers = {
             "qkv": (width, 3 * width),
             "out": (width, width),
@@ -58,9 +58,9 @@ def gradients(millions: float, count: int, dtype: str) -> dict[str, jax.Array]:
     }
 
 
-def measure(millions: float, count: int, dtype: str, rounds: int) -> list[dict]:
+def measure(millions: float, count: int, dtype: str, blocks: int, rounds: int) -> list[dict]:
     """Rows of one case."""
-    grads = gradients(millions, count, dtype)
+    grads = gradients(millions, count, dtype, blocks)
     surgery = eupmu.unilateral_surgery(num_objectives=count)
     state = surgery.init(jax.tree.map(lambda leaf: leaf[0], grads))
     update, gram, combine = jax.jit(surgery.update), jax.jit(stacked.gram_matrix), jax.jit(stacked.combine)
@@ -102,6 +102,7 @@ def measure(millions: float, count: int, dtype: str, rounds: int) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, help="of parameters, one size in place of the usual ones")
+    parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "surgery_alone.jsonl")
     arguments = parser.parse_args()
@@ -110,7 +111,7 @@ def main():
     rows = []
     table = Table("parameters", "K", "dtype", "variant", "time / traffic", "ms")
     for case in cases:
-        for row in measure(*case, arguments.rounds):
+        for row in measure(*case, arguments.blocks, arguments.rounds):
             rows.append(row)
             cells = [row["variant"], f"{row['ratio']:.2f}", f"{1e3 * row['median_seconds']:.1f}"]
             table.add_row(f"{row['parameters'] / 1e6:.1f} M", str(row["objectives"]), row["dtype"], *cells)
