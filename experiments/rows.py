@@ -17,6 +17,12 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
+    table = [head, ["---"] + ["---:"] * (len(head) - 1), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
 def provenance(script: str, *arguments) -> dict:
     """What a row needs to be made again."""
     return {

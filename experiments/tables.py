@@ -10,13 +10,13 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from rows import read
+from rows import markdown, read
+from speed_tables import overhead_table, speed_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 DEMO_COLUMNS = {"UA": 1, "RA": 1, "TA": 1, "MIA": 1, "gap": 2, "rise": 4, "allowed_rise": 4, "share_of_retraining": 1}
 BUDGET_METHODS = ("barrier", "guard", "PI", "I", "PHR", "P", "reference")
-VARIANTS = ("explicit vmap", "explicit unroll", "explicit auto", "implicit same_batch", "implicit next_batch")
 
 
 def demo_table(name: str, forget: str) -> str:
@@ -33,21 +33,7 @@ def demo_table(name: str, forget: str) -> str:
         lines.append([method, *cells])
     seeds = len({row["seed"] for row in rows})
     head = [f"{forget}, {seeds} seed{'s' * (seeds > 1)}", "UA", "RA", "TA", "MIA", "gap", "rise", "limit", "time, %"]
-    return _markdown(head, lines)
-
-
-def overhead_table() -> str:
-    """Ratios to the plain step, and the temporary memory of each."""
-    rows = read("step_overhead")
-    lines = []
-    for plain in (row for row in rows if row["variant"] == "plain"):
-        model = plain["model"]
-        found = {row["variant"]: row for row in rows if (row["model"], row["batch"]) == (model, plain["batch"])}
-        label = f"{model}, {plain['parameters'] / 1e6:.1f} M, {plain['batch'][0]}+{plain['batch'][1]}"
-        ratios = [f"{found[variant]['ratio']:.2f}" for variant in VARIANTS]
-        memory = [f"{found[variant]['temporary_bytes'] / 1e6:.0f}" for variant in ("plain", "explicit auto")]
-        lines.append([label, *ratios, " / ".join(memory)])
-    return _markdown(["model, batch", *VARIANTS, "temporary MB, plain / explicit auto"], lines)
+    return markdown(head, lines)
 
 
 DATA = ("digits", "fashion_mnist")
@@ -73,7 +59,7 @@ def budgets_table(rows: list[dict]) -> str:
         )
     names = list(OPTIMIZERS.values())
     head = ["", *(f"last, {name}" for name in names), "inside, %", "returned", *(f"UA, {name}" for name in names), "RA"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def models_table(rows: list[dict]) -> str:
@@ -89,7 +75,7 @@ def models_table(rows: list[dict]) -> str:
                 *(f"{np.mean([row[name] for row in found]):.{digits}f}" for name, digits in figures.items()),
             ]
         )
-    return _markdown(["forget", "model", "UA", "RA", "TA", "MIA", "retain loss"], lines)
+    return markdown(["forget", "model", "UA", "RA", "TA", "MIA", "retain loss"], lines)
 
 
 def budget_summary() -> str:
@@ -131,7 +117,7 @@ def robustness_table(rows: list[dict]) -> str:
     head = [""]
     for end in ("last", "returned"):
         head += [f"{end}: limit kept, %", "median UA", "median gap", "best UA within the limit"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def per_class_table(rows: list[dict]) -> str:
@@ -147,7 +133,7 @@ def per_class_table(rows: list[dict]) -> str:
             f"{mean(lambda r: max(r['drops'])):.2f}",
         ]
         lines.append([method, f"{strength:g}", *figures])
-    return _markdown(["", "B or weight", "UA", "mean rise", "worst class's rise", "worst class's fall in RA"], lines)
+    return markdown(["", "B or weight", "UA", "mean rise", "worst class's rise", "worst class's fall in RA"], lines)
 
 
 def all_tables() -> dict[str, str]:
@@ -173,13 +159,9 @@ def all_tables() -> dict[str, str]:
         tables[f"robustness {name}"] = robustness_table(read(f"robustness_{name}"))
     tables["budgets"] = budget_summary()
     tables["per class"] = per_class_table(read("per_class"))
-    tables["step overhead"] = overhead_table()
+    tables["step overhead"] = overhead_table(read("step_overhead"))
+    tables |= speed_tables()
     return tables
-
-
-def _markdown(head, lines):
-    table = [head, ["---"] + ["---:"] * (len(head) - 1), *lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
 def main():

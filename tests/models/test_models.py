@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from eupmu_jax.models import MLP, ResNet20, SmallCNN, Transformer
+from eupmu_jax.models import MLP, ResNet18, ResNet20, SmallCNN, Transformer
+from eupmu_jax.models.resnet import ResidualBlock
 
 
 def count(model, kind=nnx.Param):
@@ -21,6 +22,8 @@ def count(model, kind=nnx.Param):
         (lambda rngs: SmallCNN(10, rngs=rngs), (2, 28, 28, 1), (2, 10), 356_234),
         (lambda rngs: SmallCNN(10, (8, 16, 32), image_size=8, rngs=rngs), (2, 8, 8, 1), (2, 10), 11_402),
         (lambda rngs: ResNet20(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 269_722),
+        (lambda rngs: ResNet18(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 11_173_962),
+        (lambda rngs: ResNet18(100, rngs=rngs), (2, 32, 32, 3), (2, 100), 11_220_132),
     ],
 )
 def test_shapes_and_parameter_counts(build, inputs, logits, parameters):
@@ -41,6 +44,26 @@ def test_every_parameter_of_the_cnn_gets_a_gradient_after_split_and_merge():
 
     grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, x)
     assert all(np.any(g, axis=tuple(range(1, g.ndim))).all() for g in jax.tree.leaves(grads))
+
+
+def test_resnet18_projects_where_shapes_change_and_only_there():
+    model = nnx.eval_shape(lambda: ResNet18(10, rngs=nnx.Rngs(0)))
+    assert [block.projects for block in model.blocks] == [False, False, True, False, True, False, True, False]
+    assert [block.conv3.kernel.shape for block in model.blocks if block.projects] == [
+        (1, 1, 64, 128),
+        (1, 1, 128, 256),
+        (1, 1, 256, 512),
+    ]
+    assert [block.stride for block in model.blocks] == [1, 1, 2, 1, 2, 1, 2, 1]
+
+
+def test_a_projecting_block_is_two_branches_added():
+    block = ResidualBlock(4, 8, stride=2, projection=True, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 4)), jnp.float32)
+    branch = block.norm2(block.conv2(nnx.relu(block.norm1(block.conv1(x)))))
+    shortcut = jnp.einsum("nhwi,io->nhwo", x[:, ::2, ::2], block.conv3.kernel[0, 0])
+    shortcut = (shortcut - shortcut.mean((0, 1, 2))) / jnp.sqrt(shortcut.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(block(x), nnx.relu(branch + shortcut), rtol=1e-4, atol=1e-4)
 
 
 def test_mlp_needs_two_sizes():
