@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eupmu_jax import stacked
+from eupmu_jax import products, stacked
 
 
 def rows(k, *shape, seed=0):
@@ -14,10 +14,10 @@ def rows(k, *shape, seed=0):
 
 @pytest.fixture(autouse=True)
 def every_leaf_is_large(monkeypatch):
-    monkeypatch.setattr(stacked, "_SMALL", 0)
-    stacked._sums_of_products.clear_cache()
+    monkeypatch.setattr(products, "_SMALL", 0)
+    products.sums_of_products.clear_cache()
     yield
-    stacked._sums_of_products.clear_cache()
+    products.sums_of_products.clear_cache()
 
 
 @pytest.mark.parametrize("k", [2, 3, 9])
