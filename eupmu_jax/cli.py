@@ -44,13 +44,10 @@ def plan(
         sequence: Tokens of a sequence.
         out: JSON lines file to append the figures to.
     """
-    import jax
     from rich.console import Console
 
     from eupmu_jax import plan
 
-    # Nothing runs here but the compiler, and an accelerator that is present should not be held.
-    jax.config.update("jax_platforms", "cpu")
     console = Console()
     with console.status(f"compiling for {topology}"):
         row = plan.make(topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence)

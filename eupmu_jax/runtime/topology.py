@@ -1,5 +1,6 @@
 """Devices to compile for, whether or not they are here: named TPU slices, and CPU devices by number."""
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
     >>> len(devices("cpu:1")[0])
     1
     """
+    # Whoever compiles for devices that are not here runs nothing, and should hold no accelerator that is.
+    jax.config.update("jax_platforms", "cpu")
     kind, _, shape = topology.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
         return _cpu_devices(int(shape)), None
@@ -64,25 +67,25 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         ) from None
     from jax.experimental import topologies
 
-    # Outside a TPU machine libtpu has nobody to ask who and where it is. The topology's name overrides the type.
+    # Outside a TPU machine libtpu has nobody to ask who and where it is, and no device to guard against a second
+    # process. The topology's name overrides the type.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, CHIPS[kind]
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology: {topology} is not a slice that exists: {error}") from None
+        raise ValueError(f"topology: libtpu does not describe {topology}: {error}") from None
 
 
 def _cpu_devices(count):
-    try:
-        jax.config.update("jax_platforms", "cpu")
+    # JAX may have started, and may have enough devices all the same.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # JAX has started; it may have enough devices all the same.
     found = jax.devices("cpu")
     if len(found) < count:
         raise ValueError(f"topology: got cpu:{count}, but JAX has started with {len(found)} CPU devices")

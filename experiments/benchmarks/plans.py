@@ -2,7 +2,7 @@
 
 Command:  uv run --extra tpu python experiments/benchmarks/plans.py
 Time:     about 10 minutes on 2 CPU cores; nothing is run but compilers.
-Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one about 9 GB, each in under two minutes of compiling;
+Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB, each in under two minutes of compiling;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
           experiments/results/plans.jsonl.
 
@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("experiments/results/plans.jsonl")
 EVERY_STEP = ("plain", "explicit", "explicit-bf16", "explicit-microbatches", "two-pass", "implicit")
+LARGE_STEPS = ("plain", "explicit", "two-pass")
 # One chip, short batches: parameters outweigh activations, and copies of them can be counted.
 MEMORY = "--model 135m --data 1 --tensor 1 --batch 4 --sequence 256"
 PLANS = {

@@ -23,13 +23,13 @@ import stages
 import tyro
 from etils import epath
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax import data, metrics, sharding
 from eupmu_jax.data import feed
 from eupmu_jax.models import MLP
 from eupmu_jax.runtime import loop, placement
+from eupmu_jax.runtime import topology as topologies
 from eupmu_jax.runtime.training import predict
 
 PREEMPTED = os.EX_TEMPFAIL
@@ -99,7 +99,7 @@ def unlearn(
         save_every: Steps between checkpoints.
         log_every: Steps between rows.
         dry_run: Compile the step of unlearning, print its mesh, layout and memory, and stop.
-        topology: A TPU slice to make the dry run for, v5e:4x4 say, on a machine without one that has libtpu.
+        topology: Devices to make the dry run for that need not be here: v5e:4x4 (with the extra tpu), or cpu:8.
         distributed: Join the other processes; on TPU and under Slurm JAX finds them by itself.
         coordinator: Address and port of process 0, where JAX does not find it by itself.
         processes: Number of processes, likewise.
@@ -109,7 +109,7 @@ def unlearn(
         jax.distributed.initialize(coordinator, processes, process)
     if topology and not dry_run:
         raise ValueError(f"topology: got {topology!r} for a run on the devices that are here; it needs --dry-run")
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices if topology else jax.devices()
+    devices = topologies.devices(topology)[0] if topology else jax.devices()
     mesh = sharding.make_mesh(data_axis or len(devices) // model_axis, model_axis, devices=devices)
     dataset = data.load(settings.data, seed=settings.seed)
     split = data.split(dataset.train_labels, settings.forget, num_classes=dataset.num_classes, seed=settings.seed)
