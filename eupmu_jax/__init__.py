@@ -13,6 +13,7 @@ from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multiplie
 from eupmu_jax.nonfinite import skip_nonfinite
 from eupmu_jax.reference import reference_surgery
 from eupmu_jax.steps import explicit_step, implicit_step
+from eupmu_jax.two_pass import TwoPass, TwoPassState, two_pass
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,8 @@ __all__ = [
     "BestFeasible",
     "BestFeasibleState",
     "ImplicitSurgeryState",
+    "TwoPass",
+    "TwoPassState",
     "UnilateralSurgeryState",
     "UtilityGuardState",
     "accumulate",
@@ -44,6 +47,7 @@ __all__ = [
     "stack_objectives",
     "stacked_value_and_grad",
     "tolerances",
+    "two_pass",
     "unilateral_surgery",
     "utility_guard",
 ]

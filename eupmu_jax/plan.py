@@ -182,7 +182,7 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     add("matrix products", f"{_readable(row['flops'], 'FLOP')} on a device")
     if row["roofline_seconds"]:
         times = row["roofline_seconds"]
-        add("at the chip's peaks", ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in times.items()))
+        add("at the chip's peaks", ", ".join(f"{name} {1e3 * value:.3g}" for name, value in times.items()) + " ms")
         add("so a step takes at least", f"{1e3 * max(times.values()):.3g} ms, bound by {max(times, key=times.get)}")
     add("compiled in", f"{row['compile_seconds']:.0f} s")
     console.print(table)

@@ -1,5 +1,7 @@
 """The tables of the benchmarks' rows; `tables.py` puts them into the documents."""
 
+import textwrap
+
 from rows import markdown, read
 
 VARIANTS = ("explicit vmap", "explicit unroll", "explicit auto", "implicit same_batch", "implicit next_batch")
@@ -78,7 +80,64 @@ def profile_table(rows: list[dict]) -> str:
     return markdown(["work, %", *kinds], lines)
 
 
+def memory_table(rows: list[dict]) -> str:
+    """What a step holds beyond its arguments, in copies of the float32 parameters, on one device."""
+    places = {"v5e:2x2": "a v5e chip", "cpu:1": "a CPU"}
+    found = {(row["step"], row["topology"]): row for row in rows if row["topology"] in places}
+    lines = []
+    for step in dict.fromkeys(step for step, _ in found):
+        cells = [found[step, place]["temporary_bytes"] / (4 * found[step, place]["parameters"]) for place in places]
+        state = found[step, "cpu:1"]["argument_bytes"] / (4 * found[step, "cpu:1"]["parameters"])
+        lines.append([step, *(f"{cell:.2f}" for cell in cells), f"{state:.2f}"])
+    return markdown(["step", *(f"temporary, {place}" for place in places.values()), "parameters and state"], lines)
+
+
+def pods_table(rows: list[dict]) -> str:
+    """Steps of large decoders on slices: memory, traffic, operations, and the least time a step can take."""
+    lines = []
+    for row in rows:
+        if row["limit_bytes"] is None or row["mesh"] == {"data": 1, "tensor": 1}:
+            continue
+        received = sum(received for _, received in row["collectives"].values())
+        times = row["roofline_seconds"]
+        bound = max(times, key=times.get)
+        lines.append(
+            [
+                f"{row['model']}, {row['step']}",
+                f"{row['topology']}, {row['mesh']['data']} x {row['mesh']['tensor']}",
+                f"{row['batch'][0]}+{row['batch'][1]} x {row['sequence']}",
+                f"{row['bytes'] / 1e9:.2f} of {row['limit_bytes'] / 1e9:.0f}",
+                f"{received / 1e9:.1f}",
+                f"{row['flops'] / 1e12:.1f}",
+                f"{1e3 * times[bound]:.0f}, {bound}",
+                f"{row['compile_seconds']:.0f}",
+            ]
+        )
+    head = ["model, step", "slice, data x tensor", "batch x tokens", "GB of a chip", "GB received", "TFLOP"]
+    return markdown([*head, "at least ms, bound by", "compiled in s"], lines)
+
+
+def pods_summary(rows: list[dict]) -> str:
+    """The README's sentences on slices of v5e."""
+    found = {(row["model"], row["step"]): row for row in rows if row["topology"] == "v5e:16x16"}
+    small, plain, large = found["7b", "explicit"], found["7b", "plain"], found["70b", "explicit"]
+    size = lambda row: f"{row['bytes'] / 1e9:.1f} GB"
+    received = lambda row: f"{sum(received for _, received in row['collectives'].values()) / 1e9:.1f} GB"
+    text = (
+        f"Compiled on a CPU for 256 chips of TPU v5e (16 GB each): explicit surgery on a decoder of "
+        f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
+        f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step {size(plain)}), "
+        f"one of {large['parameters'] / 1e9:.0f} billion {size(large)}; compiling took {small['compile_seconds']:.0f} "
+        f"and {large['compile_seconds']:.0f} s. A chip receives {received(small)} in a step (in a plain one "
+        f"{received(plain)}); of these the surgery's own part is {small['gram_all_reduces']} all-reduce of three numbers."
+    )
+    return textwrap.fill(text, 128) + "\n"
+
+
 MAKERS = {
+    "pods in short": ("plans", pods_summary),
+    "memory": ("plans", memory_table),
+    "pods": ("plans", pods_table),
     "compile time": ("step_overhead", compile_table),
     "surgery alone": ("surgery_alone", surgery_table),
     "dispatch": ("dispatch", dispatch_table),
