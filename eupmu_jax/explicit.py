@@ -92,7 +92,8 @@ def unilateral_surgery(
     """
     rule = tolerances.as_tolerance(tolerance)
     fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
-    _check_num_constraints(fixed)
+    if fixed is not None:
+        check_count(fixed, fixed)
 
     def init_fn(params):
         k, dtype = fixed or 2, stacked.accumulator_dtype(params)
@@ -108,9 +109,7 @@ def unilateral_surgery(
     def update_fn(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args):
         del extra_args
         k = stacked.count_objectives(updates, params)
-        if fixed is not None and k != fixed:
-            raise ValueError(f"updates: got {k} objectives, expected {fixed} as set by tolerance or num_objectives")
-        _check_num_constraints(k)
+        check_count(k, fixed)
         gram = (gram_fn or stacked.gram_matrix)(updates)
         weights, finite, state = solve(rule, gram, state, stacked.check_losses(losses, k), levels)
         direction = stacked.combine(updates, weights, params)
@@ -142,9 +141,8 @@ def solve(
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
 
     new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
+    state = fit(state, k)
     old = (state.multipliers, state.gram, state.feasible)
-    if state.gram.shape != gram.shape:
-        old = jax.tree.map(jnp.zeros_like, new)
     keep = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)
     multipliers, gram, feasible = jax.tree.map(keep, new, old)
     return (
@@ -161,9 +159,24 @@ def solve(
     )
 
 
-def _check_num_constraints(num_objectives):
-    if isinstance(num_objectives, int) and num_objectives > nnls.MAX_CONSTRAINTS + 1:
+def fit(state: UnilateralSurgeryState, num_objectives: int) -> UnilateralSurgeryState:
+    """`state`, with zeros where its arrays are those of another number of objectives."""
+    k, dtype = num_objectives, state.gram.dtype
+    if state.gram.shape == (k, k):
+        return state
+    return state._replace(
+        multipliers=jnp.zeros(k - 1, dtype), gram=jnp.zeros((k, k), dtype), feasible=jnp.zeros(k - 1, bool)
+    )
+
+
+def check_count(num_objectives: int, fixed: int | None, argument: str = "updates") -> None:
+    """Raises `ValueError` for more objectives than the solver takes, or another number than was set from the start."""
+    if fixed is not None and num_objectives != fixed:
         raise ValueError(
-            f"updates: got {num_objectives} objectives, expected at most {nnls.MAX_CONSTRAINTS + 1}: "
+            f"{argument}: got {num_objectives} objectives, expected {fixed} as set by tolerance or num_objectives"
+        )
+    if num_objectives > nnls.MAX_CONSTRAINTS + 1:
+        raise ValueError(
+            f"{argument}: got {num_objectives} objectives, expected at most {nnls.MAX_CONSTRAINTS + 1}: "
             f"{nnls.MAX_CONSTRAINTS} retain constraints; average some of the retain losses"
         )

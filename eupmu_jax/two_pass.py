@@ -87,10 +87,12 @@ def two_pass(
     """
     surgery = explicit.unilateral_surgery(tolerance, num_objectives=num_objectives)
     rule = tolerances.as_tolerance(tolerance)
+    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
     inner = optax.with_extra_args_support(inner)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
     def step(params, state, batches, *args, levels=None):
+        explicit.check_count(Objectives(loss, batches, args).count, fixed, "batches")
         losses, gram = _losses_and_gram(loss, params, batches, args, has_aux)
         weights, finite, surgery_state = explicit.solve(rule, gram, state.surgery_state, losses, levels)
         multipliers = jnp.where(finite, weights[1:], 0)
@@ -100,12 +102,16 @@ def two_pass(
         gram = surgery_state.gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
         finite &= jnp.isfinite(squared_norm)
 
-        given = {"losses": losses, "levels": levels}
-        updates, inner_state = inner.update(direction, state.inner_state, params, **given)
-        old = state.surgery_state._replace(nonfinite_count=optax.safe_increment(state.surgery_state.nonfinite_count))
-        new = (optax.apply_updates(params, updates), surgery_state._replace(gram=gram), inner_state)
+        def take(params, inner_state):
+            updates, inner_state = inner.update(direction, inner_state, params, losses=losses, levels=levels)
+            return optax.apply_updates(params, updates), inner_state
+
+        # A branch, not a choice between old and new: that would hold a copy of the optimizer's state.
+        params, inner_state = jax.lax.cond(finite, take, lambda *old: old, params, state.inner_state)
+        old = explicit.fit(state.surgery_state, weights.shape[0])
+        old = old._replace(nonfinite_count=optax.safe_increment(old.nonfinite_count))
         keep = lambda new, old: jnp.where(finite, new, old)
-        params, surgery_state, inner_state = jax.tree.map(keep, new, (params, old, state.inner_state))
+        surgery_state = jax.tree.map(keep, surgery_state._replace(gram=gram), old)
         return params, TwoPassState(surgery_state, inner_state), value
 
     return TwoPass(lambda params: TwoPassState(surgery.init(params), inner.init(params)), step)
