@@ -1,6 +1,7 @@
 """Devices to compile for, whether or not they are here: named TPU slices, and CPU devices by number."""
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -17,19 +18,23 @@ class Chip(NamedTuple):
       memory: Bytes.
       memory_bandwidth: Bytes a second.
       network_bandwidth: Bytes a second that the links to other chips of the slice bring in, all together.
+      axes: Dimensions of the torus that its slices are.
+      largest: Chips of the largest slice.
     """
 
     flops: float
     memory: float
     memory_bandwidth: float
     network_bandwidth: float
+    axes: int
+    largest: int
 
 
 # cloud.google.com/tpu/docs/v5e, v5p and v6e; interconnect figures there count both directions.
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32e9, 1640e9, 400e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 2, 256),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 3, 8960),
+    "v6e": Chip(918e12, 32e9, 1640e9, 400e9, 2, 256),
 }
 
 
@@ -59,6 +64,12 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         raise ValueError(
             f"topology: got {topology!r}, expected a slice such as v5e:16x16 of one of {', '.join(CHIPS)}, or cpu:8"
         )
+    chip, sizes = CHIPS[kind], [int(size) for size in shape.split("x")]
+    # Far beyond what there is, libtpu crashes instead of saying so.
+    if len(sizes) != chip.axes or not 0 < math.prod(sizes) <= chip.largest:
+        raise ValueError(
+            f"topology: got {topology!r}, expected {chip.axes} axes and at most {chip.largest} chips: a {kind} slice"
+        )
     try:
         import libtpu  # noqa: F401
     except ModuleNotFoundError:
@@ -77,7 +88,7 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
     }.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, CHIPS[kind]
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, chip
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology: libtpu does not describe {topology}: {error}") from None
 
