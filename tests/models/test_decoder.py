@@ -50,7 +50,7 @@ def test_logits_depend_on_no_later_token(model):
 
 
 def test_logits_depend_on_the_order_of_earlier_tokens(model):
-    first, second = model(jnp.asarray([[1, 2, 3], [2, 1, 3]]))
+    first, second = nnx.jit(model)(jnp.asarray([[1, 2, 3], [2, 1, 3]]))
     assert jnp.abs(first[-1] - second[-1]).max() > 1e-5
 
 
@@ -120,7 +120,7 @@ def attention(block, x):
     return block.out(jnp.concatenate(found, axis=-1))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2])
 def test_a_block_is_attention_and_a_gated_mlp(kv_heads):
     block = nnx.jit(lambda: DecoderBlock(SMALL._replace(kv_heads=kv_heads), rngs=nnx.Rngs(0)))()
     assert block.key.kernel.shape == (SMALL.width, kv_heads * block.head_size)
@@ -128,7 +128,7 @@ def test_a_block_is_attention_and_a_gated_mlp(kv_heads):
     after = x + attention(block, x)
     y = block.mlp_norm(after)
     expected = after + (jax.nn.silu(y @ block.gate.kernel[...]) * (y @ block.up.kernel[...])) @ block.down.kernel[...]
-    np.testing.assert_allclose(block(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(nnx.jit(block)(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_grouped_queries_are_ordinary_attention_with_repeated_keys_and_values():
@@ -143,13 +143,13 @@ def test_grouped_queries_are_ordinary_attention_with_repeated_keys_and_values():
     nnx.replace_by_pure_dict(target, state)
     nnx.update(full, target)
     x = jax.random.normal(jax.random.key(0), (2, 7, SMALL.width))
-    np.testing.assert_allclose(full(x), grouped(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(nnx.jit(full)(x), nnx.jit(grouped)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_computation_gives_float32_logits_near_those_of_float32(model):
     half = build(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.dtype(jnp.float32)}
-    logits, exact = half(draw_tokens()), model(draw_tokens())
+    logits, exact = nnx.jit(half)(draw_tokens()), nnx.jit(model)(draw_tokens())
     assert logits.dtype == jnp.float32
     assert 0 < jnp.abs(logits - exact).max() < 0.05 * jnp.abs(exact).max()
 
@@ -166,9 +166,8 @@ def test_errors_name_what_does_not_divide(wrong, message):
         shapes(SMALL._replace(**wrong))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_gets_a_gradient(tied):
-    graph, params = nnx.split(build(SMALL._replace(tied=tied, layers=2)), nnx.Param)
+def test_every_parameter_gets_a_gradient(model):
+    graph, params = nnx.split(model, nnx.Param)
     tokens = jnp.concatenate([jnp.arange(SMALL.vocab), draw_tokens(1, 8)[0]])[None]
 
     @jax.jit
