@@ -1,6 +1,7 @@
 """`eupmu plan`: compiles one step for devices that need not be there, and says what it would take."""
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -86,13 +87,18 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
       and for a TPU the seconds that compute, memory and network would need by themselves at their peaks.
 
     Raises:
-      ValueError: For an unknown model or step, a mesh that does not fit topology, batch or model, and a step that needs
-        more memory than a chip has.
+      ValueError: For an unknown model or step, a number that is not positive, a mesh that does not fit topology, batch
+        or model, and a step that needs more memory than a chip has.
     """
     for argument, value, known in (("model", model, SIZES), ("step", step, STEPS)):
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
+    for argument, value in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
+        if value < 1:
+            raise ValueError(f"{argument}: got {value}, expected at least 1")
     devices, chip = topology.devices(name)
+    if tensor > len(devices):
+        raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
     data = data or len(devices) // tensor
     mesh = make_mesh(data, tensor, devices=devices)
     size = SIZES[model]
@@ -148,9 +154,7 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         "gram_all_reduces": sum(c.times for c in found if c.shape == "f32[3]"),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
-        "versions": {
-            package: _version(package) for package in ("eupmu-jax", "jax", "jaxlib", "libtpu", "optax", "flax")
-        },
+        "versions": {package: _version(package) for package in PACKAGES},
         "device": devices[0].device_kind,
         "command": shlex.join(["eupmu", *sys.argv[1:]]),
     }
@@ -214,9 +218,11 @@ def _compile(lowered):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = next((line for line in str(error).splitlines() if "Used" in line), str(error).splitlines()[0])
+        # Some versions put a code and a name before the sentence, and the module and advice of their own behind it.
+        sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
+        reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
         raise ValueError(
-            f"the step does not fit a device: {reason.strip()}; use a larger topology, more tensor, a smaller batch "
+            f"the step does not fit a device: {reason}; use a larger topology, more tensor, a smaller batch "
             "or sequence, or the steps two-pass or explicit-bf16"
         ) from None
 
