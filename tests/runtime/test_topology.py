@@ -56,7 +56,7 @@ def test_slices_are_described_without_being_there(libtpu, name, count):
 
 @pytest.mark.parametrize("name", ["v5e:3x5", "v6e:1x1"])
 def test_a_shape_that_the_kind_does_not_come_in_is_refused(libtpu, name):
-    with pytest.raises(ValueError, match=rf"^topology: {name} is not a slice that exists: \S"):
+    with pytest.raises(ValueError, match=rf"^topology: libtpu does not describe {name}: \S"):
         topology.devices(name)
 
 
