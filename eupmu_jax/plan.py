@@ -49,7 +49,7 @@ def _explicit(loss, shardings, wrap=lambda chain: chain, **options):
 
 
 def _two_pass(loss, shardings):
-    both = two_pass(loss, optax.adam(1e-5))
+    both = two_pass(loss, optax.adam(1e-5), shardings=shardings)
     return both, both.step
 
 

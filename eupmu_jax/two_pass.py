@@ -41,6 +41,7 @@ def two_pass(
     has_aux: bool = False,
     mode: str = "vmap",
     num_objectives: int | None = None,
+    shardings: chex.ArrayTree | None = None,
 ) -> TwoPass:
     r"""The step of `unilateral_surgery` followed by `inner`, without ever holding two gradients.
 
@@ -56,7 +57,7 @@ def two_pass(
     model's layers are scanned; layers that stand side by side in the program the compiler can update one by one anyway.
 
     Cost for K = 2: one backward pass over the retain batch and one forward-mode pass over the forget batch more than a
-    plain step, about 1.8 times its time. K constraints take K-1 backward passes and K(K-1)/2 forward ones more.
+    plain step, about 1.9 times its operations. K constraints take K-1 backward passes and K(K-1)/2 forward ones more.
 
     A loss with a `jax.custom_vjp` inside (the convolution of `eupmu_jax.models`, a fused attention kernel) has no
     forward mode. Its inner products are taken with the reverse-mode gradient, leaf by leaf; then the compiler decides
@@ -71,6 +72,7 @@ def two_pass(
       mode: As in `scalarized_value_and_grad`, for the second pass. With batches of equal shapes `"vmap"` sums the
         gradient as it goes; batches of different sizes have a gradient each before the sum.
       tolerance, num_objectives: As in `unilateral_surgery`.
+      shardings: On a mesh, the parameters' `NamedSharding`s, where every gradient is kept too.
 
     Returns:
       `TwoPass(init, step)`.
@@ -91,12 +93,16 @@ def two_pass(
     inner = optax.with_extra_args_support(inner)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
+    def place(gradient):
+        return gradient if shardings is None else jax.lax.with_sharding_constraint(gradient, shardings)
+
     def step(params, state, batches, *args, levels=None):
         explicit.check_count(Objectives(loss, batches, args).count, fixed, "batches")
-        losses, gram = _losses_and_gram(loss, params, batches, args, has_aux)
+        losses, gram = _losses_and_gram(loss, params, batches, args, has_aux, place)
         weights, finite, surgery_state = explicit.solve(rule, gram, state.surgery_state, losses, levels)
         multipliers = jnp.where(finite, weights[1:], 0)
         value, direction = value_and_grad(params, _after(batches, multipliers), multipliers, *args)
+        direction = place(direction)
         squared_norm = stacked.squared_norm(direction)
         forget_squared_norm = squared_norm - weights[1:] @ (2 * gram[0, 1:] + gram[1:, 1:] @ weights[1:])
         gram = surgery_state.gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
@@ -117,7 +123,7 @@ def two_pass(
     return TwoPass(lambda params: TwoPassState(surgery.init(params), inner.init(params)), step)
 
 
-def _losses_and_gram(loss, params, batches, args, has_aux):
+def _losses_and_gram(loss, params, batches, args, has_aux, place):
     """Losses `(K,)` and Gram matrix `(K, K)`; its first entry is a lower bound, from the part that constraints see."""
     k, dtype = Objectives(loss, batches, args).count, stacked.accumulator_dtype(params)
     gram, losses = jnp.zeros((k, k), dtype), [jnp.zeros([])] * k
@@ -129,6 +135,7 @@ def _losses_and_gram(loss, params, batches, args, has_aux):
 
     for i in range(1, k):
         losses[i], row = jax.value_and_grad(scalar(i))(params)
+        row = place(row)
         gram = gram.at[i, i].set(stacked.squared_norm(row))
         for j in range(i):
             losses[j], product = _value_and_product(scalar(j), params, row)

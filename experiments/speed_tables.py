@@ -126,10 +126,11 @@ def pods_summary(rows: list[dict]) -> str:
     text = (
         f"Compiled on a CPU for 256 chips of TPU v5e (16 GB each): explicit surgery on a decoder of "
         f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
-        f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step {size(plain)}), "
-        f"one of {large['parameters'] / 1e9:.0f} billion {size(large)}; compiling took {small['compile_seconds']:.0f} "
+        f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step "
+        f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)}; compiling took "
+        f"{small['compile_seconds']:.0f} "
         f"and {large['compile_seconds']:.0f} s. A chip receives {received(small)} in a step (in a plain one "
-        f"{received(plain)}); of these the surgery's own part is {small['gram_all_reduces']} all-reduce of three numbers."
+        f"{received(plain)}); the surgery's own part is {small['gram_all_reduces']} all-reduce of three numbers."
     )
     return textwrap.fill(text, 128) + "\n"
 
