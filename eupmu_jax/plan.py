@@ -93,9 +93,9 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
     for argument, value, known in (("model", model, SIZES), ("step", step, STEPS)):
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
-    for argument, value in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
-        if value < 1:
-            raise ValueError(f"{argument}: got {value}, expected at least 1")
+    for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
+        if count < 1:
+            raise ValueError(f"{argument}: got {count}, expected at least 1")
     devices, chip = topology.devices(name)
     if tensor > len(devices):
         raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
