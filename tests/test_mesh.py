@@ -28,6 +28,7 @@ KINDS = [
     "mean",
     "dualproj",
     "upgrad",
+    "two passes",
     "implicit",
     "implicit level",
 ]
