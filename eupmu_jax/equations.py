@@ -13,6 +13,7 @@ def equations(function: Callable, *args) -> Iterator[tuple[Any, int]]:
 
     A `scan` multiplies by its length. A `while_loop` counts as one turn, and of a `cond` every branch counts.
 
+    >>> import jax.numpy as jnp
     >>> nine_times = lambda x: jax.lax.scan(lambda y, _: (jnp.sin(y), None), x, length=9)
     >>> {equation.primitive.name: times for equation, times in equations(nine_times, 1.0)}["sin"]
     9
@@ -25,6 +26,7 @@ def matmul_flops(function: Callable, *args) -> int:
 
     Everything else is counted as free. What is computed again in the backward pass (`jax.checkpoint`) is counted again.
 
+    >>> import jax.numpy as jnp
     >>> matmul_flops(lambda a, b: jnp.tanh(a @ b), jnp.ones((8, 4)), jnp.ones((4, 2)))
     128
     """

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax import stacked
@@ -45,9 +46,11 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
     devices = jax.devices() if devices is None else devices
     if len(devices) < (count := math.prod(shape.values())):
         raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")
-    return jax.make_mesh(
-        tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count]
+    # A tensor axis is often smaller than any axis of the network, which has to be split then.
+    places = mesh_utils.create_device_mesh(
+        tuple(shape.values()), devices=devices[:count], allow_split_physical_axes=True
     )
+    return Mesh(places, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] = ("model",)) -> chex.ArrayTree:

@@ -146,7 +146,7 @@ def test_the_step_compiles_for_the_slice(manifest, method):
     printed = json.loads(finished.stdout)
     assert (printed["device"], printed["processes"]) == ("TPU v5 lite", job(manifest)["parallelism"])
     assert printed["mesh"] == {"objective": 1, "data": 4, "model": 4}
-    assert printed["bytes_per_device"]["temporary"] > 0
+    assert printed["bytes_per_device"]["arguments"] > 0
 
 
 def test_sigterm_prints_the_command_that_goes_on(tmp_path):
