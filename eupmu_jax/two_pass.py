@@ -53,8 +53,10 @@ def two_pass(
     Each retain gradient is formed, multiplied with the others and dropped: :math:`G_{jk}` is a forward-mode derivative
     of :math:`l_j` along :math:`g_k`, which needs no other gradient. The multipliers solve the same problem as those of
     `unilateral_surgery`, and the bent gradient comes from one backward pass of the scalarised loss. So the largest
-    thing held is one gradient, where `explicit_step` holds K. It pays where parameters outweigh activations and the
-    model's layers are scanned; layers that stand side by side in the program the compiler can update one by one anyway.
+    thing held is one gradient, where `explicit_step` holds K. It pays on accelerators, where parameters outweigh
+    activations and the model's layers are scanned. Layers that stand side by side in the program the compiler can
+    update one by one anyway, and XLA's CPU backend keeps the zeros that both scans start from, so that a scanned model
+    gains nothing there.
 
     Cost for K = 2: one backward pass over the retain batch and one forward-mode pass over the forget batch more than a
     plain step, about 1.9 times its operations. K constraints take K-1 backward passes and K(K-1)/2 forward ones more.
