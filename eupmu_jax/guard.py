@@ -129,13 +129,13 @@ def utility_guard(
         measure = lambda p: jnp.asarray(value_fn(p)).reshape(k - 1)
         levels = measure(params) if max_halvings else tolerances.check_levels(levels, losses, k - 1)
 
-        gram = (gram_fn or stacked.gram_matrix)(updates)
-        extra_args |= {"losses": losses, "levels": levels, "gram_fn": lambda _, gram=gram: gram}
+        extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
         if jax.tree.map(jnp.shape, surgery_state) != jax.tree.map(jnp.shape, state.surgery_state):
             raise ValueError(f"surgery: its state changes shape in an update; give it num_objectives={k} too")
         proposal, inner_state = inner.update(direction, state.inner_state, params, **extra_args)
 
+        gram = (gram_fn or stacked.gram_matrix)(updates)
         dtype = jnp.promote_types(gram.dtype, state.guard_multipliers.dtype)
         gram = gram.astype(dtype)
         epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, dtype)

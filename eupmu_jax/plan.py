@@ -151,7 +151,7 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
             kind: [sum(c.times for c in found if c.kind == kind), sum(c.received for c in found if c.kind == kind)]
             for kind in program.KINDS
         },
-        "gram_all_reduces": sum(c.times for c in found if c.shape == "f32[3]"),
+        "gram_all_reduces": sum(c.times for c in found if (c.kind, c.shape) == ("all-reduce", "f32[3]")),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
         "versions": {package: _version(package) for package in PACKAGES},

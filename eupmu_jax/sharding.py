@@ -102,6 +102,8 @@ def stacked_shardings(shardings: chex.ArrayTree, *, objective: str | None = None
     >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
     >>> tuple(stacked_shardings(sharding).spec)
     (None, 'model', None)
+    >>> tuple(stacked_shardings(sharding, objective="objective").spec)
+    ('objective', 'model', None)
     """
     return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(objective, *s.spec)), shardings)
 

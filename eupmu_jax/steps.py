@@ -43,19 +43,19 @@ def explicit_step(
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
+    gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
+
     def cast(leaf):
         return leaf.astype(gradient_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     def step(params, state, batches, *args, levels=None):
         value, grads = value_and_grad(params if gradient_dtype is None else jax.tree.map(cast, params), batches, *args)
-        given: dict[str, Callable] = {}
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
-            given["gram_fn"] = functools.partial(sharding.gram_matrix, shardings=shardings)
         losses = value[0] if has_aux else value
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
         updates, state = optimizer.update(
-            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, **given
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn
         )
         return optax.apply_updates(params, updates), state, value
 

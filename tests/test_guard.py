@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 
-from eupmu_jax import unilateral_surgery, utility_guard
+from eupmu_jax import freeze, unilateral_surgery, utility_guard
 
 PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.linspace(0, 1, 3), "scale": jnp.array(0.5)}
 SIZE = 10
@@ -186,3 +186,13 @@ def test_the_update_is_the_nearest_one_within_the_constraints(k, seed, retain, s
     update, _ = guarded(proposal, rows, tolerance)
     expected = projection(flat(proposal), flat(rows), tolerance.astype(np.float64))
     np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
+
+
+def test_a_surgery_on_a_part_of_the_parameters_sees_the_gram_matrix_of_that_part():
+    params = {"trained": jnp.zeros(2), "frozen": jnp.zeros(2)}
+    grads = {"trained": jnp.array([[-1.0, 1.0], [1.0, 0.0]]), "frozen": jnp.array([[5.0, 0.0], [-9.0, 0.0]])}
+    surgery = freeze(unilateral_surgery(), {"trained": False, "frozen": True})
+    guard = utility_guard(optax.sgd(1.0), 10.0, surgery)
+    update, state = guard.update(grads, guard.init(params), params)
+    np.testing.assert_allclose(state.surgery_state.gram, [[2.0, -1.0], [-1.0, 1.0]])
+    np.testing.assert_allclose(update["trained"], [0.0, -1.0], atol=1e-6)
