@@ -1,0 +1,56 @@
+"""Unlearning methods for classifiers, one file each, under one contract. `METHODS` is the one table of them."""
+
+from eupmu_jax.procedures import (
+    aggregated,
+    eupmu_budget,
+    eupmu_explicit,
+    eupmu_implicit,
+    fine_tuning,
+    gradient_ascent,
+    random_labels,
+    weighted_sum,
+)
+from eupmu_jax.procedures.procedure import (
+    Choice,
+    Cost,
+    LogUniform,
+    Method,
+    Problem,
+    Procedure,
+    Settings,
+    loss_of,
+)
+
+METHODS: dict[str, Method] = {
+    "fine-tuning": fine_tuning.METHOD,
+    "gradient ascent": gradient_ascent.METHOD,
+    "random labels": random_labels.METHOD,
+    "weighted sum": weighted_sum.METHOD,
+    **aggregated.METHODS,
+    "EUPMU step": eupmu_explicit.STEP_METHOD,
+    "EUPMU explicit": eupmu_explicit.METHOD,
+    "EUPMU implicit": eupmu_implicit.METHOD,
+    "EUPMU next-batch": eupmu_implicit.NEXT_BATCH_METHOD,
+    "EUPMU budget": eupmu_budget.METHOD,
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name; raises `ValueError` that lists the known ones if there is none."""
+    if name not in METHODS:
+        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "Choice",
+    "Cost",
+    "LogUniform",
+    "Method",
+    "Problem",
+    "Procedure",
+    "Settings",
+    "loss_of",
+    "method",
+]
