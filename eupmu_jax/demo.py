@@ -17,19 +17,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from eupmu_jax import data, metrics, report
-from eupmu_jax.methods import METHODS, Settings
 from eupmu_jax.runtime import checkpoints, task
 from eupmu_jax.runtime.unlearning import Plan, run_method
 
 # The retrained model starts from other weights than the original, as an independent training would.
 RETRAINED_SEED_OFFSET = 1_000
+METHODS = (
+    "fine-tuning",
+    "gradient ascent",
+    "random labels",
+    "EUPMU explicit",
+    "EUPMU implicit",
+    "EUPMU next-batch",
+)
 
 
-def settings_for(name: str, split: data.Split) -> tuple[Plan, dict[str, Settings]]:
+def settings_for(name: str, split: data.Split) -> tuple[Plan, dict[str, dict]]:
     """The run's size and every method's settings, as tuned with equal trials by `experiments/tune_demo.py`."""
     tuned = json.loads(files("eupmu_jax").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
-    return Plan(**chosen["plan"]), {method: Settings(**chosen["methods"][method]["settings"]) for method in METHODS}
+    plan = Plan.of_epochs(**chosen["plan"], num_forget=len(split.forget_ids))
+    return plan, {method: chosen["methods"][method]["settings"] for method in METHODS}
 
 
 def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[dict]:
@@ -91,7 +99,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             )
         ]
         for method in METHODS:
-            bar = progress.add_task(method, total=plan.steps(len(prepared.split.forget_ids)))
+            bar = progress.add_task(method, total=plan.steps)
             result = run_method(
                 method,
                 settings[method],
@@ -103,9 +111,9 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             )
             figures = task.evaluate(prepared, result.params)
             more = {
-                "allowed_rise": settings[method].allowed_rise if method.startswith("EUPMU") else None,
+                "allowed_rise": settings[method]["allowed_rise"] if method.startswith("EUPMU") else None,
                 "compile_seconds": result.compile_seconds,
-                "settings": settings[method]._asdict(),
+                "settings": settings[method],
                 "plan": plan._asdict(),
                 "history": result.history,
             }

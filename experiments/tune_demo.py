@@ -23,27 +23,30 @@ import numpy as np
 
 import eupmu_jax
 from eupmu_jax import metrics
-from eupmu_jax.methods import METHODS, Settings
+from eupmu_jax.demo import METHODS
 from eupmu_jax.runtime import task
 from eupmu_jax.runtime.unlearning import Plan, run_method
 
 RESULTS = Path(__file__).parent / "results" / "tune_demo.jsonl"
 SETTINGS = Path(eupmu_jax.__file__).with_name("demo_settings.json")
 FORGET = {"random": "random:10%", "class": "class:{}"}
-PLANS = {"digits": Plan(5, 16, 144, probes=1), "fashion_mnist": Plan(2, 64, 576, probes=1)}
+PLANS = {
+    "digits": {"epochs": 5, "forget_batch": 16, "retain_batch": 144},
+    "fashion_mnist": {"epochs": 2, "forget_batch": 64, "retain_batch": 576},
+}
 
 
-def draw(method: str, rng: np.random.Generator) -> Settings:
-    """Random settings; every method draws all of them, and reads those that concern it."""
+def draw(method: str, rng: np.random.Generator) -> dict:
+    """Random settings; every method draws all of them, and keeps those that it reads."""
     log_uniform = lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    drawn = Settings(
+    drawn = {
         # Nothing holds gradient ascent back: it needs smaller steps, from a range as wide.
-        learning_rate=log_uniform(0.01, 3.0) / (10 if method == "gradient ascent" else 1),
-        forget_objective=str(rng.choice(["random_labels", "bounded_ascent"])),
-        retain_weight=log_uniform(0.3, 30.0),
-        multiplier_learning_rate=log_uniform(0.1, 100.0),
-        allowed_rise=log_uniform(0.001, 0.1),
-    )
+        "learning_rate": log_uniform(0.01, 3.0) / (10 if method == "gradient ascent" else 1),
+        "forget_objective": str(rng.choice(["random_labels", "bounded_ascent"])),
+        "retain_weight": log_uniform(0.3, 30.0),
+        "multiplier_learning_rate": log_uniform(0.1, 100.0),
+        "allowed_rise": log_uniform(0.001, 0.1),
+    }
     read = {
         "fine-tuning": (),
         "gradient ascent": (),
@@ -52,8 +55,7 @@ def draw(method: str, rng: np.random.Generator) -> Settings:
         "EUPMU implicit": ("forget_objective", "allowed_rise", "multiplier_learning_rate", "retain_weight"),
         "EUPMU next-batch": ("forget_objective", "allowed_rise", "multiplier_learning_rate", "retain_weight"),
     }[method]
-    defaults = Settings(drawn.learning_rate)
-    return defaults._replace(**{name: getattr(drawn, name) for name in read})
+    return {name: value for name, value in drawn.items() if name == "learning_rate" or name in read}
 
 
 def blind_targets(prepared, params) -> dict:
@@ -97,7 +99,8 @@ def main():
                 settings, scores = draw(method, rng), []
                 for seed, prepared, params, targets in problems:
                     start = time.perf_counter()
-                    run = run_method(method, settings, plan, prepared, params, seed=seed)
+                    size = Plan.of_epochs(**plan, num_forget=len(prepared.split.forget_ids), probes=0)
+                    run = run_method(method, settings, size, prepared, params, seed=seed)
                     figures = task.evaluate(prepared, run.params)
                     scores.append(metrics.average_gap(figures, targets))
                     row = {
@@ -107,8 +110,8 @@ def main():
                         "trial": trial,
                         "seed": seed,
                         "score": scores[-1],
-                        "settings": settings._asdict(),
-                        "plan": plan._asdict(),
+                        "settings": settings,
+                        "plan": plan,
                         "figures": figures,
                         "seconds": time.perf_counter() - start,
                         "versions": {name: version(name) for name in ("eupmu-jax", "jax", "optax", "flax")},
@@ -119,12 +122,12 @@ def main():
                     rows.flush()
                 score = float(np.nan_to_num(np.mean(scores), nan=100.0))
                 if method not in best or score < best[method]["score"]:
-                    best[method] = {"score": score, "settings": settings._asdict()}
+                    best[method] = {"score": score, "settings": settings}
             print(f"{method:18s} {best[method]['score']:6.2f}  {best[method]['settings']}", flush=True)
 
     settings_file = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     settings_file.setdefault(arguments.data, {})[arguments.kind] = {
-        "plan": {name: value for name, value in plan._asdict().items() if name != "probes"},
+        "plan": plan,
         "trials": arguments.trials,
         "tuning_seeds": arguments.seeds,
         "methods": best,

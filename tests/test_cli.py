@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from eupmu_jax import cli, report
-from eupmu_jax.methods import METHODS
+from eupmu_jax.demo import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from eupmu_jax import aggregators
 from eupmu_jax.procedures.eupmu_explicit import stacked_descent
-from eupmu_jax.procedures.procedure import FORGET_OBJECTIVE, LEARNING_RATE, MOMENTUM, Choice, LogUniform, Method
+from eupmu_jax.procedures.procedure import FORGET_OBJECTIVE, LEARNING_RATE, MOMENTUM, Method
 
 _SPACE = {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE}
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import optax
 
 from eupmu_jax import objectives

@@ -1,5 +1,6 @@
 """Runs one unlearning method on a classifier, and watches it."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.methods import METHODS, Settings, cosine, loss_of
+from eupmu_jax import procedures
+from eupmu_jax.batches import SharedForward
+from eupmu_jax.gradients import stacked_value_and_grad
 from eupmu_jax.objectives import cross_entropy, random_labels
 from eupmu_jax.runtime.task import Task
 from eupmu_jax.runtime.training import id_batches, predict
+from eupmu_jax.stacked import gram_matrix
 
 PROBE_SIZE = 2_000
 
@@ -22,27 +26,29 @@ class Plan(NamedTuple):
     """Size of a run, the same for every method.
 
     Attributes:
-      epochs: Passes over the forget set.
-      forget_batch, retain_batch: Examples in each step.
+      steps: Optimizer steps.
+      forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       probes: Points in time at which losses and cosine are measured, besides the start.
     """
 
-    epochs: int
+    steps: int
     forget_batch: int
     retain_batch: int
     probes: int = 20
 
-    def steps(self, num_forget: int) -> int:
-        """Optimizer steps for a forget set of that size."""
-        return self.epochs * -(-num_forget // min(self.forget_batch, num_forget))
+    @classmethod
+    def of_epochs(cls, epochs: int, forget_batch: int, retain_batch: int, *, num_forget: int, probes: int = 20):
+        """A plan of whole passes over a forget set of `num_forget` examples."""
+        steps = epochs * -(-num_forget // min(forget_batch, num_forget))
+        return cls(steps, forget_batch, retain_batch, probes)
 
 
 class Run(NamedTuple):
     """An unlearned model and how it came about.
 
     Attributes:
-      params: After the last step.
-      seconds: Time of the steps alone, without compilation and probes.
+      params: After the last step, and after what the method does then.
+      seconds: Time of preparation, steps and end, without compilation and probes.
       compile_seconds: Time to compile the step.
       forward, backward: Examples passed through the model, in all.
       history: Dict of equally long lists: `step`, `retain_loss`, `forget_loss` (plain cross-entropies on at most 2,000
@@ -59,89 +65,128 @@ class Run(NamedTuple):
 
 def run_method(
     method: str,
-    settings: Settings,
+    settings: procedures.Settings,
     plan: Plan,
     task: Task,
     params: chex.ArrayTree,
     *,
     seed: int,
+    retain_loss: float | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Run:
     """Unlearns the forget set of `task` from a classifier.
 
     Args:
-      method: A key of `METHODS`.
-      settings, plan: The method's tuning and the run's size.
-      task: The data, the split and the model's `apply`. Random labels are redrawn in every epoch.
+      method: A key of `procedures.METHODS`.
+      settings, plan: The method's tuning and the run's size. Runs that differ in numbers alone share compiled code.
+      task: The data, the split and the model's `apply`. Random labels are redrawn in every pass over the forget set.
       params: Of the original model; left as they are.
       seed: Seed of batches, labels and probes.
+      retain_loss: Of the original model over the whole retain set, if it is known; it is measured otherwise.
       on_step: Called after each step, for a progress bar.
 
     Returns:
       The run. Parameters that a step made non-finite are not hidden: the caller sees them in the losses.
+
+    Raises:
+      ValueError: For an unknown method, or settings that it lacks.
     """
-    apply, images, labels = task.apply, task.images, task.labels
+    images, labels = task.images, task.labels
     forget_ids, retain_ids = task.split.forget_ids, task.split.retain_ids
-    steps = plan.steps(len(forget_ids))
     sizes = min(plan.forget_batch, len(forget_ids)), min(plan.retain_batch, len(retain_ids))
-    retain_logits = predict(apply, params, images[retain_ids])
-    retain_loss = float(cross_entropy(jnp.asarray(retain_logits), labels[retain_ids]))
-    procedure = METHODS[method](apply, settings, steps, retain_loss)
+    if retain_loss is None:
+        retain_logits = predict(task.apply, params, images[retain_ids])
+        retain_loss = float(cross_entropy(jnp.asarray(retain_logits), labels[retain_ids]))
+    problem = procedures.Problem(
+        task.apply, task.fresh_params, task.dataset.num_classes, len(forget_ids), len(retain_ids), plan.steps, 0.0
+    )
+    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
+    choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
+    make = procedures.method(method).make
+    procedure = make(problem._replace(retain_loss=retain_loss), settings)
+    step = _jitted_step(make, problem, choices)
+
     rng = np.random.default_rng(seed)
     streams = [id_batches(ids, size, rng) for ids, size in zip((forget_ids, retain_ids), sizes, strict=True)]
-    label_key = jax.random.key(seed)
-
-    def batch(arrays, ids):
-        return {name: array[ids] for name, array in arrays.items()}
-
-    def step(params, state, arrays, ids):
-        return procedure.step(params, state, tuple(batch(arrays, part) for part in ids))
-
-    loss = loss_of(apply, settings.forget_objective)
-
-    @jax.jit
-    def probe(params, arrays, ids):
-        batches = tuple(batch(arrays, part) for part in ids)
-        forget_loss, retain_loss = (cross_entropy(apply(params, b["images"]), b["labels"]) for b in batches)
-        return {"forget_loss": forget_loss, "retain_loss": retain_loss, "cosine": cosine(loss, params, batches)}
-
+    label_key, step_key, prepare_key = jax.random.key(seed), jax.random.key(seed + 1), jax.random.key(seed + 2)
     probe_ids = tuple(rng.permutation(ids)[:PROBE_SIZE] for ids in (forget_ids, retain_ids))
     history: dict[str, list[float]] = {"step": [], "forget_loss": [], "retain_loss": [], "cosine": [], "multiplier": []}
 
     def record(count):
-        measured = probe(params, arrays, probe_ids) | {"step": count, "multiplier": _multiplier(state)}
+        objective = settings.get("forget_objective", "random_labels")
+        measured = _probe(task.apply, objective, params, arrays, probe_ids)
+        measured |= {"step": count, "multiplier": _multiplier(state)}
         for name, value in measured.items():
             history[name].append(float(value))
 
-    @jax.jit
     def draw_labels(epoch):
         return random_labels(jax.random.fold_in(label_key, epoch), labels, task.dataset.num_classes)
 
+    def take(params, state, count):
+        return step(params, state, prepared, numbers, retain_loss, arrays, ids, np.int32(count), step_key)
+
+    sets = [{"images": images[ids], "labels": labels[ids]} for ids in (forget_ids, retain_ids)]
     arrays = {"images": images, "labels": labels, "random_labels": draw_labels(0)}
-    params = jax.tree.map(jnp.array, params)
-    state = procedure.init(params)
+    start = time.perf_counter()
+    prepared = jax.block_until_ready(procedure.prepare(params, *sets, prepare_key))
+    seconds = time.perf_counter() - start
+    params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the original ones
+    state = procedure.init(params, prepared)
     ids = tuple(next(stream) for stream in streams)
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, arrays, ids).compile()
+    jax.block_until_ready(take(*jax.tree.map(jnp.array, (params, state)), 0))
     compile_seconds = time.perf_counter() - start
 
-    record(0)
-    seconds, checkpoint_steps = 0.0, set(np.linspace(0, steps, plan.probes + 1).round().astype(int))
+    if plan.probes:
+        record(0)
+    probe_steps = set(np.linspace(0, plan.steps, plan.probes + 1).round().astype(int)) if plan.probes else set()
+    steps_per_epoch = -(-len(forget_ids) // sizes[0])
     start = time.perf_counter()
-    for count in range(1, steps + 1):
-        if count > 1:
+    for count in range(plan.steps):
+        if count:
             ids = tuple(next(stream) for stream in streams)
-            if (count - 1) % (steps // plan.epochs) == 0:
-                arrays["random_labels"] = draw_labels((count - 1) // (steps // plan.epochs))
-        params, state = compiled(params, state, arrays, ids)
+            if count % steps_per_epoch == 0:
+                arrays["random_labels"] = draw_labels(count // steps_per_epoch)
+        params, state = take(params, state, count)
         on_step()
-        if count in checkpoint_steps:
+        if count + 1 in probe_steps:
             jax.block_until_ready(params)
             seconds += time.perf_counter() - start
-            record(count)
+            record(count + 1)
             start = time.perf_counter()
-    examples = lambda passes: steps * (passes[0] * sizes[0] + passes[1] * sizes[1])
-    return Run(params, seconds, compile_seconds, examples(procedure.forward), examples(procedure.backward), history)
+    params = jax.block_until_ready(procedure.finish(params, prepared, *sets))
+    seconds += time.perf_counter() - start
+    cost = procedure.cost
+    total = lambda passes, outside: round(plan.steps * (passes[0] * sizes[0] + passes[1] * sizes[1]) + outside)
+    forward, backward = total(cost.forward, cost.outside_forward), total(cost.backward, cost.outside_backward)
+    return Run(params, seconds, compile_seconds, forward, backward, history)
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted_step(make, problem, choices):
+    """The compiled step of a method, for any numbers."""
+
+    def step(params, state, prepared, numbers, retain_loss, arrays, ids, count, key):
+        procedure = make(problem._replace(retain_loss=retain_loss), dict(choices) | numbers)
+        batches = tuple(jax.tree.map(lambda array: array[part], arrays) for part in ids)  # noqa: B023
+        return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(key, count))
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _probe(apply, forget_objective, params, arrays, ids):
+    batches = tuple({name: array[part] for name, array in arrays.items()} for part in ids)
+    forget_loss, retain_loss = (cross_entropy(apply(params, b["images"]), b["labels"]) for b in batches)
+    measured = cosine(procedures.loss_of(apply, forget_objective), params, batches)
+    return {"forget_loss": forget_loss, "retain_loss": retain_loss, "cosine": measured}
+
+
+def cosine(loss: SharedForward, params: chex.ArrayTree, batches) -> chex.Array:
+    """Cosine between the forget and the retain gradient on `batches`; 0 if either is zero."""
+    gram = gram_matrix(stacked_value_and_grad(loss)(params, batches)[1])
+    norms = jnp.sqrt(gram[0, 0] * gram[1, 1])
+    return jnp.where(norms > 0, gram[0, 1] / jnp.where(norms > 0, norms, 1), 0.0)
 
 
 def _multiplier(state):

@@ -1,5 +1,6 @@
 import itertools
 
+import jax
 import numpy as np
 
 from eupmu_jax.metrics import accuracy
@@ -15,11 +16,10 @@ def test_id_batches_pass_over_all_ids_before_any_comes_again():
     assert (stream[:10] != stream[10:20]).any()
 
 
-def test_fit_learns_real_digits_from_the_given_ids_only(monkeypatch):
-    prepared = task.make("digits", "class:3", seed=0)
-    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(15, 64, 1e-3))
+def test_fit_learns_real_digits_from_the_given_ids_only():
+    prepared = task.make("digits", "class:3", seed=0, recipe=task.Recipe(15, 64, 1e-3))
     steps = []
-    params, _ = initial(prepared)
+    params = prepared.fresh_params(jax.random.key(0))
     fitted = training.fit(
         prepared.apply,
         params,
@@ -41,18 +41,8 @@ def test_fit_learns_real_digits_from_the_given_ids_only(monkeypatch):
     assert fitted.examples == 64 * len(steps)
 
 
-def initial(prepared):
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    model = task.MODELS[prepared.model](prepared.dataset, 0)
-    return jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model))), model
-
-
-def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path, monkeypatch):
-    prepared = task.make("digits", "random:10%", seed=1)
-    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(1, 64, 1e-3))
+def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path):
+    prepared = task.make("digits", "random:10%", seed=1, recipe=task.Recipe(1, 64, 1e-3))
     steps = []
     arguments = dict(init_seed=0, cache=tmp_path, on_step=lambda: steps.append(1))
     first = task.train(prepared, prepared.split.retain_ids, **arguments)
@@ -61,6 +51,6 @@ def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path, monke
     assert len(steps) == made > 0
     np.testing.assert_array_equal(first.params["layers"][0]["kernel"], again.params["layers"][0]["kernel"])
     assert again.seconds == first.seconds
-    monkeypatch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(2, 64, 1e-3))
-    task.train(prepared, prepared.split.retain_ids, **arguments)
+    longer = prepared._replace(recipe=task.Recipe(2, 64, 1e-3))
+    task.train(longer, prepared.split.retain_ids, **arguments)
     assert len(steps) == 3 * made

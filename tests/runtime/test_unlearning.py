@@ -3,12 +3,19 @@ import jax
 import numpy as np
 import pytest
 
-from eupmu_jax.methods import METHODS, Settings, loss_of
+from eupmu_jax.demo import METHODS
+from eupmu_jax.procedures import loss_of
 from eupmu_jax.runtime import task
 from eupmu_jax.runtime.unlearning import Plan, run_method
 
-PLAN = Plan(epochs=2, forget_batch=16, retain_batch=144, probes=4)
-SETTINGS = Settings(0.1, "bounded_ascent", retain_weight=1.0, multiplier_learning_rate=1.0, allowed_rise=0.01)
+PLAN = Plan(steps=18, forget_batch=16, retain_batch=144, probes=4)
+SETTINGS = {
+    "learning_rate": 0.1,
+    "forget_objective": "bounded_ascent",
+    "retain_weight": 1.0,
+    "multiplier_learning_rate": 1.0,
+    "allowed_rise": 0.01,
+}
 PASSES = {
     "fine-tuning": ((0, 1), (0, 1)),
     "gradient ascent": ((1, 0), (1, 0)),
@@ -21,16 +28,14 @@ PASSES = {
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
-    prepared = task.make("digits", "class:3", seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(10, 64, 1e-3))
-        model = task.train(
-            prepared,
-            np.arange(len(prepared.labels)),
-            init_seed=0,
-            cache=tmp_path_factory.mktemp("cache"),
-            on_step=lambda: None,
-        )
+    prepared = task.make("digits", "class:3", seed=0, recipe=task.Recipe(10, 64, 1e-3))
+    model = task.train(
+        prepared,
+        np.arange(len(prepared.labels)),
+        init_seed=0,
+        cache=tmp_path_factory.mktemp("cache"),
+        on_step=lambda: None,
+    )
     return prepared, model.params
 
 
@@ -40,7 +45,7 @@ def test_every_method_keeps_the_contract(problem, method):
     before = jax.tree.map(np.asarray, params)
     ticks = []
     run = run_method(method, SETTINGS, PLAN, prepared, params, seed=0, on_step=lambda: ticks.append(1))
-    steps = PLAN.steps(len(prepared.split.forget_ids))
+    steps = PLAN.steps
     assert len(ticks) == steps
     chex.assert_trees_all_equal_shapes_and_dtypes(run.params, params)
     chex.assert_trees_all_equal(params, before)
@@ -77,5 +82,5 @@ def test_an_unknown_forget_objective_lists_the_known():
 
 
 def test_a_forget_set_smaller_than_a_batch_is_one_batch():
-    assert Plan(3, 64, 576).steps(10) == 3
-    assert Plan(3, 64, 576).steps(65) == 6
+    assert Plan.of_epochs(3, 64, 576, num_forget=10).steps == 3
+    assert Plan.of_epochs(3, 64, 576, num_forget=65).steps == 6
