@@ -72,14 +72,6 @@ class Cost(NamedTuple):
     outside_backward: int = 0
 
 
-def _no_preparation(params, forget, retain, key):
-    return ()
-
-
-def _same_params(params, prepared, forget, retain):
-    return params
-
-
 class Procedure(NamedTuple):
     """A method made ready to run. The batches of both sets are dicts of `images`, `labels` and `random_labels`.
 
@@ -88,15 +80,16 @@ class Procedure(NamedTuple):
       step: `(params, prepared, state, (forget_batch, retain_batch), count, key) -> (params, state)`, to be jitted;
         `count` are the steps made before.
       cost: Passes through the model.
-      prepare: `(params, forget, retain, key) -> prepared`, called once with whole sets before the first step.
-      finish: `(params, prepared, forget, retain) -> params`, called once after the last step.
+      prepare: `(params, forget, retain, key) -> prepared`, called once with whole sets before the first step; None if
+        there is nothing to prepare, and `prepared` is then ().
+      finish: `(params, prepared, forget, retain) -> params`, called once after the last step, or None.
     """
 
     init: Callable
     step: Callable
     cost: Cost
-    prepare: Callable = _no_preparation
-    finish: Callable = _same_params
+    prepare: Callable | None = None
+    finish: Callable | None = None
 
 
 class Method(NamedTuple):
@@ -144,7 +137,7 @@ def sgd(problem: Problem, settings: Settings) -> optax.GradientTransformation:
 
 
 def descend(
-    optimizer: optax.GradientTransformation, gradient: Callable, cost: Cost, prepare: Callable = _no_preparation
+    optimizer: optax.GradientTransformation, gradient: Callable, cost: Cost, prepare: Callable | None = None
 ) -> Procedure:
     """A procedure of one optimizer behind `gradient(params, prepared, batches, count, key)`."""
 

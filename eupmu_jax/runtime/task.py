@@ -103,6 +103,7 @@ def make(
     size: int | None = None,
     model: str | None = None,
     recipe: Recipe | None = None,
+    dataset: data.Dataset | None = None,
 ) -> Task:
     """Loads the data and draws the split; raises `ValueError` for an unknown name or an impossible forget set.
 
@@ -111,8 +112,9 @@ def make(
       size: Number of training examples to draw; all of them if None.
       model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
       recipe: None is that of `RECIPES`.
+      dataset: The data, if they are loaded already.
     """
-    dataset = data.load(name, seed=seed)
+    dataset = dataset or data.load(name, seed=seed)
     model = model or ("mlp" if name == "digits" else "cnn")
     if recipe is None and (name, model) not in RECIPES:
         known = [known_model for known_name, known_model in RECIPES if known_name == name]

@@ -72,6 +72,7 @@ def run_method(
     *,
     seed: int,
     retain_loss: float | None = None,
+    warm: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> Run:
     """Unlearns the forget set of `task` from a classifier.
@@ -83,6 +84,7 @@ def run_method(
       params: Of the original model; left as they are.
       seed: Seed of batches, labels and probes.
       retain_loss: Of the original model over the whole retain set, if it is known; it is measured otherwise.
+      warm: Whether to prepare and finish once beforehand, so that `seconds` holds no compilation of theirs either.
       on_step: Called after each step, for a progress bar.
 
     Returns:
@@ -125,10 +127,16 @@ def run_method(
     def take(params, state, count):
         return step(params, state, prepared, numbers, retain_loss, arrays, ids, np.int32(count), step_key)
 
-    sets = [{"images": images[ids], "labels": labels[ids]} for ids in (forget_ids, retain_ids)]
+    whole = lambda: [{"images": images[ids], "labels": labels[ids]} for ids in (forget_ids, retain_ids)]
+    sets = whole() if procedure.prepare or procedure.finish else ()
+    prepare = functools.partial(procedure.prepare or _nothing, params, *sets, prepare_key)
     arrays = {"images": images, "labels": labels, "random_labels": draw_labels(0)}
+    if warm:
+        prepared = jax.block_until_ready(prepare())
+        if procedure.finish:
+            jax.block_until_ready(procedure.finish(params, prepared, *sets))
     start = time.perf_counter()
-    prepared = jax.block_until_ready(procedure.prepare(params, *sets, prepare_key))
+    prepared = jax.block_until_ready(prepare())
     seconds = time.perf_counter() - start
     params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the original ones
     state = procedure.init(params, prepared)
@@ -154,12 +162,18 @@ def run_method(
             seconds += time.perf_counter() - start
             record(count + 1)
             start = time.perf_counter()
-    params = jax.block_until_ready(procedure.finish(params, prepared, *sets))
+    if procedure.finish:
+        params = procedure.finish(params, prepared, *sets)
+    jax.block_until_ready(params)
     seconds += time.perf_counter() - start
     cost = procedure.cost
     total = lambda passes, outside: round(plan.steps * (passes[0] * sizes[0] + passes[1] * sizes[1]) + outside)
     forward, backward = total(cost.forward, cost.outside_forward), total(cost.backward, cost.outside_backward)
     return Run(params, seconds, compile_seconds, forward, backward, history)
+
+
+def _nothing(*_):
+    return ()
 
 
 @functools.lru_cache(maxsize=64)

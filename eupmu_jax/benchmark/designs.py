@@ -1,0 +1,96 @@
+"""What is compared, and at what size. A design and its version are part of every row."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from eupmu_jax.runtime.task import Recipe
+
+
+class Setting(NamedTuple):
+    """A kind of forget set.
+
+    Attributes:
+      forget: As in `data.split`; `class:{}` takes the class that is the last digit of the seed.
+      forget_batch, retain_batch: Examples in each step.
+    """
+
+    forget: str
+    forget_batch: int
+    retain_batch: int
+
+    def of(self, seed: int) -> str:
+        """The forget set for that seed."""
+        return self.forget.format(seed % 10)
+
+
+class Design(NamedTuple):
+    """A benchmark, the same for every method.
+
+    Attributes:
+      data, model, size, recipe: See `task.make`.
+      settings: What is to be forgotten.
+      steps: Optimizer steps of an unlearning run.
+      trials: Random settings that every method is tuned with, on one problem of its own, that of `tuning_seed`.
+      seeds: Of the problems that are reported.
+      shadow_size: Members and non-members that train a membership attack.
+      relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
+      version: To be raised with every change of code that changes figures.
+    """
+
+    data: str
+    model: str
+    size: int | None
+    recipe: Recipe
+    settings: tuple[Setting, ...]
+    steps: int
+    trials: int
+    seeds: tuple[int, ...]
+    tuning_seed: int = 100
+    shadow_size: int = 2_000
+    relearning_steps: int = 40
+    relearning_examples: int = 500
+    version: int = 1
+
+    def digest(self, setting: Setting) -> str:
+        """Hash of what the figures of one setting depend on: everything but the other settings and the seeds."""
+        chosen = self._replace(seeds=(), settings=(setting,))
+        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
+
+
+def _settings(batch):
+    tenth, half = batch // 8, batch // 2
+    return (
+        Setting("random:10%", tenth, batch - tenth),
+        Setting("random:50%", half, batch - half),
+        Setting("class:{}", tenth, batch - tenth),
+    )
+
+
+DESIGNS = {
+    "fashion_mnist-cnn": Design(
+        "fashion_mnist", "narrow-cnn", None, Recipe(50, 128, 1e-3), _settings(256), 200, 12, (0, 1, 2, 3, 4)
+    ),
+    "fashion_mnist-resnet": Design(
+        "fashion_mnist", "resnet8", 6_000, Recipe(50, 128, 1e-3), _settings(128), 60, 12, (0, 1, 2, 3, 4)
+    ),
+    "cifar10-resnet18": Design(
+        "cifar10",
+        "resnet18",
+        None,
+        Recipe(180, 256, 1e-3),
+        (*_settings(256), Setting("random:30%", 85, 171)),
+        700,
+        12,
+        tuple(range(10)),
+        shadow_size=10_000,
+    ),
+    "digits": Design("digits", "mlp", None, Recipe(100, 64, 1e-3), _settings(64), 40, 4, (0, 1), shadow_size=300),
+}
+
+
+def design(name: str) -> Design:
+    """The design of that name; raises `ValueError` that lists the known ones if there is none."""
+    if name not in DESIGNS:
+        raise ValueError(f"design: got {name!r}, expected one of {', '.join(DESIGNS)}")
+    return DESIGNS[name]

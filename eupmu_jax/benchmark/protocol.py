@@ -1,0 +1,120 @@
+"""How a model is judged: against the original and the retrained one of the same seed and split."""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from eupmu_jax import data, metrics
+from eupmu_jax.benchmark import rows
+from eupmu_jax.benchmark.designs import Design, Setting
+from eupmu_jax.runtime import relearning, task, training
+
+# The retrained model starts from other weights than the original, as an independent training would.
+RETRAINED_SEED_OFFSET = 1_000
+# What a curve of relearning watches, and how often.
+WATCHED = 2_000
+MEASUREMENTS = 4
+
+
+class Judged(NamedTuple):
+    """A model's logits and figures."""
+
+    train_logits: np.ndarray
+    test_logits: np.ndarray
+    figures: dict
+
+
+class Problem(NamedTuple):
+    """A forget set, a trained model and the same one retrained without it."""
+
+    task: task.Task
+    original: task.Model
+    retrained: task.Model
+    judged_original: Judged
+    judged_retrained: Judged
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(name: str, seed: int) -> data.Dataset:
+    return data.load(name, seed=seed)
+
+
+@functools.lru_cache(maxsize=2)
+def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
+    """The task of one setting and seed."""
+    dataset = _dataset(design.data, seed if design.data == "digits" else 0)
+    chosen = {"size": design.size, "model": design.model, "recipe": design.recipe, "dataset": dataset}
+    return task.make(design.data, setting.of(seed), seed, **chosen)
+
+
+@functools.lru_cache(maxsize=2)
+def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem:
+    """Trains and judges both models, or takes what is in `cache` of the same design and code."""
+    made = make_task(design, setting, seed)
+    models, judged = [], []
+    for ids, offset in ((np.arange(len(made.labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
+        models.append(task.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
+        identity = f"{design.digest(setting)} {seed} {offset} {rows.code()}"
+        path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
+        judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
+    return Problem(made, *models, *judged)
+
+
+def _cached(path, make):
+    if path.exists():
+        with np.load(path) as saved:
+            return Judged(saved["train_logits"], saved["test_logits"], json.loads(str(saved["figures"])))
+    judged = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(unfinished, **judged._asdict() | {"figures": json.dumps(judged.figures)})
+    unfinished.replace(path)
+    return judged
+
+
+def judge(made: task.Task, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
+    """Logits and `metrics.evaluate`."""
+    train_logits = training.predict(made.apply, params, made.images)
+    test_logits = training.predict(made.apply, params, jax.numpy.asarray(made.dataset.test_images))
+    figures = metrics.evaluate(
+        train_logits, test_logits, made.dataset, made.split, made.seed, shadow_size=shadow_size, attacks=attacks
+    )
+    return Judged(train_logits, test_logits, figures)
+
+
+def divergences(judged: Judged, other: Judged, split: data.Split) -> dict:
+    """KL to the retrained model on the forget set and on the test set, in nats."""
+    forget = split.forget_ids
+    return {
+        "kl_forget": metrics.kl(judged.train_logits[forget], other.train_logits[forget]),
+        "kl_test": metrics.kl(judged.test_logits, other.test_logits),
+    }
+
+
+def relearning_curves(made: task.Task, params: chex.ArrayTree, design: Design) -> dict:
+    """Accuracy on the forget set while a part of it, or retain data alone, is learned: `forget_side`, `retain_only`."""
+    rng = np.random.default_rng(made.seed)
+    forget, retain = (rng.permutation(ids) for ids in (made.split.forget_ids, made.split.retain_ids))
+    shown = min(design.relearning_examples, len(forget) // 2)
+    watched = forget[shown : shown + WATCHED]
+    run = functools.partial(
+        relearning.relearn,
+        made.apply,
+        params,
+        made.images,
+        made.labels,
+        watch_ids=watched,
+        steps=design.relearning_steps,
+        every=design.relearning_steps // MEASUREMENTS,
+        batch_size=design.recipe.batch_size,
+        seed=made.seed,
+    )
+    curves = {"forget_side": run(train_ids=forget[:shown]), "retain_only": run(train_ids=retain)}
+    return {name: {"step": c.step.tolist(), "accuracy": c.accuracy.tolist()} for name, c in curves.items()}

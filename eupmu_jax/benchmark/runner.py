@@ -1,0 +1,166 @@
+"""`eupmu benchmark classification`: all that is missing of a design, by one process for each core."""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from eupmu_jax import procedures
+from eupmu_jax.benchmark import designs, rows, work
+
+OTHER_CODE = ("stop", "keep", "redo")
+# How soon a process notices that it was left alone.
+_ALONE_SECONDS = 0.5
+
+
+def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> tuple[list[work.Job], list[work.Job]]:
+    """Training jobs, one for each seed, and one job for each setting and method; empty lists mean all of them.
+
+    Raises:
+      ValueError: For an unknown design, forget set or method, which lists the known ones, or the tuning seed.
+    """
+    design = designs.design(name)
+    known = [setting.forget for setting in design.settings]
+    for chosen in forget:
+        if chosen not in known:
+            raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
+    for method in methods:
+        procedures.method(method)
+    if design.tuning_seed in seeds:
+        raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
+    settings = tuple(setting for setting in design.settings if not forget or setting.forget in forget)
+    reported = tuple(seeds) or design.seeds
+    training = [work.Job(name, settings, (seed,), None) for seed in (design.tuning_seed, *reported)]
+    unlearning = [
+        work.Job(name, (setting,), reported, method) for method in methods or procedures.METHODS for setting in settings
+    ]
+    return training, unlearning
+
+
+def run(
+    name: str,
+    forget: list[str],
+    methods: list[str],
+    seeds: list[int],
+    out: Path,
+    command: str,
+    console: Console,
+    *,
+    workers: int = 0,
+    other_code: str = "stop",
+) -> None:
+    """Makes the rows that `out` lacks; a run that was stopped or killed goes on where it was.
+
+    Args:
+      name, forget, methods, seeds: See `jobs`.
+      out: Folder of the rows, see `work.Place`.
+      command: For the rows.
+      console: Where the progress goes.
+      workers: Processes; 0 takes one for each core, and one alone where JAX has an accelerator.
+      other_code: What becomes of rows of another state of the code: "stop" before any work, "keep" them as they are,
+        or "redo" (they stay in the file, and do not count).
+
+    Raises:
+      ValueError: For bad arguments, or rows of another code or another process at work in `out`.
+    """
+    training, unlearning = jobs(name, forget, methods, seeds)
+    if other_code not in OTHER_CODE:
+        raise ValueError(f"other_code: got {other_code!r}, expected one of {', '.join(OTHER_CODE)}")
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        found = {row["code"] for row in rows.read(out / "rows.jsonl") if row["design"] == name}
+        others = sorted(found - {rows.code()})
+        if others and other_code == "stop":
+            raise ValueError(
+                f"other_code: {out / 'rows.jsonl'} has rows of other code ({', '.join(others)}, this is {rows.code()}); "
+                "expected keep (count them) or redo (make them again)"
+            )
+        codes = (rows.code(), *(others if other_code == "keep" else ()))
+        place = work.Place(out, command, codes)
+        cores = sorted(os.sched_getaffinity(0))
+        workers = workers or (1 if _has_accelerator() else len(cores))
+        _in_processes(training, unlearning, place, cores, workers, console)
+
+
+def _in_processes(training, unlearning, place, cores, workers, console):
+    # Processes that are spawned share nothing with this one, which has no need of JAX.
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for index in range(workers):
+        queue.put(cores[index % len(cores)] if workers > 1 else None)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True), console=console)
+    with ProcessPoolExecutor(workers, context, _start, (queue, place.out, os.getpid())) as pool, progress:
+        try:
+            for description, batch in (("models (seeds)", training), ("methods x forget sets", unlearning)):
+                bar = progress.add_task(description, total=len(batch))
+                pending = {pool.submit(work.run, job, place) for job in batch}
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        progress.advance(bar)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _start(queue, out, parent):
+    """Begins a process: on a core of its own, deaf to Ctrl-C, and gone as soon as the process that began it is."""
+    core = queue.get()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Held until this process ends, so that no other run begins while it may still write.
+    _start.lock = (out / ".lock").open("w")
+    fcntl.flock(_start.lock, fcntl.LOCK_SH)
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(_ALONE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextlib.contextmanager
+def _alone(out):
+    """Holds the folder's lock; what a killed run left behind may take a moment to go."""
+    with (out / ".lock").open("w") as lock:
+        for _ in range(10):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_ALONE_SECONDS)
+        else:
+            raise ValueError(f"out: another benchmark is at work in {out}; expected a folder of its own")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _has_accelerator():
+    """Asked in a process of its own: this one would keep the device."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_backend).result() != "cpu"
+
+
+def _backend():
+    import jax
+
+    return jax.default_backend()

@@ -1,0 +1,81 @@
+"""Equal tuning: for every method as many random trials, in a space of as many dimensions, judged by the same score."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from eupmu_jax.procedures import Choice, LogUniform, Method
+
+# The score of a trial whose parameters are not finite: worse than any other can be.
+DIVERGED = 100.0
+
+
+def distributions(method: Method) -> dict:
+    """The method's space for Optuna."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    def convert(dimension: LogUniform | Choice):
+        if isinstance(dimension, Choice):
+            return CategoricalDistribution(dimension.options)
+        return FloatDistribution(*dimension, log=True)
+
+    return {name: convert(dimension) for name, dimension in method.space.items()}
+
+
+def blind_score(figures: dict, original: dict) -> float:
+    """How far a model is from what the original one shows on data it never saw; no retrained model is asked.
+
+    The mean of the distances of RA and TA to the original model's, and of UA to its test error, or to 100 if a class
+    is to go (methods that are told to forget a class know that it should not be recognised).
+    """
+    unseen = 100.0 if "test_UA" in figures else 100 - original["TA"]
+    targets = {"UA": unseen, "RA": original["RA"], "TA": original["TA"]}
+    return float(np.mean([abs(figures[name] - target) for name, target in targets.items()]))
+
+
+class Study:
+    """The trials of one method on one problem, in an SQLite file that a kill cannot spoil.
+
+    Settings are drawn at random, by a sampler seeded with the method's name and the trial's number, so that a study
+    which was stopped goes on as if it had not been.
+    """
+
+    def __init__(self, storage: Path, name: str, method: Method):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna, self._name, self._space = optuna, name, distributions(method)
+        self._study = optuna.create_study(
+            study_name=name, storage=f"sqlite:///{storage.absolute()}?timeout=60", load_if_exists=True
+        )
+        self._told = {trial.user_attrs["index"] for trial in self._study.get_trials(deepcopy=False)}
+
+    def settings(self, index: int) -> dict:
+        """The settings of a trial, the same whenever it is asked for."""
+        seed = int.from_bytes(hashlib.sha256(f"{self._name}/{index}".encode()).digest()[:4], "little")
+        sampler = self._optuna.samplers.RandomSampler(seed=seed)
+        study = self._optuna.create_study(sampler=sampler)
+        return study.ask(self._space).params
+
+    def tell(self, index: int, settings: dict, score: float) -> None:
+        """Records a trial, unless it is recorded."""
+        if index in self._told:
+            return
+        self._study.add_trial(
+            self._optuna.trial.create_trial(
+                params=settings, distributions=self._space, value=score, user_attrs={"index": index}
+            )
+        )
+        self._told.add(index)
+
+
+def trials_of(rows: list[dict], key: dict) -> list[dict]:
+    """The rows with the fields of `key`, by their number."""
+    found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+    return sorted(found, key=lambda row: row["trial"])
+
+
+def best(trials: list[dict], score: str) -> int:
+    """Number of the trial with the lowest score; of equal ones the first."""
+    return min(trials, key=lambda row: (row[score], row["trial"]))["trial"]
