@@ -1,12 +1,14 @@
 """Small convolutional classifier without normalisation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.convolution import Conv
+from eupmu_jax.models.head import Head
 
 
 class SmallCNN(nnx.Module):
@@ -18,6 +20,8 @@ class SmallCNN(nnx.Module):
       in_channels: Channels of the images.
       image_size: Height and width of the images.
       hidden: Width of the dense layer before the logits.
+      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
+      param_dtype: Of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -34,15 +38,18 @@ class SmallCNN(nnx.Module):
         image_size: int = 28,
         hidden: int = 128,
         *,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         init = nnx.initializers.he_normal()
         self.convs: nnx.List[Conv] = nnx.List()
         for out_channels in channels:
-            self.convs.append(Conv(in_channels, out_channels, (3, 3), 2, kernel_init=init, rngs=rngs))
+            self.convs.append(Conv(in_channels, out_channels, (3, 3), 2, kernel_init=init, **options))
             in_channels, image_size = out_channels, -(-image_size // 2)
-        self.hidden = nnx.Linear(image_size**2 * in_channels, hidden, kernel_init=init, rngs=rngs)
-        self.head = nnx.Linear(hidden, num_classes, rngs=rngs)
+        self.hidden = nnx.Linear(image_size**2 * in_channels, hidden, kernel_init=init, **options)
+        self.head = Head(hidden, num_classes, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images of shape `(n, image_size, image_size, in_channels)` to logits of shape `(n, num_classes)`."""

@@ -2,10 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from eupmu_jax.models.head import Head
 
 
 class MLP(nnx.Module):
@@ -14,6 +17,8 @@ class MLP(nnx.Module):
     Args:
       features: Sizes of the flattened input, of every hidden layer and of the logits.
       rngs: Source of the keys of the parameters.
+      dtype: Of the computation; that of inputs and parameters, promoted, if None. Logits are at least float32.
+      param_dtype: Of the parameters.
 
     Raises:
       ValueError: If `features` has fewer than two entries.
@@ -24,13 +29,22 @@ class MLP(nnx.Module):
       (8, 10)
     """
 
-    def __init__(self, features: Sequence[int], rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: Sequence[int],
+        rngs: nnx.Rngs,
+        *,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+    ):
         if len(features) < 2:
             raise ValueError(f"features needs an input and an output size, got {tuple(features)}.")
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options["kernel_init"] = nnx.initializers.he_normal()
         self.layers = nnx.List(
-            nnx.Linear(fan_in, fan_out, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for fan_in, fan_out in itertools.pairwise(features)
+            nnx.Linear(fan_in, fan_out, **options) for fan_in, fan_out in itertools.pairwise(features[:-1])
         )
+        self.layers.append(Head(features[-2], features[-1], **options))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps inputs of shape `(n, ...)` to logits of shape `(n, features[-1])`."""

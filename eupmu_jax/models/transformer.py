@@ -1,16 +1,21 @@
 """Decoder-only transformer language model."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: causal self-attention, then a gelu MLP four times as wide.
+    """Pre-norm residual block: self-attention, then a gelu MLP four times as wide.
 
     Args:
       width: Size of the residual stream, a multiple of `heads`.
       heads: Number of attention heads.
+      causal: Whether a position attends only to itself and earlier ones.
+      dtype: Of the computation; that of activations and parameters, promoted, if None.
+      param_dtype: Of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -18,16 +23,27 @@ class Block(nnx.Module):
       (1, 5, 8)
     """
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = True,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.causal = causal
+        self.attention_norm = nnx.LayerNorm(width, **options)
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, **options)
+        self.mlp_norm = nnx.LayerNorm(width, **options)
+        self.up = nnx.Linear(width, 4 * width, **options)
+        self.down = nnx.Linear(4 * width, width, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps activations of shape `(n, length, width)` to activations of the same shape."""
-        x = x + self.attention(self.attention_norm(x), is_causal=True)
+        x = x + self.attention(self.attention_norm(x), is_causal=self.causal)
         return x + self.down(nnx.gelu(self.up(self.mlp_norm(x))))
 
 

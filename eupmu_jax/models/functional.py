@@ -1,0 +1,60 @@
+"""A Flax model as a pure function of plain trees."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+from flax import nnx
+
+
+def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Callable]:
+    """Splits a model into its parameters, its running statistics and a pure function of both.
+
+    `apply(params, batch_stats, images, train) -> (logits, batch_stats)`. With `train` true, BatchNorm normalises by the
+    batch and the new running statistics are returned: `0.9 * old + 0.1 * batch` for the models of this package, with
+    the biased variance of the batch (PyTorch takes the unbiased one). With `train` false, it normalises by the given
+    statistics and returns them as they are. Without BatchNorm, `batch_stats` is an empty dict and `train` changes
+    nothing.
+
+    `apply` works under `jax.jit`, `jax.grad` (with `has_aux=True`), `jax.vmap` and `jax.lax.scan`; the statistics it
+    returns have the structure, shapes and dtypes of those it took, so a loop over them compiles once. No gradient flows
+    through them. Under `jax.vmap` over batches, each batch is normalised by itself and gives its own statistics.
+
+    Args:
+      model: Its state is parameters and running statistics. It is left as it is; the trees share its arrays, so a
+        program that donates them deletes the model's.
+
+    Returns:
+      `(params, batch_stats, apply)`. Both trees are nested dicts of arrays. `train` is a Python bool: static under
+      `jax.jit`.
+
+    Raises:
+      ValueError: If the model has other state, such as the random keys of dropout.
+
+    Cost: that of calling the model; Python's merging and splitting of modules is paid when tracing only.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from eupmu_jax.models import ResNet8
+      >>> params, batch_stats, apply = functional(ResNet8(10, rngs=nnx.Rngs(0)))
+      >>> step = jax.jit(apply, static_argnames="train")
+      >>> logits, batch_stats = step(params, batch_stats, jnp.ones((2, 8, 8, 3)), train=True)
+      >>> logits.shape, sorted(batch_stats)
+      ((2, 10), ['blocks', 'norm'])
+    """
+    rest = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))
+    if others := sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)}):
+        raise ValueError(f"model may hold nnx.Param and nnx.BatchStat only, got {', '.join(others)}; take dropout out.")
+    graphs = {
+        train: nnx.graphdef(nnx.view(model, raise_if_not_found=False, use_running_average=not train))
+        for train in (False, True)
+    }
+
+    def apply(params, batch_stats, images, train):
+        merged = nnx.merge(graphs[bool(train)], params, batch_stats)
+        logits = merged(images)
+        updated = nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
+        return logits, jax.lax.stop_gradient(updated)
+
+    params, batch_stats = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat))
+    return params, batch_stats, apply
