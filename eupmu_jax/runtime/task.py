@@ -128,7 +128,7 @@ def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[],
 
 
 def evaluate(task: Task, params: chex.ArrayTree, **attack) -> dict:
-    """UA, RA, TA, MIA and the losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
+    """UA, RA, TA, attacks and losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
     train_logits = training.predict(task.apply, params, task.images)
     test_logits = training.predict(task.apply, params, jnp.asarray(task.dataset.test_images))
     return metrics.evaluate(train_logits, test_logits, task.dataset, task.split, task.seed, **attack)
