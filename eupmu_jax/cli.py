@@ -1,7 +1,9 @@
 """The command `eupmu`."""
 
+import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 BAD_INPUT = 2
 
@@ -54,6 +56,54 @@ def plan(
     plan.show(row, out, console)
 
 
+def methods() -> None:
+    """Lists every method with its paper, its cost in forward (F) and backward (B) passes, and what it needs."""
+    from rich.console import Console
+
+    from eupmu_jax.benchmark import tables
+
+    tables.show_methods(Console())
+
+
+def benchmark(
+    name: Literal["classification"],
+    design: str = "fashion_mnist-cnn",
+    forget: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    out: Path = Path("eupmu_runs/benchmark"),
+    workers: int = 0,
+    other_code: Literal["stop", "keep", "redo"] = "stop",
+    show: Literal["terminal", "markdown", "latex"] = "terminal",
+    run: bool = True,
+) -> None:
+    """Makes the rows that are missing, and prints the table of all methods from rows.
+
+    Args:
+        name: The benchmark.
+        design: What is compared, and at what size: fashion_mnist-cnn, fashion_mnist-resnet, cifar10-resnet18, digits.
+        forget: Forget sets, such as random:10%; all of the design if none is given.
+        methods: Names as eupmu methods lists them; all if none is given.
+        seeds: All of the design if none is given.
+        out: Folder of rows.jsonl, tuning.db, figures and the cache of trained models.
+        workers: Processes; 0 is one for each core, or one alone for an accelerator.
+        other_code: What becomes of rows of another state of the code: stop before any work, keep or redo them.
+        show: Form of the table.
+        run: Whether to make missing rows; the table alone needs neither data nor models.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.benchmark import figures, runner, tables
+
+    console = Console()
+    command = shlex.join(["eupmu", *sys.argv[1:]])
+    if run:
+        chosen = list(forget), list(methods), list(seeds)
+        runner.run(design, *chosen, out, command, console, workers=workers, other_code=other_code)
+    tables.show(design, out, show, console)
+    figures.draw(design, out)
+
+
 def main() -> None:
     """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault."""
     try:
@@ -65,6 +115,8 @@ def main() -> None:
     app = tyro.extras.SubcommandApp()
     app.command(demo)
     app.command(plan)
+    app.command(methods)
+    app.command(benchmark)
     try:
         app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except (ValueError, FileNotFoundError) as error:

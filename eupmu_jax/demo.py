@@ -69,7 +69,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             advance = functools.partial(progress.advance, bar)
             model = task.train(prepared, ids, init_seed=init_seed, cache=out / "models", on_step=advance)
             progress.update(bar, completed=task.training_steps(prepared, ids))
-            return model, task.evaluate(prepared, model.params)
+            return model, task.evaluate(prepared, model.params, attacks=())
 
         original, original_figures = train("original model", everything, seed)
         retrained, retrained_figures = train("retrained model", retained, seed + RETRAINED_SEED_OFFSET)
@@ -109,7 +109,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 seed=seed,
                 on_step=functools.partial(progress.advance, bar),
             )
-            figures = task.evaluate(prepared, result.params)
+            figures = task.evaluate(prepared, result.params, attacks=())
             more = {
                 "allowed_rise": settings[method]["allowed_rise"] if method.startswith("EUPMU") else None,
                 "compile_seconds": result.compile_seconds,

@@ -60,7 +60,7 @@ def draw(method: str, rng: np.random.Generator) -> dict:
 
 def blind_targets(prepared, params) -> dict:
     """What the four figures should be, as far as the original model and unseen data tell."""
-    figures = task.evaluate(prepared, params)
+    figures = task.evaluate(prepared, params, attacks=())
     if prepared.split.forget_class is not None:
         return {"UA": 100.0, "RA": figures["RA"], "TA": figures["TA"], "MIA": 100.0}
     logits = task.training.predict(prepared.apply, params, prepared.images)
@@ -101,7 +101,7 @@ def main():
                     start = time.perf_counter()
                     size = Plan.of_epochs(**plan, num_forget=len(prepared.split.forget_ids), probes=0)
                     run = run_method(method, settings, size, prepared, params, seed=seed)
-                    figures = task.evaluate(prepared, run.params)
+                    figures = task.evaluate(prepared, run.params, attacks=())
                     scores.append(metrics.average_gap(figures, targets))
                     row = {
                         "data": arguments.data,

@@ -79,9 +79,8 @@ def code() -> str:
             continue
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    body[0].value.value = ""
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(_))):
+                    node.value.value = ""
         total.update(path.relative_to(root).as_posix().encode() + ast.dump(tree).encode())
     return total.hexdigest()[:12]

@@ -80,7 +80,7 @@ def run(
         others = sorted(found - {rows.code()})
         if others and other_code == "stop":
             raise ValueError(
-                f"other_code: {out / 'rows.jsonl'} has rows of other code ({', '.join(others)}, this is {rows.code()}); "
+                f"other_code: {out / 'rows.jsonl'} has rows of other code ({', '.join(others)}; this is {rows.code()}), "
                 "expected keep (count them) or redo (make them again)"
             )
         codes = (rows.code(), *(others if other_code == "keep" else ()))

@@ -1,4 +1,4 @@
-"""What one process of the benchmark does: trains models, tunes a method, runs it on every seed; each result is a row."""
+"""What one process of the benchmark does: trains, tunes a method, runs it on every seed; each result is a row."""
 
 import functools
 import os

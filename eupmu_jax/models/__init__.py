@@ -3,7 +3,7 @@
 from eupmu_jax.models.cnn import SmallCNN
 from eupmu_jax.models.convolution import Conv, conv2d
 from eupmu_jax.models.decoder import Decoder, DecoderSize, decoder_shardings
-from eupmu_jax.models.functional import functional
+from eupmu_jax.models.functional import fold, functional
 from eupmu_jax.models.mlp import MLP
 from eupmu_jax.models.resnet import ResNet8, ResNet18, ResNet20
 from eupmu_jax.models.transformer import Transformer
@@ -24,5 +24,6 @@ __all__ = [
     "ViT",
     "conv2d",
     "decoder_shardings",
+    "fold",
     "functional",
 ]

@@ -4,7 +4,11 @@ from collections.abc import Callable
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+# Of Flax's BatchNorm.
+EPSILON = 1e-5
 
 
 def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Callable]:
@@ -34,7 +38,6 @@ def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Calla
     Cost: that of calling the model; Python's merging and splitting of modules is paid when tracing only.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from eupmu_jax.models import ResNet8
       >>> params, batch_stats, apply = functional(ResNet8(10, rngs=nnx.Rngs(0)))
       >>> step = jax.jit(apply, static_argnames="train")
@@ -58,3 +61,34 @@ def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Calla
 
     params, batch_stats = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat))
     return params, batch_stats, apply
+
+
+def fold(params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    r"""Moves the running statistics of BatchNorm into its scale and bias; evaluation gives the same logits.
+
+    .. math::
+      \gamma' = \gamma / \sqrt{\sigma^2 + \epsilon}, \qquad \beta' = \beta - \mu \gamma'
+
+    The statistics left are those of a layer that normalises nothing, and the same for every trained model. So a
+    classifier that is unlearned with its statistics kept is a function of its parameters alone.
+
+    Args:
+      params, batch_stats: As from `functional`; layers normalise with :math:`\epsilon` = 1e-5, Flax's default.
+
+    Returns:
+      `(params, batch_stats)` of the same structures.
+
+    Example:
+      >>> layer = {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}
+      >>> folded, _ = fold({"norm": layer}, {"norm": {"mean": jnp.array([2.0]), "var": jnp.array([9.0])}})
+      >>> [round(float(folded["norm"][name][0]), 4) for name in ("scale", "bias")]
+      [1.0, -1.0]
+    """
+    if set(batch_stats) == {"mean", "var"}:
+        scale = params["scale"] / jnp.sqrt(batch_stats["var"] + EPSILON)
+        folded = params | {"scale": scale, "bias": params["bias"] - batch_stats["mean"] * scale}
+        neutral = {"mean": jnp.zeros_like(batch_stats["mean"]), "var": jnp.full_like(batch_stats["var"], 1 - EPSILON)}
+        return folded, neutral
+    parts = {name: fold(params[name], part) for name, part in batch_stats.items()}
+    folded, neutral = ({name: part[i] for name, part in parts.items()} for i in (0, 1))
+    return params | folded, neutral

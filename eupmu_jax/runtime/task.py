@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from eupmu_jax import data, metrics
-from eupmu_jax.models import MLP, SmallCNN
+from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, SmallCNN, ViT
+from eupmu_jax.models.functional import fold, functional
 from eupmu_jax.runtime import checkpoints, training
 
 
@@ -34,34 +35,46 @@ RECIPES = {
 }
 
 
-def _mlp(image_shape, num_classes, rngs) -> MLP:
-    return MLP((math.prod(image_shape), 256, 256, num_classes), rngs=rngs)
-
-
-def _cnn(image_shape, num_classes, rngs) -> SmallCNN:
-    return SmallCNN(num_classes, in_channels=image_shape[2], image_size=image_shape[0], rngs=rngs)
-
-
 # Each makes a model for images of shape (H, W, C), a number of classes, and `nnx.Rngs`.
-MODELS: dict[str, Callable] = {"mlp": _mlp, "cnn": _cnn}
+MODELS: dict[str, Callable] = {
+    "mlp": lambda shape, classes, rngs: MLP((math.prod(shape), 256, 256, classes), rngs=rngs),
+    "cnn": lambda shape, classes, rngs: SmallCNN(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
+    "narrow-cnn": lambda shape, classes, rngs: SmallCNN(classes, (16, 32, 64), shape[2], shape[0], rngs=rngs),
+    "resnet8": lambda shape, classes, rngs: ResNet8(classes, shape[2], rngs=rngs),
+    "resnet18": lambda shape, classes, rngs: ResNet18(classes, shape[2], rngs=rngs),
+    "vgg16": lambda shape, classes, rngs: VGG16(classes, shape[2], rngs=rngs),
+    "vit": lambda shape, classes, rngs: ViT(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
+}
 
 
 class Functions(NamedTuple):
-    """A model as pure functions of plain pytrees."""
+    """A model as pure functions of plain pytrees.
+
+    Attributes:
+      apply: `apply(params, images) -> logits`, for evaluation and unlearning; BatchNorm's statistics are those that
+        training left, folded into the parameters, so that no method moves them.
+      fresh_params: `fresh_params(key)`: untrained parameters for `apply`.
+      initial: `initial(key) -> (params, batch_stats)`, for training.
+      forward: `forward(params, batch_stats, images, train) -> (logits, batch_stats)`, for training.
+    """
 
     apply: Callable
     fresh_params: Callable
+    initial: Callable
+    forward: Callable
 
 
 @functools.cache
 def functions(model: str, image_shape: tuple[int, int, int], num_classes: int) -> Functions:
     """The functions of a model; the same objects for the same arguments, so that compiled code is shared."""
-    make = lambda rngs: MODELS[model](image_shape, num_classes, rngs)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    pure = lambda model: jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model)))
+    make = lambda seed: functional(MODELS[model](image_shape, num_classes, nnx.Rngs(seed)))
+    params, batch_stats, forward = make(0)
+    _, neutral = fold(params, batch_stats)
     return Functions(
-        lambda params, images: nnx.merge(graph, params)(images),
-        lambda key: pure(make(nnx.Rngs(key))),
+        lambda params, images: forward(params, neutral, images, False)[0],
+        lambda key: fold(*make(key)[:2])[0],
+        lambda key: make(key)[:2],
+        forward,
     )
 
 
@@ -71,8 +84,7 @@ class Task(NamedTuple):
     Attributes:
       dataset, split, seed: What is learned and what is to be forgotten.
       model, recipe: A key of `MODELS`, and how it is trained.
-      apply: `apply(params, images) -> logits`.
-      fresh_params: `fresh_params(key)`: parameters of an untrained model.
+      apply, fresh_params, initial, forward: See `Functions`.
       images, labels: The training set, on device.
     """
 
@@ -83,6 +95,8 @@ class Task(NamedTuple):
     recipe: Recipe
     apply: Callable
     fresh_params: Callable
+    initial: Callable
+    forward: Callable
     images: chex.Array
     labels: chex.Array
 
@@ -135,7 +149,7 @@ def training_steps(task: Task, ids) -> int:
 
 def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:
     """Trains on the examples `ids`, or returns the checkpoint in `cache` of the same training."""
-    params = task.fresh_params(jax.random.key(init_seed))
+    params, batch_stats = task.initial(jax.random.key(init_seed))
     meta = {
         "data": task.dataset.name,
         "size": len(task.labels),
@@ -151,15 +165,16 @@ def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[],
     if (found := checkpoints.load(directory, params, meta)) is not None:
         params, saved = found
         return Model(params, saved["seconds"], saved["examples"])
-    fitted = training.fit(
-        task.apply, params, task.images, task.labels, ids, **task.recipe._asdict(), seed=init_seed, on_step=on_step
-    )
-    checkpoints.save(directory, fitted.params, meta | {"seconds": fitted.seconds, "examples": fitted.examples})
-    return Model(*fitted)
+    data = task.images, task.labels, ids
+    recipe = task.recipe._asdict()
+    fitted = training.fit(task.forward, params, batch_stats, *data, **recipe, seed=init_seed, on_step=on_step)
+    params, _ = fold(fitted.params, fitted.batch_stats)
+    checkpoints.save(directory, params, meta | {"seconds": fitted.seconds, "examples": fitted.examples})
+    return Model(params, fitted.seconds, fitted.examples)
 
 
 def evaluate(task: Task, params: chex.ArrayTree, **attack) -> dict:
-    """UA, RA, TA, MIA and the losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
+    """UA, RA, TA, attacks and losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
     train_logits = training.predict(task.apply, params, task.images)
     test_logits = training.predict(task.apply, params, jnp.asarray(task.dataset.test_images))
     return metrics.evaluate(train_logits, test_logits, task.dataset, task.split, task.seed, **attack)

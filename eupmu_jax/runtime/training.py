@@ -24,16 +24,18 @@ def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> It
 
 
 class Fitted(NamedTuple):
-    """A trained model: its parameters, the seconds of training without compilation, and the examples passed."""
+    """A trained model: parameters, running statistics, the seconds of training without compilation, examples passed."""
 
     params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
     seconds: float
     examples: int
 
 
 def fit(
-    apply: Callable,
+    forward: Callable,
     params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
     images: chex.Array,
     labels: chex.Array,
     ids: np.ndarray,
@@ -47,8 +49,8 @@ def fit(
     """Trains a classifier on the examples `ids` with Adam, cross-entropy and a cosine schedule.
 
     Args:
-      apply: `apply(params, images) -> logits`.
-      params: Initial parameters.
+      forward: `forward(params, batch_stats, images, train) -> (logits, batch_stats)`, see `models.functional`.
+      params, batch_stats: The initial ones; statistics are an empty dict for a model without BatchNorm.
       images, labels: The whole training set, on device.
       ids: Examples to train on.
       epochs, batch_size, learning_rate: The schedule decays from `learning_rate` to 0.
@@ -62,21 +64,27 @@ def fit(
     steps = epochs * (len(ids) // batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def step(params, state, images, labels, batch):
-        loss = lambda p: cross_entropy(apply(p, images[batch]), labels[batch])
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+    def step(params, batch_stats, state, images, labels, batch):
+        def loss(p):
+            logits, new_stats = forward(p, batch_stats, images[batch], True)
+            return cross_entropy(logits, labels[batch]), new_stats
+
+        gradient, batch_stats = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), batch_stats, state
 
     state = optimizer.init(params)
     batches = id_batches(ids, batch_size, np.random.default_rng(seed))
-    params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the initial ones
-    step = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, images, labels, next(batches)).compile()
+    # The step donates its arguments; the caller keeps the initial ones.
+    params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
+    step = jax.jit(step, donate_argnums=(0, 1, 2))
+    compiled = step.lower(params, batch_stats, state, images, labels, next(batches)).compile()
     start = time.perf_counter()
     for _ in range(steps):
-        params, state = step(params, state, images, labels, next(batches))
+        params, batch_stats, state = compiled(params, batch_stats, state, images, labels, next(batches))
         on_step()
     jax.block_until_ready(params)
-    return Fitted(params, time.perf_counter() - start, steps * batch_size)
+    return Fitted(params, batch_stats, time.perf_counter() - start, steps * batch_size)
 
 
 def predict(apply: Callable, params: chex.ArrayTree, images: chex.Array, batch_size: int = 2_000) -> np.ndarray:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
 from eupmu_jax import data, metrics
 
@@ -39,6 +40,53 @@ def test_figures_of_a_random_split():
     assert figures["RA"] == 75.0
     assert figures["TA"] == pytest.approx(100 / 3)
     assert "test_UA" not in figures
+    assert figures["MIA"] == figures["mia"]["confidence"]
+    assert tuple(figures["mia"]) == ("confidence", *(name for name in metrics.FEATURES if name != "confidence"))
+
+
+def test_losses_are_means_over_the_whole_sets_without_a_forgotten_class_in_the_test_set():
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(2, 6, 3))
+    whole = data.Split(np.array([0, 2]), np.array([1, 3, 4, 5]), None)
+    figures = metrics.evaluate(train, test, dataset(LABELS, LABELS), whole, seed=0, attacks=())
+    assert figures["test_loss"] == metrics.mean_loss(test, LABELS)
+    assert figures["forget_loss"] == metrics.mean_loss(train[[0, 2]], LABELS[[0, 2]])
+    assert figures["retain_loss"] == metrics.mean_loss(train[[1, 3, 4, 5]], LABELS[[1, 3, 4, 5]])
+    assert tuple(figures["mia"]) == ("confidence",)
+    removed = data.split(LABELS, "class:1", num_classes=3, seed=0)
+    figures = metrics.evaluate(train, test, dataset(LABELS, LABELS), removed, seed=0, attacks=())
+    assert figures["test_loss"] == metrics.mean_loss(test[[0, 1, 4, 5]], LABELS[[0, 1, 4, 5]])
+
+
+def test_a_test_set_without_the_forgotten_class_is_refused():
+    split = data.split(LABELS, "class:0", num_classes=3, seed=0)
+    with pytest.raises(ValueError, match=r"^dataset: got 0 of 4 test examples of the forgotten class 0"):
+        metrics.evaluate(np.zeros((6, 3)), np.zeros((4, 3)), dataset(LABELS, LABELS[2:]), split, seed=0)
+
+
+def test_kl_is_that_of_scipy_row_by_row():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(5), (2, 30))
+    shifted = np.log(p) + rng.normal(size=(30, 1))
+    expected = np.mean([entropy(one, other) for one, other in zip(p, q, strict=True)])
+    assert metrics.kl(shifted, np.log(q)) == pytest.approx(expected, rel=1e-12)
+    assert metrics.kl(np.log(q), shifted) != pytest.approx(expected, rel=1e-3)
+
+
+def test_kl_of_saturated_models_is_finite_and_of_equal_ones_0():
+    one, other = np.array([[3000.0, 0.0, 0.0]]), np.array([[0.0, 0.0, 3000.0]])
+    assert metrics.kl(one, other) == 3000.0
+    assert metrics.kl(one, one) == 0.0
+    logits = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    assert 0.0 <= metrics.kl(logits, logits + 5) < 1e-12
+    masked = np.array([[0.0, 1.0, -np.inf]])
+    assert metrics.kl(masked, masked) == 0.0
+    assert metrics.kl(np.zeros((1, 3)), masked) == np.inf
+
+
+def test_kl_of_unequal_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"^logits_q: got shape \(2, 3\), expected that of logits_p, \(1, 3\)"):
+        metrics.kl(np.zeros((1, 3)), np.zeros((2, 3)))
 
 
 def test_a_forgotten_class_leaves_the_test_set():

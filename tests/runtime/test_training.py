@@ -19,10 +19,9 @@ def test_id_batches_pass_over_all_ids_before_any_comes_again():
 def test_fit_learns_real_digits_from_the_given_ids_only():
     prepared = task.make("digits", "class:3", seed=0, recipe=task.Recipe(15, 64, 1e-3))
     steps = []
-    params = prepared.fresh_params(jax.random.key(0))
     fitted = training.fit(
-        prepared.apply,
-        params,
+        prepared.forward,
+        *prepared.initial(jax.random.key(0)),
         prepared.images,
         prepared.labels,
         prepared.split.retain_ids,

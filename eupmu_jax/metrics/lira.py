@@ -1,0 +1,174 @@
+"""U-LiRA: a membership attack on each example by a likelihood ratio (Hayes et al., arXiv 2403.01218).
+
+Two worlds are sampled with shadow models. In one the example was in the training set and the method under test then
+removed it (*unlearned*), in the other the model was trained without it (*out*). Both give a Gaussian of the statistic
+phi for each example, and an attacked model is judged by how much likelier its phi is in the first. Perfect unlearning
+leaves the worlds alike: an AUC of 0.5, and a TPR equal to the FPR. Costs S1 trainings with unlearning and S2 without;
+16 to 32 of each do with `pooled_variance`, 64 and more without.
+
+    phi = lira_statistic(logits, labels)                       for each shadow model: (N,)
+    attack_figures(*leave_pair_out(unlearned, out))            every shadow model is attacked in turn
+    attack_figures(u_lira(unlearned, out, phi), truth)         or a model that is no shadow
+"""
+
+import numpy as np
+from scipy.special import logit
+from scipy.stats import norm
+
+from eupmu_jax.metrics.probabilities import check, log_complements, log_probabilities, of_label
+
+# Confidences are cut to [CLIP, 1 - CLIP].
+CLIP = 1e-7
+# Keeps the ratio finite where every shadow model gives the same phi, as clipped ones do.
+VARIANCE_FLOOR = 1e-6
+
+
+def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The statistic phi = log p_y - log(1 - p_y), with p_y cut to [1e-7, 1 - 1e-7].
+
+    Close to Gaussian over models, where p_y and the loss are not (Carlini et al., arXiv 2112.03570).
+
+    Args:
+      logits: `(N, C)`, C > 1, without augmentation.
+      labels: `(N,)` ints in [0, C).
+
+    Returns:
+      `(N,)` float64 within +-16.2.
+
+    Raises:
+      ValueError: For other shapes or labels.
+
+    Example:
+      >>> lira_statistic(np.array([[3.0, 0.0], [0.0, 99.0]]), np.array([0, 1])).round(2).tolist()
+      [3.0, 16.12]
+    """
+    check(logits, labels)
+    log_p = log_probabilities(logits)
+    largest = logit(1 - CLIP)
+    return np.clip(of_label(log_p, labels) - of_label(log_complements(log_p), labels), -largest, largest)
+
+
+def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled_variance: bool = False) -> np.ndarray:
+    """The log-likelihood ratio log N(phi; m_unlearned, v_unlearned) - log N(phi; m_out, v_out) of each example.
+
+    Args:
+      unlearned: `(S1, N)`, phi of N examples under S1 > 1 shadow models that learned and unlearned them.
+      out: `(S2, N)`, under S2 > 1 shadow models that never saw them.
+      target: `(N,)` or `(..., N)`, under the attacked models.
+      pooled_variance: One variance for each world, the mean of its examples' variances, instead of one for each example
+        and world: for few shadow models, whose single variances are noise.
+
+    Returns:
+      The scores, like `target`; above 0 the example is likelier unlearned than never seen.
+
+    Raises:
+      ValueError: If a world has fewer than two shadow models, if shapes do not fit, or for a phi that is not finite.
+
+    Example:
+      >>> u_lira(np.array([[4.0], [6.0]]), np.array([[0.0], [2.0]]), np.array([5.0])).round(2).tolist()
+      [4.0]
+    """
+    unlearned, out, target = (np.asarray(values, np.float64) for values in (unlearned, out, target))
+    _check_worlds(unlearned, out, 2)
+    if target.ndim == 0 or target.shape[-1] != unlearned.shape[1]:
+        raise ValueError(f"target: got shape {target.shape}, expected (..., {unlearned.shape[1]}) as in unlearned")
+    if not np.isfinite(target).all():
+        raise ValueError("target: got phi that is not finite, expected values of lira_statistic")
+    likelihoods = []
+    for world in (unlearned, out):
+        variance = np.var(world, axis=0, ddof=1)
+        if pooled_variance:
+            variance = np.mean(variance)
+        likelihoods.append(norm.logpdf(target, np.mean(world, axis=0), np.sqrt(variance + VARIANCE_FLOOR)))
+    return likelihoods[0] - likelihoods[1]
+
+
+def leave_pair_out(
+    unlearned: np.ndarray, out: np.ndarray, *, pooled_variance: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attacks the shadow models themselves, a pair of them, one from each world, at a time by all others.
+
+    Both of a pair are judged by the same Gaussians, fitted without them, so worlds that are alike score alike on
+    average. With one model left out at a time, its own world would be fitted to one fewer, and be known by that.
+
+    Args:
+      unlearned, out, pooled_variance: As in `u_lira`, with at least three shadow models in each world.
+
+    Returns:
+      `(scores, truth)` for `attack_figures`, both `(2, P, N)` with P = min(S1, S2) pairs; `truth` is 1 for the
+      unlearned, in row 0, and 0 for those never seen. Shadow models beyond P are never attacked.
+
+    Raises:
+      ValueError: As in `u_lira`, and for fewer than three shadow models.
+
+    Example:
+      >>> worlds = np.random.default_rng(0).normal(size=(2, 16, 500))
+      >>> scores, truth = leave_pair_out(*worlds)
+      >>> scores.shape, round(attack_figures(scores, truth)["AUC"], 1)
+      ((2, 16, 500), 0.5)
+    """
+    unlearned, out = np.asarray(unlearned, np.float64), np.asarray(out, np.float64)
+    _check_worlds(unlearned, out, 3)
+    pairs = range(min(len(unlearned), len(out)))
+    scores = [
+        u_lira(
+            np.delete(unlearned, i, axis=0),
+            np.delete(out, i, axis=0),
+            np.stack([unlearned[i], out[i]]),
+            pooled_variance=pooled_variance,
+        )
+        for i in pairs
+    ]
+    stacked = np.stack(scores, axis=1)
+    return stacked, np.broadcast_to(np.array([1, 0])[:, None, None], stacked.shape)
+
+
+def attack_figures(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How well scores tell unlearned examples from those never seen.
+
+    Args:
+      scores: Of `u_lira` or `leave_pair_out`, of any shape; one threshold serves all examples and models.
+      truth: Like `scores`, 1 or True for unlearned and 0 for never seen.
+
+    Returns:
+      Fractions in [0, 1], not percentages: `AUC`; `accuracy` of calling unlearned what scores above 0, the mean over
+      both kinds; `TPR at 1% FPR` and `TPR at 0.1% FPR`, the best of the thresholds that keep to it. With fewer than
+      1,000 examples never seen, 0.1 % allows no false positive at all, and the figure is that much noisier.
+
+    Raises:
+      ValueError: If the shapes differ, a score is NaN, or one kind is missing.
+
+    Example:
+      >>> attack_figures(np.array([2.0, 0.5, -0.5, -2.0]), np.array([1, 0, 1, 0]))
+      {'AUC': 0.75, 'accuracy': 0.5, 'TPR at 1% FPR': 0.5, 'TPR at 0.1% FPR': 0.5}
+    """
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
+
+    scores, truth = np.asarray(scores, np.float64), np.asarray(truth)
+    if scores.shape != truth.shape:
+        raise ValueError(f"truth: got shape {truth.shape}, expected that of scores, {scores.shape}")
+    scores, truth = scores.ravel(), truth.ravel()
+    if set(np.unique(truth)) != {0, 1}:
+        raise ValueError(f"truth: got the values {np.unique(truth).tolist()}, expected both 0 and 1")
+    if np.isnan(scores).any():
+        raise ValueError("scores: got NaN, expected numbers")
+    false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+    best = lambda limit: float(true_rate[np.searchsorted(false_rate, limit, side="right") - 1])
+    return {
+        "AUC": float(roc_auc_score(truth, scores)),
+        "accuracy": float(balanced_accuracy_score(truth, scores > 0)),
+        "TPR at 1% FPR": best(0.01),
+        "TPR at 0.1% FPR": best(0.001),
+    }
+
+
+def _check_worlds(unlearned, out, least):
+    for name, world in (("unlearned", unlearned), ("out", out)):
+        if world.ndim != 2 or len(world) < least:
+            raise ValueError(
+                f"{name}: got shape {world.shape}, expected (S, N) with S of {least} or more shadow models"
+            )
+        if not np.isfinite(world).all():
+            raise ValueError(f"{name}: got phi that is not finite, expected values of lira_statistic")
+    if unlearned.shape[1] != out.shape[1]:
+        raise ValueError(f"out: got {out.shape[1]} examples, expected {unlearned.shape[1]} as in unlearned")
