@@ -100,7 +100,7 @@ def area_between(curve: Curve, retrained: Curve) -> float:
     The integral of the difference by the trapezoidal rule, divided by the number of steps. 0 for a model that relearns
     as the retrained one does, positive for one that relearns faster or had not forgotten, at most 100. Negative is no
     proof of forgetting: a model pushed further from the answer than the retrained one first has to come back, and one
-    that was only pushed very far looks slow in few steps. Look at the curves, and at how steeply they rise once they do.
+    that was only pushed very far looks slow in few steps. Look at the curves, and how steeply they rise once they do.
 
     Args:
       curve, retrained: Of `relearn` with the same arguments but the parameters.
