@@ -80,8 +80,10 @@ def make(name: str, forget: str, seed: int, *, size: int | None = None, model: s
       size: Number of training examples to draw; all of them if None.
       model: "mlp" or "cnn"; None is "mlp" for digits and "cnn" for images.
     """
-    dataset = data.load(name, seed=seed)
     model = model or ("mlp" if name == "digits" else "cnn")
+    if name not in (names := dict(RECIPES)):
+        raise ValueError(f"name: got {name!r}, want {' or '.join(map(repr, names))}")
+    dataset = data.load(name, seed=seed)
     if (name, model) not in RECIPES:
         known = [known_model for known_name, known_model in RECIPES if known_name == name]
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(known)} for {name}")
