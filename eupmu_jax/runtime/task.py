@@ -81,7 +81,7 @@ def make(name: str, forget: str, seed: int, *, size: int | None = None, model: s
       model: "mlp" or "cnn"; None is "mlp" for digits and "cnn" for images.
     """
     model = model or ("mlp" if name == "digits" else "cnn")
-    if name not in (names := dict(RECIPES)):
+    if name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
         raise ValueError(f"name: got {name!r}, want {' or '.join(map(repr, names))}")
     dataset = data.load(name, seed=seed)
     if (name, model) not in RECIPES:

@@ -25,7 +25,7 @@ def crops(image, padding):
 
 def distinct(size, height, width, channels):
     """Images all of whose pixels differ from each other and from zero."""
-    return (1 + np.arange(size * height * width * channels)).reshape(size, height, width, channels)
+    return (1 + np.arange(size * height * width * channels)).reshape(size, height, width, channels).astype(np.float32)
 
 
 @given(
