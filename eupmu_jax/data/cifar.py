@@ -139,7 +139,7 @@ def _unpickle(archive: Archive) -> dict[str, dict]:
     if found != archive.sha256:
         raise ValueError(f"{path}: got SHA-256 {found}, want upstream's {archive.sha256}; the file is damaged")
     pickles = {}
-    # NumPy 2.4 warns of the form in which NumPy of 2009 wrote its types.
+    # NumPy 2.4.0 to 2.4.4 warn of the form in which the NumPy of 2009 wrote its types.
     with tarfile.open(path) as tar, warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         for member in (*archive.train, archive.test, archive.meta):
