@@ -88,7 +88,10 @@ def test_unlearned_models_can_be_restored(demo):
         (["--forget", "class:11"], "forget: got 'class:11', want a class from 0 to 9"),
         (["--forget", "random:0%"], "forget: got 'random:0%', want a percentage above 0 and below 100"),
         (["--forget", "random:100%"], "forget: got 'random:100%'"),
-        (["--forget", "everything"], "forget: got 'everything', want 'class:<index>' or 'random:<number>%'"),
+        (
+            ["--forget", "everything"],
+            "forget: got 'everything', want 'class:<index>', 'random:<number>%' or 'memorised:<number>%'",
+        ),
         (["--out", "FILE/folder"], "out: cannot write to"),
     ],
 )

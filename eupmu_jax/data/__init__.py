@@ -1,6 +1,7 @@
 """Image classification data sets, and their split into what to forget and what to retain."""
 
+from eupmu_jax.data.augmentation import augment
 from eupmu_jax.data.dataset import Dataset, load
-from eupmu_jax.data.splits import Split, digest, split
+from eupmu_jax.data.splits import Split, digest, load_split, save_split, split
 
-__all__ = ["Dataset", "Split", "digest", "load", "split"]
+__all__ = ["Dataset", "Split", "augment", "digest", "load", "load_split", "save_split", "split"]

@@ -4,9 +4,7 @@ tensorflow-datasets reads prepared data without TensorFlow, but cannot prepare a
 gzip files that upstream publishes; what it writes is what the stock builder writes, so any other program may read it.
 """
 
-import contextlib
 import gzip
-import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from eupmu_jax.data import stock
 
 SOURCE_VARIABLE = "EUPMU_FASHION_MNIST"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -28,7 +28,7 @@ _FILES = {
 }
 
 
-def load(data_dir: str | os.PathLike[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
     """Loads Fashion-MNIST, preparing it first where that has not been done.
 
     Args:
@@ -42,12 +42,9 @@ def load(data_dir: str | os.PathLike[str] | None) -> tuple[np.ndarray, np.ndarra
       FileNotFoundError: if the data is not prepared and upstream's files are not on this machine.
       tensorflow_datasets.core.download.download_manager.NonMatchingChecksumError: if one of the files is damaged.
     """
-    import tensorflow_datasets as tfds
-
-    with _quiet_log():
-        if not tfds.builder("fashion_mnist", data_dir=data_dir).is_prepared():
-            prepare(data_dir)
-        return read(data_dir)
+    if not stock.is_prepared("fashion_mnist", data_dir):
+        prepare(data_dir)
+    return read(data_dir)
 
 
 def prepare(data_dir: str | os.PathLike[str] | None) -> None:
@@ -63,7 +60,6 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
       FileNotFoundError: if one of the four files is missing.
       tensorflow_datasets.core.download.download_manager.NonMatchingChecksumError: if one of the files is damaged.
     """
-    import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.image_classification.mnist import FashionMNIST
 
@@ -82,39 +78,16 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
                 # Only arrays are encoded by TensorFlow; a PIL image encodes itself.
                 yield index, {"image": Image.fromarray(image), "label": int(labels[index])}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet_log(), _no_output():
+    with tempfile.TemporaryDirectory() as folder:
         _stage_files(Path(folder))
-        builder = Builder(data_dir=data_dir)
-        try:
-            builder.download_and_prepare(
-                download_dir=folder,
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=folder, try_download_gcs=False, force_checksums_validation=True
-                ),
-                file_format="array_record",
-            )
-        except OSError:
-            # The last step renames a folder, which fails if another process was first. Its data serves as well.
-            if not builder.is_prepared():
-                raise
+        with stock.quiet_log():
+            builder = Builder(data_dir=data_dir)
+        stock.write(builder, Path(folder))
 
 
-def read(data_dir: str | os.PathLike[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def read(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
     """Reads prepared Fashion-MNIST; arguments and result are those of `load`."""
-    import tensorflow_datasets as tfds
-
-    with _quiet_log():
-        sources = tfds.data_source("fashion_mnist", split=["train", "test"], data_dir=data_dir, download=False)
-        (train_images, train_labels), (test_images, test_labels) = map(_decode, sources)
-    return train_images, train_labels, test_images, test_labels
-
-
-def _decode(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    # Record by record takes twice as long. Threads do not help: the decoder holds the interpreter lock.
-    examples = source.__getitems__(range(len(source)))
-    images = np.stack([example["image"] for example in examples])
-    labels = np.array([example["label"] for example in examples], np.int32)
-    return images / np.float32(255), labels
+    return stock.read("fashion_mnist", data_dir)
 
 
 def _stage_files(target: Path) -> None:
@@ -133,23 +106,3 @@ def _stage_files(target: Path) -> None:
             header = content[:3] + b"\x08" + mtime.to_bytes(4, "little") + content[8:10]
             content = header + name.removesuffix(".gz").encode() + b"\x00" + content[10:]
         (target / name).write_bytes(content)
-
-
-@contextlib.contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Keeps tensorflow-datasets from warning of absent data and of absent OpenCV, neither of which is a fault."""
-    from absl import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _no_output() -> Iterator[None]:
-    """Drops messages and progress bars; the switch tensorflow-datasets has for them cannot be put back."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

@@ -1,14 +1,20 @@
 """Which training examples to forget and which to retain."""
 
 import hashlib
+import json
+import os
 import re
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eupmu_jax.data import dataset as datasets
+
 _CLASS = re.compile(r"class:(-?[0-9]+)")
-_RANDOM = re.compile(r"random:(-?[0-9]+(?:\.[0-9]+)?)%")
+_SHARE = re.compile(r"(random|memorised):(-?[0-9]+(?:\.[0-9]+)?)%")
 
 
 class Split(NamedTuple):
@@ -17,7 +23,7 @@ class Split(NamedTuple):
     Attributes:
       forget_ids: (F,) int64, sorted indices into the training set.
       retain_ids: (R,) int64, sorted indices of all other examples.
-      forget_class: the class that was forgotten as a whole, None if the examples were drawn at random.
+      forget_class: the class that was forgotten as a whole, None if the examples were drawn at random or by score.
     """
 
     forget_ids: np.ndarray
@@ -25,22 +31,29 @@ class Split(NamedTuple):
     forget_class: int | None
 
 
-def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int) -> Split:
+def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores: ArrayLike | None = None) -> Split:
     """Splits a training set into a forget set and a retain set, neither of them empty.
 
     Args:
       labels: (N,) int class labels of the training set.
-      forget: "class:3" for every example of class 3, or "random:10%" for that share of all examples, drawn without
-        replacement and rounded to a whole number of them; "random:2.5%" will do too.
+      forget: "class:3" for every example of class 3; "random:10%" for that share of all examples, drawn without
+        replacement and rounded to a whole number of them; "memorised:10%" for the share with the highest scores, of
+        equal ones those with the lower index; "random:2.5%" will do too.
       num_classes: number of classes.
-      seed: chooses the random examples; a class has no choice to make.
+      seed: chooses the random examples; a class or a score has no choice to make.
+      scores: (N,) how strongly each example is memorised, higher for more (`metrics.memorisation_scores`); read by
+        "memorised" alone, which cannot do without.
 
     Returns:
       The split, the same for the same arguments.
 
     Raises:
       ValueError: if the labels are not one-dimensional, `forget` is malformed, names a class outside
-        [0, num_classes) or a percentage outside (0, 100), or selects no example or every example.
+        [0, num_classes) or a percentage outside (0, 100), or selects no example or every example; if scores are needed
+        and missing, of another shape than the labels, or not numbers.
+
+    >>> split([0, 1, 1, 0], "memorised:50%", num_classes=2, seed=0, scores=[0.1, 0.7, 0.0, 0.2]).forget_ids.tolist()
+    [1, 3]
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
@@ -51,15 +64,18 @@ def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int) -> Spl
         if not 0 <= forget_class < num_classes:
             raise ValueError(f"forget: got {forget!r}, want a class from 0 to {num_classes - 1}")
         forgotten = labels == forget_class
-    elif match := _RANDOM.fullmatch(forget):
-        percentage = float(match[1])
+    elif match := _SHARE.fullmatch(forget):
+        percentage = float(match[2])
         if not 0 < percentage < 100:
             raise ValueError(f"forget: got {forget!r}, want a percentage above 0 and below 100")
         forgotten = np.zeros(labels.size, bool)
         count = round(labels.size * percentage / 100)
-        forgotten[np.random.default_rng(seed).choice(labels.size, count, replace=False)] = True
+        if match[1] == "random":
+            forgotten[np.random.default_rng(seed).choice(labels.size, count, replace=False)] = True
+        else:
+            forgotten[_by_score(scores, labels.size, forget)[:count]] = True
     else:
-        raise ValueError(f"forget: got {forget!r}, want 'class:<index>' or 'random:<number>%'")
+        raise ValueError(f"forget: got {forget!r}, want 'class:<index>', 'random:<number>%' or 'memorised:<number>%'")
     if not forgotten.any():
         raise ValueError(f"forget: got {forget!r}, which is none of the {labels.size} examples; want at least one")
     if forgotten.all():
@@ -75,3 +91,75 @@ def digest(split: Split) -> str:
         ids.update(len(part).to_bytes(8, "little"))
         ids.update(np.asarray(part, "<i8").tobytes())
     return ids.hexdigest()
+
+
+def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dataset) -> None:
+    """Writes a split as JSON, with its digest and that of the data set it belongs to; all or nothing.
+
+    Args:
+      split: every training example of the data set is on one side of it.
+      path: file to write, in an existing folder; one that is there is replaced.
+      dataset: the data the indices point into.
+
+    Raises:
+      ValueError: if the split is not one of this data set's training examples.
+    """
+    size = len(dataset.train_labels)
+    if digest(_parts(split.forget_ids, size, None)) != digest(split):
+        raise ValueError(
+            f"split: got indices that are not 0 to {size - 1}, sorted, each on one side; want a split of {dataset.name}"
+        )
+    record = {
+        "data": dataset.name,
+        "data_digest": datasets.digest(dataset),
+        "split_digest": digest(split),
+        "forget_class": split.forget_class,
+        "forget_ids": split.forget_ids.tolist(),
+    }
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        (Path(folder) / path.name).write_text(json.dumps(record) + "\n")
+        os.replace(Path(folder) / path.name, path)
+
+
+def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split:
+    """Reads a split that `save_split` wrote, and checks that it belongs to this very data.
+
+    Args:
+      path: the file.
+      dataset: the data set as it was when the split was saved, under any name.
+
+    Returns:
+      The split.
+
+    Raises:
+      ValueError: if the data set's digest is not the one that was saved, or the indices were changed.
+      FileNotFoundError: if there is no such file.
+    """
+    record = json.loads(Path(path).read_text())
+    if (found := datasets.digest(dataset)) != record["data_digest"]:
+        raise ValueError(
+            f"dataset: got {dataset.name} with SHA-256 {found}, want {record['data']} with {record['data_digest']}, "
+            f"for which {path} was saved"
+        )
+    split = _parts(record["forget_ids"], len(dataset.train_labels), record["forget_class"])
+    if (found := digest(split)) != record["split_digest"]:
+        raise ValueError(f"{path}: got indices with SHA-256 {found}, want {record['split_digest']}; it was changed")
+    return split
+
+
+def _parts(forget_ids: ArrayLike, size: int, forget_class: int | None) -> Split:
+    forgotten = np.isin(np.arange(size), forget_ids)
+    return Split(np.flatnonzero(forgotten), np.flatnonzero(~forgotten), forget_class)
+
+
+def _by_score(scores: ArrayLike | None, size: int, forget: str) -> np.ndarray:
+    """Indices of all examples, the highest score first."""
+    if scores is None:
+        raise ValueError(f"scores: got None, want (N,) scores for {forget!r}, as from metrics.memorisation_scores")
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != (size,):
+        raise ValueError(f"scores: got shape {scores.shape}, want one for each of the {size} labels")
+    if np.isnan(scores).any():
+        raise ValueError(f"scores: got {np.isnan(scores).sum()} that are not numbers, want a number for every example")
+    return np.argsort(-scores, stable=True)

@@ -128,8 +128,10 @@ def make(
       recipe: None is that of `RECIPES`.
       dataset: The data, if they are loaded already.
     """
-    dataset = dataset or data.load(name, seed=seed)
     model = model or ("mlp" if name == "digits" else "cnn")
+    if recipe is None and name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
+        raise ValueError(f"name: got {name!r}, want {' or '.join(map(repr, names))}")
+    dataset = dataset or data.load(name, seed=seed)
     if recipe is None and (name, model) not in RECIPES:
         known = [known_model for known_name, known_model in RECIPES if known_name == name]
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(known)} for {name}")

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eupmu_jax.data import Split, digest, split
+from eupmu_jax import data
+from eupmu_jax.data import Split, digest, load_split, save_split, split
 
 LABELS = np.arange(100, dtype=np.int32) % 10
 
@@ -64,10 +67,23 @@ def test_random_split_does_not_follow_the_class():
 
 @pytest.mark.parametrize(
     "forget",
-    ["", "class", "class:", "class:x", "class:1.5", "class:3 ", "3", "random:10", "random:%", "random:1e1%", "all"],
+    [
+        "",
+        "class",
+        "class:",
+        "class:x",
+        "class:1.5",
+        "class:3 ",
+        "3",
+        "random:10",
+        "random:%",
+        "random:1e1%",
+        "all",
+        "memorised",
+    ],
 )
 def test_bad_syntax(forget):
-    with pytest.raises(ValueError, match=r"^forget: got '.*', want 'class:<index>' or 'random:<number>%'$"):
+    with pytest.raises(ValueError, match=r"^forget: got '.*', want 'class:<index>', 'random:<number>%' or 'mem"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
@@ -114,3 +130,74 @@ def test_digest_is_fixed():
 def test_digest_sees_the_boundary():
     ids = np.arange(4)
     assert digest(Split(ids[:1], ids[1:], None)) != digest(Split(ids[:2], ids[2:], None))
+
+
+@given(labels=label_lists, seed=seeds, tenths=st.integers(1, 999))
+def test_memorised_split_takes_the_highest_scores(labels, seed, tenths):
+    count = round(len(labels) * (tenths / 10) / 100)
+    assume(0 < count < len(labels))
+    # Few distinct scores, so that there are ties.
+    scores = np.random.default_rng(seed).integers(-3, 4, len(labels)) / 2
+    result = split(labels, f"memorised:{tenths / 10}%", num_classes=5, seed=seed, scores=scores)
+    assert_partition(result, len(labels))
+    assert result.forget_class is None
+    ranked = sorted(range(len(labels)), key=lambda example: (-scores[example], example))
+    assert result.forget_ids.tolist() == sorted(ranked[:count])
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, r"^scores: got None, want \(N,\) scores for 'memorised:10%'"),
+        (np.zeros((100, 1)), r"^scores: got shape \(100, 1\), want one for each of the 100 labels$"),
+        (np.where(np.arange(100) < 3, np.nan, 0), "^scores: got 3 that are not numbers"),
+    ],
+)
+def test_bad_scores(scores, message):
+    with pytest.raises(ValueError, match=message):
+        split(LABELS, "memorised:10%", num_classes=10, seed=0, scores=scores)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.mark.parametrize("forget", ["class:3", "random:10%"])
+def test_a_saved_split_comes_back(forget, digits, tmp_path):
+    saved = split(digits.train_labels, forget, num_classes=10, seed=0)
+    for _ in range(2):
+        save_split(saved, tmp_path / "split.json", digits)
+    loaded = load_split(tmp_path / "split.json", digits)
+    assert_partition(loaded, len(digits.train_labels))
+    assert digest(loaded) == digest(saved)
+    assert loaded.forget_class == saved.forget_class
+    assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
+
+
+def test_a_split_of_other_data_is_refused_with_both_hashes(digits, tmp_path):
+    save_split(split(digits.train_labels, "class:3", num_classes=10, seed=0), tmp_path / "split.json", digits)
+    images = digits.train_images.copy()
+    images[5, 0, 0, 0] += 1 / 16
+    other = digits._replace(train_images=images)
+    with pytest.raises(ValueError, match=r"^dataset: got digits with SHA-256") as caught:
+        load_split(tmp_path / "split.json", other)
+    assert data.dataset.digest(digits) in str(caught.value)
+    assert data.dataset.digest(other) in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [-1], [10**6], []])
+def test_a_changed_file_is_refused(ids, digits, tmp_path):
+    path = tmp_path / "split.json"
+    save_split(split(digits.train_labels, "class:3", num_classes=10, seed=0), path, digits)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"forget_ids": ids}))
+    with pytest.raises(ValueError, match=r"it was changed$"):
+        load_split(path, digits)
+
+
+@pytest.mark.parametrize("forget_ids", [np.arange(10, 5, -1), np.array([1, 1]), np.array([2000])])
+def test_only_a_whole_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
+    retain_ids = np.setdiff1d(np.arange(len(digits.train_labels)), forget_ids)
+    with pytest.raises(ValueError, match=r"^split: got indices that are not 0 to 1436, sorted, each on one side"):
+        save_split(Split(forget_ids, retain_ids, None), tmp_path / "split.json", digits)
+    assert list(tmp_path.iterdir()) == []
