@@ -80,8 +80,8 @@ def run(
         others = sorted(found - {rows.code()})
         if others and other_code == "stop":
             raise ValueError(
-                f"other_code: {out / 'rows.jsonl'} has rows of other code ({', '.join(others)}; this is {rows.code()}), "
-                "expected keep (count them) or redo (make them again)"
+                f"other_code: {out / 'rows.jsonl'} has rows of other code, {', '.join(others)}, and this is "
+                f"{rows.code()}; expected keep (count them) or redo (make them again)"
             )
         codes = (rows.code(), *(others if other_code == "keep" else ()))
         place = work.Place(out, command, codes)

@@ -1,0 +1,99 @@
+"""Means and intervals over seeds from the rows of a benchmark; what tables and figures show."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from eupmu_jax import metrics
+from eupmu_jax.benchmark import tuning
+from eupmu_jax.benchmark.designs import Design, Setting
+
+FIGURES = ("UA", "RA", "TA", "MIA", "gap", "kl_forget", "kl_test", "retain_loss")
+
+
+class Line(NamedTuple):
+    """A method, or the original or retrained model, in one setting.
+
+    Attributes:
+      name: Of the method or model.
+      seeds: That were run.
+      figures: Means over seeds of `FIGURES` and what else the rows hold.
+      gaps: One for each seed.
+      gap: Bootstrap interval of the mean gap; None for fewer than two seeds.
+      tied: Whether the interval of its paired difference to the method with the least gap contains 0.
+      trials: Gaps of all trials on the tuning problem, those that diverged included.
+      rows: By seed.
+    """
+
+    name: str
+    seeds: list[int]
+    figures: dict[str, float]
+    gaps: list[float]
+    gap: metrics.Interval | None
+    tied: bool
+    trials: list[float]
+    rows: list[dict]
+
+
+def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str = "blind") -> list[Line]:
+    """Original, retrained, then the methods by their mean gap; methods that lack seeds of the design are left out.
+
+    Args:
+      rows: Of one state of the code, see `one_state`.
+      name, design, setting: What is shown.
+      score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
+    """
+    mine = {"design": name, "digest": design.digest(setting), "forget": setting.forget}
+    rows = [row for row in rows if all(row[field] == value for field, value in mine.items())]
+    lines = []
+    for model in ("original", "retrained"):
+        found = [row for row in rows if row["kind"] == "model" and row["model"] == model and row["seed"] in design.seeds]
+        if found:
+            lines.append(_line(model, found, []))
+    unlearned = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["kind"] == "trial"):
+        trials = tuning.trials_of(rows, {"kind": "trial", "method": method})
+        if len(trials) < design.trials:
+            continue
+        best = tuning.best(trials, score)
+        found = [row for row in rows if row["kind"] == "run" and row["method"] == method and row["trial"] == best]
+        if {row["seed"] for row in found} >= set(design.seeds):
+            unlearned.append(_line(method, found, [row["gap"] for row in trials]))
+    unlearned.sort(key=lambda line: (np.nan_to_num(line.figures["gap"], nan=np.inf), line.name))
+    return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]
+
+
+def one_state(rows: list[dict], prefer: str) -> tuple[list[dict], list[str]]:
+    """Of every method and model in every setting, the rows of one state of the code; and the states that were taken.
+
+    That is the state `prefer` where it has rows, else the one with most of them.
+    """
+    part = lambda row: (row["design"], row["digest"], row["forget"], row.get("method"), row["kind"] == "model")
+    counts: dict[tuple, Counter] = {}
+    for row in rows:
+        counts.setdefault(part(row), Counter())[row["code"]] += 1
+    chosen = {
+        key: prefer if prefer in found else max(found, key=lambda code: (found[code], code))
+        for key, found in counts.items()
+    }
+    taken = [row for row in rows if row["code"] == chosen[part(row)]]
+    return taken, sorted({row["code"] for row in taken})
+
+
+def _line(name, rows, trials):
+    rows = sorted(rows, key=lambda row: row["seed"])
+    numbers = {field for row in rows for field, value in row.items() if isinstance(value, float | int)}
+    value = lambda row, field: np.nan if row.get(field) is None else row[field]
+    figures = {field: float(np.mean([value(row, field) for row in rows])) for field in numbers}
+    gaps = [value(row, "gap") for row in rows]
+    finite = len(gaps) > 1 and np.isfinite(gaps).all()
+    interval = metrics.paired_interval(gaps, np.zeros(len(gaps))) if finite else None
+    return Line(name, [row["seed"] for row in rows], figures, gaps, interval, False, trials, rows)
+
+
+def _tied(line, best):
+    if line.name == best.name:
+        return True
+    comparable = len(best.gaps) > 1 and np.isfinite([*line.gaps, *best.gaps]).all() and line.seeds == best.seeds
+    return bool(comparable and metrics.tied(line.gaps, best.gaps))

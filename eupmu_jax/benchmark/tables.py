@@ -1,0 +1,106 @@
+"""Tables of a benchmark, from rows: for the terminal, as Markdown, as LaTeX; and the table of all methods."""
+
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eupmu_jax.benchmark import designs, rows, summary
+from eupmu_jax.procedures import METHODS
+
+HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
+LEGEND = (
+    "Means over {seeds} seeds. UA: 100 - accuracy on the forget set; RA, TA: accuracy on the retain and the test set; "
+    "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four to "
+    "the model retrained with the same seed and split, with its bootstrap interval (* least gap, or tied with it by the "
+    "interval of paired differences); KL: to the retrained model on the forget set, in nats; time: of the run, as a share "
+    "of retraining; passes: forward and backward, likewise; trials: median gap of all trials of the tuning problem."
+)
+
+
+def cells(line: summary.Line) -> list[str]:
+    """A line's entries under `HEAD`."""
+    number = lambda field, form: format(line.figures[field], form) if np.isfinite(line.figures.get(field, np.nan)) else "-"
+    return [
+        line.name,
+        *(number(field, ".1f") for field in ("UA", "RA", "TA", "MIA")),
+        number("gap", ".2f") + ("*" if line.tied else ""),
+        f"{line.gap.low:.2f} to {line.gap.high:.2f}" if line.gap else "-",
+        number("kl_forget", ".2f"),
+        number("share_of_retraining", ".1f"),
+        number("passes_of_retraining", ".1f"),
+        f"{np.median(line.trials):.1f}" if line.trials else "",
+    ]
+
+
+def markdown(lines: list[summary.Line]) -> str:
+    """A Markdown table."""
+    table = [list(HEAD), ["---"] + ["---:"] * (len(HEAD) - 1), *map(cells, lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def latex(lines: list[summary.Line]) -> str:
+    """A LaTeX table for the package booktabs; methods with the least gap, or tied with it, in bold."""
+    escape = lambda text: text.replace("%", r"\%").replace("_", r"\_")
+    body = []
+    for line in lines:
+        entries = [escape(cell) for cell in cells(line)]
+        if line.tied:
+            entries[5] = rf"\textbf{{{entries[5].rstrip('*')}}}"
+        body.append(" & ".join(entries) + r" \\")
+    head = " & ".join(map(escape, HEAD)) + r" \\"
+    rule = [r"\begin{tabular}{l" + "r" * (len(HEAD) - 1) + "}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*rule, *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def show(name: str, out: Path, form: str, console: Console) -> None:
+    """Prints the tables of a design from the rows in `out`, chosen blindly and with the retrained model in view.
+
+    Args:
+      name: Of the design.
+      out: Folder of `rows.jsonl`.
+      form: "terminal", "markdown" or "latex".
+      console: Where they go.
+    """
+    design = designs.design(name)
+    taken, codes = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
+    if not any(row["design"] == name for row in taken):
+        console.print(f"no rows of {name} in {out}")
+        return
+    for setting in design.settings:
+        for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
+            lines = summary.of(taken, name, design, setting, score)
+            if not lines:
+                continue
+            title = f"{name}, {setting.forget}: settings {chosen}"
+            if form == "terminal":
+                console.print(_terminal(lines, title))
+            else:
+                console.print(title, highlight=False)
+                render = {"markdown": markdown, "latex": latex}[form]
+                console.print(render(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print(LEGEND.format(seeds=len(design.seeds)), style="dim", highlight=False)
+    if codes != [rows.code()]:
+        console.print(f"Rows of other code than this ({rows.code()}) are among these: {', '.join(codes)}.", style="bold")
+
+
+def _terminal(lines, title):
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in HEAD:
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for line in lines:
+        style = "dim" if line.name in ("original", "retrained") else "bold" if line.tied else None
+        table.add_row(*cells(line), style=style, end_section=line.name == "retrained")
+    return table
+
+
+def show_methods(console: Console) -> None:
+    """Prints the table of methods."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in ("method", "source", "passes (F forward, B backward)", "needs", "tuned"):
+        table.add_column(head, overflow="fold")
+    for name, method in METHODS.items():
+        table.add_row(name, method.paper, method.passes, method.needs, ", ".join(method.space))
+    console.print(table)
