@@ -14,9 +14,11 @@ from jax import lax
 # large enough to amortise the loop.
 _GROUP = 8
 
+_Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int] = (1, 1), padding: str = "SAME") -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int] = (1, 1), padding: _Padding = "SAME") -> jax.Array:
     """Convolves a batch of images with a kernel.
 
     Equal to `jax.lax.conv_general_dilated` in value and in reverse-mode gradients of any order. Only the algorithm of
@@ -26,7 +28,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int] = (1, 1), p
       x: Images, floating, shape `(n, height, width, in)`.
       kernel: Filters, same dtype as `x`, shape `(kernel_height, kernel_width, in, out)`.
       strides: Steps between windows along height and width.
-      padding: `'SAME'` or `'VALID'`.
+      padding: `'SAME'`, `'VALID'`, or zeros before and after along height and width, such as `((1, 1), (1, 1))`.
 
     Returns:
       Array of the dtype of `x` and shape `(n, out_height, out_width, out)`.
@@ -49,8 +51,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, strides: tuple[int, int] = (1, 1), p
 def _xla_conv(x, kernel, strides, padding):
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(f"conv2d takes a 4-D x and a 4-D kernel, got shapes {x.shape} and {kernel.shape}.")
-    if padding not in ("SAME", "VALID"):
-        raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
+    if isinstance(padding, str) and padding not in ("SAME", "VALID"):
+        raise ValueError(f"padding must be 'SAME', 'VALID' or two pairs of integers, got {padding!r}.")
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -93,9 +95,10 @@ def _matmul_kernel_gradient(x, dy, *, kernel, strides, padding):
     kernel_height, kernel_width, _, _ = kernel.shape
     n, out_height, out_width, _ = dy.shape
     accumulator = jnp.promote_types(kernel.dtype, jnp.float32)
-    if padding == "SAME":
-        height, width = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-        x = jnp.pad(x, ((0, 0), height, width, (0, 0)))
+    if padding != "VALID":
+        if padding == "SAME":
+            padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
     def add_group(total, group):
         x, dy = group
@@ -120,7 +123,7 @@ def _conv_general_dilated(lhs, rhs, window_strides, padding, *, out_sharding=Non
     # Conv leaves every other option of nnx.Conv at the value that conv2d assumes.
     if out_sharding is not None:
         raise NotImplementedError("Conv does not support out_sharding.")
-    return conv2d(lhs, rhs, window_strides, padding)
+    return conv2d(lhs, rhs, window_strides, padding if isinstance(padding, str) else tuple(padding))
 
 
 class Conv(nnx.Conv):
@@ -133,7 +136,7 @@ class Conv(nnx.Conv):
       out_features: Number of output channels.
       kernel_size: Height and width of the kernel.
       strides: One step for both axes, or one for height and one for width.
-      padding: `'SAME'` or `'VALID'`.
+      padding: `'SAME'`, `'VALID'`, or the number of zeros on every side of the image, as PyTorch has it.
       use_bias: Whether to add a bias per output channel.
       rngs: Source of the key of the parameters.
       **kwargs: `dtype`, `param_dtype`, `kernel_init` or `bias_init` of `flax.nnx.Conv`.
@@ -156,13 +159,13 @@ class Conv(nnx.Conv):
         kernel_size: Sequence[int],
         strides: int | tuple[int, int] = 1,
         *,
-        padding: str = "SAME",
+        padding: str | int = "SAME",
         use_bias: bool = True,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
+        if padding not in ("SAME", "VALID") and not (isinstance(padding, int) and padding >= 0):
+            raise ValueError(f"padding must be 'SAME', 'VALID' or a number of zeros, got {padding!r}.")
         if len(kernel_size) != 2:
             raise ValueError(f"kernel_size must have two entries, got {tuple(kernel_size)}.")
         if unsupported := kwargs.keys() - {"dtype", "param_dtype", "kernel_init", "bias_init"}:

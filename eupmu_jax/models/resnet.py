@@ -10,7 +10,9 @@ from flax import nnx
 from eupmu_jax.models.convolution import Conv
 from eupmu_jax.models.head import Head
 
-_conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=nnx.initializers.he_normal())
+# One zero on every side, as in He et al. and PyTorch. 'SAME' would put the zeros of a stride of two after the image,
+# so that windows would lie one pixel off the shortcut's.
+_conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=nnx.initializers.he_normal())
 _norm = functools.partial(nnx.BatchNorm, momentum=0.9)
 
 
@@ -55,7 +57,7 @@ class ResidualBlock(nnx.Module):
         self.norm2 = _norm(out_channels, **options)
         self.projects = projection and (stride > 1 or self.new_channels > 0)
         if self.projects:
-            self.conv3 = _conv(in_channels, out_channels, kernel_size=(1, 1), strides=stride, **options)
+            self.conv3 = _conv(in_channels, out_channels, kernel_size=(1, 1), padding=0, strides=stride, **options)
             self.norm3 = _norm(out_channels, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -40,6 +40,8 @@ CASES = [
     ((2, 5), (1, 3), "SAME", (9, 7)),
     ((5, 2), (3, 2), "VALID", (6, 5)),
     ((3, 3), (1, 1), "VALID", (2, 5)),
+    ((3, 3), (2, 2), ((1, 1), (1, 1)), (8, 7)),
+    ((3, 2), (1, 2), ((2, 0), (0, 1)), (5, 6)),
 ]
 
 
@@ -145,7 +147,7 @@ def test_conv2d_rejects_bad_arguments():
 
 
 @pytest.mark.parametrize(
-    ("strides", "padding", "use_bias"), [(1, "SAME", True), (2, "VALID", True), ((1, 2), "SAME", False)]
+    ("strides", "padding", "use_bias"), [(1, "SAME", True), (2, "VALID", True), ((1, 2), "SAME", False), (2, 1, False)]
 )
 def test_layer_equals_nnx_conv(strides, padding, use_bias):
     (x,) = random((4, 7, 7, 2))
@@ -176,6 +178,8 @@ def test_layer_computes_in_its_dtype():
 def test_layer_rejects_bad_arguments():
     with pytest.raises(ValueError, match="padding"):
         Conv(2, 3, (3, 3), padding="CIRCULAR", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="padding"):
+        Conv(2, 3, (3, 3), padding=-1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="two entries"):
         Conv(2, 3, (3,), rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="kernel_dilation"):
