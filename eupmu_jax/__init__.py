@@ -7,6 +7,7 @@ from eupmu_jax.batches import shared_forward, stack_objectives
 from eupmu_jax.explicit import UnilateralSurgeryState, unilateral_surgery
 from eupmu_jax.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
 from eupmu_jax.freezing import freeze
+from eupmu_jax.gen import ScaleByGenState, scale_by_gen
 from eupmu_jax.gradients import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.guard import UtilityGuardState, utility_guard
 from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
@@ -22,6 +23,7 @@ __all__ = [
     "BestFeasible",
     "BestFeasibleState",
     "ImplicitSurgeryState",
+    "ScaleByGenState",
     "TwoPass",
     "TwoPassState",
     "UnilateralSurgeryState",
@@ -41,6 +43,7 @@ __all__ = [
     "reference_surgery",
     "retain_losses",
     "scalarized_value_and_grad",
+    "scale_by_gen",
     "sharding",
     "shared_forward",
     "skip_nonfinite",

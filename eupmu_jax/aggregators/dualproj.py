@@ -38,6 +38,6 @@ def conflict_free(gram, weights):
     >>> conflict_free(jnp.array([[2.0, -1.0], [-1.0, 1.0]]), jnp.array([1.0, 0.0])).round(5).tolist()
     [1.0, 1.0]
     """
-    products = gram @ weights
-    whole = jnp.block([[weights @ products, products[None]], [products[:, None], gram]])
+    products = jnp.sum(gram * weights, axis=1)  # A matmul would round its factors on matrix units.
+    whole = jnp.block([[jnp.sum(weights * products), products[None]], [products[:, None], gram]])
     return weights + nnls.solve_multipliers(whole, jnp.zeros_like(weights))

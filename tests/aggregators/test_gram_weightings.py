@@ -1,5 +1,7 @@
 """`mean`, `dualproj` and `upgrad`: golden vectors, exact solutions, and what each promises."""
 
+import functools
+
 import chex
 import hypothesis.strategies as st
 import jax
@@ -17,6 +19,7 @@ seeds = st.integers(0, 10_000)
 scales = st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def combined(make, rows):
     tx = make(num_objectives=len(rows))
     return tx.update(rows, tx.init(rows[0]))[0]
@@ -122,5 +125,5 @@ def test_the_state_tells_weights_and_gram_matrix():
 
 def test_another_number_of_rows_is_an_error():
     tx = upgrad(num_objectives=3)
-    with pytest.raises(ValueError, match="updates: got 2 objectives, expected num_objectives = 3"):
+    with pytest.raises(ValueError, match="updates: got 2 objectives, expected 3, as set by num_objectives"):
         tx.update(jnp.ones((2, 4)), tx.init(jnp.ones(4)))

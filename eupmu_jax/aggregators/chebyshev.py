@@ -1,0 +1,71 @@
+"""Augmented Chebyshev scalarisation (Steuer and Choo 1983): the worst objective, and a little of all."""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax.aggregators.weighting import check_at_least, from_losses
+
+
+def chebyshev(
+    rho: float = 1e-3,
+    weights: "chex.Numeric" = 1.0,
+    ideal: "chex.Numeric" = 0.0,
+    *,
+    num_objectives: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends the objective that is furthest from its ideal.
+
+    .. math::
+      l = \max_k s_k + \rho \sum_k s_k, \quad s_k = w_k [l_k - z_k]_+, \qquad
+      d = \nabla l = \sum_k (1[k = \arg\max s] + \rho)\, w_k 1[l_k > z_k]\, g_k
+
+    Every Pareto optimum is the minimum for some weights; rho > 0 excludes weak ones. Losses must be on one scale, or
+    the weights put them there. Of tied objectives the lower row is the worst.
+
+    Cost: one forward and one backward pass over all examples. Objectives at or below their ideal have weight 0, and
+    d = 0 if all are. Next to a loss without a lower bound, such as a negated cross-entropy, no ideal means much: the
+    forget loss falls below it at once, and is forgotten itself.
+
+    Args:
+      rho: Weight of the sum.
+      weights: w, a number or `(K,)`.
+      ideal: z, a number or `(K,)`: the losses at which nothing is left to gain.
+      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+
+    Returns:
+      A transform with a `LossWeightingState`; its `update` needs `losses`, see `weighting.from_losses`.
+
+    Raises:
+      ValueError: For a negative rho or weight, arrays of another shape, or missing losses.
+
+    >>> tx = chebyshev(rho=0.5)
+    >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()
+    [0.5, 1.5]
+    """
+    check_at_least("rho", rho, 0)
+    check_at_least("weights", weights, 0)
+
+    def weigh(losses, state):
+        del state
+        values, slopes = excess(losses, weights, ideal)
+        worst = jnp.arange(len(losses)) == jnp.argmax(values)
+        return (worst + jnp.asarray(rho, losses.dtype)) * slopes, ()
+
+    return from_losses(weigh, num_objectives)
+
+
+def excess(losses: chex.Array, weights: "chex.Numeric", ideal: "chex.Numeric") -> tuple[chex.Array, chex.Array]:
+    r"""Weighted excesses :math:`w_k [l_k - z_k]_+` over the ideal, `(K,)`, and their derivatives by the losses.
+
+    >>> values, slopes = excess(jnp.array([1.0, 3.0]), 2.0, jnp.array([0.0, 4.0]))
+    >>> values.tolist(), slopes.tolist()
+    ([2.0, 0.0], [2.0, 0.0])
+    """
+    for name, value in (("weights", weights), ("ideal", ideal)):
+        if np.shape(value) not in ((), losses.shape):
+            raise ValueError(f"{name}: got shape {np.shape(value)}, expected a number or {losses.shape}")
+    above = losses > jnp.asarray(ideal, losses.dtype)
+    slopes = jnp.where(above, jnp.asarray(weights, losses.dtype), 0)
+    return slopes * jnp.maximum(losses - jnp.asarray(ideal, losses.dtype), 0), slopes
