@@ -1,4 +1,4 @@
-"""Figures of a benchmark, from rows: trade-off, gaps with their intervals, relearning curves; a panel for each setting."""
+"""Figures of a benchmark, from rows: trade-off, gaps with intervals, relearning curves; a panel for each setting."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def color(name: str) -> str:
 
 
 def draw(name: str, out: Path) -> list[Path]:
-    """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG to `out/figures`; nothing where rows are missing."""
+    """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG to `out/figures`; nothing if rows are missing."""
     design = designs.design(name)
     taken, _ = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
     shown = {setting: summary.of(taken, name, design, setting) for setting in design.settings}

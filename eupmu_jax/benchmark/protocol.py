@@ -50,21 +50,22 @@ def _dataset(name: str, seed: int) -> data.Dataset:
 def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
     """The task of one setting and seed."""
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
-    chosen = {"size": design.size, "model": design.model, "recipe": design.recipe, "dataset": dataset}
-    return task.make(design.data, setting.of(seed), seed, **chosen)
+    make = functools.partial(task.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
+    return make(design.data, setting.of(seed), seed)
 
 
 @functools.lru_cache(maxsize=2)
 def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem:
     """Trains and judges both models, or takes what is in `cache` of the same design and code."""
     made = make_task(design, setting, seed)
-    models, judged = [], []
+    models: list[task.Model] = []
+    judged: list[Judged] = []
     for ids, offset in ((np.arange(len(made.labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
         models.append(task.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
         identity = f"{design.digest(setting)} {seed} {offset} {rows.code()}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
-    return Problem(made, *models, *judged)
+    return Problem(made, models[0], models[1], judged[0], judged[1])
 
 
 def _cached(path, make):

@@ -80,7 +80,7 @@ def code() -> str:
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             match node:
-                case ast.Expr(value=ast.Constant(value=str(_))):
-                    node.value.value = ""
+                case ast.Expr(value=ast.Constant(value=str(_)) as text):
+                    text.value = ""
         total.update(path.relative_to(root).as_posix().encode() + ast.dump(tree).encode())
     return total.hexdigest()[:12]

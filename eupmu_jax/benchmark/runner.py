@@ -121,16 +121,16 @@ def _start(queue, out, parent):
     if core is not None:
         os.sched_setaffinity(0, {core})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Held until this process ends, so that no other run begins while it may still write.
-    _start.lock = (out / ".lock").open("w")
-    fcntl.flock(_start.lock, fcntl.LOCK_SH)
+    lock = (out / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_SH)
 
-    def watch():
+    def watch(lock):
+        # The lock is held until this process ends, so that no other run begins while it may still write.
         while os.getppid() == parent:
             time.sleep(_ALONE_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, args=(lock,), daemon=True).start()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "compiled").absolute()))

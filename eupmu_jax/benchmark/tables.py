@@ -13,16 +13,21 @@ from eupmu_jax.procedures import METHODS
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
 LEGEND = (
     "Means over {seeds} seeds. UA: 100 - accuracy on the forget set; RA, TA: accuracy on the retain and the test set; "
-    "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four to "
-    "the model retrained with the same seed and split, with its bootstrap interval (* least gap, or tied with it by the "
-    "interval of paired differences); KL: to the retrained model on the forget set, in nats; time: of the run, as a share "
-    "of retraining; passes: forward and backward, likewise; trials: median gap of all trials of the tuning problem."
+    "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four "
+    "to the model retrained with the same seed and split, with its bootstrap interval (* least gap, or tied with it by "
+    "the interval of paired differences); KL: to the retrained model on the forget set, in nats; time: of the run, as "
+    "a share of retraining; passes: forward and backward, likewise; trials: median gap of all trials of the tuning "
+    "problem."
 )
 
 
 def cells(line: summary.Line) -> list[str]:
     """A line's entries under `HEAD`."""
-    number = lambda field, form: format(line.figures[field], form) if np.isfinite(line.figures.get(field, np.nan)) else "-"
+
+    def number(field, form):
+        value = line.figures.get(field, np.nan)
+        return format(value, form) if np.isfinite(value) else "-"
+
     return [
         line.name,
         *(number(field, ".1f") for field in ("UA", "RA", "TA", "MIA")),
@@ -83,7 +88,9 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
                 console.print(render(lines), highlight=False, markup=False, soft_wrap=True)
     console.print(LEGEND.format(seeds=len(design.seeds)), style="dim", highlight=False)
     if codes != [rows.code()]:
-        console.print(f"Rows of other code than this ({rows.code()}) are among these: {', '.join(codes)}.", style="bold")
+        console.print(
+            f"Among these are rows of other code than this ({rows.code()}): {', '.join(codes)}.", style="bold"
+        )
 
 
 def _terminal(lines, title):

@@ -24,12 +24,16 @@ PAPER = "EUPMU, arXiv 2510.22124"
 BARRIER_RATE = 100.0
 
 
-def stacked_descent(problem, settings, transform: optax.GradientTransformation) -> Procedure:
-    """SGD behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
-    optimizer = skip_nonfinite(optax.chain(transform, sgd(problem, settings)))
+def explicit_descent(problem, settings, optimizer: optax.GradientTransformation) -> Procedure:
+    """Steps with stacked forget and retain gradients."""
     take = explicit_step(loss_of(problem.apply, settings["forget_objective"]), optimizer)
     step = lambda params, prepared, state, batches, count, key: take(params, state, batches)[:2]
     return Procedure(lambda params, prepared: optimizer.init(params), step, Cost((1, 1), (1, 1)))
+
+
+def stacked_descent(problem, settings, transform: optax.GradientTransformation) -> Procedure:
+    """SGD behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
+    return explicit_descent(problem, settings, skip_nonfinite(optax.chain(transform, sgd(problem, settings))))
 
 
 def eupmu_step(problem, settings) -> Procedure:

@@ -8,6 +8,7 @@ from eupmu_jax.procedures.eupmu_explicit import PAPER
 from eupmu_jax.procedures.procedure import (
     FORGET_OBJECTIVE,
     LEARNING_RATE,
+    Choice,
     Cost,
     LogUniform,
     Method,
@@ -53,7 +54,7 @@ def eupmu_next_batch(problem, settings) -> Procedure:
     return _implicit(problem, settings, "next_batch", (1, 1))
 
 
-_SPACE = {
+_SPACE: dict[str, LogUniform | Choice] = {
     "learning_rate": LEARNING_RATE,
     "forget_objective": FORGET_OBJECTIVE,
     "multiplier_learning_rate": LogUniform(0.1, 100.0),

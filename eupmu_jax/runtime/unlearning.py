@@ -142,7 +142,8 @@ def run_method(
     state = procedure.init(params, prepared)
     ids = tuple(next(stream) for stream in streams)
     start = time.perf_counter()
-    jax.block_until_ready(take(*jax.tree.map(jnp.array, (params, state)), 0))
+    copies = jax.tree.map(jnp.array, (params, state))
+    jax.block_until_ready(take(copies[0], copies[1], 0))
     compile_seconds = time.perf_counter() - start
 
     if plan.probes:
