@@ -8,6 +8,7 @@ from eupmu_jax.procedures import (
     fine_tuning,
     gradient_ascent,
     random_labels,
+    scrub,
     weighted_sum,
 )
 from eupmu_jax.procedures.procedure import (
@@ -26,6 +27,7 @@ METHODS: dict[str, Method] = {
     "gradient ascent": gradient_ascent.METHOD,
     "random labels": random_labels.METHOD,
     "weighted sum": weighted_sum.METHOD,
+    "SCRUB": scrub.METHOD,
     **aggregated.METHODS,
     "EUPMU step": eupmu_explicit.STEP_METHOD,
     "EUPMU explicit": eupmu_explicit.METHOD,
