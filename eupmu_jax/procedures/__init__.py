@@ -2,6 +2,7 @@
 
 from eupmu_jax.procedures import (
     aggregated,
+    bad_teacher,
     eupmu_budget,
     eupmu_explicit,
     eupmu_implicit,
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
     "random labels": random_labels.METHOD,
     "weighted sum": weighted_sum.METHOD,
     "SCRUB": scrub.METHOD,
+    "Bad Teacher": bad_teacher.METHOD,
     **aggregated.METHODS,
     "EUPMU step": eupmu_explicit.STEP_METHOD,
     "EUPMU explicit": eupmu_explicit.METHOD,
