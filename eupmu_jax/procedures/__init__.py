@@ -3,6 +3,7 @@
 from eupmu_jax.procedures import (
     aggregated,
     bad_teacher,
+    boundary_shrink,
     eupmu_budget,
     eupmu_explicit,
     eupmu_implicit,
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
     "weighted sum": weighted_sum.METHOD,
     "SCRUB": scrub.METHOD,
     "Bad Teacher": bad_teacher.METHOD,
+    "boundary shrink": boundary_shrink.METHOD,
     **aggregated.METHODS,
     "EUPMU step": eupmu_explicit.STEP_METHOD,
     "EUPMU explicit": eupmu_explicit.METHOD,
