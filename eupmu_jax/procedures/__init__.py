@@ -3,6 +3,7 @@
 from eupmu_jax.procedures import (
     aggregated,
     bad_teacher,
+    boundary_expand,
     boundary_shrink,
     eupmu_budget,
     eupmu_explicit,
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
     "SCRUB": scrub.METHOD,
     "Bad Teacher": bad_teacher.METHOD,
     "boundary shrink": boundary_shrink.METHOD,
+    "boundary expand": boundary_expand.METHOD,
     **aggregated.METHODS,
     "EUPMU step": eupmu_explicit.STEP_METHOD,
     "EUPMU explicit": eupmu_explicit.METHOD,
