@@ -144,3 +144,29 @@ def problem() -> DigitsProblem:
         {"images": jnp.asarray(test_images), "labels": jnp.asarray(test_labels)},
         collections.Counter(),
     )
+
+
+@pytest.fixture(scope="session")
+def rise_of_one_logit() -> Callable:
+    """`(make, settings, steps) -> rise` of the retain loss where everything is known.
+
+    The model is one logit, 4 at first, whatever the image. The forget objective wants it at 0, where the retain loss is
+    ln 2, and the retain loss wants it large; a method under a limit ends where the retain loss meets it.
+    """
+    start = jnp.array(4.0)
+    retain_loss = lambda logit: float(jnp.log1p(jnp.exp(-logit)))
+    apply = lambda params, images: jnp.stack([params * images, jnp.zeros_like(images)], axis=-1)
+    labels = [jnp.zeros(size, int) for size in (4, 8)]
+    batches = tuple({"images": jnp.ones(len(y)), "labels": y, "random_labels": 1 - y} for y in labels)
+
+    def solve(make, settings, steps):
+        problem = Problem(apply, lambda key: start, 2, 4, 8, steps, retain_loss(start))
+        procedure = make(problem, {"forget_objective": "kl_to_uniform"} | settings)
+
+        def step(carry, count):
+            return procedure.step(carry[0], (), carry[1], batches, count, jax.random.key(0)), None
+
+        (params, _), _ = jax.lax.scan(step, (start, procedure.init(start, ())), jnp.arange(steps))
+        return retain_loss(params) - retain_loss(start)
+
+    return solve
