@@ -2,6 +2,7 @@
 
 from eupmu_jax.procedures import (
     aggregated,
+    augmented_lagrangian,
     bad_teacher,
     boundary_expand,
     boundary_shrink,
@@ -10,10 +11,16 @@ from eupmu_jax.procedures import (
     eupmu_implicit,
     fine_tuning,
     gradient_ascent,
+    influence,
+    l1_sparse,
     ofmu,
+    quadratic_penalty,
     random_labels,
+    salun,
+    salun_soft,
     scrub,
     weighted_sum,
+    zeroth_order,
 )
 from eupmu_jax.procedures.procedure import (
     Choice,
@@ -36,6 +43,13 @@ METHODS: dict[str, Method] = {
     "boundary shrink": boundary_shrink.METHOD,
     "boundary expand": boundary_expand.METHOD,
     "OFMU": ofmu.METHOD,
+    "SalUn": salun.METHOD,
+    "SalUn-soft": salun_soft.METHOD,
+    "l1-sparse": l1_sparse.METHOD,
+    "influence": influence.METHOD,
+    "augmented Lagrangian": augmented_lagrangian.METHOD,
+    "quadratic penalty": quadratic_penalty.METHOD,
+    "ZO-signGD": zeroth_order.METHOD,
     **aggregated.METHODS,
     "EUPMU step": eupmu_explicit.STEP_METHOD,
     "EUPMU explicit": eupmu_explicit.METHOD,
