@@ -21,6 +21,21 @@ LIMITED = eupmu.tolerances.budget(-0.5, 1.0, relative_to_start=True)
 SURGERY = eupmu.unilateral_surgery
 FROZEN = {"hidden": False, "head": False, "bias": True}
 AGGREGATORS = ("owa", "mean", "dualproj", "upgrad")
+# These are functions of the same Gram matrix and losses; one mesh will do.
+MORE_AGGREGATORS = {
+    "pcgrad": eupmu.aggregators.pcgrad(seed=0, num_objectives=3),
+    "cagrad": eupmu.aggregators.cagrad(num_objectives=3),
+    "mgda": eupmu.aggregators.mgda(num_objectives=3),
+    "imtl_g": eupmu.aggregators.imtl_g(num_objectives=3),
+    "nash_mtl": eupmu.aggregators.nash_mtl(num_objectives=3),
+    "aligned_mtl": eupmu.aggregators.aligned_mtl(num_objectives=3),
+    "config": eupmu.aggregators.config(num_objectives=3),
+    "ngdiff": eupmu.aggregators.ngdiff(num_objectives=3),
+    "gdr_gma": eupmu.aggregators.gdr_gma(gamma=1.0, epsilon=5.0),
+    "chebyshev": eupmu.aggregators.chebyshev(num_objectives=3),
+    "omd_tch": eupmu.aggregators.omd_tch(num_objectives=3),
+    "famo": eupmu.aggregators.famo(num_objectives=3),
+}
 
 
 def adam():
@@ -57,6 +72,10 @@ KINDS = {
         (32, 288),
     ),
 }
+KINDS |= {
+    name: (optax.chain(tx, adam()), {"mode": "vmap"}, (32, 32) if name == "gdr_gma" else (32, 32, 32))
+    for name, tx in MORE_AGGREGATORS.items()
+}
 
 
 def make_batch(seed, size):
@@ -88,7 +107,7 @@ def run(kind, place):
     else:
         step = eupmu.explicit_step(loss, optimizer, shardings=shardings, **options)
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(params, state, batches).compile()
-    name, weights = "weights" if kind in AGGREGATORS else "multipliers", []
+    name, weights = "weights" if kind in (*AGGREGATORS, *MORE_AGGREGATORS) else "multipliers", []
     for _ in range(20):
         params, state, losses = compiled(params, state, batches)
         weights.append(jax.device_get(optax.tree_utils.tree_get(state, name)))  # The step donates its state.
@@ -124,7 +143,10 @@ def main(objective, data, model, axes):
         return *jax.device_put((params, state), out[:2]), batches, shardings, out
 
     rows = {"plain": {"collectives": collectives(run_plain(mesh, axes))}}
-    for kind in ("explicit vmap", "owa") if by_objective else KINDS:
+    kinds = ("explicit vmap", "owa") if by_objective else [kind for kind in KINDS if kind not in MORE_AGGREGATORS]
+    if (data, model, axes) == (4, 2, ["model"]) and not by_objective:
+        kinds = list(KINDS)
+    for kind in kinds:
         one, _ = run(kind, lambda optimizer, *arguments: (*arguments, None, None))
         many, compiled = run(kind, on_mesh)
         distance = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), many, one)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eupmu_jax as eupmu
-from eupmu_jax import accumulate, freeze, skip_nonfinite, tolerances, unilateral_surgery, utility_guard
+from eupmu_jax import accumulate, aggregators, freeze, skip_nonfinite, tolerances, unilateral_surgery, utility_guard
 from eupmu_jax.aggregators import dualproj, mean, owa, upgrad
 
 
@@ -41,6 +41,14 @@ def surgery_and(optimizer, k=2):
     return optax.chain(unilateral_surgery(num_objectives=k), optimizer)
 
 
+def of_gram(k, make):
+    return Row(k, make, diagnostics={"weights": (k,), "gram": (k, k)})
+
+
+def of_losses(k, make, **memory):
+    return Row(k, make, diagnostics={"weights": (k,), **memory})
+
+
 RANKS = np.array([0.8, 0.2])
 
 TABLE = {
@@ -62,6 +70,23 @@ TABLE = {
     "dualproj of 4": Row(4, lambda: dualproj(num_objectives=4), diagnostics={"weights": (4,), "gram": (4, 4)}),
     "upgrad": Row(2, upgrad, diagnostics={"weights": (2,), "gram": (2, 2)}),
     "upgrad of 4": Row(4, lambda: upgrad(num_objectives=4), diagnostics={"weights": (4,), "gram": (4, 4)}),
+    "pcgrad": of_gram(2, aggregators.pcgrad),
+    "pcgrad of 4": of_gram(4, lambda: aggregators.pcgrad(seed=1, num_objectives=4)),
+    "cagrad": of_gram(2, lambda c=0.4: aggregators.cagrad(c)),
+    "cagrad of 4": of_gram(4, lambda c=0.4: aggregators.cagrad(c, num_objectives=4)),
+    "mgda": of_gram(2, aggregators.mgda),
+    "mgda of 4": of_gram(4, lambda: aggregators.mgda(num_objectives=4)),
+    "imtl_g of 4": of_gram(4, lambda: aggregators.imtl_g(num_objectives=4)),
+    "nash_mtl": of_gram(2, aggregators.nash_mtl),
+    "nash_mtl of 4": of_gram(4, lambda: aggregators.nash_mtl(num_objectives=4)),
+    "aligned_mtl of 4": of_gram(4, lambda: aggregators.aligned_mtl(num_objectives=4)),
+    "config of 4": of_gram(4, lambda: aggregators.config(num_objectives=4)),
+    "ngdiff": of_gram(2, aggregators.ngdiff),
+    "gdr_gma": of_gram(2, lambda gamma=3.0, epsilon=2.0: aggregators.gdr_gma(gamma, epsilon)),
+    "chebyshev": of_losses(2, lambda rho=0.1, ideal=0.5: aggregators.chebyshev(rho, ideal=ideal)),
+    "omd_tch": of_losses(2, lambda eta=0.1: aggregators.omd_tch(eta), dual=(2,)),
+    "omd_tch of 4": of_losses(4, lambda: aggregators.omd_tch(variant="pgd", num_objectives=4), dual=(4,)),
+    "famo": of_losses(2, lambda learning_rate=0.1: aggregators.famo(learning_rate), logits=(2,), previous_losses=(2,)),
     "sgd": Row(2, lambda rate=0.1: surgery_and(optax.sgd(rate))),
     "adam of 4": Row(4, lambda rate=0.1: surgery_and(optax.adam(rate), 4), restores_all=False),
     "skip_nonfinite": Row(2, lambda rate=0.1: skip_nonfinite(surgery_and(optax.adamw(rate)))),
@@ -287,7 +312,8 @@ def test_tree_map_params_leaves_the_surgery_alone(row):
     # BUG: the init of `freeze` does not tolerate the placeholder that optax.tree_map_params passes as params.
     mapped = optax.tree_utils.tree_map_params(tx, lambda leaf: leaf + 1, state)
     chex.assert_trees_all_equal(surgeries(mapped), surgeries(state))
-    moments = [m for name in ("mu", "gradient_sum") for _, m in optax.tree_utils.tree_get_all_with_path(mapped, name)]
+    found = [pair for name in ("mu", "gradient_sum") for pair in optax.tree_utils.tree_get_all_with_path(mapped, name)]
+    moments = [moment for path, moment in found if "memory" not in str(path)]  # An aggregator's own, of its weights.
     chex.assert_trees_all_equal(moments, jax.tree.map(jnp.ones_like, moments))
 
 

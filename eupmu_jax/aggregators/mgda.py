@@ -44,9 +44,9 @@ def min_norm(gram: chex.Array) -> chex.Array:
     diagonal = jnp.diagonal(gram)
     if len(gram) == 2:
         squared_distance = diagonal.sum() - 2 * gram[0, 1]
-        share = (gram[1, 1] - gram[0, 1]) / jnp.where(squared_distance > 0, squared_distance, 1)
-        share = jnp.where(squared_distance > 0, jnp.clip(share, 0, 1), 0.5)
-        return jnp.stack([share, 1 - share])
+        # Each weight from its own difference: a tiny one, as of a row 1e8 times longer, is no remainder of 1.
+        shares = (diagonal[::-1] - gram[0, 1]) / jnp.where(squared_distance > 0, squared_distance, 1)
+        return jnp.where(squared_distance > 0, jnp.clip(shares, 0, 1), 0.5)
     # Every row and the target get one more coordinate, a row s and the target -s, and the simplex becomes a cone: the
     # nearest point to the target has the direction that minimises |row| / s, so its weights need only be made to sum
     # to 1. The shortest row is a scale at which none is lost to rounding.

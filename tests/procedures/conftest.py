@@ -51,7 +51,8 @@ class DigitsProblem(NamedTuple):
         numbers = {name: value for name, value in settings.items() if not isinstance(value, str)}
         strings = tuple((name, value) for name, value in settings.items() if isinstance(value, str))
         procedure = make(problem, settings)
-        prepared = procedure.prepare(params, self.forget, self.retain, key)
+        prepare = procedure.prepare or (lambda *_: ())
+        prepared = prepare(params, self.forget, self.retain, key)
         state = procedure.init(params, prepared)
         params = jax.tree.map(jnp.array, params)
         for count in range(steps):
@@ -70,7 +71,7 @@ class DigitsProblem(NamedTuple):
                 jnp.int32(count),
                 jax.random.fold_in(key, count),
             )
-        return procedure.finish(params, prepared, self.forget, self.retain)
+        return procedure.finish(params, prepared, self.forget, self.retain) if procedure.finish else params
 
     def accuracy(self, params, data: dict) -> float:
         """Share of `data` that is classified as labelled."""

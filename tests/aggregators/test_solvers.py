@@ -1,0 +1,118 @@
+"""`mgda`, `cagrad` and `nash_mtl` solve problems: what scipy finds for them, on badly scaled rows that conflict."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+
+from eupmu_jax.aggregators import cagrad, mgda, nash_mtl
+
+every_problem = pytest.mark.parametrize(
+    ("k", "seed", "spread"), [(k, seed, spread) for k in (2, 3, 5) for seed in range(3) for spread in (0, 1, 4)]
+)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def solved(make, rows):
+    tx = make(num_objectives=len(rows))
+    direction, state = tx.update(rows, tx.init(rows[0]))
+    return direction, state.weights
+
+
+def problem(k, seed, spread):
+    """`(K, 8)` rows, the first two in conflict, of lengths from 10^-spread to 10^spread."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(k, 8))
+    rows[1] -= 1.5 * rows[0]
+    return rows * 10 ** rng.permutation(np.linspace(-spread, spread, k))[:, None]
+
+
+def on_the_simplex(value, gradient, k):
+    """The best of scipy's solutions from every corner, the centre, and halfway."""
+    starts = [np.full(k, 1 / k), *np.eye(k), *(0.5 * np.eye(k) + 0.5 / k)]
+    sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(k)}
+    found = [
+        scipy.optimize.minimize(
+            value, start, jac=gradient, bounds=[(0, 1)] * k, constraints=sums_to_one, method="SLSQP", tol=1e-14
+        )
+        for start in starts
+    ]
+    return min(result.fun for result in found if abs(result.x.sum() - 1) < 1e-9)
+
+
+@every_problem
+def test_mgda_is_the_projection_of_zero_on_the_convex_hull(k, seed, spread):
+    rows = problem(k, seed, spread)
+    with jax.enable_x64(True):
+        direction, weights = map(np.asarray, solved(mgda, rows))
+    assert weights.min() >= 0
+    np.testing.assert_allclose(weights.sum(), 1)
+    # Sufficient for the shortest vector of a convex set: no point of it lies before the plane through that vector.
+    slack = rows @ direction - direction @ direction
+    assert slack.min() > -1e-9 * np.linalg.norm(direction) * np.linalg.norm(rows, axis=1).max()
+    # A penalty that forces the weights to sum to 1 makes it a non-negative least squares problem for scipy.
+    if spread < 4:
+        scale = 1e4 * np.abs(rows).max()
+        lifted = np.vstack([rows.T, np.full(k, scale)])
+        expected, _ = scipy.optimize.nnls(lifted, np.append(np.zeros(8), scale))
+        np.testing.assert_allclose(direction, expected @ rows, atol=1e-6 * np.abs(rows).max())
+
+
+@every_problem
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+def test_cagrad_minimises_on_the_simplex_and_maximises_in_the_ball(k, seed, spread, c):
+    rows = problem(k, seed, spread)
+    rows /= np.abs(rows).max()
+    with jax.enable_x64(True):
+        direction, weights = map(np.asarray, solved(functools.partial(cagrad, c), rows))
+    mean = rows.mean(axis=0)
+    radius = c * np.linalg.norm(mean)
+    np.testing.assert_allclose(weights @ rows, direction, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(direction - mean), radius, rtol=1e-8)
+    # Weak duality: no value of the primal exceeds any of the dual, so that equal ones are both optimal.
+    on_simplex = np.maximum(weights - 1 / k, 0)
+    on_simplex /= on_simplex.sum()
+    combination = on_simplex @ rows
+    dual = combination @ mean + radius * np.linalg.norm(combination)
+    primal = np.min(rows @ direction)
+    assert abs(dual - primal) < 1e-9 * np.linalg.norm(direction)
+
+    if spread < 4:
+
+        def value(w):
+            return w @ rows @ mean + radius * np.linalg.norm(w @ rows)
+
+        def gradient(w):
+            return rows @ mean + radius * rows @ (w @ rows) / max(np.linalg.norm(w @ rows), 1e-300)
+
+        assert dual < on_the_simplex(value, gradient, k) + 1e-9
+
+
+@every_problem
+def test_nash_mtl_solves_the_equations_of_the_bargain(k, seed, spread):
+    rows = problem(k, seed, spread)
+    with jax.enable_x64(True):
+        direction, weights = map(np.asarray, solved(nash_mtl, rows))
+    gram = rows @ rows.T
+    np.testing.assert_allclose(gram @ weights * weights, 1, rtol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(direction), np.sqrt(k), rtol=1e-7)
+    if spread < 4:
+        # Among all directions of this length it has the largest product of descents.
+        def value(logs):
+            scaled = np.exp(logs)
+            return scaled @ gram @ scaled / 2 - logs.sum()
+
+        found = scipy.optimize.minimize(value, np.zeros(k), tol=1e-12)
+        np.testing.assert_allclose(weights, np.exp(found.x), rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_float32_is_as_good_as_its_rounding(k):
+    rows = problem(k, 1, 1)
+    for make in (mgda, cagrad, nash_mtl):
+        single = np.asarray(solved(make, rows.astype(np.float32))[0])
+        with jax.enable_x64(True):
+            double = np.asarray(solved(make, rows)[0])
+        assert np.linalg.norm(single - double) < 1e-4 * np.linalg.norm(double)
