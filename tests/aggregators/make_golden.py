@@ -9,29 +9,37 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchjd import aggregation
-from torchjd.linalg import QuadprogProjector
 
 PACKAGES = ("torchjd", "torch", "numpy", "cvxpy", "clarabel", "ecos", "quadprog")
 
-# Their projections add 1e-4 to the diagonal of the normalised Gram matrix by default; this is as little as works.
-LEAST = QuadprogProjector(reg_eps=1e-12)
 
-METHODS = {
-    "mean": lambda k: aggregation.Mean(),
-    "upgrad": lambda k: aggregation.UPGrad(projector=LEAST),
-    "dualproj": lambda k: aggregation.DualProj(projector=LEAST),
-    "pcgrad": lambda k: aggregation.PCGrad(),
-    "cagrad": lambda k: aggregation.CAGrad(c=0.4),
-    "mgda": lambda k: aggregation.MGDA(epsilon=1e-9, max_iters=20_000),
-    "imtl_g": lambda k: aggregation.IMTLG(),
-    "nash_mtl": lambda k: aggregation.NashMTL(k, max_norm=0.0, optim_niter=200),
-    "aligned_mtl min": lambda k: aggregation.AlignedMTL(),
-    "aligned_mtl median": lambda k: aggregation.AlignedMTL(scale_mode="median"),
-    "aligned_mtl rmse": lambda k: aggregation.AlignedMTL(scale_mode="rmse"),
-    "config": lambda k: aggregation.ConFIG(),
-}
+def directions(rows):
+    """The direction of each of TorchJD's aggregators, in float64."""
+    # Only here, so that pytest, which imports every module for its doctests, need not have them.
+    import torch
+    from torchjd import aggregation
+    from torchjd.linalg import QuadprogProjector
+
+    torch.set_default_dtype(torch.float64)
+    # PCGrad draws the order of its projections; in the order of the rows they can be compared.
+    torch.randperm = torch.arange
+    # By default 1e-4 is added to the diagonal of the normalised Gram matrix; this is as little as works.
+    least = QuadprogProjector(reg_eps=1e-12)
+    methods = {
+        "mean": aggregation.Mean(),
+        "upgrad": aggregation.UPGrad(projector=least),
+        "dualproj": aggregation.DualProj(projector=least),
+        "pcgrad": aggregation.PCGrad(),
+        "cagrad": aggregation.CAGrad(c=0.4),
+        "mgda": aggregation.MGDA(epsilon=1e-9, max_iters=20_000),
+        "imtl_g": aggregation.IMTLG(),
+        "nash_mtl": aggregation.NashMTL(len(rows), max_norm=0.0, optim_niter=200),
+        "aligned_mtl min": aggregation.AlignedMTL(),
+        "aligned_mtl median": aggregation.AlignedMTL(scale_mode="median"),
+        "aligned_mtl rmse": aggregation.AlignedMTL(scale_mode="rmse"),
+        "config": aggregation.ConFIG(),
+    }
+    return {name: method(torch.tensor(rows)).tolist() for name, method in methods.items()}
 
 
 def problem(seed, k):
@@ -50,19 +58,16 @@ def solves_its_problem(rows, direction):
 
 
 def main():
-    torch.set_default_dtype(torch.float64)
-    # PCGrad draws the order of its projections; in the order of the rows they can be compared.
-    torch.randperm = torch.arange
     problems = []
     for k in (2, 3, 5):
         for seed in range(3):
             rows = problem(seed, k)
-            directions = {name: make(k)(torch.tensor(rows)).tolist() for name, make in METHODS.items()}
-            if not solves_its_problem(rows, directions["nash_mtl"]):
-                del directions["nash_mtl"]
-            problems.append({"rows": rows.tolist(), "directions": directions})
+            found = directions(rows)
+            if not solves_its_problem(rows, found["nash_mtl"]):
+                del found["nash_mtl"]
+            problems.append({"rows": rows.tolist(), "directions": found})
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    text = json.dumps({"versions": versions, "problems": problems}, indent=None, separators=(",", ":"))
+    text = json.dumps({"versions": versions, "problems": problems}, separators=(",", ":"))
     (Path(__file__).parent / "golden.json").write_text(text.replace("},{", "},\n{") + "\n")
 
 
