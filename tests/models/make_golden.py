@@ -13,7 +13,7 @@ import numpy as np
 
 BATCH = 4
 VIT = {"image_size": 28, "patch_size": 4, "width": 48, "layers": 2, "heads": 3}
-CHANNELS = {"resnet8": 1, "resnet18": 3, "vgg16": 3, "vit": 1}
+CHANNELS = {"resnet8": 1, "resnet18": 3, "vgg16": 3, "vgg16_28": 1, "vit": 1}
 
 
 def seeded(name, shape):
@@ -28,7 +28,7 @@ def seeded(name, shape):
 
 def images(model):
     """A batch, channels last."""
-    size = 28 if model == "vit" else 32
+    size = 28 if model in ("vgg16_28", "vit") else 32
     return np.random.default_rng(0).standard_normal((BATCH, size, size, CHANNELS[model])).astype(np.float32)
 
 
@@ -83,7 +83,7 @@ def build(name):
             last = np.cumsum([depth for _, depth in self.stages])
             for i, (convolve, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
                 x = nn.functional.relu(norm(convolve(x)))
-                x = nn.functional.max_pool2d(x, 2) if i in last else x
+                x = nn.functional.max_pool2d(x, 2, ceil_mode=True) if i in last else x
             return self.head(x.flatten(1))
 
     class ViTBlock(nn.Module):
@@ -119,6 +119,7 @@ def build(name):
         "resnet8": lambda channels: ResNet(channels, (16, 32, 64), 1, False),
         "resnet18": lambda channels: ResNet(channels, (64, 128, 256, 512), 2, True),
         "vgg16": VGG,
+        "vgg16_28": VGG,
         "vit": lambda channels: ViT(channels, **VIT),
     }[name](CHANNELS[name])
 

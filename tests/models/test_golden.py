@@ -18,6 +18,7 @@ MODELS = {
     "resnet8": lambda rngs: ResNet8(10, 1, rngs=rngs),
     "resnet18": lambda rngs: ResNet18(10, 3, rngs=rngs),
     "vgg16": lambda rngs: VGG16(10, 3, rngs=rngs),
+    "vgg16_28": lambda rngs: VGG16(10, 1, rngs=rngs),
     "vit": lambda rngs: ViT(10, 1, **RULES["VIT"], rngs=rngs),
 }
 NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -1,5 +1,6 @@
 import doctest
 import importlib
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from eupmu_jax.models import MLP, ResNet18, ResNet20, SmallCNN, Transformer
+from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, ResNet20, SmallCNN, Transformer, ViT
 from eupmu_jax.models.resnet import ResidualBlock
 
 
@@ -21,6 +22,8 @@ def count(model, kind=nnx.Param):
         (lambda rngs: MLP((784, 1024, 1024, 1024, 10), rngs), (2, 28, 28, 1), (2, 10), 2_913_290),
         (lambda rngs: SmallCNN(10, rngs=rngs), (2, 28, 28, 1), (2, 10), 356_234),
         (lambda rngs: SmallCNN(10, (8, 16, 32), image_size=8, rngs=rngs), (2, 8, 8, 1), (2, 10), 11_402),
+        (lambda rngs: ResNet8(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 75_290),
+        (lambda rngs: ResNet8(10, 1, rngs=rngs), (2, 28, 28, 1), (2, 10), 75_002),
         (lambda rngs: ResNet20(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 269_722),
         (lambda rngs: ResNet18(10, rngs=rngs), (2, 32, 32, 3), (2, 10), 11_173_962),
         (lambda rngs: ResNet18(100, rngs=rngs), (2, 32, 32, 3), (2, 100), 11_220_132),
@@ -32,6 +35,50 @@ def test_shapes_and_parameter_counts(build, inputs, logits, parameters):
     assert y.shape == logits
     assert y.dtype == jnp.float32
     assert count(model) == parameters
+
+
+@pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (3, 32, 100), (1, 28, 10)])
+def test_vgg16_has_the_layers_of_configuration_d(channels, size, classes):
+    model = nnx.eval_shape(lambda: VGG16(classes, channels, rngs=nnx.Rngs(0)))
+    widths = [channels, *[64] * 2, *[128] * 2, *[256] * 3, *[512] * 6]
+    convolutions = sum((9 * inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths))
+    parameters = convolutions + 2 * sum(widths[1:]) + 513 * classes
+    assert count(model) == parameters
+    if (channels, classes) == (3, 10):
+        # The published convolutions of vgg16_bn: 138,365,992 parameters less its three linear layers of 25,088, 4,096,
+        # 4,096 and 1,000 units.
+        published = 138_365_992 - 25_089 * 4_096 - 4_097 * 4_096 - 4_097 * 1_000
+        assert parameters == published + 5_130 == 14_728_266
+    logits = nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((2, size, size, channels)))
+    assert logits.shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "channels", "size", "patch", "width", "layers", "heads", "published"),
+    [(1000, 3, 224, 16, 768, 12, 12, 86_567_656), (10, 3, 32, 4, 192, 12, 3, None), (10, 1, 28, 7, 64, 2, 2, None)],
+)
+def test_vit_has_the_parameters_of_its_formula(classes, channels, size, patch, width, layers, heads, published):
+    model = nnx.eval_shape(lambda: ViT(classes, channels, size, patch, width, layers, heads, rngs=nnx.Rngs(0)))
+    norm = 2 * width
+    block = 2 * norm + 4 * width * (width + 1) + 4 * width * (width + 1) + (4 * width + 1) * width
+    tokens = 1 + (size // patch) ** 2
+    parameters = (
+        (patch**2 * channels + 1) * width + (1 + tokens) * width + layers * block + norm + (width + 1) * classes
+    )
+    assert count(model) == parameters
+    assert published in (None, parameters)
+    logits = nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((2, size, size, channels)))
+    assert logits.shape == (2, classes)
+
+
+def test_vit_rejects_what_does_not_fit():
+    with pytest.raises(ValueError, match="patch_size must divide image_size, got 5 for 28"):
+        ViT(image_size=28, patch_size=5, rngs=nnx.Rngs(0))
+    model = ViT(10, 1, 8, width=6, layers=1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"images of shape \(8, 8, 1\), got \(8, 8, 3\)"):
+        model(jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(ValueError, match="divisible"):
+        ViT(width=8, heads=3, rngs=nnx.Rngs(0))
 
 
 def test_every_parameter_of_the_cnn_gets_a_gradient_after_split_and_merge():
@@ -123,7 +170,9 @@ def test_resnet_updates_its_statistics_only_in_training():
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(changed), strict=True))
 
 
-@pytest.mark.parametrize("name", ["cnn", "convolution", "mlp", "resnet", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "convolution", "functional", "head", "mlp", "resnet", "transformer", "vgg", "vit"]
+)
 def test_doctests(name):
     result = doctest.testmod(importlib.import_module(f"eupmu_jax.models.{name}"))
     assert result.attempted > 0
