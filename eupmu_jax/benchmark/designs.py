@@ -12,10 +12,13 @@ class Setting(NamedTuple):
 
     Attributes:
       forget: As in `data.split`; `class:{}` takes the class that is the last digit of the seed.
+      steps: Of a method that passes both batches once forward and once backward. Others make at most as many, and no
+        more passes in all.
       forget_batch, retain_batch: Examples in each step.
     """
 
     forget: str
+    steps: int
     forget_batch: int
     retain_batch: int
 
@@ -30,9 +33,10 @@ class Design(NamedTuple):
     Attributes:
       data, model, size, recipe: See `task.make`.
       settings: What is to be forgotten.
-      steps: Optimizer steps of an unlearning run.
+      optimizer: Of every method, "adam" or "sgd", see `procedures.procedure.descent`.
       trials: Random settings that every method is tuned with, on one problem of its own, that of `tuning_seed`.
       seeds: Of the problems that are reported.
+      scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
       relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
       version: To be raised with every change of code that changes figures.
@@ -43,10 +47,11 @@ class Design(NamedTuple):
     size: int | None
     recipe: Recipe
     settings: tuple[Setting, ...]
-    steps: int
+    optimizer: str
     trials: int
     seeds: tuple[int, ...]
     tuning_seed: int = 100
+    scores: tuple[str, ...] = ("blind", "gap")
     shadow_size: int = 2_000
     relearning_steps: int = 40
     relearning_examples: int = 500
@@ -58,34 +63,64 @@ class Design(NamedTuple):
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
 
 
-def _settings(batch):
-    tenth, half = batch // 8, batch // 2
-    return (
-        Setting("random:10%", tenth, batch - tenth),
-        Setting("random:50%", half, batch - half),
-        Setting("class:{}", tenth, batch - tenth),
-    )
-
-
 DESIGNS = {
     "fashion_mnist-cnn": Design(
-        "fashion_mnist", "narrow-cnn", None, Recipe(50, 128, 1e-3), _settings(256), 200, 12, (0, 1, 2, 3, 4)
+        "fashion_mnist",
+        "narrow-cnn",
+        None,
+        Recipe(50, 128, 1e-3),
+        (
+            Setting("random:10%", 400, 64, 192),
+            Setting("random:50%", 280, 64, 192),
+            Setting("class:{}", 200, 64, 192),
+        ),
+        "adam",
+        trials=10,
+        seeds=(0, 1, 2, 3, 4),
     ),
     "fashion_mnist-resnet": Design(
-        "fashion_mnist", "resnet8", 6_000, Recipe(50, 128, 1e-3), _settings(128), 60, 12, (0, 1, 2, 3, 4)
+        "fashion_mnist",
+        "resnet8",
+        4_000,
+        Recipe(40, 64, 1e-3),
+        (
+            Setting("random:10%", 54, 32, 96),
+            Setting("random:50%", 30, 32, 96),
+            Setting("class:{}", 54, 32, 96),
+        ),
+        "adam",
+        trials=8,
+        seeds=(0, 1, 2, 3, 4),
+        scores=("blind",),
+        shadow_size=1_000,
     ),
     "cifar10-resnet18": Design(
         "cifar10",
         "resnet18",
         None,
         Recipe(180, 256, 1e-3),
-        (*_settings(256), Setting("random:30%", 85, 171)),
-        700,
-        12,
-        tuple(range(10)),
+        (
+            Setting("random:10%", 1_400, 64, 192),
+            Setting("random:30%", 1_100, 64, 192),
+            Setting("random:50%", 800, 64, 192),
+            Setting("class:{}", 700, 64, 192),
+        ),
+        "adam",
+        trials=10,
+        seeds=tuple(range(10)),
         shadow_size=10_000,
     ),
-    "digits": Design("digits", "mlp", None, Recipe(100, 64, 1e-3), _settings(64), 40, 4, (0, 1), shadow_size=300),
+    "digits": Design(
+        "digits",
+        "mlp",
+        None,
+        Recipe(100, 64, 1e-3),
+        (Setting("random:10%", 60, 16, 48), Setting("random:50%", 40, 16, 48), Setting("class:{}", 40, 16, 48)),
+        "adam",
+        trials=4,
+        seeds=(0, 1),
+        shadow_size=300,
+    ),
 }
 
 

@@ -23,6 +23,10 @@ WATCHED = 2_000
 MEASUREMENTS = 4
 
 
+# Of the forget and the retain set, as far as a trial is judged.
+SAMPLE = 10_000
+
+
 class Judged(NamedTuple):
     """A model's logits and figures."""
 
@@ -52,6 +56,25 @@ def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
     make = functools.partial(task.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
     return make(design.data, setting.of(seed), seed)
+
+
+@functools.lru_cache(maxsize=1)
+def sample(design: Design, setting: Setting, seed: int) -> task.Task:
+    """The task with at most `SAMPLE` examples of each set, to judge by."""
+    whole = make_task(design, setting, seed)
+    rng, dataset = np.random.default_rng(seed), whole.dataset
+    sets = whole.split.forget_ids, whole.split.retain_ids
+    forget, retain = (np.sort(rng.permutation(ids)[:SAMPLE]) for ids in sets)
+    ids = np.concatenate([forget, retain])
+    images, labels = dataset.train_images[ids], dataset.train_labels[ids]
+    positions = np.arange(len(ids))
+    split = whole.split._replace(forget_ids=positions[: len(forget)], retain_ids=positions[len(forget) :])
+    return whole._replace(
+        dataset=dataset._replace(train_images=images, train_labels=labels),
+        split=split,
+        images=jax.numpy.asarray(images),
+        labels=jax.numpy.asarray(labels),
+    )
 
 
 @functools.lru_cache(maxsize=2)

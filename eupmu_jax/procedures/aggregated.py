@@ -42,7 +42,10 @@ GEN_EVERY = 10
 
 
 def ngdiff(problem, settings):
-    """NGDiff with its automatic learning rate: GeN starts from `learning_rate` and follows the retain loss."""
+    """NGDiff with its automatic learning rate: GeN starts from `learning_rate` and follows the retain loss.
+
+    The optimizer is SGD: behind Adam the unit norms would be lost.
+    """
     optimizer = optax.chain(
         aggregators.ngdiff(),
         optax.clip_by_global_norm(MAX_NORM),
@@ -75,7 +78,7 @@ METHODS = {
         "Bu et al. 2024, arXiv 2410.22086, with GeN, arXiv 2407.02772",
         f"1F 1B forget and retain, stacked, 3F retain every {GEN_EVERY} steps",
         _NEEDS,
-        _SPACE | {"momentum": MOMENTUM},
+        _SPACE | {"learning_rate": LogUniform(0.01, 1.0), "momentum": MOMENTUM},
     ),
     "GDR-GMA": aggregated(aggregators.gdr_gma, "Lin et al., ACM MM 2024", epsilon=LogUniform(0.005, 0.5)),
     "GDR-GMA, clean": aggregated(

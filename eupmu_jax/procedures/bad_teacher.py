@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from eupmu_jax import objectives
 from eupmu_jax.gradients import scalarized_value_and_grad
-from eupmu_jax.procedures.procedure import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, sgd
+from eupmu_jax.procedures.procedure import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent
 
 
 def bad_teacher(problem, settings) -> Procedure:
@@ -45,7 +45,7 @@ def bad_teacher(problem, settings) -> Procedure:
     def prepare(params, forget, retain, key):
         return problem.fresh_params(key), params
 
-    return descend(sgd(problem, settings), gradient, Cost((2, 2), (1, 1)), prepare)
+    return descend(descent(problem, settings), gradient, Cost((2, 2), (1, 1)), prepare)
 
 
 METHOD = Method(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import objectives
-from eupmu_jax.procedures.procedure import MOMENTUM, Cost, LogUniform, Method, Procedure, sgd
+from eupmu_jax.procedures.procedure import MOMENTUM, Cost, LogUniform, Method, Procedure, descent
 
 
 class Unit(NamedTuple):
@@ -44,7 +44,7 @@ def boundary_expand(problem, settings) -> Procedure:
     Failure cases: no retain data hold it back. Nor must the model change if the unit alone can tell the forget set, or
     answer K to everything, since no other label is ever shown: then little is forgotten once it is dropped.
     """
-    optimizer = sgd(problem, settings)
+    optimizer = descent(problem, settings)
 
     def init(params, prepared):
         unit = Unit(jnp.zeros(problem.num_classes), jnp.zeros([]))
@@ -71,5 +71,5 @@ METHOD = Method(
     paper="Chen et al. 2023, arXiv 2303.11570",
     passes="1F 1B forget",
     needs="forget set",
-    space={"learning_rate": LogUniform(0.001, 0.1), "momentum": MOMENTUM, "weight_decay": LogUniform(1e-6, 1e-2)},
+    space={"learning_rate": LogUniform(1e-5, 1e-3), "momentum": MOMENTUM, "weight_decay": LogUniform(1e-6, 1e-2)},
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax import objectives
-from eupmu_jax.procedures.procedure import MOMENTUM, Batch, Cost, LogUniform, Method, Procedure, descend, sgd
+from eupmu_jax.procedures.procedure import MOMENTUM, Batch, Cost, LogUniform, Method, Procedure, descend, descent
 
 
 def nearest_wrong_labels(apply: Callable, params: chex.ArrayTree, batch: Batch, bound: chex.Numeric) -> chex.Array:
@@ -59,7 +59,7 @@ def boundary_shrink(problem, settings) -> Procedure:
         return jax.grad(lambda p: objectives.cross_entropy(problem.apply(p, forget["images"]), labels))(params)
 
     prepare = lambda params, forget, retain, key: params
-    return descend(sgd(problem, settings), gradient, Cost((3, 0), (2, 0)), prepare)
+    return descend(descent(problem, settings), gradient, Cost((3, 0), (2, 0)), prepare)
 
 
 METHOD = Method(
@@ -67,5 +67,5 @@ METHOD = Method(
     paper="Chen et al. 2023, arXiv 2303.11570",
     passes="3F 2B forget, of which the original model 2F and 1B to the images",
     needs="forget set, images in [0, 1]",
-    space={"learning_rate": LogUniform(0.001, 0.1), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
+    space={"learning_rate": LogUniform(1e-5, 1e-3), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
 )

@@ -8,8 +8,8 @@ from eupmu_jax.procedures.procedure import (
     Method,
     Procedure,
     descend,
+    descent,
     retain_gradient,
-    sgd,
 )
 
 
@@ -19,7 +19,7 @@ def fine_tuning(problem, settings) -> Procedure:
     A model that fits its training set has next to no gradient there, so little is forgotten unless the steps are large.
     """
     gradient = lambda params, prepared, batches, count, key: retain_gradient(problem.apply, params, batches[1])
-    return descend(sgd(problem, settings), gradient, Cost((0, 1), (0, 1)))
+    return descend(descent(problem, settings), gradient, Cost((0, 1), (0, 1)))
 
 
 METHOD = Method(

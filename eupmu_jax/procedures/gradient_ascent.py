@@ -2,7 +2,17 @@
 
 import jax
 
-from eupmu_jax.procedures.procedure import MOMENTUM, Choice, Cost, LogUniform, Method, Procedure, descend, loss_of, sgd
+from eupmu_jax.procedures.procedure import (
+    MOMENTUM,
+    Choice,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    descend,
+    descent,
+    loss_of,
+)
 
 
 def gradient_ascent(problem, settings) -> Procedure:
@@ -16,7 +26,7 @@ def gradient_ascent(problem, settings) -> Procedure:
     def gradient(params, prepared, batches, count, key):
         return jax.grad(lambda p: loss.heads[0](loss.forward(p, batches[0]), batches[0]))(params)
 
-    return descend(sgd(problem, settings), gradient, Cost((1, 0), (1, 0)))
+    return descend(descent(problem, settings), gradient, Cost((1, 0), (1, 0)))
 
 
 METHOD = Method(
@@ -25,7 +35,7 @@ METHOD = Method(
     passes="1F 1B forget",
     needs="forget set",
     space={
-        "learning_rate": LogUniform(0.001, 0.1),
+        "learning_rate": LogUniform(1e-5, 1e-3),
         "ascent_objective": Choice(("gradient_ascent", "bounded_ascent", "kl_to_uniform")),
         "momentum": MOMENTUM,
     },

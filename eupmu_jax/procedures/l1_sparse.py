@@ -12,8 +12,8 @@ from eupmu_jax.procedures.procedure import (
     Method,
     Procedure,
     descend,
+    descent,
     retain_gradient,
-    sgd,
 )
 
 
@@ -37,7 +37,7 @@ def l1_sparse(problem, settings) -> Procedure:
         alpha = settings["alpha"] * (1 - count / problem.steps)
         return add_l1(retain_gradient(problem.apply, params, batches[1]), params, alpha)
 
-    return descend(sgd(problem, settings), gradient, Cost((0, 1), (0, 1)))
+    return descend(descent(problem, settings), gradient, Cost((0, 1), (0, 1)))
 
 
 def add_l1(gradient: chex.ArrayTree, params: chex.ArrayTree, alpha: chex.Numeric) -> chex.ArrayTree:

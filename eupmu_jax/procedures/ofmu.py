@@ -9,7 +9,7 @@ import optax
 
 from eupmu_jax import objectives, stacked
 from eupmu_jax.batches import stack
-from eupmu_jax.procedures.procedure import LEARNING_RATE, Cost, LogUniform, Method, Procedure, sgd
+from eupmu_jax.procedures.procedure import Cost, LogUniform, Method, Procedure, descent
 
 # Ascent steps before each descent; the paper takes 5 to 10, each of them as dear as three plain steps.
 INNER_STEPS = 2
@@ -87,7 +87,8 @@ def ofmu(problem, settings) -> Procedure:
     guess, so that ascent leaves alone what is forgotten. :math:`\rho_t` rises linearly to `rho` at the end of the run.
 
     The paper states 5 to 10 inner steps and a rising penalty, and neither beta nor the penalties; one learning rate
-    serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method.
+    serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method. It is one
+    of SGD: Adam's moments would mix the two problems.
 
     A gradient costs a forward and a backward pass. A Hessian-vector product differentiates both, a product of two
     factors into two, and so costs two of each. An inner step takes a gradient and a product on both batches, the outer
@@ -97,7 +98,7 @@ def ofmu(problem, settings) -> Procedure:
     gradient grows with the inverse of its norm, so next to a minimum of :math:`l_R`, where a trained model is, the
     cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian for its softmax alone.
     """
-    optimizer = sgd(problem, settings)
+    optimizer = descent(problem, {**settings, "optimizer": "sgd"})
 
     def step(params, prepared, state, batches, count, key):
         forget, retain = batches
@@ -130,5 +131,5 @@ METHOD = Method(
     paper="OFMU, arXiv 2509.22483",
     passes="11F 11B forget, 9F 9B retain, a Hessian-vector product being two of each",
     needs="forget and retain set",
-    space={"learning_rate": LEARNING_RATE, "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
+    space={"learning_rate": LogUniform(0.01, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
 )

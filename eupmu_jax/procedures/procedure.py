@@ -31,9 +31,9 @@ class Choice(NamedTuple):
     options: tuple
 
 
-# What the search offers every method that leaves the forget objective open, and every method's learning rate.
+# What the search offers every method that leaves the forget objective open, and the learning rates of Adam.
 FORGET_OBJECTIVE = Choice(("random_labels", "bounded_ascent", "kl_to_uniform"))
-LEARNING_RATE = LogUniform(0.01, 1.0)
+LEARNING_RATE = LogUniform(1e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
 
 
@@ -129,11 +129,21 @@ def learning_rate(problem: Problem, settings: Settings) -> optax.Schedule:
     return optax.linear_schedule(settings["learning_rate"], 0.0, problem.steps)
 
 
-def sgd(problem: Problem, settings: Settings) -> optax.GradientTransformation:
-    """Clipping to norm 1, then SGD, the same for every method; weight decay and momentum where they are settings."""
+def descent(problem: Problem, settings: Settings) -> optax.GradientTransformation:
+    """The optimizer of every method: clipping to norm 1, SGD or Adam, a learning rate that falls linearly to 0.
+
+    Settings: `optimizer` is "sgd" or "adam" (SGD if there is none), `momentum` that of SGD or of Adam's first moment
+    (0 and 0.9 if there is none), `weight_decay` a decoupled decay.
+    """
     decay = optax.add_decayed_weights(settings["weight_decay"]) if "weight_decay" in settings else optax.identity()
-    descent = optax.sgd(learning_rate(problem, settings), settings.get("momentum"))
-    return optax.chain(optax.clip_by_global_norm(MAX_NORM), decay, descent)
+    scaling = optax.scale_by_learning_rate(learning_rate(problem, settings))
+    return optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling)
+
+
+def _preconditioner(settings):
+    if settings.get("optimizer", "sgd") == "adam":
+        return optax.scale_by_adam(settings.get("momentum", 0.9))
+    return optax.trace(settings["momentum"]) if "momentum" in settings else optax.identity()
 
 
 def descend(

@@ -14,8 +14,8 @@ from eupmu_jax.procedures.procedure import (
     Cost,
     Method,
     Procedure,
+    descent,
     loss_of,
-    sgd,
 )
 from eupmu_jax.procedures.whole_set import mean_gradient
 
@@ -41,7 +41,7 @@ def salun(problem, settings) -> Procedure:
     Source: Fan et al. 2024, arXiv 2310.12508.
     """
     value_and_grad = scalarized_value_and_grad(loss_of(problem.apply, settings["forget_objective"]))
-    optimizer = sgd(problem, settings)
+    optimizer = descent(problem, settings)
 
     def prepare(params, forget, retain, key):
         return saliency_mask(mean_gradient(problem.apply, params, forget), settings["mask_fraction"])

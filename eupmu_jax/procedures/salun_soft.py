@@ -12,8 +12,8 @@ from eupmu_jax.procedures.procedure import (
     Cost,
     Method,
     Procedure,
+    descent,
     loss_of,
-    sgd,
 )
 
 
@@ -41,7 +41,7 @@ def salun_soft(problem, settings) -> Procedure:
     Source: Fan et al. 2024, arXiv 2310.12508, appendix.
     """
     value_and_grad = scalarized_value_and_grad(loss_of(problem.apply, settings["forget_objective"]))
-    optimizer = sgd(problem, settings)
+    optimizer = descent(problem, settings)
 
     def step(params, original, state, batches, count, key):
         sizes = [len(batch["labels"]) for batch in batches]

@@ -3,7 +3,7 @@
 import jax
 
 from eupmu_jax import objectives
-from eupmu_jax.procedures.procedure import LEARNING_RATE, Choice, Cost, LogUniform, Method, Procedure, descend, sgd
+from eupmu_jax.procedures.procedure import LEARNING_RATE, Choice, Cost, LogUniform, Method, Procedure, descend, descent
 
 # The paper's weight of the retain loss, and the temperature of both divergences.
 RETAIN_WEIGHT = 0.99
@@ -50,7 +50,7 @@ def scrub(problem, settings) -> Procedure:
 
     share = -(-max_until // 2) / problem.steps
     cost = Cost((2 * share, 2 * (1 - share)), (share, 1 - share))
-    return descend(sgd(problem, settings), gradient, cost, lambda params, forget, retain, key: params)
+    return descend(descent(problem, settings), gradient, cost, lambda params, forget, retain, key: params)
 
 
 METHOD = Method(

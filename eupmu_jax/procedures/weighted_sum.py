@@ -11,8 +11,8 @@ from eupmu_jax.procedures.procedure import (
     Method,
     Procedure,
     descend,
+    descent,
     loss_of,
-    sgd,
 )
 
 
@@ -26,7 +26,7 @@ def weighted_sum(problem, settings) -> Procedure:
     def gradient(params, prepared, batches, count, key):
         return value_and_grad(params, batches, jnp.asarray(settings["retain_weight"], jnp.float32)[None])[1]
 
-    return descend(sgd(problem, settings), gradient, Cost((1, 1), (1, 1)))
+    return descend(descent(problem, settings), gradient, Cost((1, 1), (1, 1)))
 
 
 METHOD = Method(

@@ -14,8 +14,8 @@ from eupmu_jax.procedures.procedure import (
     Method,
     Procedure,
     descend,
+    descent,
     loss_of,
-    sgd,
 )
 
 # Two evaluations each: 8 forward passes of both batches cost about as much as 2.7 steps of one gradient.
@@ -50,7 +50,9 @@ def zeroth_order(problem, settings) -> Procedure:
 
         return jax.tree.map(jnp.sign, estimate(objective, params, key, settings.get("smoothing", SMOOTHING)))
 
-    return descend(sgd(problem, settings), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0)))
+    return descend(
+        descent(problem, {**settings, "optimizer": "sgd"}), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0))
+    )
 
 
 def estimate(

@@ -102,10 +102,11 @@ class Task(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Trained parameters, and the seconds and examples that training took."""
+    """Trained parameters, and the seconds, on the clock and of the processor, and examples that training took."""
 
     params: chex.ArrayTree
     seconds: float
+    processor_seconds: float
     examples: int
 
 
@@ -166,13 +167,14 @@ def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[],
     directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     if (found := checkpoints.load(directory, params, meta)) is not None:
         params, saved = found
-        return Model(params, saved["seconds"], saved["examples"])
+        return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
     data = task.images, task.labels, ids
     recipe = task.recipe._asdict()
     fitted = training.fit(task.forward, params, batch_stats, *data, **recipe, seed=init_seed, on_step=on_step)
     params, _ = fold(fitted.params, fitted.batch_stats)
-    checkpoints.save(directory, params, meta | {"seconds": fitted.seconds, "examples": fitted.examples})
-    return Model(params, fitted.seconds, fitted.examples)
+    made = Model(params, *fitted.seconds, fitted.examples)
+    checkpoints.save(directory, params, meta | {key: value for key, value in made._asdict().items() if key != "params"})
+    return made
 
 
 def evaluate(task: Task, params: chex.ArrayTree, **attack) -> dict:

@@ -23,12 +23,28 @@ def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> It
         pending = pending[batch_size:]
 
 
+class Seconds(NamedTuple):
+    """Time without compilation: on the clock, and of the processor, which other work on the machine does not lengthen."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        """To be subtracted from a later one."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: "Seconds") -> "Seconds":
+        """The time from `start` to this one."""
+        return Seconds(self.wall - start.wall, self.processor - start.processor)
+
+
 class Fitted(NamedTuple):
-    """A trained model: parameters, running statistics, the seconds of training without compilation, examples passed."""
+    """A trained model: parameters, running statistics, the time it took and the examples it was shown."""
 
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
-    seconds: float
+    seconds: Seconds
     examples: int
 
 
@@ -79,12 +95,12 @@ def fit(
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
     step = jax.jit(step, donate_argnums=(0, 1, 2))
     compiled = step.lower(params, batch_stats, state, images, labels, next(batches)).compile()
-    start = time.perf_counter()
+    start = Seconds.now()
     for _ in range(steps):
         params, batch_stats, state = compiled(params, batch_stats, state, images, labels, next(batches))
         on_step()
     jax.block_until_ready(params)
-    return Fitted(params, batch_stats, time.perf_counter() - start, steps * batch_size)
+    return Fitted(params, batch_stats, Seconds.now().since(start), steps * batch_size)
 
 
 def predict(apply: Callable, params: chex.ArrayTree, images: chex.Array, batch_size: int = 2_000) -> np.ndarray:

@@ -16,7 +16,7 @@ from eupmu_jax.batches import SharedForward
 from eupmu_jax.gradients import stacked_value_and_grad
 from eupmu_jax.objectives import cross_entropy, random_labels
 from eupmu_jax.runtime.task import Task
-from eupmu_jax.runtime.training import id_batches, predict
+from eupmu_jax.runtime.training import Seconds, id_batches, predict
 from eupmu_jax.stacked import gram_matrix
 
 PROBE_SIZE = 2_000
@@ -43,12 +43,27 @@ class Plan(NamedTuple):
         return cls(steps, forget_batch, retain_batch, probes)
 
 
+def affordable_steps(method: str, settings: procedures.Settings, plan: Plan, task: Task) -> int:
+    """Steps of a method that pass no more examples than `plan.steps` plain ones, and at most as many.
+
+    A plain step passes both batches once forward and once backward. A backward pass counts as two forward passes;
+    passes before the first and after the last step count too.
+    """
+    problem, sizes = _problem(task, plan)
+    cost = procedures.method(method).make(problem, settings).cost
+    passes = zip(cost.forward, cost.backward, sizes, strict=True)
+    each = sum((forward + 2 * backward) * size for forward, backward, size in passes)
+    left = 3 * plan.steps * sum(sizes) - (cost.outside_forward + 2 * cost.outside_backward)
+    return plan.steps if not each else int(max(1, min(plan.steps, left // each)))
+
+
 class Run(NamedTuple):
     """An unlearned model and how it came about.
 
     Attributes:
       params: After the last step, and after what the method does then.
-      seconds: Time of preparation, steps and end, without compilation and probes.
+      seconds: Time of preparation, steps and end, without compilation and probes, on the clock.
+      processor_seconds: The same of the processor: other work on the machine does not lengthen it.
       compile_seconds: Time to compile the step.
       forward, backward: Examples passed through the model, in all.
       history: Dict of equally long lists: `step`, `retain_loss`, `forget_loss` (plain cross-entropies on at most 2,000
@@ -57,6 +72,7 @@ class Run(NamedTuple):
 
     params: chex.ArrayTree
     seconds: float
+    processor_seconds: float
     compile_seconds: float
     forward: int
     backward: int
@@ -95,13 +111,10 @@ def run_method(
     """
     images, labels = task.images, task.labels
     forget_ids, retain_ids = task.split.forget_ids, task.split.retain_ids
-    sizes = min(plan.forget_batch, len(forget_ids)), min(plan.retain_batch, len(retain_ids))
+    problem, sizes = _problem(task, plan)
     if retain_loss is None:
         retain_logits = predict(task.apply, params, images[retain_ids])
         retain_loss = float(cross_entropy(jnp.asarray(retain_logits), labels[retain_ids]))
-    problem = procedures.Problem(
-        task.apply, task.fresh_params, task.dataset.num_classes, len(forget_ids), len(retain_ids), plan.steps, 0.0
-    )
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     make = procedures.method(method).make
@@ -135,9 +148,9 @@ def run_method(
         prepared = jax.block_until_ready(prepare())
         if procedure.finish:
             jax.block_until_ready(procedure.finish(params, prepared, *sets))
-    start = time.perf_counter()
+    spans, start = [], Seconds.now()
     prepared = jax.block_until_ready(prepare())
-    seconds = time.perf_counter() - start
+    spans.append(Seconds.now().since(start))
     params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the original ones
     state = procedure.init(params, prepared)
     ids = tuple(next(stream) for stream in streams)
@@ -150,7 +163,7 @@ def run_method(
         record(0)
     probe_steps = set(np.linspace(0, plan.steps, plan.probes + 1).round().astype(int)) if plan.probes else set()
     steps_per_epoch = -(-len(forget_ids) // sizes[0])
-    start = time.perf_counter()
+    start = Seconds.now()
     for count in range(plan.steps):
         if count:
             ids = tuple(next(stream) for stream in streams)
@@ -160,17 +173,25 @@ def run_method(
         on_step()
         if count + 1 in probe_steps:
             jax.block_until_ready(params)
-            seconds += time.perf_counter() - start
+            spans.append(Seconds.now().since(start))
             record(count + 1)
-            start = time.perf_counter()
+            start = Seconds.now()
     if procedure.finish:
         params = procedure.finish(params, prepared, *sets)
     jax.block_until_ready(params)
-    seconds += time.perf_counter() - start
+    spans.append(Seconds.now().since(start))
+    seconds = Seconds(*map(sum, zip(*spans, strict=True)))
     cost = procedure.cost
     total = lambda passes, outside: round(plan.steps * (passes[0] * sizes[0] + passes[1] * sizes[1]) + outside)
     forward, backward = total(cost.forward, cost.outside_forward), total(cost.backward, cost.outside_backward)
-    return Run(params, seconds, compile_seconds, forward, backward, history)
+    return Run(params, *seconds, compile_seconds, forward, backward, history)
+
+
+def _problem(task, plan):
+    """The problem without its retain loss, and the sizes of the batches."""
+    counts = len(task.split.forget_ids), len(task.split.retain_ids)
+    problem = procedures.Problem(task.apply, task.fresh_params, task.dataset.num_classes, *counts, plan.steps, 0.0)
+    return problem, (min(plan.forget_batch, counts[0]), min(plan.retain_batch, counts[1]))
 
 
 def _nothing(*_):
