@@ -91,6 +91,17 @@ def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem
     return Problem(made, models[0], models[1], judged[0], judged[1])
 
 
+def keep_split(design: Design, setting: Setting, seed: int, folder: Path) -> None:
+    """Saves the split, or checks the one that is saved; raises `ValueError` where it is of other data or examples."""
+    made = make_task(design, setting, seed)
+    path = folder / f"{design.digest(setting)}-{setting.of(seed).replace(':', '-').replace('%', '')}-{seed}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        data.save_split(made.split, path, made.dataset)
+    elif (found := data.digest(data.load_split(path, made.dataset))) != data.digest(made.split):
+        raise ValueError(f"{path}: got a split with SHA-256 {found}, want that of {setting.of(seed)} and seed {seed}")
+
+
 def _cached(path, make):
     if path.exists():
         with np.load(path) as saved:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eupmu_jax import procedures
-from eupmu_jax.benchmark import designs, rows, work
+from eupmu_jax.benchmark import designs, rows, tuning, work
 
 OTHER_CODE = ("stop", "keep", "redo")
 # How soon a process notices that it was left alone.
@@ -85,6 +85,7 @@ def run(
             )
         codes = (rows.code(), *(others if other_code == "keep" else ()))
         place = work.Place(out, command, codes)
+        tuning.create(place.studies)
         cores = sorted(os.sched_getaffinity(0))
         workers = workers or (1 if _has_accelerator() else len(cores))
         _in_processes(training, unlearning, place, cores, workers, console)

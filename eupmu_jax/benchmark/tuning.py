@@ -34,6 +34,17 @@ def blind_score(figures: dict, original: dict) -> float:
     return float(np.mean([abs(figures[name] - target) for name, target in targets.items()]))
 
 
+def create(storage: Path) -> None:
+    """Makes the file of the studies, which two processes cannot do at once."""
+    import optuna
+
+    optuna.storages.RDBStorage(_address(storage))
+
+
+def _address(storage):
+    return f"sqlite:///{storage.absolute()}?timeout=60"
+
+
 class Study:
     """The trials of one method on one problem, in an SQLite file that a kill cannot spoil.
 
@@ -46,9 +57,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._name, self._space = optuna, name, distributions(method)
-        self._study = optuna.create_study(
-            study_name=name, storage=f"sqlite:///{storage.absolute()}?timeout=60", load_if_exists=True
-        )
+        self._study = optuna.create_study(study_name=name, storage=_address(storage), load_if_exists=True)
         self._told = {trial.user_attrs["index"] for trial in self._study.get_trials(deepcopy=False)}
 
     def settings(self, index: int) -> dict:

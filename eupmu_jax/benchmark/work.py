@@ -58,6 +58,11 @@ class Place(NamedTuple):
         return self.out / "rows.jsonl"
 
     @property
+    def studies(self) -> Path:
+        """The file of Optuna's studies."""
+        return self.out / "tuning.db"
+
+    @property
     def cache(self) -> Path:
         """The folder of what could be made again."""
         return self.out / "cache"
@@ -113,6 +118,7 @@ def _provenance(place):
 
 def _models(design, setting, seed, place, writer):
     """Rows of the original and the retrained model."""
+    protocol.keep_split(design, setting, seed, place.out / "splits")
     names = ("original", "retrained")
     if all(writer.has(kind="model", model=name, seed=seed) for name in names):
         return
@@ -142,7 +148,7 @@ def _method(job, design, place, writer):
     """Rows of all trials, then of the runs with the settings that the trials chose."""
     method = METHODS[job.method]
     name = "/".join((job.design, job.setting.forget, job.method))
-    study = tuning.Study(place.out / "tuning.db", name, method)
+    study = tuning.Study(place.studies, name, method)
     for index in range(design.trials):
         make = functools.partial(_trial_row, job, design, place, study.settings(index))
         writer.add(make, kind="trial", method=job.method, trial=index, seed=design.tuning_seed)

@@ -54,7 +54,8 @@ def ngdiff(problem, settings):
         optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, problem.steps)),
     )
     descent = explicit_descent(problem, settings, skip_nonfinite(optimizer))
-    return descent._replace(cost=Cost((1, 1 + 3 / GEN_EVERY), (1, 1)))
+    measurements = -(-problem.steps // GEN_EVERY)
+    return descent._replace(cost=Cost((1, 1 + 3 * measurements / problem.steps), (1, 1)))
 
 
 METHODS = {
@@ -78,7 +79,7 @@ METHODS = {
         "Bu et al. 2024, arXiv 2410.22086, with GeN, arXiv 2407.02772",
         f"1F 1B forget and retain, stacked, 3F retain every {GEN_EVERY} steps",
         _NEEDS,
-        _SPACE | {"learning_rate": LogUniform(0.01, 1.0), "momentum": MOMENTUM},
+        _SPACE | {"learning_rate": LogUniform(0.03, 1.0), "momentum": MOMENTUM},
     ),
     "GDR-GMA": aggregated(aggregators.gdr_gma, "Lin et al., ACM MM 2024", epsilon=LogUniform(0.005, 0.5)),
     "GDR-GMA, clean": aggregated(

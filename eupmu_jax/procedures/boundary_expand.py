@@ -71,5 +71,5 @@ METHOD = Method(
     paper="Chen et al. 2023, arXiv 2303.11570",
     passes="1F 1B forget",
     needs="forget set",
-    space={"learning_rate": LogUniform(1e-5, 1e-3), "momentum": MOMENTUM, "weight_decay": LogUniform(1e-6, 1e-2)},
+    space={"learning_rate": LogUniform(3e-5, 1e-3), "momentum": MOMENTUM, "weight_decay": LogUniform(1e-6, 1e-2)},
 )

@@ -67,5 +67,5 @@ METHOD = Method(
     paper="Chen et al. 2023, arXiv 2303.11570",
     passes="3F 2B forget, of which the original model 2F and 1B to the images",
     needs="forget set, images in [0, 1]",
-    space={"learning_rate": LogUniform(1e-5, 1e-3), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
+    space={"learning_rate": LogUniform(3e-5, 1e-3), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
 )

@@ -54,7 +54,7 @@ def eupmu_explicit(problem, settings) -> Procedure:
 
 _PASSES = "1F 1B forget and retain, stacked"
 _NEEDS = "forget and retain set"
-ALLOWED_RISE = LogUniform(0.002, 0.2)
+ALLOWED_RISE = LogUniform(0.005, 0.2)
 
 STEP_METHOD = Method(
     eupmu_step,

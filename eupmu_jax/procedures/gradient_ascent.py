@@ -35,7 +35,7 @@ METHOD = Method(
     passes="1F 1B forget",
     needs="forget set",
     space={
-        "learning_rate": LogUniform(1e-5, 1e-3),
+        "learning_rate": LogUniform(3e-5, 1e-3),
         "ascent_objective": Choice(("gradient_ascent", "bounded_ascent", "kl_to_uniform")),
         "momentum": MOMENTUM,
     },

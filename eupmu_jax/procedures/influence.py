@@ -147,7 +147,7 @@ METHOD = Method(
     passes=f"none in a step; before them 1F 1B forget, {ITERATIONS + 2}F {2 * ITERATIONS + 3}B of {SAMPLE:,} retained",
     needs="forget and retain set",
     space={
-        "learning_rate": LogUniform(0.1, 10.0),
+        "learning_rate": LogUniform(0.3, 10.0),
         "damping": LogUniform(1e-4, 1.0),
         "curvature": Choice(("gauss_newton", "empirical_fisher")),
     },

@@ -131,5 +131,5 @@ METHOD = Method(
     paper="OFMU, arXiv 2509.22483",
     passes="11F 11B forget, 9F 9B retain, a Hessian-vector product being two of each",
     needs="forget and retain set",
-    space={"learning_rate": LogUniform(0.01, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
+    space={"learning_rate": LogUniform(0.03, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
 )

@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 # What the search offers every method that leaves the forget objective open, and the learning rates of Adam.
 FORGET_OBJECTIVE = Choice(("random_labels", "bounded_ascent", "kl_to_uniform"))
-LEARNING_RATE = LogUniform(1e-4, 1e-2)
+LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
 
 

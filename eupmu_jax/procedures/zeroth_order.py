@@ -79,7 +79,7 @@ METHOD = Method(
     passes=f"{2 * DIRECTIONS}F forget and retain",
     needs="losses on forget and retain set",
     space={
-        "learning_rate": LogUniform(0.03, 3.0),
+        "learning_rate": LogUniform(0.1, 3.0),
         "forget_objective": FORGET_OBJECTIVE,
         "retain_weight": LogUniform(0.3, 30.0),
     },

@@ -24,7 +24,7 @@ def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> It
 
 
 class Seconds(NamedTuple):
-    """Time without compilation: on the clock, and of the processor, which other work on the machine does not lengthen."""
+    """Time on the clock, and of the processor, which other work on the machine does not lengthen."""
 
     wall: float
     processor: float

@@ -154,10 +154,10 @@ def run_method(
     params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the original ones
     state = procedure.init(params, prepared)
     ids = tuple(next(stream) for stream in streams)
-    start = time.perf_counter()
+    compiling = time.perf_counter()
     copies = jax.tree.map(jnp.array, (params, state))
     jax.block_until_ready(take(copies[0], copies[1], 0))
-    compile_seconds = time.perf_counter() - start
+    compile_seconds = time.perf_counter() - compiling
 
     if plan.probes:
         record(0)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from eupmu_jax import objectives
 from eupmu_jax.data import digits
-from eupmu_jax.models import MLP
+from eupmu_jax.models import MLP, functional
 from eupmu_jax.procedures import Problem
 from eupmu_jax.runtime import training
 
@@ -111,14 +111,15 @@ def _step(static, params, prepared, state, data, ids, numbers, count, key):
 @pytest.fixture(scope="session")
 def problem() -> DigitsProblem:
     images, labels, test_images, test_labels = digits.load(seed=0)
-    initial = lambda seed: MLP((64, 64, 10), rngs=nnx.Rngs(seed))
-    graph = nnx.split(initial(0))[0]
-    apply = lambda params, images: nnx.merge(graph, params)(images)
-    fresh_params = lambda key: nnx.to_pure_dict(nnx.state(initial(key)))
+    initial = lambda seed: functional(MLP((64, 64, 10), rngs=nnx.Rngs(seed)))
+    _, _, forward = initial(0)
+    apply = lambda params, images: forward(params, {}, images, False)[0]
+    fresh_params = lambda key: initial(key)[0]
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     params = training.fit(
-        apply,
+        forward,
         fresh_params(jax.random.key(0)),
+        {},
         images,
         labels,
         np.arange(len(labels)),
