@@ -116,7 +116,7 @@ def main() -> None:
     app.command(demo)
     app.command(plan)
     app.command(methods)
-    app.command(benchmark)
+    app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
     try:
         app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except (ValueError, FileNotFoundError) as error:

@@ -39,6 +39,7 @@ class Design(NamedTuple):
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
       relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
+      augment: Whether training and unlearning see images cropped and flipped at random.
       version: To be raised with every change of code that changes figures.
     """
 
@@ -55,6 +56,7 @@ class Design(NamedTuple):
     shadow_size: int = 2_000
     relearning_steps: int = 40
     relearning_examples: int = 500
+    augment: bool = False
     version: int = 1
 
     def digest(self, setting: Setting) -> str:
@@ -109,6 +111,7 @@ DESIGNS = {
         trials=10,
         seeds=tuple(range(10)),
         shadow_size=10_000,
+        augment=True,
     ),
     "digits": Design(
         "digits",

@@ -55,7 +55,7 @@ def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
     """The task of one setting and seed."""
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
     make = functools.partial(task.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
-    return make(design.data, setting.of(seed), seed)
+    return make(design.data, setting.of(seed), seed, augment=design.augment)
 
 
 @functools.lru_cache(maxsize=1)

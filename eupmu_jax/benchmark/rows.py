@@ -64,6 +64,7 @@ _SHOWS = (
     "plan.py",
     "report.py",
     "benchmark/runner.py",
+    "benchmark/summary.py",
     "benchmark/tables.py",
     "benchmark/figures.py",
 )

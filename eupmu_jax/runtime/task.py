@@ -86,6 +86,7 @@ class Task(NamedTuple):
       model, recipe: A key of `MODELS`, and how it is trained.
       apply, fresh_params, initial, forward: See `Functions`.
       images, labels: The training set, on device.
+      augment: Whether steps, of training and of unlearning, see images cropped and flipped at random.
     """
 
     dataset: data.Dataset
@@ -99,6 +100,7 @@ class Task(NamedTuple):
     forward: Callable
     images: chex.Array
     labels: chex.Array
+    augment: bool = False
 
 
 class Model(NamedTuple):
@@ -119,6 +121,7 @@ def make(
     model: str | None = None,
     recipe: Recipe | None = None,
     dataset: data.Dataset | None = None,
+    augment: bool = False,
 ) -> Task:
     """Loads the data and draws the split; raises `ValueError` for an unknown name or an impossible forget set.
 
@@ -128,6 +131,7 @@ def make(
       model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
       recipe: None is that of `RECIPES`.
       dataset: The data, if they are loaded already.
+      augment: See `Task`.
     """
     model = model or ("mlp" if name == "digits" else "cnn")
     if recipe is None and name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
@@ -142,7 +146,7 @@ def make(
     split = data.split(dataset.train_labels, forget, num_classes=dataset.num_classes, seed=seed)
     pure = functions(model, dataset.train_images.shape[1:], dataset.num_classes)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    return Task(dataset, split, seed, model, recipe or RECIPES[name, model], *pure, images, labels)
+    return Task(dataset, split, seed, model, recipe or RECIPES[name, model], *pure, images, labels, augment)
 
 
 def training_steps(task: Task, ids) -> int:
@@ -163,14 +167,14 @@ def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[],
         "recipe": list(task.recipe),
         "structure": hashlib.sha256(str(jax.tree.map(jnp.shape, params)).encode()).hexdigest(),
         "jax": jax.__version__,
-    }
+    } | ({"augment": True} if task.augment else {})
     directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     if (found := checkpoints.load(directory, params, meta)) is not None:
         params, saved = found
         return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
-    data = task.images, task.labels, ids
-    recipe = task.recipe._asdict()
-    fitted = training.fit(task.forward, params, batch_stats, *data, **recipe, seed=init_seed, on_step=on_step)
+    arguments = task.forward, params, batch_stats, task.images, task.labels, ids
+    chosen = task.recipe._asdict() | {"augment": task.augment}
+    fitted = training.fit(*arguments, **chosen, seed=init_seed, on_step=on_step)
     params, _ = fold(fitted.params, fitted.batch_stats)
     made = Model(params, *fitted.seconds, fitted.examples)
     checkpoints.save(directory, params, meta | {key: value for key, value in made._asdict().items() if key != "params"})

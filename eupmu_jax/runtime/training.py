@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eupmu_jax import data
 from eupmu_jax.objectives import cross_entropy
 
 
@@ -60,6 +61,7 @@ def fit(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    augment: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Trains a classifier on the examples `ids` with Adam, cross-entropy and a cosine schedule.
@@ -71,6 +73,7 @@ def fit(
       ids: Examples to train on.
       epochs, batch_size, learning_rate: The schedule decays from `learning_rate` to 0.
       seed: Seed of the order of the examples.
+      augment: Whether images are cropped and flipped at random in each step, see `data.augment`.
       on_step: Called after each step, for a progress bar.
 
     Returns:
@@ -80,9 +83,13 @@ def fit(
     steps = epochs * (len(ids) // batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def step(params, batch_stats, state, images, labels, batch):
+    key = jax.random.key(seed)
+
+    def step(params, batch_stats, state, images, labels, batch, count):
+        shown = data.augment(jax.random.fold_in(key, count), images[batch]) if augment else images[batch]
+
         def loss(p):
-            logits, new_stats = forward(p, batch_stats, images[batch], True)
+            logits, new_stats = forward(p, batch_stats, shown, True)
             return cross_entropy(logits, labels[batch]), new_stats
 
         gradient, batch_stats = jax.grad(loss, has_aux=True)(params)
@@ -94,10 +101,11 @@ def fit(
     # The step donates its arguments; the caller keeps the initial ones.
     params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
     step = jax.jit(step, donate_argnums=(0, 1, 2))
-    compiled = step.lower(params, batch_stats, state, images, labels, next(batches)).compile()
+    compiled = step.lower(params, batch_stats, state, images, labels, next(batches), np.int32(0)).compile()
     start = Seconds.now()
-    for _ in range(steps):
-        params, batch_stats, state = compiled(params, batch_stats, state, images, labels, next(batches))
+    for count in range(steps):
+        arguments = images, labels, next(batches), np.int32(count)
+        params, batch_stats, state = compiled(params, batch_stats, state, *arguments)
         on_step()
     jax.block_until_ready(params)
     return Fitted(params, batch_stats, Seconds.now().since(start), steps * batch_size)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax import procedures
+from eupmu_jax import data, procedures
 from eupmu_jax.batches import SharedForward
 from eupmu_jax.gradients import stacked_value_and_grad
 from eupmu_jax.objectives import cross_entropy, random_labels
@@ -119,7 +119,7 @@ def run_method(
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     make = procedures.method(method).make
     procedure = make(problem._replace(retain_loss=retain_loss), settings)
-    step = _jitted_step(make, problem, choices)
+    step = _jitted_step(make, problem, choices, task.augment)
 
     rng = np.random.default_rng(seed)
     streams = [id_batches(ids, size, rng) for ids, size in zip((forget_ids, retain_ids), sizes, strict=True)]
@@ -199,13 +199,17 @@ def _nothing(*_):
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted_step(make, problem, choices):
+def _jitted_step(make, problem, choices, augment):
     """The compiled step of a method, for any numbers."""
 
     def step(params, state, prepared, numbers, retain_loss, arrays, ids, count, key):
         procedure = make(problem._replace(retain_loss=retain_loss), dict(choices) | numbers)
+        step_key = jax.random.fold_in(key, count)
         batches = tuple(jax.tree.map(lambda array: array[part], arrays) for part in ids)  # noqa: B023
-        return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(key, count))
+        if augment:
+            keys = jax.random.split(jax.random.fold_in(step_key, 1))
+            batches = tuple(b | {"images": data.augment(k, b["images"])} for k, b in zip(keys, batches, strict=True))
+        return procedure.step(params, prepared, state, batches, count, step_key)
 
     return jax.jit(step, donate_argnums=(0, 1))
 

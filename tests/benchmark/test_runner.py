@@ -1,0 +1,149 @@
+"""`eupmu benchmark classification` on the real digits: what it makes, what kills do to it, what bad input gets."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eupmu_jax import cli, metrics
+from eupmu_jax.benchmark import designs, rows, runner
+
+CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
+# What two runs of the same thing may differ in.
+OF_THE_RUN = {"seconds", "processor_seconds", "compile_seconds", "share_of_retraining", "command"}
+
+
+def command(out, *more):
+    program = "from eupmu_jax.cli import main; main()"
+    return [sys.executable, "-c", program, "benchmark", "classification", *CHOSEN, "--out", str(out), *more]
+
+
+def environment(home):
+    return os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(home), "COLUMNS": "120"}
+
+
+def made(out):
+    found = rows.read(out / "rows.jsonl")
+    keys = [rows.key(row) for row in found]
+    assert len(keys) == len(set(keys)), "a finished row was made again"
+    return {key: {f: v for f, v in row.items() if f not in OF_THE_RUN} for key, row in zip(keys, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    finished = subprocess.run(command(out), capture_output=True, text=True, env=environment(out.parent))
+    assert finished.returncode == 0, finished.stderr
+    return out, finished.stdout
+
+
+def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
+    out, printed = whole
+    design = designs.design("digits")
+    found = rows.read(out / "rows.jsonl")
+    kinds = [row["kind"] for row in found]
+    assert kinds.count("model") == 4
+    assert kinds.count("trial") == 2 * design.trials
+    assert 2 <= kinds.count("run") <= 2 * len(design.scores)
+    for row in found:
+        assert {"design", "digest", "forget", "seed", "code", "versions", "device", "cores", "command"} <= set(row)
+        assert row["command"].startswith("eupmu benchmark")
+    (retrained,) = [row for row in found if row.get("model") == "retrained" and row["seed"] == 0]
+    for row in found:
+        if row["kind"] == "run":
+            assert row["gap"] == pytest.approx(metrics.average_gap(row, retrained))
+            assert set(row["mia"]) == set(metrics.FEATURES)
+            assert row["passes_of_retraining"] < 5
+            assert set(row["relearning"]) == {"forget_side", "retain_only"}
+            assert row["split"] == retrained["split"]
+    assert sorted(path.suffix for path in (out / "splits").iterdir()) == [".json"] * 2
+    assert "no rows" not in printed
+
+
+def test_killed_five_times_and_resumed_it_makes_the_same_rows(whole, tmp_path):
+    out, draw = tmp_path / "out", random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, env=environment(tmp_path))
+        time.sleep(draw.uniform(4, 25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = subprocess.run(command(out), capture_output=True, text=True, env=environment(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert made(out) == made(whole[0])
+
+
+def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
+    out, _ = whole
+    before = (out / "rows.jsonl").read_bytes()
+    subprocess.run(command(out), check=True, capture_output=True, env=environment(out.parent))
+    shown = subprocess.run(command(out, "--no-run"), check=True, capture_output=True, text=True)
+    assert (out / "rows.jsonl").read_bytes() == before
+    assert shown.returncode == 0
+
+
+def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
+    out, _ = whole
+    (tmp_path / "splits").mkdir()
+    for path in (out / "splits").iterdir():
+        record = json.loads(path.read_text())
+        (tmp_path / "splits" / path.name).write_text(json.dumps(record | {"data_digest": "0" * 64}))
+    finished = subprocess.run(command(tmp_path), capture_output=True, text=True, env=environment(tmp_path))
+    assert finished.returncode == cli.BAD_INPUT
+    assert "0000000" in finished.stderr
+    assert not rows.read(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--design", "mnist"], "design: got 'mnist', expected one of fashion_mnist-cnn, "),
+        (["--methods", "oblivion"], "method: got 'oblivion', expected one of fine-tuning, gradient ascent, "),
+        (["--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, random:50%, class:{}"),
+        (["--seeds", "100"], "seeds: got 100, on which the methods are tuned"),
+    ],
+)
+def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["eupmu", "benchmark", "classification", "--out", str(tmp_path / "out"), *arguments]
+    )
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_other_code_stop_the_run(tmp_path, monkeypatch, capsys):
+    rows.append(tmp_path / "rows.jsonl", {"design": "digits", "code": "0123456789ab"})
+    monkeypatch.setattr(sys, "argv", ["eupmu", "benchmark", "classification", *CHOSEN, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    error = capsys.readouterr().err
+    assert "rows of other code, 0123456789ab, and this is " in error
+    assert "expected keep" in error
+
+
+def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_ALONE_SECONDS", 0.01)
+    second = runner._alone(tmp_path)
+    with runner._alone(tmp_path), pytest.raises(ValueError, match="another benchmark is at work"), second:
+        pass
+
+
+def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys):
+    from eupmu_jax.procedures import METHODS
+
+    monkeypatch.setattr(sys, "argv", ["eupmu", "methods"])
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main()
+    printed = capsys.readouterr().out
+    for name in METHODS:
+        assert name in printed
+    assert "2510.22124" in printed

@@ -1,0 +1,120 @@
+"""Tables show means, intervals and ties of the rows of one state of the code, and say if there is another."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from eupmu_jax import metrics
+from eupmu_jax.benchmark import figures, rows, summary, tables
+from eupmu_jax.benchmark.designs import DESIGNS
+
+NAME = "digits"
+DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
+SETTING = DESIGN.settings[0]
+
+
+def make(code="now"):
+    """Rows of the two models and of three methods, whose gaps over the seeds are given."""
+    common = {"design": NAME, "digest": DESIGN.digest(SETTING), "forget": SETTING.forget, "code": code}
+    curve = {"retain_only": {"step": [0, 10], "accuracy": [90.0, 95.0]}}
+    figures_ = {"UA": 5.0, "RA": 99.0, "TA": 98.0, "MIA": 8.0, "kl_forget": 0.1, "relearning": curve}
+    made = []
+    for model, gap in (("original", 3.0), ("retrained", 0.0)):
+        made += [{**common, **figures_, "kind": "model", "model": model, "seed": seed, "gap": gap} for seed in range(3)]
+    gaps = {"fine-tuning": (2.0, 2.5, 2.2), "SalUn": (1.0, 1.6, 1.1), "EUPMU budget": (1.1, 1.3, 1.2)}
+    for method, values in gaps.items():
+        for trial in range(2):
+            score = {"blind": float(trial), "gap": 1.0 - trial, "settings": {"learning_rate": 0.1 * (trial + 1)}}
+            made.append({**common, **score, "kind": "trial", "method": method, "trial": trial, "seed": 100})
+            for seed, gap in enumerate(values):
+                run = {"kind": "run", "method": method, "trial": trial, "seed": seed, "gap": gap + trial}
+                made.append({**common, **figures_, **run, "share_of_retraining": 4.0, "passes_of_retraining": 3.0})
+    return made
+
+
+def of(found, score="blind"):
+    return {line.name: line for line in summary.of(found, NAME, DESIGN, SETTING, score)}
+
+
+def test_methods_come_by_their_mean_gap_with_interval_and_ties():
+    lines = of(make())
+    assert list(lines) == ["original", "retrained", "EUPMU budget", "SalUn", "fine-tuning"]
+    best = lines["EUPMU budget"]
+    assert best.figures["gap"] == pytest.approx(1.2)
+    assert best.gap == metrics.paired_interval([1.1, 1.3, 1.2], np.zeros(3))
+    assert [line.name for line in lines.values() if line.tied] == ["EUPMU budget", "SalUn"]
+    assert best.trials == [1.0, 0.0]
+    assert best.seeds == [0, 1, 2]
+
+
+def test_the_score_chooses_the_trial():
+    blind, informed = of(make()), of(make(), "gap")
+    assert informed["SalUn"].figures["gap"] == pytest.approx(blind["SalUn"].figures["gap"] + 1)
+
+
+def test_a_method_is_shown_when_all_its_seeds_and_trials_are_there():
+    found = make()
+    missing_run = [row for row in found if not (row.get("method") == "SalUn" and row["seed"] == 1)]
+    assert "SalUn" not in of(missing_run)
+    missing_trial = [row for row in found if not (row["kind"] == "trial" and row["method"] == "SalUn" and row["trial"])]
+    assert "SalUn" not in of(missing_trial)
+
+
+def test_rows_of_two_states_of_the_code_are_not_mixed():
+    old = [row | {"gap": 50.0} for row in make("old")]
+    new = [row for row in make("new") if row.get("method") != "SalUn"]
+    taken, codes = summary.one_state(old + new, "new")
+    lines = of(taken)
+    assert codes == ["new", "old"]
+    assert lines["EUPMU budget"].figures["gap"] == pytest.approx(1.2)
+    assert lines["SalUn"].figures["gap"] == pytest.approx(50.0)
+    assert all(len(line.rows) == 3 for line in lines.values())
+
+
+def test_another_design_is_not_mixed_in():
+    other = DESIGN._replace(version=2).digest(SETTING)
+    assert of([row | {"digest": other} for row in make()]) == {}
+
+
+def test_a_diverged_run_is_last_and_has_no_interval():
+    found = make()
+    for row in found:
+        if row.get("method") == "SalUn" and row["seed"] == 2:
+            row["gap"] = None
+    lines = of(found)
+    assert list(lines)[-1] == "SalUn"
+    assert lines["SalUn"].gap is None
+    assert not lines["SalUn"].tied
+    assert tables.cells(lines["SalUn"])[5:7] == ["-", "-"]
+
+
+def test_markdown_and_latex_say_what_the_terminal_says(tmp_path, monkeypatch):
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN)
+    for row in make():
+        rows.append(tmp_path / "rows.jsonl", row)
+    lines = list(of(make()).values())
+    cell = tables.cells(lines[2])
+    assert cell[0] == "EUPMU budget"
+    assert cell[5] == "1.20*"
+    assert f"| {' | '.join(cell)} |" in tables.markdown(lines)
+    assert tables.latex(lines).count(r"\textbf{1.20}") == 1
+    assert r"time, \%" in tables.latex(lines)
+    for form in ("terminal", "markdown", "latex"):
+        console = Console(width=140, file=io.StringIO())
+        tables.show(NAME, tmp_path, form, console)
+        printed = console.file.getvalue()
+        assert "EUPMU budget" in printed
+        assert "chosen blindly" in printed
+        assert "rows of other code than this" in printed
+    written = figures.draw(NAME, tmp_path)
+    assert [path.name for path in written] == [f"digits-{kind}.svg" for kind in ("tradeoff", "gaps", "relearning")]
+    assert all("<svg" in path.read_text() for path in written)
+
+
+def test_no_rows_is_said(tmp_path):
+    console = Console(file=io.StringIO())
+    tables.show(NAME, tmp_path, "terminal", console)
+    assert "no rows of digits" in console.file.getvalue()
+    assert figures.draw(NAME, tmp_path) == []
