@@ -37,7 +37,9 @@ class Line(NamedTuple):
 
 
 def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str = "blind") -> list[Line]:
-    """Original, retrained, then the methods by their mean gap; methods that lack seeds of the design are left out.
+    """Original, retrained, then the methods by their mean gap, those that lack seeds of the design last.
+
+    A method is not shown before all its trials are there, since the last could be the one that is chosen.
 
     Args:
       rows: Of one state of the code, see `one_state`.
@@ -58,9 +60,14 @@ def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str
             continue
         best = tuning.best(trials, score)
         found = [row for row in rows if row["kind"] == "run" and row["method"] == method and row["trial"] == best]
-        if {row["seed"] for row in found} >= set(design.seeds):
+        if found:
             unlearned.append(_line(method, found, [row["gap"] for row in trials]))
-    unlearned.sort(key=lambda line: (np.nan_to_num(line.figures["gap"], nan=np.inf), line.name))
+
+    def rank(line):
+        incomplete = not set(line.seeds) >= set(design.seeds)
+        return incomplete, np.nan_to_num(line.figures["gap"], nan=np.inf), line.name
+
+    unlearned.sort(key=rank)
     return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]
 
 

@@ -21,15 +21,15 @@ LEGEND = (
 )
 
 
-def cells(line: summary.Line) -> list[str]:
-    """A line's entries under `HEAD`."""
+def cells(line: summary.Line, seeds: int) -> list[str]:
+    """A line's entries under `HEAD`; it says if it has fewer than `seeds` seeds."""
 
     def number(field, form):
         value = line.figures.get(field, np.nan)
         return format(value, form) if np.isfinite(value) else "-"
 
     return [
-        line.name,
+        line.name if len(line.seeds) >= seeds else f"{line.name} ({len(line.seeds)} of {seeds} seeds)",
         *(number(field, ".1f") for field in ("UA", "RA", "TA", "MIA")),
         number("gap", ".2f") + ("*" if line.tied else ""),
         f"{line.gap.low:.2f} to {line.gap.high:.2f}" if line.gap else "-",
@@ -40,18 +40,18 @@ def cells(line: summary.Line) -> list[str]:
     ]
 
 
-def markdown(lines: list[summary.Line]) -> str:
+def markdown(lines: list[summary.Line], seeds: int) -> str:
     """A Markdown table."""
-    table = [list(HEAD), ["---"] + ["---:"] * (len(HEAD) - 1), *map(cells, lines)]
+    table = [list(HEAD), ["---"] + ["---:"] * (len(HEAD) - 1), *(cells(line, seeds) for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
-def latex(lines: list[summary.Line]) -> str:
+def latex(lines: list[summary.Line], seeds: int) -> str:
     """A LaTeX table for the package booktabs; methods with the least gap, or tied with it, in bold."""
     escape = lambda text: text.replace("%", r"\%").replace("_", r"\_")
     body = []
     for line in lines:
-        entries = [escape(cell) for cell in cells(line)]
+        entries = [escape(cell) for cell in cells(line, seeds)]
         if line.tied:
             entries[5] = rf"\textbf{{{entries[5].rstrip('*')}}}"
         body.append(" & ".join(entries) + r" \\")
@@ -81,11 +81,11 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
                 continue
             title = f"{name}, {setting.forget}: settings {chosen}"
             if form == "terminal":
-                console.print(_terminal(lines, title))
+                console.print(_terminal(lines, title, len(design.seeds)))
             else:
                 console.print(title, highlight=False)
                 render = {"markdown": markdown, "latex": latex}[form]
-                console.print(render(lines), highlight=False, markup=False, soft_wrap=True)
+                console.print(render(lines, len(design.seeds)), highlight=False, markup=False, soft_wrap=True)
     console.print(LEGEND.format(seeds=len(design.seeds)), style="dim", highlight=False)
     if codes != [rows.code()]:
         console.print(
@@ -93,13 +93,13 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
         )
 
 
-def _terminal(lines, title):
+def _terminal(lines, title, seeds):
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in HEAD:
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for line in lines:
         style = "dim" if line.name in ("original", "retrained") else "bold" if line.tied else None
-        table.add_row(*cells(line), style=style, end_section=line.name == "retrained")
+        table.add_row(*cells(line, seeds), style=style, end_section=line.name == "retrained")
     return table
 
 
