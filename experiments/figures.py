@@ -7,9 +7,12 @@ Result:   experiments/figures/*.svg.
 
 from pathlib import Path
 
+import benchmark_tables
 import matplotlib
 import numpy as np
 from rows import read
+
+from eupmu_jax.benchmark.figures import draw as draw_benchmark
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -188,6 +191,8 @@ def main():
         budgets()
         robustness()
         per_class()
+    for name in benchmark_tables.SHOWN:
+        draw_benchmark(name, benchmark_tables.FOLDER, FIGURES)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+from benchmark_tables import benchmark_tables
 from rows import markdown, read
 from speed_tables import overhead_table, speed_tables
 
@@ -160,7 +161,7 @@ def all_tables() -> dict[str, str]:
     tables["budgets"] = budget_summary()
     tables["per class"] = per_class_table(read("per_class"))
     tables["step overhead"] = overhead_table(read("step_overhead"))
-    tables |= speed_tables()
+    tables |= speed_tables() | benchmark_tables()
     return tables
 
 

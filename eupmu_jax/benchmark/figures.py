@@ -29,8 +29,15 @@ def color(name: str) -> str:
     return ANCHORS[name] if name in ANCHORS else FAMILIES[family(name)]
 
 
-def draw(name: str, out: Path) -> list[Path]:
-    """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG to `out/figures`; nothing if rows are missing."""
+def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
+    """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG; nothing if rows are missing.
+
+    Args:
+      name: Of the design.
+      out: Folder of `rows.jsonl`.
+      folder: Where the figures go; `out/figures` if None.
+    """
+    folder = folder or out / "figures"
     design = designs.design(name)
     taken, _ = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
     shown = {setting: summary.of(taken, name, design, setting) for setting in design.settings}
@@ -51,8 +58,8 @@ def draw(name: str, out: Path) -> list[Path]:
                 panel(axis, lines)
             handles = [matplotlib.lines.Line2D([], [], color=c, label=n, lw=3) for n, c in (ANCHORS | FAMILIES).items()]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-            path = out / "figures" / f"{name}-{kind}.svg"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{name}-{kind}.svg"
+            folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, metadata={"Date": None})
             written.append(path)
     return written

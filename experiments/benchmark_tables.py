@@ -1,0 +1,109 @@
+"""Tables and sentences on the classification benchmark, from the rows in `results/classification`."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from rows import RESULTS, markdown
+
+from eupmu_jax import metrics
+from eupmu_jax.benchmark import rows, summary, tables
+from eupmu_jax.benchmark.designs import DESIGNS, Design, Setting
+from eupmu_jax.runtime.relearning import Curve, area_between
+
+FOLDER = RESULTS / "classification"
+SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
+KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}
+
+
+def taken(folder: Path = FOLDER) -> list[dict]:
+    """Rows of one state of the code for each method and setting."""
+    return summary.one_state(rows.read(folder / "rows.jsonl"), rows.code())[0]
+
+
+def shown() -> list[tuple[str, Design, Setting]]:
+    """Designs and settings that the documents have tables of."""
+    return [(name, DESIGNS[name], setting) for name in SHOWN for setting in DESIGNS[name].settings]
+
+
+def benchmark_tables() -> dict[str, str]:
+    """Of every setting that has rows: gaps by both ways to choose a trial, and attacks with relearning."""
+    found, made = taken(), {}
+    for name, design, setting in shown():
+        for score, suffix in (("blind", ""), ("gap", " informed")):
+            lines = summary.of(found, name, design, setting, score)
+            if score in design.scores and len(lines) > 2:
+                made[f"benchmark {name} {setting.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
+        lines = summary.of(found, name, design, setting)
+        if len(lines) > 2:
+            made[f"attacks {name} {setting.forget}"] = _attacks(lines)
+    if made:
+        made["benchmark in short"] = in_short(found)
+        made["benchmark cost"] = _cost(found)
+    return made
+
+
+def _attacks(lines):
+    """MIA by each feature, test-UA, KL on the test set, and how much faster than the retrained model it relearns."""
+    retrained = {row["seed"]: row for line in lines if line.name == "retrained" for row in line.rows}
+    features = (feature.replace("_", " ") for feature in metrics.FEATURES)
+    head = ["", *features, "test UA", "KL, test", "relearned", "by retaining"]
+    body = []
+    for line in lines:
+        mean = lambda value, line=line: np.mean([value(row) for row in line.rows])
+        area = lambda side: lambda row: area_between(_curve(row, side), _curve(retrained[row["seed"]], side))
+        body.append(
+            [
+                line.name,
+                *(f"{mean(lambda row, f=feature: _number(row['mia'][f])):.1f}" for feature in metrics.FEATURES),
+                f"{line.figures['test_UA']:.1f}" if "test_UA" in line.figures else "",
+                f"{line.figures['kl_test']:.2f}",
+                *(f"{mean(area(side)):+.1f}" for side in ("forget_side", "retain_only")),
+            ]
+        )
+    return markdown(head, body)
+
+
+def _curve(row, side):
+    return Curve(*(np.array(row["relearning"][side][field]) for field in ("step", "accuracy")))
+
+
+def _number(value):
+    return np.nan if value is None else value
+
+
+def in_short(found: list[dict]) -> str:
+    """For each setting: the least gap, where EUPMU with a budget stands, and the same over all trials."""
+    parts = []
+    for name, design, setting in shown():
+        lines = summary.of(found, name, design, setting)
+        lines = [line for line in lines if line.name not in ("original", "retrained")]
+        budget = next((line for line in lines if line.name == "EUPMU budget"), None)
+        if budget is None:
+            continue
+        by_trials = sorted(lines, key=lambda line: np.median(line.trials))
+        tied = ", tied with it" if budget.tied and budget is not lines[0] else ""
+        parts.append(
+            f"{name}, {KINDS[setting.forget]}, {len(lines)} methods: the least gap is {lines[0].figures['gap']:.2f} "
+            f"({lines[0].name}); EUPMU with a budget is number {lines.index(budget) + 1} with "
+            f"{budget.figures['gap']:.2f}{tied}; its median over all trials is {np.median(budget.trials):.2f}, number "
+            f"{by_trials.index(budget) + 1} (least: {np.median(by_trials[0].trials):.2f}, {by_trials[0].name})."
+        )
+    return "".join(textwrap.fill("- " + part, 128, subsequent_indent="  ") + "\n" for part in parts)
+
+
+def _cost(found):
+    """What the rows took, and on what."""
+    mine = [row for row in found if row["design"] in SHOWN]
+    devices = ", ".join(sorted({f"{row['device']}, {row['cores']} core for each process" for row in mine}))
+    models = {(row["design"], row["model"], row["split"], row["seed"]): row for row in mine if row["kind"] == "model"}
+    trials, runs = ([row for row in mine if row["kind"] == kind] for kind in ("trial", "run"))
+    over = sorted({row["method"] for row in runs if row["share_of_retraining"] > 5})
+    hours = sum(row["processor_seconds"] for row in models.values()) / 3600
+    share = np.median([row["share_of_retraining"] for row in runs])
+    text = (
+        f"{len(models)} trained models ({hours:.1f} hours of one core), {len(trials):,} trials and {len(runs):,} runs "
+        f"({devices}). A run took {share:.1f} % of retraining in the median; "
+        f"{', '.join(over) if over else 'none'} took more than 5 % with some seed."
+    )
+    return textwrap.fill(text, 128) + "\n"
