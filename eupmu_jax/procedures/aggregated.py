@@ -1,4 +1,4 @@
-"""Every aggregator of stacked gradients as a method: SGD on its direction."""
+"""Every aggregator of stacked gradients as a method: descent along its direction."""
 
 import functools
 

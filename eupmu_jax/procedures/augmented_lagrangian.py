@@ -13,7 +13,7 @@ FIRST_MULTIPLIER = 1.0
 
 
 def augmented_lagrangian(problem, settings) -> Procedure:
-    r"""SGD on :math:`l_f` subject to :math:`e = l_r(\theta) - l_r(\theta_0) - B \le 0`, B = `allowed_rise` nats.
+    r"""Descent on :math:`l_f` subject to :math:`e = l_r(\theta) - l_r(\theta_0) - B \le 0`, B = `allowed_rise` nats.
 
     .. math::
       g_t = \nabla(l_f + \lambda_t l_r), \qquad \mu_{t+1} = \max(0, \mu_t + \eta e_t), \qquad
@@ -33,7 +33,7 @@ def augmented_lagrangian(problem, settings) -> Procedure:
 
 
 def level_descent(problem, settings, controller) -> Procedure:
-    """SGD on the weighted sum with a multiplier that `controller` steers by the distance of the retain loss to B."""
+    """Descent on the weighted sum with a multiplier that `controller` steers by the distance of the retain loss to B."""
     limit = problem.retain_loss + settings.get("allowed_rise", DEFAULT_RISE)
     surgery = implicit_surgery(
         tolerances.budget(limit, 1.0), controller, proxy="level", initial_multiplier=FIRST_MULTIPLIER

@@ -8,7 +8,7 @@ from eupmu_jax.procedures.procedure import LEARNING_RATE, Cost, LogUniform, Meth
 
 
 def bad_teacher(problem, settings) -> Procedure:
-    r"""SGD on the divergences from two fixed teachers, u for forget examples and t for retain examples.
+    r"""Descent on the divergences from two fixed teachers, u for forget examples and t for retain examples.
 
     .. math::
       D(u, s; \text{forget}) + w\, D(t, s; \text{retain}), \qquad

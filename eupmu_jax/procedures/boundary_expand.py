@@ -29,7 +29,7 @@ def expanded_logits(logits: chex.Array, unit: Unit) -> chex.Array:
 
 
 def boundary_expand(problem, settings) -> Procedure:
-    r"""SGD on the model and the unit together, with class K as the label of every forget example.
+    r"""Descent on the model and the unit together, with class K as the label of every forget example.
 
     .. math::
       \min_{\theta, v, b}\; CE\big((z,\; v^\top z + b),\; K\big), \qquad z = z(\theta, x) \text{ of } K \text{ classes}

@@ -38,7 +38,7 @@ def nearest_wrong_labels(apply: Callable, params: chex.ArrayTree, batch: Batch, 
 
 
 def boundary_shrink(problem, settings) -> Procedure:
-    r"""SGD on :math:`CE(\theta, x, y')` over forget examples alone, with y' from the original model.
+    r"""Descent on :math:`CE(\theta, x, y')` over forget examples alone, with y' from the original model.
 
     y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class that x' is given, whether or not x'
     crossed a boundary, so that y' may be the truth and teach what should be forgotten; here it is the best of the

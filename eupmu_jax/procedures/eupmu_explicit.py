@@ -33,7 +33,7 @@ def explicit_descent(problem, settings, optimizer: optax.GradientTransformation)
 
 
 def stacked_descent(problem, settings, transform: optax.GradientTransformation) -> Procedure:
-    """SGD behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
+    """Descent behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
     return explicit_descent(problem, settings, skip_nonfinite(optax.chain(transform, descent(problem, settings))))
 
 

@@ -21,7 +21,7 @@ from eupmu_jax.steps import implicit_step
 
 
 def implicit_descent(problem, settings, surgery: optax.GradientTransformation, forward: tuple[int, int]) -> Procedure:
-    """SGD on the weighted sum with the multiplier that `surgery` moves; steps that are not finite are skipped."""
+    """Descent on the weighted sum with the multiplier that `surgery` moves; steps that are not finite are skipped."""
     optimizer = skip_nonfinite(optax.chain(descent(problem, settings), surgery))
     take = implicit_step(loss_of(problem.apply, settings["forget_objective"]), optimizer)
     step = lambda params, prepared, state, batches, count, key: take(params, state, batches)[:2]

@@ -14,7 +14,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def fine_tuning(problem, settings) -> Procedure:
-    """SGD on the retain batch's cross-entropy.
+    """Descent on the retain batch's cross-entropy.
 
     A model that fits its training set has next to no gradient there, so little is forgotten unless the steps are large.
     """

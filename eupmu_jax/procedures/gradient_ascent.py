@@ -16,7 +16,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def gradient_ascent(problem, settings) -> Procedure:
-    """SGD on minus the forget batch's cross-entropy, or on another objective that asks for no retain data.
+    """Descent on minus the forget batch's cross-entropy, or on another objective that asks for no retain data.
 
     Nothing holds it back: without a bound on the objective the loss of everything rises, so its learning rates are
     smaller. `ascent_objective` is "gradient_ascent" if there is no such setting.

@@ -18,7 +18,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def l1_sparse(problem, settings) -> Procedure:
-    r"""SGD on :math:`CE_r(\theta) + \alpha_t \|\theta\|_1` over the retain batch.
+    r"""Descent on :math:`CE_r(\theta) + \alpha_t \|\theta\|_1` over the retain batch.
 
     .. math:: \alpha_t = \alpha\, (1 - t / T)
 

@@ -1,4 +1,7 @@
-"""What every unlearning method for a classifier is made of: a problem, settings, and a step over two batches."""
+"""What every unlearning method for a classifier is made of: a problem, settings, and a step over two batches.
+
+"Descent" in the methods' own words is that of `descent`: SGD or Adam, clipped, with a learning rate that falls to 0.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -6,7 +6,7 @@ from eupmu_jax.procedures.procedure import FORGET_OBJECTIVE, LEARNING_RATE, Meth
 
 
 def quadratic_penalty(problem, settings) -> Procedure:
-    r"""SGD on :math:`l_f + \tfrac{\rho_t}{2} [e]_+^2`, :math:`e = l_r(\theta) - l_r(\theta_0) - B`.
+    r"""Descent on :math:`l_f + \tfrac{\rho_t}{2} [e]_+^2`, :math:`e = l_r(\theta) - l_r(\theta_0) - B`.
 
     The weight of the retain gradient is :math:`\rho_t [e]_+`, with the e of the retain batch before; rho starts at
     `penalty` and grows by 1 % in every step that violates (`controllers.quadratic_penalty`). B is `allowed_rise` nats,

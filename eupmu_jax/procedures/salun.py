@@ -21,7 +21,7 @@ from eupmu_jax.procedures.whole_set import mean_gradient
 
 
 def salun(problem, settings) -> Procedure:
-    r"""SGD on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, restricted to the weights of a mask.
+    r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, restricted to the weights of a mask.
 
     .. math::
       m_i = 1 \;\text{ if }\; |\nabla_i\, CE_f(\theta_0)| \text{ is among the } \lfloor p\, n \rfloor \text{ largest of

@@ -18,7 +18,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def salun_soft(problem, settings) -> Procedure:
-    r"""SGD on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, and after each step a soft threshold of what it has changed so far.
+    r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, and after each step a soft threshold of what it has changed so far.
 
     .. math::
       \Delta = \theta_t + u_t - \theta_0, \qquad
@@ -36,7 +36,7 @@ def salun_soft(problem, settings) -> Procedure:
     sorting or copying them.
 
     Failure cases: the threshold shortens the change of every weight in each step, so that a large sparsity forgets
-    little before the end. A sparsity of 0 is plain SGD.
+    little before the end. A sparsity of 0 is plain descent.
 
     Source: Fan et al. 2024, arXiv 2310.12508, appendix.
     """

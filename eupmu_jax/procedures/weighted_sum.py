@@ -17,7 +17,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def weighted_sum(problem, settings) -> Procedure:
-    r"""SGD on :math:`l_f + w\, l_r` with w = `retain_weight`; one backward pass over both batches.
+    r"""Descent on :math:`l_f + w\, l_r` with w = `retain_weight`; one backward pass over both batches.
 
     The right weight depends on the objective and on the learning rate: half or double of it can ruin the run.
     """
