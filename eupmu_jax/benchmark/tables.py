@@ -11,6 +11,9 @@ from eupmu_jax.benchmark import designs, rows, summary
 from eupmu_jax.procedures import METHODS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
+# A terminal of fewer columns lacks some of the table's.
+WIDE = 110
+NARROW_LACKS = ("95 %", "KL", "passes, %")
 LEGEND = (
     "Means over {seeds} seeds. UA: 100 - accuracy on the forget set; RA, TA: accuracy on the retain and the test set; "
     "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four "
@@ -81,7 +84,7 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
                 continue
             title = f"{name}, {setting.forget}: settings {chosen}"
             if form == "terminal":
-                console.print(_terminal(lines, title, len(design.seeds)))
+                console.print(_terminal(lines, title, len(design.seeds), console.width))
             else:
                 console.print(title, highlight=False)
                 render = {"markdown": markdown, "latex": latex}[form]
@@ -93,13 +96,15 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
         )
 
 
-def _terminal(lines, title, seeds):
+def _terminal(lines, title, seeds, width):
+    shown = [index for index, head in enumerate(HEAD) if width >= WIDE or head not in NARROW_LACKS]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in HEAD:
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for index in shown:
+        table.add_column(HEAD[index], justify="right" if index else "left", no_wrap=True)
     for line in lines:
         style = "dim" if line.name in ("original", "retrained") else "bold" if line.tied else None
-        table.add_row(*cells(line, seeds), style=style, end_section=line.name == "retrained")
+        entries = cells(line, seeds)
+        table.add_row(*(entries[index] for index in shown), style=style, end_section=line.name == "retrained")
     return table
 
 

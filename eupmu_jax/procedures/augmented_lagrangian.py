@@ -33,7 +33,7 @@ def augmented_lagrangian(problem, settings) -> Procedure:
 
 
 def level_descent(problem, settings, controller) -> Procedure:
-    """Descent on the weighted sum with a multiplier that `controller` steers by the distance of the retain loss to B."""
+    """Descent on the weighted sum; `controller` steers the multiplier by the distance of the retain loss to B."""
     limit = problem.retain_loss + settings.get("allowed_rise", DEFAULT_RISE)
     surgery = implicit_surgery(
         tolerances.budget(limit, 1.0), controller, proxy="level", initial_multiplier=FIRST_MULTIPLIER

@@ -18,7 +18,7 @@ from eupmu_jax.procedures.procedure import (
 
 
 def salun_soft(problem, settings) -> Procedure:
-    r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, and after each step a soft threshold of what it has changed so far.
+    r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, and a soft threshold of what every step has changed so far.
 
     .. math::
       \Delta = \theta_t + u_t - \theta_0, \qquad

@@ -116,6 +116,18 @@ def test_markdown_and_latex_say_what_the_terminal_says(tmp_path, monkeypatch):
     assert all("<svg" in path.read_text() for path in written)
 
 
+def test_a_narrow_terminal_shows_less_and_cuts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN)
+    for row in make():
+        rows.append(tmp_path / "rows.jsonl", row)
+    console = Console(width=80, file=io.StringIO())
+    tables.show(NAME, tmp_path, "terminal", console)
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    assert "95 %" not in printed.split("Means over")[0]
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
 def test_no_rows_is_said(tmp_path):
     console = Console(file=io.StringIO())
     tables.show(NAME, tmp_path, "terminal", console)
