@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eupmu_jax import procedures
-from eupmu_jax.benchmark import designs, rows, tuning, work
+from eupmu_jax.benchmark import designs, protocol, rows, tuning, work
 
 OTHER_CODE = ("stop", "keep", "redo")
 # How soon a process notices that it was left alone.
@@ -85,10 +86,40 @@ def run(
             )
         codes = (rows.code(), *(others if other_code == "keep" else ()))
         place = work.Place(out, command, codes)
+        counted = place.read()
+        unlearning = [job for job in unlearning if not _is_finished(job, counted)]
+        # Rows may be there without the models, on another machine; methods that are to run need these.
+        training = [job for job in training if unlearning or not _is_finished(job, counted)]
         tuning.create(place.studies)
         cores = sorted(os.sched_getaffinity(0))
         workers = workers or (1 if _has_accelerator() else len(cores))
         _in_processes(training, unlearning, place, cores, workers, console)
+
+
+def _is_finished(job, counted):
+    design = designs.design(job.design)
+    for setting in job.settings:
+        key = {"design": job.design, "digest": design.digest(setting), "forget": setting.forget}
+        mine = [row for row in counted if all(row[name] == value for name, value in key.items())]
+        if job.method is None:
+            made = {(row["model"], row["seed"]) for row in mine if row["kind"] == "model"}
+            wanted = set(itertools.product(("original", "retrained"), job.seeds))
+        else:
+            trials = tuning.trials_of(mine, {"kind": "trial", "method": job.method})
+            if len(trials) < design.trials:
+                return False
+            made = {(row["trial"], row["seed"]) for row in mine if row["kind"] == "run" and row["method"] == job.method}
+            wanted = set(itertools.product((tuning.best(trials, score) for score in design.scores), job.seeds))
+        if not wanted <= made:
+            return False
+    return True
+
+
+def _run(job, place):
+    work.run(job, place)
+    if job.method is None:
+        for setting, seed in itertools.product(job.settings, job.seeds):
+            protocol.problem(designs.design(job.design), setting, seed, place.cache)
 
 
 def _in_processes(training, unlearning, place, cores, workers, console):
@@ -102,8 +133,10 @@ def _in_processes(training, unlearning, place, cores, workers, console):
     with ProcessPoolExecutor(workers, context, _start, (queue, place.out, os.getpid())) as pool, progress:
         try:
             for description, batch in (("models (seeds)", training), ("methods x forget sets", unlearning)):
+                if not batch:
+                    continue
                 bar = progress.add_task(description, total=len(batch))
-                pending = {pool.submit(work.run, job, place) for job in batch}
+                pending = {pool.submit(_run, job, place) for job in batch}
                 while pending:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     for future in done:

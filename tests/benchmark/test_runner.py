@@ -86,6 +86,15 @@ def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
     assert shown.returncode == 0
 
 
+def test_rows_alone_are_enough_to_go_on_from(whole, tmp_path):
+    lines = (whole[0] / "rows.jsonl").read_text().splitlines(keepends=True)
+    last = max(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "run")
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:last] + lines[last + 1 :]))
+    subprocess.run(command(tmp_path), check=True, capture_output=True, env=environment(tmp_path))
+    assert made(tmp_path) == made(whole[0])
+    assert (tmp_path / "rows.jsonl").read_text().startswith("".join(lines[:last] + lines[last + 1 :]))
+
+
 def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
     out, _ = whole
     (tmp_path / "splits").mkdir()
