@@ -151,9 +151,6 @@ def _in_processes(training, unlearning, place, cores, workers, console):
 
 def _start(queue, out, parent):
     """Begins a process: on a core of its own, deaf to Ctrl-C, and gone as soon as the process that began it is."""
-    core = queue.get()
-    if core is not None:
-        os.sched_setaffinity(0, {core})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = (out / ".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
@@ -164,7 +161,11 @@ def _start(queue, out, parent):
             time.sleep(_ALONE_SECONDS)
         os._exit(1)
 
+    # Before the core is asked for: there may be nobody left to tell it.
     threading.Thread(target=watch, args=(lock,), daemon=True).start()
+    core = queue.get()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "compiled").absolute()))

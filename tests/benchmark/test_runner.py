@@ -1,6 +1,7 @@
 """`eupmu benchmark classification` on the real digits: what it makes, what kills do to it, what bad input gets."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -75,6 +76,17 @@ def test_killed_five_times_and_resumed_it_makes_the_same_rows(whole, tmp_path):
     finished = subprocess.run(command(out), capture_output=True, text=True, env=environment(tmp_path))
     assert finished.returncode == 0, finished.stderr
     assert made(out) == made(whole[0])
+
+
+def test_a_process_whose_run_is_killed_before_it_begins_does_not_stay(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue, nobody = context.Queue(), -1
+    process = context.Process(target=runner._start, args=(queue, tmp_path, nobody))
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    assert code == 1
 
 
 def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
