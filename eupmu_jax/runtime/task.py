@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from eupmu_jax import data, metrics
+from eupmu_jax.data import dataset as datasets
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, SmallCNN, ViT
 from eupmu_jax.models.functional import fold, functional
 from eupmu_jax.runtime import checkpoints, training
@@ -158,8 +159,7 @@ def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[],
     """Trains on the examples `ids`, or returns the checkpoint in `cache` of the same training."""
     params, batch_stats = task.initial(jax.random.key(init_seed))
     meta = {
-        "data": task.dataset.name,
-        "size": len(task.labels),
+        "data": datasets.digest(task.dataset),
         "model": task.model,
         "ids": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
         "seed": task.seed,

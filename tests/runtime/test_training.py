@@ -40,7 +40,7 @@ def test_fit_learns_real_digits_from_the_given_ids_only():
     assert fitted.examples == 64 * len(steps)
 
 
-def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path):
+def test_training_is_cached_and_other_recipes_or_data_are_not_mixed_up(tmp_path):
     prepared = task.make("digits", "random:10%", seed=1, recipe=task.Recipe(1, 64, 1e-3))
     steps = []
     arguments = dict(init_seed=0, cache=tmp_path, on_step=lambda: steps.append(1))
@@ -53,3 +53,6 @@ def test_training_is_cached_and_a_changed_recipe_is_not_mixed_up(tmp_path):
     longer = prepared._replace(recipe=task.Recipe(2, 64, 1e-3))
     task.train(longer, prepared.split.retain_ids, **arguments)
     assert len(steps) == 3 * made
+    other = prepared._replace(dataset=prepared.dataset._replace(train_labels=prepared.dataset.train_labels[::-1]))
+    task.train(other, prepared.split.retain_ids, **arguments)
+    assert len(steps) == 4 * made
