@@ -25,6 +25,7 @@ import functools
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 from rows import Rows, provenance
 from shadow_models import (
@@ -177,6 +178,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()
+    # Every training compiles its step anew, although all shadow models share one program.
+    jax.config.update("jax_compilation_cache_dir", str(arguments.cache.absolute() / "compiled"))
     run(Design(), Rows("shadows", provenance("shadows")), arguments.cache)
 
 
