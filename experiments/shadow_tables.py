@@ -42,8 +42,10 @@ def forget_sets_table(rows: list[dict]) -> str:
             line += [f"{np.mean([row[figure] for row in found]):.1f}" for figure in ("UA", "RA", "TA", "MIA")]
             line.append(f"{np.mean(gaps):.2f} ± {np.std(gaps, ddof=1):.2f}")
         lines.append(line)
-    figures = ("UA", "RA", "TA", "MIA", "gap")
-    return markdown(["", *(f"{kind}: {figure}" for kind in ("random", "memorised") for figure in figures)], lines)
+    head = [""]
+    for kind in ("random", "memorised"):
+        head += [f"{kind}: UA", "RA", "TA", "MIA", "gap"]
+    return markdown(head, lines)
 
 
 def shadow_tables(rows: list[dict]) -> dict[str, str]:

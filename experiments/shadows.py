@@ -1,7 +1,7 @@
 """Membership example by example, with shadow models: U-LiRA on unlearned models, and forget sets of memorised examples.
 
 Command:  python experiments/shadows.py
-Time:     TIME
+Time:     about 16 minutes of one core; finished rows are not repeated.
 Result:   experiments/results/shadows.jsonl, a row for each trial, for each method's attack and for each model judged.
 
 2,000 images of Fashion-MNIST are cut into halves, 16 times at random, and a small CNN is trained on each of the 32. A

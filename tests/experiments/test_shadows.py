@@ -100,5 +100,39 @@ def test_tables_have_a_line_for_every_method(made):
     assert shadow_tables.shadow_tables([]) == {}
 
 
-def test_what_the_readme_says_of_membership_is_in_the_rows():
-    pass
+def test_what_the_readme_says_of_the_attack_is_in_the_rows():
+    rows = {(row["method"], row["objective"]): row for row in rows_of.read("shadows") if row["stage"] == "membership"}
+    auc = {name: row["AUC"] for name, row in rows.items()}
+    relabelled = {name for name in auc if "random_labels" in name or name[0] == "random labels"}
+    control = auc.pop(("control", None))
+    assert control == pytest.approx(0.5, abs=0.02)
+    assert len(relabelled) == 4
+    assert all(auc[name] > 0.9 and rows[name]["shift"] < -4 for name in relabelled)
+    assert all(auc[name] <= auc["original", None] for name in auc.keys() - relabelled)
+    assert min(auc.values()) > 0.6
+    following = {("SCRUB", None), ("EUPMU explicit", "bounded_ascent")}
+    first, *nearest = sorted(auc, key=auc.get)[:3]
+    assert first == ("weighted sum", "bounded_ascent")
+    assert set(nearest) == following
+    too_much = rows["EUPMU budget", "bounded_ascent"]
+    assert too_much["shift"] < -1
+    assert auc["original", None] - 0.05 < too_much["AUC"] < auc["original", None]
+
+
+def test_what_the_readme_says_of_memorised_examples_is_in_the_rows():
+    rows = [row for row in rows_of.read("shadows") if row["stage"] == "forget set"]
+
+    def mean(field, kind, method, objective=None):
+        found = [r for r in rows if (r["forget"], r["method"], r["objective"]) == (kind, method, objective)]
+        assert len(found) == 5
+        return np.mean([row[field] for row in found])
+
+    assert mean("UA", "memorised", "retrained") == pytest.approx(90, abs=3)
+    assert mean("UA", "memorised", "original") == 0
+    names = {(row["method"], row["objective"]) for row in rows} - {("original", None), ("retrained", None)}
+    ratios = {name: mean("gap", "memorised", *name) / mean("gap", "random", *name) for name in names}
+    assert min(ratios, key=ratios.get) == ("random labels", None)
+    assert ratios["random labels", None] < 1
+    assert sum(ratio > 1.75 for ratio in ratios.values()) > len(ratios) / 2
+    least = sorted(names, key=lambda name: mean("gap", "random", *name))[:3]
+    assert ("EUPMU explicit", "random_labels") in least
