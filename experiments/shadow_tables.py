@@ -40,7 +40,8 @@ def forget_sets_table(rows: list[dict]) -> str:
             found = [row for row in rows if (_name(row), row["forget"]) == (name, kind)]
             gaps = [row["gap"] for row in found]
             line += [f"{np.mean([row[figure] for row in found]):.1f}" for figure in ("UA", "RA", "TA", "MIA")]
-            line.append(f"{np.mean(gaps):.2f} ± {np.std(gaps, ddof=1):.2f}")
+            spread = f" ± {np.std(gaps, ddof=1):.2f}" if len(gaps) > 1 else ""
+            line.append(f"{np.mean(gaps):.2f}{spread}")
         lines.append(line)
     head = [""]
     for kind in ("random", "memorised"):

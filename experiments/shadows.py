@@ -1,6 +1,6 @@
 """Membership example by example, with shadow models: U-LiRA on unlearned models, and forget sets of memorised examples.
 
-Command:  python experiments/shadows.py
+Command:  uv run python experiments/shadows.py
 Time:     about 16 minutes of one core; finished rows are not repeated.
 Result:   experiments/results/shadows.jsonl, a row for each trial, for each method's attack and for each model judged.
 
