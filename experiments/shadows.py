@@ -15,7 +15,7 @@ tenth of the images, drawn at random, are *targets*, half of them in each half. 
    retrained without them.
 
 A method's settings are those of the best of 8 random trials by the blind score of the classification benchmark, on one
-problem of other images and a random forget set. They serve both parts: no tuning knows of shadow models or memorised
+problem of images drawn anew and a random forget set. They serve both parts: no tuning knows shadow models or memorised
 examples. A method that leaves the forget objective open is tuned with each of two objectives, on the same numbers. All
 step with Adam; a run passes at most as many examples as 40 steps of 32 + 96, a backward pass counted as two forward.
 """
