@@ -54,6 +54,7 @@ class Rows:
             return
         row = {**make(), **key, "key": list(key), **self.provenance}
         self.rows.append(row)
+        self.made.add(self._identity(key))
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

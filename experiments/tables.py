@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from benchmark_tables import benchmark_tables
 from rows import markdown, read
+from shadow_tables import shadow_tables
 from speed_tables import overhead_table, speed_tables
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +162,7 @@ def all_tables() -> dict[str, str]:
     tables["budgets"] = budget_summary()
     tables["per class"] = per_class_table(read("per_class"))
     tables["step overhead"] = overhead_table(read("step_overhead"))
-    tables |= speed_tables() | benchmark_tables()
+    tables |= speed_tables() | benchmark_tables() | shadow_tables(read("shadows"))
     return tables
 
 

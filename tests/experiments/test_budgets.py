@@ -76,7 +76,8 @@ def test_rows_are_kept_and_not_made_again(tmp_path, monkeypatch):
     path, made = tmp_path / "some.jsonl", []
     for _ in range(2):
         rows = rows_of.Rows("some", {"device": "cpu"})
-        rows.add({"seed": 1}, lambda: made.append(1) or {"value": 2})
+        for _ in range(2):
+            rows.add({"seed": 1}, lambda: made.append(1) or {"value": 2})
     assert made == [1]
     assert rows.found(seed=1)[0]["value"] == 2
     assert len(path.read_text().splitlines()) == 1

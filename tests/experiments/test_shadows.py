@@ -1,0 +1,138 @@
+"""The shadow models' experiment on a small scale, and the claims made of its rows."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import rows as rows_of  # noqa: E402
+import shadow_tables  # noqa: E402
+import shadows  # noqa: E402
+from shadow_models import Design, Variant, draw, halves  # noqa: E402
+
+from eupmu_jax import data  # noqa: E402
+from eupmu_jax.procedures import METHODS  # noqa: E402
+from eupmu_jax.runtime import task  # noqa: E402
+from eupmu_jax.runtime.unlearning import Plan  # noqa: E402
+
+TINY = Design(
+    data="digits",
+    model="mlp",
+    size=300,
+    recipe=task.Recipe(30, 32, 3e-3),
+    tested=200,
+    pairs=3,
+    forget="20%",
+    plan=Plan(20, 16, 48, probes=0),
+    variants=(Variant("weighted sum", "random_labels"),),
+    trials=2,
+    seeds=(0,),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Rows of the tiny experiment, run twice."""
+    folder = tmp_path_factory.mktemp("shadows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_of, "RESULTS", folder)
+        rows = rows_of.Rows("shadows", {"command": "a test"})
+        shadows.run(TINY, rows, folder / "models")
+        once = (folder / "shadows.jsonl").read_text()
+        shadows.run(TINY, rows_of.Rows("shadows", {}), folder / "models")
+        assert (folder / "shadows.jsonl").read_text() == once
+        return rows
+
+
+def test_halves_are_complementary_and_share_the_targets_alike():
+    split = data.split(np.zeros(40), "random:20%", num_classes=2, seed=0)
+    first, second = halves(split, 3)
+    assert sorted([*first, *second]) == list(range(40))
+    assert len(np.intersect1d(first, split.forget_ids)) == len(np.intersect1d(second, split.forget_ids)) == 4
+    assert not np.array_equal(first, halves(split, 4)[0])
+
+
+def test_worlds_hold_the_model_that_had_an_example_against_the_other_of_the_pair():
+    members = np.array([[True, False], [False, True], [False, False], [True, True]])
+    unlearned, out = shadows.worlds(np.arange(8).reshape(4, 2), -np.arange(8).reshape(4, 2), members)
+    assert unlearned.tolist() == [[0, 3], [6, 7]]
+    assert out.tolist() == [[-2, -1], [-4, -5]]
+
+
+def test_settings_lie_in_the_method_s_space_and_objectives_share_their_numbers():
+    space = METHODS["weighted sum"].space
+    one, other = (draw(Variant("weighted sum", name), 1) for name in ("bounded_ascent", "random_labels"))
+    assert one.keys() == space.keys()
+    assert space["retain_weight"].low <= one["retain_weight"] <= space["retain_weight"].high
+    assert one | {"forget_objective": "random_labels"} == other
+    assert draw(Variant("weighted sum", "bounded_ascent"), 2) != one
+
+
+def test_the_attack_finds_members_and_not_what_was_never_seen(made):
+    original, control, unlearned = made.found(stage="membership")
+    assert (original["method"], control["method"]) == ("original", "control")
+    assert original["AUC"] > control["AUC"] + 0.1
+    assert control["AUC"] == pytest.approx(0.5, abs=0.1)
+    assert unlearned["shift"] < original["shift"]
+    assert original["shadows"] == len(original["AUC_of_pairs"]) * 2 == 6
+    assert original["UA"] == 0
+
+
+def test_memorised_forget_sets_are_harder_than_random_ones(made):
+    mean = lambda kind, field, method: np.mean(
+        [row[field] for row in made.found(stage="forget set", forget=kind, method=method)]
+    )
+    assert mean("memorised", "UA", "retrained") > mean("random", "UA", "retrained") + 5
+    assert mean("memorised", "gap", "original") > mean("random", "gap", "original")
+    assert mean("memorised", "gap", "retrained") == 0
+    assert len({row["split"] for row in made.found(stage="forget set")}) == 2
+
+
+def test_tables_have_a_line_for_every_method(made):
+    for table in shadow_tables.shadow_tables(made.rows).values():
+        lines = table.splitlines()
+        assert len(lines) == 2 + 3
+        assert lines[-1].startswith("| weighted sum, random labels | ")
+    assert shadow_tables.shadow_tables([]) == {}
+
+
+def test_what_the_readme_says_of_the_attack_is_in_the_rows():
+    rows = {(row["method"], row["objective"]): row for row in rows_of.read("shadows") if row["stage"] == "membership"}
+    auc = {name: row["AUC"] for name, row in rows.items()}
+    relabelled = {name for name in auc if "random_labels" in name or name[0] == "random labels"}
+    control = auc.pop(("control", None))
+    assert control == pytest.approx(0.5, abs=0.02)
+    assert len(relabelled) == 4
+    assert all(auc[name] > 0.9 and rows[name]["shift"] < -4 for name in relabelled)
+    assert all(auc[name] <= auc["original", None] for name in auc.keys() - relabelled)
+    assert min(auc.values()) > 0.6
+    following = {("SCRUB", None), ("EUPMU explicit", "bounded_ascent")}
+    first, *nearest = sorted(auc, key=auc.get)[:3]
+    assert first == ("weighted sum", "bounded_ascent")
+    assert set(nearest) == following
+    too_much = rows["EUPMU budget", "bounded_ascent"]
+    assert too_much["shift"] < -1
+    assert auc["original", None] - 0.05 < too_much["AUC"] < auc["original", None]
+
+
+def test_what_the_readme_says_of_memorised_examples_is_in_the_rows():
+    rows = [row for row in rows_of.read("shadows") if row["stage"] == "forget set"]
+
+    def mean(field, kind, method, objective=None):
+        found = [r for r in rows if (r["forget"], r["method"], r["objective"]) == (kind, method, objective)]
+        assert len(found) == 5
+        return np.mean([row[field] for row in found])
+
+    assert mean("UA", "memorised", "retrained") == pytest.approx(90, abs=3)
+    assert mean("UA", "memorised", "original") == 0
+    names = {(row["method"], row["objective"]) for row in rows} - {("original", None), ("retrained", None)}
+    ratios = {name: mean("gap", "memorised", *name) / mean("gap", "random", *name) for name in names}
+    assert min(ratios, key=ratios.get) == ("random labels", None)
+    assert ratios["random labels", None] < 1
+    assert sum(ratio > 1.75 for ratio in ratios.values()) > len(ratios) / 2
+    least = sorted(names, key=lambda name: mean("gap", "random", *name))[:3]
+    assert ("EUPMU explicit", "random_labels") in least
