@@ -34,11 +34,12 @@ class Design(NamedTuple):
       data, model, size, recipe: See `task.make`.
       settings: What is to be forgotten.
       optimizer: Of every method, "adam" or "sgd", see `procedures.procedure.descent`.
-      trials: Random settings that every method is tuned with, on one problem of its own, that of `tuning_seed`.
+      trials: Settings that every method is tuned with, see `tuning.Study`, on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
       relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
+      test_size: The first examples of the test set, all of them if None.
       augment: Whether training and unlearning see images cropped and flipped at random.
       version: To be raised with every change of code that changes figures.
     """
@@ -56,6 +57,7 @@ class Design(NamedTuple):
     shadow_size: int = 2_000
     relearning_steps: int = 40
     relearning_examples: int = 500
+    test_size: int | None = None
     augment: bool = False
     version: int = 1
 
@@ -72,13 +74,14 @@ DESIGNS = {
         None,
         Recipe(50, 128, 1e-3),
         (
-            Setting("random:10%", 400, 64, 192),
-            Setting("random:50%", 280, 64, 192),
-            Setting("class:{}", 200, 64, 192),
+            Setting("random:10%", 300, 64, 192),
+            Setting("random:50%", 250, 64, 192),
+            Setting("class:{}", 150, 64, 192),
         ),
         "adam",
-        trials=10,
+        trials=8,
         seeds=(0, 1, 2, 3, 4),
+        relearning_steps=20,
     ),
     "fashion_mnist-resnet": Design(
         "fashion_mnist",
@@ -86,16 +89,17 @@ DESIGNS = {
         3_000,
         Recipe(40, 64, 1e-3),
         (
-            Setting("random:10%", 40, 32, 96),
-            Setting("random:50%", 22, 32, 96),
-            Setting("class:{}", 40, 32, 96),
+            Setting("random:10%", 32, 32, 96),
+            Setting("random:50%", 20, 32, 96),
+            Setting("class:{}", 32, 32, 96),
         ),
         "adam",
-        trials=5,
+        trials=6,
         seeds=(0, 1, 2, 3, 4),
         scores=("blind",),
         shadow_size=1_000,
         relearning_steps=8,
+        test_size=3_000,
     ),
     "cifar10-resnet18": Design(
         "cifar10",
@@ -109,7 +113,7 @@ DESIGNS = {
             Setting("class:{}", 700, 64, 192),
         ),
         "adam",
-        trials=10,
+        trials=8,
         seeds=tuple(range(10)),
         shadow_size=10_000,
         augment=True,

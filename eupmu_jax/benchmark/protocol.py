@@ -54,6 +54,8 @@ def _dataset(name: str, seed: int) -> data.Dataset:
 def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
     """The task of one setting and seed."""
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
+    images, labels = dataset.test_images[: design.test_size], dataset.test_labels[: design.test_size]
+    dataset = dataset._replace(test_images=images, test_labels=labels)
     make = functools.partial(task.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
     return make(design.data, setting.of(seed), seed, augment=design.augment)
 

@@ -1,9 +1,9 @@
-"""Equal tuning: for every method as many random trials, in a space of as many dimensions, judged by the same score."""
+"""Equal tuning: for every method the same points of a cube, in as many dimensions, judged by the same score."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
+from scipy.stats.qmc import Sobol
 
 from eupmu_jax.procedures import Choice, LogUniform, Method
 
@@ -21,6 +21,28 @@ def distributions(method: Method) -> dict:
         return FloatDistribution(*dimension, log=True)
 
     return {name: convert(dimension) for name, dimension in method.space.items()}
+
+
+def point(index: int, dimensions: int) -> np.ndarray:
+    """That point of the scrambled Sobol sequence of seed 0, each coordinate in [0, 1)."""
+    return Sobol(dimensions, rng=0).random_base2(index.bit_length())[index]
+
+
+def settings_at(method: Method, position: np.ndarray) -> dict:
+    """Settings at a point of the unit cube, one coordinate for each dimension of the method's space in its order.
+
+    >>> from eupmu_jax.procedures import METHODS
+    >>> settings_at(METHODS["EUPMU budget"], np.array([0.0, 0.5, 0.5]))
+    {'learning_rate': 0.0003, 'forget_objective': 'bounded_ascent', 'allowed_rise': 0.0316}
+    """
+    settings = {}
+    for (name, dimension), share in zip(method.space.items(), position, strict=True):
+        if isinstance(dimension, Choice):
+            settings[name] = dimension.options[int(share * len(dimension.options))]
+        else:
+            value = dimension.low * (dimension.high / dimension.low) ** float(share)
+            settings[name] = float(f"{value:.3g}")
+    return settings
 
 
 def blind_score(figures: dict, original: dict) -> float:
@@ -48,24 +70,21 @@ def _address(storage):
 class Study:
     """The trials of one method on one problem, in an SQLite file that a kill cannot spoil.
 
-    Settings are drawn at random, by a sampler seeded with the method's name and the trial's number, so that a study
-    which was stopped goes on as if it had not been.
+    Its settings are `settings_at` the points of a scrambled Sobol sequence, the same for every method, so that none
+    has more luck than another, and a study which was stopped goes on as if it had not been.
     """
 
     def __init__(self, storage: Path, name: str, method: Method):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._name, self._space = optuna, name, distributions(method)
+        self._optuna, self._method, self._space = optuna, method, distributions(method)
         self._study = optuna.create_study(study_name=name, storage=_address(storage), load_if_exists=True)
         self._told = {trial.user_attrs["index"] for trial in self._study.get_trials(deepcopy=False)}
 
     def settings(self, index: int) -> dict:
         """The settings of a trial, the same whenever it is asked for."""
-        seed = int.from_bytes(hashlib.sha256(f"{self._name}/{index}".encode()).digest()[:4], "little")
-        sampler = self._optuna.samplers.RandomSampler(seed=seed)
-        study = self._optuna.create_study(sampler=sampler)
-        return study.ask(self._space).params
+        return settings_at(self._method, point(index, len(self._space)))
 
     def tell(self, index: int, settings: dict, score: float) -> None:
         """Records a trial, unless it is recorded."""
