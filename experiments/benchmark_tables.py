@@ -13,6 +13,7 @@ from eupmu_jax.runtime.relearning import Curve, area_between
 
 FOLDER = RESULTS / "classification"
 SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
+NOT_RUN = "Not run yet.\n"
 KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}
 
 
@@ -27,19 +28,21 @@ def shown() -> list[tuple[str, Design, Setting]]:
 
 
 def benchmark_tables() -> dict[str, str]:
-    """Of every setting that has rows: gaps by both ways to choose a trial, and attacks with relearning."""
-    found, made = taken(), {}
+    """Of every setting: gaps by both ways to choose a trial, and attacks with relearning."""
+    found, made, any_lines = taken(), {}, False
     for name, design, setting in shown():
         for score, suffix in (("blind", ""), ("gap", " informed")):
+            if score not in design.scores:
+                continue
             lines = summary.of(found, name, design, setting, score)
-            if score in design.scores and len(lines) > 2:
-                made[f"benchmark {name} {setting.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
-        lines = summary.of(found, name, design, setting)
-        if len(lines) > 2:
-            made[f"attacks {name} {setting.forget}"] = _attacks(lines)
-    if made:
-        made["benchmark in short"] = in_short(found)
-        made["benchmark cost"] = _cost(found)
+            unlearned = [line for line in lines if line.name not in ("original", "retrained")]
+            any_lines |= bool(unlearned)
+            table = tables.markdown(lines, len(design.seeds)) if unlearned else NOT_RUN
+            made[f"benchmark {name} {setting.forget}{suffix}"] = table
+            if score == "blind":
+                made[f"attacks {name} {setting.forget}"] = _attacks(lines) if unlearned else NOT_RUN
+    made["benchmark in short"] = in_short(found) or NOT_RUN
+    made["benchmark cost"] = _cost(found) if any_lines else NOT_RUN
     return made
 
 
