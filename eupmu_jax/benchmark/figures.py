@@ -57,10 +57,12 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
                 axis.set_title(setting.forget.replace("class:{}", "a class"))
                 panel(axis, lines)
             handles = [matplotlib.lines.Line2D([], [], color=c, label=n, lw=3) for n, c in (ANCHORS | FAMILIES).items()]
-            figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=3 if len(shown) == 1 else len(handles), frameon=False
+            )
             path = folder / f"{name}-{kind}.svg"
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Date": None})
+            figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
             written.append(path)
     return written
 
@@ -95,7 +97,7 @@ def _gaps(axis, lines):
     axis.set_yticks(range(len(methods)), [line.name for line in methods], fontsize=7)
     axis.grid(axis="y", visible=False)
     axis.set(xlim=(0, LARGEST_GAP), ylim=(-0.6, len(methods) - 0.4))
-    axis.set_xlabel("gap to the retrained model, points (line: 95 %; tick: median trial)")
+    axis.set_xlabel("gap to the retrained model, points\n(line: 95 %; tick: median trial)")
 
 
 def _relearning(axis, lines):
