@@ -118,6 +118,7 @@ def _is_finished(job, counted):
 def _run(job, place):
     work.run(job, place)
     if job.method is None:
+        # Where the rows were there, the models may not be, and two methods at once would both train them.
         for setting, seed in itertools.product(job.settings, job.seeds):
             protocol.problem(designs.design(job.design), setting, seed, place.cache)
 
