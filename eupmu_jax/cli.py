@@ -121,6 +121,8 @@ def main() -> None:
         app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
+    except ChildProcessError as error:
+        sys.exit(f"eupmu: {error}")
     except KeyboardInterrupt:
         sys.exit("eupmu: interrupted; trained models are kept, and the same command will use them")
 

@@ -12,6 +12,8 @@ from eupmu_jax.benchmark.designs import DESIGNS, Design, Setting
 from eupmu_jax.runtime.relearning import Curve, area_between
 
 FOLDER = RESULTS / "classification"
+# Some methods once more from scratch, on other seeds.
+AGAIN = RESULTS / "classification-again"
 SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
 NOT_RUN = "Not run yet.\n"
 KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}
@@ -42,6 +44,7 @@ def benchmark_tables() -> dict[str, str]:
             if score == "blind":
                 made[f"attacks {name} {setting.forget}"] = _attacks(lines) if unlearned else NOT_RUN
     made["benchmark in short"] = in_short(found) or NOT_RUN
+    made["benchmark again"] = _again(found, taken(AGAIN)) or NOT_RUN
     made["benchmark cost"] = _cost(found) if any_lines else NOT_RUN
     return made
 
@@ -93,6 +96,37 @@ def in_short(found: list[dict]) -> str:
             f"{by_trials.index(budget) + 1} (least: {np.median(by_trials[0].trials):.2f}, {by_trials[0].name})."
         )
     return "".join(textwrap.fill("- " + part, 128, subsequent_indent="  ") + "\n" for part in parts)
+
+
+def _again(first, second):
+    """The gaps of a second run on other seeds beside the intervals of the first."""
+    body, inside = [], 0
+    for name, design, setting in shown():
+        seeds = tuple(sorted({row["seed"] for row in second if row["kind"] == "run" and row["design"] == name}))
+        once = {line.name: line for line in summary.of(first, name, design, setting)}
+        for line in summary.of(second, name, design._replace(seeds=seeds), setting):
+            before = once.get(line.name)
+            if line.name == "retrained" or before is None or before.seeds != list(design.seeds):
+                continue
+            _, low, high = before.gap
+            means = np.mean(before.gaps), np.mean(line.gaps)
+            error = np.hypot(*(np.std(gaps, ddof=1) / np.sqrt(len(gaps)) for gaps in (before.gaps, line.gaps)))
+            inside += low <= means[1] <= high
+            body.append(
+                [
+                    line.name,
+                    KINDS[setting.forget],
+                    f"{means[0]:.2f}",
+                    f"{low:.2f} to {high:.2f}",
+                    f"{means[1]:.2f}",
+                    "yes" if low <= means[1] <= high else "no",
+                    f"{(means[1] - means[0]) / error:+.1f}",
+                ]
+            )
+    if not body:
+        return ""
+    head = ["", "forget", "gap", "95 %", "again", "inside", "difference in errors"]
+    return markdown(head, body) + f"\n{inside} of {len(body)} second means lie inside the first interval.\n"
 
 
 def _cost(found):

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
@@ -71,6 +72,7 @@ def run(
 
     Raises:
       ValueError: For bad arguments, or rows of another code or another process at work in `out`.
+      ChildProcessError: If one of the processes was killed; finished rows are kept.
     """
     training, unlearning = jobs(name, forget, methods, seeds)
     if other_code not in OTHER_CODE:
@@ -121,6 +123,10 @@ def _run(job, place):
         # Where the rows were there, the models may not be, and two methods at once would both train them.
         for setting, seed in itertools.product(job.settings, job.seeds):
             protocol.problem(designs.design(job.design), setting, seed, place.cache)
+    # Programs of finished jobs hold memory maps, of which a process may have only so many.
+    import jax
+
+    jax.clear_caches()
 
 
 def _in_processes(training, unlearning, place, cores, workers, console):
@@ -143,10 +149,15 @@ def _in_processes(training, unlearning, place, cores, workers, console):
                     for future in done:
                         future.result()
                         progress.advance(bar)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError(
+                    "a process of the benchmark was killed, perhaps for want of memory; finished rows are kept, and the "
+                    "same command goes on from them"
+                ) from error
             raise
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from eupmu_jax import cli, metrics
-from eupmu_jax.benchmark import designs, rows, runner
+from eupmu_jax.benchmark import designs, rows, runner, work
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
 # What two runs of the same thing may differ in.
@@ -87,6 +88,27 @@ def test_a_process_whose_run_is_killed_before_it_begins_does_not_stay(tmp_path):
     code = process.exitcode
     process.kill()
     assert code == 1
+
+
+def test_a_killed_process_is_one_line_and_loses_nothing(whole, tmp_path):
+    run = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True, env=environment(tmp_path))
+    while not rows.read(tmp_path / "rows.jsonl"):
+        assert run.poll() is None
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert said.splitlines()[-1].startswith("eupmu: a process of the benchmark was killed")
+    assert "Traceback" not in said
+    assert made(tmp_path).items() <= made(whole[0]).items()
+
+
+def test_programs_of_a_finished_job_are_let_go(monkeypatch):
+    double = jax.jit(lambda x: 2 * x)
+    monkeypatch.setattr(work, "run", lambda job, place: double(1.0))
+    runner._run(work.Job("digits", (), (0,), "fine-tuning"), None)
+    assert double._cache_size() == 0
 
 
 def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
