@@ -12,8 +12,9 @@ from eupmu_jax.report import STYLE
 
 FAMILIES = {"EUPMU": "#0b6e4f", "aggregators": "#d9822b", "other methods": "#7a5bc7"}
 ANCHORS = {"original": "#8a8f98", "retrained": "#111418"}
-# A bar beyond this gap is cut off: the methods that come near are what is compared.
-LARGEST_GAP = 15.0
+# Points up to here are drawn to scale, and on a logarithmic scale beyond: most methods are near, some very far.
+LINEAR = 1.0
+TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 WIDTH = 4.6
 
 
@@ -68,44 +69,62 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
 
 
 def _tradeoff(axis, lines):
-    """Error on the forget set against accuracy on the test set, around the retrained model."""
-    target = next(line for line in lines if line.name == "retrained")
-    point = lambda line: (line.figures["UA"], line.figures["TA"])
+    """Error on the forget set and accuracy on the test set, beyond those of the retrained model."""
+    target = next(line for line in lines if line.name == "retrained").figures
+    point = lambda line: (line.figures["UA"] - target["UA"], line.figures["TA"] - target["TA"])
     for line in lines:
         star = line.name == "retrained"
         marker, size = ("*", 220) if star else ("s", 46) if line.name == "original" else ("o", 34)
         style = {"color": color(line.name), "marker": marker, "s": size, "edgecolor": "white", "zorder": 3 + star}
         axis.scatter(*point(line), **style)
-    for line in [line for line in lines if line.name not in ANCHORS][:3]:
-        axis.annotate(line.name, point(line), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    near = [point(line) for line in lines if abs(line.figures["TA"] - target.figures["TA"]) < LARGEST_GAP]
-    axis.set_ylim(min(y for _, y in near) - 0.5, max(y for _, y in near) + 0.5)
-    axis.set(xlabel="UA: error on the forget set, %", ylabel="TA: accuracy on the test set, %")
+    methods = [line for line in lines if line.name not in ANCHORS]
+    named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
+    for index, line in enumerate(named):
+        arrow = {"arrowstyle": "-", "color": "#8a8f98", "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
+        place = {"xytext": (0.2, 0.94 - 0.06 * index), "textcoords": "axes fraction"}
+        place |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
+        axis.annotate(line.name, point(line), **place, fontsize=7, color=color(line.name), arrowprops=arrow)
+    for scale, ticks in ((axis.set_xscale, axis.set_xticks), (axis.set_yscale, axis.set_yticks)):
+        _near_and_far(scale, ticks, [*(-tick for tick in TICKS[:0:-1]), *TICKS])
+    for limits, values in zip((axis.set_xlim, axis.set_ylim), zip(*map(point, lines), strict=True), strict=True):
+        limits(min(-LINEAR, 1.3 * min(values)), max(LINEAR, 1.3 * max(values)))
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set(xlabel="UA beyond the retrained model's, points", ylabel="TA beyond the retrained model's, points")
 
 
 def _gaps(axis, lines):
     """Mean gap of every method with its interval, and a tick at the median gap of its trials."""
     methods = [line for line in lines if line.name not in ANCHORS][::-1]
     for height, line in enumerate(methods):
-        gap = min(np.nan_to_num(line.figures["gap"], nan=np.inf), LARGEST_GAP)
+        gap = np.nan_to_num(line.figures["gap"], nan=TICKS[-1])
         axis.barh(height, gap, color=color(line.name), height=0.72, alpha=1.0 if line.tied else 0.55)
-        if line.gap and line.gap.low < LARGEST_GAP:
-            axis.plot([line.gap.low, min(line.gap.high, LARGEST_GAP)], [height, height], color="#111418", lw=1.2)
+        if line.gap:
+            axis.plot([line.gap.low, line.gap.high], [height, height], color="#111418", lw=1.2)
         median = np.median(line.trials)
-        if median < LARGEST_GAP:
-            axis.plot([median, median], [height - 0.36, height + 0.36], color="#8a8f98", lw=1.6)
+        axis.plot([median, median], [height - 0.36, height + 0.36], color="#8a8f98", lw=1.6)
     axis.set_yticks(range(len(methods)), [line.name for line in methods], fontsize=7)
     axis.grid(axis="y", visible=False)
-    axis.set(xlim=(0, LARGEST_GAP), ylim=(-0.6, len(methods) - 0.4))
+    _near_and_far(axis.set_xscale, axis.set_xticks, TICKS)
+    axis.set(xlim=(0, TICKS[-1]), ylim=(-0.6, len(methods) - 0.4))
     axis.set_xlabel("gap to the retrained model, points\n(line: 95 %; tick: median trial)")
 
 
 def _relearning(axis, lines):
     """Accuracy on the forget set while retain data alone are learned: suppressed answers come back."""
+    curve = lambda line: np.mean([row["relearning"]["retain_only"]["accuracy"] for row in line.rows], axis=0)
+    target = curve(next(line for line in lines if line.name == "retrained"))
+    ends = []
     for line in reversed(lines):
-        curves = [row["relearning"]["retain_only"] for row in line.rows]
-        mean = np.mean([curve["accuracy"] for curve in curves], axis=0)
-        anchor = line.name in ANCHORS
-        bold = anchor or line.name.startswith("EUPMU")
-        axis.plot(curves[0]["step"], mean, color=color(line.name), lw=2.0 if bold else 0.8, alpha=1.0 if bold else 0.5)
-    axis.set(xlabel="steps on retain data", ylabel="accuracy on the forget set, %")
+        beyond, steps = curve(line) - target, line.rows[0]["relearning"]["retain_only"]["step"]
+        bold = line.name in ANCHORS or line.name.startswith("EUPMU")
+        axis.plot(steps, beyond, color=color(line.name), lw=2.0 if bold else 0.8, alpha=1.0 if bold else 0.5)
+        ends.extend(beyond)
+    _near_and_far(axis.set_yscale, axis.set_yticks, [*(-tick for tick in TICKS[:0:-1]), *TICKS])
+    axis.set_ylim(min(-LINEAR, 1.3 * min(ends)), max(LINEAR, 1.3 * max(ends)))
+    axis.set(xlabel="steps on retain data", ylabel="accuracy on the forget set,\nbeyond the retrained model's")
+
+
+def _near_and_far(scale, ticks, values):
+    scale("symlog", linthresh=LINEAR, linscale=1.0)
+    ticks(values, [f"{value:g}" for value in values])
+    ticks([], minor=True)
