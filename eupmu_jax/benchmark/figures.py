@@ -80,10 +80,16 @@ def _tradeoff(axis, lines):
     methods = [line for line in lines if line.name not in ANCHORS]
     named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
     for index, line in enumerate(named):
-        arrow = {"arrowstyle": "-", "color": "#8a8f98", "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
-        place = {"xytext": (0.2, 0.94 - 0.06 * index), "textcoords": "axes fraction"}
-        place |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
-        axis.annotate(line.name, point(line), **place, fontsize=7, color=color(line.name), arrowprops=arrow)
+        axis.annotate(
+            line.name,
+            point(line),
+            xytext=(0.2, 0.94 - 0.06 * index),
+            textcoords="axes fraction",
+            fontsize=7,
+            color=color(line.name),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            arrowprops={"arrowstyle": "-", "color": "#8a8f98", "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )
     for scale, ticks in ((axis.set_xscale, axis.set_xticks), (axis.set_yscale, axis.set_yticks)):
         _near_and_far(scale, ticks, [*(-tick for tick in TICKS[:0:-1]), *TICKS])
     for limits, values in zip((axis.set_xlim, axis.set_ylim), zip(*map(point, lines), strict=True), strict=True):
