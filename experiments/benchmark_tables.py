@@ -106,7 +106,7 @@ def _again(first, second):
         once = {line.name: line for line in summary.of(first, name, design, setting)}
         for line in summary.of(second, name, design._replace(seeds=seeds), setting):
             before = once.get(line.name)
-            if line.name == "retrained" or before is None or before.seeds != list(design.seeds):
+            if line.name == "retrained" or before is None or before.gap is None or line.gap is None:
                 continue
             _, low, high = before.gap
             means = np.mean(before.gaps), np.mean(line.gaps)

@@ -1,0 +1,25 @@
+"""The comparison of two runs of the benchmark, on the saved rows of the first."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+import benchmark_tables
+
+CHOSEN = ("SalUn", "EUPMU budget")
+
+
+def test_a_second_run_is_inside_the_first_intervals_unless_it_is_far_off():
+    first = [row for row in benchmark_tables.taken() if row["forget"] == "random:10%"]
+    others = [row | {"seed": row["seed"] + 5} if row["kind"] != "trial" else row for row in first]
+    others = [row for row in others if row["kind"] != "run" or row["method"] in CHOSEN]
+    far = [
+        row | {"gap": row["gap"] + 9.0} if row.get("method") == "SalUn" and row["kind"] == "run" else row
+        for row in others
+    ]
+    same, moved = (benchmark_tables._again(first, second).splitlines() for second in (others, far))
+    assert same[-1] == "3 of 3 second means lie inside the first interval."
+    assert moved[-1] == "2 of 3 second means lie inside the first interval."
+    (salun,) = [line for line in moved if line.startswith("| SalUn |")]
+    assert salun.split(" | ")[5] == "no"
