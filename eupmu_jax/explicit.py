@@ -5,6 +5,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eupmu_jax import nnls, stacked, tolerances
@@ -32,7 +33,10 @@ class UnilateralSurgeryState(NamedTuple):
 
 
 def unilateral_surgery(
-    tolerance: "chex.Numeric | optax.Schedule | tolerances.Tolerance" = 0.0, *, num_objectives: int | None = None
+    tolerance: "chex.Numeric | optax.Schedule | tolerances.Tolerance" = 0.0,
+    *,
+    num_objectives: int | None = None,
+    retain_weight: chex.Numeric = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bends the forget gradient, and only it, as little as keeps every retain loss from rising too fast.
 
@@ -43,12 +47,17 @@ def unilateral_surgery(
       d = g_0 + \sum_k \lambda_k g_k,\qquad
       \lambda = \max\!\big(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2\big) \text{ for } K = 2
 
+    With a `retain_weight` w, what is bent is the weighted sum :math:`g_0 + \sum_k w_k g_k` in place of :math:`g_0`, and
+    w is the least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. The retain losses then descend
+    where the constraints leave room, as they do not under the paper's w = 0.
+
     The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
     a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
 
     Guarantees, for the step theta <- theta - alpha * d (SGD): each retain loss rises by at most `alpha * tolerance` to
-    first order, and the forget loss descends, since <g_0, d> >= ||d||^2 for tolerances >= 0. A preconditioner that
-    follows in the chain (Adam, Muon) bends d again, and only the forget and retain gradients' span is protected.
+    first order, and the forget loss (with a `retain_weight`, the weighted sum) descends, since <g_0, d> >= ||d||^2 for
+    tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again, and only the forget and
+    retain gradients' span is protected.
 
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
     K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
@@ -71,6 +80,7 @@ def unilateral_surgery(
         array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`).
       num_objectives: K. Needed where the state must keep one shape from `init` on, as in `lax.scan`, and neither
         K = 2 nor a tolerance array tells it.
+      retain_weight: w, a number >= 0 or a `(K-1,)` array.
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args)`.
@@ -79,8 +89,8 @@ def unilateral_surgery(
       `sharding.gram_matrix`). Its state is a `UnilateralSurgeryState`.
 
     Raises:
-      ValueError: For a negative or NaN tolerance, one of the wrong length, K < 2, more than 15 constraints, or leaves
-        without a common objective axis.
+      ValueError: For a negative or NaN tolerance or weight, one of the wrong length, K < 2, more than 15 constraints,
+        or leaves without a common objective axis.
 
     >>> import optax
     >>> tx = optax.chain(unilateral_surgery(), optax.sgd(1.0))
@@ -91,7 +101,7 @@ def unilateral_surgery(
     ([-0.0, -1.0], [1.0])
     """
     rule = tolerances.as_tolerance(tolerance)
-    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    fixed = count_fixed(num_objectives, rule, retain_weight)
     if fixed is not None:
         check_count(fixed, fixed)
 
@@ -111,7 +121,7 @@ def unilateral_surgery(
         k = stacked.count_objectives(updates, params)
         check_count(k, fixed)
         gram = (gram_fn or stacked.gram_matrix)(updates)
-        weights, finite, state = solve(rule, gram, state, stacked.check_losses(losses, k), levels)
+        weights, finite, state = solve(rule, gram, state, stacked.check_losses(losses, k), levels, retain_weight)
         direction = stacked.combine(updates, weights, params)
         return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction), state
 
@@ -124,6 +134,7 @@ def solve(
     state: UnilateralSurgeryState,
     losses: chex.Array | None,
     levels: chex.Array | None,
+    retain_weight: chex.Numeric = 0.0,
 ) -> tuple[chex.Array, chex.Array, UnilateralSurgeryState]:
     """All of a surgery but the gradients: from their Gram matrix `(K, K)` the weights of the rows, `(K,)`.
 
@@ -137,7 +148,10 @@ def solve(
     finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
     if losses is not None:
         finite &= jnp.all(jnp.isfinite(losses))
-    multipliers = nnls.solve_multipliers(jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype)), epsilon)
+    safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
+    base = jnp.broadcast_to(jnp.asarray(retain_weight, gram.dtype), (k - 1,))
+    # What the weighted retain gradients do for each constraint is as good as that much more tolerance.
+    multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base, axis=1))
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
 
     new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
@@ -157,6 +171,18 @@ def solve(
             nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
         ),
     )
+
+
+def count_fixed(num_objectives: int | None, rule: tolerances.Tolerance, retain_weight: chex.Numeric) -> int | None:
+    """K as far as the arguments of a surgery tell it, or None; raises `ValueError` where they cannot be."""
+    if np.ndim(retain_weight) > 1:
+        raise ValueError(f"retain_weight: got shape {np.shape(retain_weight)}, expected a number or one per constraint")
+    if not isinstance(retain_weight, jax.core.Tracer):
+        values = np.asarray(retain_weight)
+        if not (np.all(values >= 0) and np.all(np.isfinite(values))):
+            raise ValueError(f"retain_weight: got {retain_weight}, expected finite numbers >= 0")
+    given = np.size(retain_weight) if np.ndim(retain_weight) else None
+    return tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, given)
 
 
 def fit(state: UnilateralSurgeryState, num_objectives: int) -> UnilateralSurgeryState:

@@ -177,8 +177,8 @@ def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | N
     for length in num_constraints:
         if length is not None and num_objectives is not None and length != num_objectives - 1:
             raise ValueError(
-                f"tolerance or initial_multiplier: got {length} values, expected {num_objectives - 1}: one for each "
-                "retain constraint"
+                f"tolerance, retain_weight or initial_multiplier: got {length} values, expected {num_objectives - 1}: "
+                "one for each retain constraint"
             )
         if length is not None:
             num_objectives = length + 1

@@ -41,6 +41,7 @@ def two_pass(
     has_aux: bool = False,
     mode: str = "vmap",
     num_objectives: int | None = None,
+    retain_weight: chex.Numeric = 0.0,
     shardings: chex.ArrayTree | None = None,
 ) -> TwoPass:
     r"""The step of `unilateral_surgery` followed by `inner`, without ever holding two gradients.
@@ -73,7 +74,7 @@ def two_pass(
       inner: The optimizer behind the surgery, such as `optax.adam(1e-4)`; it sees the bent gradient.
       mode: As in `scalarized_value_and_grad`, for the second pass. With batches of equal shapes `"vmap"` sums the
         gradient as it goes; batches of different sizes have a gradient each before the sum.
-      tolerance, num_objectives: As in `unilateral_surgery`.
+      tolerance, num_objectives, retain_weight: As in `unilateral_surgery`.
       shardings: On a mesh, the parameters' `NamedSharding`s, where every gradient is kept too.
 
     Returns:
@@ -89,9 +90,9 @@ def two_pass(
     >>> w.tolist(), state.surgery_state.multipliers.tolist()
     ([0.5], [1.0])
     """
-    surgery = explicit.unilateral_surgery(tolerance, num_objectives=num_objectives)
+    surgery = explicit.unilateral_surgery(tolerance, num_objectives=num_objectives, retain_weight=retain_weight)
     rule = tolerances.as_tolerance(tolerance)
-    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    fixed = explicit.count_fixed(num_objectives, rule, retain_weight)
     inner = optax.with_extra_args_support(inner)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
@@ -101,7 +102,7 @@ def two_pass(
     def step(params, state, batches, *args, levels=None):
         explicit.check_count(Objectives(loss, batches, args).count, fixed, "batches")
         losses, gram = _losses_and_gram(loss, params, batches, args, has_aux, place)
-        weights, finite, surgery_state = explicit.solve(rule, gram, state.surgery_state, losses, levels)
+        weights, finite, surgery_state = explicit.solve(rule, gram, state.surgery_state, losses, levels, retain_weight)
         multipliers = jnp.where(finite, weights[1:], 0)
         value, direction = value_and_grad(params, _after(batches, multipliers), multipliers, *args)
         direction = place(direction)

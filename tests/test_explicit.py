@@ -19,9 +19,10 @@ VECTORS = [
 
 
 @jax.jit
-def surgery(grads, tolerance=0.0):
+def surgery(grads, tolerance=0.0, retain_weight=0.0):
     """Direction and multipliers; compiled once for each shape of the gradients."""
-    tx = unilateral_surgery(tolerance, num_objectives=len(jax.tree.leaves(grads)[0]))
+    num_objectives = len(jax.tree.leaves(grads)[0])
+    tx = unilateral_surgery(tolerance, num_objectives=num_objectives, retain_weight=retain_weight)
     params = jax.tree.map(lambda leaf: leaf[0], grads)
     direction, state = tx.update(grads, tx.init(params), params)
     return direction, state.multipliers
@@ -99,6 +100,29 @@ def test_a_losses_reading_tolerance_needs_losses():
     tx = unilateral_surgery(tolerances.budget(1.0, 1.0))
     with pytest.raises(ValueError, match=r"losses: got None.*budget"):
         tx.update(jnp.ones((2, 3)), tx.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize(("retain", "forget", "multiplier", "tolerant_multiplier"), [(*v[:3], v[4]) for v in VECTORS])
+def test_a_retain_weight_is_the_least_multiplier(retain, forget, multiplier, tolerant_multiplier, weight):
+    grads = jnp.array([forget, retain], jnp.float32)
+    for tolerance, expected in ((0.0, multiplier), (0.5, tolerant_multiplier)):
+        d, multipliers = surgery(grads, tolerance, weight)
+        np.testing.assert_allclose(multipliers, [max(weight, expected)], atol=1e-6)
+        np.testing.assert_allclose(d, grads[0] + max(weight, expected) * grads[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), np.array([0.1, -0.1]), np.zeros((2, 2))])
+def test_impossible_retain_weights_are_refused(weight):
+    with pytest.raises(ValueError, match="retain_weight: got"):
+        unilateral_surgery(retain_weight=weight)
+
+
+def test_retain_weights_tell_the_number_of_objectives():
+    tx = unilateral_surgery(retain_weight=np.array([1.0, 2.0]))
+    chex.assert_shape(tx.init(jnp.ones(2)).gram, (3, 3))
+    with pytest.raises(ValueError, match=r"retain_weight.*got 2 values, expected 1"):
+        unilateral_surgery(num_objectives=2, retain_weight=np.ones(2))
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), np.array([0.1, -0.1]), np.zeros((2, 2))])
@@ -262,6 +286,20 @@ def test_a_parallel_constraint_does_not_matter(seed, scale):
     d, _ = surgery(grads)
     again, _ = surgery(jnp.concatenate([grads, scale * grads[1:2]]))
     np.testing.assert_allclose(again, d, atol=1e-5 * norm(grads[0]))
+
+
+@every_k
+@given(seeds, exponents, tolerance_shares, st.sampled_from([0.1, 1.0, 10.0]))
+def test_with_a_retain_weight_what_is_bent_is_the_weighted_sum(k, seed, exponent, share, largest):
+    grads = rows(k, seed, exponent, exponent)
+    weights = largest * np.random.default_rng(seed).uniform(size=k - 1).astype(np.float32)
+    tolerance = share * norm(grads[1:]).min() * norm(grads[0])
+    weighted = grads.at[0].add(weights @ grads[1:])
+    expected, extra = surgery(weighted, tolerance)
+    d, multipliers = surgery(grads, tolerance, weights)
+    np.testing.assert_allclose(d, expected, atol=1e-5 * norm(grads[0]) + 1e-5 * weights @ norm(grads[1:]))
+    np.testing.assert_allclose(multipliers, weights + extra, rtol=1e-3, atol=1e-3)
+    assert np.all(multipliers >= weights)
 
 
 @every_k

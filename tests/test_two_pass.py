@@ -48,13 +48,13 @@ def adam():
     return optax.adam(0.02, eps=1e-4)
 
 
-def both(loss, tolerance=0.0, *, k=2, inner=None, **options):
+def both(loss, tolerance=0.0, *, k=2, inner=None, retain_weight=0.0, **options):
     """`(init, step)` of explicit surgery and of `two_pass`."""
     inner = inner or adam()
-    chain = optax.chain(unilateral_surgery(tolerance, num_objectives=k), inner)
+    chain = optax.chain(unilateral_surgery(tolerance, num_objectives=k, retain_weight=retain_weight), inner)
     return (
         (chain.init, explicit_step(loss, chain, **options)),
-        tuple(two_pass(loss, inner, tolerance, num_objectives=k, **options)),
+        tuple(two_pass(loss, inner, tolerance, num_objectives=k, retain_weight=retain_weight, **options)),
     )
 
 
@@ -104,6 +104,13 @@ def test_twenty_steps_are_those_of_explicit_surgery(sizes, tolerance):
     k = len(sizes)
     weights = assert_same_steps(both(loss, TOLERANCES[tolerance](k), k=k), make_params(), make_batches(*sizes))
     assert (weights.max(axis=0) > 0.01).sum() >= min(k - 1, 2)
+
+
+@pytest.mark.parametrize("weight", [0.05, np.array([0.02, 0.2], np.float32)], ids=str)
+def test_retain_weights_are_those_of_explicit_surgery(weight):
+    multipliers = assert_same_steps(both(loss, k=3, retain_weight=weight), make_params(), make_batches(24, 16, 40))
+    assert np.all(multipliers >= weight)
+    assert np.any(multipliers > weight + 0.01)
 
 
 @pytest.mark.parametrize(("mode", "sizes"), [("vmap", (24, 24)), ("unroll", (24, 24)), ("vmap", (24, 40))], ids=str)
@@ -227,6 +234,8 @@ def test_the_number_of_objectives_need_not_be_known_from_the_start():
         ({"tolerance": jnp.zeros(3)}, (4, 4), r"^batches: got 2 objectives, expected 4"),
         ({}, (4,) * 17, r"^batches: got 17 objectives, expected at most 16"),
         ({"tolerance": -1.0}, (4, 4), r"^tolerance: got -1.0"),
+        ({"retain_weight": -1.0}, (4, 4), r"^retain_weight: got -1.0"),
+        ({"retain_weight": np.ones(3)}, (4, 4), r"^batches: got 2 objectives, expected 4"),
         ({"mode": "pmap"}, (4, 4), r"^mode: got 'pmap'"),
         ({"tolerance": tolerances.budget(1.0, 1.0)}, (4,), r"^batches: "),
     ],

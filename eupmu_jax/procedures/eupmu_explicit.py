@@ -47,9 +47,13 @@ def eupmu_explicit(problem, settings) -> Procedure:
 
     Its tolerance is a barrier on the level (`tolerances.budget`), read on each minibatch.
     """
-    rate = BARRIER_RATE[settings.get("optimizer", "sgd")] / settings["learning_rate"]
-    limit = problem.retain_loss + settings["allowed_rise"]
-    return stacked_descent(problem, settings, unilateral_surgery(tolerances.budget(limit, rate)))
+    return stacked_descent(problem, settings, unilateral_surgery(barrier(problem, settings)))
+
+
+def barrier(problem, settings, firmness: float = 1.0) -> tolerances.Tolerance:
+    """The budget of `allowed_rise` nats above the original model's loss, at `firmness` times `BARRIER_RATE`."""
+    rate = firmness * BARRIER_RATE[settings.get("optimizer", "sgd")] / settings["learning_rate"]
+    return tolerances.budget(problem.retain_loss + settings["allowed_rise"], rate)
 
 
 _PASSES = "1F 1B forget and retain, stacked"
