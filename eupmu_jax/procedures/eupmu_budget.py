@@ -10,8 +10,8 @@ from eupmu_jax.feasibility import furthest_feasible
 from eupmu_jax.procedures.eupmu_explicit import ALLOWED_RISE, PAPER, barrier, stacked_descent
 from eupmu_jax.procedures.procedure import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
 
-# Least multiplier. Without it the surgery leaves the retain loss alone as long as that is below its limit, so that nothing
-# is repaired where the forget loss is at its bound already.
+# Least multiplier. Without it the surgery leaves the retain loss alone as long as that is below its limit, so that
+# nothing is repaired where the forget loss is at its bound already.
 RETAIN_WEIGHT = 1.5
 # A firm barrier answers the noise of minibatches with steps of retain gradient alone. A soft one leaves more steps to
 # the forget gradient, and what it lets pass the measured end takes back.
