@@ -88,12 +88,17 @@ def in_short(found: list[dict]) -> str:
         if budget is None:
             continue
         by_trials = sorted(lines, key=lambda line: np.median(line.trials))
-        tied = ", tied with it" if budget.tied and budget is not lines[0] else ""
+        number, least = lines.index(budget) + 1, f"{lines[0].figures['gap']:.2f} ({lines[0].name})"
+        if number == 1:
+            second = f"{lines[1].figures['gap']:.2f} ({lines[1].name}{', tied with it' if lines[1].tied else ''})"
+            place = f"EUPMU with a budget has the least gap, {budget.figures['gap']:.2f}, before {second}"
+        else:
+            tied = ", tied with it" if budget.tied else ""
+            place = f"the least gap is {least}; EUPMU with a budget is number {number} with {budget.figures['gap']:.2f}{tied}"
         parts.append(
-            f"{name}, {KINDS[setting.forget]}, {len(lines)} methods: the least gap is {lines[0].figures['gap']:.2f} "
-            f"({lines[0].name}); EUPMU with a budget is number {lines.index(budget) + 1} with "
-            f"{budget.figures['gap']:.2f}{tied}; its median over all trials is {np.median(budget.trials):.2f}, number "
-            f"{by_trials.index(budget) + 1} (least: {np.median(by_trials[0].trials):.2f}, {by_trials[0].name})."
+            f"{name}, {KINDS[setting.forget]}, {len(lines)} methods: {place}; its median over all trials is "
+            f"{np.median(budget.trials):.2f}, number {by_trials.index(budget) + 1} (least: "
+            f"{np.median(by_trials[0].trials):.2f}, {by_trials[0].name})."
         )
     return "".join(textwrap.fill("- " + part, 128, subsequent_indent="  ") + "\n" for part in parts)
 
