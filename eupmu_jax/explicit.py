@@ -48,8 +48,8 @@ def unilateral_surgery(
       \lambda = \max\!\big(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2\big) \text{ for } K = 2
 
     With a `retain_weight` w, what is bent is the weighted sum :math:`g_0 + \sum_k w_k g_k` in place of :math:`g_0`, and
-    w is the least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. The retain losses then descend
-    where the constraints leave room, as they do not under the paper's w = 0.
+    w is the least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. Then the retain losses are
+    minimised too; with w = 0, as in the paper, they are only kept from rising.
 
     The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
     a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
@@ -61,6 +61,8 @@ def unilateral_surgery(
 
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
     K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
+
+    With a `retain_weight`, read the weighted sum for g_0, and w for a multiplier of 0:
 
     ==================================  ==============================================================
     rows                                result

@@ -88,13 +88,14 @@ def in_short(found: list[dict]) -> str:
         if budget is None:
             continue
         by_trials = sorted(lines, key=lambda line: np.median(line.trials))
-        number, least = lines.index(budget) + 1, f"{lines[0].figures['gap']:.2f} ({lines[0].name})"
+        number, gap = lines.index(budget) + 1, f"{budget.figures['gap']:.2f}"
         if number == 1:
             second = f"{lines[1].figures['gap']:.2f} ({lines[1].name}{', tied with it' if lines[1].tied else ''})"
-            place = f"EUPMU with a budget has the least gap, {budget.figures['gap']:.2f}, before {second}"
+            place = f"EUPMU with a budget has the least gap, {gap}, before {second}"
         else:
+            least = f"{lines[0].figures['gap']:.2f} ({lines[0].name})"
             tied = ", tied with it" if budget.tied else ""
-            place = f"the least gap is {least}; EUPMU with a budget is number {number} with {budget.figures['gap']:.2f}{tied}"
+            place = f"the least gap is {least}; EUPMU with a budget is number {number} with {gap}{tied}"
         parts.append(
             f"{name}, {KINDS[setting.forget]}, {len(lines)} methods: {place}; its median over all trials is "
             f"{np.median(budget.trials):.2f}, number {by_trials.index(budget) + 1} (least: "

@@ -55,6 +55,8 @@ TABLE = {
     "float": Row(2, lambda tolerance=0.1: unilateral_surgery(tolerance)),
     "array": Row(2, lambda tolerance=0.1: unilateral_surgery(jnp.array([tolerance]))),
     "array of 4": Row(4, lambda tolerance=0.1: unilateral_surgery(jnp.array([0.0, 1.0, 2.0]) * tolerance)),
+    "retain weight": Row(2, lambda retain_weight=0.5: unilateral_surgery(0.1, retain_weight=retain_weight)),
+    "retain weights": Row(4, lambda: unilateral_surgery(0.1, retain_weight=np.array([0.1, 0.0, 2.0]))),
     "schedule": Row(2, lambda: unilateral_surgery(optax.linear_schedule(0.0, 1.0, 10))),
     "relative": Row(2, lambda share=0.1: unilateral_surgery(tolerances.relative(share))),
     "budget": Row(2, lambda limit=2.0, rate=3.0: unilateral_surgery(tolerances.budget(limit, rate))),
