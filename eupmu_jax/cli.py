@@ -97,10 +97,11 @@ def benchmark(
 
     console = Console()
     command = shlex.join(["eupmu", *sys.argv[1:]])
+    chosen = list(forget), list(methods), list(seeds)
+    runner.jobs(design, *chosen)  # raises what is wrong with them
     if run:
-        chosen = list(forget), list(methods), list(seeds)
         runner.run(design, *chosen, out, command, console, workers=workers, other_code=other_code)
-    tables.show(design, out, show, console)
+    tables.show(design, out, show, console, forget)
     figures.draw(design, out)
 
 

@@ -1,5 +1,6 @@
 """Tables of a benchmark, from rows: for the terminal, as Markdown, as LaTeX; and the table of all methods."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def latex(lines: list[summary.Line], seeds: int) -> str:
     return "\n".join([*rule, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def show(name: str, out: Path, form: str, console: Console) -> None:
+def show(name: str, out: Path, form: str, console: Console, forget: Collection[str] = ()) -> None:
     """Prints the tables of a design from the rows in `out`, chosen blindly and with the retrained model in view.
 
     Args:
@@ -71,12 +72,16 @@ def show(name: str, out: Path, form: str, console: Console) -> None:
       out: Folder of `rows.jsonl`.
       form: "terminal", "markdown" or "latex".
       console: Where they go.
+      forget: Forget sets of the design; all if it is empty.
     """
     design = designs.design(name)
-    taken, codes = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
-    if not any(row["design"] == name for row in taken):
-        console.print(f"no rows of {name} in {out}")
+    found = [row for row in rows.read(out / "rows.jsonl") if row["design"] == name]
+    if forget:
+        found = [row for row in found if row["forget"] in forget]
+    if not found:
+        console.print(f"no rows of {', '.join([name, *forget])} in {out}", highlight=False)
         return
+    taken, codes = summary.one_state(found, rows.code())
     for setting in design.settings:
         for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
             lines = summary.of(taken, name, design, setting, score)

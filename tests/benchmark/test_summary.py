@@ -128,6 +128,20 @@ def test_a_narrow_terminal_shows_less_and_cuts_nothing(tmp_path, monkeypatch):
     assert all(len(line) <= 80 for line in printed.splitlines())
 
 
+def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN)
+    for row in make():
+        rows.append(tmp_path / "rows.jsonl", row)
+
+    def shown(*forget):
+        console = Console(width=140, file=io.StringIO())
+        tables.show(NAME, tmp_path, "terminal", console, forget)
+        return console.file.getvalue()
+
+    assert shown(DESIGN.settings[0].forget, "class:{}") == shown()
+    assert "no rows of digits, class:{} in" in shown("class:{}")
+
+
 def test_no_rows_is_said(tmp_path):
     console = Console(file=io.StringIO())
     tables.show(NAME, tmp_path, "terminal", console)
