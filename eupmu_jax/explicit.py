@@ -49,7 +49,7 @@ def unilateral_surgery(
 
     With a `retain_weight` w, what is bent is the weighted sum :math:`g_0 + \sum_k w_k g_k` in place of :math:`g_0`, and
     w is the least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. Then the retain losses are
-    minimised too; with w = 0, as in the paper, they are only kept from rising.
+    minimised too; with w = 0, as in the paper, they are only kept from rising too fast.
 
     The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
     a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
