@@ -82,13 +82,14 @@ class _ResNet(nnx.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         *,
+        stem_stride: int = 1,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels = self.widths[0]
-        self.conv = _conv(in_channels, channels, **options)
+        self.conv = _conv(in_channels, channels, strides=stem_stride, **options)
         self.norm = _norm(channels, **options)
         self.blocks: nnx.List[ResidualBlock] = nnx.List()
         for out_channels in self.widths:
@@ -122,6 +123,7 @@ class ResNet20(_ResNet):
     Args:
       num_classes: Number of logits.
       in_channels: Channels of the images.
+      stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
       dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
       param_dtype: Of the parameters.
       rngs: Source of the keys of the parameters.
@@ -145,6 +147,7 @@ class ResNet8(_ResNet):
     Args:
       num_classes: Number of logits.
       in_channels: Channels of the images.
+      stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
       dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
       param_dtype: Of the parameters.
       rngs: Source of the keys of the parameters.
@@ -167,6 +170,7 @@ class ResNet18(_ResNet):
     Args:
       num_classes: Number of logits.
       in_channels: Channels of the images.
+      stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
       dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
       param_dtype: Of the parameters.
       rngs: Source of the keys of the parameters.

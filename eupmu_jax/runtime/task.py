@@ -42,6 +42,7 @@ MODELS: dict[str, Callable] = {
     "cnn": lambda shape, classes, rngs: SmallCNN(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
     "narrow-cnn": lambda shape, classes, rngs: SmallCNN(classes, (16, 32, 64), shape[2], shape[0], rngs=rngs),
     "resnet8": lambda shape, classes, rngs: ResNet8(classes, shape[2], rngs=rngs),
+    "resnet8-stride2": lambda shape, classes, rngs: ResNet8(classes, shape[2], stem_stride=2, rngs=rngs),
     "resnet18": lambda shape, classes, rngs: ResNet18(classes, shape[2], rngs=rngs),
     "vgg16": lambda shape, classes, rngs: VGG16(classes, shape[2], rngs=rngs),
     "vit": lambda shape, classes, rngs: ViT(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),

@@ -2,6 +2,7 @@ import doctest
 import importlib
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,14 @@ def test_resnet18_projects_where_shapes_change_and_only_there():
         (1, 1, 256, 512),
     ]
     assert [block.stride for block in model.blocks] == [1, 1, 2, 1, 2, 1, 2, 1]
+
+
+def test_a_strided_stem_has_every_second_pixel_of_one_without_stride():
+    strided, whole = (ResNet8(10, 1, stem_stride=stride, rngs=nnx.Rngs(0)) for stride in (2, 1))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 28, 28, 1)), jnp.float32)
+    chex.assert_trees_all_equal(nnx.state(strided, nnx.Param), nnx.state(whole, nnx.Param))
+    np.testing.assert_allclose(strided.conv(x), whole.conv(x)[:, ::2, ::2], rtol=1e-5, atol=1e-5)
+    assert strided(x).shape == (2, 10)
 
 
 def test_a_projecting_block_is_two_branches_added():
