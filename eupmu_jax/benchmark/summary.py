@@ -50,7 +50,7 @@ def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str
     rows = [row for row in rows if all(row[field] == value for field, value in mine.items())]
     lines = []
     for model in ("original", "retrained"):
-        found = [row for row in rows if row.get("model") == model and row["seed"] in design.seeds]
+        found = [row for row in rows if row.get("model") == model and row["seed"] != design.tuning_seed]
         if found:
             lines.append(_line(model, found, []))
     unlearned = []

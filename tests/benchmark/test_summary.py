@@ -49,6 +49,17 @@ def test_methods_come_by_their_mean_gap_with_interval_and_ties():
     assert best.seeds == [0, 1, 2]
 
 
+def test_other_seeds_than_the_design_s_are_shown_with_their_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "code", lambda: "now")
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN)
+    for row in make():
+        rows.append(tmp_path / "rows.jsonl", row if row["kind"] == "trial" else row | {"seed": row["seed"] + 5})
+    lines = of(rows.read(tmp_path / "rows.jsonl"))
+    assert list(lines) == list(of(make()))
+    assert all(line.seeds == [5, 6, 7] for line in lines.values())
+    assert len(figures.draw(NAME, tmp_path)) == 3
+
+
 def test_the_score_chooses_the_trial():
     blind, informed = of(make()), of(make(), "gap")
     assert informed["SalUn"].figures["gap"] == pytest.approx(blind["SalUn"].figures["gap"] + 1)
