@@ -25,8 +25,8 @@ def scrub(problem, settings) -> Procedure:
     alpha = 0.001 (0.5 on small sets). Here there is no momentum, which would carry ascent into the descent.
 
     A step pays for one branch alone: student forwards and backwards and teacher forwards on one of the two batches; the
-    cost is the average over the run. On CPU XLA is slow at the gradients of convolutions inside a branch: one of
-    ResNet-8 took 3.8 times as long as without.
+    cost is the average over the run. On CPU XLA is slow at the gradients of convolutions inside a branch, so
+    that the share of time is well above that of passes.
 
     Failure cases: D has no bound, so long or large ascent ruins the model beyond repair. Its gradient is zero where
     student and teacher agree: the first max-step does nothing, and forgetting starts from what a min-step has moved.

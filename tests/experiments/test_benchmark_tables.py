@@ -43,3 +43,14 @@ def test_the_summary_says_where_the_budget_stands():
     assert last[2] != first[2]
     assert last[3] == "99.00 (38)"
     assert first[5:] == last[5:]
+
+
+def test_what_the_readme_says_of_the_budget_is_in_the_rows():
+    found = benchmark_tables.taken()
+    runs = [row for row in found if row["kind"] == "run" and row["method"] == "EUPMU budget"]
+    stuck = [row for row in runs if row["design"] == "fashion_mnist-resnet" and row["forget"] == "random:50%"]
+    assert len(stuck) == 5
+    assert max(abs(row["rise"]) for row in stuck) < 1e-4
+    table = benchmark_tables.in_short(found).splitlines()[2:8]
+    leads = [line.split(" | ")[0] for line in table if "*" in line.split(" | ")[3]]
+    assert leads == ["| small CNN, 10 % at random", "| ResNet, 10 % at random"]
