@@ -3,6 +3,7 @@
 "Descent" in the methods' own words is that of `descent`: SGD or Adam, clipped, with a learning rate that falls to 0.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ class Problem(NamedTuple):
       num_forget, num_retain: Sizes of the two sets.
       steps: Optimizer steps of the run.
       retain_loss: The original model's mean cross-entropy over the whole retain set, in nats.
+      passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
     """
 
     apply: Callable[[chex.ArrayTree, chex.Array], chex.Array]
@@ -59,6 +61,7 @@ class Problem(NamedTuple):
     num_retain: int
     steps: int
     retain_loss: chex.Numeric
+    passes: float = math.inf
 
 
 class Cost(NamedTuple):

@@ -1,5 +1,6 @@
 """Runs one unlearning method on a classifier, and watches it."""
 
+import bisect
 import functools
 import time
 from collections.abc import Callable
@@ -48,13 +49,25 @@ def affordable_steps(method: str, settings: procedures.Settings, plan: Plan, tas
 
     A plain step passes both batches once forward and once backward. A backward pass counts as two forward passes;
     passes before the first and after the last step count too.
+
+    Raises:
+      ValueError: For an unknown method, settings that it lacks, or a plan that does not pay for one step.
     """
     problem, sizes = _problem(task, plan)
-    cost = procedures.method(method).make(problem, settings).cost
-    passes = zip(cost.forward, cost.backward, sizes, strict=True)
-    each = sum((forward + 2 * backward) * size for forward, backward, size in passes)
-    left = 3 * plan.steps * sum(sizes) - (cost.outside_forward + 2 * cost.outside_backward)
-    return plan.steps if not each else int(max(1, min(plan.steps, left // each)))
+
+    def passes(steps):
+        cost = procedures.method(method).make(problem._replace(steps=steps), settings).cost
+        batches = zip(cost.forward, cost.backward, sizes, strict=True)
+        each = sum((forward + 2 * backward) * size for forward, backward, size in batches)
+        return steps * each + cost.outside_forward + 2 * cost.outside_backward
+
+    steps = bisect.bisect_right(range(1, plan.steps + 1), problem.passes, key=passes)
+    if not steps:
+        raise ValueError(
+            f"plan: got {plan.steps} steps of {sizes[0]} + {sizes[1]} examples, which are {problem.passes} passes, "
+            f"expected at least {passes(1):g}, which {method} makes with a single step"
+        )
+    return steps
 
 
 class Run(NamedTuple):
@@ -107,7 +120,7 @@ def run_method(
       The run. Parameters that a step made non-finite are not hidden: the caller sees them in the losses.
 
     Raises:
-      ValueError: For an unknown method, or settings that it lacks.
+      ValueError: For an unknown method, settings that it lacks, or a plan that does not pay for its preparation.
     """
     images, labels = task.images, task.labels
     forget_ids, retain_ids = task.split.forget_ids, task.split.retain_ids
@@ -190,8 +203,11 @@ def run_method(
 def _problem(task, plan):
     """The problem without its retain loss, and the sizes of the batches."""
     counts = len(task.split.forget_ids), len(task.split.retain_ids)
-    problem = procedures.Problem(task.apply, task.fresh_params, task.dataset.num_classes, *counts, plan.steps, 0.0)
-    return problem, (min(plan.forget_batch, counts[0]), min(plan.retain_batch, counts[1]))
+    sizes = min(plan.forget_batch, counts[0]), min(plan.retain_batch, counts[1])
+    passes = 3 * plan.steps * sum(sizes)
+    known = task.apply, task.fresh_params, task.dataset.num_classes, *counts
+    problem = procedures.Problem(*known, plan.steps, retain_loss=0.0, passes=passes)
+    return problem, sizes
 
 
 def _nothing(*_):

@@ -10,6 +10,7 @@ from eupmu_jax import objectives
 from eupmu_jax.models import conv2d
 from eupmu_jax.procedures.influence import curvature_product, influence, removal_step
 from eupmu_jax.procedures.whole_set import mean_gradient
+from eupmu_jax.runtime import task
 
 DAMPING = 0.01
 
@@ -86,6 +87,47 @@ def test_the_step_is_the_exact_solution(data, kind):
     expected = np.linalg.solve(matrix, 50 / 450 * (gradients[0] - gradients[1]))
     step = removal_step(linear, params, forget, retain, 50 / 450, DAMPING, curvature=kind, iterations=200)
     np.testing.assert_allclose(step.ravel(), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_the_first_iteration_is_the_exact_step_along_the_gradient_for_many_images():
+    """XLA on CPU makes garbage of it where the iterations start from a constant zero."""
+    model = task.functions("narrow-cnn", (28, 28, 1), 10)
+    params = model.fresh_params(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (900, 28, 28, 1))
+    everything = {"images": images, "labels": jnp.arange(900) % 10}
+    forget, retain = part(everything, 0, 450), part(everything, 450, 900)
+    gradients = [mean_gradient(model.apply, params, p) for p in (forget, retain)]
+    change = jax.tree.map(lambda f, r: 0.5 * (f - r), *gradients)
+    chunked = {name: array[None] for name, array in retain.items()}
+    product = curvature_product(model.apply, params, chunked, change)
+    change, product = ravel_pytree(change)[0], ravel_pytree(product)[0]
+    length = change @ change / (change @ product + DAMPING * change @ change)
+    step = removal_step(model.apply, params, forget, retain, 0.5, DAMPING, iterations=1)
+    np.testing.assert_allclose(ravel_pytree(step)[0], length * change, atol=1e-4 * jnp.abs(length * change).max())
+
+
+def test_short_of_passes_it_iterates_less_over_fewer_examples(problem):
+    settings = {"learning_rate": 1.0, "damping": 0.01, "curvature": "gauss_newton"}
+    known = problem.problem
+    products = lambda iterations: 3 + 5 * (iterations + 1)
+    everything = 3 * known.num_forget + min(1_000, known.num_retain) * products(15)
+    step = lambda passes: influence(known._replace(steps=1, passes=passes), settings)
+    spent = lambda passes: step(passes).cost.outside_forward + 2 * step(passes).cost.outside_backward
+    assert spent(jnp.inf) == spent(everything) == everything
+    fewer = 3 * known.num_forget + 103 * products(5)
+    assert spent(fewer) == 3 * known.num_forget + 100 * products(5)
+    key = jax.random.key(0)
+    ids = jax.random.permutation(key, known.num_retain)[:100]
+    retain = {name: array[ids] for name, array in problem.retain.items()}
+    share = known.num_forget / (known.num_forget + known.num_retain)
+    chex.assert_trees_all_equal(
+        step(fewer).prepare(problem.params, problem.forget, problem.retain, key),
+        removal_step(known.apply, problem.params, problem.forget, retain, share, 0.01, iterations=5),
+    )
+    least = 3 * known.num_forget + 4 * products(5)
+    assert spent(least) == least
+    with pytest.raises(ValueError, match=f"^passes: got {least - 1}, expected at least {least}, of which the gradient"):
+        step(least - 1)
 
 
 def test_removing_points_from_logistic_regression_approximates_retraining(data):
