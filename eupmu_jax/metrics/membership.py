@@ -136,4 +136,6 @@ def _attack(members, non_members, targets, seed, shadow_size):
         return UNDECIDED
     as_rows = lambda values: np.reshape(values, (len(values), -1))
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(as_rows(shadows), np.repeat([1, 0], size))
-    return 100 * float(np.mean(attack.predict(as_rows(targets)) == 0))
+    # Each value once: predictions take longer than anything else here, and correctness has but two values.
+    values, counts = np.unique(as_rows(targets), axis=0, return_counts=True)
+    return 100 * float(counts[attack.predict(values) == 0].sum() / len(targets))

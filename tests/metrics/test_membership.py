@@ -53,6 +53,11 @@ def test_the_attack_by_confidence_is_the_one_of_the_papers():
     assert svc_attack("confidence", members, strangers, forget, seed=3) == svc_confidence_attack(*parts, seed=3)
 
 
+def test_targets_that_are_alike_count_each():
+    members, strangers = np.full(9, 0.99), np.full(9, 0.3)
+    assert svc_confidence_attack(members, strangers, np.repeat([0.98, 0.31, 0.97], [3, 2, 3])) == 25.0
+
+
 def test_the_larger_set_is_cut_to_the_smaller_in_random_order():
     # An index-ordered cut would take the confident half alone and call every doubtful member a stranger.
     members = np.concatenate([np.full(500, 0.999), np.full(500, 0.5)])
