@@ -7,6 +7,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import benchmark_tables
 
+from eupmu_jax.benchmark import designs
+from eupmu_jax.procedures import METHODS
+
 CHOSEN = ("SalUn", "EUPMU budget")
 
 
@@ -54,3 +57,12 @@ def test_what_the_readme_says_of_the_budget_is_in_the_rows():
     table = benchmark_tables.in_short(found).splitlines()[2:8]
     leads = [line.split(" | ")[0] for line in table if "*" in line.split(" | ")[3]]
     assert leads == ["| small CNN, 10 % at random", "| ResNet, 10 % at random"]
+
+
+def test_no_run_makes_more_passes_than_plain_steps():
+    runs = [row for row in benchmark_tables.taken() if row["kind"] == "run"]
+    assert {row["method"] for row in runs} == set(METHODS)
+    for row in runs:
+        (setting,) = [s for s in designs.design(row["design"]).settings if s.forget == row["forget"]]
+        allowed = 3 * setting.steps * (setting.forget_batch + setting.retain_batch)
+        assert row["forward"] + 2 * row["backward"] <= allowed, row["method"]
