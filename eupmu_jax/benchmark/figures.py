@@ -77,25 +77,36 @@ def _tradeoff(axis, lines):
         marker, size = ("*", 220) if star else ("s", 46) if line.name == "original" else ("o", 34)
         style = {"color": color(line.name), "marker": marker, "s": size, "edgecolor": "white", "zorder": 3 + star}
         axis.scatter(*point(line), **style)
-    methods = [line for line in lines if line.name not in ANCHORS]
-    named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
-    for index, line in enumerate(named):
-        axis.annotate(
-            line.name,
-            point(line),
-            xytext=(0.2, 0.94 - 0.06 * index),
-            textcoords="axes fraction",
-            fontsize=7,
-            color=color(line.name),
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-            arrowprops={"arrowstyle": "-", "color": "#8a8f98", "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
-        )
     for scale, ticks in ((axis.set_xscale, axis.set_xticks), (axis.set_yscale, axis.set_yticks)):
         _near_and_far(scale, ticks, [*(-tick for tick in TICKS[:0:-1]), *TICKS])
     for limits, values in zip((axis.set_xlim, axis.set_ylim), zip(*map(point, lines), strict=True), strict=True):
         limits(min(-LINEAR, 1.3 * min(values)), max(LINEAR, 1.3 * max(values)))
     axis.tick_params(axis="x", labelsize=8)
     axis.set(xlabel="UA beyond the retrained model's, points", ylabel="TA beyond the retrained model's, points")
+    methods = [line for line in lines if line.name not in ANCHORS]
+    named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
+    on_axes = lambda line: axis.transAxes.inverted().transform(axis.transData.transform(point(line)))
+    # From the highest point down, so that few lines cross, and all lines below all names.
+    for index, line in enumerate(sorted(named, key=lambda line: -on_axes(line)[1])):
+        place = (0.2, 0.94 - 0.06 * index)
+        axis.annotate(
+            line.name,
+            point(line),
+            xytext=place,
+            textcoords="axes fraction",
+            fontsize=7,
+            alpha=0,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#8a8f98",
+                "lw": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 3,
+                "relpos": (float(on_axes(line)[0] > place[0]), 0.5),
+            },
+        )
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        axis.text(*place, line.name, transform=axis.transAxes, fontsize=7, color=color(line.name), bbox=box, zorder=6)
 
 
 def _gaps(axis, lines):
