@@ -119,7 +119,9 @@ def svc_confidence_attack(
 
 
 def _attack(members, non_members, targets, seed, shadow_size):
+    from sklearn.metrics.pairwise import rbf_kernel
     from sklearn.svm import SVC
+    from sklearn.utils import gen_batches
 
     sets = {"members": members, "non_members": non_members, "targets": targets}
     for name, values in sets.items():
@@ -135,7 +137,13 @@ def _attack(members, non_members, targets, seed, shadow_size):
     if (shadows == shadows[0]).all():
         return UNDECIDED
     as_rows = lambda values: np.reshape(values, (len(values), -1))
-    attack = SVC(C=3, gamma="auto", kernel="rbf").fit(as_rows(shadows), np.repeat([1, 0], size))
-    # Each value once: predictions take longer than anything else here, and correctness has but two values.
+    # Each value once: correctness has but two.
     values, counts = np.unique(as_rows(targets), axis=0, return_counts=True)
-    return 100 * float(counts[attack.predict(values) == 0].sum() / len(targets))
+    gamma = 1 / values.shape[1]
+    attack = SVC(C=3, gamma=gamma, kernel="rbf").fit(as_rows(shadows), np.repeat([1, 0], size))
+    # The sign is what attack.predict says, in a quarter of its time, which would be most of the protocol's.
+    margins = [
+        rbf_kernel(values[batch], attack.support_vectors_, gamma) @ attack.dual_coef_[0] + attack.intercept_
+        for batch in gen_batches(len(values), 1_000)
+    ]
+    return 100 * float(counts[np.concatenate(margins) < 0].sum() / len(targets))

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from sklearn.svm import SVC
 
 from eupmu_jax import metrics
 from eupmu_jax.metrics import svc_attack, svc_confidence_attack
@@ -56,6 +57,21 @@ def test_the_attack_by_confidence_is_the_one_of_the_papers():
 def test_targets_that_are_alike_count_each():
     members, strangers = np.full(9, 0.99), np.full(9, 0.3)
     assert svc_confidence_attack(members, strangers, np.repeat([0.98, 0.31, 0.97], [3, 2, 3])) == 25.0
+
+
+@pytest.mark.parametrize("size", [3, 40, 400])
+@pytest.mark.parametrize("width", [1, 10])
+def test_the_attack_is_that_of_the_library(size, width):
+    rng = np.random.default_rng(size)
+    members, strangers = (rng.normal(shift, 1.0, (size, width)) for shift in (0.0, 0.5))
+    targets = rng.normal(0.2, 1.0, (1_500, width))
+    order = np.random.default_rng(7)
+    shadows = np.concatenate([order.permutation(values) for values in (members, strangers)])
+    attack = SVC(C=3, gamma="auto").fit(shadows, np.repeat([1, 0], size))
+    expected = 100 * np.mean(attack.predict(targets) == 0)
+    assert 0 < expected < 100
+    sets = ({"probabilities": values} for values in (members, strangers, targets))
+    assert svc_attack("probabilities", *sets, seed=7) == expected
 
 
 def test_the_larger_set_is_cut_to_the_smaller_in_random_order():
