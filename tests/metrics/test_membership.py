@@ -61,10 +61,11 @@ def test_targets_that_are_alike_count_each():
 
 @pytest.mark.parametrize("size", [3, 40, 400])
 @pytest.mark.parametrize("width", [1, 10])
-def test_the_attack_is_that_of_the_library(size, width):
+@pytest.mark.parametrize("start", [0.0, 1e8])
+def test_the_attack_is_that_of_the_library(size, width, start):
     rng = np.random.default_rng(size)
-    members, strangers = (rng.normal(shift, 1.0, (size, width)) for shift in (0.0, 0.5))
-    targets = rng.normal(0.2, 1.0, (1_500, width))
+    members, strangers = (start + rng.normal(shift, 1.0, (size, width)) for shift in (0.0, 0.5))
+    targets = start + rng.normal(0.2, 1.0, (1_500, width))
     order = np.random.default_rng(7)
     shadows = np.concatenate([order.permutation(values) for values in (members, strangers)])
     attack = SVC(C=3, gamma="auto").fit(shadows, np.repeat([1, 0], size))
