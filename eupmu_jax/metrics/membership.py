@@ -141,7 +141,7 @@ def _attack(members, non_members, targets, seed, shadow_size):
     values, counts = np.unique(as_rows(targets), axis=0, return_counts=True)
     gamma = 1 / values.shape[1]
     attack = SVC(C=3, gamma=gamma, kernel="rbf").fit(as_rows(shadows), np.repeat([1, 0], size))
-    # The sign is what attack.predict says, in a quarter of its time, which would be most of the protocol's.
+    # The sign is what attack.predict says, in a third of its time, which was most of the time of judging a model.
     margins = [
         np.exp(-gamma * cdist(values[batch], attack.support_vectors_, "sqeuclidean")) @ attack.dual_coef_[0]
         for batch in gen_batches(len(values), 1_000)
