@@ -86,27 +86,20 @@ def _tradeoff(axis, lines):
     methods = [line for line in lines if line.name not in ANCHORS]
     named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
     on_axes = lambda line: axis.transAxes.inverted().transform(axis.transData.transform(point(line)))
-    # From the highest point down, so that few lines cross, and all lines below all names.
+    # From the highest point down, so that few lines cross, and a name hides the lines that come from above.
     for index, line in enumerate(sorted(named, key=lambda line: -on_axes(line)[1])):
         place = (0.2, 0.94 - 0.06 * index)
+        edge = (float(on_axes(line)[0] > place[0]), 0.5)
         axis.annotate(
             line.name,
             point(line),
             xytext=place,
             textcoords="axes fraction",
             fontsize=7,
-            alpha=0,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": "#8a8f98",
-                "lw": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 3,
-                "relpos": (float(on_axes(line)[0] > place[0]), 0.5),
-            },
+            color=color(line.name),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            arrowprops={"arrowstyle": "-", "color": "#8a8f98", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": edge},
         )
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-        axis.text(*place, line.name, transform=axis.transAxes, fontsize=7, color=color(line.name), bbox=box, zorder=6)
 
 
 def _gaps(axis, lines):
