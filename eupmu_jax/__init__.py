@@ -1,20 +1,20 @@
 """Machine unlearning in JAX: unilateral gradient surgery as optax transforms."""
 
 from eupmu_jax import aggregators, controllers, objectives, sharding, tolerances
-from eupmu_jax.accumulation import AccumulateState, accumulate
-from eupmu_jax.alias import eupmu
-from eupmu_jax.batches import shared_forward, stack_objectives
-from eupmu_jax.explicit import UnilateralSurgeryState, unilateral_surgery
-from eupmu_jax.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
-from eupmu_jax.freezing import freeze
-from eupmu_jax.gen import ScaleByGenState, scale_by_gen
-from eupmu_jax.gradients import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
-from eupmu_jax.guard import UtilityGuardState, utility_guard
-from eupmu_jax.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
-from eupmu_jax.nonfinite import skip_nonfinite
-from eupmu_jax.reference import reference_surgery
-from eupmu_jax.steps import explicit_step, implicit_step
-from eupmu_jax.two_pass import TwoPass, TwoPassState, two_pass
+from eupmu_jax.gradients.accumulation import AccumulateState, accumulate
+from eupmu_jax.gradients.batches import shared_forward, stack_objectives
+from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.surgery.eupmu import eupmu
+from eupmu_jax.surgery.explicit import UnilateralSurgeryState, unilateral_surgery
+from eupmu_jax.surgery.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
+from eupmu_jax.surgery.freezing import freeze
+from eupmu_jax.surgery.gen import ScaleByGenState, scale_by_gen
+from eupmu_jax.surgery.guard import UtilityGuardState, utility_guard
+from eupmu_jax.surgery.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
+from eupmu_jax.surgery.nonfinite import skip_nonfinite
+from eupmu_jax.surgery.reference import reference_surgery
+from eupmu_jax.surgery.steps import explicit_step, implicit_step
+from eupmu_jax.surgery.two_pass import TwoPass, TwoPassState, two_pass
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from eupmu_jax import stacked
+from eupmu_jax._stack import algebra
 
 # Below this many elements the latency of gathering a parameter outweighs the memory that sharing it out saves.
 MIN_SIZE = 2**14
@@ -182,7 +182,7 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
 
 
 def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Array:
-    r"""`stacked.gram_matrix` of rows that lie on a mesh, with one all-reduce of K(K+1)/2 numbers.
+    r"""`algebra.gram_matrix` of rows that lie on a mesh, with one all-reduce of K(K+1)/2 numbers.
 
     XLA, left alone, reduces every leaf's inner products by themselves. Here each device sums those of its own parts of
     all leaves, a leaf that r devices hold in common counting 1/r on each, and one sum follows over the mesh axes along
@@ -214,7 +214,7 @@ def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Arra
         for leaf, axes in zip(rows, used, strict=True):
             copies = math.prod(mesh.shape[axis] for axis in shared_out - axes)
             groups.setdefault(copies, []).append(leaf)
-        partial = sum(stacked.gram_matrix(leaves) / copies for copies, leaves in groups.items())[upper]
+        partial = sum(algebra.gram_matrix(leaves) / copies for copies, leaves in groups.items())[upper]
         return jax.lax.psum(partial, tuple(shared_out)) if shared_out else partial
 
     specs = tuple(lie.spec for lie in stacked_shardings(lies))

@@ -9,7 +9,7 @@ from rows import RESULTS, markdown
 from eupmu_jax import metrics
 from eupmu_jax.benchmark import rows, summary, tables
 from eupmu_jax.benchmark.designs import DESIGNS, Design, Setting
-from eupmu_jax.runtime.relearning import Curve, area_between
+from eupmu_jax.training.relearning import Curve, area_between
 
 FOLDER = RESULTS / "classification"
 # Some methods once more from scratch, on other seeds.

@@ -17,9 +17,11 @@ from budget_methods import STACKED, Numbers, Program, Setting, optimizer
 from jax.tree_util import Partial
 
 import eupmu_jax as eupmu
-from eupmu_jax import batches, metrics, objectives
-from eupmu_jax.gradients import LOG_OFFSET
-from eupmu_jax.runtime import budget, task, training
+from eupmu_jax import metrics, objectives
+from eupmu_jax.benchmark import problems
+from eupmu_jax.gradients import batches
+from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
+from eupmu_jax.training import budget, fitting
 
 BATCHES = {"digits": (16, 144), "fashion_mnist": (64, 576)}
 SIZES = {"digits": None, "fashion_mnist": 20_000}
@@ -35,7 +37,7 @@ class Problem(NamedTuple):
     `whole` are the images and labels of the forget set and of the retain set.
     """
 
-    task: task.Task
+    task: problems.Task
     params: dict
     figures: dict
     retrained: dict
@@ -44,9 +46,9 @@ class Problem(NamedTuple):
 
 def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") -> Problem:
     """Loads or trains the original and the retrained model."""
-    prepared = task.make(data, forget, seed, size=SIZES[data], model=model)
+    prepared = problems.make(data, forget, seed, size=SIZES[data], model=model)
     prepared = prepared._replace(apply=_shared_apply(data, model, prepared.apply))
-    train = functools.partial(task.train, prepared, cache=cache, on_step=lambda: None)
+    train = functools.partial(problems.train, prepared, cache=cache, on_step=lambda: None)
     original = train(np.arange(len(prepared.labels)), init_seed=seed)
     retrained = train(prepared.split.retain_ids, init_seed=seed + RETRAINED_SEED_OFFSET)
     figures = (evaluate(prepared, model.params) for model in (original, retrained))
@@ -55,9 +57,9 @@ def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") 
     return Problem(prepared, original.params, *figures, whole)
 
 
-def evaluate(prepared: task.Task, params: dict) -> dict:
+def evaluate(prepared: problems.Task, params: dict) -> dict:
     """UA, RA, TA, MIA and the losses; the attack is trained on at most 2,000 examples of each kind."""
-    return task.evaluate(prepared, params, shadow_size=SHADOW_SIZE, attacks=())
+    return problems.evaluate(prepared, params, shadow_size=SHADOW_SIZE, attacks=())
 
 
 _APPLY: dict[tuple[str, str], Callable] = {}
@@ -152,7 +154,7 @@ def run(
     steps = stretch * BLOCKS * LOOKS
     rng = np.random.default_rng(seed)
     streams = [
-        training.id_batches(ids, size, rng)
+        fitting.id_batches(ids, size, rng)
         for ids, size in zip(sets, (forget_size, retain_ratio * forget_size), strict=True)
     ]
     ids = (np.stack([next(stream) for _ in range(steps)]).reshape(BLOCKS * LOOKS, stretch, -1) for stream in streams)
@@ -193,6 +195,6 @@ def _look(look, params):
 
 def accuracies(given: Problem, params: dict) -> dict:
     """UA and RA alone: the attack behind MIA takes longer than the run."""
-    predict = lambda images: training.predict(given.task.apply, params, images)
+    predict = lambda images: fitting.predict(given.task.apply, params, images)
     forget, retain = (metrics.accuracy(predict(images), np.asarray(labels)) for images, labels in given.whole)
     return {"UA": 100 - forget, "RA": retain}

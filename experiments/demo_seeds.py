@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eupmu_jax import demo
+from eupmu_jax.commands import demo
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,8 +28,9 @@ from robustness import tuned
 from rows import Rows, provenance
 
 import eupmu_jax as eupmu
-from eupmu_jax import aggregators, batches, controllers, metrics, objectives, tolerances
-from eupmu_jax.runtime import budget, training
+from eupmu_jax import aggregators, controllers, metrics, objectives, tolerances
+from eupmu_jax.gradients import batches
+from eupmu_jax.training import budget, fitting
 
 CLASSES = 10
 OPTIMIZER, LEARNING_RATE = "muon", 0.02
@@ -119,7 +120,7 @@ def unlearn(given, method, strength) -> dict:
     rng = np.random.default_rng(seed)
 
     def draw(ids, size):
-        stream = training.id_batches(ids, size, rng)
+        stream = fitting.id_batches(ids, size, rng)
         return np.stack([next(stream) for _ in range(runs.BLOCKS * block)]).reshape(runs.BLOCKS, block, size)
 
     ids = (
@@ -143,8 +144,8 @@ def unlearn(given, method, strength) -> dict:
     # Fixed weights have no limit to be led to: what counts is where they end.
     params = result.last if method in ("owa", "mean") else result.best.params
     damage = jax.jit(measure(False))(params)[1] - start
-    accuracy = [metrics.accuracy(training.predict(apply, params, task.images[i]), labels[i]) for i in by_class]
-    before = [metrics.accuracy(training.predict(apply, given.params, task.images[i]), labels[i]) for i in by_class]
+    accuracy = [metrics.accuracy(fitting.predict(apply, params, task.images[i]), labels[i]) for i in by_class]
+    before = [metrics.accuracy(fitting.predict(apply, given.params, task.images[i]), labels[i]) for i in by_class]
     return {
         "data": task.dataset.name,
         "optimizer": OPTIMIZER,

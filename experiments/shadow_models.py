@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.procedures import METHODS, Choice
-from eupmu_jax.runtime import task, training
-from eupmu_jax.runtime.unlearning import Plan, Run, affordable_steps, run_method
+from eupmu_jax.benchmark import problems
+from eupmu_jax.methods import METHODS, Choice
+from eupmu_jax.training import fitting
+from eupmu_jax.training.unlearning import Plan, Run, affordable_steps, run_method
 
 POOL_SEED, TUNING_SEED = 0, 100
 # Models retrained without the forget set start from other weights than the original ones.
@@ -41,7 +42,7 @@ class Design(NamedTuple):
     """Sizes of the experiment.
 
     Attributes:
-      data, model, size, recipe: See `task.make`; a shadow model is trained on half of `size` examples.
+      data, model, size, recipe: See `problems.make`; a shadow model is trained on half of `size` examples.
       tested: Test examples at most.
       pairs: Of shadow models, on complementary halves.
       forget: Share of the examples that are targets, and of a half that is to be forgotten.
@@ -53,7 +54,7 @@ class Design(NamedTuple):
     data: str = "fashion_mnist"
     model: str = "narrow-cnn"
     size: int = 2_000
-    recipe: task.Recipe = task.Recipe(40, 64, 2e-3)
+    recipe: problems.Recipe = problems.Recipe(40, 64, 2e-3)
     tested: int = 2_000
     pairs: int = 16
     forget: str = "10%"
@@ -64,15 +65,15 @@ class Design(NamedTuple):
 
 
 @functools.cache
-def make_task(design: Design, size: int, seed: int) -> task.Task:
+def make_task(design: Design, size: int, seed: int) -> problems.Task:
     """`size` examples, of which a share is to be forgotten at random."""
     forget = f"random:{design.forget}"
-    made = task.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
+    made = problems.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
     tested = made.dataset.test_images[: design.tested], made.dataset.test_labels[: design.tested]
     return made._replace(dataset=made.dataset._replace(test_images=tested[0], test_labels=tested[1]))
 
 
-def pool(design: Design) -> task.Task:
+def pool(design: Design) -> problems.Task:
     """All examples of the shadow models; the targets are its forget set."""
     return make_task(design, design.size, POOL_SEED)
 
@@ -93,9 +94,9 @@ def half(design: Design, shadow: int) -> np.ndarray:
 class Problem(NamedTuple):
     """A model of one half and the same one retrained without the forget set."""
 
-    task: task.Task
-    original: task.Model
-    retrained: task.Model
+    task: problems.Task
+    original: problems.Model
+    retrained: problems.Model
 
 
 def problem(design: Design, shadow: int, forgotten: tuple[int, ...], cache: Path) -> Problem:
@@ -103,7 +104,7 @@ def problem(design: Design, shadow: int, forgotten: tuple[int, ...], cache: Path
     ids, forget = half(design, shadow), np.array(forgotten)
     retain = np.setdiff1d(ids, forget)
     made = pool(design)._replace(split=data.Split(forget, retain, None))
-    train = functools.partial(task.train, made, cache=cache, on_step=lambda: None)
+    train = functools.partial(problems.train, made, cache=cache, on_step=lambda: None)
     return Problem(made, train(ids, init_seed=shadow), train(retain, init_seed=shadow + RETRAINED_SEED_OFFSET))
 
 
@@ -126,16 +127,16 @@ def draw(variant: Variant, trial: int) -> dict:
     return settings | ({"forget_objective": variant.objective} if variant.objective else {})
 
 
-def unlearn(design: Design, made: task.Task, params: chex.ArrayTree, variant: Variant, settings, seed) -> Run:
+def unlearn(design: Design, made: problems.Task, params: chex.ArrayTree, variant: Variant, settings, seed) -> Run:
     settings = settings | {"optimizer": "adam"}
     plan = design.plan._replace(steps=affordable_steps(variant.method, settings, design.plan, made))
     return run_method(variant.method, settings, plan, made, params, seed=seed)
 
 
-def judge(made: task.Task, params: chex.ArrayTree, seed: int) -> tuple[np.ndarray, dict]:
+def judge(made: problems.Task, params: chex.ArrayTree, seed: int) -> tuple[np.ndarray, dict]:
     """Logits of all examples of the pool, and the figures on the task's own split."""
-    logits = training.predict(made.apply, params, made.images)
-    tested = training.predict(made.apply, params, jnp.asarray(made.dataset.test_images))
+    logits = fitting.predict(made.apply, params, made.images)
+    tested = fitting.predict(made.apply, params, jnp.asarray(made.dataset.test_images))
     return logits, metrics.evaluate(logits, tested, made.dataset, made.split, seed, attacks=())
 
 
@@ -144,5 +145,5 @@ def memorisation(design: Design, cache: Path) -> np.ndarray:
     """The memorisation score of every example of the pool."""
     made, ids = pool(design), np.arange(design.size)
     members = np.array([np.isin(ids, half(design, shadow)) for shadow in range(2 * design.pairs)])
-    logits = (training.predict(made.apply, model.original.params, made.images) for model in shadows(design, cache))
+    logits = (fitting.predict(made.apply, model.original.params, made.images) for model in shadows(design, cache))
     return metrics.memorisation_scores([metrics.confidence(one, made.dataset.train_labels) for one in logits], members)

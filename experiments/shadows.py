@@ -46,19 +46,19 @@ from shadow_models import (
 )
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import tuning
-from eupmu_jax.runtime import task, training
+from eupmu_jax.benchmark import problems, tuning
+from eupmu_jax.training import fitting
 
 # What an attack is shown besides unlearned models, and which model of a `Problem` that is.
 REFERENCES = {"original": "original", "control": "retrained"}
 
 
 @functools.cache
-def tuning_problem(design: Design, cache: Path) -> tuple[task.Task, chex.ArrayTree, dict]:
+def tuning_problem(design: Design, cache: Path) -> tuple[problems.Task, chex.ArrayTree, dict]:
     """The task that methods are tuned on, its original model, and the figures of that."""
     made = make_task(design, design.size // 2, TUNING_SEED)
     ids = np.arange(len(made.labels))
-    params = task.train(made, ids, init_seed=TUNING_SEED, cache=cache, on_step=lambda: None).params
+    params = problems.train(made, ids, init_seed=TUNING_SEED, cache=cache, on_step=lambda: None).params
     return made, params, judge(made, params, TUNING_SEED)[1]
 
 
@@ -92,7 +92,7 @@ def phi_never(design: Design, cache: Path) -> np.ndarray:
     """That of the models which saw no target."""
     made = pool(design)
     return np.array(
-        [phi(design, training.predict(made.apply, m.retrained.params, made.images)) for m in shadows(design, cache)]
+        [phi(design, fitting.predict(made.apply, m.retrained.params, made.images)) for m in shadows(design, cache)]
     )
 
 

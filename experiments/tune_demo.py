@@ -3,7 +3,7 @@
 Command:  uv run python experiments/tune_demo.py --data digits --kind random     (and class; and --data fashion_mnist)
 Time:     digits about 8 minutes for each kind on 2 cores; Fashion-MNIST about half a minute for each trial.
 Result:   rows of all trials in experiments/results/tune_demo.jsonl, the best of each method in
-          eupmu_jax/demo_settings.json.
+          eupmu_jax/commands/demo_settings.json.
 
 Every method gets the same number of random trials over the settings that it reads. The score never sees a retrained
 model: it is the mean distance of UA, RA, TA and MIA to what the original model shows on data it has never seen (its
@@ -21,14 +21,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import eupmu_jax
 from eupmu_jax import metrics
-from eupmu_jax.demo import METHODS
-from eupmu_jax.runtime import task
-from eupmu_jax.runtime.unlearning import Plan, run_method
+from eupmu_jax.benchmark import problems
+from eupmu_jax.commands import demo
+from eupmu_jax.commands.demo import METHODS
+from eupmu_jax.training.unlearning import Plan, run_method
 
 RESULTS = Path(__file__).parent / "results" / "tune_demo.jsonl"
-SETTINGS = Path(eupmu_jax.__file__).with_name("demo_settings.json")
+SETTINGS = Path(demo.__file__).with_name("demo_settings.json")
 FORGET = {"random": "random:10%", "class": "class:{}"}
 PLANS = {
     "digits": {"epochs": 5, "forget_batch": 16, "retain_batch": 144},
@@ -60,11 +60,11 @@ def draw(method: str, rng: np.random.Generator) -> dict:
 
 def blind_targets(prepared, params) -> dict:
     """What the four figures should be, as far as the original model and unseen data tell."""
-    figures = task.evaluate(prepared, params, attacks=())
+    figures = problems.evaluate(prepared, params, attacks=())
     if prepared.split.forget_class is not None:
         return {"UA": 100.0, "RA": figures["RA"], "TA": figures["TA"], "MIA": 100.0}
-    logits = task.training.predict(prepared.apply, params, prepared.images)
-    test_logits = task.training.predict(prepared.apply, params, prepared.dataset.test_images)
+    logits = problems.training.predict(prepared.apply, params, prepared.images)
+    test_logits = problems.training.predict(prepared.apply, params, prepared.dataset.test_images)
     retain = prepared.split.retain_ids
     members = metrics.confidence(logits[retain], prepared.dataset.train_labels[retain])
     test = metrics.confidence(test_logits, prepared.dataset.test_labels)
@@ -83,9 +83,9 @@ def main():
 
     plan, problems = PLANS[arguments.data], []
     for seed in arguments.seeds:
-        prepared = task.make(arguments.data, FORGET[arguments.kind].format(seed % 10), seed)
+        prepared = problems.make(arguments.data, FORGET[arguments.kind].format(seed % 10), seed)
         everything = np.arange(len(prepared.labels))
-        original = task.train(prepared, everything, init_seed=seed, cache=arguments.cache, on_step=lambda: None)
+        original = problems.train(prepared, everything, init_seed=seed, cache=arguments.cache, on_step=lambda: None)
         problems.append((seed, prepared, original.params, blind_targets(prepared, original.params)))
 
     chosen = ["--data", arguments.data, "--kind", arguments.kind, "--trials", arguments.trials, "--seeds"]
@@ -101,7 +101,7 @@ def main():
                     start = time.perf_counter()
                     size = Plan.of_epochs(**plan, num_forget=len(prepared.split.forget_ids), probes=0)
                     run = run_method(method, settings, size, prepared, params, seed=seed)
-                    figures = task.evaluate(prepared, run.params, attacks=())
+                    figures = problems.evaluate(prepared, run.params, attacks=())
                     scores.append(metrics.average_gap(figures, targets))
                     row = {
                         "data": arguments.data,

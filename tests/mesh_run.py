@@ -13,8 +13,8 @@ import optax
 
 import eupmu_jax as eupmu
 from eupmu_jax import sharding
-from eupmu_jax.runtime import program
-from eupmu_jax.two_pass import two_pass
+from eupmu_jax.surgery.two_pass import two_pass
+from eupmu_jax.training.mesh import program
 
 # Half a nat below the start, so that the constraint binds from the first step on.
 LIMITED = eupmu.tolerances.budget(-0.5, 1.0, relative_to_start=True)

@@ -17,7 +17,7 @@ def imported():
 
 @pytest.mark.parametrize("name", OUTER_LAYERS)
 def test_the_transforms_need_jax_and_optax_alone(imported, name):
-    assert "eupmu_jax.explicit" in imported
+    assert "eupmu_jax.surgery.explicit" in imported
     assert name not in imported
 
 

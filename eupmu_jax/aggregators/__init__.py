@@ -1,5 +1,6 @@
 """Aggregators: other ways to combine the rows of a stacked tree, under the contract of `unilateral_surgery`."""
 
+from eupmu_jax.aggregators._weighting import LossWeightingState, WeightingState
 from eupmu_jax.aggregators.aligned_mtl import aligned_mtl
 from eupmu_jax.aggregators.cagrad import cagrad
 from eupmu_jax.aggregators.chebyshev import chebyshev
@@ -16,7 +17,6 @@ from eupmu_jax.aggregators.omd_tch import OmdTchMemory, omd_tch
 from eupmu_jax.aggregators.owa import OwaState, owa
 from eupmu_jax.aggregators.pcgrad import pcgrad
 from eupmu_jax.aggregators.upgrad import upgrad
-from eupmu_jax.aggregators.weighting import LossWeightingState, WeightingState
 
 __all__ = [
     "FamoMemory",

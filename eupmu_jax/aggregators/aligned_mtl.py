@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators.spectrum import apply_to_ones
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax.aggregators._spectrum import apply_to_ones
+from eupmu_jax.aggregators._weighting import from_gram
 
 _SCALES = {
     "min": lambda values, rank: values[-rank],

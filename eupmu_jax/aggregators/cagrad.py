@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax.aggregators._weighting import check_at_least, from_gram
 from eupmu_jax.aggregators.mgda import min_norm
-from eupmu_jax.aggregators.weighting import check_at_least, from_gram
 
 
 def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

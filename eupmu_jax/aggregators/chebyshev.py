@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators.weighting import check_at_least, from_losses
+from eupmu_jax.aggregators._weighting import check_at_least, from_losses
 
 
 def chebyshev(

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax import nnls
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax._stack import nnls
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def dualproj(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

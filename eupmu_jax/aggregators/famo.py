@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators.weighting import check_at_least, from_losses
-from eupmu_jax.gradients import LOG_OFFSET
+from eupmu_jax.aggregators._weighting import check_at_least, from_losses
+from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
 
 
 class FamoMemory(NamedTuple):

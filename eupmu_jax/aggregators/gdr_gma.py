@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax import stacked
-from eupmu_jax.aggregators.weighting import (
+from eupmu_jax._stack import algebra
+from eupmu_jax.aggregators._weighting import (
     WeightingState,
     check_at_least,
     count_objectives,
@@ -65,7 +65,7 @@ def gdr_gma(
     check_at_least("gamma", gamma, 0)
 
     def init_fn(params):
-        dtype = stacked.accumulator_dtype(params)
+        dtype = algebra.accumulator_dtype(params)
         return WeightingState(jnp.zeros(2, dtype), jnp.zeros((2, 2), dtype), *counters())
 
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
@@ -74,10 +74,10 @@ def gdr_gma(
         weights = jax.nn.sigmoid(jnp.asarray(gamma, state.weights.dtype) * (epsilon - losses[1]) * jnp.array([1, -1]))
 
         leaves, structure = jax.tree.flatten(updates)
-        grams = [stacked.gram_matrix([leaf]) for leaf in leaves]
+        grams = [algebra.gram_matrix([leaf]) for leaf in leaves]
         outputs = leaves if params is None else jax.tree.leaves(params)
         combined = [
-            stacked.combine(leaf, _rectify(gram, weights, projection), output)
+            algebra.combine(leaf, _rectify(gram, weights, projection), output)
             for leaf, gram, output in zip(leaves, grams, outputs, strict=True)
         ]
         gram = sum(grams)

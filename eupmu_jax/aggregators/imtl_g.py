@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators.spectrum import apply_to_ones, norms_and_cosines
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax.aggregators._spectrum import apply_to_ones, norms_and_cosines
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def imtl_g(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

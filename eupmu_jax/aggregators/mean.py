@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def mean(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

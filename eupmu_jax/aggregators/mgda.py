@@ -4,8 +4,8 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax import nnls
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax._stack import nnls
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def mgda(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

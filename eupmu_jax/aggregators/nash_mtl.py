@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators.spectrum import divide_by_norms, norms_and_cosines
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax.aggregators._spectrum import divide_by_norms, norms_and_cosines
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def nash_mtl(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

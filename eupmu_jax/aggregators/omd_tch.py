@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax.aggregators._weighting import check_at_least, from_losses
 from eupmu_jax.aggregators.chebyshev import excess
-from eupmu_jax.aggregators.weighting import check_at_least, from_losses
 
 _VARIANTS = ("eg", "pgd")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators.weighting import LossWeightingState, check_at_least, from_losses
+from eupmu_jax.aggregators._weighting import LossWeightingState, check_at_least, from_losses
 
 OwaState = LossWeightingState
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators.weighting import from_gram
+from eupmu_jax.aggregators._weighting import from_gram
 
 
 def pcgrad(seed: int | None = None, *, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

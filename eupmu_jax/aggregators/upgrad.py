@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax.aggregators._weighting import from_gram
 from eupmu_jax.aggregators.dualproj import conflict_free
-from eupmu_jax.aggregators.weighting import from_gram
 
 
 def upgrad(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

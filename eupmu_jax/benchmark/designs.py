@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import NamedTuple
 
-from eupmu_jax.runtime.task import Recipe
+from eupmu_jax.benchmark.problems import Recipe
 
 
 class Setting(NamedTuple):
@@ -33,7 +33,7 @@ class Design(NamedTuple):
     Attributes:
       data, model, size, recipe: See `task.make`.
       settings: What is to be forgotten.
-      optimizer: Of every method, "adam" or "sgd", see `procedures.procedure.descent`.
+      optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
       trials: Settings that every method is tuned with, see `tuning.Study`, on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.

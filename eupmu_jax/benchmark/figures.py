@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark import designs, rows, summary
-from eupmu_jax.procedures import aggregated
-from eupmu_jax.report import STYLE
+from eupmu_jax.benchmark.style import STYLE
+from eupmu_jax.methods import aggregated
 
 FAMILIES = {"EUPMU": "#0b6e4f", "aggregators": "#d9822b", "other methods": "#7a5bc7"}
 ANCHORS = {"original": "#8a8f98", "retrained": "#111418"}

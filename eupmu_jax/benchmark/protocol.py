@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import rows
+from eupmu_jax.benchmark import problems, rows
 from eupmu_jax.benchmark.designs import Design, Setting
-from eupmu_jax.runtime import relearning, task, training
+from eupmu_jax.training import fitting, relearning
 
 # The retrained model starts from other weights than the original, as an independent training would.
 RETRAINED_SEED_OFFSET = 1_000
@@ -38,9 +38,9 @@ class Judged(NamedTuple):
 class Problem(NamedTuple):
     """A forget set, a trained model and the same one retrained without it."""
 
-    task: task.Task
-    original: task.Model
-    retrained: task.Model
+    task: problems.Task
+    original: problems.Model
+    retrained: problems.Model
     judged_original: Judged
     judged_retrained: Judged
 
@@ -51,17 +51,17 @@ def _dataset(name: str, seed: int) -> data.Dataset:
 
 
 @functools.lru_cache(maxsize=2)
-def make_task(design: Design, setting: Setting, seed: int) -> task.Task:
+def make_task(design: Design, setting: Setting, seed: int) -> problems.Task:
     """The task of one setting and seed."""
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
     images, labels = dataset.test_images[: design.test_size], dataset.test_labels[: design.test_size]
     dataset = dataset._replace(test_images=images, test_labels=labels)
-    make = functools.partial(task.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
+    make = functools.partial(problems.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
     return make(design.data, setting.of(seed), seed, augment=design.augment)
 
 
 @functools.lru_cache(maxsize=1)
-def sample(design: Design, setting: Setting, seed: int) -> task.Task:
+def sample(design: Design, setting: Setting, seed: int) -> problems.Task:
     """The task with at most `SAMPLE` examples of each set, to judge by."""
     whole = make_task(design, setting, seed)
     rng, dataset = np.random.default_rng(seed), whole.dataset
@@ -83,10 +83,10 @@ def sample(design: Design, setting: Setting, seed: int) -> task.Task:
 def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem:
     """Trains and judges both models, or takes what is in `cache` of the same design and code."""
     made = make_task(design, setting, seed)
-    models: list[task.Model] = []
+    models: list[problems.Model] = []
     judged: list[Judged] = []
     for ids, offset in ((np.arange(len(made.labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
-        models.append(task.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
+        models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
         identity = f"{design.digest(setting)} {seed} {offset} {rows.code()}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
@@ -116,10 +116,10 @@ def _cached(path, make):
     return judged
 
 
-def judge(made: task.Task, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
+def judge(made: problems.Task, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
     """Logits and `metrics.evaluate`."""
-    train_logits = training.predict(made.apply, params, made.images)
-    test_logits = training.predict(made.apply, params, jax.numpy.asarray(made.dataset.test_images))
+    train_logits = fitting.predict(made.apply, params, made.images)
+    test_logits = fitting.predict(made.apply, params, jax.numpy.asarray(made.dataset.test_images))
     figures = metrics.evaluate(
         train_logits, test_logits, made.dataset, made.split, made.seed, shadow_size=shadow_size, attacks=attacks
     )
@@ -135,7 +135,7 @@ def divergences(judged: Judged, other: Judged, split: data.Split) -> dict:
     }
 
 
-def relearning_curves(made: task.Task, params: chex.ArrayTree, design: Design) -> dict:
+def relearning_curves(made: problems.Task, params: chex.ArrayTree, design: Design) -> dict:
     """Accuracy on the forget set while a part of it, or retain data alone, is learned: `forget_side`, `retain_only`."""
     rng = np.random.default_rng(made.seed)
     forget, retain = (rng.permutation(ids) for ids in (made.split.forget_ids, made.split.retain_ids))

@@ -59,10 +59,10 @@ def key(row: dict) -> str:
 
 # What shows figures and does not make them.
 _SHOWS = (
-    "cli.py",
-    "demo.py",
-    "plan.py",
-    "report.py",
+    "commands/cli.py",
+    "commands/demo.py",
+    "commands/plan.py",
+    "commands/page.py",
     "benchmark/runner.py",
     "benchmark/summary.py",
     "benchmark/tables.py",

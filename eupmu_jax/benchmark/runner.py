@@ -15,8 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eupmu_jax import procedures
 from eupmu_jax.benchmark import designs, protocol, rows, tuning, work
+from eupmu_jax.methods import METHODS
+from eupmu_jax.methods import method as known_method
 
 OTHER_CODE = ("stop", "keep", "redo")
 # How soon a process notices that it was left alone.
@@ -35,15 +36,13 @@ def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> 
         if chosen not in known:
             raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
     for method in methods:
-        procedures.method(method)
+        known_method(method)
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     settings = tuple(setting for setting in design.settings if not forget or setting.forget in forget)
     reported = tuple(seeds) or design.seeds
     training = [work.Job(name, settings, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    unlearning = [
-        work.Job(name, (setting,), reported, method) for method in methods or procedures.METHODS for setting in settings
-    ]
+    unlearning = [work.Job(name, (setting,), reported, method) for method in methods or METHODS for setting in settings]
     return training, unlearning
 
 

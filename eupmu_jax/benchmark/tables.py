@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmu_jax.benchmark import designs, rows, summary
-from eupmu_jax.procedures import METHODS
+from eupmu_jax.methods import METHODS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
 # A terminal of fewer columns lacks some of the table's.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats.qmc import Sobol
 
-from eupmu_jax.procedures import Choice, LogUniform, Method
+from eupmu_jax.methods import Choice, LogUniform, Method
 
 # The score of a trial whose parameters are not finite: worse than any other can be.
 DIVERGED = 100.0
@@ -31,7 +31,7 @@ def point(index: int, dimensions: int) -> np.ndarray:
 def settings_at(method: Method, position: np.ndarray) -> dict:
     """Settings at a point of the unit cube, one coordinate for each dimension of the method's space in its order.
 
-    >>> from eupmu_jax.procedures import METHODS
+    >>> from eupmu_jax.methods import METHODS
     >>> settings_at(METHODS["EUPMU budget"], np.array([0.0, 0.5, 0.5]))
     {'learning_rate': 0.0003, 'forget_objective': 'bounded_ascent', 'allowed_rise': 0.0316}
     """

@@ -12,8 +12,8 @@ import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import designs, protocol, rows, tuning
-from eupmu_jax.procedures import METHODS
-from eupmu_jax.runtime.unlearning import Plan, affordable_steps, run_method
+from eupmu_jax.methods import METHODS
+from eupmu_jax.training.unlearning import Plan, affordable_steps, run_method
 
 PACKAGES = ("eupmu-jax", "jax", "optax", "flax", "numpy", "scikit-learn", "optuna")
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from timing import RESULTS, in_turns, keep_memory, provenance, ratio, save
 
 import eupmu_jax as eupmu
-from eupmu_jax import stacked
+from eupmu_jax._stack import algebra
 
 # Millions of parameters, K, dtype.
 CASES = [
@@ -63,7 +63,7 @@ def measure(millions: float, count: int, dtype: str, blocks: int, rounds: int) -
     grads = gradients(millions, count, dtype, blocks)
     surgery = eupmu.unilateral_surgery(num_objectives=count)
     state = surgery.init(jax.tree.map(lambda leaf: leaf[0], grads))
-    update, gram, combine = jax.jit(surgery.update), jax.jit(stacked.gram_matrix), jax.jit(stacked.combine)
+    update, gram, combine = jax.jit(surgery.update), jax.jit(algebra.gram_matrix), jax.jit(algebra.combine)
     weights = jnp.arange(1.0, count + 1)
     read = jax.jit(lambda grads: jax.tree.map(lambda leaf: jnp.sum(leaf, dtype=jnp.float32), grads))
     write = jax.jit(lambda grads: jax.tree.map(lambda leaf: sum(leaf[k] for k in range(1, count)) + leaf[0], grads))

@@ -26,11 +26,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax import data, metrics, sharding
-from eupmu_jax.data import feed
 from eupmu_jax.models import MLP
-from eupmu_jax.runtime import loop, placement
-from eupmu_jax.runtime import topology as topologies
-from eupmu_jax.runtime.training import predict
+from eupmu_jax.training import loop
+from eupmu_jax.training.fitting import predict
+from eupmu_jax.training.mesh import feed, placement
+from eupmu_jax.training.mesh import topology as topologies
 
 PREEMPTED = os.EX_TEMPFAIL
 

@@ -11,18 +11,7 @@ import pytest
 from hypothesis import given
 
 from eupmu_jax import unilateral_surgery
-from eupmu_jax.aggregators import (
-    aligned_mtl,
-    cagrad,
-    config,
-    imtl_g,
-    mean,
-    mgda,
-    nash_mtl,
-    ngdiff,
-    pcgrad,
-    upgrad,
-)
+from eupmu_jax.aggregators import aligned_mtl, cagrad, config, imtl_g, mean, mgda, nash_mtl, ngdiff, pcgrad, upgrad
 
 ROWS = (aligned_mtl, cagrad, config, imtl_g, mgda, nash_mtl, ngdiff, pcgrad)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from eupmu_jax.aggregators import chebyshev, famo, omd_tch
-from eupmu_jax.aggregators.weighting import from_losses
+from eupmu_jax.aggregators._weighting import from_losses
 
 GRADS = jnp.eye(3)
 WEIGHTS, IDEAL = np.array([1.0, 0.5, 2.0]), np.array([0.0, 0.1, -0.5])

@@ -5,17 +5,16 @@ import re
 import numpy as np
 import pytest
 
-from eupmu_jax import data, procedures
-from eupmu_jax.benchmark import designs
-from eupmu_jax.runtime import task
-from eupmu_jax.runtime.unlearning import Plan, affordable_steps
+from eupmu_jax import data, methods
+from eupmu_jax.benchmark import designs, problems
+from eupmu_jax.training.unlearning import Plan, affordable_steps
 
 EXAMPLES = {"fashion_mnist": 60_000, "cifar10": 50_000, "digits": 1_437}
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return task.make("digits", "random:10%", 0)
+    return problems.make("digits", "random:10%", 0)
 
 
 def with_split(digits, name, setting):
@@ -26,12 +25,12 @@ def with_split(digits, name, setting):
 
 
 def settings_of(method):
-    first = lambda part: part.options[0] if isinstance(part, procedures.Choice) else part.low
-    return {key: first(part) for key, part in procedures.METHODS[method].space.items()} | {"optimizer": "adam"}
+    first = lambda part: part.options[0] if isinstance(part, methods.Choice) else part.low
+    return {key: first(part) for key, part in methods.METHODS[method].space.items()} | {"optimizer": "adam"}
 
 
 @pytest.mark.parametrize("name", designs.DESIGNS)
-@pytest.mark.parametrize("method", procedures.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_makes_as_many_steps_as_the_passes_of_plain_ones_pay_for(digits, name, method):
     for setting in designs.design(name).settings:
         made = with_split(digits, name, setting)
@@ -39,7 +38,7 @@ def test_every_method_makes_as_many_steps_as_the_passes_of_plain_ones_pay_for(di
         counts = len(made.split.forget_ids), len(made.split.retain_ids)
         allowed = 3 * setting.steps * sum(sizes)
         steps = affordable_steps(method, settings, Plan(setting.steps, *sizes), made)
-        problem = procedures.Problem(made.apply, made.fresh_params, 10, *counts, steps, 0.0, allowed)
+        problem = methods.Problem(made.apply, made.fresh_params, 10, *counts, steps, 0.0, allowed)
         assert 1 <= steps <= setting.steps
         assert passes(method, settings, problem, sizes) <= allowed
         more = passes(method, settings, problem._replace(steps=steps + 1), sizes)
@@ -47,7 +46,7 @@ def test_every_method_makes_as_many_steps_as_the_passes_of_plain_ones_pay_for(di
 
 
 def passes(method, settings, problem, sizes):
-    cost = procedures.method(method).make(problem, settings).cost
+    cost = methods.method(method).make(problem, settings).cost
     forward, backward = (np.dot(part, sizes) for part in (cost.forward, cost.backward))
     return problem.steps * (forward + 2 * backward) + cost.outside_forward + 2 * cost.outside_backward
 

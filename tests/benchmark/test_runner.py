@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from eupmu_jax import cli, metrics
+from eupmu_jax import metrics
 from eupmu_jax.benchmark import designs, rows, runner, work
+from eupmu_jax.commands import cli
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
 # What two runs of the same thing may differ in.
@@ -22,7 +23,7 @@ OF_THE_RUN = {"seconds", "processor_seconds", "compile_seconds", "share_of_retra
 
 
 def command(out, *more):
-    program = "from eupmu_jax.cli import main; main()"
+    program = "from eupmu_jax.commands.cli import main; main()"
     return [sys.executable, "-c", program, "benchmark", "classification", *CHOSEN, "--out", str(out), *more]
 
 
@@ -188,7 +189,7 @@ def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):
 
 
 def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys):
-    from eupmu_jax.procedures import METHODS
+    from eupmu_jax.methods import METHODS
 
     monkeypatch.setattr(sys, "argv", ["eupmu", "methods"])
     monkeypatch.setenv("COLUMNS", "200")

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from eupmu_jax.benchmark import tuning
-from eupmu_jax.procedures import METHODS, Choice, LogUniform
+from eupmu_jax.methods import METHODS, Choice, LogUniform
 
 
 @pytest.fixture

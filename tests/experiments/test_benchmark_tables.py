@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import benchmark_tables
 
 from eupmu_jax.benchmark import designs
-from eupmu_jax.procedures import METHODS
+from eupmu_jax.methods import METHODS
 
 CHOSEN = ("SalUn", "EUPMU budget")
 

@@ -15,13 +15,13 @@ import rows as rows_of  # noqa: E402
 from budget_methods import OPTIMIZERS, Program, Setting  # noqa: E402
 
 import eupmu_jax as eupmu  # noqa: E402
-from eupmu_jax.runtime import task  # noqa: E402
+from eupmu_jax.benchmark import problems  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(task.RECIPES, ("digits", "mlp"), task.Recipe(30, 64, 1e-3))
+        patch.setitem(problems.RECIPES, ("digits", "mlp"), problems.Recipe(30, 64, 1e-3))
         return runs.problem("digits", "random:10%", 0, tmp_path_factory.mktemp("models"))
 
 
@@ -33,7 +33,7 @@ def test_the_returned_checkpoint_keeps_the_limit_on_the_whole_retain_set(problem
     rate = {"sgd": 0.5, "adam": 3e-3, "muon": 1e-2}[optimizer]
     trace = []
     result = runs.run(problem, Program(method, scale, optimizer), Setting(rate), 0.05, epochs=5, seed=0, trace=trace)
-    judged = task.evaluate(problem.task, result.best.params)
+    judged = problems.evaluate(problem.task, result.best.params)
     assert judged["retain_loss"] <= problem.figures["retain_loss"] + 0.05 * 1.0001
     assert judged["forget_loss"] > problem.figures["forget_loss"]
     np.testing.assert_allclose(trace[:: runs.LOOKS], np.ravel(result.history["levels"]), rtol=1e-4, atol=1e-7)

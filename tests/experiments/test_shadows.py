@@ -15,15 +15,15 @@ import shadows  # noqa: E402
 from shadow_models import Design, Variant, draw, halves  # noqa: E402
 
 from eupmu_jax import data  # noqa: E402
-from eupmu_jax.procedures import METHODS  # noqa: E402
-from eupmu_jax.runtime import task  # noqa: E402
-from eupmu_jax.runtime.unlearning import Plan  # noqa: E402
+from eupmu_jax.benchmark import problems  # noqa: E402
+from eupmu_jax.methods import METHODS  # noqa: E402
+from eupmu_jax.training.unlearning import Plan  # noqa: E402
 
 TINY = Design(
     data="digits",
     model="mlp",
     size=300,
-    recipe=task.Recipe(30, 32, 3e-3),
+    recipe=problems.Recipe(30, 32, 3e-3),
     tested=200,
     pairs=3,
     forget="20%",

@@ -1,0 +1,168 @@
+"""What the aggregators share: a weight for each row, from the rows' Gram matrix or from the losses."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax._stack import algebra
+
+
+class WeightingState(NamedTuple):
+    """State of the aggregators that see the Gram matrix alone; every field can be read with `tree_get`.
+
+    Attributes:
+      weights: `(K,)` weights of the rows in the last step.
+      gram: `(K, K)` Gram matrix of the last step's gradients.
+      count: Number of steps taken.
+      nonfinite_count: Number of steps refused because a gradient or loss was not finite.
+    """
+
+    weights: chex.Array
+    gram: chex.Array
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+class LossWeightingState(NamedTuple):
+    """State of the aggregators that see the losses alone; every field can be read with `tree_get`.
+
+    Attributes:
+      weights: `(K,)` weights of the rows in the last step.
+      memory: What the rule keeps between steps; empty for most.
+      count: Number of steps taken.
+      nonfinite_count: Number of steps refused because a gradient, loss or weight was not finite.
+    """
+
+    weights: chex.Array
+    memory: Any
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+def from_gram(
+    weigh: Callable[..., chex.Array], num_objectives: int | None = None, *, with_count: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""The transform :math:`d = \sum_k w_k g_k` with :math:`w` a function of the Gram matrix.
+
+    Args:
+      weigh: `(K, K)` to `(K,)`, finite for every finite Gram matrix.
+      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      with_count: Calls `weigh(gram, count)`, with the number of steps taken, for rules that draw at random.
+
+    Returns:
+      A transform with `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked tree
+      in, parameter-shaped tree out; `losses` are looked at only for being finite, `gram_fn` is as in
+      `unilateral_surgery`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+
+    >>> tx = from_gram(lambda gram: 1 / jnp.sqrt(jnp.diagonal(gram)))
+    >>> tx.update(jnp.array([[3.0, 0.0], [0.0, 4.0]]), tx.init(jnp.zeros(2)))[0].tolist()
+    [1.0, 1.0]
+    """
+
+    def init_fn(params):
+        k, dtype = num_objectives or 2, algebra.accumulator_dtype(params)
+        return WeightingState(jnp.zeros(k, dtype), jnp.zeros((k, k), dtype), *counters())
+
+    def update_fn(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args):
+        del extra_args
+        k = count_objectives(updates, params, num_objectives)
+        losses = algebra.check_losses(losses, k)
+        gram = (gram_fn or algebra.gram_matrix)(updates)
+        finite = jnp.all(jnp.isfinite(gram))
+        if losses is not None:
+            finite &= jnp.all(jnp.isfinite(losses))
+        safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
+        weights = weigh(safe, state.count) if with_count else weigh(safe)
+        if state.gram.shape != gram.shape:
+            state = state._replace(weights=jnp.zeros_like(weights), gram=jnp.zeros_like(gram))
+        return settle(
+            finite, algebra.combine(updates, weights, params), state._replace(weights=weights, gram=gram), state
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def from_losses(
+    weigh: Callable[[chex.Array, LossWeightingState], tuple[chex.Array, Any]],
+    num_objectives: int | None = None,
+    *,
+    memory: Callable[[int, Any], Any] = lambda num_objectives, dtype: (),
+) -> optax.GradientTransformationExtraArgs:
+    r"""The transform :math:`d = \sum_k w_k g_k` with :math:`w` a function of the losses, present and past.
+
+    Args:
+      weigh: `(losses, state) -> (weights, memory)`, both `(K,)`; `state.memory` is what the last step returned,
+        `state.count` the number of steps before. Weights or memory that are not finite refuse the step.
+      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      memory: `(K, dtype)` to the memory at the start.
+
+    Returns:
+      A transform with `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
+      parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+
+    >>> tx = from_losses(lambda losses, state: (losses / losses.sum(), ()))
+    >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()
+    [0.25, 0.75]
+    """
+
+    def init(k, dtype):
+        return LossWeightingState(jnp.zeros(k, dtype), memory(k, dtype), *counters())
+
+    def update_fn(updates, state, params=None, *, losses=None, **extra_args):
+        del extra_args
+        k = count_objectives(updates, params, num_objectives)
+        losses, dtype = require_losses(losses, k), state.weights.dtype
+        if state.weights.shape != (k,):
+            state = init(k, dtype)._replace(count=state.count, nonfinite_count=state.nonfinite_count)
+        new = weigh(losses.astype(dtype), state)
+        finite = algebra.all_finite((updates, losses, new))
+        direction = algebra.combine(updates, new[0], params)
+        return settle(finite, direction, state._replace(weights=new[0], memory=new[1]), state)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: init(num_objectives or 2, algebra.accumulator_dtype(params)), update_fn
+    )
+
+
+def counters() -> tuple[chex.Array, chex.Array]:
+    """`count` and `nonfinite_count` at the start."""
+    return jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+
+
+def settle(finite: chex.Array, direction: chex.ArrayTree, new: Any, old: Any) -> tuple[chex.ArrayTree, Any]:
+    """What a step comes to: the direction and the `new` state, or, if it is refused, zeros and the `old` one."""
+    direction = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), new, old)
+    return direction, kept._replace(
+        count=jnp.where(finite, optax.safe_increment(old.count), old.count),
+        nonfinite_count=jnp.where(finite, old.nonfinite_count, optax.safe_increment(old.nonfinite_count)),
+    )
+
+
+def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None, expected: int | None) -> int:
+    """K, as `algebra.count_objectives`; raises `ValueError` if it is not the number `expected` from the start."""
+    k = algebra.count_objectives(updates, params)
+    if expected is not None and k != expected:
+        raise ValueError(f"updates: got {k} objectives, expected {expected}, as set by num_objectives or weights")
+    return k
+
+
+def require_losses(losses: chex.ArrayTree | None, num_objectives: int) -> chex.Array:
+    """`losses` as a `(K,)` array; raises `ValueError` for another shape or None."""
+    checked = algebra.check_losses(losses, num_objectives)
+    if checked is None:
+        raise ValueError(
+            f"losses: got None, expected the ({num_objectives},) losses of this step: update(..., losses=losses)"
+        )
+    return checked
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raises `ValueError` if a number in `value` is below `least` or NaN; silent on traced values."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
+        raise ValueError(f"{name}: got {value}, expected numbers >= {least:g}")

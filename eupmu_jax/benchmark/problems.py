@@ -1,0 +1,189 @@
+"""The classification task: data, a split, a model, and its original and retrained parameters."""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eupmu_jax import data, metrics
+from eupmu_jax.data import dataset as datasets
+from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, SmallCNN, ViT
+from eupmu_jax.models.functional import fold, functional
+from eupmu_jax.training import checkpoints, fitting
+
+
+class Recipe(NamedTuple):
+    """How the original and the retrained model are trained, with Adam and a cosine schedule."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+RECIPES = {
+    ("digits", "mlp"): Recipe(150, 64, 1e-3),
+    ("fashion_mnist", "mlp"): Recipe(100, 128, 1e-3),
+    ("fashion_mnist", "cnn"): Recipe(30, 128, 1e-3),
+}
+
+
+# Each makes a model for images of shape (H, W, C), a number of classes, and `nnx.Rngs`.
+MODELS: dict[str, Callable] = {
+    "mlp": lambda shape, classes, rngs: MLP((math.prod(shape), 256, 256, classes), rngs=rngs),
+    "cnn": lambda shape, classes, rngs: SmallCNN(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
+    "narrow-cnn": lambda shape, classes, rngs: SmallCNN(classes, (16, 32, 64), shape[2], shape[0], rngs=rngs),
+    "resnet8": lambda shape, classes, rngs: ResNet8(classes, shape[2], rngs=rngs),
+    "resnet8-stride2": lambda shape, classes, rngs: ResNet8(classes, shape[2], stem_stride=2, rngs=rngs),
+    "resnet18": lambda shape, classes, rngs: ResNet18(classes, shape[2], rngs=rngs),
+    "vgg16": lambda shape, classes, rngs: VGG16(classes, shape[2], rngs=rngs),
+    "vit": lambda shape, classes, rngs: ViT(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
+}
+
+
+class Functions(NamedTuple):
+    """A model as pure functions of plain pytrees.
+
+    Attributes:
+      apply: `apply(params, images) -> logits`, for evaluation and unlearning; BatchNorm's statistics are those that
+        training left, folded into the parameters, so that no method moves them.
+      fresh_params: `fresh_params(key)`: untrained parameters for `apply`.
+      initial: `initial(key) -> (params, batch_stats)`, for training.
+      forward: `forward(params, batch_stats, images, train) -> (logits, batch_stats)`, for training.
+    """
+
+    apply: Callable
+    fresh_params: Callable
+    initial: Callable
+    forward: Callable
+
+
+@functools.cache
+def functions(model: str, image_shape: tuple[int, int, int], num_classes: int) -> Functions:
+    """The functions of a model; the same objects for the same arguments, so that compiled code is shared."""
+    make = lambda seed: functional(MODELS[model](image_shape, num_classes, nnx.Rngs(seed)))
+    params, batch_stats, forward = make(0)
+    _, neutral = fold(params, batch_stats)
+    return Functions(
+        lambda params, images: forward(params, neutral, images, False)[0],
+        lambda key: fold(*make(key)[:2])[0],
+        lambda key: make(key)[:2],
+        forward,
+    )
+
+
+class Task(NamedTuple):
+    """Everything an unlearning run needs.
+
+    Attributes:
+      dataset, split, seed: What is learned and what is to be forgotten.
+      model, recipe: A key of `MODELS`, and how it is trained.
+      apply, fresh_params, initial, forward: See `Functions`.
+      images, labels: The training set, on device.
+      augment: Whether steps, of training and of unlearning, see images cropped and flipped at random.
+    """
+
+    dataset: data.Dataset
+    split: data.Split
+    seed: int
+    model: str
+    recipe: Recipe
+    apply: Callable
+    fresh_params: Callable
+    initial: Callable
+    forward: Callable
+    images: chex.Array
+    labels: chex.Array
+    augment: bool = False
+
+
+class Model(NamedTuple):
+    """Trained parameters, and the seconds, on the clock and of the processor, and examples that training took."""
+
+    params: chex.ArrayTree
+    seconds: float
+    processor_seconds: float
+    examples: int
+
+
+def make(
+    name: str,
+    forget: str,
+    seed: int,
+    *,
+    size: int | None = None,
+    model: str | None = None,
+    recipe: Recipe | None = None,
+    dataset: data.Dataset | None = None,
+    augment: bool = False,
+) -> Task:
+    """Loads the data and draws the split; raises `ValueError` for an unknown name or an impossible forget set.
+
+    Args:
+      name, forget, seed: See `data.load` and `data.split`.
+      size: Number of training examples to draw; all of them if None.
+      model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
+      recipe: None is that of `RECIPES`.
+      dataset: The data, if they are loaded already.
+      augment: See `Task`.
+    """
+    model = model or ("mlp" if name == "digits" else "cnn")
+    if recipe is None and name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
+        raise ValueError(f"name: got {name!r}, want {' or '.join(map(repr, names))}")
+    dataset = dataset or data.load(name, seed=seed)
+    if recipe is None and (name, model) not in RECIPES:
+        known = [known_model for known_name, known_model in RECIPES if known_name == name]
+        raise ValueError(f"model: got {model!r}, expected one of {', '.join(known)} for {name}")
+    if size is not None:
+        drawn = np.random.default_rng(seed).permutation(len(dataset.train_labels))[:size]
+        dataset = dataset._replace(train_images=dataset.train_images[drawn], train_labels=dataset.train_labels[drawn])
+    split = data.split(dataset.train_labels, forget, num_classes=dataset.num_classes, seed=seed)
+    pure = functions(model, dataset.train_images.shape[1:], dataset.num_classes)
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    return Task(dataset, split, seed, model, recipe or RECIPES[name, model], *pure, images, labels, augment)
+
+
+def training_steps(task: Task, ids) -> int:
+    """Optimizer steps that `train` makes on the examples `ids`."""
+    return task.recipe.epochs * (len(ids) // min(task.recipe.batch_size, len(ids)))
+
+
+def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:
+    """Trains on the examples `ids`, or returns the checkpoint in `cache` of the same training."""
+    params, batch_stats = task.initial(jax.random.key(init_seed))
+    meta = {
+        "data": datasets.digest(task.dataset),
+        "model": task.model,
+        "ids": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+        "seed": task.seed,
+        "init_seed": init_seed,
+        "recipe": list(task.recipe),
+        "structure": hashlib.sha256(str(jax.tree.map(jnp.shape, params)).encode()).hexdigest(),
+        "jax": jax.__version__,
+    } | ({"augment": True} if task.augment else {})
+    directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    if (found := checkpoints.load(directory, params, meta)) is not None:
+        params, saved = found
+        return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
+    arguments = task.forward, params, batch_stats, task.images, task.labels, ids
+    chosen = task.recipe._asdict() | {"augment": task.augment}
+    fitted = fitting.fit(*arguments, **chosen, seed=init_seed, on_step=on_step)
+    params, _ = fold(fitted.params, fitted.batch_stats)
+    made = Model(params, *fitted.seconds, fitted.examples)
+    checkpoints.save(directory, params, meta | {key: value for key, value in made._asdict().items() if key != "params"})
+    return made
+
+
+def evaluate(task: Task, params: chex.ArrayTree, **attack) -> dict:
+    """UA, RA, TA, attacks and losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
+    train_logits = fitting.predict(task.apply, params, task.images)
+    test_logits = fitting.predict(task.apply, params, jnp.asarray(task.dataset.test_images))
+    return metrics.evaluate(train_logits, test_logits, task.dataset, task.split, task.seed, **attack)

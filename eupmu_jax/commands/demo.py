@@ -1,0 +1,181 @@
+"""`eupmu demo`: a model, the same model retrained without the forget set, and what every method makes of the first."""
+
+import functools
+import json
+import math
+import shlex
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eupmu_jax import data, metrics
+from eupmu_jax.benchmark import problems
+from eupmu_jax.commands import page
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.unlearning import Plan, run_method
+
+# The retrained model starts from other weights than the original, as an independent training would.
+RETRAINED_SEED_OFFSET = 1_000
+METHODS = (
+    "fine-tuning",
+    "gradient ascent",
+    "random labels",
+    "EUPMU explicit",
+    "EUPMU implicit",
+    "EUPMU next-batch",
+)
+
+
+def settings_for(name: str, split: data.Split) -> tuple[Plan, dict[str, dict]]:
+    """The run's size and every method's settings, as tuned with equal trials by `experiments/tune_demo.py`."""
+    tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
+    chosen = tuned[name]["random" if split.forget_class is None else "class"]
+    plan = Plan.of_epochs(**chosen["plan"], num_forget=len(split.forget_ids))
+    return plan, {method: chosen["methods"][method]["settings"] for method in METHODS}
+
+
+def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[dict]:
+    """Trains, unlearns, judges, prints a table, and writes rows, checkpoints and a page to `out`.
+
+    Args:
+      name: "digits" or "fashion_mnist".
+      forget: "class:N" or "random:P%".
+      seed: Seed of split, models and methods.
+      out: Folder for `rows.jsonl`, `page.html`, `checkpoints/` and the cache `models/` of trained models.
+      console: Where progress and table go.
+
+    Returns:
+      The rows: original, retrained, then one for each method.
+
+    Raises:
+      ValueError: Before any work, for an unknown data set, an impossible forget set or an unwritable folder.
+      FileNotFoundError: If the data set is not on this machine.
+    """
+    _check_writable(out)
+    prepared = problems.make(name, forget, seed)
+    plan, settings = settings_for(name, prepared.split)
+    everything, retained = np.arange(len(prepared.labels)), prepared.split.retain_ids
+    columns = (TextColumn("{problems.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def train(description, ids, init_seed):
+            bar = progress.add_task(description, total=problems.training_steps(prepared, ids))
+            advance = functools.partial(progress.advance, bar)
+            model = problems.train(prepared, ids, init_seed=init_seed, cache=out / "models", on_step=advance)
+            progress.update(bar, completed=problems.training_steps(prepared, ids))
+            return model, problems.evaluate(prepared, model.params, attacks=())
+
+        original, original_figures = train("original model", everything, seed)
+        retrained, retrained_figures = train("retrained model", retained, seed + RETRAINED_SEED_OFFSET)
+
+        def row(method, figures, seconds, forward, backward, **more):
+            return {
+                "method": method,
+                "data": name,
+                "forget": forget,
+                "seed": seed,
+                **figures,
+                "gap": metrics.average_gap(figures, retrained_figures),
+                "rise": figures["retain_loss"] - original_figures["retain_loss"],
+                "seconds": seconds,
+                "share_of_retraining": 100 * seconds / retrained.seconds,
+                "forward_passes": forward / len(everything),
+                "backward_passes": backward / len(everything),
+                **more,
+                **_provenance(prepared.split),
+            }
+
+        rows = [
+            row(label, figures, model.seconds, model.examples, model.examples)
+            for label, figures, model in (
+                ("original", original_figures, original),
+                ("retrained", retrained_figures, retrained),
+            )
+        ]
+        for method in METHODS:
+            bar = progress.add_task(method, total=plan.steps)
+            result = run_method(
+                method,
+                settings[method],
+                plan,
+                prepared,
+                original.params,
+                seed=seed,
+                on_step=functools.partial(progress.advance, bar),
+            )
+            figures = problems.evaluate(prepared, result.params, attacks=())
+            more = {
+                "allowed_rise": settings[method]["allowed_rise"] if method.startswith("EUPMU") else None,
+                "compile_seconds": result.compile_seconds,
+                "settings": settings[method],
+                "plan": plan._asdict(),
+                "history": result.history,
+            }
+            rows.append(row(method, figures, result.seconds, result.forward, result.backward, **more))
+            folder = out / "checkpoints" / method.replace(" ", "-")
+            checkpoints.save(
+                folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
+            )
+
+    rows = [_json_ready(row) for row in rows]
+    (out / "rows.jsonl").write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    (out / "report.html").write_text(page.render(rows))
+    _print(rows, out, console)
+    return rows
+
+
+def _print(rows, out, console):
+    first = rows[0]
+    title = f"{first['data']}: forget {first['forget']}, seed {first['seed']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in page.COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    best = min(rows[2:], key=lambda row: math.inf if row["gap"] is None else row["gap"])
+    for row in rows:
+        style = "dim" if row in rows[:2] else "bold green" if row is best else None
+        table.add_row(row["method"], *page.cells(row), style=style, end_section=row is rows[1])
+    console.print(table)
+    key = Table.grid(padding=(0, 2, 0, 0))
+    for term, meaning in page.LEGEND:
+        key.add_row(term, meaning)
+    console.print(key, style="dim")
+    console.print(f"\nrows, checkpoints and page.html: {out}", highlight=False, soft_wrap=True)
+
+
+def _check_writable(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {out} ({error.strerror}); expected a folder that is writable") from None
+
+
+def _provenance(split):
+    packages = ("eupmu-jax", "jax", "optax", "flax", "orbax-checkpoint", "scikit-learn", "numpy")
+    return {
+        "split": data.digest(split),
+        "versions": {package: version(package) for package in packages},
+        "device": jax.devices()[0].device_kind,
+        "command": shlex.join(["eupmu", *sys.argv[1:]]),
+    }
+
+
+def _json_ready(value):
+    if isinstance(value, dict):
+        return {key: _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,234 @@
+"""`eupmu plan`: compiles one step for devices that need not be there, and says what it would take."""
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eupmu_jax._stack.jaxpr import matmul_flops
+from eupmu_jax.gradients.accumulation import accumulate
+from eupmu_jax.models.decoder import SIZES, Decoder, decoder_shardings
+from eupmu_jax.sharding import batch_shardings, make_mesh, state_shardings
+from eupmu_jax.surgery.eupmu import eupmu
+from eupmu_jax.surgery.explicit import unilateral_surgery
+from eupmu_jax.surgery.steps import explicit_step, implicit_step
+from eupmu_jax.surgery.two_pass import two_pass
+from eupmu_jax.training.mesh import program, topology
+
+
+def _plain(loss, shardings):
+    """One gradient of the loss over forget and retain batch together: what training itself takes."""
+    optimizer = optax.adam(1e-5)
+
+    def step(params, state, batches):
+        whole = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+        value, grads = jax.value_and_grad(lambda p: jax.vmap(lambda batch: loss(p, batch))(whole).mean())(params)
+        updates, state = optimizer.update(jax.lax.with_sharding_constraint(grads, shardings), state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return optimizer, step
+
+
+def _explicit(loss, shardings, wrap=lambda chain: chain, **options):
+    optimizer = wrap(optax.chain(unilateral_surgery(), optax.adam(1e-5)))
+    return optimizer, explicit_step(loss, optimizer, mode="vmap", shardings=shardings, **options)
+
+
+def _two_pass(loss, shardings):
+    both = two_pass(loss, optax.adam(1e-5), shardings=shardings)
+    return both, both.step
+
+
+def _implicit(loss, shardings):
+    optimizer = eupmu(1e-5, momentum=0.9)
+    return optimizer, implicit_step(loss, optimizer, mode="vmap")
+
+
+PACKAGES = ("eupmu-jax", "jax", "jaxlib", "libtpu", "optax", "flax")
+
+# Name of a step: how to make the optimizer (whatever has an `init`) and the step of it.
+STEPS: dict[str, Callable] = {
+    "plain": _plain,
+    "explicit": _explicit,
+    "explicit-bf16": lambda loss, shardings: _explicit(loss, shardings, gradient_dtype=jnp.bfloat16),
+    "explicit-microbatches": lambda loss, shardings: _explicit(loss, shardings, lambda chain: accumulate(chain, 4)),
+    "two-pass": _two_pass,
+    "implicit": _implicit,
+}
+
+
+def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int, sequence: int) -> dict[str, Any]:
+    """Compiles `step` for a decoder on a topology; returns the row of figures.
+
+    Args:
+      name: A topology, see `training.mesh.topology.devices`.
+      model: A key of `models.decoder.SIZES`; computed in bfloat16, parameters and optimizer state in float32.
+      step: A key of `STEPS`.
+      data, tensor: Devices along the mesh axes `data` and `model`; data 0 takes all that the topology has.
+      batch: Sequences of each of the two objectives.
+      sequence: Tokens of a sequence.
+
+    Returns:
+      A row: sizes in bytes on each device, collectives by kind as `[count, bytes received]`, `flops` on each device,
+      and for a TPU the seconds that compute, memory and network would need by themselves at their peaks.
+
+    Raises:
+      ValueError: For an unknown model or step, a number that is not positive, a mesh that does not fit topology, batch
+        or model, and a step that needs more memory than a chip has.
+    """
+    for argument, value, known in (("model", model, SIZES), ("step", step, STEPS)):
+        if value not in known:
+            raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
+    for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
+        if count < 1:
+            raise ValueError(f"{argument}: got {count}, expected at least 1")
+    devices, chip = topology.devices(name)
+    if tensor > len(devices):
+        raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
+    data = data or len(devices) // tensor
+    mesh = make_mesh(data, tensor, devices=devices)
+    size = SIZES[model]
+    if size.kv_heads % tensor or size.width % (data * tensor) or batch % data:
+        raise ValueError(
+            f"tensor, batch: got a mesh of data {data} x tensor {tensor} and batch {batch}; expected tensor to divide "
+            f"the {size.kv_heads} key and value heads, data to divide the batch, and both the width {size.width}"
+        )
+    activations = NamedSharding(mesh, PartitionSpec("data"))
+    abstract = nnx.eval_shape(lambda: Decoder(size, jnp.bfloat16, activations=activations, rngs=nnx.Rngs(0)))
+    graph, parameters = nnx.split(abstract, nnx.Param)
+    params = nnx.to_pure_dict(parameters)
+    shardings = decoder_shardings(params, mesh)
+
+    def loss(params, batch):
+        logits = nnx.merge(graph, params)(batch["tokens"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
+
+    optimizer, update = STEPS[step](loss, shardings)
+    layout = (shardings, state_shardings(optimizer, params, shardings))
+    tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
+    batches = ({"tokens": tokens, "labels": tokens},) * 2
+    place = lambda tree, to: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, to)
+    arguments = (
+        *place((params, jax.eval_shape(optimizer.init, params)), layout),
+        place(batches, batch_shardings(batches, mesh)),
+    )
+    start = time.perf_counter()
+    lowered = jax.jit(update, donate_argnums=(0, 1), out_shardings=(*layout, None)).lower(*arguments)
+    compiled = _compile(lowered)
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    found = program.collectives(compiled.as_text())
+    row = {
+        "topology": name,
+        "model": model,
+        "step": step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "mesh": {"data": data, "tensor": tensor},
+        "batch": [batch, batch],
+        "sequence": sequence,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "bytes": memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        "limit_bytes": chip and chip.memory,
+        "collectives": {
+            kind: [sum(c.times for c in found if c.kind == kind), sum(c.received for c in found if c.kind == kind)]
+            for kind in program.KINDS
+        },
+        "gram_all_reduces": sum(c.times for c in found if (c.kind, c.shape) == ("all-reduce", "f32[3]")),
+        "flops": matmul_flops(update, *arguments) / mesh.size,
+        "compile_seconds": seconds,
+        "versions": {package: _version(package) for package in PACKAGES},
+        "device": devices[0].device_kind,
+        "command": shlex.join(["eupmu", *sys.argv[1:]]),
+    }
+    return row | {"roofline_seconds": chip and _roofline(row, chip)}
+
+
+def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
+    """Prints the figures of a row, and appends it to the JSON lines of `out`."""
+    mesh = row["mesh"]
+    table = Table(
+        title=f"{row['step']} step, {row['model']} decoder ({row['parameters']:,} parameters) on {row['topology']}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    add = lambda *cells: table.add_row(*cells)
+    add("mesh", f"data {mesh['data']} x tensor {mesh['tensor']}")
+    add("batch", f"{row['batch'][0]} forget + {row['batch'][1]} retain sequences of {row['sequence']:,} tokens")
+    limit = f" of {_readable(row['limit_bytes'])}" if row["limit_bytes"] else ""
+    add("memory on a device", f"{_readable(row['bytes'])}{limit}")
+    add("  arguments, temporary", f"{_readable(row['argument_bytes'])}, {_readable(row['temporary_bytes'])}")
+    for kind, (count, received) in row["collectives"].items():
+        if count:
+            add(kind, f"{count:,} a step, {_readable(received)} received by a device")
+    if row["step"].startswith("explicit"):
+        add("  of which for the surgery", f"{row['gram_all_reduces']} all-reduce of 3 numbers")
+    add("matrix products", f"{_readable(row['flops'], 'FLOP')} on a device")
+    if row["roofline_seconds"]:
+        times = row["roofline_seconds"]
+        add("at the chip's peaks", ", ".join(f"{name} {1e3 * value:.3g}" for name, value in times.items()) + " ms")
+        add("so a step takes at least", f"{1e3 * max(times.values()):.3g} ms, bound by {max(times, key=times.get)}")
+    add("compiled in", f"{row['compile_seconds']:.0f} s")
+    console.print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _readable(count, unit="B"):
+    for prefix in ("", "k", "M", "G", "T"):
+        if count < 1000 or prefix == "T":
+            return f"{count:.3g} {prefix}{unit}"
+        count /= 1000
+
+
+def _roofline(row, chip):
+    """Seconds at peak. Memory is a lower bound: arguments read, results written, the peak of the rest both once."""
+    return {
+        "compute": row["flops"] / chip.flops,
+        "memory": (2 * row["argument_bytes"] + 2 * row["temporary_bytes"]) / chip.memory_bandwidth,
+        "network": sum(received for _, received in row["collectives"].values()) / chip.network_bandwidth,
+    }
+
+
+def _compile(lowered):
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # Some versions put a code and a name before the sentence, and the module and advice of their own behind it.
+        sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
+        reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
+        raise ValueError(
+            f"the step does not fit a device: {reason}; use a larger topology, more tensor, a smaller batch "
+            "or sequence, or the steps two-pass or explicit-bf16"
+        ) from None
+
+
+def _version(package):
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None

@@ -1,0 +1,113 @@
+"""Accumulation of stacked gradients over microbatches."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax._stack import algebra
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`.
+
+    Attributes:
+      mini_step: Microbatches in the sum so far.
+      gradient_sum: Stacked sum, `(K, *param.shape)` in every leaf, float32 (float64 for float64 parameters).
+      loss_sum: `(K,)`.
+      refused_microbatches: Microbatches left out because a gradient or loss was not finite.
+      inner_state: State of the wrapped chain.
+    """
+
+    mini_step: chex.Array
+    gradient_sum: chex.ArrayTree
+    loss_sum: chex.Array
+    refused_microbatches: chex.Array
+    inner_state: optax.OptState
+
+
+def accumulate(
+    inner: optax.GradientTransformation, every_k_steps: int, *, num_objectives: int = 2
+) -> optax.GradientTransformationExtraArgs:
+    r"""Averages stacked gradients over microbatches and performs surgery once, on the averages.
+
+    Surgery is not linear: the sum of bent gradients is not the bent sum. So the stack is accumulated,
+    :math:`\bar g_k = \frac1n\sum_i g_k^{(i)}`, and `inner`, which begins with the surgery, sees the mean every
+    `every_k_steps` microbatches; between, the updates are 0. `optax.MultiSteps` cannot do this: it wants updates of one
+    shape before and after.
+
+    A microbatch with a non-finite loss or gradient is left out of the sum and counted, and another one takes its place.
+
+    To leave optimizer moments untouched by a refused step, wrap inside: `accumulate(skip_nonfinite(chain), n)`.
+
+    Args:
+      inner: A chain that begins with a stacked transform.
+      every_k_steps: n, at least 1.
+      num_objectives: K.
+
+    Returns:
+      A transform whose `update` takes `losses` `(K,)` optionally, on every microbatch or on none, and passes their mean
+      and all other extra arguments (of the last microbatch) to `inner`.
+
+    Raises:
+      ValueError: For `every_k_steps` < 1, or updates with another number of objectives.
+
+    >>> from eupmu_jax.surgery.explicit import unilateral_surgery
+    >>> tx = accumulate(optax.chain(unilateral_surgery(), optax.sgd(1.0)), every_k_steps=2)
+    >>> params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+    >>> first, state = tx.update(jnp.array([[1.0], [0.0]]), state, params)
+    >>> second, state = tx.update(jnp.array([[3.0], [0.0]]), state, params)
+    >>> first.tolist(), second.tolist()
+    ([0.0], [-2.0])
+    """
+    if every_k_steps < 1:
+        raise ValueError(f"every_k_steps: got {every_k_steps}, expected at least 1")
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        def zeros(param):
+            zero = jnp.zeros_like(param, jnp.promote_types(param.dtype, jnp.float32))  # Sharded like the parameter.
+            return jnp.broadcast_to(zero, (num_objectives, *param.shape))
+
+        return AccumulateState(
+            mini_step=jnp.zeros([], jnp.int32),
+            gradient_sum=jax.tree.map(zeros, params),
+            loss_sum=jnp.zeros(num_objectives, algebra.accumulator_dtype(params)),
+            refused_microbatches=jnp.zeros([], jnp.int32),
+            inner_state=inner.init(params),
+        )
+
+    def update_fn(updates, state, params=None, *, losses=None, **extra_args):
+        k = algebra.count_objectives(updates, params)
+        if k != num_objectives:
+            raise ValueError(f"updates: got {k} objectives, expected num_objectives = {num_objectives}")
+        losses = algebra.check_losses(losses, k)
+        finite = algebra.all_finite(updates if losses is None else (updates, losses))
+        add = lambda total, new: jnp.where(finite, total + new.astype(total.dtype), total)
+        gradient_sum = jax.tree.map(add, state.gradient_sum, updates)
+        loss_sum = state.loss_sum if losses is None else add(state.loss_sum, losses)
+        mini_step = state.mini_step + finite
+
+        def apply(inner_state):
+            means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
+            given = {} if losses is None else {"losses": loss_sum / every_k_steps}
+            new_updates, inner_state = inner.update(means, inner_state, params, **given, **extra_args)
+            empty = jax.tree.map(jnp.zeros_like, state._replace(inner_state=None))
+            return new_updates, empty._replace(refused_microbatches=state.refused_microbatches, inner_state=inner_state)
+
+        def wait(inner_state):
+            like = updates if params is None else params
+            strip = (lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype)) if params is None else jnp.zeros_like
+            refused = state.refused_microbatches + ~finite
+            return jax.tree.map(strip, like), AccumulateState(mini_step, gradient_sum, loss_sum, refused, inner_state)
+
+        was, becomes = state.inner_state, jax.eval_shape(apply, state.inner_state)[1].inner_state
+        if jax.tree.map(jnp.shape, was) != jax.tree.map(jnp.shape, becomes):
+            raise ValueError(
+                f"inner: its state changes shape in an update; give its surgery num_objectives={num_objectives} too"
+            )
+        return jax.lax.cond(mini_step >= every_k_steps, apply, wait, state.inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

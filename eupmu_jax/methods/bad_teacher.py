@@ -1,0 +1,61 @@
+"""Bad Teacher: on the forget set the student follows a model that knows nothing, on the retain set the original one."""
+
+import jax.numpy as jnp
+
+from eupmu_jax import objectives
+from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
+from eupmu_jax.methods.method import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent
+
+
+def bad_teacher(problem, settings) -> Procedure:
+    r"""Descent on the divergences from two fixed teachers, u for forget examples and t for retain examples.
+
+    .. math::
+      D(u, s; \text{forget}) + w\, D(t, s; \text{retain}), \qquad
+      D(t, s) = T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))
+
+    u is the model with fresh parameters, t the original one, where the student s starts; T = `temperature`, w =
+    `retain_weight`. Labels are never read.
+
+    The authors mix forget examples with a share of the retain set in one loader, so that their w is the ratio of the
+    two numbers; T = 1 and Adam with learning rate 0.01 or less. Their divergence is averaged over classes too, which
+    makes it smaller by the number of classes, and has no T^2.
+
+    Each step passes both batches forwards through a teacher and the student, and backwards through the student.
+
+    Failure cases: what an untrained model answers is far from what a retrained one would, and nearly the same for all
+    images, so a forget set can be told by its answers. They are a mask: training on retained data alone brings much of
+    what was forgotten back (arXiv 2505.22310).
+    """
+    temperature = settings["temperature"]
+
+    def loss(params, batch):
+        logits = problem.apply(params, batch["images"])
+        return objectives.kl_to_teacher(logits, batch["teacher_logits"], temperature)
+
+    value_and_grad = scalarized_value_and_grad(loss)
+
+    def gradient(params, teachers, batches, count, key):
+        taught = tuple(
+            {"images": batch["images"], "teacher_logits": problem.apply(teacher, batch["images"])}
+            for teacher, batch in zip(teachers, batches, strict=True)
+        )
+        return value_and_grad(params, taught, jnp.asarray(settings["retain_weight"], jnp.float32)[None])[1]
+
+    def prepare(params, forget, retain, key):
+        return problem.fresh_params(key), params
+
+    return descend(descent(problem, settings), gradient, Cost((2, 2), (1, 1)), prepare)
+
+
+METHOD = Method(
+    bad_teacher,
+    paper="Chundawat et al. 2023, arXiv 2205.08096",
+    passes="2F 1B forget and retain, a teacher's forward among them",
+    needs="forget and retain set, an untrained model",
+    space={
+        "learning_rate": LEARNING_RATE,
+        "temperature": LogUniform(0.5, 5.0),
+        "retain_weight": LogUniform(0.3, 30.0),
+    },
+)

@@ -1,0 +1,32 @@
+"""Gradient ascent on the forget set alone."""
+
+import jax
+
+from eupmu_jax.methods.method import MOMENTUM, Choice, Cost, LogUniform, Method, Procedure, descend, descent, loss_of
+
+
+def gradient_ascent(problem, settings) -> Procedure:
+    """Descent on minus the forget batch's cross-entropy, or on another objective that asks for no retain data.
+
+    Nothing holds it back: without a bound on the objective the loss of everything rises, so its learning rates are
+    smaller. `ascent_objective` is "gradient_ascent" if there is no such setting.
+    """
+    loss = loss_of(problem.apply, settings.get("ascent_objective", "gradient_ascent"))
+
+    def gradient(params, prepared, batches, count, key):
+        return jax.grad(lambda p: loss.heads[0](loss.forward(p, batches[0]), batches[0]))(params)
+
+    return descend(descent(problem, settings), gradient, Cost((1, 0), (1, 0)))
+
+
+METHOD = Method(
+    gradient_ascent,
+    paper="Thudi et al. 2022, arXiv 2109.13398",
+    passes="1F 1B forget",
+    needs="forget set",
+    space={
+        "learning_rate": LogUniform(3e-5, 1e-3),
+        "ascent_objective": Choice(("gradient_ascent", "bounded_ascent", "kl_to_uniform")),
+        "momentum": MOMENTUM,
+    },
+)

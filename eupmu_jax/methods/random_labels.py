@@ -1,0 +1,22 @@
+"""Random labels: the forget set is learned anew with wrong labels, beside the retain set."""
+
+from eupmu_jax.methods.method import LEARNING_RATE, MOMENTUM, LogUniform, Method, Procedure
+from eupmu_jax.methods.weighted_sum import weighted_sum
+
+
+def random_labels(problem, settings) -> Procedure:
+    """Linear scalarisation with the cross-entropy on random labels as its forget objective.
+
+    Labels are drawn anew in every pass over the forget set, and never equal the truth. The more is forgotten at random,
+    the more the wrong labels contradict what the retain set teaches.
+    """
+    return weighted_sum(problem, {**settings, "forget_objective": "random_labels"})
+
+
+METHOD = Method(
+    random_labels,
+    paper="Golatkar et al. 2020, arXiv 1911.04933",
+    passes="1F 1B forget and retain",
+    needs="forget and retain set",
+    space={"learning_rate": LEARNING_RATE, "retain_weight": LogUniform(0.3, 30.0), "momentum": MOMENTUM},
+)

@@ -1,0 +1,67 @@
+"""SCRUB: the student leaves its teacher on the forget set and stays with it on the retain set."""
+
+import jax
+
+from eupmu_jax import objectives
+from eupmu_jax.methods.method import LEARNING_RATE, Choice, Cost, LogUniform, Method, Procedure, descend, descent
+
+# The paper's weight of the retain loss, and the temperature of both divergences.
+RETAIN_WEIGHT = 0.99
+TEMPERATURE = 4.0
+
+
+def scrub(problem, settings) -> Procedure:
+    r"""Max-steps on the forget batch and min-steps on the retain batch, by turns; then min-steps alone.
+
+    The teacher t is the original model, the student s starts as it, and
+    :math:`D = T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))`:
+
+    .. math::
+      \text{max: } \theta \leftarrow \theta + \alpha_t \nabla D(\text{forget}) \qquad
+      \text{min: } \theta \leftarrow \theta - \alpha_t \nabla (0.99\, l_r + \alpha\, D(\text{retain}))
+
+    In the first `max_share` of the run even steps are max-steps, so that a run ends with repair. The paper alternates
+    whole passes over the two sets: 2 to 5 max-passes in 3 to 10 epochs, learning rate 5e-4, momentum 0.9, T = 4 and
+    alpha = 0.001 (0.5 on small sets). Here there is no momentum, which would carry ascent into the descent.
+
+    A step pays for one branch alone: student forwards and backwards and teacher forwards on one of the two batches; the
+    cost is the average over the run. On CPU XLA is slow at the gradients of convolutions inside a branch, so
+    that the share of time is well above that of passes.
+
+    Failure cases: D has no bound, so long or large ascent ruins the model beyond repair. Its gradient is zero where
+    student and teacher agree: the first max-step does nothing, and forgetting starts from what a min-step has moved.
+    """
+    max_until = settings["max_share"] * problem.steps
+
+    def divergence(params, teacher, batch):
+        logits = problem.apply(params, batch["images"])
+        return logits, objectives.kl_to_teacher(logits, problem.apply(teacher, batch["images"]), TEMPERATURE)
+
+    def forget_loss(params, teacher, batches):
+        return -divergence(params, teacher, batches[0])[1]
+
+    def retain_loss(params, teacher, batches):
+        logits, distance = divergence(params, teacher, batches[1])
+        retained = objectives.cross_entropy(logits, batches[1]["labels"])
+        return RETAIN_WEIGHT * retained + settings["alpha"] * distance
+
+    def gradient(params, teacher, batches, count, key):
+        is_max = (count < max_until) & (count % 2 == 0)
+        return jax.lax.cond(is_max, jax.grad(forget_loss), jax.grad(retain_loss), params, teacher, batches)
+
+    share = -(-max_until // 2) / problem.steps
+    cost = Cost((2 * share, 2 * (1 - share)), (share, 1 - share))
+    return descend(descent(problem, settings), gradient, cost, lambda params, forget, retain, key: params)
+
+
+METHOD = Method(
+    scrub,
+    paper="Kurmanji et al. 2023, arXiv 2302.09880",
+    passes="2F 1B of one batch a step, the teacher's forward among them: forget while it alternates, else retain",
+    needs="forget and retain set",
+    space={
+        "learning_rate": LEARNING_RATE,
+        "alpha": LogUniform(0.001, 1.0),
+        "max_share": Choice((0.25, 0.5, 0.75)),
+    },
+)

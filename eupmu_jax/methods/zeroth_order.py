@@ -1,0 +1,77 @@
+"""ZO-signGD: descent where losses can be evaluated, and gradients cannot."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax.methods.method import FORGET_OBJECTIVE, Cost, LogUniform, Method, Procedure, descend, descent, loss_of
+
+# Two evaluations each: 8 forward passes of both batches cost about as much as 2.7 steps of one gradient.
+DIRECTIONS = 4
+SMOOTHING = 1e-3
+
+
+def zeroth_order(problem, settings) -> Procedure:
+    r"""Steps along the sign of a gradient estimated from differences of :math:`L = l_f + w\, l_r`, w = `retain_weight`.
+
+    .. math::
+      \rho_j = \frac{L(\theta + \mu z_j) - L(\theta - \mu z_j)}{2 \mu}, \quad z_j \sim N(0, I), \qquad
+      \theta_{t+1} = \theta_t - \frac{\alpha_t}{\sqrt n} \operatorname{sign}\Big( \frac1q \sum_{j=1}^q \rho_j z_j \Big)
+
+    with q = 4, :math:`\mu` = `smoothing`, 1e-3 where there is no such setting, and the n weights of the model. The
+    usual clipping to norm 1 makes the :math:`1/\sqrt n`: a step is as long as the learning rate. Both evaluations share
+    their batches. No backward pass; 2q forward passes in each step. Memory of one direction at a time.
+
+    Of two variants in use this is the sign of each coordinate; sign(rho) z, for one direction, is the other.
+
+    Failure cases: the estimate's error grows with n / q, so large models need far more steps than first-order
+    methods. A difference that rounds to 0, because mu is too small for the loss's precision, gives no step.
+
+    Source: Liu et al. 2019, signSGD via zeroth-order oracle, Algorithm 1.
+    """
+    loss = loss_of(problem.apply, settings["forget_objective"])
+
+    def gradient(params, prepared, batches, count, key):
+        def objective(params):
+            forget, retain = (head(loss.forward(params, b), b) for head, b in zip(loss.heads, batches, strict=True))
+            return forget + settings["retain_weight"] * retain
+
+        return jax.tree.map(jnp.sign, estimate(objective, params, key, settings.get("smoothing", SMOOTHING)))
+
+    return descend(
+        descent(problem, {**settings, "optimizer": "sgd"}), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0))
+    )
+
+
+def estimate(
+    loss: Callable, params: chex.ArrayTree, key: chex.PRNGKey, smoothing: chex.Numeric, directions: int = DIRECTIONS
+) -> chex.ArrayTree:
+    """The mean of rho z over some directions: its expectation is the gradient of the loss smoothed by N(0, mu^2 I).
+
+    >>> float(estimate(lambda x: 3.0 * x, jnp.array(1.0), jax.random.key(0), 0.01, directions=1)) > 0
+    True
+    """
+
+    def add(total, key):
+        z = optax.tree_utils.tree_random_like(key, params, jax.random.normal)
+        moved = lambda length: loss(jax.tree.map(lambda p, d: p + length * d, params, z))
+        rho = (moved(smoothing) - moved(-smoothing)) / (2 * smoothing)
+        return jax.tree.map(lambda t, d: t + rho * d / directions, total, z), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), jax.random.split(key, directions))[0]
+
+
+METHOD = Method(
+    zeroth_order,
+    paper="Liu et al. 2019, signSGD via zeroth-order oracle",
+    passes=f"{2 * DIRECTIONS}F forget and retain",
+    needs="losses on forget and retain set",
+    space={
+        "learning_rate": LogUniform(0.1, 3.0),
+        "forget_objective": FORGET_OBJECTIVE,
+        "retain_weight": LogUniform(0.3, 30.0),
+    },
+)

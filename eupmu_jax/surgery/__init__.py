@@ -1,0 +1,1 @@
+"""Unilateral gradient surgery as optax transforms, and what stands around them."""

@@ -1,0 +1,223 @@
+"""A guard that keeps the update of any optax optimizer within a utility tolerance."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax import tolerances
+from eupmu_jax._stack import algebra, nnls
+from eupmu_jax.surgery.explicit import unilateral_surgery
+
+MAX_ROUNDS = 4
+
+
+class UtilityGuardState(NamedTuple):
+    """State of `utility_guard`; the surgery's own fields (`multipliers`, `gram`) are found in it by name.
+
+    Attributes:
+      surgery_state, inner_state, tolerance_state: States of the parts.
+      guard_multipliers: `(K-1,)`; how much of each retain gradient was taken off the last update.
+      guard_feasible: `(K-1,)` bools: whether the last update met each constraint to first order.
+      step_scale: Share of the last update that backtracking left: 1, 1/2, 1/4, ..., or 0 if no share would do.
+      count: Number of steps taken.
+      nonfinite_count: Number of steps refused because a gradient, loss or update was not finite.
+    """
+
+    surgery_state: optax.OptState
+    inner_state: optax.OptState
+    tolerance_state: chex.ArrayTree
+    guard_multipliers: chex.Array
+    guard_feasible: chex.Array
+    step_scale: chex.Array
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+def utility_guard(
+    inner: optax.GradientTransformation,
+    tolerance: "chex.Numeric | optax.Schedule | tolerances.Tolerance",
+    surgery: optax.GradientTransformation | None = None,
+    *,
+    max_halvings: int = 0,
+    num_objectives: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves the update that `inner` makes by the least amount that keeps every retain loss from rising too far.
+
+    .. math::
+      u = \text{inner}(\text{surgery}(g)), \qquad
+      u' = \arg\min_{v} \tfrac12 \|v - u\|^2 \quad\text{s.t.}\quad \langle g_k, v\rangle \le \epsilon_k,\; k = 1..K-1
+
+    Surgery alone protects the direction that leaves it; a preconditioner, momentum or weight decay behind it bends that
+    direction again. The guard stands around the whole optimizer (Adam, Muon, schedule-free, momentum, AdamW) and
+    corrects what is really added to the parameters: :math:`u' = u - \sum_k \mu_k g_k` with the exact multipliers of
+    `nnls.solve_multipliers`. Nothing may follow it in a chain.
+
+    Guarantees: to first order each retain loss rises by at most its tolerance in this step, whatever `inner` is; the
+    inequality holds for u' to the rounding of its dtype, and u' = u where u meets it already. With `max_halvings` and
+    a `value_fn`, u' is halved until the *measured* loss agrees: no loss `value_fn` measures rises by more than
+    max(tolerance, 0), and if it takes more halvings than allowed the parameters stay. With `tolerances.budget(limit,
+    rate)` and rate <= 1 that keeps the measured loss under its limit for all time.
+
+    ===================================  ==============================================================
+    case                                 result
+    ===================================  ==============================================================
+    u meets every constraint             u, guard multipliers 0
+    u runs against all of g_k            0 for tolerance 0
+    retain gradient zero                 its constraint asks for nothing
+    tolerance < 0 (above the limit)      a step that brings the loss down as demanded; where that cannot
+                                         be met, `guard_feasible` is False
+    gradient, loss or u not finite       0, no state changed, `nonfinite_count` + 1
+    ===================================  ==============================================================
+
+    Args:
+      inner: Any optax optimizer, learning rate included: its updates are added to the parameters.
+      tolerance: Allowed increase in this step, in units of the loss (not per unit of step size, which an optimizer need
+        not have): a float, a `(K-1,)` array, a schedule, or a rule from `eupmu_jax.tolerances`.
+      surgery: Collapses the stacked gradients for `inner`: any stacked transform; None is `unilateral_surgery(0.0)`,
+        and `unilateral_surgery(jnp.inf)` hands the forget gradient on as it is.
+      max_halvings: 0 measures nothing. Otherwise `update` needs `params` and `value_fn(params) -> (K-1,)`; it is called
+        once before the step, which the tolerance then reads in place of `losses`, and once or more after it.
+      num_objectives: K, where neither K = 2 nor a tolerance array tells it and the state must keep one shape.
+
+    Returns:
+      A transform with `update(updates, state, params=None, *, losses=None, levels=None, value_fn=None,
+      gram_fn=None, **extra_args)`, stacked tree in, parameter-shaped update out. `levels` and `gram_fn` are as in
+      `unilateral_surgery`.
+
+    Raises:
+      ValueError: As `unilateral_surgery`; also for negative `max_halvings`, or missing `value_fn` or `params`.
+
+    >>> guard = utility_guard(optax.adam(0.1), tolerance=0.0)
+    >>> params, grads = jnp.zeros(2), jnp.array([[-1.0, 1.0], [1.0, 0.5]])  # forget, retain
+    >>> update, state = guard.update(grads, guard.init(params), params)
+    >>> bool(jnp.vdot(grads[1], update) <= 1e-7)
+    True
+    """
+    rule = tolerances.as_tolerance(tolerance)
+    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    if max_halvings < 0:
+        raise ValueError(f"max_halvings: got {max_halvings}, expected 0 or more")
+    inner = optax.with_extra_args_support(inner)
+    surgery = unilateral_surgery(num_objectives=fixed) if surgery is None else surgery
+    surgery = optax.with_extra_args_support(surgery)
+
+    def init_fn(params):
+        k, dtype = fixed or 2, algebra.accumulator_dtype(params)
+        return UtilityGuardState(
+            surgery_state=surgery.init(params),
+            inner_state=inner.init(params),
+            tolerance_state=rule.init(k - 1, dtype),
+            guard_multipliers=jnp.zeros(k - 1, dtype),
+            guard_feasible=jnp.ones(k - 1, bool),
+            step_scale=jnp.ones([], dtype),
+            count=jnp.zeros([], jnp.int32),
+            nonfinite_count=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, gram_fn=None, **extra_args):
+        k = algebra.count_objectives(updates, params)
+        if k != (fixed or 2):
+            raise ValueError(f"updates: got {k} objectives, expected {fixed or 2}; pass num_objectives={k}")
+        losses = algebra.check_losses(losses, k)
+        if max_halvings and (value_fn is None or params is None):
+            raise ValueError(
+                f"{'params' if params is None else 'value_fn'}: got None, but max_halvings measures the retain losses "
+                "around the step: update(updates, state, params, value_fn=value_fn)"
+            )
+        measure = lambda p: jnp.asarray(value_fn(p)).reshape(k - 1)
+        levels = measure(params) if max_halvings else tolerances.check_levels(levels, losses, k - 1)
+
+        extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn}
+        direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
+        if jax.tree.map(jnp.shape, surgery_state) != jax.tree.map(jnp.shape, state.surgery_state):
+            raise ValueError(f"surgery: its state changes shape in an update; give it num_objectives={k} too")
+        proposal, inner_state = inner.update(direction, state.inner_state, params, **extra_args)
+
+        gram = (gram_fn or algebra.gram_matrix)(updates)
+        dtype = jnp.promote_types(gram.dtype, state.guard_multipliers.dtype)
+        gram = gram.astype(dtype)
+        epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, dtype)
+        update, guard_multipliers, feasible = _project(proposal, updates, gram, epsilon)
+        # The norm of the proposal and the corrected update may overflow where the proposal itself does not.
+        given = [part for part in (losses, levels) if part is not None]
+        finite = algebra.all_finite((gram, algebra.squared_norm(proposal), update, given))
+        finite &= jnp.all(epsilon > -jnp.inf)
+
+        scale = jnp.ones([], dtype)
+        if max_halvings:
+            allowed = levels + jnp.maximum(epsilon, 0).astype(levels.dtype)
+
+            def rises(scale):
+                return jnp.any(~(measure(optax.apply_updates(params, _scaled(update, scale))) <= allowed))
+
+            halvings = jax.lax.while_loop(
+                lambda n: (n <= max_halvings) & rises(0.5**n), lambda n: n + 1, jnp.zeros([], jnp.int32)
+            )
+            scale = jnp.where(halvings > max_halvings, 0, 0.5**halvings).astype(dtype)
+            update = _scaled(update, scale)
+
+        def keep(new, old):
+            # Random keys, as in the state of optax.add_noise, have a dtype that nothing can be cast to.
+            return jnp.where(finite, new if new.dtype == old.dtype else new.astype(old.dtype), old)
+
+        new = UtilityGuardState(
+            surgery_state=surgery_state,
+            inner_state=inner_state,
+            tolerance_state=tolerance_state,
+            guard_multipliers=guard_multipliers,
+            guard_feasible=feasible,
+            step_scale=scale,
+            count=optax.safe_increment(state.count),
+            nonfinite_count=state.nonfinite_count,
+        )
+        old = state._replace(nonfinite_count=optax.safe_increment(state.nonfinite_count))
+        return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), update), jax.tree.map(
+            keep, new, old
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _project(update, updates, gram, epsilon):
+    """`update` moved onto the constraints, the multipliers that did it, and whether each is met."""
+    norms = jnp.sqrt(jnp.diagonal(gram))[1:]
+    unit = jnp.finfo(gram.dtype).eps
+    coarse = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(update))
+
+    def measure(update):
+        products = -algebra.inner_products(updates, update)[1:].astype(gram.dtype)
+        size = algebra.squared_norm(update).astype(gram.dtype)
+        return gram.at[0, 1:].set(products).at[1:, 0].set(products).at[0, 0].set(size)
+
+    def violated(augmented, rounding):
+        size = jnp.sqrt(augmented[0, 0])
+        return -augmented[0, 1:] > epsilon + (rounding + coarse) * norms * size + rounding * jnp.abs(epsilon)
+
+    def is_open(state):
+        _, augmented, _, rounds = state
+        return (rounds < MAX_ROUNDS) & jnp.any(violated(augmented, 16 * unit) & (norms > 0))
+
+    def project(state):
+        update, augmented, total, rounds = state
+        multipliers = nnls.solve_multipliers(augmented, epsilon)
+        update = jax.tree.map(lambda u, g: _correct(u, g, multipliers), update, updates)
+        return update, measure(update), (total + multipliers).astype(total.dtype), rounds + 1
+
+    # Another round removes what cancellation left of the one before.
+    start = (update, measure(update), jnp.zeros_like(epsilon), jnp.zeros([], jnp.int32))
+    update, augmented, total, _ = jax.lax.while_loop(is_open, project, start)
+    return update, total, ~violated(augmented, 128 * unit)
+
+
+def _correct(update, rows, multipliers):
+    corrected = update.astype(multipliers.dtype)
+    for k, multiplier in enumerate(multipliers, start=1):
+        corrected -= multiplier * rows[k]
+    return corrected.astype(update.dtype)
+
+
+def _scaled(update, scale):
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), update)

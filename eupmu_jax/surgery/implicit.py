@@ -1,0 +1,228 @@
+"""Implicit unilateral gradient surgery (EUPMU, arXiv 2510.22124, Equation 8): one backward pass for both losses."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax import tolerances
+from eupmu_jax._stack import algebra
+from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, check_positive
+
+
+class ImplicitSurgeryState(NamedTuple):
+    """State of `implicit_surgery` and `reference_surgery`; every field can be read with `tree_get`.
+
+    Attributes:
+      multipliers: `(K-1,)`, for the next step's scalarised gradient.
+      controller_state: State of the controller.
+      tolerance_state: State of the tolerance.
+      previous_losses: `(K-1,)` retain losses of the last step, on its scale; used by the `next_batch` proxy.
+      count: Number of steps taken.
+      nonfinite_count: Number of steps refused because a loss or update was not finite.
+    """
+
+    multipliers: chex.Array
+    controller_state: optax.OptState
+    tolerance_state: chex.ArrayTree
+    previous_losses: chex.Array
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+def implicit_surgery(
+    tolerance: "chex.Numeric | optax.Schedule | tolerances.Tolerance",
+    controller: optax.GradientTransformation,
+    loss_scale: str = "raw",
+    proxy: str = "same_batch",
+    learning_rate: "float | optax.Schedule | None" = None,
+    initial_multiplier: chex.Numeric = 0.0,
+    *,
+    num_objectives: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Passes updates through and moves the multiplier by the change of the retain loss that the updates cause.
+
+    .. math::
+      \delta_t = \frac{l_k(\theta_t) - l_k(\theta_{t+1})}{\alpha_t} + \epsilon_t, \qquad
+      \lambda_{t+1} = \max(0, \lambda_t + \text{controller}(\delta_t))
+
+    With `controller=optax.sgd(beta)` this is the paper's :math:`\lambda_t - \beta\delta_t`. The updates must come from
+    `scalarized_value_and_grad` with `multipliers(state)`. In log scale, :math:`l` stands for :math:`\log(l + 10^{-8})`
+    here and there.
+
+    Proxies for the retain loss after the step:
+
+    * `"same_batch"` evaluates it with `value_fn(new_params) -> (K-1,) retain losses`, which must reuse the step's
+      batch, key and noise, so that the difference is due to the step alone, and must not touch BatchNorm statistics.
+      The transform stands last in the chain, where the updates are what will be added to the parameters.
+    * `"next_batch"` takes it from the next step's `losses`: no second forward pass, but the noise between two batches
+      is divided by the learning rate.
+    * `"level"` looks at no change at all: :math:`\delta_t = \epsilon_t`. With `tolerances.budget(limit, 1.0)` that is
+      the distance of the retain loss to its limit, so that a controller of `eupmu_jax.controllers` steers the level.
+
+    Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is exactly the
+    tolerance; as the learning rate goes to 0 the multiplier's fixed point is the closed form of `unilateral_surgery`.
+    The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha it is a proportional
+    one, and the loss ends lambda / eta above its target. A controller of the level with an integral part does.
+
+    A step whose losses or updates are not finite changes no field of the state but `nonfinite_count`, and its updates
+    become 0. Wrap the chain in `eupmu_jax.skip_nonfinite` to restore the members before this one too. A learning
+    rate of 0 counts as no change of the loss.
+
+    Args:
+      tolerance: Allowed increase of the retain loss per unit of learning rate (per step if `learning_rate` is None),
+        as in `unilateral_surgery`.
+      controller: Any optax transform over the multipliers. It receives delta, a gradient to descend.
+      loss_scale: `"raw"` or `"log"`, the same as in `scalarized_value_and_grad`.
+      proxy: `"same_batch"`, `"next_batch"` or `"level"`.
+      learning_rate: The step size in use, a float or the schedule itself, to divide by. None divides by nothing.
+      initial_multiplier: A float or `(K-1,)`, >= 0.
+      num_objectives: K, if it is not 2 and neither the tolerance nor the initial multiplier has K-1 entries.
+
+    Returns:
+      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, **extra_args)`; its
+      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, as they are,
+      `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy).
+
+    Raises:
+      ValueError: For an unknown scale or proxy, a negative or NaN tolerance or initial multiplier or one of the wrong
+        length, missing `losses`, `same_batch` without `params` and `value_fn`, and, outside jit, a loss that is not
+        positive in log scale (inside jit the step is refused and counted).
+
+    >>> import optax
+    >>> loss = lambda w: jnp.stack([(w - 1) ** 2, w**2])  # forget pulls to 1, retain to 0
+    >>> tx = optax.chain(optax.sgd(0.1), implicit_surgery(0.0, optax.sgd(0.5), learning_rate=0.1))
+    >>> w = jnp.array(0.5)
+    >>> state = tx.init(w)
+    >>> updates, state = tx.update(2 * (w - 1), state, w, losses=loss(w), value_fn=lambda w: loss(w)[1:])
+    >>> multipliers(state).round(3).tolist()
+    [0.55...]
+    """
+    check_loss_scale(loss_scale)
+    if proxy not in ("same_batch", "next_batch", "level"):
+        raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch', 'next_batch' or 'level'")
+    if not isinstance(initial_multiplier, jax.core.Tracer) and not np.all(np.asarray(initial_multiplier) >= 0):
+        raise ValueError(f"initial_multiplier: got {initial_multiplier}, expected numbers >= 0")
+    return multiplier_transform(
+        tolerances.as_tolerance(tolerance),
+        controller,
+        loss_scale=loss_scale,
+        proxy=proxy,
+        learning_rate=learning_rate,
+        initial_multiplier=initial_multiplier,
+        num_objectives=num_objectives,
+        project=lambda multipliers: jnp.maximum(multipliers, 0),
+    )
+
+
+def multipliers(state: optax.OptState) -> chex.Array:
+    """The `(K-1,)` multipliers of the surgery anywhere in `state`, chained and wrapped as it may be.
+
+    Raises:
+      ValueError: If the state holds no surgery, or more than one.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(state, "multipliers")
+    if len(found) != 1:
+        raise ValueError(f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery")
+    return found[0][1]
+
+
+def multiplier_transform(
+    rule: tolerances.Tolerance,
+    controller: optax.GradientTransformation,
+    *,
+    loss_scale: str,
+    proxy: str,
+    learning_rate: "float | optax.Schedule | None",
+    initial_multiplier: chex.Numeric,
+    num_objectives: int | None,
+    project: Callable[[chex.Array], chex.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """The update that `implicit_surgery` and `reference_surgery` share; they differ in sign, scale and projection."""
+    num_initial = np.size(initial_multiplier) if np.ndim(initial_multiplier) else None
+    k = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, num_initial) or 2
+    rescale = (lambda losses: losses) if loss_scale == "raw" else _log
+
+    def step_size(count):
+        return learning_rate(count) if callable(learning_rate) else learning_rate
+
+    def init_fn(params):
+        dtype = algebra.accumulator_dtype(params)
+        start = jnp.array(jnp.broadcast_to(jnp.asarray(initial_multiplier, dtype), (k - 1,)), copy=True)
+        return ImplicitSurgeryState(
+            multipliers=start,
+            controller_state=controller.init(start),
+            tolerance_state=rule.init(k - 1, dtype),
+            previous_losses=jnp.zeros(k - 1, dtype),
+            count=jnp.zeros([], jnp.int32),
+            nonfinite_count=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
+        del extra_args
+        losses = algebra.check_losses(losses, k)
+        if losses is None:
+            raise ValueError(f"losses: got None, expected the ({k},) losses of this step: update(..., losses=losses)")
+        if proxy == "same_batch" and (value_fn is None or params is None):
+            raise ValueError(
+                f"{'params' if params is None else 'value_fn'}: got None, but proxy='same_batch' evaluates the retain "
+                "losses after the step: update(updates, state, params, losses=losses, value_fn=value_fn); "
+                "proxy='next_batch' needs neither"
+            )
+        if loss_scale == "log":
+            check_positive(losses, state.count)
+
+        dtype = state.multipliers.dtype
+        current = rescale(losses[1:].astype(dtype))
+        if proxy == "same_batch":
+            before, after = current, rescale(_retain_losses(value_fn(optax.apply_updates(params, updates)), k, dtype))
+            measured_count, measured = state.count, True
+        elif proxy == "level":
+            before, after, measured_count, measured = current, current, state.count, True
+        else:
+            before, after = state.previous_losses, current
+            # The first step has nothing to compare with; rate and tolerance belong to the step in between.
+            measured_count, measured = jnp.maximum(state.count - 1, 0), state.count > 0
+        alpha = step_size(measured_count)
+
+        improvement = before - after
+        if alpha is not None:
+            improvement = jnp.where(alpha > 0, improvement / jnp.where(alpha > 0, alpha, 1), 0).astype(dtype)
+        levels = current if levels is None else tolerances.check_levels(levels, losses, k - 1)
+        epsilon, tolerance_state = tolerances.evaluate(
+            rule, measured_count, levels, state.tolerance_state, k - 1, dtype
+        )
+        moves, controller_state = controller.update(improvement + epsilon, state.controller_state, state.multipliers)
+        moved = project(state.multipliers + moves).astype(dtype)
+
+        finite = algebra.all_finite((losses, current, improvement, epsilon, moved, updates))
+        keep = lambda new, old: jnp.where(finite, new, old)
+        move = lambda new, old: jnp.where(finite & measured, new, old)
+        updates = jax.tree.map(lambda leaf: keep(leaf, jnp.zeros_like(leaf)), updates)
+        return updates, ImplicitSurgeryState(
+            multipliers=move(moved, state.multipliers),
+            controller_state=jax.tree.map(move, controller_state, state.controller_state),
+            tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
+            previous_losses=keep(current, state.previous_losses),
+            count=keep(optax.safe_increment(state.count), state.count),
+            nonfinite_count=keep(state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _log(losses):
+    return jnp.where(losses > 0, jnp.log(jnp.maximum(losses, 0) + LOG_OFFSET), jnp.nan)
+
+
+def _retain_losses(values, k, dtype):
+    values = jnp.asarray(values, dtype)
+    if values.shape not in ((k - 1,), () if k == 2 else None):
+        raise ValueError(
+            f"value_fn: returned shape {values.shape}, expected ({k - 1},): the retain losses, without the forget loss"
+        )
+    return values.reshape(k - 1)

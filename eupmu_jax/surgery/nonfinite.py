@@ -1,0 +1,64 @@
+"""A whole chain that leaves everything as it was when its surgery refuses a step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Undoes a step of `inner` that its surgery refused: zero updates, every other state as before.
+
+    Surgery refuses a step with a non-finite loss or gradient and counts it, but cannot keep its neighbours in a chain
+    from decaying moments or weights with a zero gradient. This wrapper can, at no cost beyond a select:
+    `optax.apply_if_finite` cannot be used here, as it wants updates of one shape before and after.
+
+    Args:
+      inner: A chain that holds one or more surgeries of this library.
+
+    Returns:
+      A transform with the state of `inner`.
+
+    Raises:
+      ValueError: At `init`, if `inner` holds no surgery.
+
+    >>> from eupmu_jax.surgery.explicit import unilateral_surgery
+    >>> tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.adamw(0.1)))
+    >>> state = tx.init(jnp.ones(3))
+    >>> updates, state = tx.update(jnp.full((2, 3), jnp.nan), state, jnp.ones(3))
+    >>> updates.tolist(), optax.tree_utils.tree_get(state, "nonfinite_count").tolist()
+    ([0.0, 0.0, 0.0], 1)
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        state = inner.init(params)
+        if not _surgeries(state):
+            raise ValueError(
+                "inner: its state has no field named 'nonfinite_count', so it holds no surgery that could refuse a "
+                "step; wrap the chain with the surgery in it, or use optax.apply_if_finite"
+            )
+        return state
+
+    def update_fn(updates, state, params=None, **extra_args):
+        updates, new_state = inner.update(updates, state, params, **extra_args)
+        pairs = zip(_surgeries(new_state), _surgeries(state), strict=True)
+        refused = jnp.stack([new.nonfinite_count != old.nonfinite_count for new, old in pairs]).any()
+
+        def restore(new, old):
+            if _is_surgery(new):
+                kept = jax.tree.map(lambda n, o: jnp.where(refused, o, n), new, old)
+                return kept._replace(nonfinite_count=new.nonfinite_count)
+            return jnp.where(refused, old, new)
+
+        updates = jax.tree.map(lambda leaf: jnp.where(refused, jnp.zeros_like(leaf), leaf), updates)
+        return updates, jax.tree.map(restore, new_state, state, is_leaf=_is_surgery)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_surgery(node):
+    return hasattr(node, "nonfinite_count")
+
+
+def _surgeries(state):
+    return [node for node in jax.tree.leaves(state, is_leaf=_is_surgery) if _is_surgery(node)]

@@ -1,0 +1,96 @@
+"""Training steps that hand losses and `value_fn` to the optimizer, as Flax's TrainState cannot."""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax import sharding
+from eupmu_jax.gradients.batches import Loss
+from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.surgery.implicit import multipliers
+
+
+def explicit_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    mode: str = "auto",
+    shardings: chex.ArrayTree | None = None,
+    gradient_dtype: jax.typing.DTypeLike | None = None,
+) -> Callable:
+    """A step with stacked gradients: `step(params, state, batches, *args, levels=None) -> (params, state, losses)`.
+
+    Args:
+      loss, has_aux, mode: As in `stacked_value_and_grad`.
+      optimizer: A chain that begins with a stacked transform such as `unilateral_surgery`.
+      shardings: On a mesh, the parameters' `NamedSharding`s: the stacked gradients are kept in the same layout, and
+        their Gram matrix takes one all-reduce of K(K+1)/2 numbers (`sharding.gram_matrix`). None leaves both to XLA,
+        which gives the same result.
+      gradient_dtype: `jnp.bfloat16` differentiates by a bfloat16 copy of the parameters and halves the memory of the
+        stacked gradients. Gram matrix, multipliers and optimizer keep float32.
+
+    Returns:
+      The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
+      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
+      and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
+      call it.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
+
+    gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
+
+    def cast(leaf):
+        return leaf.astype(gradient_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def step(params, state, batches, *args, levels=None):
+        value, grads = value_and_grad(params if gradient_dtype is None else jax.tree.map(cast, params), batches, *args)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
+        losses = value[0] if has_aux else value
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        updates, state = optimizer.update(
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn
+        )
+        return optax.apply_updates(params, updates), state, value
+
+    return step
+
+
+def implicit_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    loss_scale: str = "raw",
+    mode: str = "auto",
+) -> Callable:
+    """A step with one scalarised gradient: `step(params, state, batches, *args, levels=None)`, as `explicit_step`'s.
+
+    The retain losses after the step are evaluated on the step's own batch and `args` (keys and noise included), and
+    what the model returns besides them (BatchNorm statistics) is dropped. With the `next_batch` proxy nothing calls
+    for them, and no second forward pass is made.
+
+    Args:
+      loss, has_aux, loss_scale, mode: As in `scalarized_value_and_grad`.
+      optimizer: A chain that ends with `implicit_surgery` or `reference_surgery` of the same loss scale.
+
+    Returns:
+      As `explicit_step`.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale, mode=mode)
+
+    def step(params, state, batches, *args, levels=None):
+        value, grads = value_and_grad(params, batches, multipliers(state), *args)
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        losses = value[0] if has_aux else value
+        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state, value
+
+    return step

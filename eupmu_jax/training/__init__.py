@@ -1,0 +1,1 @@
+"""Training, unlearning and relearning loops, and their checkpoints."""

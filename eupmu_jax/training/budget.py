@@ -1,0 +1,109 @@
+"""A run under a limit on the loss of the whole retain set: steps, full passes between them, and a measured end."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from eupmu_jax.surgery.feasibility import BestFeasibleState, best_feasible, furthest_feasible
+
+
+class BudgetRun(NamedTuple):
+    """What a run under a limit leaves.
+
+    Attributes:
+      best: The checkpoint to deploy and what was measured there; `infeasible` if nothing could be forgotten.
+      last: Parameters after the last step, whatever their levels.
+      history: `step`, `forget_loss` and `levels`, a list for each, at the start and after every block of steps.
+      full_passes: How often the whole sets were measured; in the line search the retain set alone.
+    """
+
+    best: BestFeasibleState
+    last: chex.ArrayTree
+    history: dict[str, list]
+    full_passes: int
+
+
+def run_within_limit(
+    block: Callable,
+    measure: Callable[[chex.ArrayTree], tuple[chex.Array, chex.Array]],
+    limit: chex.Numeric,
+    params: chex.ArrayTree,
+    state: chex.ArrayTree,
+    *,
+    blocks: int,
+    steps_per_block: int,
+    patience: int = 5,
+    bisections: int = 5,
+) -> BudgetRun:
+    """Alternates blocks of steps with measurements, and returns the best parameters measured to keep the limit.
+
+    Steps aim at the limit, on minibatches, and end somewhere near it. A search along a line leads from there to the
+    limit itself, by forward passes on the whole retain set (`furthest_feasible`): back towards the best checkpoint if
+    the end lies above, and on in the direction of the whole run, up to as far again, if it lies below. So the loss
+    returned is a measured one, and above the limit only if it was so at the start and no checkpoint brought it down.
+
+    Args:
+      block: `block(params, state, anchor, index) -> (params, state)` makes `steps_per_block` steps; `anchor` is
+        `(params, levels)` at the last measurement, and block number `index` starts at 0.
+      measure: `measure(params) -> (forget_loss, levels)` on whole sets. A `jax.tree_util.Partial` with the data as
+        its arguments lets runs of equal shapes share compiled code.
+      limit: Float, or one for each level.
+      params, state: Start; left as they are.
+      blocks, steps_per_block: Size of the run.
+      patience: Blocks without a checkpoint that forgets within the limit, after which the run stops.
+      bisections: As in `furthest_feasible`.
+
+    Returns:
+      The run. It may be shorter than asked for: `best.infeasible` says that the limit left no way to forget.
+    """
+    # A Partial inside another would be a constant, compiled anew in every run.
+    measure = measure if isinstance(measure, Partial) else Partial(measure)
+    forget_loss, levels = _measure(measure, params)
+    best = best_feasible(limit, patience).init(params, forget_loss, levels)
+    history: dict[str, list] = {
+        "step": [0],
+        "forget_loss": [float(forget_loss)],
+        "levels": [np.asarray(levels).tolist()],
+    }
+    anchor, start = (params, levels), params
+    for index in range(blocks):
+        params, state = block(params, state, anchor, index)
+        forget_loss, levels = _measure(measure, params)
+        best = _update(limit, patience, best, params, forget_loss, levels)
+        anchor = params, levels
+        history["step"].append((index + 1) * steps_per_block)
+        history["forget_loss"].append(float(forget_loss))
+        history["levels"].append(np.asarray(levels).tolist())
+        if best.infeasible:
+            break
+    full_passes = len(history["step"])
+    if best.feasible:
+        inside, outside = best.params, params
+        if np.all(levels <= limit):
+            inside, outside = params, jax.tree.map(lambda a, b: (2 * b - a).astype(b.dtype), start, params)
+        params = _search(Partial(_levels, measure), limit, inside, outside, bisections)
+        best = _update(limit, patience, best, params, *_measure(measure, params))
+        full_passes += bisections + 2
+    return BudgetRun(best, anchor[0], history, full_passes)
+
+
+_search = jax.jit(furthest_feasible, static_argnums=4)
+
+
+@jax.jit
+def _measure(measure, params):
+    return measure(params)
+
+
+@functools.partial(jax.jit, static_argnames="patience")
+def _update(limit, patience, best, params, forget_loss, levels):
+    return best_feasible(limit, patience).update(best, params, forget_loss, levels)
+
+
+def _levels(measure, params):
+    return measure(params)[1]

@@ -1,0 +1,144 @@
+"""A loop of steps on a mesh that can be stopped and taken up again, there or on another mesh.
+
+What goes on from a checkpoint is parameters, optimizer and multiplier state, the key, and the number of the step, which
+is the position in the data (`eupmu_jax.training.mesh.feed`) and is folded into the key. On the same mesh a run in parts
+is equal to one in a piece bit by bit; on another it is so to rounding, since sums over devices are taken in another
+order.
+"""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from eupmu_jax.training.mesh.placement import Carry
+
+
+class Progress(NamedTuple):
+    """Where a run ended.
+
+    Attributes:
+      carry: After the last step.
+      step: Number of the step that would come next.
+      preempted: Whether SIGTERM ended it; the checkpoint of `step` is written, and the process should exit.
+    """
+
+    carry: Carry
+    step: int
+    preempted: bool
+
+
+def run(
+    advance: Callable,
+    carry: Carry,
+    batches: Callable[[int], Iterator],
+    *,
+    directory: str | os.PathLike[str],
+    meta: dict[str, Any],
+    steps: int,
+    first: int = 0,
+    save_every: int = 100,
+    log: Callable[[int, Any], None] = lambda count, metrics: None,
+    log_every: int = 10,
+) -> Progress:
+    """Makes steps `first` to `first + steps - 1`, or those that the checkpoint in `directory` has not made yet.
+
+    SIGTERM, which announces the end of a preemptible machine, ends the run behind a step, with a checkpoint. Several
+    processes agree on that step wherever the signal came, through JAX's preemption service; a single process that is
+    not part of `jax.distributed` handles the signal itself, so the call must be in its main thread. A process killed
+    without warning loses the steps since the last checkpoint, and nothing else.
+
+    Args:
+      advance: From `placement.compile_step`. Steps are dispatched ahead of their execution; `log` and checkpoints wait.
+      carry: From `placement.place`; donated, and dropped for that of the checkpoint if there is one.
+      batches: `batches(step)` iterates over the batches from that step on; see `data.feed.batches`.
+      directory: Of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run.
+      meta: What makes the run what it is (data, seed, settings; not the mesh), as JSON. Saved, and compared.
+      steps: How many there are in all.
+      first: Number of the first. A second run in the same processes goes on from the numbers of the one before: the
+        step to stop at is agreed on by its number, and processes that count anew could miss it.
+      save_every: Steps between checkpoints. The last step is always saved.
+      log: Called in every process as `log(steps made, metrics)`, the metrics as numpy arrays.
+      log_every: Steps between those calls.
+
+    Returns:
+      Where the run ended; at once, if its last step is in the checkpoint already.
+
+    Raises:
+      ValueError: For counts below 1; for a checkpoint of a run with other `meta`, or of other structure or shapes.
+    """
+    for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    last, meta = first + steps, _identity(carry, meta)
+    with _preemption() as preempted, _checkpoints(directory) as manager:
+        count, carry = _restore(manager, carry, meta, first)
+        stopped = False
+        stream = batches(count)
+        while count < last and not stopped:
+            carry, metrics = advance(carry, np.int32(count), next(stream))
+            count += 1
+            stopped = preempted(count)
+            if count % log_every == 0 or count == last:
+                log(count, jax.device_get(metrics))
+            if count % save_every == 0 or count == last or stopped:
+                items = ocp.args.Composite(state=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
+                # By force, or the manager would go by an interval of its own.
+                manager.save(count, args=items, force=True)
+        return Progress(carry, count, stopped)
+
+
+def _checkpoints(directory):
+    path = epath.Path(directory)
+    # A URL counts as absolute; making it so again would turn it into a local path.
+    path = path if path.is_absolute() else path.absolute()
+    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+
+
+def _identity(carry, meta):
+    """`meta` as JSON would return it, and the shape of every leaf, so that nothing is read into the wrong place."""
+    leaves = jax.tree_util.tree_flatten_with_path(carry)[0]
+    shapes = {f"carry{jax.tree_util.keystr(path)}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+    return json.loads(json.dumps(meta)) | shapes
+
+
+def _restore(manager, carry, meta, first):
+    """The step to go on with and its carry, in the places of `carry`: the latest checkpoint's, or as given."""
+    count = manager.latest_step()
+    if count is None:
+        return first, carry
+    saved = manager.restore(count, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    # The caller's entries first; shapes of leaves may be many, and follow from them.
+    names = sorted(saved | meta, key=lambda name: (name.startswith("carry"), name))
+    if differing := [name for name in names if saved.get(name) != meta.get(name)]:
+        listed = ", ".join(f"{name} {meta.get(name)!r} (saved: {saved.get(name)!r})" for name in differing[:5])
+        raise ValueError(
+            f"directory: {manager.directory} holds another run; got {listed}; expected the saved values, or an empty "
+            "directory"
+        )
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
+    # Or a device would have to hold two of them.
+    jax.tree.map(lambda leaf: leaf.delete(), carry)
+    return count, manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+
+
+@contextlib.contextmanager
+def _preemption():
+    """A function of the number of steps made: whether to stop there, the same in all processes."""
+    if jax.distributed.is_initialized():
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda count: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,1 @@
+"""Runs on a mesh of devices and of many processes."""

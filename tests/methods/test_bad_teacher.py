@@ -1,0 +1,80 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime
+from scipy.special import rel_entr, softmax
+
+from eupmu_jax import objectives
+from eupmu_jax.methods import METHODS, Problem
+
+CLASSES, FEATURES = 3, 4
+SETTINGS = {"learning_rate": 0.5, "temperature": 2.0, "retain_weight": 3.0}
+
+
+def linear():
+    """A linear classifier ready to run, its teachers, a student apart from both, and the two batches."""
+    rng = np.random.default_rng(0)
+    competent, student = rng.normal(size=(2, FEATURES, CLASSES))
+    batches = tuple({"images": rng.normal(size=(n, FEATURES))} for n in (5, 9))
+    fresh = lambda key: jax.random.normal(key, (FEATURES, CLASSES))
+    problem = Problem(lambda params, images: images @ params, fresh, CLASSES, 5, 9, 10, 0.0)
+    procedure = METHODS["Bad Teacher"].make(problem, SETTINGS)
+    teachers = procedure.prepare(jnp.asarray(competent), *batches, jax.random.key(1))
+    return procedure._replace(step=jax.jit(procedure.step)), teachers, jnp.asarray(student), batches
+
+
+def divergence(student, teacher, images, temperature):
+    """T^2 times the mean of KL(teacher || student), by scipy."""
+    p, q = (softmax(images @ np.asarray(w, np.float64) / temperature, 1) for w in (teacher, student))
+    return temperature**2 * rel_entr(p, q).sum(1).mean()
+
+
+def test_the_incompetent_teacher_is_fresh_and_the_competent_one_the_original():
+    _, (incompetent, competent), _, _ = linear()
+    np.testing.assert_array_equal(incompetent, jax.random.normal(jax.random.key(1), (FEATURES, CLASSES)))
+    assert not np.allclose(incompetent, competent)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_step_descends_the_divergences_as_scipy_has_them(count):
+    procedure, teachers, student, batches = linear()
+    state = procedure.init(student, teachers)
+    for k in range(count):
+        # Only the schedule's count is to move on.
+        _, state = procedure.step(student, teachers, state, batches, jnp.int32(k), None)
+    params, _ = procedure.step(student, teachers, state, batches, jnp.int32(count), None)
+
+    def total(flat):
+        parts = [
+            divergence(flat.reshape(student.shape), teacher, batch["images"], 2.0)
+            for teacher, batch in zip(teachers, batches, strict=True)
+        ]
+        return parts[0] + 3.0 * parts[1]
+
+    gradient = approx_fprime(np.asarray(student, np.float64).ravel(), total, 1e-6).reshape(student.shape)
+    assert np.linalg.norm(gradient) > 1
+    expected = student - 0.5 * (1 - count / 10) * gradient / np.linalg.norm(gradient)
+    np.testing.assert_allclose(params, expected, atol=1e-4)
+
+
+def test_labels_are_not_read():
+    procedure, teachers, student, batches = linear()
+    state = procedure.init(student, teachers)
+    step = lambda fed: procedure.step(student, teachers, state, fed, jnp.int32(0), None)[0]
+    labelled = tuple(batch | {"labels": np.full(len(batch["images"]), -1)} for batch in batches)
+    chex.assert_trees_all_equal(step(batches), step(labelled))
+
+
+def test_on_two_digits_the_student_comes_to_the_untrained_model_and_keeps_the_others(problem):
+    settings = {"learning_rate": 0.3, "temperature": 1.0, "retain_weight": 1.0}
+    params = problem.run(METHODS["Bad Teacher"].make, settings, steps=60, seed=2)
+    apply, images = problem.problem.apply, problem.forget["images"]
+    untrained = apply(problem.problem.fresh_params(jax.random.key(2)), images)
+    other = apply(problem.problem.fresh_params(jax.random.key(3)), images)
+    distance = lambda params, teacher: float(objectives.kl_to_teacher(apply(params, images), teacher))
+    assert distance(params, untrained) < 0.1 * distance(problem.params, untrained)
+    assert distance(params, untrained) < 0.8 * distance(params, other)
+    assert problem.accuracy(params, problem.forget) < 0.3
+    assert problem.accuracy(params, problem.retain) > 0.97

@@ -1,0 +1,65 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from eupmu_jax.methods import METHODS, Problem
+from eupmu_jax.methods.boundary_expand import Unit, expanded_logits
+
+SETTINGS = {"learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+
+
+def linear():
+    """A linear classifier ready to run, its weights, and batches whose retain part must not be looked at."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+    images = rng.normal(size=(5, 4)).astype(np.float32)
+    batches = {"images": images}, {"images": np.full((9, 4), np.nan, np.float32)}
+    problem = Problem(lambda params, images: images @ params, None, 3, 5, 9, 10, 0.0)
+    procedure = METHODS["boundary expand"].make(problem, SETTINGS)
+    return procedure._replace(step=jax.jit(procedure.step)), weights, batches
+
+
+def test_a_step_is_that_of_the_closed_form():
+    procedure, weights, batches = linear()
+    images = batches[0]["images"]
+    state = procedure.init(jnp.asarray(weights), ())
+    params, (unit, _) = procedure.step(jnp.asarray(weights), (), state, batches, jnp.int32(0), None)
+    logits = images @ weights
+    p = softmax(np.concatenate([logits, np.zeros((5, 1))], 1), 1)
+    gradients = images.T @ p[:, :3] / 5, logits.T @ (p[:, 3] - 1) / 5, (p[:, 3] - 1).mean()
+    norm = max(1.0, np.sqrt(sum((g**2).sum() for g in gradients)))
+    new, before = (params, unit.weights, unit.bias), (weights, np.zeros(3), 0.0)
+    for leaf, old, gradient in zip(new, before, gradients, strict=True):
+        np.testing.assert_allclose(leaf, old - 0.5 * gradient / norm, rtol=1e-5, atol=1e-6)
+
+
+def test_the_unit_is_one_of_the_last_layer_with_weights_in_the_span_of_the_others():
+    rng = np.random.default_rng(1)
+    hidden, weights, bias = rng.normal(size=(7, 5)), rng.normal(size=(5, 3)), rng.normal(size=3)
+    unit = Unit(jnp.asarray(rng.normal(size=3)), jnp.asarray(0.3))
+    wide = np.column_stack([weights, weights @ unit.weights])
+    wide_bias = np.append(bias, bias @ unit.weights + unit.bias)
+    found = expanded_logits(jnp.asarray(hidden @ weights + bias), unit)
+    np.testing.assert_allclose(found, hidden @ wide + wide_bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_unit_that_takes_everything_leaves_the_model_as_it_is():
+    procedure, weights, batches = linear()
+    _, optimizer_state = procedure.init(jnp.asarray(weights), ())
+    state = Unit(jnp.zeros(3), jnp.asarray(200.0)), optimizer_state
+    params, _ = procedure.step(jnp.asarray(weights), (), state, batches, jnp.int32(0), None)
+    np.testing.assert_array_equal(params, weights)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_without_the_unit_two_digits_lose_and_the_others_stay(problem, momentum):
+    settings = {"learning_rate": 0.03, "momentum": momentum, "weight_decay": 5e-4}
+    params = problem.run(METHODS["boundary expand"].make, settings, steps=60)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
+    assert problem.problem.apply(params, problem.forget["images"]).shape == (problem.problem.num_forget, 10)
+    assert problem.loss(params, problem.forget) > (20 if momentum else 3) * problem.loss(problem.params, problem.forget)
+    assert problem.accuracy(params, problem.forget) < (0.5 if momentum else 0.95)
+    assert problem.accuracy(params, problem.retain) > 0.98

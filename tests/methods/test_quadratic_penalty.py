@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+
+from eupmu_jax.methods.quadratic_penalty import quadratic_penalty
+
+
+def test_the_retain_loss_ends_above_the_limit_the_less_the_larger_the_penalty(rise_of_one_logit):
+    low, high = (
+        rise_of_one_logit(quadratic_penalty, {"learning_rate": 1.0, "penalty": penalty, "allowed_rise": 0.1}, 60)
+        for penalty in (3.0, 30.0)
+    )
+    assert 0 < high - 0.1 < 0.5 * (low - 0.1)
+
+
+def test_a_loose_limit_is_not_felt(rise_of_one_logit):
+    """Below it the multiplier is 0, and the forget objective reaches its minimum, a logit of 0."""
+    rise = rise_of_one_logit(quadratic_penalty, {"learning_rate": 1.0, "penalty": 10.0, "allowed_rise": 2.0}, 300)
+    assert rise == pytest.approx(np.log(2) - np.log1p(np.exp(-4.0)), abs=1e-3)
+
+
+def test_digits_are_forgotten_near_the_limit(problem):
+    settings = {"learning_rate": 0.5, "forget_objective": "bounded_ascent", "penalty": 100.0, "allowed_rise": 0.02}
+    params = problem.run(quadratic_penalty, settings, steps=60)
+    assert problem.accuracy(params, problem.forget) < 0.1
+    assert problem.accuracy(params, problem.retain) > 0.97
+    assert problem.loss(params, problem.retain) < problem.problem.retain_loss + 0.04

@@ -1,0 +1,70 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from eupmu_jax.methods.zeroth_order import estimate, zeroth_order
+
+SETTINGS = {"learning_rate": 1.0, "forget_objective": "bounded_ascent", "retain_weight": 3.0}
+
+
+def quadratic(params):
+    return 2 * (params["a"][0] - 1) ** 2 + params["a"][0] * params["a"][1] + jnp.sum(params["b"] ** 2)
+
+
+PARAMS = {"a": jnp.array([0.5, -1.0]), "b": jnp.array([[2.0], [0.25]])}
+
+
+@pytest.mark.parametrize("smoothing", [0.01, 1.0])
+def test_on_a_quadratic_the_expectation_is_the_gradient_whatever_the_smoothing(smoothing):
+    directions = 20_000
+    gradient = np.asarray(ravel_pytree(jax.grad(quadratic)(PARAMS))[0])
+    mean = ravel_pytree(estimate(quadratic, PARAMS, jax.random.key(0), smoothing, directions))[0]
+    # The variance of (g'z) z_i is |g|^2 + g_i^2.
+    deviation = np.sqrt((gradient @ gradient + gradient**2) / directions)
+    assert np.all(np.abs(mean - gradient) < 4 * deviation)
+    assert np.all(np.abs(gradient) > 8 * deviation), "or the test could not tell the signs"
+
+
+def test_one_direction_is_the_derivative_along_it():
+    flat = ravel_pytree(estimate(quadratic, PARAMS, jax.random.key(1), 0.01, 1))[0]
+    gradient = ravel_pytree(jax.grad(quadratic)(PARAMS))[0]
+    # rho z with rho = g'z: then g'(rho z) = rho^2 and |rho z| = |rho| |z|, so z is the estimate over its rho.
+    rho = jnp.sqrt(gradient @ flat)
+    np.testing.assert_allclose(gradient @ (flat / rho), rho, rtol=1e-3)
+    assert 0.3 < jnp.linalg.norm(flat / rho) / 2 < 2
+
+
+def test_a_step_is_as_long_as_the_learning_rate(problem):
+    params = problem.run(zeroth_order, SETTINGS | {"learning_rate": 0.2}, steps=1)
+    moved = np.asarray(ravel_pytree(params)[0] - ravel_pytree(problem.params)[0])
+    assert np.linalg.norm(moved) == pytest.approx(0.2, rel=1e-3)
+    np.testing.assert_allclose(np.abs(moved), 0.2 / np.sqrt(len(moved)), rtol=1e-2)
+
+
+def test_differences_that_round_to_zero_give_no_step(problem):
+    params = problem.run(zeroth_order, SETTINGS | {"smoothing": 1e-12}, steps=2)
+    chex.assert_trees_all_equal(params, problem.params)
+
+
+def test_a_model_that_can_only_be_evaluated_forgets(problem):
+    """Through a callback that has no derivative."""
+
+    def evaluate(params, images):
+        hidden = np.maximum(np.reshape(images, (len(images), -1)) @ params["w"], 0)
+        return (hidden @ params["v"]).astype(np.float32)
+
+    def apply(params, images):
+        shape = jax.ShapeDtypeStruct((len(images), 10), jnp.float32)
+        return jax.pure_callback(evaluate, shape, params, images, vmap_method="sequential")
+
+    layers = problem.params["layers"]
+    params = {"w": layers[0]["kernel"], "v": layers[1]["kernel"]}
+    black_box = problem._replace(problem=problem.problem._replace(apply=apply))
+    with pytest.raises(ValueError, match="Pure callbacks do not support"):
+        jax.grad(lambda p: apply(p, problem.forget["images"]).sum())(params)
+    unlearned = black_box.run(zeroth_order, SETTINGS, steps=60, params=params)
+    assert black_box.accuracy(unlearned, problem.forget) < black_box.accuracy(params, problem.forget) - 0.3
+    assert black_box.accuracy(unlearned, problem.retain) > 0.9

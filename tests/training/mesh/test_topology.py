@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from eupmu_jax.training.mesh import topology
+
+
+@pytest.mark.parametrize(
+    "name", ["", "cpu", "cpu:0", "cpu:-1", "cpu:2x2", "v5e", "v5e:4", "v5e:axb", "gpu:8", "v4:2x2", "v5e:2x2 "]
+)
+def test_a_name_that_says_nothing_is_refused_with_examples(name):
+    with pytest.raises(ValueError, match=r"^topology: got '.*', expected a slice such as v5e:16x16 of one of v5e, v5p"):
+        topology.devices(name)
+
+
+def test_one_cpu_device_is_always_there():
+    devices, chip = topology.devices("cpu:1")
+    assert list(devices) == jax.devices("cpu")[:1]
+    assert chip is None
+
+
+def test_cpu_devices_cannot_be_added_once_jax_has_started():
+    with pytest.raises(
+        ValueError, match=rf"^topology: got cpu:1000, but JAX has started with {jax.device_count()} CPU"
+    ):
+        topology.devices("cpu:1000")
+
+
+def test_cpu_devices_are_made_to_order_before_jax_starts():
+    sizes = "len(devices('cpu:6')[0]), len(devices('cpu:4')[0])"
+    code = f"from eupmu_jax.training.mesh.topology import devices; print({sizes})"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.split() == ["6", "4"]
+
+
+def test_a_chip_computes_faster_than_it_reads_and_reads_faster_than_it_hears():
+    for chip in topology.CHIPS.values():
+        assert chip.flops > chip.memory_bandwidth > chip.network_bandwidth > chip.memory > 0
+
+
+@pytest.fixture
+def libtpu():
+    return pytest.importorskip("libtpu")
+
+
+@pytest.mark.parametrize(("name", "count"), [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:4x4", 16)])
+def test_slices_are_described_without_being_there(libtpu, name, count):
+    devices, chip = topology.devices(name)
+    assert len(devices) == count
+    assert {device.platform for device in devices} == {"tpu"}
+    assert chip is topology.CHIPS[name[:3]]
+    assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("name", ["v5e:3x5", "v6e:1x1"])
+def test_a_shape_that_the_kind_does_not_come_in_is_refused(libtpu, name):
+    with pytest.raises(ValueError, match=rf"^topology: libtpu does not describe {name}: \S"):
+        topology.devices(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2x2", "v5p:4x4", "v5e:32x32", "v5p:1000x1000x1000", "v6e:0x4"])
+def test_axes_and_sizes_beyond_the_kind_s_do_not_reach_the_compiler(name):
+    with pytest.raises(ValueError, match=rf"^topology: got '{name}', expected [23] axes and at most \d+ chips"):
+        topology.devices(name)
+
+
+def test_without_libtpu_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match=r"v5e:2x2 needs libtpu to compile with: pip install"):
+        topology.devices("v5e:2x2")

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax import tolerances, unilateral_surgery
+from eupmu_jax.training.budget import run_within_limit
+
+START = jnp.array([1.0, -1.0])
+
+
+def losses(w):
+    return jnp.stack([jnp.sum((w - 2) ** 2), jnp.sum(w**2)])
+
+
+def measure(w):
+    return losses(w)[0], losses(w)[1:]
+
+
+def block_of(tx):
+    @jax.jit
+    def block(w, state, anchor, index):
+        for _ in range(10):
+            updates, state = tx.update(jax.jacobian(losses)(w), state, w, losses=losses(w))
+            w = optax.apply_updates(w, updates)
+        return w, state
+
+    return block
+
+
+def run(limit, tx, start=START, **kwargs):
+    return run_within_limit(block_of(tx), measure, limit, start, tx.init(start), blocks=6, steps_per_block=10, **kwargs)
+
+
+def test_a_run_that_overshoots_is_led_back_to_its_limit():
+    result = run(3.0, optax.chain(unilateral_surgery(jnp.inf), optax.sgd(0.05)), bisections=10)
+    assert result.history["levels"][-1][0] > 3.0  # nothing held the steps back
+    assert 2.9 < result.best.levels[0] <= 3.0
+    assert result.best.forget_loss < losses(START)[0]
+    assert result.full_passes == len(result.history["step"]) + 12
+    np.testing.assert_allclose(losses(result.best.params)[1:], result.best.levels, rtol=1e-6)
+
+
+def test_a_run_that_ends_below_its_limit_is_led_on_to_it():
+    tx = optax.chain(unilateral_surgery(tolerances.budget(3.0, 0.5)), optax.sgd(0.05))
+    result = run(3.0, tx, bisections=10)
+    assert result.history["step"] == [0, 10, 20, 30, 40, 50, 60]
+    last = result.history["levels"][-1][0]
+    assert last < 2.95
+    assert 2.99 < result.best.levels[0] <= 3.0
+    assert result.best.forget_loss < result.history["forget_loss"][-1]
+
+
+def test_a_run_without_any_progress_stops_where_it_began():
+    tx = optax.chain(unilateral_surgery(jnp.inf), optax.sgd(0.0))
+    result = run(2.5, tx, patience=2)
+    assert result.best.infeasible
+    assert result.history["step"] == [0, 10, 20]
+    np.testing.assert_array_equal(result.best.params, START)
+
+
+def test_a_start_above_the_limit_is_repaired():
+    # The barrier comes down to its limit without ever touching it; so it aims a little below.
+    tx = optax.chain(unilateral_surgery(tolerances.budget(0.99, 5.0)), optax.sgd(0.05))
+    result = run(1.0, tx, patience=3)
+    assert result.best.feasible
+    assert result.best.levels[0] <= 1.0

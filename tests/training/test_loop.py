@@ -1,0 +1,234 @@
+import functools
+import os
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+import eupmu_jax as eupmu
+from eupmu_jax import data, sharding
+from eupmu_jax.objectives import cross_entropy, random_labels
+from eupmu_jax.training import loop
+from eupmu_jax.training.mesh import feed, placement
+
+MESH = sharding.make_mesh(1)
+META = {"data": "digits", "seed": 0, "sizes": [16, 48]}
+
+
+def forget_loss(params, batch, key):
+    return cross_entropy(batch["images"] @ params["w"] + params["b"], random_labels(key, batch["labels"], 10))
+
+
+def retain_loss(params, batch, key):
+    return cross_entropy(batch["images"] @ params["w"] + params["b"], batch["labels"])
+
+
+@functools.cache
+def built(width):
+    """A step that uses its key, its multiplier and moments, and batches of digits: all that a checkpoint must hold."""
+    digits = data.load("digits")
+    split = data.split(digits.train_labels, "class:3", num_classes=10, seed=0)
+    images = digits.train_images.reshape(-1, 64)[:, :width]
+    read = lambda ids: {"images": images[ids], "labels": digits.train_labels[ids]}
+    batches = feed.batches(read, [split.forget_ids, split.retain_ids], [16, 48], MESH, seed=0, threads=0)
+    surgery = eupmu.implicit_surgery(
+        eupmu.tolerances.budget(1.0, 1.0), eupmu.controllers.nu_pi(2.0, 1.0), proxy="level"
+    )
+    optimizer = eupmu.skip_nonfinite(optax.chain(optax.adam(0.01), surgery))
+    step = eupmu.implicit_step([forget_loss, retain_loss], optimizer)
+    params = {"w": np.zeros((width, 10), np.float32), "b": np.zeros(10, np.float32)}
+    place = lambda: placement.place(optimizer, params, jax.random.key(7), MESH)
+    return placement.compile_step(step, place(), next(batches(0))), place, batches
+
+
+def start(width=64):
+    advance, place, batches = built(width)
+    return advance, place(), batches
+
+
+def run(directory, steps, **options):
+    return loop.run(*start(), directory=directory, **({"meta": META, "steps": steps, "save_every": 4} | options))
+
+
+def values(carry):
+    return carry._replace(key=jax.random.key_data(carry.key))
+
+
+def test_a_run_in_parts_is_one_in_a_piece_bit_by_bit(tmp_path):
+    whole = run(tmp_path / "whole", 20)
+    for steps in (3, 10, 20):
+        parts = run(tmp_path / "parts", steps)
+    assert (whole.step, whole.preempted) == (parts.step, parts.preempted) == (20, False)
+    chex.assert_trees_all_equal(values(parts.carry), values(whole.carry))
+    assert eupmu.multipliers(whole.carry.state)[0] > 0
+    assert not np.array_equal(whole.carry.params["w"], run(tmp_path / "shorter", 19).carry.params["w"])
+
+
+def test_each_step_gets_a_key_of_its_own(tmp_path):
+    _, carry, batches = start()
+    step = lambda params, state, batches, key: (params, state, jax.random.key_data(key))
+    seen = {}
+    log = lambda count, metrics: seen.update({count - 1: metrics.tolist()})
+    advance = placement.compile_step(step, carry, next(batches(0)))
+    expected = {s: jax.random.key_data(jax.random.fold_in(carry.key, s)).tolist() for s in range(40, 45)}
+    loop.run(advance, carry, batches, directory=tmp_path, meta={}, steps=5, first=40, log=log, log_every=1)
+    assert seen == expected
+
+
+def test_log_gets_every_so_many_steps_and_the_last(tmp_path):
+    seen = []
+    run(tmp_path, 10, log=lambda count, losses: seen.append((count, losses.shape, type(losses))), log_every=4)
+    assert seen == [(4, (2,), np.ndarray), (8, (2,), np.ndarray), (10, (2,), np.ndarray)]
+
+
+def test_a_finished_run_is_returned_without_a_step(tmp_path):
+    finished = run(tmp_path, 6)
+    advance, carry, batches = start()
+    log = lambda *_: pytest.fail("made a step")
+    again = loop.run(advance, carry, batches, directory=tmp_path, meta=META, steps=6, log=log, log_every=1)
+    assert again.step == 6
+    assert carry.params["w"].is_deleted()
+    chex.assert_trees_all_equal(values(again.carry), values(finished.carry))
+
+
+def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    whole = run(tmp_path / "whole", 12)
+
+    def log(count, metrics):
+        if count == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = run(tmp_path / "parts", 12, log=log, log_every=1, save_every=100)
+    assert (stopped.step, stopped.preempted) == (6, True)
+    assert signal.getsignal(signal.SIGTERM) == before
+    made = []
+    resumed = run(tmp_path / "parts", 12, log=lambda count, _: made.append(count), log_every=1)
+    assert (resumed.step, resumed.preempted, made) == (12, False, list(range(7, 13)))
+    chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
+
+
+def test_a_run_that_breaks_off_loses_the_steps_since_its_checkpoint_alone(tmp_path):
+    whole = run(tmp_path / "whole", 12)
+
+    def log(count, metrics):
+        if count == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", 12, log=log, log_every=1)
+    made = []
+    resumed = run(tmp_path / "parts", 12, log=lambda count, _: made.append(count), log_every=1)
+    assert made == [9, 10, 11, 12]
+    chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run(tmp_path, 4)
+    message = (
+        r"directory: .* holds another run; got model 'mlp' \(saved: None\), seed 1 \(saved: 0\); expected the saved"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, 8, meta=META | {"seed": 1, "model": "mlp"})
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    run(tmp_path, 4)
+    with pytest.raises(ValueError, match=r"got carry.params\['w'\] 'float32\[32, 10\]' \(saved: 'float32\[64, 10\]'\)"):
+        loop.run(*start(width=32), directory=tmp_path, meta=META, steps=8)
+
+
+@pytest.mark.parametrize("name", ["steps", "save_every", "log_every"])
+def test_counts_below_one_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least 1"):
+        run(tmp_path, **({"steps": 3} | {name: 0}))
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_caller_keeps_its_parameters(tmp_path):
+    params = jax.device_put({"w": np.ones((64, 10), np.float32)}, sharding.param_shardings(np.ones((64, 10)), MESH))
+    carry = placement.place(optax.sgd(0.1), params, jax.random.key(0), MESH)
+    step = lambda params, state, batches, key: (jax.tree.map(lambda leaf: 2 * leaf, params), state, ())
+    advance = placement.compile_step(step, carry, ())
+    loop.run(advance, carry, lambda step: iter([(), ()]), directory=tmp_path, meta={}, steps=2)
+    np.testing.assert_array_equal(params["w"], np.ones((64, 10)))
+    assert carry.params["w"].is_deleted()
+
+
+SCRIPT = """
+import functools, sys
+import jax, numpy as np, optax
+import eupmu_jax as eupmu
+from flax import nnx
+from eupmu_jax import data, sharding
+from eupmu_jax.training.mesh import feed
+from eupmu_jax.models import MLP
+from eupmu_jax.objectives import bounded_ascent, cross_entropy
+from eupmu_jax.training import loop
+from eupmu_jax.training.mesh import placement
+
+digits = data.load("digits")
+split = data.split(digits.train_labels, "class:3", num_classes=10, seed=0)
+graph, params = nnx.split(MLP((64, 256, 10), rngs=nnx.Rngs(0)))
+params = nnx.to_pure_dict(params)
+logits = lambda params, batch: nnx.merge(graph, params)(batch["images"])
+losses = [
+    lambda params, batch, key: bounded_ascent(logits(params, batch), batch["labels"]),
+    lambda params, batch, key: cross_entropy(logits(params, batch), batch["labels"]),
+]
+read = lambda ids: {"images": digits.train_images[ids], "labels": digits.train_labels[ids]}
+optimizer = {
+    "explicit": optax.chain(eupmu.unilateral_surgery(), optax.adam(1e-3)),
+    "implicit": optax.chain(optax.adam(1e-3), eupmu.implicit_surgery(0.0, optax.sgd(1.0), learning_rate=1e-3)),
+}[sys.argv[2]]
+step = {"explicit": eupmu.explicit_step, "implicit": eupmu.implicit_step}[sys.argv[2]](losses, optimizer)
+EIGHT, FOUR, ONE = (4, 2), (2, 2), (1, 1)
+
+@functools.cache
+def built(shape):
+    mesh = sharding.make_mesh(*shape)
+    batches = feed.batches(read, [split.forget_ids, split.retain_ids], [16, 48], mesh, seed=0)
+    place = lambda: placement.place(optimizer, params, jax.random.key(0), mesh, axes=("data", "model"))
+    return placement.compile_step(step, place(), next(batches(0))), place, batches
+
+def run(name, *parts):
+    rows = {}
+    for steps, shape in parts:
+        advance, place, batches = built(shape)
+        carry = place()
+        kernel = carry.params["layers"][0]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // (shape[0] * shape[1])
+        log = lambda count, values: rows.update({count: values})
+        carry = loop.run(
+            advance, carry, batches, directory=sys.argv[1] + "/" + name, meta={}, steps=steps, log=log, log_every=1
+        ).carry
+        assert carry.params["layers"][0]["kernel"].sharding == kernel.sharding
+    assert sorted(rows) == list(range(1, 10))
+    return carry, np.array([rows[count] for count in sorted(rows)])
+
+whole, losses_whole = run("whole", (9, EIGHT))
+same, losses_same = run("same", (3, EIGHT), (9, EIGHT))
+np.testing.assert_array_equal(losses_same, losses_whole)
+jax.tree.map(np.testing.assert_array_equal, same[:2], whole[:2])
+moved, losses_moved = run("moved", (3, EIGHT), (6, FOUR), (9, ONE))
+np.testing.assert_array_equal(losses_moved[:3], losses_whole[:3])
+np.testing.assert_allclose(losses_moved, losses_whole, rtol=2e-6, atol=1e-6)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved[:2], whole[:2])
+"""
+
+
+@pytest.mark.parametrize("method", ["explicit", "implicit"])
+def test_eight_devices_then_four_then_one(tmp_path, method):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), method],
+        env=os.environ | devices,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]

@@ -1,0 +1,129 @@
+"""On real digits: a class that is only suppressed comes back at once, one that was never learned does not."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eupmu_jax.benchmark import problems
+from eupmu_jax.objectives import cross_entropy
+from eupmu_jax.training.fitting import predict
+from eupmu_jax.training.relearning import Curve, area_between, relearn
+
+FORGOTTEN = 3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The task, and parameters: original, retrained, suppressed no further than it takes, and suppressed further."""
+    prepared, cache = problems.make("digits", f"class:{FORGOTTEN}", seed=0), tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(problems.RECIPES, ("digits", "mlp"), problems.Recipe(20, 64, 1e-3))
+        original, retrained = (
+            problems.train(prepared, ids, init_seed=init_seed, cache=cache, on_step=lambda: None).params
+            for ids, init_seed in ((np.arange(len(prepared.labels)), 0), (prepared.split.retain_ids, 1))
+        )
+    logits = predict(prepared.apply, original, prepared.images[prepared.split.forget_ids])
+    margin = np.max(logits[:, FORGOTTEN] - np.delete(logits, FORGOTTEN, axis=1).max(axis=1)) + 0.1
+    return prepared, original, retrained, suppress(original, margin), suppress(original, 2 * margin)
+
+
+def suppress(params, amount):
+    suppressed = jax.tree.map(lambda leaf: leaf, params)
+    last = suppressed["layers"][len(suppressed["layers"]) - 1]
+    last["bias"] = last["bias"].at[FORGOTTEN].add(-amount)
+    return suppressed
+
+
+def curve_of(prepared, params, train_ids, watch_ids, **options):
+    arguments = {"steps": 40, "every": 10, "batch_size": 16} | options
+    return relearn(prepared.apply, params, prepared.images, prepared.labels, train_ids, watch_ids, **arguments)
+
+
+def test_a_suppressed_class_relearns_faster_than_one_never_learned(models):
+    prepared, _, retrained, suppressed, further = models
+    forget = np.random.default_rng(0).permutation(prepared.split.forget_ids)
+    retrained, suppressed, further = (
+        curve_of(prepared, params, forget[:16], forget[16:]) for params in (retrained, suppressed, further)
+    )
+    assert retrained.accuracy[0] == suppressed.accuracy[0] == further.accuracy[0] == 0
+    assert suppressed.accuracy[-1] > 60
+    assert retrained.accuracy[-1] < 20
+    assert area_between(suppressed, retrained) > 20
+    assert area_between(retrained, suppressed) == -area_between(suppressed, retrained)
+    # As `area_between` warns: what was pushed further takes longer, though no more of it was forgotten.
+    assert area_between(further, suppressed) < -20
+
+
+def test_retain_examples_alone_do_not_teach_a_class_never_learned(models):
+    prepared, original, retrained, *_ = models
+    retain, forget = prepared.split.retain_ids, prepared.split.forget_ids
+    curves = [curve_of(prepared, params, retain, forget, steps=20) for params in (original, retrained)]
+    assert (curves[1].accuracy == 0).all()
+    assert (curves[0].accuracy > 95).all()
+    assert area_between(*curves) > 95
+
+
+def test_the_step_is_compiled_once_for_all_models_and_rates_and_parameters_are_left_alone(models):
+    prepared, original, retrained, *_ = models
+    forget, traces = prepared.split.forget_ids, []
+
+    def apply(params, images):
+        traces.append(images.shape)
+        return prepared.apply(params, images)
+
+    before = jax.tree.map(np.asarray, original)
+    curves = [
+        relearn(apply, params, prepared.images, prepared.labels, forget[:8], forget, **options)
+        for params in (original, retrained, original)
+        for options in ({"steps": 4, "every": 2, "batch_size": 8, "learning_rate": rate} for rate in (1e-4, 1e-3))
+    ]
+    assert len(traces) == len(set(traces)) == 2
+    chex.assert_trees_all_equal(original, before)
+    np.testing.assert_array_equal(curves[0].accuracy, curves[4].accuracy)
+
+
+def test_the_curve_is_that_of_a_plain_loop(models):
+    prepared, _, _, suppressed, _ = models
+    forget, optimizer = prepared.split.forget_ids, optax.adam(1e-3)
+    # One batch of all ids, so their order is of no account.
+    curve = curve_of(prepared, suppressed, forget, forget, steps=5, every=2, batch_size=10_000, learning_rate=1e-3)
+    params, state, expected = suppressed, optimizer.init(suppressed), []
+    images, labels = prepared.images[forget], prepared.labels[forget]
+
+    @jax.jit
+    def step(params, state):
+        loss = lambda p: cross_entropy(prepared.apply(p, images), labels)
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(6):
+        expected.append(100 * float(jnp.mean(jnp.argmax(prepared.apply(params, images), -1) == labels)))
+        params, state = step(params, state)
+    assert curve.step.tolist() == [0, 2, 4, 5]
+    np.testing.assert_allclose(curve.accuracy, [expected[i] for i in curve.step], atol=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"^steps: got 0, expected at least 1"),
+        ({"every": 0}, r"^every: got 0, expected at least 1"),
+        ({"batch_size": -1}, r"^batch_size: got -1, expected at least 1"),
+        ({"train_ids": np.array([], int)}, r"^train_ids: got no examples"),
+        ({"watch_ids": np.array([], int)}, r"^watch_ids: got no examples"),
+    ],
+)
+def test_bad_arguments_are_named(models, changes, message):
+    prepared, original, *_ = models
+    arguments = {"train_ids": np.arange(4), "watch_ids": np.arange(4)} | changes
+    with pytest.raises(ValueError, match=message):
+        curve_of(prepared, original, **arguments)
+
+
+def test_curves_of_other_steps_are_not_compared():
+    one, other = (Curve(np.array(steps), np.zeros(2)) for steps in ([0, 10], [0, 20]))
+    with pytest.raises(ValueError, match=r"^retrained: got steps \[ 0 20\], expected those of curve, \[ 0 10\]"):
+        area_between(one, other)
