@@ -1,6 +1,6 @@
 """Machine unlearning in JAX: unilateral gradient surgery as optax transforms."""
 
-from eupmu_jax import aggregators, controllers, objectives, sharding, tolerances
+from eupmu_jax import aggregators, controllers, objectives, sharding, tasks, tolerances
 from eupmu_jax.gradients.accumulation import AccumulateState, accumulate
 from eupmu_jax.gradients.batches import shared_forward, stack_objectives
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
@@ -15,6 +15,8 @@ from eupmu_jax.surgery.nonfinite import skip_nonfinite
 from eupmu_jax.surgery.reference import reference_surgery
 from eupmu_jax.surgery.steps import explicit_step, implicit_step
 from eupmu_jax.surgery.two_pass import TwoPass, TwoPassState, two_pass
+from eupmu_jax.tasks import Task
+from eupmu_jax.training.unlearning import Unlearned, unlearn
 
 __version__ = "0.1.0"
 
@@ -24,9 +26,11 @@ __all__ = [
     "BestFeasibleState",
     "ImplicitSurgeryState",
     "ScaleByGenState",
+    "Task",
     "TwoPass",
     "TwoPassState",
     "UnilateralSurgeryState",
+    "Unlearned",
     "UtilityGuardState",
     "accumulate",
     "aggregators",
@@ -49,8 +53,10 @@ __all__ = [
     "skip_nonfinite",
     "stack_objectives",
     "stacked_value_and_grad",
+    "tasks",
     "tolerances",
     "two_pass",
     "unilateral_surgery",
+    "unlearn",
     "utility_guard",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from eupmu_jax.benchmark.problems import Recipe
 
 
-class Setting(NamedTuple):
+class Case(NamedTuple):
     """A kind of forget set.
 
     Attributes:
@@ -32,7 +32,7 @@ class Design(NamedTuple):
 
     Attributes:
       data, model, size, recipe: See `task.make`.
-      settings: What is to be forgotten.
+      cases: What is to be forgotten.
       optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
       trials: Settings that every method is tuned with, see `tuning.Study`, on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
@@ -48,7 +48,7 @@ class Design(NamedTuple):
     model: str
     size: int | None
     recipe: Recipe
-    settings: tuple[Setting, ...]
+    cases: tuple[Case, ...]
     optimizer: str
     trials: int
     seeds: tuple[int, ...]
@@ -61,9 +61,9 @@ class Design(NamedTuple):
     augment: bool = False
     version: int = 1
 
-    def digest(self, setting: Setting) -> str:
-        """Hash of what the figures of one setting depend on: everything but the other settings and the seeds."""
-        chosen = self._replace(seeds=(), settings=(setting,))
+    def digest(self, case: Case) -> str:
+        """Hash of what the figures of one case depend on: everything but the other cases and the seeds."""
+        chosen = self._replace(seeds=(), cases=(case,))
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
 
 
@@ -74,9 +74,9 @@ DESIGNS = {
         None,
         Recipe(50, 128, 1e-3),
         (
-            Setting("random:10%", 300, 64, 192),
-            Setting("random:50%", 250, 64, 192),
-            Setting("class:{}", 150, 64, 192),
+            Case("random:10%", 300, 64, 192),
+            Case("random:50%", 250, 64, 192),
+            Case("class:{}", 150, 64, 192),
         ),
         "adam",
         trials=8,
@@ -89,9 +89,9 @@ DESIGNS = {
         4_000,
         Recipe(40, 64, 1e-3),
         (
-            Setting("random:10%", 90, 16, 48),
-            Setting("random:50%", 50, 16, 48),
-            Setting("class:{}", 90, 16, 48),
+            Case("random:10%", 90, 16, 48),
+            Case("random:50%", 50, 16, 48),
+            Case("class:{}", 90, 16, 48),
         ),
         "adam",
         trials=6,
@@ -107,10 +107,10 @@ DESIGNS = {
         None,
         Recipe(180, 256, 1e-3),
         (
-            Setting("random:10%", 1_400, 64, 192),
-            Setting("random:30%", 1_100, 64, 192),
-            Setting("random:50%", 800, 64, 192),
-            Setting("class:{}", 700, 64, 192),
+            Case("random:10%", 1_400, 64, 192),
+            Case("random:30%", 1_100, 64, 192),
+            Case("random:50%", 800, 64, 192),
+            Case("class:{}", 700, 64, 192),
         ),
         "adam",
         trials=8,
@@ -123,7 +123,7 @@ DESIGNS = {
         "mlp",
         None,
         Recipe(100, 64, 1e-3),
-        (Setting("random:10%", 60, 16, 48), Setting("random:50%", 40, 16, 48), Setting("class:{}", 40, 16, 48)),
+        (Case("random:10%", 60, 16, 48), Case("random:50%", 40, 16, 48), Case("class:{}", 40, 16, 48)),
         "adam",
         trials=4,
         seeds=(0, 1),

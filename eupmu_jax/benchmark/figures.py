@@ -1,4 +1,4 @@
-"""Figures of a benchmark, from rows: trade-off, gaps with intervals, relearning curves; a panel for each setting."""
+"""Figures of a benchmark, from rows: trade-off, gaps with intervals, relearning curves; a panel for each case."""
 
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
     folder = folder or out / "figures"
     design = designs.design(name)
     taken, _ = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
-    shown = {setting: summary.of(taken, name, design, setting) for setting in design.settings}
-    shown = {setting: lines for setting, lines in shown.items() if len(lines) > 2}
+    shown = {case: summary.of(taken, name, design, case) for case in design.cases}
+    shown = {case: lines for case, lines in shown.items() if len(lines) > 2}
     written = []
     for kind, panel, height in (
         ("tradeoff", _tradeoff, 4.2),
@@ -54,8 +54,8 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(WIDTH * len(shown), height), layout="constrained")
             axes = figure.subplots(1, len(shown), squeeze=False)[0]
-            for axis, (setting, lines) in zip(axes, shown.items(), strict=True):
-                axis.set_title(setting.forget.replace("class:{}", "a class"))
+            for axis, (case, lines) in zip(axes, shown.items(), strict=True):
+                axis.set_title(case.forget.replace("class:{}", "a class"))
                 panel(axis, lines)
             handles = [matplotlib.lines.Line2D([], [], color=c, label=n, lw=3) for n, c in (ANCHORS | FAMILIES).items()]
             figure.legend(

@@ -1,4 +1,4 @@
-"""The classification task: data, a split, a model, and its original and retrained parameters."""
+"""A classification problem: data, what is to be forgotten of them, and models trained on all or some of them."""
 
 import functools
 import hashlib
@@ -18,6 +18,8 @@ from eupmu_jax import data, metrics
 from eupmu_jax.data import dataset as datasets
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, SmallCNN, ViT
 from eupmu_jax.models.functional import fold, functional
+from eupmu_jax.objectives import cross_entropy
+from eupmu_jax.tasks import Examples, Task, classification
 from eupmu_jax.training import checkpoints, fitting
 
 
@@ -80,14 +82,15 @@ def functions(model: str, image_shape: tuple[int, int, int], num_classes: int) -
     )
 
 
-class Task(NamedTuple):
-    """Everything an unlearning run needs.
+class Problem(NamedTuple):
+    """A data set, what is to be forgotten of it, and a model.
 
     Attributes:
       dataset, split, seed: What is learned and what is to be forgotten.
       model, recipe: A key of `MODELS`, and how it is trained.
-      apply, fresh_params, initial, forward: See `Functions`.
-      images, labels: The training set, on device.
+      functions: Of the model.
+      task: For unlearning.
+      tree: The training set on device, a dict of `inputs` and `labels`.
       augment: Whether steps, of training and of unlearning, see images cropped and flipped at random.
     """
 
@@ -96,13 +99,20 @@ class Task(NamedTuple):
     seed: int
     model: str
     recipe: Recipe
-    apply: Callable
-    fresh_params: Callable
-    initial: Callable
-    forward: Callable
-    images: chex.Array
-    labels: chex.Array
+    functions: Functions
+    task: Task
+    tree: dict[str, chex.Array]
     augment: bool = False
+
+    @property
+    def forget(self) -> Examples:
+        """The forget set."""
+        return Examples(self.tree, self.split.forget_ids)
+
+    @property
+    def retain(self) -> Examples:
+        """The retain set, of the same arrays."""
+        return Examples(self.tree, self.split.retain_ids)
 
 
 class Model(NamedTuple):
@@ -124,7 +134,7 @@ def make(
     recipe: Recipe | None = None,
     dataset: data.Dataset | None = None,
     augment: bool = False,
-) -> Task:
+) -> Problem:
     """Loads the data and draws the split; raises `ValueError` for an unknown name or an impossible forget set.
 
     Args:
@@ -133,7 +143,7 @@ def make(
       model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
       recipe: None is that of `RECIPES`.
       dataset: The data, if they are loaded already.
-      augment: See `Task`.
+      augment: See `Problem`.
     """
     model = model or ("mlp" if name == "digits" else "cnn")
     if recipe is None and name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
@@ -147,43 +157,63 @@ def make(
         dataset = dataset._replace(train_images=dataset.train_images[drawn], train_labels=dataset.train_labels[drawn])
     split = data.split(dataset.train_labels, forget, num_classes=dataset.num_classes, seed=seed)
     pure = functions(model, dataset.train_images.shape[1:], dataset.num_classes)
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    return Task(dataset, split, seed, model, recipe or RECIPES[name, model], *pure, images, labels, augment)
+    task = classification(
+        pure.apply, dataset.num_classes, fresh_params=pure.fresh_params, augment=data.augment if augment else None
+    )
+    return Problem(dataset, split, seed, model, recipe or RECIPES[name, model], pure, task, as_tree(dataset), augment)
 
 
-def training_steps(task: Task, ids) -> int:
+def as_tree(dataset: data.Dataset) -> dict[str, chex.Array]:
+    """The training set of `dataset`, on device."""
+    return {"inputs": jnp.asarray(dataset.train_images), "labels": jnp.asarray(dataset.train_labels)}
+
+
+def training_steps(problem: Problem, ids) -> int:
     """Optimizer steps that `train` makes on the examples `ids`."""
-    return task.recipe.epochs * (len(ids) // min(task.recipe.batch_size, len(ids)))
+    return problem.recipe.epochs * (len(ids) // min(problem.recipe.batch_size, len(ids)))
 
 
-def train(task: Task, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:
+def train(problem: Problem, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:
     """Trains on the examples `ids`, or returns the checkpoint in `cache` of the same training."""
-    params, batch_stats = task.initial(jax.random.key(init_seed))
+    params, batch_stats = problem.functions.initial(jax.random.key(init_seed))
     meta = {
-        "data": datasets.digest(task.dataset),
-        "model": task.model,
+        "data": datasets.digest(problem.dataset),
+        "model": problem.model,
         "ids": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
-        "seed": task.seed,
+        "seed": problem.seed,
         "init_seed": init_seed,
-        "recipe": list(task.recipe),
+        "recipe": list(problem.recipe),
         "structure": hashlib.sha256(str(jax.tree.map(jnp.shape, params)).encode()).hexdigest(),
         "jax": jax.__version__,
-    } | ({"augment": True} if task.augment else {})
+    } | ({"augment": True} if problem.augment else {})
     directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     if (found := checkpoints.load(directory, params, meta)) is not None:
         params, saved = found
         return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
-    arguments = task.forward, params, batch_stats, task.images, task.labels, ids
-    chosen = task.recipe._asdict() | {"augment": task.augment}
-    fitted = fitting.fit(*arguments, **chosen, seed=init_seed, on_step=on_step)
-    params, _ = fold(fitted.params, fitted.batch_stats)
+    loss = functools.partial(_training_loss, problem.functions.forward, problem.augment)
+    examples = Examples(problem.tree, ids)
+    fitted = fitting.fit(
+        loss, params, batch_stats, examples, **problem.recipe._asdict(), seed=init_seed, on_step=on_step
+    )
+    params, _ = fold(fitted.params, fitted.statistics)
     made = Model(params, *fitted.seconds, fitted.examples)
     checkpoints.save(directory, params, meta | {key: value for key, value in made._asdict().items() if key != "params"})
     return made
 
 
-def evaluate(task: Task, params: chex.ArrayTree, **attack) -> dict:
+def _training_loss(forward, augment, params, batch_stats, batch, key):
+    shown = data.augment(key, batch["inputs"]) if augment else batch["inputs"]
+    logits, batch_stats = forward(params, batch_stats, shown, True)
+    return cross_entropy(logits, batch["labels"]), batch_stats
+
+
+def logits_of(problem: Problem, params: chex.ArrayTree) -> tuple[np.ndarray, np.ndarray]:
+    """Logits on the whole training and test set."""
+    apply = problem.functions.apply
+    train_logits = fitting.predict(apply, params, problem.tree["inputs"])
+    return train_logits, fitting.predict(apply, params, jnp.asarray(problem.dataset.test_images))
+
+
+def evaluate(problem: Problem, params: chex.ArrayTree, **attack) -> dict:
     """UA, RA, TA, attacks and losses over the whole sets; see `metrics.evaluate`, which takes `attack` too."""
-    train_logits = fitting.predict(task.apply, params, task.images)
-    test_logits = fitting.predict(task.apply, params, jnp.asarray(task.dataset.test_images))
-    return metrics.evaluate(train_logits, test_logits, task.dataset, task.split, task.seed, **attack)
+    return metrics.evaluate(*logits_of(problem, params), problem.dataset, problem.split, problem.seed, **attack)

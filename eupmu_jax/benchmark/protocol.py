@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import chex
-import jax
 import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems, rows
-from eupmu_jax.benchmark.designs import Design, Setting
-from eupmu_jax.training import fitting, relearning
+from eupmu_jax.benchmark.designs import Case, Design
+from eupmu_jax.tasks import Examples
+from eupmu_jax.training import relearning
 
 # The retrained model starts from other weights than the original, as an independent training would.
 RETRAINED_SEED_OFFSET = 1_000
@@ -35,10 +35,10 @@ class Judged(NamedTuple):
     figures: dict
 
 
-class Problem(NamedTuple):
-    """A forget set, a trained model and the same one retrained without it."""
+class Reference(NamedTuple):
+    """A problem, a trained model and the same one retrained without the forget set, both judged."""
 
-    task: problems.Task
+    problem: problems.Problem
     original: problems.Model
     retrained: problems.Model
     judged_original: Judged
@@ -51,57 +51,52 @@ def _dataset(name: str, seed: int) -> data.Dataset:
 
 
 @functools.lru_cache(maxsize=2)
-def make_task(design: Design, setting: Setting, seed: int) -> problems.Task:
-    """The task of one setting and seed."""
+def make_problem(design: Design, case: Case, seed: int) -> problems.Problem:
+    """The problem of one case and seed."""
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
     images, labels = dataset.test_images[: design.test_size], dataset.test_labels[: design.test_size]
     dataset = dataset._replace(test_images=images, test_labels=labels)
     make = functools.partial(problems.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
-    return make(design.data, setting.of(seed), seed, augment=design.augment)
+    return make(design.data, case.of(seed), seed, augment=design.augment)
 
 
 @functools.lru_cache(maxsize=1)
-def sample(design: Design, setting: Setting, seed: int) -> problems.Task:
-    """The task with at most `SAMPLE` examples of each set, to judge by."""
-    whole = make_task(design, setting, seed)
+def sample(design: Design, case: Case, seed: int) -> problems.Problem:
+    """The problem with at most `SAMPLE` examples of each set, to judge by."""
+    whole = make_problem(design, case, seed)
     rng, dataset = np.random.default_rng(seed), whole.dataset
     sets = whole.split.forget_ids, whole.split.retain_ids
     forget, retain = (np.sort(rng.permutation(ids)[:SAMPLE]) for ids in sets)
     ids = np.concatenate([forget, retain])
-    images, labels = dataset.train_images[ids], dataset.train_labels[ids]
+    dataset = dataset._replace(train_images=dataset.train_images[ids], train_labels=dataset.train_labels[ids])
     positions = np.arange(len(ids))
     split = whole.split._replace(forget_ids=positions[: len(forget)], retain_ids=positions[len(forget) :])
-    return whole._replace(
-        dataset=dataset._replace(train_images=images, train_labels=labels),
-        split=split,
-        images=jax.numpy.asarray(images),
-        labels=jax.numpy.asarray(labels),
-    )
+    return whole._replace(dataset=dataset, split=split, tree=problems.as_tree(dataset))
 
 
 @functools.lru_cache(maxsize=2)
-def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem:
+def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
     """Trains and judges both models, or takes what is in `cache` of the same design and code."""
-    made = make_task(design, setting, seed)
+    made = make_problem(design, case, seed)
     models: list[problems.Model] = []
     judged: list[Judged] = []
-    for ids, offset in ((np.arange(len(made.labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
+    for ids, offset in ((np.arange(len(made.dataset.train_labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
         models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
-        identity = f"{design.digest(setting)} {seed} {offset} {rows.code()}"
+        identity = f"{design.digest(case)} {seed} {offset} {rows.code()}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
-    return Problem(made, models[0], models[1], judged[0], judged[1])
+    return Reference(made, models[0], models[1], judged[0], judged[1])
 
 
-def keep_split(design: Design, setting: Setting, seed: int, folder: Path) -> None:
+def keep_split(design: Design, case: Case, seed: int, folder: Path) -> None:
     """Saves the split, or checks the one that is saved; raises `ValueError` where it is of other data or examples."""
-    made = make_task(design, setting, seed)
-    path = folder / f"{design.digest(setting)}-{setting.of(seed).replace(':', '-').replace('%', '')}-{seed}.json"
+    made = make_problem(design, case, seed)
+    path = folder / f"{design.digest(case)}-{case.of(seed).replace(':', '-').replace('%', '')}-{seed}.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         data.save_split(made.split, path, made.dataset)
     elif (found := data.digest(data.load_split(path, made.dataset))) != data.digest(made.split):
-        raise ValueError(f"{path}: got a split with SHA-256 {found}, want that of {setting.of(seed)} and seed {seed}")
+        raise ValueError(f"{path}: got a split with SHA-256 {found}, want that of {case.of(seed)} and seed {seed}")
 
 
 def _cached(path, make):
@@ -116,10 +111,9 @@ def _cached(path, make):
     return judged
 
 
-def judge(made: problems.Task, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
+def judge(made: problems.Problem, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
     """Logits and `metrics.evaluate`."""
-    train_logits = fitting.predict(made.apply, params, made.images)
-    test_logits = fitting.predict(made.apply, params, jax.numpy.asarray(made.dataset.test_images))
+    train_logits, test_logits = problems.logits_of(made, params)
     figures = metrics.evaluate(
         train_logits, test_logits, made.dataset, made.split, made.seed, shadow_size=shadow_size, attacks=attacks
     )
@@ -135,7 +129,7 @@ def divergences(judged: Judged, other: Judged, split: data.Split) -> dict:
     }
 
 
-def relearning_curves(made: problems.Task, params: chex.ArrayTree, design: Design) -> dict:
+def relearning_curves(made: problems.Problem, params: chex.ArrayTree, design: Design) -> dict:
     """Accuracy on the forget set while a part of it, or retain data alone, is learned: `forget_side`, `retain_only`."""
     rng = np.random.default_rng(made.seed)
     forget, retain = (rng.permutation(ids) for ids in (made.split.forget_ids, made.split.retain_ids))
@@ -143,15 +137,16 @@ def relearning_curves(made: problems.Task, params: chex.ArrayTree, design: Desig
     watched = forget[shown : shown + WATCHED]
     run = functools.partial(
         relearning.relearn,
-        made.apply,
+        made.task,
         params,
-        made.images,
-        made.labels,
-        watch_ids=watched,
+        watch=Examples(made.tree, watched),
         steps=design.relearning_steps,
         every=design.relearning_steps // MEASUREMENTS,
         batch_size=design.recipe.batch_size,
         seed=made.seed,
     )
-    curves = {"forget_side": run(train_ids=forget[:shown]), "retain_only": run(train_ids=retain)}
+    curves = {
+        "forget_side": run(train=Examples(made.tree, forget[:shown])),
+        "retain_only": run(train=Examples(made.tree, retain)),
+    }
     return {name: {"step": c.step.tolist(), "accuracy": c.accuracy.tolist()} for name, c in curves.items()}

@@ -25,13 +25,13 @@ _ALONE_SECONDS = 0.5
 
 
 def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> tuple[list[work.Job], list[work.Job]]:
-    """Training jobs, one for each seed, and one job for each setting and method; empty lists mean all of them.
+    """Training jobs, one for each seed, and one job for each case and method; empty lists mean all of them.
 
     Raises:
       ValueError: For an unknown design, forget set or method, which lists the known ones, or the tuning seed.
     """
     design = designs.design(name)
-    known = [setting.forget for setting in design.settings]
+    known = [case.forget for case in design.cases]
     for chosen in forget:
         if chosen not in known:
             raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
@@ -39,10 +39,10 @@ def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> 
         known_method(method)
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
-    settings = tuple(setting for setting in design.settings if not forget or setting.forget in forget)
+    cases = tuple(case for case in design.cases if not forget or case.forget in forget)
     reported = tuple(seeds) or design.seeds
-    training = [work.Job(name, settings, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    unlearning = [work.Job(name, (setting,), reported, method) for method in methods or METHODS for setting in settings]
+    training = [work.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
+    unlearning = [work.Job(name, (case,), reported, method) for method in methods or METHODS for case in cases]
     return training, unlearning
 
 
@@ -99,8 +99,8 @@ def run(
 
 def _is_finished(job, counted):
     design = designs.design(job.design)
-    for setting in job.settings:
-        key = {"design": job.design, "digest": design.digest(setting), "forget": setting.forget}
+    for case in job.cases:
+        key = {"design": job.design, "digest": design.digest(case), "forget": case.forget}
         mine = [row for row in counted if all(row[name] == value for name, value in key.items())]
         if job.method is None:
             made = {(row["model"], row["seed"]) for row in mine if row["kind"] == "model"}
@@ -120,8 +120,8 @@ def _run(job, place):
     work.run(job, place)
     if job.method is None:
         # Where the rows were there, the models may not be, and two methods at once would both train them.
-        for setting, seed in itertools.product(job.settings, job.seeds):
-            protocol.problem(designs.design(job.design), setting, seed, place.cache)
+        for case, seed in itertools.product(job.cases, job.seeds):
+            protocol.reference(designs.design(job.design), case, seed, place.cache)
     # Programs of finished jobs hold memory maps, of which a process may have only so many.
     import jax
 

@@ -7,13 +7,13 @@ import numpy as np
 
 from eupmu_jax import metrics
 from eupmu_jax.benchmark import tuning
-from eupmu_jax.benchmark.designs import Design, Setting
+from eupmu_jax.benchmark.designs import Case, Design
 
 FIGURES = ("UA", "RA", "TA", "MIA", "gap", "kl_forget", "kl_test", "retain_loss")
 
 
 class Line(NamedTuple):
-    """A method, or the original or retrained model, in one setting.
+    """A method, or the original or retrained model, in one case.
 
     Attributes:
       name: Of the method or model.
@@ -36,17 +36,17 @@ class Line(NamedTuple):
     rows: list[dict]
 
 
-def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str = "blind") -> list[Line]:
+def of(rows: list[dict], name: str, design: Design, case: Case, score: str = "blind") -> list[Line]:
     """Original, retrained, then the methods by their mean gap, those that lack seeds of the design last.
 
     A method is not shown before all its trials are there, since the last could be the one that is chosen.
 
     Args:
       rows: Of one state of the code, see `one_state`.
-      name, design, setting: What is shown.
+      name, design, case: What is shown.
       score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
     """
-    mine = {"design": name, "digest": design.digest(setting), "forget": setting.forget}
+    mine = {"design": name, "digest": design.digest(case), "forget": case.forget}
     rows = [row for row in rows if all(row[field] == value for field, value in mine.items())]
     lines = []
     for model in ("original", "retrained"):
@@ -72,7 +72,7 @@ def of(rows: list[dict], name: str, design: Design, setting: Setting, score: str
 
 
 def one_state(rows: list[dict], prefer: str) -> tuple[list[dict], list[str]]:
-    """Of every method and model in every setting, the rows of one state of the code; and the states that were taken.
+    """Of every method and model in every case, the rows of one state of the code; and the states that were taken.
 
     That is the state `prefer` where it has rows, else the one with most of them.
     """

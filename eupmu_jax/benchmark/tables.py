@@ -82,12 +82,12 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
         console.print(f"no rows of {', '.join([name, *forget])} in {out}", highlight=False)
         return
     taken, codes = summary.one_state(found, rows.code())
-    for setting in design.settings:
+    for case in design.cases:
         for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
-            lines = summary.of(taken, name, design, setting, score)
+            lines = summary.of(taken, name, design, case, score)
             if not lines:
                 continue
-            title = f"{name}, {setting.forget}: settings {chosen}"
+            title = f"{name}, {case.forget}: settings {chosen}"
             if form == "terminal":
                 console.print(_terminal(lines, title, len(design.seeds), console.width))
             else:

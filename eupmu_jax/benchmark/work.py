@@ -13,7 +13,8 @@ import numpy as np
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import designs, protocol, rows, tuning
 from eupmu_jax.methods import METHODS
-from eupmu_jax.training.unlearning import Plan, affordable_steps, run_method
+from eupmu_jax.methods.passes import affordable_steps
+from eupmu_jax.training.unlearning import unlearn
 
 PACKAGES = ("eupmu-jax", "jax", "optax", "flax", "numpy", "scikit-learn", "optuna")
 
@@ -23,20 +24,20 @@ class Job(NamedTuple):
 
     Attributes:
       design: Name of the design.
-      settings: Some of the design's settings; one alone for a method.
+      cases: Some of the design's cases; one alone for a method.
       seeds: Problems to be reported.
       method: Name of a method; None trains and judges the models.
     """
 
     design: str
-    settings: tuple[designs.Setting, ...]
+    cases: tuple[designs.Case, ...]
     seeds: tuple[int, ...]
     method: str | None
 
     @property
-    def setting(self) -> designs.Setting:
+    def case(self) -> designs.Case:
         """That of a method's job."""
-        return self.settings[0]
+        return self.cases[0]
 
 
 class Place(NamedTuple):
@@ -77,11 +78,11 @@ def run(job: Job, place: Place) -> None:
     design = designs.design(job.design)
     made = {rows.key(row) for row in place.read()}
     if job.method is None:
-        for setting in job.settings:
+        for case in job.cases:
             for seed in job.seeds:
-                _models(design, setting, seed, place, _Writer(job.design, design, setting, place, made))
+                _models(design, case, seed, place, _Writer(job.design, design, case, place, made))
     else:
-        _method(job, design, place, _Writer(job.design, design, job.setting, place, made))
+        _method(job, design, place, _Writer(job.design, design, job.case, place, made))
 
 
 class _Writer(NamedTuple):
@@ -89,13 +90,13 @@ class _Writer(NamedTuple):
 
     name: str
     design: designs.Design
-    setting: designs.Setting
+    case: designs.Case
     place: Place
     made: set[str]
 
     def key(self, **fields) -> dict:
-        digest = self.design.digest(self.setting)
-        return {**fields, "design": self.name, "digest": digest, "forget": self.setting.forget}
+        digest = self.design.digest(self.case)
+        return {**fields, "design": self.name, "digest": digest, "forget": self.case.forget}
 
     def has(self, **fields) -> bool:
         return rows.key(self.key(**fields)) in self.made
@@ -116,27 +117,27 @@ def _provenance(place):
     }
 
 
-def _models(design, setting, seed, place, writer):
+def _models(design, case, seed, place, writer):
     """Rows of the original and the retrained model."""
-    protocol.keep_split(design, setting, seed, place.out / "splits")
+    protocol.keep_split(design, case, seed, place.out / "splits")
     names = ("original", "retrained")
     if all(writer.has(kind="model", model=name, seed=seed) for name in names):
         return
-    problem = protocol.problem(design, setting, seed, place.cache)
+    reference = protocol.reference(design, case, seed, place.cache)
     for name, judged, model in (
-        ("original", problem.judged_original, problem.original),
-        ("retrained", problem.judged_retrained, problem.retrained),
+        ("original", reference.judged_original, reference.original),
+        ("retrained", reference.judged_retrained, reference.retrained),
     ):
-        writer.add(functools.partial(_model_row, problem, judged, model, design), kind="model", model=name, seed=seed)
+        writer.add(functools.partial(_model_row, reference, judged, model, design), kind="model", model=name, seed=seed)
 
 
-def _model_row(problem, judged, model, design):
+def _model_row(reference, judged, model, design):
     return {
         **judged.figures,
-        **protocol.divergences(judged, problem.judged_retrained, problem.task.split),
-        "gap": metrics.average_gap(judged.figures, problem.judged_retrained.figures),
-        "relearning": protocol.relearning_curves(problem.task, model.params, design),
-        "split": data.digest(problem.task.split),
+        **protocol.divergences(judged, reference.judged_retrained, reference.problem.split),
+        "gap": metrics.average_gap(judged.figures, reference.judged_retrained.figures),
+        "relearning": protocol.relearning_curves(reference.problem, model.params, design),
+        "split": data.digest(reference.problem.split),
         "seconds": model.seconds,
         "processor_seconds": model.processor_seconds,
         "forward": model.examples,
@@ -147,7 +148,7 @@ def _model_row(problem, judged, model, design):
 def _method(job, design, place, writer):
     """Rows of all trials, then of the runs with the settings that the trials chose."""
     method = METHODS[job.method]
-    name = "/".join((job.design, job.setting.forget, job.method))
+    name = "/".join((job.design, job.case.forget, job.method))
     study = tuning.Study(place.studies, name, method)
     for index in range(design.trials):
         make = functools.partial(_trial_row, job, design, place, study.settings(index))
@@ -162,20 +163,34 @@ def _method(job, design, place, writer):
             writer.add(make, kind="run", method=job.method, trial=index, seed=seed)
 
 
-def _unlearn(job, design, problem, settings, warm):
-    plan = Plan(job.setting.steps, job.setting.forget_batch, job.setting.retain_batch, probes=0)
+def _unlearn(job, design, reference, settings, warm):
+    problem, case = reference.problem, job.case
     settings = settings | {"optimizer": design.optimizer}
-    plan = plan._replace(steps=affordable_steps(job.method, settings, plan, problem.task))
-    retain_loss = problem.judged_original.figures["retain_loss"]
-    arguments = {"seed": problem.task.seed, "retain_loss": retain_loss, "warm": warm}
-    return run_method(job.method, settings, plan, problem.task, problem.original.params, **arguments)
+    forget, retain, batches = problem.forget, problem.retain, (case.forget_batch, case.retain_batch)
+    counts = len(forget), len(retain)
+    steps = affordable_steps(job.method, settings, problem.task, counts, case.steps, batches)
+    return unlearn(
+        job.method,
+        problem.task,
+        reference.original.params,
+        forget,
+        retain,
+        steps=steps,
+        settings=settings,
+        seed=problem.seed,
+        forget_batch=case.forget_batch,
+        retain_batch=case.retain_batch,
+        retain_loss=reference.judged_original.figures["retain_loss"],
+        probes=0,
+        warm=warm,
+    )
 
 
 def _trial_row(job, design, place, settings):
-    problem = protocol.problem(design, job.setting, design.tuning_seed, place.cache)
-    result = _unlearn(job, design, problem, settings, warm=False)
-    judged = protocol.judge(protocol.sample(design, job.setting, design.tuning_seed), result.params, design.shadow_size)
-    original, retrained = problem.judged_original.figures, problem.judged_retrained.figures
+    reference = protocol.reference(design, job.case, design.tuning_seed, place.cache)
+    result = _unlearn(job, design, reference, settings, warm=False)
+    judged = protocol.judge(protocol.sample(design, job.case, design.tuning_seed), result.params, design.shadow_size)
+    original, retrained = reference.judged_original.figures, reference.judged_retrained.figures
     gap, blind = metrics.average_gap(judged.figures, retrained), tuning.blind_score(judged.figures, original)
     diverged = not np.isfinite([gap, blind, judged.figures["retain_loss"]]).all()
     return {
@@ -189,26 +204,26 @@ def _trial_row(job, design, place, settings):
 
 
 def _run_row(job, design, place, settings, seed):
-    problem = protocol.problem(design, job.setting, seed, place.cache)
-    result = _unlearn(job, design, problem, settings, warm=True)
-    judged = protocol.judge(problem.task, result.params, design.shadow_size, metrics.FEATURES)
-    original, retrained = problem.judged_original.figures, problem.judged_retrained.figures
+    reference = protocol.reference(design, job.case, seed, place.cache)
+    result = _unlearn(job, design, reference, settings, warm=True)
+    judged = protocol.judge(reference.problem, result.params, design.shadow_size, metrics.FEATURES)
+    original, retrained = reference.judged_original.figures, reference.judged_retrained.figures
     return {
         **judged.figures,
-        **protocol.divergences(judged, problem.judged_retrained, problem.task.split),
+        **protocol.divergences(judged, reference.judged_retrained, reference.problem.split),
         "gap": metrics.average_gap(judged.figures, retrained),
         "rise": judged.figures["retain_loss"] - original["retain_loss"],
-        "relearning": protocol.relearning_curves(problem.task, result.params, design),
+        "relearning": protocol.relearning_curves(reference.problem, result.params, design),
         "settings": settings,
-        "split": data.digest(problem.task.split),
+        "split": data.digest(reference.problem.split),
         "seconds": result.seconds,
         "processor_seconds": result.processor_seconds,
         "compile_seconds": result.compile_seconds,
-        "share_of_retraining": 100 * _seconds(result) / _seconds(problem.retrained),
+        "share_of_retraining": 100 * _seconds(result) / _seconds(reference.retrained),
         "forward": result.forward,
         "backward": result.backward,
         # A backward pass costs about two forward passes; training makes one of each.
-        "passes_of_retraining": 100 * (result.forward + 2 * result.backward) / (3 * problem.retrained.examples),
+        "passes_of_retraining": 100 * (result.forward + 2 * result.backward) / (3 * reference.retrained.examples),
     }
 
 

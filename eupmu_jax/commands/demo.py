@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,9 +20,12 @@ from rich.table import Table
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
 from eupmu_jax.commands import page
+from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
-from eupmu_jax.training.unlearning import Plan, run_method
+from eupmu_jax.training.unlearning import unlearn
 
+# Points in time at which a run is measured.
+PROBES = 20
 # The retrained model starts from other weights than the original, as an independent training would.
 RETRAINED_SEED_OFFSET = 1_000
 METHODS = (
@@ -34,12 +38,23 @@ METHODS = (
 )
 
 
-def settings_for(name: str, split: data.Split) -> tuple[Plan, dict[str, dict]]:
+class Size(NamedTuple):
+    """Size of a run: passes over the forget set, and examples in each step."""
+
+    epochs: int
+    forget_batch: int
+    retain_batch: int
+
+    def steps(self, num_forget: int) -> int:
+        """Optimizer steps of whole passes over a forget set of that many examples."""
+        return self.epochs * -(-num_forget // min(self.forget_batch, num_forget))
+
+
+def settings_for(name: str, split: data.Split) -> tuple[Size, dict[str, dict]]:
     """The run's size and every method's settings, as tuned with equal trials by `experiments/tune_demo.py`."""
     tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
-    plan = Plan.of_epochs(**chosen["plan"], num_forget=len(split.forget_ids))
-    return plan, {method: chosen["methods"][method]["settings"] for method in METHODS}
+    return Size(**chosen["plan"]), {method: chosen["methods"][method]["settings"] for method in METHODS}
 
 
 def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[dict]:
@@ -49,7 +64,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
       name: "digits" or "fashion_mnist".
       forget: "class:N" or "random:P%".
       seed: Seed of split, models and methods.
-      out: Folder for `rows.jsonl`, `page.html`, `checkpoints/` and the cache `models/` of trained models.
+      out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of trained models.
       console: Where progress and table go.
 
     Returns:
@@ -61,9 +76,10 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
     """
     _check_writable(out)
     prepared = problems.make(name, forget, seed)
-    plan, settings = settings_for(name, prepared.split)
-    everything, retained = np.arange(len(prepared.labels)), prepared.split.retain_ids
-    columns = (TextColumn("{problems.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    size, settings = settings_for(name, prepared.split)
+    steps = size.steps(len(prepared.forget))
+    everything, retained = np.arange(len(prepared.dataset.train_labels)), prepared.split.retain_ids
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
 
         def train(description, ids, init_seed):
@@ -101,22 +117,29 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             )
         ]
         for method in METHODS:
-            bar = progress.add_task(method, total=plan.steps)
-            result = run_method(
+            bar = progress.add_task(method, total=steps)
+            result = unlearn(
                 method,
-                settings[method],
-                plan,
-                prepared,
+                prepared.task,
                 original.params,
+                prepared.forget,
+                prepared.retain,
+                steps=steps,
+                settings={"optimizer": "sgd"} | settings[method],
                 seed=seed,
+                forget_batch=size.forget_batch,
+                retain_batch=size.retain_batch,
+                retain_loss=original_figures["retain_loss"],
+                probes=PROBES,
+                warm=True,
                 on_step=functools.partial(progress.advance, bar),
             )
             figures = problems.evaluate(prepared, result.params, attacks=())
             more = {
-                "allowed_rise": settings[method]["allowed_rise"] if method.startswith("EUPMU") else None,
+                "allowed_rise": settings[method]["allowed_rise"] if ALL_METHODS[method].family == "EUPMU" else None,
                 "compile_seconds": result.compile_seconds,
                 "settings": settings[method],
-                "plan": plan._asdict(),
+                "plan": size._asdict() | {"steps": steps},
                 "history": result.history,
             }
             rows.append(row(method, figures, result.seconds, result.forward, result.backward, **more))
@@ -148,7 +171,7 @@ def _print(rows, out, console):
     for term, meaning in page.LEGEND:
         key.add_row(term, meaning)
     console.print(key, style="dim")
-    console.print(f"\nrows, checkpoints and page.html: {out}", highlight=False, soft_wrap=True)
+    console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
 
 
 def _check_writable(out):

@@ -1,4 +1,4 @@
-"""Unlearning methods for classifiers, one file each, under one contract. `METHODS` is the one table of them."""
+"""Unlearning methods, one file each, under one contract, on any task. `METHODS` is the one table of them."""
 
 from eupmu_jax.methods import (
     aggregated,
@@ -22,7 +22,17 @@ from eupmu_jax.methods import (
     weighted_sum,
     zeroth_order,
 )
-from eupmu_jax.methods.method import Choice, Cost, LogUniform, Method, Problem, Procedure, Settings, loss_of
+from eupmu_jax.methods._resolve import check_requirements, complete, default_settings, resolve_settings
+from eupmu_jax.methods.method import (
+    Choice,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    Settings,
+    Terms,
+    loss_of,
+)
 
 METHODS: dict[str, Method] = {
     "fine-tuning": fine_tuning.METHOD,
@@ -50,22 +60,32 @@ METHODS: dict[str, Method] = {
 }
 
 
+# What `EUPMU` stands for: the variant that holds a limit for the whole run, with a measured end.
+EUPMU = "EUPMU budget"
+
+
 def method(name: str) -> Method:
     """The method of that name; raises `ValueError` that lists the known ones if there is none."""
+    name = EUPMU if name == "EUPMU" else name
     if name not in METHODS:
-        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
+        raise ValueError(f"method: got {name!r}, expected EUPMU or one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 __all__ = [
+    "EUPMU",
     "METHODS",
     "Choice",
     "Cost",
     "LogUniform",
     "Method",
-    "Problem",
     "Procedure",
     "Settings",
+    "Terms",
+    "check_requirements",
+    "complete",
+    "default_settings",
     "loss_of",
     "method",
+    "resolve_settings",
 ]

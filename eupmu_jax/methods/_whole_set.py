@@ -5,33 +5,36 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from eupmu_jax.methods.method import Batch, retain_gradient
+from eupmu_jax.methods.method import retain_gradient, size_of
+from eupmu_jax.tasks import Examples, Task
 
 CHUNK = 500
 
 
-def mean_gradient(apply, params: chex.ArrayTree, data: Batch) -> chex.ArrayTree:
-    """The gradient of the mean cross-entropy over `data`, a dict of `images` and `labels`.
+def mean_gradient(task: Task, params: chex.ArrayTree, data: Examples) -> chex.ArrayTree:
+    """The gradient of the mean retain loss over `data`, whichever set it is.
 
     One forward and backward pass over the set, called outside jit. Raises `ValueError` for an empty set.
 
-    >>> apply = lambda w, images: images * w
-    >>> data = {"images": jnp.ones((4, 2)), "labels": jnp.array([0, 0, 0, 1])}
-    >>> mean_gradient(apply, jnp.zeros(2), data).tolist()
+    >>> from eupmu_jax.tasks import as_examples, classification
+    >>> task = classification(lambda w, inputs: inputs * w, num_classes=2)
+    >>> data = as_examples("data", {"inputs": jnp.ones((4, 2)), "labels": jnp.array([0, 0, 0, 1])})
+    >>> mean_gradient(task, jnp.zeros(2), data).tolist()
     [-0.25, 0.25]
     """
-    count = len(data["labels"])
+    count = len(data)
     if not count:
         raise ValueError("data: got an empty set, expected at least one example")
     total = jax.tree.map(jnp.zeros_like, params)
     for start in range(0, count, CHUNK):
-        chunk = {name: data[name][start : start + CHUNK] for name in ("images", "labels")}
-        total = _add(apply, params, chunk, len(chunk["labels"]) / count, total)
+        chunk = data[np.arange(start, min(start + CHUNK, count))]
+        total = _add(task, params, chunk, size_of(chunk) / count, total)
     return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _add(apply, params, chunk, share, total):
-    gradient = retain_gradient(apply, params, chunk)
+def _add(task, params, chunk, share, total):
+    gradient = retain_gradient(task, params, chunk)
     return jax.tree.map(lambda g, t: t + share * g, gradient, total)

@@ -21,6 +21,7 @@ from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
 _SPACE: dict[str, LogUniform | Choice] = {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE}
 _NEEDS = "forget and retain set"
+FAMILY = "aggregators"
 
 
 def aggregated(aggregator, paper: str, passes: str = "1F 1B forget and retain, stacked", **own) -> Method:
@@ -32,16 +33,16 @@ def aggregated(aggregator, paper: str, passes: str = "1F 1B forget and retain, s
       **own: Its own setting and where it is searched, a keyword of the factory; momentum is searched if there is none.
     """
 
-    def make(problem, settings):
-        return stacked_descent(problem, settings, aggregator(**{name: settings[name] for name in own}))
+    def make(task, terms, settings):
+        return stacked_descent(task, terms, settings, aggregator(**{name: settings[name] for name in own}))
 
-    return Method(make, paper, passes, _NEEDS, _SPACE | (own or {"momentum": MOMENTUM}))
+    return Method(make, paper, passes, _NEEDS, _SPACE | (own or {"momentum": MOMENTUM}), family=FAMILY)
 
 
 GEN_EVERY = 10
 
 
-def ngdiff(problem, settings):
+def ngdiff(task, terms, settings):
     """NGDiff with its automatic learning rate: GeN starts from `learning_rate` and follows the retain loss.
 
     The optimizer is SGD: behind Adam the unit norms would be lost.
@@ -51,11 +52,11 @@ def ngdiff(problem, settings):
         optax.clip_by_global_norm(MAX_NORM),
         optax.sgd(1.0, settings["momentum"]),
         scale_by_gen(settings["learning_rate"], GEN_EVERY),
-        optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, problem.steps)),
+        optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, terms.steps)),
     )
-    descent = explicit_descent(problem, settings, skip_nonfinite(optimizer))
-    measurements = -(-problem.steps // GEN_EVERY)
-    return descent._replace(cost=Cost((1, 1 + 3 * measurements / problem.steps), (1, 1)))
+    descent = explicit_descent(task, settings, skip_nonfinite(optimizer))
+    measurements = -(-terms.steps // GEN_EVERY)
+    return descent._replace(cost=Cost((1, 1 + 3 * measurements / terms.steps), (1, 1)))
 
 
 METHODS = {
@@ -80,6 +81,7 @@ METHODS = {
         f"1F 1B forget and retain, stacked, 3F retain every {GEN_EVERY} steps",
         _NEEDS,
         _SPACE | {"learning_rate": LogUniform(0.03, 1.0), "momentum": MOMENTUM},
+        family=FAMILY,
     ),
     "GDR-GMA": aggregated(aggregators.gdr_gma, "Lin et al., ACM MM 2024", epsilon=LogUniform(0.005, 0.5)),
     "GDR-GMA, clean": aggregated(

@@ -12,7 +12,7 @@ PENALTY = LogUniform(1.0, 1000.0)
 FIRST_MULTIPLIER = 1.0
 
 
-def augmented_lagrangian(problem, settings) -> Procedure:
+def augmented_lagrangian(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f` subject to :math:`e = l_r(\theta) - l_r(\theta_0) - B \le 0`, B = `allowed_rise` nats.
 
     .. math::
@@ -29,16 +29,16 @@ def augmented_lagrangian(problem, settings) -> Procedure:
     Source: Hestenes 1969; Powell 1969; Rockafellar 1973.
     """
     rho = settings["penalty"]
-    return level_descent(problem, settings, controllers.augmented_lagrangian(rho, 0.1 * rho))
+    return level_descent(task, terms, settings, controllers.augmented_lagrangian(rho, 0.1 * rho))
 
 
-def level_descent(problem, settings, controller) -> Procedure:
+def level_descent(task, terms, settings, controller) -> Procedure:
     """Descent on the weighted sum; `controller` steers the multiplier by the distance of the retain loss to B."""
-    limit = problem.retain_loss + settings.get("allowed_rise", DEFAULT_RISE)
+    limit = terms.retain_loss + settings.get("allowed_rise", DEFAULT_RISE)
     surgery = implicit_surgery(
         tolerances.budget(limit, 1.0), controller, proxy="level", initial_multiplier=FIRST_MULTIPLIER
     )
-    return implicit_descent(problem, settings, surgery, (1, 1))
+    return implicit_descent(task, terms, settings, surgery, (1, 1))
 
 
 METHOD = Method(
@@ -47,4 +47,5 @@ METHOD = Method(
     passes="1F 1B forget and retain",
     needs="forget and retain set",
     space={"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "penalty": PENALTY},
+    optional=("allowed_rise",),
 )

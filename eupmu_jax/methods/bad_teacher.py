@@ -2,20 +2,20 @@
 
 import jax.numpy as jnp
 
-from eupmu_jax import objectives
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
-from eupmu_jax.methods.method import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent
+from eupmu_jax.methods.method import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent, softened
 
 
-def bad_teacher(problem, settings) -> Procedure:
+def bad_teacher(task, terms, settings) -> Procedure:
     r"""Descent on the divergences from two fixed teachers, u for forget examples and t for retain examples.
 
     .. math::
-      D(u, s; \text{forget}) + w\, D(t, s; \text{retain}), \qquad
-      D(t, s) = T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))
+      D_T(u, s; \text{forget}) + w\, D_T(t, s; \text{retain}), \qquad
+      D_T(t, s) = T^2\, D(t / T, s / T)
 
-    u is the model with fresh parameters, t the original one, where the student s starts; T = `temperature`, w =
-    `retain_weight`. Labels are never read.
+    D is the task's divergence, for a classifier the mean of KL(softmax(t) || softmax(s)). u is the model with fresh
+    parameters, t the original one, where the student s starts; T = `temperature`, w = `retain_weight`. What the batches
+    say of the truth is never read.
 
     The authors mix forget examples with a share of the retain set in one loader, so that their w is the ratio of the
     two numbers; T = 1 and Adam with learning rate 0.01 or less. Their divergence is averaged over classes too, which
@@ -27,25 +27,23 @@ def bad_teacher(problem, settings) -> Procedure:
     images, so a forget set can be told by its answers. They are a mask: training on retained data alone brings much of
     what was forgotten back (arXiv 2505.22310).
     """
-    temperature = settings["temperature"]
 
-    def loss(params, batch):
-        logits = problem.apply(params, batch["images"])
-        return objectives.kl_to_teacher(logits, batch["teacher_logits"], temperature)
+    def loss(params, taught, key):
+        batch, teacher_outputs = taught
+        return softened(task, task.outputs(params, batch, key), teacher_outputs, settings["temperature"])
 
     value_and_grad = scalarized_value_and_grad(loss)
 
     def gradient(params, teachers, batches, count, key):
         taught = tuple(
-            {"images": batch["images"], "teacher_logits": problem.apply(teacher, batch["images"])}
-            for teacher, batch in zip(teachers, batches, strict=True)
+            (batch, task.outputs(teacher, batch, key)) for teacher, batch in zip(teachers, batches, strict=True)
         )
-        return value_and_grad(params, taught, jnp.asarray(settings["retain_weight"], jnp.float32)[None])[1]
+        return value_and_grad(params, taught, jnp.asarray(settings["retain_weight"], jnp.float32)[None], key)[1]
 
     def prepare(params, forget, retain, key):
-        return problem.fresh_params(key), params
+        return task.fresh_params(key), params
 
-    return descend(descent(problem, settings), gradient, Cost((2, 2), (1, 1)), prepare)
+    return descend(descent(terms, settings), gradient, Cost((2, 2), (1, 1)), prepare)
 
 
 METHOD = Method(
@@ -58,4 +56,5 @@ METHOD = Method(
         "temperature": LogUniform(0.5, 5.0),
         "retain_weight": LogUniform(0.3, 30.0),
     },
+    requires=("divergence", "fresh_params"),
 )

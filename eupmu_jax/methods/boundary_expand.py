@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import objectives
-from eupmu_jax.methods.method import MOMENTUM, Cost, LogUniform, Method, Procedure, descent
+from eupmu_jax.methods.method import MOMENTUM, Cost, LogUniform, Method, Procedure, descent, size_of
 
 
 class Unit(NamedTuple):
@@ -28,7 +28,7 @@ def expanded_logits(logits: chex.Array, unit: Unit) -> chex.Array:
     return jnp.concatenate([logits, jnp.sum(logits * unit.weights, axis=-1, keepdims=True) + unit.bias], axis=-1)
 
 
-def boundary_expand(problem, settings) -> Procedure:
+def boundary_expand(task, terms, settings) -> Procedure:
     r"""Descent on the model and the unit together, with class K as the label of every forget example.
 
     .. math::
@@ -41,22 +41,25 @@ def boundary_expand(problem, settings) -> Procedure:
 
     Each step passes the forget batch forwards and backwards once; the unit is free.
 
+    It stays with classifiers: it adds a class.
+
     Failure cases: no retain data hold it back. Nor must the model change if the unit alone can tell the forget set, or
     answer K to everything, since no other label is ever shown: then little is forgotten once it is dropped.
     """
-    optimizer = descent(problem, settings)
+    optimizer = descent(terms, settings)
 
     def init(params, prepared):
-        unit = Unit(jnp.zeros(problem.num_classes), jnp.zeros([]))
+        unit = Unit(jnp.zeros(task.num_classes), jnp.zeros([]))
         return unit, optimizer.init((params, unit))
 
     def step(params, prepared, state, batches, count, key):
         unit, optimizer_state = state
-        images = batches[0]["images"]
-        labels = jnp.full(images.shape[:1], problem.num_classes)
+        forget = batches[0]
+        labels = jnp.full(size_of(forget), task.num_classes)
 
         def loss(trained):
-            return objectives.cross_entropy(expanded_logits(problem.apply(trained[0], images), trained[1]), labels)
+            logits = expanded_logits(task.outputs(trained[0], forget, key), trained[1])
+            return objectives.cross_entropy(logits, labels)
 
         trained = params, unit
         updates, optimizer_state = optimizer.update(jax.grad(loss)(trained), optimizer_state, trained)
@@ -72,4 +75,5 @@ METHOD = Method(
     passes="1F 1B forget",
     needs="forget set",
     space={"learning_rate": LogUniform(3e-5, 1e-3), "momentum": MOMENTUM, "weight_decay": LogUniform(1e-6, 1e-2)},
+    requires=("num_classes",),
 )

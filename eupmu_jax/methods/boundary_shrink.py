@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax import objectives
-from eupmu_jax.methods.method import MOMENTUM, Batch, Cost, LogUniform, Method, Procedure, descend, descent
+from eupmu_jax.methods.method import MOMENTUM, Cost, LogUniform, Method, Procedure, descend, descent
 
 
-def nearest_wrong_labels(apply: Callable, params: chex.ArrayTree, batch: Batch, bound: chex.Numeric) -> chex.Array:
+def nearest_wrong_labels(
+    outputs: Callable, params: chex.ArrayTree, batch: dict, bound: chex.Numeric, key: chex.PRNGKey | None = None
+) -> chex.Array:
     r"""The best wrong class after one step of the fast gradient sign method (FGSM).
 
     .. math::
@@ -18,34 +20,38 @@ def nearest_wrong_labels(apply: Callable, params: chex.ArrayTree, batch: Batch, 
       y' = \arg\max_{k \ne y} z_k(\theta, x')
 
     Args:
-      apply, params: The model.
-      batch: `images` of shape `(n, ...)` in [0, 1] and `labels` `(n,)`.
-      bound: epsilon, the largest change of a pixel.
+      outputs, params: The model, see `Task`.
+      batch: `inputs` of shape `(n, ...)` in [0, 1] and `labels` `(n,)`.
+      bound: epsilon, the largest change of an input.
+      key: For `outputs`.
 
     Returns:
-      `(n,)` labels, nowhere equal to the truth. Two forward passes and a backward pass to the images.
+      `(n,)` labels, nowhere equal to the truth. Two forward passes and a backward pass to the inputs.
 
-    >>> logits = lambda params, images: images @ params
-    >>> batch = {"images": jnp.array([[0.9, 0.5, 0.6]]), "labels": jnp.array([0])}
+    >>> logits = lambda params, batch, key: batch["inputs"] @ params
+    >>> batch = {"inputs": jnp.array([[0.9, 0.5, 0.6]]), "labels": jnp.array([0])}
     >>> nearest_wrong_labels(logits, jnp.eye(3), batch, 0.1).tolist()
     [2]
     """
-    images, labels = batch["images"], batch["labels"]
-    ascent = jax.grad(lambda x: objectives.cross_entropy(apply(params, x), labels))(images)
-    logits = apply(params, jnp.clip(images + bound * jnp.sign(ascent), 0.0, 1.0))
+    inputs, labels = batch["inputs"], batch["labels"]
+    apply = lambda x: outputs(params, batch | {"inputs": x}, key)
+    ascent = jax.grad(lambda x: objectives.cross_entropy(apply(x), labels))(inputs)
+    logits = apply(jnp.clip(inputs + bound * jnp.sign(ascent), 0.0, 1.0))
     is_truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return jnp.argmax(jnp.where(is_truth, -jnp.inf, logits), axis=-1)
 
 
-def boundary_shrink(problem, settings) -> Procedure:
+def boundary_shrink(task, terms, settings) -> Procedure:
     r"""Descent on :math:`CE(\theta, x, y')` over forget examples alone, with y' from the original model.
 
     y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class that x' is given, whether or not x'
     crossed a boundary, so that y' may be the truth and teach what should be forgotten; here it is the best of the
-    others. Images must lie in [0, 1]. The authors round x' to 8 bits; epsilon is 0.1 and the learning rate 1e-5.
+    others. Inputs must lie in [0, 1]. The authors round x' to 8 bits; epsilon is 0.1 and the learning rate 1e-5.
 
-    A step costs the original model two forward passes and a backward pass to the images, and the student one of each.
-    The backward pass to the images makes no gradients of parameters, but is counted as a whole one.
+    A step costs the original model two forward passes and a backward pass to the inputs, and the student one of each.
+    The backward pass to the inputs makes no gradients of parameters, but is counted as a whole one.
+
+    It stays with classifiers: it looks for the class behind the nearest boundary.
 
     Failure cases: no retain data hold it back, so large learning rates ruin the model. One step of FGSM finds the
     nearest boundary of a linear model with two classes; with more classes or a curved boundary it is a guess. y' may be
@@ -55,17 +61,18 @@ def boundary_shrink(problem, settings) -> Procedure:
 
     def gradient(params, original, batches, count, key):
         forget = batches[0]
-        labels = nearest_wrong_labels(problem.apply, original, forget, settings["bound"])
-        return jax.grad(lambda p: objectives.cross_entropy(problem.apply(p, forget["images"]), labels))(params)
+        labels = nearest_wrong_labels(task.outputs, original, forget, settings["bound"], key)
+        return jax.grad(lambda p: objectives.cross_entropy(task.outputs(p, forget, key), labels))(params)
 
     prepare = lambda params, forget, retain, key: params
-    return descend(descent(problem, settings), gradient, Cost((3, 0), (2, 0)), prepare)
+    return descend(descent(terms, settings), gradient, Cost((3, 0), (2, 0)), prepare)
 
 
 METHOD = Method(
     boundary_shrink,
     paper="Chen et al. 2023, arXiv 2303.11570",
-    passes="3F 2B forget, of which the original model 2F and 1B to the images",
-    needs="forget set, images in [0, 1]",
+    passes="3F 2B forget, of which the original model 2F and 1B to the inputs",
+    needs="forget set, inputs in [0, 1]",
     space={"learning_rate": LogUniform(3e-5, 1e-3), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
+    requires=("num_classes",),
 )

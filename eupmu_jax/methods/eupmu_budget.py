@@ -3,9 +3,9 @@
 import functools
 
 import jax
+import numpy as np
 
-from eupmu_jax import objectives
-from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, PAPER, barrier, stacked_descent
+from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
 from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.feasibility import furthest_feasible
@@ -27,7 +27,7 @@ BISECTIONS = 4
 _PASSES = BISECTIONS + 2
 
 
-def eupmu_budget(problem, settings) -> Procedure:
+def eupmu_budget(task, terms, settings) -> Procedure:
     """`eupmu_explicit` with a weight of the retain loss, a softer barrier, and an end that is measured.
 
     The last parameters are measured on a sixth of the retain set, 2,000 examples at most. Where they exceed the
@@ -35,23 +35,23 @@ def eupmu_budget(problem, settings) -> Procedure:
     until they do not (`furthest_feasible`). The barrier reads minibatches and holds to first order, so a learning rate
     that is too large takes it over its limit; the end does not depend on that.
     """
-    surgery = unilateral_surgery(barrier(problem, settings, FIRMNESS), retain_weight=RETAIN_WEIGHT)
-    descent = stacked_descent(problem, settings, surgery)
-    measured = min(MEASURED, -(-problem.num_retain // SHARE))
+    surgery = unilateral_surgery(barrier(terms, settings, FIRMNESS), retain_weight=RETAIN_WEIGHT)
+    descent = stacked_descent(task, terms, settings, surgery)
+    measured = min(MEASURED, -(-terms.num_retain // SHARE))
 
     def finish(params, prepared, forget, retain):
-        # Spread over the set, which may be sorted by class.
-        sample = jax.tree.map(lambda leaf: leaf[:: problem.num_retain // measured][:measured], retain)
-        return _search(problem.apply, sample, settings["allowed_rise"], prepared, params)
+        # Spread over the set, which may be sorted.
+        sample = retain[np.arange(0, terms.num_retain, terms.num_retain // measured)[:measured]]
+        return _search(task, sample, settings["allowed_rise"], prepared, params)
 
     cost = descent.cost._replace(outside_forward=measured * _PASSES)
     return descent._replace(cost=cost, prepare=lambda params, forget, retain, key: params, finish=finish)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _search(apply, retain, allowed_rise, inside, outside):
+def _search(task, retain, allowed_rise, inside, outside):
     def measure(params):
-        return objectives.cross_entropy(apply(params, retain["images"]), retain["labels"])
+        return task.retain(task.outputs(params, retain, None), retain)
 
     return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS)
 
@@ -62,4 +62,5 @@ METHOD = Method(
     f"1F 1B forget and retain, {_PASSES}F of a sixth of the retain set after, {MEASURED:,} examples at most",
     "forget and retain set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_rise": ALLOWED_RISE},
+    family=FAMILY,
 )

@@ -18,6 +18,7 @@ from eupmu_jax.surgery.nonfinite import skip_nonfinite
 from eupmu_jax.surgery.steps import explicit_step
 
 PAPER = "EUPMU, arXiv 2510.22124"
+FAMILY = "EUPMU"
 # Rate of the budget in units of 1 / learning rate. Above 1 the demanded decrease would overshoot, were it not for
 # clipping, which makes of any demand a step of the usual length, so that the retain gradient dominates it.
 # Picked by hand and not part of the equal tuning: for SGD among 3, 10, 30 and 100 on digits, seed 0; for Adam among
@@ -25,35 +26,35 @@ PAPER = "EUPMU, arXiv 2510.22124"
 BARRIER_RATE = {"sgd": 100.0, "adam": 1.0}
 
 
-def explicit_descent(problem, settings, optimizer: optax.GradientTransformation) -> Procedure:
+def explicit_descent(task, settings, optimizer: optax.GradientTransformation) -> Procedure:
     """Steps with stacked forget and retain gradients."""
-    take = explicit_step(loss_of(problem.apply, settings["forget_objective"]), optimizer)
-    step = lambda params, prepared, state, batches, count, key: take(params, state, batches)[:2]
+    take = explicit_step(loss_of(task, settings["forget_objective"]), optimizer)
+    step = lambda params, prepared, state, batches, count, key: take(params, state, batches, key)[:2]
     return Procedure(lambda params, prepared: optimizer.init(params), step, Cost((1, 1), (1, 1)))
 
 
-def stacked_descent(problem, settings, transform: optax.GradientTransformation) -> Procedure:
+def stacked_descent(task, terms, settings, transform: optax.GradientTransformation) -> Procedure:
     """Descent behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
-    return explicit_descent(problem, settings, skip_nonfinite(optax.chain(transform, descent(problem, settings))))
+    return explicit_descent(task, settings, skip_nonfinite(optax.chain(transform, descent(terms, settings))))
 
 
-def eupmu_step(problem, settings) -> Procedure:
+def eupmu_step(task, terms, settings) -> Procedure:
     """The closed form as published: each step may raise the retain loss of its batch by `tolerance`, to first order."""
-    return stacked_descent(problem, settings, unilateral_surgery(settings["tolerance"]))
+    return stacked_descent(task, terms, settings, unilateral_surgery(settings["tolerance"]))
 
 
-def eupmu_explicit(problem, settings) -> Procedure:
+def eupmu_explicit(task, terms, settings) -> Procedure:
     """The closed form under a budget: the retain loss of the whole run may rise by `allowed_rise`, in nats.
 
     Its tolerance is a barrier on the level (`tolerances.budget`), read on each minibatch.
     """
-    return stacked_descent(problem, settings, unilateral_surgery(barrier(problem, settings)))
+    return stacked_descent(task, terms, settings, unilateral_surgery(barrier(terms, settings)))
 
 
-def barrier(problem, settings, firmness: float = 1.0) -> tolerances.Tolerance:
+def barrier(terms, settings, firmness: float = 1.0) -> tolerances.Tolerance:
     """The budget of `allowed_rise` nats above the original model's loss, at `firmness` times `BARRIER_RATE`."""
-    rate = firmness * BARRIER_RATE[settings.get("optimizer", "sgd")] / settings["learning_rate"]
-    return tolerances.budget(problem.retain_loss + settings["allowed_rise"], rate)
+    rate = firmness * BARRIER_RATE[settings.get("optimizer", "adam")] / settings["learning_rate"]
+    return tolerances.budget(terms.retain_loss + settings["allowed_rise"], rate)
 
 
 _PASSES = "1F 1B forget and retain, stacked"
@@ -66,6 +67,7 @@ STEP_METHOD = Method(
     _PASSES,
     _NEEDS,
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "tolerance": LogUniform(0.001, 1.0)},
+    family=FAMILY,
 )
 METHOD = Method(
     eupmu_explicit,
@@ -73,4 +75,5 @@ METHOD = Method(
     _PASSES,
     _NEEDS,
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_rise": ALLOWED_RISE},
+    family=FAMILY,
 )

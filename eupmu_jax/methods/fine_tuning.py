@@ -13,13 +13,13 @@ from eupmu_jax.methods.method import (
 )
 
 
-def fine_tuning(problem, settings) -> Procedure:
-    """Descent on the retain batch's cross-entropy.
+def fine_tuning(task, terms, settings) -> Procedure:
+    """Descent on the retain batch's loss.
 
     A model that fits its training set has next to no gradient there, so little is forgotten unless the steps are large.
     """
-    gradient = lambda params, prepared, batches, count, key: retain_gradient(problem.apply, params, batches[1])
-    return descend(descent(problem, settings), gradient, Cost((0, 1), (0, 1)))
+    gradient = lambda params, prepared, batches, count, key: retain_gradient(task, params, batches[1], key)
+    return descend(descent(terms, settings), gradient, Cost((0, 1), (0, 1)))
 
 
 METHOD = Method(

@@ -5,18 +5,18 @@ import jax
 from eupmu_jax.methods.method import MOMENTUM, Choice, Cost, LogUniform, Method, Procedure, descend, descent, loss_of
 
 
-def gradient_ascent(problem, settings) -> Procedure:
-    """Descent on minus the forget batch's cross-entropy, or on another objective that asks for no retain data.
+def gradient_ascent(task, terms, settings) -> Procedure:
+    """Descent on minus the forget batch's loss, or on another objective that asks for no retain data.
 
     Nothing holds it back: without a bound on the objective the loss of everything rises, so its learning rates are
     smaller. `ascent_objective` is "gradient_ascent" if there is no such setting.
     """
-    loss = loss_of(problem.apply, settings.get("ascent_objective", "gradient_ascent"))
+    loss = loss_of(task, settings.get("ascent_objective", "gradient_ascent"))
 
     def gradient(params, prepared, batches, count, key):
-        return jax.grad(lambda p: loss.heads[0](loss.forward(p, batches[0]), batches[0]))(params)
+        return jax.grad(lambda p: loss.heads[0](loss.forward(p, batches[0], key), batches[0]))(params)
 
-    return descend(descent(problem, settings), gradient, Cost((1, 0), (1, 0)))
+    return descend(descent(terms, settings), gradient, Cost((1, 0), (1, 0)))
 
 
 METHOD = Method(

@@ -5,10 +5,11 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from eupmu_jax.methods._whole_set import mean_gradient
-from eupmu_jax.methods.method import Batch, Choice, Cost, LogUniform, Method, Procedure
+from eupmu_jax.methods.method import Choice, Cost, LogUniform, Method, Procedure, size_of
+from eupmu_jax.tasks import Examples, Task, as_examples
 
 SAMPLE = 1_000
 ITERATIONS = 15
@@ -18,14 +19,14 @@ FEWER_ITERATIONS = 5
 CHUNKS = 4
 
 
-def influence(problem, settings) -> Procedure:
+def influence(task, terms, settings) -> Procedure:
     r"""One step, worked out before the first step of the run, none of which changes anything.
 
     .. math::
       \theta = \theta_0 + \alpha\, (C + \delta I)^{-1} v, \qquad
-      v = \frac{n_f}{n_f + n_r} \big( \nabla CE_f(\theta_0) - \nabla CE_r(\theta_0) \big)
+      v = \frac{n_f}{n_f + n_r} \big( \nabla l(\theta_0; \text{forget}) - \nabla l(\theta_0; \text{retain}) \big)
 
-    with :math:`\alpha` = `learning_rate`, :math:`\delta` = `damping`, and C the curvature of the mean cross-entropy
+    with :math:`\alpha` = `learning_rate`, :math:`\delta` = `damping`, and C the curvature of the mean retain loss l
     over 1,000 retained examples, drawn at random, which also give its gradient: `curvature` is "gauss_newton", which
     is the Fisher matrix too, or "empirical_fisher", the mean of the outer products of the examples' gradients. v is
     the change of the mean gradient when the forget set leaves; it keeps a model still that was not trained to its end.
@@ -33,7 +34,7 @@ def influence(problem, settings) -> Procedure:
     the whole retain set, this is Newton's step on the retain set.
 
     The inverse is applied by at most 15 conjugate gradient iterations, each with a product C u, which is a forward pass
-    over the sample and two backward passes. Where that is more than `problem.passes`, there are 5 iterations, over as
+    over the sample and two backward passes. Where that is more than `terms.passes`, there are 5 iterations, over as
     many examples as the passes that the forget set leaves pay for; it raises `ValueError` if those are fewer than 4.
     The recursion of WoodFisher is not used: as released for unlearning, its inverse is built from the first example's
     gradient alone, and so differs from the identity by rank one.
@@ -45,26 +46,23 @@ def influence(problem, settings) -> Procedure:
     Source: Koh and Liang 2017, arXiv 1703.04730; for unlearning Izzo et al. 2021, arXiv 2002.10077, and Jia et al.
     2023, arXiv 2304.04934.
     """
-    sample_size, iterations = _affordable(problem)
+    sample_size, iterations = _affordable(terms)
 
     def prepare(params, forget, retain, key):
-        ids = jax.random.permutation(key, problem.num_retain)[:sample_size]
-        sample = {name: retain[name][ids] for name in ("images", "labels")}
-        share = problem.num_forget / (problem.num_forget + problem.num_retain)
+        sample = retain[np.asarray(jax.random.permutation(key, terms.num_retain)[:sample_size])]
+        share = terms.num_forget / (terms.num_forget + terms.num_retain)
         damping, curvature = settings["damping"], settings["curvature"]
-        return removal_step(
-            problem.apply, params, forget, sample, share, damping, curvature=curvature, iterations=iterations
-        )
+        return removal_step(task, params, forget, sample, share, damping, curvature=curvature, iterations=iterations)
 
     def finish(params, direction, forget, retain):
-        return jax.tree.map(lambda p, d: p + (settings["learning_rate"] * d).astype(p.dtype), params, direction)
+        return jax.tree.map(lambda p, d: p + (settings["learning_rate"] * d).astype(p.dtype), params, direction), 1.0
 
     forward, backward = _passes_of_an_example(iterations)
     cost = Cost(
         (0, 0),
         (0, 0),
-        outside_forward=problem.num_forget + sample_size * forward,
-        outside_backward=problem.num_forget + sample_size * backward,
+        outside_forward=terms.num_forget + sample_size * forward,
+        outside_backward=terms.num_forget + sample_size * backward,
     )
     keep = lambda params, prepared, state, batches, count, key: (params, state)
     return Procedure(lambda params, prepared: (), keep, cost, prepare, finish)
@@ -76,28 +74,28 @@ def _passes_of_an_example(iterations):
     return 1 + products, 1 + 2 * products
 
 
-def _affordable(problem):
-    """How many retained examples, and how many iterations over them, the passes of the problem pay for."""
-    forgotten = 3 * problem.num_forget
-    most = min(SAMPLE, problem.num_retain)
+def _affordable(terms):
+    """How many retained examples, and how many iterations over them, the terms pay for."""
+    forgotten = 3 * terms.num_forget
+    most = min(SAMPLE, terms.num_retain)
     all_iterations, few_iterations = (f + 2 * b for f, b in map(_passes_of_an_example, (ITERATIONS, FEWER_ITERATIONS)))
-    if forgotten + most * all_iterations <= problem.passes:
+    if forgotten + most * all_iterations <= terms.passes:
         return most, ITERATIONS
     least = forgotten + CHUNKS * few_iterations
-    if problem.passes < least:
+    if terms.passes < least:
         raise ValueError(
-            f"passes: got {problem.passes}, expected at least {least}, of which the gradient of the "
-            f"{problem.num_forget} forget examples takes {forgotten}"
+            f"passes: got {terms.passes}, expected at least {least}, of which the gradient of the "
+            f"{terms.num_forget} forget examples takes {forgotten}"
         )
-    affordable = int(problem.passes - forgotten) // few_iterations
+    affordable = int(terms.passes - forgotten) // few_iterations
     return min(most, affordable // CHUNKS * CHUNKS), FEWER_ITERATIONS
 
 
 def removal_step(
-    apply,
+    task: Task,
     params: chex.ArrayTree,
-    forget: Batch,
-    retain: Batch,
+    forget: Examples,
+    retain: chex.ArrayTree,
     share: float,
     damping: chex.Numeric,
     *,
@@ -107,9 +105,11 @@ def removal_step(
     """The step (C + damping I)^-1 v of `influence`; called outside jit.
 
     Args:
-      apply: `apply(params, images) -> logits`, reverse-mode differentiable twice; forward mode is not needed.
+      task: Its outputs are reverse-mode differentiable twice; forward mode is not needed. Its retain loss is a mean
+        over examples, differentiable twice by the outputs.
       params: Of the original model.
-      forget, retain: Dicts of `images` and `labels`, the retain set whole or a sample of it.
+      forget: The forget set.
+      retain: The retain set whole or a sample of it, as one batch.
       share: Of the forget set in the training set.
       damping: Greater than 0.
       curvature: "gauss_newton" or "empirical_fisher".
@@ -118,55 +118,58 @@ def removal_step(
     Raises:
       ValueError: For a damping that is not positive, an unknown curvature or an empty set.
 
-    >>> apply = lambda w, images: images * w
-    >>> forget, retain = ({"images": jnp.ones((1, 2)), "labels": jnp.array([label])} for label in (0, 1))
-    >>> removal_step(apply, jnp.zeros(2), forget, retain, 0.5, 1.0).round(3).tolist()
+    >>> from eupmu_jax.tasks import as_examples, classification
+    >>> task = classification(lambda w, inputs: inputs * w, num_classes=2)
+    >>> forget, retain = ({"inputs": jnp.ones((1, 2)), "labels": jnp.array([label])} for label in (0, 1))
+    >>> removal_step(task, jnp.zeros(2), as_examples("forget", forget), retain, 0.5, 1.0).round(3).tolist()
     [-0.333..., 0.333...]
     """
     if not damping > 0:
         raise ValueError(f"damping: got {damping}, expected a positive number: curvature alone may be singular")
     if curvature not in ("gauss_newton", "empirical_fisher"):
         raise ValueError(f"curvature: got {curvature!r}, expected 'gauss_newton' or 'empirical_fisher'")
-    gradients = [mean_gradient(apply, params, part) for part in (forget, retain)]
+    gradients = [mean_gradient(task, params, part) for part in (forget, as_examples("retain", retain))]
     change = jax.tree.map(lambda f, r: share * (f - r), *gradients)
-    count = len(retain["labels"])
-    chunks = CHUNKS if count % CHUNKS == 0 else 1
-    sample = {name: retain[name].reshape(chunks, -1, *retain[name].shape[1:]) for name in ("images", "labels")}
+    chunks = CHUNKS if size_of(retain) % CHUNKS == 0 else 1
+    sample = jax.tree.map(lambda leaf: jnp.reshape(leaf, (chunks, -1, *leaf.shape[1:])), retain)
     # An argument: with a constant zero, XLA on CPU makes garbage of this product for 450 images or more in a chunk.
     start = jax.tree.map(jnp.zeros_like, change)
-    return _solve(apply, curvature, iterations, params, sample, damping, change, start)
+    return _solve(task, curvature, iterations, params, sample, damping, change, start)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _solve(apply, curvature, iterations, params, sample, damping, vector, start):
+def _solve(task, curvature, iterations, params, sample, damping, vector, start):
     product = lambda u: jax.tree.map(
-        lambda c, d: c + damping * d, curvature_product(apply, params, sample, u, curvature), u
+        lambda c, d: c + damping * d, curvature_product(task, params, sample, u, curvature), u
     )
     return jax.scipy.sparse.linalg.cg(product, vector, start, maxiter=iterations)[0]
 
 
 def curvature_product(
-    apply, params: chex.ArrayTree, sample: Batch, vector: chex.ArrayTree, curvature: str = "gauss_newton"
+    task: Task, params: chex.ArrayTree, sample: chex.ArrayTree, vector: chex.ArrayTree, curvature: str = "gauss_newton"
 ) -> chex.ArrayTree:
-    """C u, for the curvature C of the mean cross-entropy over `sample`, whose leaves have a leading axis of chunks.
+    """C u, for the curvature C of the mean retain loss over `sample`, whose leaves have a leading axis of chunks.
 
-    The gradient J' w of the outputs is linear in w, and its transpose gives J u: no forward-mode differentiation.
+    The gradient J' w of the outputs is linear in w, and its transpose gives J u: no forward-mode differentiation of the
+    model. The Gauss-Newton matrix is J' H J with H the Hessian of the loss by the outputs.
     """
-    count = sample["labels"].size
+    chunks, size = jax.tree.leaves(sample)[0].shape[:2]
 
     def add(total, chunk):
         def outputs(params):
-            logits = apply(params, chunk["images"])
-            if curvature == "gauss_newton":
-                return logits
-            return optax.softmax_cross_entropy_with_integer_labels(logits, chunk["labels"])
+            values = task.outputs(params, chunk, None)
+            return values if curvature == "gauss_newton" else jax.vmap(of_one)(values, chunk)
+
+        def of_one(values, example):
+            return task.retain(*jax.tree.map(lambda leaf: leaf[None], (values, example)))
 
         values, pull = jax.vjp(outputs, params)
-        (tangent,) = jax.vjp(lambda w: pull(w)[0], jnp.zeros_like(values))[1](vector)
+        (tangent,) = jax.vjp(lambda w: pull(w)[0], jax.tree.map(jnp.zeros_like, values))[1](vector)
         if curvature == "gauss_newton":
-            probabilities = jax.nn.softmax(values)
-            tangent = probabilities * (tangent - jnp.sum(probabilities * tangent, -1, keepdims=True))
-        return jax.tree.map(jnp.add, total, pull(tangent / count)[0]), None
+            by_outputs = jax.grad(lambda values: size * task.retain(values, chunk))
+            tangent = jax.jvp(by_outputs, (values,), (tangent,))[1]
+        cotangent = jax.tree.map(lambda leaf: leaf / (chunks * size), tangent)
+        return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
 
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), sample)[0]
 

@@ -17,8 +17,8 @@ from eupmu_jax.methods.method import (
 )
 
 
-def l1_sparse(problem, settings) -> Procedure:
-    r"""Descent on :math:`CE_r(\theta) + \alpha_t \|\theta\|_1` over the retain batch.
+def l1_sparse(task, terms, settings) -> Procedure:
+    r"""Descent on :math:`l_r(\theta) + \alpha_t \|\theta\|_1` over the retain batch.
 
     .. math:: \alpha_t = \alpha\, (1 - t / T)
 
@@ -34,10 +34,10 @@ def l1_sparse(problem, settings) -> Procedure:
     """
 
     def gradient(params, prepared, batches, count, key):
-        alpha = settings["alpha"] * (1 - count / problem.steps)
-        return add_l1(retain_gradient(problem.apply, params, batches[1]), params, alpha)
+        alpha = settings["alpha"] * (1 - count / terms.steps)
+        return add_l1(retain_gradient(task, params, batches[1], key), params, alpha)
 
-    return descend(descent(problem, settings), gradient, Cost((0, 1), (0, 1)))
+    return descend(descent(terms, settings), gradient, Cost((0, 1), (0, 1)))
 
 
 def add_l1(gradient: chex.ArrayTree, params: chex.ArrayTree, alpha: chex.Numeric) -> chex.ArrayTree:

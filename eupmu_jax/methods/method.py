@@ -1,6 +1,6 @@
-"""What every unlearning method for a classifier is made of: a problem, settings, and a step over two batches.
+"""What every unlearning method is made of: a task, the terms of a run, settings, and a step over two batches.
 
-"Descent" in the methods' own words is that of `descent`: SGD or Adam, clipped, with a learning rate that falls to 0.
+"Descent" in the methods' own words is that of `descent`: Adam or SGD, clipped, with a learning rate that falls to 0.
 """
 
 import math
@@ -11,13 +11,12 @@ import chex
 import jax
 import optax
 
-from eupmu_jax import objectives
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
+from eupmu_jax.tasks import Task
 
 # The same for every method, so that none is favoured by it.
 MAX_NORM = 1.0
 
-Batch = dict[str, chex.Array]
 # Numbers may be traced, so that runs with other numbers share compiled code; strings choose the code.
 Settings = Mapping[str, "chex.Numeric | str"]
 
@@ -39,24 +38,20 @@ class Choice(NamedTuple):
 FORGET_OBJECTIVE = Choice(("random_labels", "bounded_ascent", "kl_to_uniform"))
 LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
+# Read by `descent`, so by every method that steps with it.
+OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
 
 
-class Problem(NamedTuple):
-    """What is to be unlearned, as far as a method may know it.
+class Terms(NamedTuple):
+    """The terms of a run, as far as a method may know them.
 
     Attributes:
-      apply: `apply(params, images) -> logits` of shape `(n, num_classes)`.
-      fresh_params: `fresh_params(key)`: parameters that never saw the data.
-      num_classes: Number of classes.
-      num_forget, num_retain: Sizes of the two sets.
+      num_forget, num_retain: Examples in the two sets.
       steps: Optimizer steps of the run.
-      retain_loss: The original model's mean cross-entropy over the whole retain set, in nats.
+      retain_loss: The original model's mean loss over the whole retain set.
       passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
     """
 
-    apply: Callable[[chex.ArrayTree, chex.Array], chex.Array]
-    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree]
-    num_classes: int
     num_forget: int
     num_retain: int
     steps: int
@@ -79,16 +74,17 @@ class Cost(NamedTuple):
 
 
 class Procedure(NamedTuple):
-    """A method made ready to run. The batches of both sets are dicts of `images`, `labels` and `random_labels`.
+    """A method made ready to run on one task.
 
     Attributes:
       init: `(params, prepared) -> state`; it shares no array with its arguments.
       step: `(params, prepared, state, (forget_batch, retain_batch), count, key) -> (params, state)`, to be jitted;
         `count` are the steps made before.
       cost: Passes through the model.
-      prepare: `(params, forget, retain, key) -> prepared`, called once with whole sets before the first step; None if
-        there is nothing to prepare, and `prepared` is then ().
-      finish: `(params, prepared, forget, retain) -> params`, called once after the last step, or None.
+      prepare: `(params, forget, retain, key) -> prepared`, called once before the first step with whole sets (see
+        `tasks.Examples`); None if there is nothing to prepare, and `prepared` is then ().
+      finish: `(params, prepared, forget, retain) -> (params, share)`, called once after the last step, or None. `share`
+        is how far of the way from the original parameters to those of the last step was kept, 1 for all of it.
     """
 
     init: Callable
@@ -102,53 +98,59 @@ class Method(NamedTuple):
     """A row of the table of methods.
 
     Attributes:
-      make: `(problem, settings) -> Procedure`.
+      make: `(task, terms, settings) -> Procedure`.
       paper: Where it was published.
       passes: Forward and backward passes of a step and what else it costs, in words.
       needs: What it reads besides the original model.
       space: Settings that are searched, and where: as many dimensions for every method.
+      requires: Optional functions of a task that it cannot do without.
+      forget: Names of forget losses that it cannot do without.
+      optional: Settings that it reads beside those of `space` and of the optimizer.
+      family: "EUPMU", "aggregators" or "other methods".
+      version: Raised by hand with every change that changes figures.
     """
 
-    make: Callable[[Problem, Settings], Procedure]
+    make: Callable[[Task, Terms, Settings], Procedure]
     paper: str
     passes: str
     needs: str
     space: dict[str, LogUniform | Choice]
+    requires: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    family: str = "other methods"
+    version: int = 1
 
 
-def loss_of(apply: Callable, forget_objective: str) -> SharedForward:
-    """Forget and retain losses of a classifier `apply(params, images) -> logits`, sharing its forward pass."""
-    heads = {
-        "random_labels": lambda logits, batch: objectives.cross_entropy(logits, batch["random_labels"]),
-        "gradient_ascent": lambda logits, batch: objectives.gradient_ascent(logits, batch["labels"]),
-        "bounded_ascent": lambda logits, batch: objectives.bounded_ascent(logits, batch["labels"]),
-        "kl_to_uniform": lambda logits, batch: objectives.kl_to_uniform(logits),
-    }
-    if forget_objective not in heads:
-        raise ValueError(f"forget_objective: got {forget_objective!r}, expected one of {', '.join(heads)}")
-    retain_head = lambda logits, batch: objectives.cross_entropy(logits, batch["labels"])
-    return shared_forward(lambda params, batch: apply(params, batch["images"]), [heads[forget_objective], retain_head])
+def loss_of(task: Task, forget_objective: str) -> SharedForward:
+    """Forget and retain losses of a task, `(params, batch, key)`, sharing its forward pass."""
+    if forget_objective not in task.forget:
+        raise ValueError(f"forget_objective: got {forget_objective!r}, expected one of {', '.join(task.forget)}")
+    return shared_forward(task.outputs, [task.forget[forget_objective], task.retain])
 
 
-def learning_rate(problem: Problem, settings: Settings) -> optax.Schedule:
+def learning_rate(terms: Terms, settings: Settings) -> optax.Schedule:
     """From the peak `settings["learning_rate"]` linearly to 0 over the run."""
-    return optax.linear_schedule(settings["learning_rate"], 0.0, problem.steps)
+    return optax.linear_schedule(settings["learning_rate"], 0.0, terms.steps)
 
 
-def descent(problem: Problem, settings: Settings) -> optax.GradientTransformation:
-    """The optimizer of every method: clipping to norm 1, SGD or Adam, a learning rate that falls linearly to 0.
+def descent(terms: Terms, settings: Settings) -> optax.GradientTransformation:
+    """The optimizer of every method: clipping to norm 1, Adam or SGD, a learning rate that falls linearly to 0.
 
-    Settings: `optimizer` is "sgd" or "adam" (SGD if there is none), `momentum` that of SGD or of Adam's first moment
-    (0 and 0.9 if there is none), `weight_decay` a decoupled decay.
+    Settings: `optimizer` is "adam" or "sgd" (Adam if there is none), `momentum` that of Adam's first moment or of SGD
+    (0.9 and 0 if there is none), `weight_decay` a decoupled decay.
     """
     decay = optax.add_decayed_weights(settings["weight_decay"]) if "weight_decay" in settings else optax.identity()
-    scaling = optax.scale_by_learning_rate(learning_rate(problem, settings))
+    scaling = optax.scale_by_learning_rate(learning_rate(terms, settings))
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling)
 
 
 def _preconditioner(settings):
-    if settings.get("optimizer", "sgd") == "adam":
+    optimizer = settings.get("optimizer", "adam")
+    if optimizer == "adam":
         return optax.scale_by_adam(settings.get("momentum", 0.9))
+    if optimizer != "sgd":
+        raise ValueError(f"optimizer: got {optimizer!r}, expected 'adam' or 'sgd'")
     return optax.trace(settings["momentum"]) if "momentum" in settings else optax.identity()
 
 
@@ -164,6 +166,18 @@ def descend(
     return Procedure(lambda params, prepared: optimizer.init(params), step, cost, prepare)
 
 
-def retain_gradient(apply: Callable, params: chex.ArrayTree, batch: Batch) -> chex.ArrayTree:
-    """The gradient of the cross-entropy on a batch."""
-    return jax.grad(lambda p: objectives.cross_entropy(apply(p, batch["images"]), batch["labels"]))(params)
+def retain_gradient(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree, key=None) -> chex.ArrayTree:
+    """The gradient of the retain loss on a batch."""
+    return jax.grad(lambda p: task.retain(task.outputs(p, batch, key), batch))(params)
+
+
+def size_of(batch: chex.ArrayTree) -> int:
+    """Number of examples in a batch."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def softened(task: Task, outputs: chex.ArrayTree, teacher: chex.ArrayTree, temperature: chex.Numeric) -> chex.Array:
+    r"""The task's divergence at a temperature, :math:`T^2 D(s / T, t / T)`; the teacher is fixed."""
+    scale = lambda tree: jax.tree.map(lambda leaf: leaf / temperature, tree)
+    assert task.divergence is not None  # required by the methods that call this
+    return temperature**2 * task.divergence(scale(outputs), scale(jax.lax.stop_gradient(teacher)))

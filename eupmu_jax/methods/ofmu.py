@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax import objectives
 from eupmu_jax._stack import algebra
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, descent
@@ -78,14 +77,15 @@ def directions(
     return inner, jax.tree.map(lambda g, h: (g + 2 * rho * h).astype(g.dtype), retain_gradient, curved)
 
 
-def ofmu(problem, settings) -> Procedure:
+def ofmu(task, terms, settings) -> Procedure:
     r"""Two ascent steps on the inner problem, then one descent step on the outer problem from where they end.
 
     .. math::
       \Phi = l_F - \beta \cos(\nabla l_F, \nabla l_R), \qquad F = l_R + \rho_t |\nabla \Phi|^2
 
-    with the gradients of `directions`. :math:`l_F` is the forget batch's cross-entropy up to ln C, that of a uniform
-    guess, so that ascent leaves alone what is forgotten. :math:`\rho_t` rises linearly to `rho` at the end of the run.
+    with the gradients of `directions`. :math:`l_F` is minus the task's `bounded_ascent`, for a classifier the forget
+    batch's cross-entropy up to ln C, that of a uniform guess, so that ascent leaves alone what is forgotten.
+    :math:`\rho_t` rises linearly to `rho` at the end of the run.
 
     The paper states 5 to 10 inner steps and a rising penalty, and neither beta nor the penalties; one learning rate
     serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method. It is one
@@ -99,19 +99,19 @@ def ofmu(problem, settings) -> Procedure:
     gradient grows with the inverse of its norm, so next to a minimum of :math:`l_R`, where a trained model is, the
     cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian for its softmax alone.
     """
-    optimizer = descent(problem, {**settings, "optimizer": "sgd"})
+    optimizer = descent(terms, {**settings, "optimizer": "sgd"})
 
     def step(params, prepared, state, batches, count, key):
         forget, retain = batches
 
         def forget_loss(p):
-            return -objectives.bounded_ascent(problem.apply(p, forget["images"]), forget["labels"])
+            return -task.forget["bounded_ascent"](task.outputs(p, forget, key), forget)
 
         def retain_loss(p):
-            return objectives.cross_entropy(problem.apply(p, retain["images"]), retain["labels"])
+            return task.retain(task.outputs(p, retain, key), retain)
 
         def at(p):
-            rho = settings["rho"] * (count + 1) / problem.steps
+            rho = settings["rho"] * (count + 1) / terms.steps
             return directions(forget_loss, retain_loss, p, settings["beta"], rho)
 
         def ascend(_, p):
@@ -133,4 +133,5 @@ METHOD = Method(
     passes="11F 11B forget, 9F 9B retain, a Hessian-vector product being two of each",
     needs="forget and retain set",
     space={"learning_rate": LogUniform(0.03, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
+    forget=("bounded_ascent",),
 )

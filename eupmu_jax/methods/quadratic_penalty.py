@@ -5,7 +5,7 @@ from eupmu_jax.methods.augmented_lagrangian import PENALTY, level_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
 
 
-def quadratic_penalty(problem, settings) -> Procedure:
+def quadratic_penalty(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + \tfrac{\rho_t}{2} [e]_+^2`, :math:`e = l_r(\theta) - l_r(\theta_0) - B`.
 
     The weight of the retain gradient is :math:`\rho_t [e]_+`, with the e of the retain batch before; rho starts at
@@ -17,7 +17,7 @@ def quadratic_penalty(problem, settings) -> Procedure:
 
     Source: Nocedal and Wright 2006, Numerical Optimization, section 17.1.
     """
-    return level_descent(problem, settings, controllers.quadratic_penalty(settings["penalty"]))
+    return level_descent(task, terms, settings, controllers.quadratic_penalty(settings["penalty"]))
 
 
 METHOD = Method(
@@ -26,4 +26,5 @@ METHOD = Method(
     passes="1F 1B forget and retain",
     needs="forget and retain set",
     space={"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "penalty": PENALTY},
+    optional=("allowed_rise",),
 )

@@ -4,13 +4,13 @@ from eupmu_jax.methods.method import LEARNING_RATE, MOMENTUM, LogUniform, Method
 from eupmu_jax.methods.weighted_sum import weighted_sum
 
 
-def random_labels(problem, settings) -> Procedure:
+def random_labels(task, terms, settings) -> Procedure:
     """Linear scalarisation with the cross-entropy on random labels as its forget objective.
 
     Labels are drawn anew in every pass over the forget set, and never equal the truth. The more is forgotten at random,
     the more the wrong labels contradict what the retain set teaches.
     """
-    return weighted_sum(problem, {**settings, "forget_objective": "random_labels"})
+    return weighted_sum(task, terms, {**settings, "forget_objective": "random_labels"})
 
 
 METHOD = Method(
@@ -19,4 +19,5 @@ METHOD = Method(
     passes="1F 1B forget and retain",
     needs="forget and retain set",
     space={"learning_rate": LEARNING_RATE, "retain_weight": LogUniform(0.3, 30.0), "momentum": MOMENTUM},
+    forget=("random_labels",),
 )

@@ -8,15 +8,25 @@ import jax.numpy as jnp
 
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods._whole_set import mean_gradient
-from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Choice, Cost, Method, Procedure, descent, loss_of
+from eupmu_jax.methods.method import (
+    FORGET_OBJECTIVE,
+    LEARNING_RATE,
+    Choice,
+    Cost,
+    Method,
+    Procedure,
+    descent,
+    loss_of,
+    size_of,
+)
 
 
-def salun(problem, settings) -> Procedure:
+def salun(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, restricted to the weights of a mask.
 
     .. math::
-      m_i = 1 \;\text{ if }\; |\nabla_i\, CE_f(\theta_0)| \text{ is among the } \lfloor p\, n \rfloor \text{ largest of
-      all weights}, \qquad \theta_{t+1} = \theta_t + m \odot u(m \odot g_t)
+      m_i = 1 \;\text{ if }\; |\nabla_i\, l(\theta_0; \text{forget})| \text{ is among the } \lfloor p\, n \rfloor
+      \text{ largest of all weights}, \qquad \theta_{t+1} = \theta_t + m \odot u(m \odot g_t)
 
     with p = `mask_fraction`, n the number of weights, u the optimizer and n_f, n_r the sizes of the two batches, so
     that every example weighs the same, as in the authors' mixed batches. The authors use p = 0.5.
@@ -31,15 +41,15 @@ def salun(problem, settings) -> Procedure:
 
     Source: Fan et al. 2024, arXiv 2310.12508.
     """
-    value_and_grad = scalarized_value_and_grad(loss_of(problem.apply, settings["forget_objective"]))
-    optimizer = descent(problem, settings)
+    value_and_grad = scalarized_value_and_grad(loss_of(task, settings["forget_objective"]))
+    optimizer = descent(terms, settings)
 
     def prepare(params, forget, retain, key):
-        return saliency_mask(mean_gradient(problem.apply, params, forget), settings["mask_fraction"])
+        return saliency_mask(mean_gradient(task, params, forget), settings["mask_fraction"])
 
     def step(params, mask, state, batches, count, key):
-        sizes = [len(batch["labels"]) for batch in batches]
-        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]))[1]
+        sizes = [size_of(batch) for batch in batches]
+        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]), key)[1]
         masked = jax.tree.map(lambda kept, g: jnp.where(kept, g, 0), mask, gradient)
         updates, state = optimizer.update(masked, state, params)
         return jax.tree.map(lambda kept, p, u: jnp.where(kept, p + u, p), mask, params, updates), state
@@ -47,7 +57,7 @@ def salun(problem, settings) -> Procedure:
     return Procedure(
         lambda params, mask: optimizer.init(params),
         step,
-        Cost((1, 1), (1, 1), outside_forward=problem.num_forget, outside_backward=problem.num_forget),
+        Cost((1, 1), (1, 1), outside_forward=terms.num_forget, outside_backward=terms.num_forget),
         prepare,
     )
 

@@ -5,10 +5,20 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
-from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Choice, Cost, Method, Procedure, descent, loss_of
+from eupmu_jax.methods.method import (
+    FORGET_OBJECTIVE,
+    LEARNING_RATE,
+    Choice,
+    Cost,
+    Method,
+    Procedure,
+    descent,
+    loss_of,
+    size_of,
+)
 
 
-def salun_soft(problem, settings) -> Procedure:
+def salun_soft(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + \tfrac{n_r}{n_f}\, l_r`, and a soft threshold of what every step has changed so far.
 
     .. math::
@@ -31,16 +41,16 @@ def salun_soft(problem, settings) -> Procedure:
 
     Source: Fan et al. 2024, arXiv 2310.12508, appendix.
     """
-    value_and_grad = scalarized_value_and_grad(loss_of(problem.apply, settings["forget_objective"]))
-    optimizer = descent(problem, settings)
+    value_and_grad = scalarized_value_and_grad(loss_of(task, settings["forget_objective"]))
+    optimizer = descent(terms, settings)
 
     def step(params, original, state, batches, count, key):
-        sizes = [len(batch["labels"]) for batch in batches]
-        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]))[1]
+        sizes = [size_of(batch) for batch in batches]
+        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]), key)[1]
         updates, state = optimizer.update(gradient, state, params)
         change = jax.tree.map(lambda p, u, o: p + u - o, params, updates, original)
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
-        held = settings["sparsity"] * (1 - count / problem.steps) * total
+        held = settings["sparsity"] * (1 - count / terms.steps) * total
         change = soft_threshold(change, jnp.floor(held).astype(jnp.int32))
         return jax.tree.map(lambda o, d: jnp.where(d == 0, o, o + d), original, change), state
 

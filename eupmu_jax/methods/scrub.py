@@ -2,19 +2,29 @@
 
 import jax
 
-from eupmu_jax import objectives
-from eupmu_jax.methods.method import LEARNING_RATE, Choice, Cost, LogUniform, Method, Procedure, descend, descent
+from eupmu_jax.methods.method import (
+    LEARNING_RATE,
+    Choice,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    descend,
+    descent,
+    softened,
+)
 
 # The paper's weight of the retain loss, and the temperature of both divergences.
 RETAIN_WEIGHT = 0.99
 TEMPERATURE = 4.0
 
 
-def scrub(problem, settings) -> Procedure:
+def scrub(task, terms, settings) -> Procedure:
     r"""Max-steps on the forget batch and min-steps on the retain batch, by turns; then min-steps alone.
 
     The teacher t is the original model, the student s starts as it, and
-    :math:`D = T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))`:
+    D is the task's divergence at the temperature T = 4, for a classifier
+    :math:`T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))`:
 
     .. math::
       \text{max: } \theta \leftarrow \theta + \alpha_t \nabla D(\text{forget}) \qquad
@@ -31,27 +41,26 @@ def scrub(problem, settings) -> Procedure:
     Failure cases: D has no bound, so long or large ascent ruins the model beyond repair. Its gradient is zero where
     student and teacher agree: the first max-step does nothing, and forgetting starts from what a min-step has moved.
     """
-    max_until = settings["max_share"] * problem.steps
+    max_until = settings["max_share"] * terms.steps
 
-    def divergence(params, teacher, batch):
-        logits = problem.apply(params, batch["images"])
-        return logits, objectives.kl_to_teacher(logits, problem.apply(teacher, batch["images"]), TEMPERATURE)
+    def divergence(params, teacher, batch, key):
+        outputs = task.outputs(params, batch, key)
+        return outputs, softened(task, outputs, task.outputs(teacher, batch, key), TEMPERATURE)
 
-    def forget_loss(params, teacher, batches):
-        return -divergence(params, teacher, batches[0])[1]
+    def forget_loss(params, teacher, batches, key):
+        return -divergence(params, teacher, batches[0], key)[1]
 
-    def retain_loss(params, teacher, batches):
-        logits, distance = divergence(params, teacher, batches[1])
-        retained = objectives.cross_entropy(logits, batches[1]["labels"])
-        return RETAIN_WEIGHT * retained + settings["alpha"] * distance
+    def retain_loss(params, teacher, batches, key):
+        outputs, distance = divergence(params, teacher, batches[1], key)
+        return RETAIN_WEIGHT * task.retain(outputs, batches[1]) + settings["alpha"] * distance
 
     def gradient(params, teacher, batches, count, key):
         is_max = (count < max_until) & (count % 2 == 0)
-        return jax.lax.cond(is_max, jax.grad(forget_loss), jax.grad(retain_loss), params, teacher, batches)
+        return jax.lax.cond(is_max, jax.grad(forget_loss), jax.grad(retain_loss), params, teacher, batches, key)
 
-    share = -(-max_until // 2) / problem.steps
+    share = -(-max_until // 2) / terms.steps
     cost = Cost((2 * share, 2 * (1 - share)), (share, 1 - share))
-    return descend(descent(problem, settings), gradient, cost, lambda params, forget, retain, key: params)
+    return descend(descent(terms, settings), gradient, cost, lambda params, forget, retain, key: params)
 
 
 METHOD = Method(
@@ -64,4 +73,5 @@ METHOD = Method(
         "alpha": LogUniform(0.001, 1.0),
         "max_share": Choice((0.25, 0.5, 0.75)),
     },
+    requires=("divergence",),
 )

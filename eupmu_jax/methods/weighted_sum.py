@@ -16,17 +16,17 @@ from eupmu_jax.methods.method import (
 )
 
 
-def weighted_sum(problem, settings) -> Procedure:
+def weighted_sum(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + w\, l_r` with w = `retain_weight`; one backward pass over both batches.
 
     The right weight depends on the objective and on the learning rate: half or double of it can ruin the run.
     """
-    value_and_grad = scalarized_value_and_grad(loss_of(problem.apply, settings["forget_objective"]))
+    value_and_grad = scalarized_value_and_grad(loss_of(task, settings["forget_objective"]))
 
     def gradient(params, prepared, batches, count, key):
-        return value_and_grad(params, batches, jnp.asarray(settings["retain_weight"], jnp.float32)[None])[1]
+        return value_and_grad(params, batches, jnp.asarray(settings["retain_weight"], jnp.float32)[None], key)[1]
 
-    return descend(descent(problem, settings), gradient, Cost((1, 1), (1, 1)))
+    return descend(descent(terms, settings), gradient, Cost((1, 1), (1, 1)))
 
 
 METHOD = Method(

@@ -14,7 +14,7 @@ DIRECTIONS = 4
 SMOOTHING = 1e-3
 
 
-def zeroth_order(problem, settings) -> Procedure:
+def zeroth_order(task, terms, settings) -> Procedure:
     r"""Steps along the sign of a gradient estimated from differences of :math:`L = l_f + w\, l_r`, w = `retain_weight`.
 
     .. math::
@@ -32,17 +32,20 @@ def zeroth_order(problem, settings) -> Procedure:
 
     Source: Liu et al. 2019, signSGD via zeroth-order oracle, Algorithm 1.
     """
-    loss = loss_of(problem.apply, settings["forget_objective"])
+    loss = loss_of(task, settings["forget_objective"])
 
     def gradient(params, prepared, batches, count, key):
+        loss_key = jax.random.fold_in(key, 1)
+
         def objective(params):
-            forget, retain = (head(loss.forward(params, b), b) for head, b in zip(loss.heads, batches, strict=True))
+            values = (head(loss.forward(params, b, loss_key), b) for head, b in zip(loss.heads, batches, strict=True))
+            forget, retain = values
             return forget + settings["retain_weight"] * retain
 
         return jax.tree.map(jnp.sign, estimate(objective, params, key, settings.get("smoothing", SMOOTHING)))
 
     return descend(
-        descent(problem, {**settings, "optimizer": "sgd"}), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0))
+        descent(terms, {**settings, "optimizer": "sgd"}), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0))
     )
 
 
@@ -74,4 +77,5 @@ METHOD = Method(
         "forget_objective": FORGET_OBJECTIVE,
         "retain_weight": LogUniform(0.3, 30.0),
     },
+    optional=("smoothing",),
 )

@@ -1,4 +1,4 @@
-"""A loop of steps on a mesh that can be stopped and taken up again, there or on another mesh.
+"""The loop of every run: steps that can be stopped and taken up again, on the same devices or on others.
 
 What goes on from a checkpoint is parameters, optimizer and multiplier state, the key, and the number of the step, which
 is the position in the data (`eupmu_jax.training.mesh.feed`) and is folded into the key. On the same mesh a run in parts
@@ -10,13 +10,12 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from eupmu_jax.training.mesh.placement import Carry
@@ -41,11 +40,13 @@ def run(
     carry: Carry,
     batches: Callable[[int], Iterator],
     *,
-    directory: str | os.PathLike[str],
-    meta: dict[str, Any],
     steps: int,
     first: int = 0,
+    directory: str | os.PathLike[str] | None = None,
+    meta: dict[str, Any] | None = None,
+    history: dict[str, list] | None = None,
     save_every: int = 100,
+    on_step: Callable[[int, Carry], None] = lambda count, carry: None,
     log: Callable[[int, Any], None] = lambda count, metrics: None,
     log_every: int = 10,
 ) -> Progress:
@@ -57,15 +58,19 @@ def run(
     without warning loses the steps since the last checkpoint, and nothing else.
 
     Args:
-      advance: From `placement.compile_step`. Steps are dispatched ahead of their execution; `log` and checkpoints wait.
-      carry: From `placement.place`; donated, and dropped for that of the checkpoint if there is one.
-      batches: `batches(step)` iterates over the batches from that step on; see `data.feed.batches`.
-      directory: Of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run.
-      meta: What makes the run what it is (data, seed, settings; not the mesh), as JSON. Saved, and compared.
+      advance: `advance(carry, count, batch) -> (carry, metrics)`, such as that of `placement.compile_step`. Steps are
+        dispatched ahead of their execution; `log` and checkpoints wait.
+      carry: The start; donated, and dropped for that of the checkpoint if there is one.
+      batches: `batches(step)` iterates over the batches from that step on; see `mesh.feed.batches`.
       steps: How many there are in all.
       first: Number of the first. A second run in the same processes goes on from the numbers of the one before: the
         step to stop at is agreed on by its number, and processes that count anew could miss it.
+      directory: Of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run. None saves
+        nothing, and leaves SIGTERM to the caller.
+      meta: What makes the run what it is (data, seed, settings; not the mesh), as JSON. Saved, and compared.
+      history: Lists that the callbacks add to. They are saved with every checkpoint, and put back on resuming.
       save_every: Steps between checkpoints. The last step is always saved.
+      on_step: Called after every step as `on_step(steps made, carry)`; it must not keep the carry.
       log: Called in every process as `log(steps made, metrics)`, the metrics as numpy arrays.
       log_every: Steps between those calls.
 
@@ -78,25 +83,38 @@ def run(
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    last, meta = first + steps, _identity(carry, meta)
-    with _preemption() as preempted, _checkpoints(directory) as manager:
-        count, carry = _restore(manager, carry, meta, first)
+    last, meta, history = first + steps, _identity(carry, meta or {}), {} if history is None else history
+    with _preemption(directory) as preempted, _checkpoints(directory) as manager:
+        count, carry = (first, carry) if manager is None else _restore(manager, carry, meta, first, history)
         stopped = False
         stream = batches(count)
         while count < last and not stopped:
             carry, metrics = advance(carry, np.int32(count), next(stream))
             count += 1
             stopped = preempted(count)
+            on_step(count, carry)
             if count % log_every == 0 or count == last:
                 log(count, jax.device_get(metrics))
-            if count % save_every == 0 or count == last or stopped:
-                items = ocp.args.Composite(state=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
+            if manager is not None and (count % save_every == 0 or count == last or stopped):
+                import orbax.checkpoint as ocp
+
+                items = ocp.args.Composite(
+                    state=ocp.args.StandardSave(carry),
+                    meta=ocp.args.JsonSave(meta),
+                    history=ocp.args.JsonSave(history),
+                )
                 # By force, or the manager would go by an interval of its own.
                 manager.save(count, args=items, force=True)
         return Progress(carry, count, stopped)
 
 
 def _checkpoints(directory):
+    if directory is None:
+        return contextlib.nullcontext()
+    # Here alone: the package itself does not load what only checkpoints need.
+    import orbax.checkpoint as ocp
+    from etils import epath
+
     path = epath.Path(directory)
     # A URL counts as absolute; making it so again would turn it into a local path.
     path = path if path.is_absolute() else path.absolute()
@@ -110,12 +128,16 @@ def _identity(carry, meta):
     return json.loads(json.dumps(meta)) | shapes
 
 
-def _restore(manager, carry, meta, first):
+def _restore(manager, carry, meta, first, history):
     """The step to go on with and its carry, in the places of `carry`: the latest checkpoint's, or as given."""
+    import orbax.checkpoint as ocp
+
     count = manager.latest_step()
     if count is None:
         return first, carry
-    saved = manager.restore(count, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    json_items = ocp.args.Composite(meta=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
+    found = manager.restore(count, args=json_items)
+    saved = found["meta"]
     # The caller's entries first; shapes of leaves may be many, and follow from them.
     names = sorted(saved | meta, key=lambda name: (name.startswith("carry"), name))
     if differing := [name for name in names if saved.get(name) != meta.get(name)]:
@@ -124,6 +146,7 @@ def _restore(manager, carry, meta, first):
             f"directory: {manager.directory} holds another run; got {listed}; expected the saved values, or an empty "
             "directory"
         )
+    history.update(found["history"])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
     # Or a device would have to hold two of them.
     jax.tree.map(lambda leaf: leaf.delete(), carry)
@@ -131,10 +154,14 @@ def _restore(manager, carry, meta, first):
 
 
 @contextlib.contextmanager
-def _preemption():
+def _preemption(directory):
     """A function of the number of steps made: whether to stop there, the same in all processes."""
-    if jax.distributed.is_initialized():
+    if directory is not None and jax.distributed.is_initialized():
         yield multihost_utils.reached_preemption_sync_point
+        return
+    # Python lets no other thread handle signals.
+    if directory is None or threading.current_thread() is not threading.main_thread():
+        yield lambda count: False
         return
     received = []
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))

@@ -8,7 +8,6 @@ nothing. Compare each unlearned model with the retrained one, from the same step
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -16,9 +15,8 @@ import jax
 import numpy as np
 import optax
 
-from eupmu_jax.metrics import accuracy
-from eupmu_jax.objectives import cross_entropy
-from eupmu_jax.training.fitting import id_batches, predict
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._streams import id_batches
 
 
 class Curve(NamedTuple):
@@ -34,12 +32,10 @@ class Curve(NamedTuple):
 
 
 def relearn(
-    apply: Callable,
+    task: Task,
     params: chex.ArrayTree,
-    images: chex.Array,
-    labels: chex.Array,
-    train_ids: np.ndarray,
-    watch_ids: np.ndarray,
+    train: Examples,
+    watch: Examples,
     *,
     steps: int,
     every: int,
@@ -47,51 +43,63 @@ def relearn(
     learning_rate: float = 1e-4,
     seed: int = 0,
 ) -> Curve:
-    """Fine-tunes a classifier by cross-entropy with Adam, and watches its accuracy on other examples.
+    """Fine-tunes a model on its retain loss with Adam, and watches its accuracy on other examples.
 
     Models are compared by calls with the same arguments but `params`: they get the same batches and steps, and with the
-    same `apply` object the step is compiled once for all of them.
+    same task the step is compiled once for all of them.
 
     Args:
-      apply: `apply(params, images) -> logits`.
+      task: With an `error`; accuracy is 100 less the mean error in percent.
       params: Of the model; left as they are.
-      images, labels: The whole training set, on device.
-      train_ids: Examples to fine-tune on.
-      watch_ids: Examples to watch.
+      train: Examples to fine-tune on.
+      watch: Examples to watch.
       steps, every: Optimizer steps, and how many of them between two measurements.
-      batch_size: At most as many as there are `train_ids`.
+      batch_size: At most as many as there are in `train`.
       learning_rate: Constant.
       seed: Of the order of the examples.
 
     Returns:
-      The curve; a model whose parameters stop being finite shows as one that names class 0 for all.
+      The curve; a classifier whose parameters stop being finite shows as one that names class 0 for all.
 
     Raises:
-      ValueError: For a number below 1 or an empty set of ids.
+      ValueError: For a number below 1, an empty set, or a task without `error`.
 
     Example:
-      >>> images, labels = jax.numpy.eye(2), jax.numpy.arange(2)
-      >>> curve = relearn(lambda w, x: x @ w, -images, images, labels, np.arange(2), np.arange(2), steps=9, every=4,
-      ...                 batch_size=2, learning_rate=0.5)
+      >>> from eupmu_jax.tasks import as_examples, classification
+      >>> task = classification(lambda w, x: x @ w, num_classes=2)
+      >>> both = as_examples("train", {"inputs": jax.numpy.eye(2), "labels": jax.numpy.arange(2)})
+      >>> curve = relearn(task, -jax.numpy.eye(2), both, both, steps=9, every=4, batch_size=2, learning_rate=0.5)
       >>> curve.step.tolist(), curve.accuracy.tolist()
       ([0, 4, 8, 9], [0.0, 100.0, 100.0, 100.0])
     """
     for name, value in (("steps", steps), ("every", every), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    train_ids, watch_ids = np.asarray(train_ids), np.asarray(watch_ids)
-    for name, ids in (("train_ids", train_ids), ("watch_ids", watch_ids)):
-        if ids.size == 0:
+    for name, examples in (("train", train), ("watch", watch)):
+        if not len(examples):
             raise ValueError(f"{name}: got no examples, expected at least one")
-    watched, truth = images[watch_ids], np.asarray(labels[watch_ids])
-    batches = id_batches(train_ids, min(batch_size, len(train_ids)), np.random.default_rng(seed))
+    if task.error is None:
+        raise ValueError("task.error: got None, expected a function (outputs, batch) -> (n,)")
+    batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
     state = optax.adam(learning_rate).init(params)
-    measured = {0: accuracy(predict(apply, params, watched), truth)}
+    measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
-        params, state = _step(apply, learning_rate, params, state, images, labels, next(batches))
+        params, state = _step(task, learning_rate, params, state, train.tree, next(batches))
         if count % every == 0 or count == steps:
-            measured[count] = accuracy(predict(apply, params, watched), truth)
+            measured[count] = accuracy(task, params, watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
+
+
+def accuracy(task: Task, params: chex.ArrayTree, examples: Examples, batch_size: int = 2_000) -> float:
+    """100 less the mean of the task's error in percent, over a whole set in batches."""
+    starts = range(0, len(examples), batch_size)
+    parts = [examples[np.arange(i, min(i + batch_size, len(examples)))] for i in starts]
+    return float(100 * np.mean(1 - np.concatenate([_error(task, params, part) for part in parts])))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _error(task, params, batch):
+    return task.error(task.outputs(params, batch, None), batch)
 
 
 def area_between(curve: Curve, retrained: Curve) -> float:
@@ -120,7 +128,8 @@ def area_between(curve: Curve, retrained: Curve) -> float:
 
 # The learning rate is an argument, not a constant of the program, so a sweep over it compiles once.
 @functools.partial(jax.jit, static_argnums=0)
-def _step(apply, learning_rate, params, state, images, labels, batch):
-    loss = lambda p: cross_entropy(apply(p, images[batch]), labels[batch])
+def _step(task, learning_rate, params, state, tree, ids):
+    batch = jax.tree.map(lambda leaf: leaf[ids], tree)
+    loss = lambda p: task.retain(task.outputs(p, batch, None), batch)
     updates, state = optax.adam(learning_rate).update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state

@@ -1,213 +1,240 @@
-"""Runs one unlearning method on a classifier, and watches it."""
+"""`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
-import bisect
 import functools
-import time
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 
-from eupmu_jax import data, methods
-from eupmu_jax._stack.algebra import gram_matrix
-from eupmu_jax.benchmark.problems import Task
-from eupmu_jax.gradients.batches import SharedForward
-from eupmu_jax.gradients.value_and_grad import stacked_value_and_grad
-from eupmu_jax.objectives import cross_entropy, random_labels
-from eupmu_jax.training.fitting import Seconds, id_batches, predict
+from eupmu_jax import methods
+from eupmu_jax.methods.method import Settings
+from eupmu_jax.methods.passes import examples_passed, terms_of
+from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.training import loop
+from eupmu_jax.training._clock import Seconds
+from eupmu_jax.training._inputs import Sets, check_arguments, digest, digest_of_examples, trainable
+from eupmu_jax.training._streams import paired_batches
+from eupmu_jax.training._watch import Watch, mean_loss, progress_bar, show
+from eupmu_jax.training.mesh.placement import Carry, spread
 
-PROBE_SIZE = 2_000
-
-
-class Plan(NamedTuple):
-    """Size of a run, the same for every method.
-
-    Attributes:
-      steps: Optimizer steps.
-      forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
-      probes: Points in time at which losses and cosine are measured, besides the start.
-    """
-
-    steps: int
-    forget_batch: int
-    retain_batch: int
-    probes: int = 20
-
-    @classmethod
-    def of_epochs(cls, epochs: int, forget_batch: int, retain_batch: int, *, num_forget: int, probes: int = 20):
-        """A plan of whole passes over a forget set of `num_forget` examples."""
-        steps = epochs * -(-num_forget // min(forget_batch, num_forget))
-        return cls(steps, forget_batch, retain_batch, probes)
+# A limit that took back more than this share of the way is worth a word.
+LITTLE = 0.5
 
 
-def affordable_steps(method: str, settings: methods.Settings, plan: Plan, task: Task) -> int:
-    """Steps of a method that pass no more examples than `plan.steps` plain ones, and at most as many.
-
-    A plain step passes both batches once forward and once backward. A backward pass counts as two forward passes;
-    passes before the first and after the last step count too.
-
-    Raises:
-      ValueError: For an unknown method, settings that it lacks, or a plan that does not pay for one step.
-    """
-    problem, sizes = _problem(task, plan)
-
-    def passes(steps):
-        cost = methods.method(method).make(problem._replace(steps=steps), settings).cost
-        batches = zip(cost.forward, cost.backward, sizes, strict=True)
-        each = sum((forward + 2 * backward) * size for forward, backward, size in batches)
-        return steps * each + cost.outside_forward + 2 * cost.outside_backward
-
-    steps = bisect.bisect_right(range(1, plan.steps + 1), problem.passes, key=passes)
-    if not steps:
-        raise ValueError(
-            f"plan: got {plan.steps} steps of {sizes[0]} + {sizes[1]} examples, which are {problem.passes} passes, "
-            f"expected at least {passes(1):g}, which {method} makes with a single step"
-        )
-    return steps
-
-
-class Run(NamedTuple):
+class Unlearned(NamedTuple):
     """An unlearned model and how it came about.
 
     Attributes:
       params: After the last step, and after what the method does then.
-      seconds: Time of preparation, steps and end, without compilation and probes, on the clock.
-      processor_seconds: The same of the processor: other work on the machine does not lengthen it.
-      compile_seconds: Time to compile the step.
+      history: Dict of equally long lists: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
+        sets), `multiplier` (NaN without one) and `cosine` between the gradients of the two objectives; on at most
+        2,000 examples of each set. Empty without probes.
+      figures: What the original parameters (`original`), those after the last step (`last`) and those returned
+        (`returned`) show on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`, and
+        `forget_error` and so on where the task has an error. Empty without probes.
+      share: How much of the way from the original to the last parameters a measured limit left: 1 if it cost nothing, 0
+        if nothing could be forgotten within it. None for a method that measures no end.
+      seconds, processor_seconds: Time of preparation, steps and end, without probes; with `warm` without compilation.
+      compile_seconds: Time to compile, with `warm`; else 0.
       forward, backward: Examples passed through the model, in all.
-      history: Dict of equally long lists: `step`, `retain_loss`, `forget_loss` (plain cross-entropies on at most 2,000
-        examples), `multiplier` (NaN without one) and `cosine` between the gradients of the two objectives.
     """
 
     params: chex.ArrayTree
+    history: dict[str, list[float]]
+    figures: dict[str, dict[str, float]]
+    share: float | None
     seconds: float
     processor_seconds: float
     compile_seconds: float
     forward: int
     backward: int
-    history: dict[str, list[float]]
 
 
-def run_method(
+def unlearn(
     method: str,
-    settings: methods.Settings,
-    plan: Plan,
     task: Task,
     params: chex.ArrayTree,
+    forget: Any,
+    retain: Any,
+    held_out: Any = None,
     *,
-    seed: int,
+    steps: int = 300,
+    settings: Settings | None = None,
+    seed: int = 0,
+    forget_batch: int = 64,
+    retain_batch: int = 192,
+    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
+    mesh: Mesh | None = None,
+    directory: "str | Path | None" = None,
+    save_every: int = 100,
+    probes: int = 10,
+    progress: bool = False,
+    on_step: Callable[[], None] = lambda: None,
     retain_loss: float | None = None,
     warm: bool = False,
-    on_step: Callable[[], None] = lambda: None,
-) -> Run:
-    """Unlearns the forget set of `task` from a classifier.
+) -> Unlearned:
+    """Makes a trained model forget examples, by any method on any task.
 
     Args:
-      method: A key of `methods.METHODS`.
-      settings, plan: The method's tuning and the run's size. Runs that differ in numbers alone share compiled code.
-      task: The data, the split and the model's `apply`. Random labels are redrawn in every pass over the forget set.
-      params: Of the original model; left as they are.
-      seed: Seed of batches, labels and probes.
+      method: "EUPMU", which holds a limit on the retain loss for the whole run and measures its end, or a key of
+        `methods.METHODS`; `eupmu methods` lists them.
+      task: Of `eupmu_jax.tasks`, or one of your own.
+      params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
+      forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
+        for an array of positions. Both give batches of one structure.
+      held_out: Examples that the model never saw, in the same form; their figures are reported beside the others.
+      steps: Optimizer steps.
+      settings: The method's; None takes the middle of what the benchmark searches, and the task's first forget loss.
+      seed: Of the order of the examples, and of all keys.
+      forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
+      frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
+      mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`.
+      directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
+        the same devices. None saves nothing.
+      save_every: Steps between checkpoints.
+      probes: Points in time at which losses are measured, besides the start; 0 measures nothing.
+      progress: Whether to show a progress bar and the figures at the end, which needs rich.
+      on_step: Called after each step.
       retain_loss: Of the original model over the whole retain set, if it is known; it is measured otherwise.
-      warm: Whether to prepare and finish once beforehand, so that `seconds` holds no compilation of theirs either.
-      on_step: Called after each step, for a progress bar.
+      warm: Whether to compile everything beforehand, so that `seconds` holds no compilation.
 
     Returns:
-      The run. Parameters that a step made non-finite are not hidden: the caller sees them in the losses.
+      The unlearned parameters, and what became of both losses. Runs that differ in the numbers of `settings` alone
+      share compiled code.
 
     Raises:
-      ValueError: For an unknown method, settings that it lacks, or a plan that does not pay for its preparation.
+      ValueError: Before any step: for an unknown method or setting, a task without a function that the method needs,
+        sets that are empty or of different structure, a number that is not positive, parameters that are not floating
+        point arrays, or a checkpoint of another run.
+      InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
+
+    A warning tells if the limit took back more than half of the way, as figures on the retain set alone would not.
+
+    >>> from eupmu_jax import tasks
+    >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))
+    >>> labels = jnp.argmax(inputs @ jax.random.normal(jax.random.key(1), (8, 3)), axis=1)
+    >>> data = {"inputs": inputs, "labels": labels}
+    >>> forget, retain = (jax.tree.map(lambda leaf: leaf[part], data) for part in (slice(8), slice(8, None)))
+    >>> task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=3)
+    >>> result = unlearn("weighted sum", task, jnp.zeros((8, 3)), forget, retain, steps=20)
+    >>> result.params.shape, result.history["step"][-1]
+    ((8, 3), 20)
     """
-    images, labels = task.images, task.labels
-    forget_ids, retain_ids = task.split.forget_ids, task.split.retain_ids
-    problem, sizes = _problem(task, plan)
+    chosen = methods.method(method)
+    methods.check_requirements(method, chosen, task)
+    settings = methods.resolve_settings(method, chosen, task, settings)
+    sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
+    check_arguments(params, sets, steps, forget_batch, retain_batch, save_every, probes)
+    held_out = None if held_out is None else as_examples("held_out", held_out)
+    task, params, whole = trainable(task, params, frozen)
+    terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     if retain_loss is None:
-        retain_logits = predict(task.apply, params, images[retain_ids])
-        retain_loss = float(cross_entropy(jnp.asarray(retain_logits), labels[retain_ids]))
+        retain_loss = mean_loss(task, params, sets.retain, sum(sizes))
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
-    make = methods.method(method).make
-    procedure = make(problem._replace(retain_loss=retain_loss), settings)
-    step = _jitted_step(make, problem, choices, task.augment)
+    procedure = chosen.make(task, terms._replace(retain_loss=retain_loss), settings)
+    meta = {} if directory is None else _meta(method, chosen, settings, steps, seed, sizes, params, sets)
 
-    rng = np.random.default_rng(seed)
-    streams = [id_batches(ids, size, rng) for ids, size in zip((forget_ids, retain_ids), sizes, strict=True)]
-    label_key, step_key, prepare_key = jax.random.key(seed), jax.random.key(seed + 1), jax.random.key(seed + 2)
-    probe_ids = tuple(rng.permutation(ids)[:PROBE_SIZE] for ids in (forget_ids, retain_ids))
-    history: dict[str, list[float]] = {"step": [], "forget_loss": [], "retain_loss": [], "cosine": [], "multiplier": []}
-
-    def record(count):
-        objective = settings.get("forget_objective", "random_labels")
-        measured = _probe(task.apply, objective, params, arrays, probe_ids)
-        measured |= {"step": count, "multiplier": _multiplier(state)}
-        for name, value in measured.items():
-            history[name].append(float(value))
-
-    def draw_labels(epoch):
-        return random_labels(jax.random.fold_in(label_key, epoch), labels, task.dataset.num_classes)
-
-    def take(params, state, count):
-        return step(params, state, prepared, numbers, retain_loss, arrays, ids, np.int32(count), step_key)
-
-    whole = lambda: [{"images": images[ids], "labels": labels[ids]} for ids in (forget_ids, retain_ids)]
-    sets = whole() if procedure.prepare or procedure.finish else ()
-    prepare = functools.partial(procedure.prepare or _nothing, params, *sets, prepare_key)
-    arrays = {"images": images, "labels": labels, "random_labels": draw_labels(0)}
+    draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
+    prepare = lambda: (procedure.prepare or _nothing)(params, sets.forget, sets.retain, prepare_key)
     if warm:
         prepared = jax.block_until_ready(prepare())
         if procedure.finish:
-            jax.block_until_ready(procedure.finish(params, prepared, *sets))
-    spans, start = [], Seconds.now()
-    prepared = jax.block_until_ready(prepare())
-    spans.append(Seconds.now().since(start))
-    params = jax.tree.map(jnp.array, params)  # the step donates its arguments; the caller keeps the original ones
-    state = procedure.init(params, prepared)
-    ids = tuple(next(stream) for stream in streams)
-    compiling = time.perf_counter()
-    copies = jax.tree.map(jnp.array, (params, state))
-    jax.block_until_ready(take(copies[0], copies[1], 0))
-    compile_seconds = time.perf_counter() - compiling
-
-    if plan.probes:
-        record(0)
-    probe_steps = set(np.linspace(0, plan.steps, plan.probes + 1).round().astype(int)) if plan.probes else set()
-    steps_per_epoch = -(-len(forget_ids) // sizes[0])
+            jax.block_until_ready(procedure.finish(params, prepared, sets.forget, sets.retain))
     start = Seconds.now()
-    for count in range(plan.steps):
-        if count:
-            ids = tuple(next(stream) for stream in streams)
-            if count % steps_per_epoch == 0:
-                arrays["random_labels"] = draw_labels(count // steps_per_epoch)
-        params, state = take(params, state, count)
-        on_step()
-        if count + 1 in probe_steps:
-            jax.block_until_ready(params)
-            spans.append(Seconds.now().since(start))
-            record(count + 1)
-            start = Seconds.now()
+    prepared = jax.block_until_ready(prepare())
+    spent = Seconds.now().since(start)
+
+    # The step donates its arguments; the caller keeps the original ones.
+    original, params = params, jax.tree.map(jnp.array, params)
+    carry = Carry(params, procedure.init(params, prepared), step_key)
+    take = _jitted_step(chosen.make, task, terms, choices, sets.in_memory)
+    if mesh is not None:
+        carry, take = spread(carry, take, mesh)
+    epoch = lambda count: count // -(-len(sets.forget) // sizes[0])
+
+    def advance(carry, count, positions):
+        fed = sets.feed(task, draw_key, epoch(int(count)), positions)
+        extra = prepared, numbers, retain_loss, fed, count, epoch(int(count)), draw_key, carry.key
+        params, state = take(carry.params, carry.state, *extra)
+        return Carry(params, state, carry.key), ()
+
+    compile_seconds = 0.0
+    if warm:
+        copied = carry._replace(**jax.tree.map(jnp.array, {"params": carry.params, "state": carry.state}))
+        compiling, first = Seconds.now(), next(paired_batches(sets.counts, sizes, seed))
+        jax.block_until_ready(advance(copied, np.int32(0), first))
+        compile_seconds = Seconds.now().since(compiling).wall
+
+    watch = Watch(task, settings, sets, held_out, seed, steps, probes, sum(sizes))
+    with progress_bar(method, steps, progress) as advance_bar:
+        watch.record(0, carry, draw_key)
+        watch.add_figures("original", original)
+        begun = Seconds.now()
+
+        def after_step(count, carry):
+            nonlocal spent, begun
+            on_step()
+            advance_bar(count)
+            if count in watch.steps:
+                jax.block_until_ready(carry.params)
+                spent = spent.plus(Seconds.now().since(begun))
+                watch.record(count, carry, draw_key)
+                begun = Seconds.now()
+
+        ended = loop.run(
+            advance,
+            carry,
+            lambda step: paired_batches(sets.counts, sizes, seed, step),
+            steps=steps,
+            directory=directory,
+            meta=meta,
+            history=watch.history,
+            save_every=save_every,
+            on_step=after_step,
+        )
+    if ended.preempted:
+        raise InterruptedError(f"SIGTERM after step {ended.step}, which is saved in {directory}; call again to go on")
+    last, share = ended.carry.params, None
+    returned = last
     if procedure.finish:
-        params = procedure.finish(params, prepared, *sets)
-    jax.block_until_ready(params)
-    spans.append(Seconds.now().since(start))
-    seconds = Seconds(*map(sum, zip(*spans, strict=True)))
-    cost = procedure.cost
-    total = lambda passes, outside: round(plan.steps * (passes[0] * sizes[0] + passes[1] * sizes[1]) + outside)
-    forward, backward = total(cost.forward, cost.outside_forward), total(cost.backward, cost.outside_backward)
-    return Run(params, *seconds, compile_seconds, forward, backward, history)
+        returned, share = procedure.finish(last, prepared, sets.forget, sets.retain)
+        share = float(share)
+    jax.block_until_ready(returned)
+    spent = spent.plus(Seconds.now().since(begun))
+    watch.add_figures("last", last)
+    watch.add_figures("returned", returned)
+    if share is not None and share < LITTLE:
+        warnings.warn(
+            f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "
+            "forgetting; a larger allowed_rise, more steps or another forget loss may leave more",
+            stacklevel=2,
+        )
+    if progress:
+        show(watch.figures, share)
+    forward, backward = examples_passed(procedure.cost, steps, sizes)
+    return Unlearned(whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward)
 
 
-def _problem(task, plan):
-    """The problem without its retain loss, and the sizes of the batches."""
-    counts = len(task.split.forget_ids), len(task.split.retain_ids)
-    sizes = min(plan.forget_batch, counts[0]), min(plan.retain_batch, counts[1])
-    passes = 3 * plan.steps * sum(sizes)
-    known = task.apply, task.fresh_params, task.dataset.num_classes, *counts
-    problem = methods.Problem(*known, plan.steps, retain_loss=0.0, passes=passes)
-    return problem, sizes
+def _meta(name, method, settings, steps, seed, sizes, params, sets):
+    """What makes a run what it is, for its checkpoints."""
+    return {
+        "method": name,
+        "version": method.version,
+        "settings": {key: value if isinstance(value, str) else float(value) for key, value in settings.items()},
+        "steps": steps,
+        "seed": seed,
+        "batches": list(sizes),
+        "params": digest(params),
+        "forget": digest_of_examples(sets.forget),
+        "retain": digest_of_examples(sets.retain),
+    }
 
 
 def _nothing(*_):
@@ -215,36 +242,23 @@ def _nothing(*_):
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted_step(make, problem, choices, augment):
-    """The compiled step of a method, for any numbers."""
+def _jitted_step(make, task, terms, choices, gathers):
+    """The compiled step of a method, for any numbers; it takes batches, or gathers them from arrays on the device."""
 
-    def step(params, state, prepared, numbers, retain_loss, arrays, ids, count, key):
-        procedure = make(problem._replace(retain_loss=retain_loss), dict(choices) | numbers)
-        step_key = jax.random.fold_in(key, count)
-        batches = tuple(jax.tree.map(lambda array: array[part], arrays) for part in ids)  # noqa: B023
-        if augment:
-            keys = jax.random.split(jax.random.fold_in(step_key, 1))
-            batches = tuple(b | {"images": data.augment(k, b["images"])} for k, b in zip(keys, batches, strict=True))
-        return procedure.step(params, prepared, state, batches, count, step_key)
+    def step(params, state, prepared, numbers, retain_loss, fed, count, epoch, draw_key, step_key):
+        settings = methods.complete(dict(choices) | numbers)
+        procedure = make(task, terms._replace(retain_loss=retain_loss), settings)
+        if gathers:
+            trees, ids = fed
+            batches = tuple(
+                jax.tree.map(lambda leaf: leaf[part], tree)  # noqa: B023
+                for tree, part in zip(trees, ids, strict=True)
+            )
+        else:
+            batches = fed
+            if task.draw is not None:
+                keys = jax.random.split(jax.random.fold_in(draw_key, count))
+                batches = tuple(task.draw(key, epoch, batch) for key, batch in zip(keys, batches, strict=True))
+        return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(step_key, count))
 
     return jax.jit(step, donate_argnums=(0, 1))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _probe(apply, forget_objective, params, arrays, ids):
-    batches = tuple({name: array[part] for name, array in arrays.items()} for part in ids)
-    forget_loss, retain_loss = (cross_entropy(apply(params, b["images"]), b["labels"]) for b in batches)
-    measured = cosine(methods.loss_of(apply, forget_objective), params, batches)
-    return {"forget_loss": forget_loss, "retain_loss": retain_loss, "cosine": measured}
-
-
-def cosine(loss: SharedForward, params: chex.ArrayTree, batches) -> chex.Array:
-    """Cosine between the forget and the retain gradient on `batches`; 0 if either is zero."""
-    gram = gram_matrix(stacked_value_and_grad(loss)(params, batches)[1])
-    norms = jnp.sqrt(gram[0, 0] * gram[1, 1])
-    return jnp.where(norms > 0, gram[0, 1] / jnp.where(norms > 0, norms, 1), 0.0)
-
-
-def _multiplier(state):
-    values = optax.tree_utils.tree_get(state, "multipliers")
-    return np.nan if values is None else values[0]

@@ -98,3 +98,34 @@ def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compi
 
     jitted = jax.jit(advance, donate_argnums=0, out_shardings=(places, places.key))
     return jitted.lower(carry, np.int32(0), batches).compile()
+
+
+def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
+    """A carry that was made on one device, laid out on a mesh, and a step that leaves it there.
+
+    Parameters lie as `sharding.param_shardings` says. A leaf of the state lies as the parameter whose path ends its own
+    path, if it has that parameter's shape, or that shape behind an objective axis; everything else is replicated.
+
+    Args:
+      carry: On one device.
+      step: `step(params, state, *rest) -> (params, state)`, jitted; it is traced again for the mesh.
+      mesh: Of `sharding.make_mesh`.
+    """
+    places = sharding.param_shardings(carry.params, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    paths = jax.tree_util.tree_leaves_with_path(carry.params)
+    known = [(path, leaf.shape, place) for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True)]
+
+    def of_state(path, leaf):
+        for suffix, shape, place in known:
+            if tuple(path[len(path) - len(suffix) :]) == tuple(suffix):
+                if leaf.shape == shape:
+                    return place
+                if leaf.shape[1:] == shape:
+                    return sharding.stacked_shardings(place)
+        return replicated
+
+    layout = places, jax.tree_util.tree_map_with_path(of_state, carry.state)
+    params, state = jax.device_put((carry.params, carry.state), layout)
+    key = jax.device_put(carry.key, replicated)
+    return Carry(params, state, key), jax.jit(step, donate_argnums=(0, 1), out_shardings=layout)

@@ -1,0 +1,80 @@
+"""What a run is asked for, checked before any work: the method, whether the task has what it needs, its settings."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, Choice, Method, Settings
+from eupmu_jax.tasks import Task, check_task
+
+# Settings whose values are names of forget losses.
+OBJECTIVES = ("forget_objective", "ascent_objective")
+
+
+class _Complete(dict):
+    """Settings that say which one is missing."""
+
+    def __missing__(self, name):
+        raise ValueError(f"settings: got {dict(self)}, expected {name!r} among them too")
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings, with an error that names what is missing in place of a `KeyError`."""
+    return _Complete(settings)
+
+
+def check_requirements(name: str, method: Method, task: Task) -> None:
+    """Raises `ValueError` that says what `task` lacks for this method, if anything."""
+    check_task(task)
+    for function in method.requires:
+        if getattr(task, function) is None:
+            raise ValueError(
+                f"task.{function}: got None, but {name} needs it; expected it in the task, or a method without"
+            )
+    for loss in method.forget:
+        if loss not in task.forget:
+            raise ValueError(
+                f"task.forget: got {', '.join(task.forget)}, but {name} needs a forget loss named {loss!r}; expected "
+                "it in the task, or a method without"
+            )
+
+
+def default_settings(method: Method, task: Task) -> dict:
+    """The middle of the method's space, and the task's first forget loss.
+
+    >>> from eupmu_jax import methods, tasks
+    >>> default_settings(methods.METHODS["weighted sum"], tasks.classification(lambda p, x: x @ p, 3))
+    {'learning_rate': 0.00173, 'forget_objective': 'bounded_ascent', 'retain_weight': 3.0}
+    """
+    settings: dict = {}
+    for name, dimension in method.space.items():
+        if isinstance(dimension, Choice) and name in OBJECTIVES:
+            shared = [loss for loss in task.forget if loss in dimension.options]
+            settings[name] = (shared or list(task.forget))[0]
+        elif isinstance(dimension, Choice):
+            settings[name] = dimension.options[len(dimension.options) // 2]
+        else:
+            settings[name] = float(f"{(dimension.low * dimension.high) ** 0.5:.3g}")
+    return settings
+
+
+def resolve_settings(name: str, method: Method, task: Task, settings: Settings | None) -> Settings:
+    """The settings of a run: those given, or the defaults if None.
+
+    Raises:
+      ValueError: For a setting that the method does not read, a number that is not finite, a forget loss that the task
+        lacks.
+    """
+    if settings is None:
+        return complete(default_settings(method, task))
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"settings: got {type(settings).__name__}, expected a dict")
+    known = (*method.space, *method.optional, *OPTIMIZER_SETTINGS)
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"settings: got {key!r}, which {name} does not read; expected some of {', '.join(known)}")
+        if key in OBJECTIVES and value not in task.forget:
+            raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(task.forget)}")
+        if not isinstance(value, str) and not np.all(np.isfinite(value)):
+            raise ValueError(f"settings[{key!r}]: got {value}, expected a finite number")
+    return complete(settings)

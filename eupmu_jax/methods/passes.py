@@ -1,0 +1,57 @@
+"""Passes through the model: what a run may make, what a method's steps take, how many steps that pays for."""
+
+import bisect
+
+from eupmu_jax import methods
+from eupmu_jax.methods.method import Cost, Settings, Terms
+from eupmu_jax.tasks import Task
+
+
+def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> tuple[Terms, tuple[int, int]]:
+    """The terms of a run without its retain loss, and the sizes of its batches.
+
+    A run may pass as many examples as its steps would if they were plain: both batches once forward and once backward,
+    a backward pass counted as two forward.
+
+    >>> terms_of((100, 900), 10, (64, 1000))
+    (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920), (64, 900))
+    """
+    sizes = min(batches[0], counts[0]), min(batches[1], counts[1])
+    return Terms(*counts, steps, retain_loss=0.0, passes=3 * steps * sum(sizes)), sizes
+
+
+def examples_passed(cost: Cost, steps: int, sizes: tuple[int, int]) -> tuple[int, int]:
+    """Examples that a run passes forward and backward, in all.
+
+    >>> examples_passed(Cost((1, 2), (1, 1), outside_forward=5), 10, (4, 8))
+    (205, 120)
+    """
+    total = lambda passes, outside: round(steps * (passes[0] * sizes[0] + passes[1] * sizes[1]) + outside)
+    return total(cost.forward, cost.outside_forward), total(cost.backward, cost.outside_backward)
+
+
+def affordable_steps(
+    name: str, settings: Settings, task: Task, counts: tuple[int, int], steps: int, batches: tuple[int, int]
+) -> int:
+    """Steps of a method that pass no more examples than `steps` plain ones, and at most as many.
+
+    Passes before the first and after the last step count too.
+
+    Raises:
+      ValueError: For an unknown method, settings that it lacks, or terms that do not pay for one step.
+    """
+    terms, sizes = terms_of(counts, steps, batches)
+
+    def passes(steps):
+        cost = methods.method(name).make(task, terms._replace(steps=steps), settings).cost
+        parts = zip(cost.forward, cost.backward, sizes, strict=True)
+        each = sum((forward + 2 * backward) * size for forward, backward, size in parts)
+        return steps * each + cost.outside_forward + 2 * cost.outside_backward
+
+    found = bisect.bisect_right(range(1, steps + 1), terms.passes, key=passes)
+    if not found:
+        raise ValueError(
+            f"steps: got {steps} of {sizes[0]} + {sizes[1]} examples, which are {terms.passes} passes, expected at "
+            f"least {passes(1):g}, which {name} makes with a single step"
+        )
+    return found

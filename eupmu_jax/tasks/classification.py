@@ -1,0 +1,84 @@
+"""Classifiers as tasks: batches are dicts of `inputs` and int `labels`."""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from eupmu_jax import objectives
+from eupmu_jax.tasks.task import Task
+
+# One object for all tasks, so that equal tasks are equal.
+FORGET = {
+    "bounded_ascent": lambda logits, batch: objectives.bounded_ascent(logits, batch["labels"]),
+    "random_labels": lambda logits, batch: objectives.cross_entropy(logits, batch["random_labels"]),
+    "kl_to_uniform": lambda logits, batch: objectives.kl_to_uniform(logits),
+    "gradient_ascent": lambda logits, batch: objectives.gradient_ascent(logits, batch["labels"]),
+}
+
+
+@functools.lru_cache(maxsize=64)
+def classification(
+    apply: Callable,
+    num_classes: int,
+    *,
+    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+    augment: Callable[[chex.PRNGKey, chex.Array], chex.Array] | None = None,
+) -> Task:
+    """The task of a classifier, with cross-entropy as its retain loss.
+
+    Forget losses: `bounded_ascent`, `random_labels` (drawn anew in every pass over the forget set, never the truth),
+    `kl_to_uniform` and `gradient_ascent`, see `eupmu_jax.objectives`. The divergence is KL(teacher || model) of the
+    softmax, the error 1 for a wrong answer and 0 for a right one.
+
+    Args:
+      apply: `apply(params, inputs) -> logits` of shape `(n, num_classes)`; `inputs` is any pytree of arrays. A model
+        with running statistics or dropout is applied as in evaluation.
+      num_classes: At least 2.
+      fresh_params: `fresh_params(key)`: untrained parameters, which only Bad Teacher asks for.
+      augment: `augment(key, inputs) -> inputs`: what a training step shows in place of the inputs.
+
+    Returns:
+      The task; the same object for the same arguments.
+
+    Raises:
+      ValueError: If `apply` is no function, or for fewer than two classes.
+
+    >>> task = classification(lambda params, inputs: inputs @ params, num_classes=3)
+    >>> batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}
+    >>> task.error(task.outputs(jnp.eye(3), batch, None), batch).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    if not callable(apply):
+        raise ValueError(f"apply: got {apply!r}, expected a function (params, inputs) -> logits")
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+
+    def outputs(params, batch, key):
+        inputs = batch["inputs"] if augment is None or key is None else augment(key, batch["inputs"])
+        return apply(params, inputs)
+
+    def draw(key, epoch, batch):
+        drawn = objectives.random_labels(jax.random.fold_in(key, epoch), batch["labels"], num_classes)
+        return batch | {"random_labels": drawn}
+
+    return Task(
+        outputs=outputs,
+        retain=_cross_entropy,
+        forget=FORGET,
+        divergence=objectives.kl_to_teacher,
+        draw=draw,
+        error=_is_wrong,
+        fresh_params=fresh_params,
+        num_classes=num_classes,
+    )
+
+
+def _cross_entropy(logits, batch):
+    return objectives.cross_entropy(logits, batch["labels"])
+
+
+def _is_wrong(logits, batch):
+    return (jnp.argmax(logits, axis=-1) != batch["labels"]).astype(jnp.float32)

@@ -1,0 +1,82 @@
+"""Sets of examples that batches are taken from, whatever they are kept in."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Some examples of a tree of arrays, `(N, ...)` in every leaf; `examples[positions]` is a batch.
+
+    Attributes:
+      tree: The arrays. Two sets may share them.
+      ids: Which of the N, `(n,)` ints, in the order of the set.
+
+    >>> examples = Examples({"x": np.arange(5) * 10}, np.array([4, 1]))
+    >>> len(examples), examples[np.array([0, 1, 0])]["x"].tolist()
+    (2, [40, 10, 40])
+    """
+
+    tree: chex.ArrayTree
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, positions) -> chex.ArrayTree:
+        ids = self.ids[np.asarray(positions)]
+        return jax.tree.map(lambda leaf: leaf[ids], self.tree)
+
+
+def as_examples(name: str, data: Any) -> Any:
+    """`data` as something with a length that gives a batch for an array of positions.
+
+    Args:
+      name: Of the argument, for errors.
+      data: A tree of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`, where
+        `positions` are `(m,)` ints.
+
+    Raises:
+      ValueError: For an empty set, leaves of unequal lengths, or a source whose batches are not as long as asked for.
+
+    >>> len(as_examples("forget", {"x": np.zeros((7, 2)), "y": np.zeros(7)}))
+    7
+    """
+    if isinstance(data, Examples):
+        length = len(data)
+    elif _is_tree_of_arrays(data):
+        lengths = {
+            jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+        }
+        if len(set(lengths.values())) != 1 or () in lengths.values():
+            raise ValueError(f"{name}: leaves have leading axes {lengths}, expected one number of examples in all")
+        ((length,),) = set(lengths.values())
+        data = Examples(data, np.arange(length))
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        length = len(data)
+        if length:
+            _check_source(name, data)
+    else:
+        raise ValueError(
+            f"{name}: got {type(data).__name__}, expected a tree of arrays with one leading axis, or an object with "
+            "len(data) and data[positions]"
+        )
+    if not length:
+        raise ValueError(f"{name}: got an empty set, expected at least one example")
+    return data
+
+
+def _is_tree_of_arrays(data):
+    leaves = jax.tree.leaves(data)
+    return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+
+
+def _check_source(name, data):
+    batch = data[np.zeros(2, int)]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(shape[:1] != (2,) for shape in shapes):
+        raise ValueError(f"{name}: data[positions] gave leaves of shapes {shapes} for 2 positions, expected (2, ...)")

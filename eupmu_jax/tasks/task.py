@@ -1,0 +1,73 @@
+"""What a method may know of a model and its losses: pure functions over batches that are any pytrees."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import chex
+
+
+class Task(NamedTuple):
+    r"""A model and its losses, as pure functions; it knows no data set, no file and no kind of model.
+
+    Batches are pytrees of arrays with the examples along the first axis, and so are outputs. Every method of
+    `eupmu_jax.methods` runs on any task that has the functions it needs; those that are None are optional.
+
+    Attributes:
+      outputs: `outputs(params, batch, key) -> outputs`: one forward pass. `key` drives dropout, noise or augmentation
+        and is the same for all losses of a step; None asks for the deterministic outputs of evaluation.
+      retain: `retain(outputs, batch) -> scalar`: the utility loss, a mean over examples, minimised.
+      forget: Forget losses by name, each `(outputs, batch) -> scalar`, minimised; the first is the default.
+      divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal ones.
+        A method that softens it by a temperature T takes T^2 times the divergence of outputs divided by T.
+      draw: `draw(key, epoch, batch) -> batch`: what is drawn anew for every pass over the forget set (random labels).
+        It may change leaves and add some, and keeps the examples in their order.
+      error: `error(outputs, batch) -> (n,)`: a figure for each example that people understand, such as 1 for wrong.
+      fresh_params: `fresh_params(key) -> params` that never saw data, of the structure of the trained ones.
+      num_classes: Of a classifier, for methods about the boundaries between classes; their batches are dicts with
+        `inputs` and `labels`. None for all other tasks.
+
+    >>> import jax.numpy as jnp
+    >>> def squares(outputs, batch):
+    ...     return jnp.mean((outputs - batch["y"]) ** 2)
+    >>> task = Task(
+    ...     outputs=lambda params, batch, key: batch["x"] @ params,
+    ...     retain=squares,
+    ...     forget={"ascent": lambda outputs, batch: -squares(outputs, batch)},
+    ... )
+    >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.zeros(2)}
+    >>> float(task.retain(task.outputs(jnp.ones(3), batch, None), batch))
+    9.0
+    """
+
+    outputs: Callable
+    retain: Callable
+    forget: Mapping[str, Callable]
+    divergence: Callable | None = None
+    draw: Callable | None = None
+    error: Callable | None = None
+    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None
+    num_classes: int | None = None
+
+    def __hash__(self) -> int:
+        """Equal functions make equal tasks, so that runs on one task share compiled code."""
+        return hash(tuple(tuple(part.items()) if isinstance(part, Mapping) else part for part in self))
+
+
+def check_task(task: Task) -> None:
+    """Raises `ValueError` for what is no task, or one without a function that every method needs."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task: got {type(task).__name__}, expected a Task, such as eupmu_jax.tasks.classification(apply, "
+            "num_classes=10)"
+        )
+    for name in ("outputs", "retain"):
+        if not callable(getattr(task, name)):
+            raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function")
+    if not isinstance(task.forget, Mapping) or not task.forget:
+        raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by its name")
+    for name, loss in task.forget.items():
+        if not callable(loss):
+            raise ValueError(f"task.forget[{name!r}]: got {loss!r}, expected a function (outputs, batch) -> scalar")
+    for name in ("divergence", "draw", "error", "fresh_params"):
+        if getattr(task, name) is not None and not callable(getattr(task, name)):
+            raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function or None")

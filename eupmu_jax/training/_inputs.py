@@ -1,0 +1,138 @@
+"""What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
+
+import functools
+import hashlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.sharding import batch_shardings
+from eupmu_jax.tasks import Examples, Task
+
+# Of a set that is not in memory, so many examples spread over it stand for all.
+HASHED = 64
+
+
+class Sets:
+    """The forget and the retain set, and the batches of a step.
+
+    Trees of arrays are kept on the device, and steps gather their batches there; everything else, and anything on a
+    mesh, is read on the host for each step.
+    """
+
+    def __init__(self, forget, retain, mesh):
+        self.mesh = mesh
+        self.in_memory = mesh is None and isinstance(forget, Examples) and isinstance(retain, Examples)
+        self._drawn: tuple = (None, None)
+        if self.in_memory:
+            on_device = lambda tree: jax.tree.map(jnp.asarray, tree)
+            shared = forget.tree is retain.tree
+            forget = Examples(on_device(forget.tree), forget.ids)
+            retain = Examples(forget.tree if shared else on_device(retain.tree), retain.ids)
+        self.forget, self.retain = forget, retain
+        self.counts = len(forget), len(retain)
+
+    def feed(self, task: Task, key: chex.PRNGKey, epoch: int, positions):
+        """What the jitted step takes: arrays and the ids of both batches, or the batches themselves."""
+        if self.in_memory:
+            ids = tuple(part.ids[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
+            return self.drawn(task, key, epoch), ids
+        batches = tuple(part[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
+        return batches if self.mesh is None else jax.device_put(batches, batch_shardings(batches, self.mesh))
+
+    def drawn(self, task: Task, key: chex.PRNGKey, epoch: int):
+        """Both trees with what the task draws for that pass over the forget set."""
+        if self._drawn[0] != epoch:
+            trees = self.forget.tree, self.retain.tree
+            if task.draw is not None:
+                first = _draw(task, key, epoch, trees[0])
+                shared = trees[0] is trees[1]
+                trees = first, first if shared else _draw(task, jax.random.fold_in(key, 2**31 - 1), epoch, trees[1])
+            self._drawn = epoch, trees
+        return self._drawn[1]
+
+    def batch(self, k: int, positions, task: Task, key: chex.PRNGKey):
+        """A batch of set k with what the task drew last, outside of a step."""
+        if self.in_memory:
+            ids = (self.forget, self.retain)[k].ids[positions]
+            return jax.tree.map(lambda leaf: leaf[ids], self.drawn(task, key, self._drawn[0] or 0)[k])
+        batch = (self.forget, self.retain)[k][positions]
+        return batch if task.draw is None else task.draw(key, 0, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(task, key, epoch, tree):
+    return task.draw(key, epoch, tree)
+
+
+def check_arguments(params, sets: Sets, steps, forget_batch, retain_batch, save_every, probes) -> None:
+    """Raises `ValueError` for what no run could begin with."""
+    counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if probes < 0:
+        raise ValueError(f"probes: got {probes}, expected 0 or more")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
+            raise ValueError(
+                f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
+                "floating point arrays alone; split counters and keys off"
+            )
+    described = [
+        jax.tree_util.tree_map_with_path(lambda path, leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), part[[0]])
+        for part in (sets.forget, sets.retain)
+    ]
+    if described[0] != described[1]:
+        raise ValueError(f"retain: got examples {described[1]}, expected those of the forget set, {described[0]}")
+
+
+def trainable(task: Task, params, frozen):
+    """The task and parameters without what is frozen, and a function that puts it back."""
+    if frozen is None:
+        return task, params, lambda part: part
+    mask = frozen(params) if callable(frozen) else frozen
+    structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")
+    if all(jax.tree.leaves(mask)):
+        raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
+    flags, structure = jax.tree.flatten(mask)[0], jax.tree.structure(params)
+    fixed = [leaf if flag else None for flag, leaf in zip(flags, jax.tree.leaves(params), strict=True)]
+
+    def whole(part):
+        leaves = iter(jax.tree.leaves(part))
+        return jax.tree.unflatten(structure, [next(leaves) if leaf is None else leaf for leaf in fixed])
+
+    def without(tree):
+        return [leaf for flag, leaf in zip(flags, jax.tree.leaves(tree), strict=True) if not flag]
+
+    outputs, fresh = task.outputs, task.fresh_params
+    task = task._replace(
+        outputs=lambda part, batch, key: outputs(whole(part), batch, key),
+        fresh_params=None if fresh is None else lambda key: without(fresh(key)),
+    )
+    return task, without(params), whole
+
+
+def digest(tree) -> str:
+    """SHA-256 of a tree of arrays, their names, shapes and dtypes."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def digest_of_examples(examples) -> str:
+    """SHA-256 of a set: all of it where it lies in memory, else its length and some examples spread over it."""
+    if isinstance(examples, Examples):
+        return digest((examples.ids, examples.tree))
+    spread = np.linspace(0, len(examples) - 1, min(HASHED, len(examples))).astype(int)
+    return digest((np.array(len(examples)), examples[spread]))

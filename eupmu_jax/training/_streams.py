@@ -1,0 +1,35 @@
+"""Which examples each step sees."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of ids, each pass over them in a new order; a batch may span two passes."""
+    pending = np.empty(0, ids.dtype)
+    while True:
+        while len(pending) < batch_size:
+            pending = np.concatenate([pending, rng.permutation(ids)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+def paired_batches(
+    counts: Sequence[int], sizes: Sequence[int], seed: int, start: int = 0
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Positions in the forget and the retain set for every step from `start` on, the same whenever it is asked for."""
+    rng = np.random.default_rng(seed)
+    sample_positions(counts, rng)
+    streams = [id_batches(np.arange(count), size, rng) for count, size in zip(counts, sizes, strict=True)]
+    step = 0
+    while True:
+        positions = tuple(next(stream) for stream in streams)
+        if step >= start:
+            yield positions
+        step += 1
+
+
+def sample_positions(counts: Sequence[int], rng: np.random.Generator, most: int = 2_000) -> tuple[np.ndarray, ...]:
+    """At most that many positions in each set, at random: where a run is watched."""
+    return tuple(rng.permutation(np.arange(count))[:most] for count in counts)

@@ -1,0 +1,153 @@
+"""What a run shows of itself: losses of both sets over time, figures before and after, and a progress bar."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax._stack.algebra import gram_matrix
+from eupmu_jax.gradients.batches import stack
+from eupmu_jax.methods.method import Settings, size_of
+from eupmu_jax.tasks import Task
+from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._streams import sample_positions
+
+NAMES = ("step", "forget_loss", "retain_loss", "cosine", "multiplier")
+
+
+class Watch:
+    """Measures a run on samples of its sets, in chunks as large as a step's batches together."""
+
+    def __init__(self, task: Task, settings: Settings, sets: Sets, held_out, seed, steps, probes, chunk):
+        self.task, self.sets, self.chunk = task, sets, chunk
+        self.history: dict[str, list[float]] = {name: [] for name in NAMES} if probes else {}
+        self.figures: dict[str, dict[str, float]] = {}
+        self.steps = set(np.linspace(0, steps, probes + 1).round().astype(int).tolist()) if probes else set()
+        self.positions = sample_positions(sets.counts, np.random.default_rng(seed))
+        # Of methods that leave no forget objective open, that of relabelling, or whatever the task has.
+        named = settings.get("forget_objective", "random_labels")
+        self.objective = named if named in task.forget else next(iter(task.forget))
+        self.samples = {"forget": (sets.forget, self.positions[0]), "retain": (sets.retain, self.positions[1])}
+        if held_out is not None:
+            self.samples["held_out"] = held_out, sample_positions((len(held_out),), np.random.default_rng(seed))[0]
+
+    def record(self, count: int, carry, draw_key: chex.PRNGKey) -> None:
+        """Adds a point to the history."""
+        if not self.history:
+            return
+        gradients = []
+        for k, loss in enumerate((self.task.forget[self.objective], self.task.retain)):
+            batch_at = functools.partial(self.sets.batch, k, task=self.task, key=draw_key)
+            gradients.append(
+                _mean(lambda b, loss=loss: _gradient(self.task, loss, carry.params, b), batch_at, *self._of(k))
+            )
+        figures = self._figures(carry.params)
+        point = {
+            "step": count,
+            "forget_loss": figures["forget_loss"],
+            "retain_loss": figures["retain_loss"],
+            "cosine": _cosine(gradients),
+            "multiplier": _multiplier(carry.state),
+        }
+        for name, value in point.items():
+            self.history[name].append(float(value) if name != "step" else value)
+
+    def add_figures(self, name: str, params: chex.ArrayTree) -> None:
+        """Measures parameters, for the table at the end."""
+        if self.history:
+            self.figures[name] = self._figures(params)
+
+    def _of(self, k):
+        return self.positions[k], self.chunk
+
+    def _figures(self, params):
+        figures: dict[str, float] = {}
+        for name, (examples, positions) in self.samples.items():
+            values = _mean(lambda b: _loss_and_error(self.task, params, b), examples.__getitem__, positions, self.chunk)
+            figures |= {f"{name}_{part}": float(value) for part, value in values.items()}
+        return figures
+
+
+def mean_loss(task: Task, params: chex.ArrayTree, examples, chunk: int) -> float:
+    """The retain loss over a whole set, in chunks."""
+    values = _mean(lambda batch: _loss(task, params, batch), examples.__getitem__, np.arange(len(examples)), chunk)
+    return float(values)
+
+
+def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
+    """The mean of a tree over examples, each chunk weighted by its size."""
+    total = None
+    for start in range(0, len(positions), chunk):
+        batch = batch_at(positions[start : start + chunk])
+        share = size_of(batch) / len(positions)
+        part = jax.tree.map(lambda value: share * value, of_batch(batch))  # noqa: B023
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return total
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(task, params, batch):
+    return task.retain(task.outputs(params, batch, None), batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss_and_error(task, params, batch):
+    outputs = task.outputs(params, batch, None)
+    figures = {"loss": task.retain(outputs, batch)}
+    return figures if task.error is None else figures | {"error": jnp.mean(task.error(outputs, batch))}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradient(task, loss, params, batch):
+    return jax.grad(lambda p: loss(task.outputs(p, batch, None), batch))(params)
+
+
+def _cosine(gradients):
+    """Cosine between the forget and the retain gradient; 0 if either is zero."""
+    gram = gram_matrix(stack(gradients))
+    norms = jnp.sqrt(gram[0, 0] * gram[1, 1])
+    return jnp.where(norms > 0, gram[0, 1] / jnp.where(norms > 0, norms, 1), 0.0)
+
+
+def _multiplier(state):
+    values = optax.tree_utils.tree_get(state, "multipliers")
+    return np.nan if values is None else values[0]
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, steps: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many steps are made."""
+    if not wanted:
+        yield lambda count: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(description, total=steps)
+        yield lambda count: progress.update(bar, completed=count)
+
+
+def show(figures: dict[str, dict[str, float]], share: float | None) -> None:
+    """Prints what the run did to each set, and what a measured limit left of it."""
+    if not figures:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(figures["original"])
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, row in figures.items():
+        table.add_row(name, *(f"{row[column]:.4f}" for column in columns))
+    console = Console()
+    console.print(table)
+    if share is not None:
+        console.print(f"The limit left {100 * share:.0f} % of the way to the last parameters.")
