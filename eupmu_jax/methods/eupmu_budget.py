@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 
 from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
@@ -42,7 +43,8 @@ def eupmu_budget(task, terms, settings) -> Procedure:
     def finish(params, prepared, forget, retain):
         # Spread over the set, which may be sorted.
         sample = retain[np.arange(0, terms.num_retain, terms.num_retain // measured)[:measured]]
-        return _search(task, sample, settings["allowed_rise"], prepared, params)
+        found = _search(task, sample, settings["allowed_rise"], prepared, params)
+        return found, _share(prepared, found, params)
 
     cost = descent.cost._replace(outside_forward=measured * _PASSES)
     return descent._replace(cost=cost, prepare=lambda params, forget, retain, key: params, finish=finish)
@@ -54,6 +56,11 @@ def _search(task, retain, allowed_rise, inside, outside):
         return task.retain(task.outputs(params, retain, None), retain)
 
     return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS)
+
+
+def _share(inside, found, outside):
+    whole, part = (optax.tree_utils.tree_norm(optax.tree_utils.tree_sub(end, inside)) for end in (outside, found))
+    return float(part / whole) if whole > 0 else 1.0
 
 
 METHOD = Method(

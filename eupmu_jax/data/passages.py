@@ -1,0 +1,49 @@
+"""Passages of a text that a package ships: the entries of Ambrose Bierce's Devil's Dictionary, as bytes."""
+
+import gzip
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+SOURCE_VARIABLE = "EUPMU_DEVIL"
+DEBIAN_FILE = Path("/usr/share/dictd/devil.dict.dz")
+VOCABULARY = 256
+
+# A headword in capitals, and what kind of word it is.
+_HEAD = re.compile(r"^[A-Z][A-Z' \-]+, (?:n|v|adj|adv|pp|x|p)\.", re.MULTILINE)
+
+
+def load(length: int) -> np.ndarray:
+    """The first `length` bytes of every entry that has as many, `(N, length)` int32, in alphabetical order.
+
+    Line breaks are spaces, so that a passage is one line of text. The file is that of Debian's package `dict-devil`, or
+    the one that the environment variable EUPMU_DEVIL names.
+
+    Raises:
+      ValueError: For a length below 2: the first token is given, and the others are predicted.
+      FileNotFoundError: If the file is not on this machine.
+    """
+    if length < 2:
+        raise ValueError(f"length: got {length}, expected at least 2 tokens")
+    path = Path(os.environ.get(SOURCE_VARIABLE, DEBIAN_FILE))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}; install Debian's package dict-devil, or name its devil.dict.dz in the environment variable "
+            f"{SOURCE_VARIABLE}"
+        )
+    text = gzip.open(path, "rb").read().decode("latin-1")
+    starts = [match.start() for match in _HEAD.finditer(text)]
+    entries = [" ".join(text[a:b].split()) for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    passages = [entry.encode("latin-1")[:length] for entry in entries]
+    return np.stack([np.frombuffer(p, np.uint8) for p in passages if len(p) == length]).astype(np.int32)
+
+
+def text_of(tokens: np.ndarray) -> str:
+    """The text of one passage.
+
+    >>> text_of(np.array([82, 69, 65, 76]))
+    'REAL'
+    """
+    return bytes(np.asarray(tokens, np.uint8)).decode("latin-1")
