@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import problems, rows
+from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark.designs import Design, Setting
 from eupmu_jax.training import fitting, relearning
 
@@ -81,13 +81,13 @@ def sample(design: Design, setting: Setting, seed: int) -> problems.Task:
 
 @functools.lru_cache(maxsize=2)
 def problem(design: Design, setting: Setting, seed: int, cache: Path) -> Problem:
-    """Trains and judges both models, or takes what is in `cache` of the same design and code."""
+    """Trains and judges both models, or takes what is in `cache` of the same design."""
     made = make_task(design, setting, seed)
     models: list[problems.Model] = []
     judged: list[Judged] = []
     for ids, offset in ((np.arange(len(made.labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
         models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
-        identity = f"{design.digest(setting)} {seed} {offset} {rows.code()}"
+        identity = f"{design.digest(setting)} {seed} {offset}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
     return Problem(made, models[0], models[1], judged[0], judged[1])

@@ -5,11 +5,9 @@ import json
 import math
 import shlex
 import sys
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -18,6 +16,7 @@ from rich.table import Table
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
+from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.commands import page
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.unlearning import Plan, run_method
@@ -35,7 +34,7 @@ METHODS = (
 
 
 def settings_for(name: str, split: data.Split) -> tuple[Plan, dict[str, dict]]:
-    """The run's size and every method's settings, as tuned with equal trials by `experiments/tune_demo.py`."""
+    """The run's size and every method's settings, as tuned with equal trials by `experiments/demo/tune.py`."""
     tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
     plan = Plan.of_epochs(**chosen["plan"], num_forget=len(split.forget_ids))
@@ -63,7 +62,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
     prepared = problems.make(name, forget, seed)
     plan, settings = settings_for(name, prepared.split)
     everything, retained = np.arange(len(prepared.labels)), prepared.split.retain_ids
-    columns = (TextColumn("{problems.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
 
         def train(description, ids, init_seed):
@@ -90,7 +89,8 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 "forward_passes": forward / len(everything),
                 "backward_passes": backward / len(everything),
                 **more,
-                **_provenance(prepared.split),
+                "split": data.digest(prepared.split),
+                **saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]])),
             }
 
         rows = [
@@ -125,8 +125,8 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
             )
 
-    rows = [_json_ready(row) for row in rows]
-    (out / "rows.jsonl").write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    rows = saved_rows.finite(rows)
+    saved_rows.replace(out / "rows.jsonl", rows)
     (out / "report.html").write_text(page.render(rows))
     _print(rows, out, console)
     return rows
@@ -159,23 +159,3 @@ def _check_writable(out):
         probe.unlink()
     except OSError as error:
         raise ValueError(f"out: cannot write to {out} ({error.strerror}); expected a folder that is writable") from None
-
-
-def _provenance(split):
-    packages = ("eupmu-jax", "jax", "optax", "flax", "orbax-checkpoint", "scikit-learn", "numpy")
-    return {
-        "split": data.digest(split),
-        "versions": {package: version(package) for package in packages},
-        "device": jax.devices()[0].device_kind,
-        "command": shlex.join(["eupmu", *sys.argv[1:]]),
-    }
-
-
-def _json_ready(value):
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
