@@ -1,25 +1,24 @@
 """Every benchmark on a tiny scale, and the tables of its rows."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
+from eupmu_jax.benchmark import rows as store
+from experiments.speed import page
 
-import speed_tables  # noqa: E402
+SPEED = Path(page.__file__).parent
 
 
 @pytest.fixture
 def run(tmp_path):
     def run(name, *arguments):
         out = tmp_path / "rows.jsonl"
-        script = EXPERIMENTS / "benchmarks" / f"{name}.py"
+        script = SPEED / f"{name}.py"
         subprocess.run([sys.executable, script, *arguments, "--out", out], check=True, capture_output=True)
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        rows = store.read(out)
         assert all({"command", "device", "versions"} <= row.keys() for row in rows)
         return rows
 
@@ -33,7 +32,7 @@ def test_step_overhead_writes_a_row_for_each_variant(run):
     assert [row["variant"] for row in rows] == ["plain", *explicit, *implicit]
     assert rows[0]["ratio"] == rows[0]["compile_ratio"] == 1.0
     assert all(row["ratio"] > 0 and row["temporary_bytes"] > 0 for row in rows)
-    for table in (speed_tables.overhead_table, speed_tables.compile_table):
+    for table in (page.overhead_table, page.compile_table):
         assert table(rows).splitlines()[2].startswith("| mlp, 2.9 M, 8+8 | ")
 
 
@@ -48,14 +47,14 @@ def test_surgery_alone_is_held_against_memory_traffic(run):
     }
     assert rows[0]["ratio"] == 1.0
     assert rows[0]["traffic_bytes"] == 5 * 4 * rows[0]["parameters"]
-    assert len(speed_tables.surgery_table(rows).splitlines()) == 2 + len(rows) // 4
+    assert len(page.surgery_table(rows).splitlines()) == 2 + len(rows) // 4
 
 
 def test_dispatch_tells_the_loop_from_the_scans(run):
     rows = run("dispatch", "--width", "16", "--batch", "8", "--rounds", "2")
     assert [row["variant"] for row in rows] == ["loop", "scan of 4", "scan of 24"]
     assert all(0 < row["python_share"] <= 1 for row in rows)
-    assert len(speed_tables.dispatch_table(rows).splitlines()) == 5
+    assert len(page.dispatch_table(rows).splitlines()) == 5
 
 
 @pytest.mark.parametrize(("axis", "value"), [("objectives", 3), ("devices", 2)])
@@ -66,7 +65,7 @@ def test_scaling_compares_with_the_plain_step(run, axis, value):
     assert {row[axis] for row in rows} == {value}
     assert rows[0]["ratio"] == 1.0
     assert sum(rows[0]["batch"]) == 48
-    assert len(speed_tables.scaling_table(rows).splitlines()) == 3
+    assert len(page.scaling_table(rows).splitlines()) == 3
 
 
 def test_the_profile_knows_the_parts_of_a_step(run):
@@ -76,4 +75,4 @@ def test_the_profile_knows_the_parts_of_a_step(run):
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["matrix products"] > 0
     assert shares["surgery"] > 0
-    assert len(speed_tables.profile_table(rows).splitlines()) == 4
+    assert len(page.profile_table(rows).splitlines()) == 4
