@@ -1,7 +1,7 @@
 """The classification benchmark: every method, tuned alike, against a retrained model of the same seed and split.
 
 Command:  uv run python experiments/classification/run.py                     (and with --again)
-Time:     about five hours on 2 cores; --again one hour. Rows that are there are not made again.
+Time:     about five hours on 2 cores; --again an hour of one core. Rows that are there are not made again.
 Result:   experiments/classification/rows.jsonl; with --again, eight methods from scratch on seeds 5 to 9, in
           experiments/classification/again/rows.jsonl.
 
