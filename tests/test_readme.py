@@ -18,13 +18,3 @@ def test_python_blocks_run():
 def test_ci_runs_the_readme_s_test_command():
     (command,) = re.findall(r"^(uv run .*pytest.*)$", README, re.MULTILINE)
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
-
-
-def test_tables_are_what_the_rows_give():
-    import sys
-
-    sys.path.insert(0, str(ROOT / "experiments"))
-    import tables
-
-    for name, table in tables.all_tables().items():
-        assert any(f"<!-- {name} -->\n{table}<!-- end -->" in path.read_text() for path in tables.DOCUMENTS), name

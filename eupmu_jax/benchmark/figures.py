@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from eupmu_jax.benchmark import designs, rows, summary
+from eupmu_jax.benchmark import designs, saved, summary
 from eupmu_jax.benchmark.style import STYLE
 from eupmu_jax.methods import aggregated
 
@@ -40,8 +40,8 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
     """
     folder = folder or out / "figures"
     design = designs.design(name)
-    taken, _ = summary.one_state(rows.read(out / "rows.jsonl"), rows.code())
-    shown = {case: summary.of(taken, name, design, case) for case in design.cases}
+    found = saved.read(out / "rows.jsonl")
+    shown = {case: summary.of(found, name, design, case) for case in design.cases}
     shown = {case: lines for case, lines in shown.items() if len(lines) > 2}
     written = []
     for kind, panel, height in (

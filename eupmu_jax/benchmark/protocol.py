@@ -11,7 +11,7 @@ import chex
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import problems, rows
+from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark.designs import Case, Design
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import relearning
@@ -76,13 +76,13 @@ def sample(design: Design, case: Case, seed: int) -> problems.Problem:
 
 @functools.lru_cache(maxsize=2)
 def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
-    """Trains and judges both models, or takes what is in `cache` of the same design and code."""
+    """Trains and judges both models, or takes what is in `cache` of the same design."""
     made = make_problem(design, case, seed)
     models: list[problems.Model] = []
     judged: list[Judged] = []
     for ids, offset in ((np.arange(len(made.dataset.train_labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
         models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
-        identity = f"{design.digest(case)} {seed} {offset} {rows.code()}"
+        identity = f"{design.digest(case)} {seed} {offset}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
     return Reference(made, models[0], models[1], judged[0], judged[1])

@@ -1,46 +1,164 @@
-"""A file of rows, one JSON line each, that several processes append to and that a kill cannot spoil."""
+"""A file of rows, one JSON line each, that several processes append to and that a kill cannot spoil.
 
-import ast
+What the rows of one run of a program share (`SHARED`) is kept once, in a line above them that their field `run` names:
+
+    {"kind": "provenance", "run": "5f1c09ab", "versions": {"jax": "0.10.2"}, "device": "cpu", "command": "eupmu demo"}
+    {"method": "SalUn", "gap": 1.3, "run": "5f1c09ab"}
+
+`append` and `replace` take rows with these fields among the others, and `read` gives them back like that.
+"""
+
 import fcntl
-import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import eupmu_jax
+import jax
+
+SHARED = ("versions", "device", "cores", "command")
+PACKAGES = (
+    "eupmu-jax",
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "optax",
+    "flax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
+_PROVENANCE = "provenance"
 
 
-def read(path: Path) -> list[dict]:
-    """The rows of a file; none if there is no such file. A last line that a kill cut off is passed over."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+def provenance(command: str, device: str | None = None) -> dict:
+    """What a row needs to be made again: versions of the packages that are installed, device, cores and command.
+
+    Args:
+      command: What makes the row.
+      device: Its kind, if it is not the first device of this process.
+    """
+    versions = {package: found for package in PACKAGES if (found := _version(package))}
+    device = device or jax.devices()[0].device_kind
+    return {"versions": versions, "device": device, "cores": len(os.sched_getaffinity(0)), "command": command}
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def read(path: Path, needed: Sequence[str] = ()) -> list[dict]:
+    """The rows of a file; none if there is no such file. A last line that a kill cut off is passed over.
+
+    Args:
+      path: Of the file.
+      needed: Fields that every row has to have.
+
+    Raises:
+      ValueError: With file and line number, for a line that is no JSON object with fields, a row without a field that
+        is needed, or one of a run that no line above it tells of.
+    """
+    runs: dict[str, dict] = {}
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        if not line:
+            continue
+        place = f"{path}, line {number}"
+        row = _fields(line)
+        if not row:
+            start = line[:40].decode(errors="replace")
+            raise ValueError(f"{place}: got {start!r}, expected a row, which is a JSON object with fields")
+        run = row.pop("run", None)
+        if row.get("kind") == _PROVENANCE:
+            runs[run] = {name: row[name] for name in SHARED if name in row}
+            continue
+        if run is not None and run not in runs:
+            raise ValueError(f"{place}: got a row of run {run!r}, expected a line above it with that run's provenance")
+        row |= runs.get(run, {})
+        if lacking := [name for name in needed if name not in row]:
+            raise ValueError(f"{place}: got a row without {', '.join(lacking)}, expected one with {', '.join(needed)}")
+        found.append(row)
+    return found
+
+
+def _fields(line):
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def select(rows: Iterable[dict], **fields: Any) -> list[dict]:
+    """The rows that have these values in these fields."""
+    return [row for row in rows if all(name in row and row[name] == value for name, value in fields.items())]
 
 
 def append(path: Path, row: dict) -> None:
     """Adds a row; what follows the last complete one is dropped. NaN and infinity are not JSON and become null."""
+    run, shared, line = _lines(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if _ends_within_a_line(file):
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
+        file.seek(0)
+        before = file.read()
+        end = before.rfind(b"\n") + 1
+        if end < len(before):
+            file.truncate(end)
+        known = run is None or before.find(_start(run), 0, end) >= 0
+        file.write(line if known else shared + line)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _ends_within_a_line(file):
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        return False
-    file.seek(size - 1)
-    return file.read(1) != b"\n"
+def add(path: Path, key: dict, make: Callable[[], dict], origin: dict) -> None:
+    """Appends the fields of `make()`, `key` and `origin`, unless the file has a row with the fields of `key`."""
+    if not select(read(path), **key):
+        append(path, key | make() | key | origin)
 
 
-def finite(value):
+def replace(path: Path, rows: Iterable[dict]) -> None:
+    """Writes a file of these rows in place of what was there, at once: a kill leaves the one or the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        known = {None}
+        for row in rows:
+            run, shared, line = _lines(row)
+            file.write(line if run in known else shared + line)
+            known.add(run)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _lines(row):
+    """Name of the run, the line of what its rows share, and the line of the row."""
+    if "run" in row or row.get("kind") == _PROVENANCE:
+        raise ValueError(
+            f"row: got a field `run` or the kind {_PROVENANCE!r}, expected neither: they are the file's own"
+        )
+    row = finite(row)
+    shared = {name: row.pop(name) for name in SHARED if name in row}
+    encode = lambda value: json.dumps(value, allow_nan=False).encode() + b"\n"
+    if not shared:
+        return None, b"", encode(row)
+    run = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
+    return run, encode({"kind": _PROVENANCE, "run": run, **shared}), encode(row | {"run": run})
+
+
+def _start(run):
+    return json.dumps({"kind": _PROVENANCE, "run": run}).encode()[:-1]
+
+
+def finite(value: Any) -> Any:
     """`value` with None for every float that is NaN or infinite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
@@ -49,39 +167,3 @@ def finite(value):
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         return None
     return value
-
-
-def key(row: dict) -> str:
-    """What makes a row the only one of its kind, in one state of design and code."""
-    names = ("kind", "design", "digest", "forget", "model", "method", "trial", "seed")
-    return json.dumps({name: row[name] for name in names if name in row}, sort_keys=True)
-
-
-# What shows figures and does not make them.
-_SHOWS = (
-    "commands/cli.py",
-    "commands/demo.py",
-    "commands/plan.py",
-    "commands/page.py",
-    "benchmark/runner.py",
-    "benchmark/summary.py",
-    "benchmark/tables.py",
-    "benchmark/figures.py",
-)
-
-
-@functools.cache
-def code() -> str:
-    """Hash of the syntax trees that figures come from: of what the package does, not of comments and docstrings."""
-    total = hashlib.sha256()
-    root = Path(eupmu_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).as_posix() in _SHOWS:
-            continue
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            match node:
-                case ast.Expr(value=ast.Constant(value=str(_)) as text):
-                    text.value = ""
-        total.update(path.relative_to(root).as_posix().encode() + ast.dump(tree).encode())
-    return total.hexdigest()[:12]

@@ -19,7 +19,6 @@ from eupmu_jax.benchmark import designs, protocol, rows, tuning, work
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
 
-OTHER_CODE = ("stop", "keep", "redo")
 # How soon a process notices that it was left alone.
 _ALONE_SECONDS = 0.5
 
@@ -56,7 +55,6 @@ def run(
     console: Console,
     *,
     workers: int = 0,
-    other_code: str = "stop",
 ) -> None:
     """Makes the rows that `out` lacks; a run that was stopped or killed goes on where it was.
 
@@ -66,27 +64,15 @@ def run(
       command: For the rows.
       console: Where the progress goes.
       workers: Processes; 0 takes one for each core, and one alone where JAX has an accelerator.
-      other_code: What becomes of rows of another state of the code: "stop" before any work, "keep" them as they are,
-        or "redo" (they stay in the file, and do not count).
 
     Raises:
-      ValueError: For bad arguments, or rows of another code or another process at work in `out`.
+      ValueError: For bad arguments, a line in the file of rows that is none, or another process at work in `out`.
       ChildProcessError: If one of the processes was killed; finished rows are kept.
     """
     training, unlearning = jobs(name, forget, methods, seeds)
-    if other_code not in OTHER_CODE:
-        raise ValueError(f"other_code: got {other_code!r}, expected one of {', '.join(OTHER_CODE)}")
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        found = {row["code"] for row in rows.read(out / "rows.jsonl") if row["design"] == name}
-        others = sorted(found - {rows.code()})
-        if others and other_code == "stop":
-            raise ValueError(
-                f"other_code: {out / 'rows.jsonl'} has rows of other code, {', '.join(others)}, and this is "
-                f"{rows.code()}; expected keep (count them) or redo (make them again)"
-            )
-        codes = (rows.code(), *(others if other_code == "keep" else ()))
-        place = work.Place(out, command, codes)
+        place = work.Place(out, command)
         counted = place.read()
         unlearning = [job for job in unlearning if not _is_finished(job, counted)]
         # Rows may be there without the models, on another machine; methods that are to run need these.
@@ -100,8 +86,7 @@ def run(
 def _is_finished(job, counted):
     design = designs.design(job.design)
     for case in job.cases:
-        key = {"design": job.design, "digest": design.digest(case), "forget": case.forget}
-        mine = [row for row in counted if all(row[name] == value for name, value in key.items())]
+        mine = rows.select(counted, design=job.design, forget=case.forget)
         if job.method is None:
             made = {(row["model"], row["seed"]) for row in mine if row["kind"] == "model"}
             wanted = set(itertools.product(("original", "retrained"), job.seeds))

@@ -1,11 +1,11 @@
 """Means and intervals over seeds from the rows of a benchmark; what tables and figures show."""
 
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from eupmu_jax import metrics
+from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark import tuning
 from eupmu_jax.benchmark.designs import Case, Design
 
@@ -42,12 +42,11 @@ def of(rows: list[dict], name: str, design: Design, case: Case, score: str = "bl
     A method is not shown before all its trials are there, since the last could be the one that is chosen.
 
     Args:
-      rows: Of one state of the code, see `one_state`.
+      rows: Of the present versions, see `saved.read`.
       name, design, case: What is shown.
       score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
     """
-    mine = {"design": name, "digest": design.digest(case), "forget": case.forget}
-    rows = [row for row in rows if all(row[field] == value for field, value in mine.items())]
+    rows = saved_rows.select(rows, design=name, forget=case.forget)
     lines = []
     for model in ("original", "retrained"):
         found = [row for row in rows if row.get("model") == model and row["seed"] != design.tuning_seed]
@@ -69,23 +68,6 @@ def of(rows: list[dict], name: str, design: Design, case: Case, score: str = "bl
 
     unlearned.sort(key=rank)
     return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]
-
-
-def one_state(rows: list[dict], prefer: str) -> tuple[list[dict], list[str]]:
-    """Of every method and model in every case, the rows of one state of the code; and the states that were taken.
-
-    That is the state `prefer` where it has rows, else the one with most of them.
-    """
-    part = lambda row: (row["design"], row["digest"], row["forget"], row.get("method"), row["kind"] == "model")
-    counts: dict[tuple, Counter] = {}
-    for row in rows:
-        counts.setdefault(part(row), Counter())[row["code"]] += 1
-    chosen = {
-        key: prefer if prefer in found else max(found, key=lambda code: (found[code], code))
-        for key, found in counts.items()
-    }
-    taken = [row for row in rows if row["code"] == chosen[part(row)]]
-    return taken, sorted({row["code"] for row in taken})
 
 
 def _line(name, rows, trials):

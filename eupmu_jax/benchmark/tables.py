@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eupmu_jax.benchmark import designs, rows, summary
+from eupmu_jax.benchmark import designs, saved, summary
 from eupmu_jax.methods import METHODS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
@@ -75,16 +75,15 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
       forget: Forget sets of the design; all if it is empty.
     """
     design = designs.design(name)
-    found = [row for row in rows.read(out / "rows.jsonl") if row["design"] == name]
+    found = [row for row in saved.read(out / "rows.jsonl") if row["design"] == name]
     if forget:
         found = [row for row in found if row["forget"] in forget]
     if not found:
         console.print(f"no rows of {', '.join([name, *forget])} in {out}", highlight=False)
         return
-    taken, codes = summary.one_state(found, rows.code())
     for case in design.cases:
         for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
-            lines = summary.of(taken, name, design, case, score)
+            lines = summary.of(found, name, design, case, score)
             if not lines:
                 continue
             title = f"{name}, {case.forget}: settings {chosen}"
@@ -95,10 +94,6 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
                 render = {"markdown": markdown, "latex": latex}[form]
                 console.print(render(lines, len(design.seeds)), highlight=False, markup=False, soft_wrap=True)
     console.print(LEGEND.format(seeds=len(design.seeds)), style="dim", highlight=False)
-    if codes != [rows.code()]:
-        console.print(
-            f"Among these are rows of other code than this ({rows.code()}): {', '.join(codes)}.", style="bold"
-        )
 
 
 def _terminal(lines, title, seeds, width):

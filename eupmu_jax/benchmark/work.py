@@ -1,9 +1,7 @@
 """What one process of the benchmark does: trains, tunes a method, runs it on every seed; each result is a row."""
 
 import functools
-import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +9,10 @@ import jax
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import designs, protocol, rows, tuning
+from eupmu_jax.benchmark import designs, protocol, rows, saved, tuning
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods.passes import affordable_steps
 from eupmu_jax.training.unlearning import unlearn
-
-PACKAGES = ("eupmu-jax", "jax", "optax", "flax", "numpy", "scikit-learn", "optuna")
 
 
 class Job(NamedTuple):
@@ -46,12 +42,10 @@ class Place(NamedTuple):
     Attributes:
       out: Folder of `rows.jsonl`, `tuning.db` and `cache/`, the trained models and compiled code.
       command: For the rows.
-      codes: States of the code whose rows count, see `rows.code`.
     """
 
     out: Path
     command: str
-    codes: tuple[str, ...]
 
     @property
     def rows(self) -> Path:
@@ -70,51 +64,39 @@ class Place(NamedTuple):
 
     def read(self) -> list[dict]:
         """The rows that count."""
-        return [row for row in rows.read(self.rows) if row["code"] in self.codes]
+        return saved.read(self.rows)
 
 
 def run(job: Job, place: Place) -> None:
     """Does what is missing of a job, and appends its rows one by one."""
     design = designs.design(job.design)
-    made = {rows.key(row) for row in place.read()}
+    made = place.read()
     if job.method is None:
         for case in job.cases:
             for seed in job.seeds:
-                _models(design, case, seed, place, _Writer(job.design, design, case, place, made))
+                _models(design, case, seed, place, _Writer(job.design, case, place, made))
     else:
-        _method(job, design, place, _Writer(job.design, design, job.case, place, made))
+        _method(job, design, place, _Writer(job.design, job.case, place, made))
 
 
 class _Writer(NamedTuple):
     """Appends a row unless it is there."""
 
-    name: str
-    design: designs.Design
+    design: str
     case: designs.Case
     place: Place
-    made: set[str]
+    made: list[dict]
 
     def key(self, **fields) -> dict:
-        digest = self.design.digest(self.case)
-        return {**fields, "design": self.name, "digest": digest, "forget": self.case.forget}
+        versions = saved.versions(self.design, fields.get("method"))
+        return {**fields, "design": self.design, "forget": self.case.forget, **versions}
 
     def has(self, **fields) -> bool:
-        return rows.key(self.key(**fields)) in self.made
+        return bool(rows.select(self.made, **self.key(**fields)))
 
     def add(self, make: Callable[[], dict], **fields) -> None:
         if not self.has(**fields):
-            row = self.key(**fields) | make() | _provenance(self.place)
-            rows.append(self.place.rows, row)
-
-
-def _provenance(place):
-    return {
-        "code": rows.code(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "command": place.command,
-    }
+            rows.append(self.place.rows, self.key(**fields) | make() | rows.provenance(self.place.command))
 
 
 def _models(design, case, seed, place, writer):

@@ -73,7 +73,6 @@ def benchmark(
     seeds: tuple[int, ...] = (),
     out: Path = Path("eupmu_runs/benchmark"),
     workers: int = 0,
-    other_code: Literal["stop", "keep", "redo"] = "stop",
     show: Literal["terminal", "markdown", "latex"] = "terminal",
     run: bool = True,
 ) -> None:
@@ -87,7 +86,6 @@ def benchmark(
         seeds: All of the design if none is given.
         out: Folder of rows.jsonl, tuning.db, figures and the cache of trained models.
         workers: Processes; 0 is one for each core, or one alone for an accelerator.
-        other_code: What becomes of rows of another state of the code: stop before any work, keep or redo them.
         show: Form of the table.
         run: Whether to make missing rows; the table alone needs neither data nor models.
     """
@@ -100,7 +98,7 @@ def benchmark(
     chosen = list(forget), list(methods), list(seeds)
     runner.jobs(design, *chosen)  # raises what is wrong with them
     if run:
-        runner.run(design, *chosen, out, command, console, workers=workers, other_code=other_code)
+        runner.run(design, *chosen, out, command, console, workers=workers)
     tables.show(design, out, show, console, forget)
     figures.draw(design, out)
 

@@ -5,12 +5,10 @@ import json
 import math
 import shlex
 import sys
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
+from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.commands import page
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
@@ -51,7 +50,7 @@ class Size(NamedTuple):
 
 
 def settings_for(name: str, split: data.Split) -> tuple[Size, dict[str, dict]]:
-    """The run's size and every method's settings, as tuned with equal trials by `experiments/tune_demo.py`."""
+    """The run's size and every method's settings, as tuned with equal trials by `experiments/demo/tune.py`."""
     tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
     return Size(**chosen["plan"]), {method: chosen["methods"][method]["settings"] for method in METHODS}
@@ -106,7 +105,8 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 "forward_passes": forward / len(everything),
                 "backward_passes": backward / len(everything),
                 **more,
-                **_provenance(prepared.split),
+                "split": data.digest(prepared.split),
+                **saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]])),
             }
 
         rows = [
@@ -148,8 +148,8 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
             )
 
-    rows = [_json_ready(row) for row in rows]
-    (out / "rows.jsonl").write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    rows = saved_rows.finite(rows)
+    saved_rows.replace(out / "rows.jsonl", rows)
     (out / "report.html").write_text(page.render(rows))
     _print(rows, out, console)
     return rows
@@ -182,23 +182,3 @@ def _check_writable(out):
         probe.unlink()
     except OSError as error:
         raise ValueError(f"out: cannot write to {out} ({error.strerror}); expected a folder that is writable") from None
-
-
-def _provenance(split):
-    packages = ("eupmu-jax", "jax", "optax", "flax", "orbax-checkpoint", "scikit-learn", "numpy")
-    return {
-        "split": data.digest(split),
-        "versions": {package: version(package) for package in packages},
-        "device": jax.devices()[0].device_kind,
-        "command": shlex.join(["eupmu", *sys.argv[1:]]),
-    }
-
-
-def _json_ready(value):
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,12 +1,10 @@
 """`eupmu plan`: compiles one step for devices that need not be there, and says what it would take."""
 
-import json
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmu_jax._stack.jaxpr import matmul_flops
+from eupmu_jax.benchmark import rows
 from eupmu_jax.gradients.accumulation import accumulate
 from eupmu_jax.models.decoder import SIZES, Decoder, decoder_shardings
 from eupmu_jax.sharding import batch_shardings, make_mesh, state_shardings
@@ -57,8 +56,6 @@ def _implicit(loss, shardings):
     optimizer = eupmu(1e-5, momentum=0.9)
     return optimizer, implicit_step(loss, optimizer, mode="vmap")
 
-
-PACKAGES = ("eupmu-jax", "jax", "jaxlib", "libtpu", "optax", "flax")
 
 # Name of a step: how to make the optimizer (whatever has an `init`) and the step of it.
 STEPS: dict[str, Callable] = {
@@ -154,9 +151,7 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         "gram_all_reduces": sum(c.times for c in found if (c.kind, c.shape) == ("all-reduce", "f32[3]")),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
-        "versions": {package: _version(package) for package in PACKAGES},
-        "device": devices[0].device_kind,
-        "command": shlex.join(["eupmu", *sys.argv[1:]]),
+        **rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]), devices[0].device_kind),
     }
     return row | {"roofline_seconds": chip and _roofline(row, chip)}
 
@@ -191,9 +186,7 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     add("compiled in", f"{row['compile_seconds']:.0f} s")
     console.print(table)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.append(out, row)
 
 
 def _readable(count, unit="B"):
@@ -225,10 +218,3 @@ def _compile(lowered):
             f"the step does not fit a device: {reason}; use a larger topology, more tensor, a smaller batch "
             "or sequence, or the steps two-pass or explicit-bf16"
         ) from None
-
-
-def _version(package):
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None

@@ -33,7 +33,7 @@ def load(length: int) -> np.ndarray:
             f"no {path}; install Debian's package dict-devil, or name its devil.dict.dz in the environment variable "
             f"{SOURCE_VARIABLE}"
         )
-    text = gzip.open(path, "rb").read().decode("latin-1")
+    text = gzip.decompress(path.read_bytes()).decode("latin-1")
     starts = [match.start() for match in _HEAD.finditer(text)]
     entries = [" ".join(text[a:b].split()) for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
     passages = [entry.encode("latin-1")[:length] for entry in entries]

@@ -12,6 +12,7 @@ Time: about 10 seconds on 2 cores. Run it cell by cell in an editor, or as a who
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from sklearn.datasets import load_diabetes
 
 import eupmu_jax as eupmu
@@ -53,8 +54,6 @@ task = eupmu.Task(
 # A model that knows its points by heart: trained by whatever you train with.
 
 # %%
-import optax
-
 optimizer = optax.adam(3e-3)
 held_out, forget, retain = np.split(np.random.default_rng(0).permutation(len(y)), [80, 110])
 at = lambda ids: {"x": x[ids], "y": y[ids]}

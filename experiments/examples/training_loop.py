@@ -71,7 +71,7 @@ def forget_loss(params, batch):
 
 everything = {name: array[retain] for name, array in data.items()}
 limit = float(loss(params, everything)) + 0.02
-surgery = eupmu.unilateral_surgery(eupmu.tolerances.budget(limit, lambda count: 200.0), retain_weight=1.5)
+surgery = eupmu.unilateral_surgery(eupmu.tolerances.budget(limit, learning_rate=LEARNING_RATE), retain_weight=1.5)
 optimizer = eupmu.skip_nonfinite(optax.chain(surgery, optax.clip_by_global_norm(1.0), optax.adam(LEARNING_RATE)))
 state = optimizer.init(params)
 step = jax.jit(eupmu.explicit_step([forget_loss, loss], optimizer))
@@ -82,8 +82,8 @@ for _ in range(STEPS):
 print(f"threes: {accuracy(params, forget):.3f}, others: {accuracy(params, retain):.3f}")
 
 # %% [markdown]
-# The limit was kept on minibatches, and to first order. What makes it hold on the whole retain set is a measured end: the
-# furthest point on the way from the original parameters that was measured to keep it.
+# The limit was kept on minibatches, and to first order. What makes it hold on the whole retain set is a measured end:
+# the furthest point on the way from the original parameters that was measured to keep it.
 
 # %%
 found = eupmu.furthest_feasible(lambda p: loss(p, everything), limit, inside=original, outside=params)

@@ -1,4 +1,4 @@
-"""Your own model: a plain JAX function, a dict of parameters, arrays of your own. Copy this file and change the top half.
+"""Your own model: a plain JAX function, a dict of parameters, arrays of your own. Copy it and change the top half.
 
 Command:  uv run python experiments/own_model/run.py
 Time:     about 20 seconds on 2 cores.

@@ -1,11 +1,16 @@
-"""Rows survive kills and several writers, and know the code they come from."""
+"""Rows survive kills and several writers, share their provenance, and a bad line is named."""
 
 import json
 import multiprocessing
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eupmu_jax.benchmark import rows
+
+ORIGIN = {"versions": {"jax": "0.10.2"}, "device": "cpu", "cores": 2, "command": "eupmu demo"}
 
 
 def test_what_a_kill_cut_off_is_neither_read_nor_in_the_way(tmp_path):
@@ -20,14 +25,111 @@ def test_what_a_kill_cut_off_is_neither_read_nor_in_the_way(tmp_path):
     assert path.read_text().count("\n") == 2
 
 
+@pytest.mark.parametrize("kept", range(1, 300, 7))
+def test_a_kill_at_any_byte_leaves_whole_rows_with_their_provenance(kept, tmp_path):
+    path, made = tmp_path / "rows", [ORIGIN | {"number": number} for number in range(3)]
+    for row in made:
+        rows.append(path, row)
+    path.write_bytes(path.read_bytes()[:kept])
+    left = rows.read(path)
+    assert left == made[: len(left)]
+    rows.append(path, made[-1])
+    assert rows.read(path) == [*left, made[-1]]
+
+
 def test_numbers_that_json_lacks_become_null(tmp_path):
     rows.append(tmp_path / "rows", {"gap": float("nan"), "losses": [1.0, float("inf")], "deep": {"x": -np.inf}})
     assert rows.read(tmp_path / "rows") == [{"gap": None, "losses": [1.0, None], "deep": {"x": None}}]
 
 
+def test_shared_provenance_is_kept_once_for_each_run(tmp_path):
+    path = tmp_path / "rows"
+    made = [{"number": 0, **ORIGIN}, {"number": 1}, {"number": 2, **ORIGIN, "cores": 4}, {"number": 3, **ORIGIN}]
+    for row in made:
+        rows.append(path, row)
+    assert rows.read(path) == made
+    assert path.read_text().count("versions") == 2
+    whole = path.read_text()
+    rows.replace(path, made)
+    assert path.read_text() == whole
+    rows.replace(path, made[1:2])
+    assert rows.read(path) == made[1:2]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows"]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.text(min_size=1).filter(lambda name: name not in ("run", "kind")) | st.sampled_from(rows.SHARED)
+
+
+@given(st.lists(st.dictionaries(NAMES, JSON, min_size=1, max_size=4), max_size=5))
+def test_what_is_read_is_what_was_written(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("rows") / "rows"
+    for row in made:
+        rows.append(path, row)
+    assert [rows.finite(row) for row in made] == rows.read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "line 3: got '{}', expected a row"),
+        ("null", "line 3: got 'null', expected a row"),
+        ("[1, 2]", r"line 3: got '\[1, 2\]', expected a row"),
+        ('{"a": 1', "line 3: got '{\"a\": 1', expected a row"),
+        ("\x80", "line 3: got "),
+        ('{"b": 1}', "line 3: got a row without a, expected one with a"),
+        ('{"a": 1, "run": "0"}', "line 3: got a row of run '0', expected a line above it"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(line, message, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows.append(path, {"a": 1, "command": "c"})
+    path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n" + b'{"a": 2}\n')
+    with pytest.raises(ValueError, match=message) as raised:
+        rows.read(path, ("a",))
+    assert str(raised.value).startswith(f"{path}, line 3: ")
+
+
+@pytest.mark.parametrize("row", [{"run": 1}, {"kind": "provenance"}])
+def test_the_file_s_own_words_are_not_for_rows(row, tmp_path):
+    with pytest.raises(ValueError, match="expected neither"):
+        rows.append(tmp_path / "rows", row)
+    assert not (tmp_path / "rows").exists()
+
+
+def test_rows_are_kept_and_not_made_again(tmp_path):
+    path, made = tmp_path / "rows", []
+
+    def make():
+        made.append(1)
+        return {"value": len(made)}
+
+    for seed in (1, 1, 2, 1):
+        rows.add(path, {"stage": "trial", "seed": seed}, make, ORIGIN)
+    assert rows.select(rows.read(path), seed=2) == [{"stage": "trial", "seed": 2, "value": 2, **ORIGIN}]
+    assert rows.select(rows.read(path), seed=1, other=None) == []
+    assert len(made) == 2
+
+
+def test_provenance_is_what_is_installed():
+    found = rows.provenance("eupmu demo", "TPU v5 lite")
+    assert found["versions"].keys() >= {"eupmu-jax", "jax", "jaxlib", "optax", "flax"}
+    assert (found["device"], found["command"]) == ("TPU v5 lite", "eupmu demo")
+    assert found.keys() == set(rows.SHARED)
+    json.dumps(found)
+
+
 def write(path, name):
     for count in range(50):
-        rows.append(path, {"name": name, "count": count, "padding": "x" * 5_000})
+        rows.append(path, {"name": name, "count": count, "padding": "x" * 5_000, "command": str(count % 2)})
 
 
 def test_several_processes_write_whole_lines(tmp_path):
@@ -42,32 +144,4 @@ def test_several_processes_write_whole_lines(tmp_path):
     assert len(found) == 150
     for name in range(3):
         assert [row["count"] for row in found if row["name"] == name] == list(range(50))
-
-
-def test_the_key_tells_rows_apart_by_what_they_are_and_not_by_what_they_found():
-    row = {"kind": "run", "design": "d", "digest": "0", "forget": "f", "method": "m", "trial": 1, "seed": 0, "gap": 1.0}
-    assert rows.key(row) == rows.key(row | {"gap": 2.0, "code": "other"})
-    for name in ("kind", "design", "digest", "forget", "method", "trial", "seed"):
-        assert rows.key(row) != rows.key(row | {name: "another"})
-    json.loads(rows.key(row))
-
-
-def test_the_code_is_what_it_does_and_not_what_it_says_of_itself(tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    package.mkdir()
-    monkeypatch.setattr(rows.eupmu_jax, "__file__", str(package / "__init__.py"))
-
-    def code_of(text, name="module.py"):
-        (package / name).write_text(text)
-        rows.code.cache_clear()
-        return rows.code()
-
-    try:
-        first = code_of('"""Doc."""\ndef f(x):\n    """Adds."""\n    return x + 1  # why\n')
-        assert code_of('"""Other."""\n\ndef f(x):\n    """Adds one."""\n    return x + 1\n') == first
-        assert code_of("def f(x):\n    return x + 2\n") != first
-        before = code_of("x = 1\n")
-        assert code_of("print('shown')\n", "report.py") == before
-        assert code_of("print('shown')\n", "other.py") != before
-    finally:
-        rows.code.cache_clear()
+    assert path.read_text().count('"kind": "provenance"') == 2

@@ -33,7 +33,8 @@ def environment(home):
 
 def made(out):
     found = rows.read(out / "rows.jsonl")
-    keys = [rows.key(row) for row in found]
+    names = ("kind", "forget", "model", "method", "trial", "seed")
+    keys = [tuple(row.get(name) for name in names) for row in found]
     assert len(keys) == len(set(keys)), "a finished row was made again"
     return {key: {f: v for f, v in row.items() if f not in OF_THE_RUN} for key, row in zip(keys, found, strict=True)}
 
@@ -55,7 +56,8 @@ def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
     assert kinds.count("trial") == 2 * design.trials
     assert 2 <= kinds.count("run") <= 2 * len(design.scores)
     for row in found:
-        assert {"design", "digest", "forget", "seed", "code", "versions", "device", "cores", "command"} <= set(row)
+        assert {"design", "design_version", "forget", "seed", "versions", "device", "cores", "command"} <= set(row)
+        assert ("method_version" in row) == (row["kind"] != "model")
         assert row["command"].startswith("eupmu benchmark")
     (retrained,) = [row for row in found if row.get("model") == "retrained" and row["seed"] == 0]
     for row in found:
@@ -171,14 +173,15 @@ def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_of_other_code_stop_the_run(tmp_path, monkeypatch, capsys):
-    rows.append(tmp_path / "rows.jsonl", {"design": "digits", "code": "0123456789ab"})
+def test_a_file_of_other_rows_stops_the_run(tmp_path, monkeypatch, capsys):
+    rows.append(tmp_path / "rows.jsonl", {"method": "original", "data": "digits"})
     monkeypatch.setattr(sys, "argv", ["eupmu", "benchmark", "classification", *CHOSEN, "--out", str(tmp_path)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
+    assert exit_info.value.code == cli.BAD_INPUT
     error = capsys.readouterr().err
-    assert "rows of other code, 0123456789ab, and this is " in error
-    assert "expected keep" in error
+    assert "rows.jsonl, line 1: got a row without kind, design" in error
+    assert error.count("\n") == 1
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):

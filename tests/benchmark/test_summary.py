@@ -1,4 +1,4 @@
-"""Tables show means, intervals and ties of the rows of one state of the code, and say if there is another."""
+"""Tables show means, intervals and ties of the rows of the present versions, and of no others."""
 
 import io
 
@@ -7,17 +7,18 @@ import pytest
 from rich.console import Console
 
 from eupmu_jax import metrics
-from eupmu_jax.benchmark import figures, rows, summary, tables
+from eupmu_jax.benchmark import figures, rows, saved, summary, tables
 from eupmu_jax.benchmark.designs import DESIGNS
+from eupmu_jax.methods import METHODS
 
 NAME = "digits"
 DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
 SETTING = DESIGN.settings[0]
 
 
-def make(code="now"):
+def make():
     """Rows of the two models and of three methods, whose gaps over the seeds are given."""
-    common = {"design": NAME, "digest": DESIGN.digest(SETTING), "forget": SETTING.forget, "code": code}
+    common = {"design": NAME, "forget": SETTING.forget, **saved.versions(NAME)}
     curve = {"retain_only": {"step": [0, 10], "accuracy": [90.0, 95.0]}}
     figures_ = {"UA": 5.0, "RA": 99.0, "TA": 98.0, "MIA": 8.0, "kl_forget": 0.1, "relearning": curve}
     made = []
@@ -25,6 +26,7 @@ def make(code="now"):
         made += [{**common, **figures_, "kind": "model", "model": model, "seed": seed, "gap": gap} for seed in range(3)]
     gaps = {"fine-tuning": (2.0, 2.5, 2.2), "SalUn": (1.0, 1.6, 1.1), "EUPMU budget": (1.1, 1.3, 1.2)}
     for method, values in gaps.items():
+        common |= saved.versions(NAME, method)
         for trial in range(2):
             score = {"blind": float(trial), "gap": 1.0 - trial, "settings": {"learning_rate": 0.1 * (trial + 1)}}
             made.append({**common, **score, "kind": "trial", "method": method, "trial": trial, "seed": 100})
@@ -50,7 +52,6 @@ def test_methods_come_by_their_mean_gap_with_interval_and_ties():
 
 
 def test_other_seeds_than_the_design_s_are_shown_with_their_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "code", lambda: "now")
     monkeypatch.setitem(DESIGNS, NAME, DESIGN)
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row if row["kind"] == "trial" else row | {"seed": row["seed"] + 5})
@@ -76,20 +77,43 @@ def test_a_method_is_shown_when_its_trials_are_there_and_last_while_seeds_are_mi
     assert "SalUn" not in of(missing_trial)
 
 
-def test_rows_of_two_states_of_the_code_are_not_mixed():
-    old = [row | {"gap": 50.0} for row in make("old")]
-    new = [row for row in make("new") if row.get("method") != "SalUn"]
-    taken, codes = summary.one_state(old + new, "new")
-    lines = of(taken)
-    assert codes == ["new", "old"]
-    assert lines["EUPMU budget"].figures["gap"] == pytest.approx(1.2)
-    assert lines["SalUn"].figures["gap"] == pytest.approx(50.0)
-    assert all(len(line.rows) == 3 for line in lines.values())
+def kept(tmp_path, found):
+    """What counts of these rows."""
+    rows.replace(tmp_path / "rows.jsonl", found)
+    return saved.read(tmp_path / "rows.jsonl")
 
 
-def test_another_design_is_not_mixed_in():
-    other = DESIGN._replace(version=2).digest(SETTING)
-    assert of([row | {"digest": other} for row in make()]) == {}
+def test_rows_of_an_earlier_version_of_a_method_do_not_count(tmp_path):
+    found = make()
+    old = [row | {"method_version": 0} for row in found if row.get("method") == "SalUn"]
+    assert kept(tmp_path, [*old, *found]) == found
+    others = [row for row in found if row.get("method") != "SalUn"]
+    assert kept(tmp_path, [*old, *others]) == others
+
+
+def test_rows_of_an_earlier_version_of_a_design_do_not_count(tmp_path, monkeypatch):
+    found = make()
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(version=2))
+    assert kept(tmp_path, found) == []
+    new = [row | saved.versions(NAME) for row in found]
+    assert kept(tmp_path, [*found, *new]) == new
+
+
+def test_rows_of_a_method_or_design_that_is_gone_do_not_count(tmp_path):
+    found = make()
+    gone = [found[-1] | {"method": "oblivion"}, found[0] | {"design": "mnist"}]
+    assert kept(tmp_path, [*gone, *found]) == found
+
+
+def test_a_row_of_something_else_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl, line 1: got a row without kind, design, .* expected one with kind"
+    ):
+        kept(tmp_path, [{"method": "original", "data": "digits", "forget": "class:3", "seed": 0}])
+
+
+def test_every_method_has_a_version():
+    assert all(saved.versions(NAME, method)["method_version"] >= 1 for method in METHODS)
 
 
 def test_a_diverged_run_is_last_and_has_no_interval():
@@ -121,7 +145,6 @@ def test_markdown_and_latex_say_what_the_terminal_says(tmp_path, monkeypatch):
         printed = console.file.getvalue()
         assert "EUPMU budget" in printed
         assert "chosen blindly" in printed
-        assert "rows of other code than this" in printed
     written = figures.draw(NAME, tmp_path)
     assert [path.name for path in written] == [f"digits-{kind}.svg" for kind in ("tradeoff", "gaps", "relearning")]
     assert all("<svg" in path.read_text() for path in written)

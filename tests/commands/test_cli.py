@@ -1,11 +1,11 @@
 """`eupmu demo` on the real digits, as a user runs it, and what it says to bad input."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
+from eupmu_jax.benchmark import rows as store
 from eupmu_jax.commands import cli, page
 from eupmu_jax.commands.demo import METHODS
 
@@ -22,8 +22,7 @@ def demo(tmp_path_factory):
         env={"PATH": "/usr/bin:/bin", "COLUMNS": "80", "JAX_PLATFORMS": "cpu", "HOME": str(out.parent)},
     )
     assert finished.returncode == 0, finished.stderr
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    return out, finished.stdout, {row["method"]: row for row in rows}
+    return out, finished.stdout, {row["method"]: row for row in store.read(out / "rows.jsonl")}
 
 
 def test_rows_hold_every_method_and_their_provenance(demo):

@@ -1,28 +1,22 @@
 """The budget experiments on a small scale, and the claims made of their rows."""
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import budget_runs as runs  # noqa: E402
-import rows as rows_of  # noqa: E402
-from budget_methods import OPTIMIZERS, Program, Setting  # noqa: E402
-
-import eupmu_jax as eupmu  # noqa: E402
-from eupmu_jax.benchmark import problems  # noqa: E402
+import eupmu_jax as eupmu
+from eupmu_jax.benchmark import problems, rows
+from experiments.budgets import one_run, page
+from experiments.budgets.methods import OPTIMIZERS, Program, Setting
+from experiments.per_class import page as per_class
+from experiments.robustness import page as robustness
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(problems.RECIPES, ("digits", "mlp"), problems.Recipe(30, 64, 1e-3))
-        return runs.problem("digits", "random:10%", 0, tmp_path_factory.mktemp("models"))
+        return one_run.problem("digits", "random:10%", 0, tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize(
@@ -32,28 +26,28 @@ def problem(tmp_path_factory):
 def test_the_returned_checkpoint_keeps_the_limit_on_the_whole_retain_set(problem, method, scale, optimizer):
     rate = {"sgd": 0.5, "adam": 3e-3, "muon": 1e-2}[optimizer]
     trace = []
-    result = runs.run(problem, Program(method, scale, optimizer), Setting(rate), 0.05, epochs=5, seed=0, trace=trace)
-    judged = problems.evaluate(problem.task, result.best.params)
+    result = one_run.run(problem, Program(method, scale, optimizer), Setting(rate), 0.05, epochs=5, seed=0, trace=trace)
+    judged = problems.evaluate(problem.classifier, result.best.params)
     assert judged["retain_loss"] <= problem.figures["retain_loss"] + 0.05 * 1.0001
     assert judged["forget_loss"] > problem.figures["forget_loss"]
-    np.testing.assert_allclose(trace[:: runs.LOOKS], np.ravel(result.history["levels"]), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(trace[:: one_run.LOOKS], np.ravel(result.history["levels"]), rtol=1e-4, atol=1e-7)
 
 
 def test_an_anchored_level_holds_the_limit_as_well(problem):
     program, setting = Program("PI", "raw", "adam"), Setting(3e-3)
-    result = runs.run(problem, program, setting, 0.05, epochs=5, seed=0, anchored=True)
+    result = one_run.run(problem, program, setting, 0.05, epochs=5, seed=0, anchored=True)
     assert result.best.progressed
     assert result.best.levels[0] <= problem.figures["retain_loss"] + 0.05
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, optimizer):
-    t, rise, rng = problem.task, 0.05, np.random.default_rng(0)
+    t, rise, rng = problem.classifier, 0.05, np.random.default_rng(0)
     # The same batch in every step: what is measured is what is limited.
     ids = rng.permutation(t.split.forget_ids)[:64], rng.permutation(t.split.retain_ids)[:576]
-    pair = tuple({"images": t.images[part], "labels": t.labels[part]} for part in ids)
+    pair = tuple({name: array[part] for name, array in t.tree.items()} for part in ids)
     loss = eupmu.shared_forward(
-        lambda params, batch: t.apply(params, batch["images"]),
+        lambda params, batch: problem.apply(params, batch["inputs"]),
         [
             lambda logits, batch: eupmu.objectives.bounded_ascent(logits, batch["labels"]),
             lambda logits, batch: eupmu.objectives.cross_entropy(logits, batch["labels"]),
@@ -71,22 +65,9 @@ def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, opti
     assert forget[-1] < forget[0] - 0.1
 
 
-def test_rows_are_kept_and_not_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows_of, "RESULTS", tmp_path)
-    path, made = tmp_path / "some.jsonl", []
-    for _ in range(2):
-        rows = rows_of.Rows("some", {"device": "cpu"})
-        for _ in range(2):
-            rows.add({"seed": 1}, lambda: made.append(1) or {"value": 2})
-    assert made == [1]
-    assert rows.found(seed=1)[0]["value"] == 2
-    assert len(path.read_text().splitlines()) == 1
-
-
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
 def test_what_the_readme_says_of_budgets_is_in_the_rows(data):
-    rows = rows_of.read(f"budgets_{data}")
-    grid = [row for row in rows if row["stage"] == "grid"]
+    grid = rows.select(rows.read(page.ROWS), data=data, stage="grid")
     assert len({row["seed"] for row in grid}) == 5
     assert max(row["overshoot_returned"] for row in grid if row["method"] in ("barrier", "PI")) <= 0.01
     for optimizer in OPTIMIZERS:
@@ -96,18 +77,18 @@ def test_what_the_readme_says_of_budgets_is_in_the_rows(data):
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
 def test_what_the_readme_says_of_random_settings_is_in_the_rows(data):
-    rows = rows_of.read(f"robustness_{data}")
+    found = rows.select(rows.read(robustness.ROWS), data=data)
     for method in ("barrier", "PI"):
-        kept = [row["overshoot_returned"] <= 0.01 for row in rows if row["method"] == method]
+        kept = [row["overshoot_returned"] <= 0.01 for row in rows.select(found, method=method)]
         assert len(kept) >= 60
         assert np.mean(kept) >= 0.95
 
 
 def test_what_is_said_of_limits_for_each_class_is_in_the_rows():
-    rows = rows_of.read("per_class")
+    everything = rows.read(per_class.ROWS)
 
     def worst_at(method, forgotten):
-        found = [row for row in rows if row["method"] == method]
+        found = rows.select(everything, method=method)
         mean = lambda value, s: np.mean([value(row) for row in found if row["strength"] == s])
         strengths = sorted({row["strength"] for row in found})
         curve = sorted((mean(lambda r: r["UA"], s), mean(lambda r: max(r["rises"]), s)) for s in strengths)

@@ -1,23 +1,14 @@
 """The shadow models' experiment on a small scale, and the claims made of its rows."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import rows as rows_of  # noqa: E402
-import shadow_tables  # noqa: E402
-import shadows  # noqa: E402
-from shadow_models import Design, Variant, draw, halves  # noqa: E402
-
-from eupmu_jax import data  # noqa: E402
-from eupmu_jax.benchmark import problems  # noqa: E402
-from eupmu_jax.methods import METHODS  # noqa: E402
-from eupmu_jax.training.unlearning import Plan  # noqa: E402
+from eupmu_jax import data
+from eupmu_jax.benchmark import problems, rows
+from eupmu_jax.methods import METHODS
+from experiments.shadows import page
+from experiments.shadows import run as shadows
+from experiments.shadows.models import Design, Variant, draw, halves
 
 TINY = Design(
     data="digits",
@@ -27,7 +18,8 @@ TINY = Design(
     tested=200,
     pairs=3,
     forget="20%",
-    plan=Plan(20, 16, 48, probes=0),
+    steps=20,
+    batches=(16, 48),
     variants=(Variant("weighted sum", "random_labels"),),
     trials=2,
     seeds=(0,),
@@ -38,14 +30,12 @@ TINY = Design(
 def made(tmp_path_factory):
     """Rows of the tiny experiment, run twice."""
     folder = tmp_path_factory.mktemp("shadows")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_of, "RESULTS", folder)
-        rows = rows_of.Rows("shadows", {"command": "a test"})
-        shadows.run(TINY, rows, folder / "models")
-        once = (folder / "shadows.jsonl").read_text()
-        shadows.run(TINY, rows_of.Rows("shadows", {}), folder / "models")
-        assert (folder / "shadows.jsonl").read_text() == once
-        return rows
+    path = folder / "rows.jsonl"
+    shadows.run(TINY, path, {"command": "a test"}, folder / "models")
+    once = path.read_text()
+    shadows.run(TINY, path, {}, folder / "models")
+    assert path.read_text() == once
+    return rows.read(path)
 
 
 def test_halves_are_complementary_and_share_the_targets_alike():
@@ -73,7 +63,7 @@ def test_settings_lie_in_the_method_s_space_and_objectives_share_their_numbers()
 
 
 def test_the_attack_finds_members_and_not_what_was_never_seen(made):
-    original, control, unlearned = made.found(stage="membership")
+    original, control, unlearned = rows.select(made, stage="membership")
     assert (original["method"], control["method"]) == ("original", "control")
     assert original["AUC"] > control["AUC"] + 0.1
     assert control["AUC"] == pytest.approx(0.5, abs=0.1)
@@ -84,52 +74,52 @@ def test_the_attack_finds_members_and_not_what_was_never_seen(made):
 
 def test_memorised_forget_sets_are_harder_than_random_ones(made):
     mean = lambda kind, field, method: np.mean(
-        [row[field] for row in made.found(stage="forget set", forget=kind, method=method)]
+        [row[field] for row in rows.select(made, stage="forget set", forget=kind, method=method)]
     )
     assert mean("memorised", "UA", "retrained") > mean("random", "UA", "retrained") + 5
     assert mean("memorised", "gap", "original") > mean("random", "gap", "original")
     assert mean("memorised", "gap", "retrained") == 0
-    assert len({row["split"] for row in made.found(stage="forget set")}) == 2
+    assert len({row["split"] for row in rows.select(made, stage="forget set")}) == 2
 
 
 def test_tables_have_a_line_for_every_method(made):
-    for table in shadow_tables.shadow_tables(made.rows).values():
+    for table in (page.attack_table(made), page.forget_sets_table(made)):
         lines = table.splitlines()
         assert len(lines) == 2 + 3
         assert lines[-1].startswith("| weighted sum, random labels | ")
-    assert shadow_tables.shadow_tables([]) == {}
 
 
 def test_what_the_readme_says_of_the_attack_is_in_the_rows():
-    rows = {(row["method"], row["objective"]): row for row in rows_of.read("shadows") if row["stage"] == "membership"}
-    auc = {name: row["AUC"] for name, row in rows.items()}
+    attacks = rows.select(rows.read(page.ROWS), stage="membership")
+    found = {(row["method"], row["objective"]): row for row in attacks}
+    auc = {name: row["AUC"] for name, row in found.items()}
     relabelled = {name for name in auc if "random_labels" in name or name[0] == "random labels"}
     control = auc.pop(("control", None))
     assert control == pytest.approx(0.5, abs=0.02)
     assert len(relabelled) == 4
-    assert all(auc[name] > 0.9 and rows[name]["shift"] < -4 for name in relabelled)
+    assert all(auc[name] > 0.9 and found[name]["shift"] < -4 for name in relabelled)
     assert all(auc[name] <= auc["original", None] for name in auc.keys() - relabelled)
     assert min(auc.values()) > 0.6
     nearest, following = sorted(auc, key=auc.get)[:2], sorted(auc, key=auc.get)[2:4]
     assert set(nearest) == {("weighted sum", "bounded_ascent"), ("EUPMU budget", "bounded_ascent")}
     assert following == [("SCRUB", None), ("EUPMU explicit", "bounded_ascent")]
-    little = rows["EUPMU budget", "bounded_ascent"]
+    little = found["EUPMU budget", "bounded_ascent"]
     assert little["settings"]["allowed_rise"] == pytest.approx(0.009, abs=5e-4)
-    assert little["UA"] < 0.8 * rows["control", None]["UA"]
+    assert little["UA"] < 0.8 * found["control", None]["UA"]
     assert little["shift"] > 0
 
 
 def test_what_the_readme_says_of_memorised_examples_is_in_the_rows():
-    rows = [row for row in rows_of.read("shadows") if row["stage"] == "forget set"]
+    judged = rows.select(rows.read(page.ROWS), stage="forget set")
 
     def mean(field, kind, method, objective=None):
-        found = [r for r in rows if (r["forget"], r["method"], r["objective"]) == (kind, method, objective)]
+        found = rows.select(judged, forget=kind, method=method, objective=objective)
         assert len(found) == 5
         return np.mean([row[field] for row in found])
 
     assert mean("UA", "memorised", "retrained") == pytest.approx(90, abs=3)
     assert mean("UA", "memorised", "original") == 0
-    names = {(row["method"], row["objective"]) for row in rows} - {("original", None), ("retrained", None)}
+    names = {(row["method"], row["objective"]) for row in judged} - {("original", None), ("retrained", None)}
     ratios = {name: mean("gap", "memorised", *name) / mean("gap", "random", *name) for name in names}
     assert min(ratios, key=ratios.get) == ("random labels", None)
     assert ratios["random labels", None] < 1

@@ -1,0 +1,149 @@
+"""The page of the classification benchmark, from `rows.jsonl` and, of the second run, `again/rows.jsonl`."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from eupmu_jax import metrics
+from eupmu_jax.benchmark import figures, saved, summary, tables
+from eupmu_jax.benchmark.designs import DESIGNS, Case, Design
+from eupmu_jax.training.relearning import Curve, area_between
+from experiments import parts
+
+FOLDER = Path(__file__).parent
+ROWS = FOLDER / "rows.jsonl"
+# Some methods once more from scratch, on other seeds.
+AGAIN = FOLDER / "again" / "rows.jsonl"
+SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
+EUPMU = ("EUPMU budget", "EUPMU explicit")
+DESIGN_NAMES = {"fashion_mnist-cnn": "small CNN", "fashion_mnist-resnet": "ResNet"}
+KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}
+
+
+def shown() -> list[tuple[str, Design, Case]]:
+    """Designs and settings that the page has tables of."""
+    return [(name, DESIGNS[name], case) for name in SHOWN for case in DESIGNS[name].cases]
+
+
+def blocks() -> dict[str, str]:
+    """Of every case: gaps by both ways to choose a trial, and attacks with relearning; and what sums them up."""
+    found, made = saved.read(ROWS), {}
+    for name, design, case in shown():
+        for score, suffix in (("blind", ""), ("gap", " informed")):
+            if score not in design.scores:
+                continue
+            lines = summary.of(found, name, design, case, score)
+            made[f"benchmark {name} {case.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
+            if score == "blind":
+                made[f"attacks {name} {case.forget}"] = attacks(lines)
+    made["benchmark in short"] = in_short(found)
+    made["benchmark again"] = again(found, saved.read(AGAIN))
+    made["benchmark cost"] = cost(found)
+    return made
+
+
+def draw(folder: Path) -> None:
+    """Trade-off, gaps and relearning of each design."""
+    with matplotlib.rc_context(parts.TEXT):
+        for path in [path for name in SHOWN for path in figures.draw(name, FOLDER, folder)]:
+            path.write_text(parts.slim(path.read_text()))
+
+
+def attacks(lines):
+    """MIA by each feature, test-UA, KL on the test set, and how much faster than the retrained model it relearns."""
+    retrained = {row["seed"]: row for line in lines if line.name == "retrained" for row in line.rows}
+    features = (feature.replace("_", " ") for feature in metrics.FEATURES)
+    head = ["", *features, "test UA", "KL, test", "relearned", "by retaining"]
+    body = []
+    for line in lines:
+        mean = lambda value, line=line: np.mean([value(row) for row in line.rows])
+        area = lambda side: lambda row: area_between(_curve(row, side), _curve(retrained[row["seed"]], side))
+        body.append(
+            [
+                line.name,
+                *(f"{mean(lambda row, f=feature: parts.number(row['mia'][f])):.1f}" for feature in metrics.FEATURES),
+                f"{line.figures['test_UA']:.1f}" if "test_UA" in line.figures else "",
+                f"{line.figures['kl_test']:.2f}",
+                *(f"{mean(area(side)):+.1f}" for side in ("forget_side", "retain_only")),
+            ]
+        )
+    return parts.table(head, body)
+
+
+def _curve(row, side):
+    return Curve(*(np.array(row["relearning"][side][field]) for field in ("step", "accuracy")))
+
+
+def in_short(found: list[dict]) -> str:
+    """For each case: the least gap, where EUPMU stands, and the same for the median over all trials."""
+    body, counts = [], set()
+    for name, design, case in shown():
+        everything = summary.of(found, name, design, case)
+        lines = [line for line in everything if line.name not in ("original", "retrained")]
+        medians = sorted(lines, key=lambda line: np.median(line.trials))
+        if not set(EUPMU) <= {line.name for line in lines}:
+            continue
+        counts.add(len(lines))
+        figure = lambda line: f"{line.figures['gap']:.2f}{'*' if line.tied else ''}"
+        median = lambda line: f"{np.median(line.trials):.2f}"
+        cells = [f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}", f"{everything[0].figures['gap']:.2f}"]
+        for ranked, show in ((lines, figure), (medians, median)):
+            places = [(number, line) for number, line in enumerate(ranked, 1) if line.name in EUPMU]
+            places.sort(key=lambda place: EUPMU.index(place[1].name))
+            cells += [f"{show(ranked[0])} ({ranked[0].name})", *(f"{show(line)} ({number})" for number, line in places)]
+        body.append(cells)
+    eupmu = [f"{name} (place)" for name in EUPMU]
+    head = ["", "original", "least gap", *eupmu, "least median of trials", *eupmu]
+    return parts.table(head, body) + f"\nPlaces among {' or '.join(map(str, sorted(counts)))} methods.\n"
+
+
+def again(first, second):
+    """The gaps of a second run on other seeds beside the intervals of the first."""
+    body, inside = [], 0
+    for name, design, case in shown():
+        seeds = tuple(sorted({row["seed"] for row in second if row["kind"] == "run" and row["design"] == name}))
+        once = {line.name: line for line in summary.of(first, name, design, case)}
+        for line in summary.of(second, name, design._replace(seeds=seeds), case):
+            before = once.get(line.name)
+            if line.name == "retrained" or before is None or before.gap is None or line.gap is None:
+                continue
+            _, low, high = before.gap
+            means = np.mean(before.gaps), np.mean(line.gaps)
+            error = np.hypot(*(np.std(gaps, ddof=1) / np.sqrt(len(gaps)) for gaps in (before.gaps, line.gaps)))
+            inside += low <= means[1] <= high
+            body.append(
+                [
+                    line.name,
+                    KINDS[case.forget],
+                    f"{means[0]:.2f}",
+                    f"{low:.2f} to {high:.2f}",
+                    f"{means[1]:.2f}",
+                    "yes" if low <= means[1] <= high else "no",
+                    f"{(means[1] - means[0]) / error:+.1f}",
+                ]
+            )
+    head = ["", "forget", "gap", "95 %", "again", "inside", "difference in errors"]
+    return parts.table(head, body) + f"\n{inside} of {len(body)} second means lie inside the first interval.\n"
+
+
+def cost(found):
+    """What the rows took, and on what."""
+    mine = [row for row in found if row["design"] in SHOWN]
+    devices = ", ".join(sorted({f"{row['device']}, {row['cores']} core for each process" for row in mine}))
+    # The original model is one for all settings of a seed, and has a row in each.
+    one = lambda row: (row["design"], row["seed"], row["split"] if row["model"] == "retrained" else None)
+    models = {one(row): row for row in mine if row["kind"] == "model"}
+    trials, runs = ([row for row in mine if row["kind"] == kind] for kind in ("trial", "run"))
+    hours = sum(row["processor_seconds"] for row in models.values()) / 3600
+    shares = {}
+    for row in runs:
+        shares.setdefault((row["design"], row["forget"], row["method"]), []).append(row["share_of_retraining"])
+    over = sorted({method for (_, _, method), values in shares.items() if np.mean(values) > 5}, key=str.lower)
+    text = (
+        f"{len(models)} trained models ({hours:.1f} hours of one core), {len(trials):,} trials and {len(runs):,} runs "
+        f"({devices}). A run took {np.median([row['share_of_retraining'] for row in runs]):.1f} % of retraining in the "
+        f"median, and more than 5 % in the mean of some case with {', '.join(over) or 'no method'}; "
+        f"{sum(row['share_of_retraining'] > 5 for row in runs)} of the runs took more."
+    )
+    return parts.paragraph(text)

@@ -1,0 +1,40 @@
+"""The classification benchmark: every method, tuned alike, against a retrained model of the same seed and split.
+
+Command:  uv run python experiments/classification/run.py                     (and with --again)
+Time:     about five hours on 2 cores; --again an hour of one core. Rows that are there are not made again.
+Result:   experiments/classification/rows.jsonl; with --again, eight methods from scratch on seeds 5 to 9, in
+          experiments/classification/again/rows.jsonl.
+
+No more than `eupmu benchmark classification` with the options of the saved rows.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path("experiments/classification")
+BOTH = [["--design", design, "--out", str(FOLDER)] for design in ("fashion_mnist-cnn", "fashion_mnist-resnet")]
+METHODS = (
+    "EUPMU budget",
+    "EUPMU explicit",
+    "SalUn",
+    "weighted sum",
+    "random labels",
+    "quadratic penalty",
+    "SCRUB",
+    "fine-tuning",
+)
+AGAIN = ["--out", str(FOLDER / "again"), "--seeds", *"56789", "--forget", "random:10%", "--methods", *METHODS]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="the second run, on other seeds")
+    for options in [AGAIN] if parser.parse_args().again else BOTH:
+        command = [sys.executable, "-m", "eupmu_jax", "benchmark", "classification", *options]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+
+
+if __name__ == "__main__":
+    main()

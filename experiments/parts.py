@@ -1,0 +1,58 @@
+"""What pages are made of: tables, paragraphs and figures."""
+
+import math
+import re
+import textwrap
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from eupmu_jax.benchmark.style import STYLE as COMMON_STYLE
+
+# Text as text: the names can be searched, and take a third of what their outlines do.
+TEXT = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+STYLE = COMMON_STYLE | TEXT | {"axes.axisbelow": True, "legend.frameon": False, "path.simplify": False}
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are figures."""
+    whole = [head, ["---"] + ["---:"] * (len(head) - 1), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in whole)
+
+
+def number(value: float | None) -> float:
+    """A figure of a row, in which NaN and infinity are null."""
+    return math.nan if value is None else value
+
+
+def paragraph(text: str) -> str:
+    """A text in lines as long as those of the pages."""
+    return textwrap.fill(text, 128) + "\n"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes an SVG that is the same for the same figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    path.write_text(slim(path.read_text()))
+
+
+def slim(svg: str) -> str:
+    """Matplotlib's SVG in a third of its bytes: styles as classes, coordinates in tenths, no groups without use."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w-]+)"', lambda name: name[0] if name[1] in used else "", svg)
+    styles: dict[str, int] = {}
+    svg = re.sub(r'style="([^"]+)"', lambda style: f'class="s{styles.setdefault(style[1], len(styles))}"', svg)
+    rules = "".join(f".s{number}{{{style}}}" for style, number in styles.items())
+    svg = re.sub(r"\s+", " ", svg.replace("</style>", rules + "</style>", 1)).replace("> <", "><").strip()
+    opened, kept = [], []
+    for tag in re.split(r"(</?g\b[^>]*>)", svg):
+        if tag.startswith("</g"):
+            kept.append(tag if opened.pop() != "<g>" else "")
+        else:
+            opened += [tag] if re.match(r"<g\b", tag) else []
+            kept.append(tag if tag != "<g>" else "")
+    return "".join(kept) + "\n"

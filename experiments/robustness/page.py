@@ -1,0 +1,111 @@
+"""The page of the random settings: who keeps the limit, and how near to the retrained model, from `rows.jsonl`."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from eupmu_jax.benchmark import rows
+from experiments import parts
+from experiments.budgets import page as budgets
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+DATA = {"digits": "Digits", "fashion_mnist": "Fashion-MNIST"}
+# A limit counts as kept up to this share of the budget.
+KEPT = 0.01
+COLORS = {
+    "barrier": "#0b6e4f",
+    "PI": "#1f77d0",
+    "step tolerance, explicit": "#d9822b",
+    "step tolerance, implicit": "#eab37a",
+    "reference preset": "#b8468c",
+    "fixed weight 1": "#c3c8d0",
+    "fixed weight 3": "#8a8f98",
+    "fixed weight 9": "#4b5058",
+}
+LABELS = {"reference preset": "released code"}
+
+
+def blocks() -> dict[str, str]:
+    """A table for each data set, and the README's sentences on budgets."""
+    found = rows.read(ROWS)
+    made = {f"robustness {name}": table(rows.select(found, data=name)) for name in DATA}
+    return made | {"budgets": in_short(rows.select(rows.read(budgets.ROWS), stage="grid"), found)}
+
+
+def table(found: list[dict]) -> str:
+    """By method, over random settings: the limit kept, UA and gap, of the last step and of what a budget returns."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in found):
+        mine, line = rows.select(found, method=method), [method]
+        for end in ("last", "returned"):
+            kept = [row for row in mine if _keeps(row, end)]
+            line.append(f"{100 * len(kept) / len(mine):.0f}")
+            line += [
+                f"{np.nanmedian([parts.number(row[f'{name}_{end}']) for row in mine]):.2f}" for name in ("UA", "gap")
+            ]
+            line.append(f"{max((row[f'UA_{end}'] for row in kept), default=np.nan):.1f}")
+        lines.append(line)
+    head = [""]
+    for end in ("last", "returned"):
+        head += [f"{end}: limit kept, %", "median UA", "median gap", "best UA within the limit"]
+    return parts.table(head, lines)
+
+
+def _keeps(row, end):
+    return parts.number(row[f"overshoot_{end}"]) <= KEPT
+
+
+def in_short(grid: list[dict], random: list[dict]) -> str:
+    """Two sentences on the grid of `budgets` and the random settings here."""
+    steered = [row for row in grid if row["method"] in ("barrier", "PI")]
+    over = sum(row["overshoot_returned"] > 0 for row in steered)
+    last = max(row["overshoot_last"] for row in steered)
+    released = sorted(row["overshoot_last"] for row in rows.select(grid, method="reference"))
+    number = len({row["number"] for row in random})
+
+    def kept(method, end):
+        return f"{100 * np.mean([_keeps(row, end) for row in rows.select(random, method=method)]):.0f}%"
+
+    return parts.paragraph(
+        f"In {len(steered)} runs of barrier and PI (digits and Fashion-MNIST, SGD, Adam and Muon, 5 seeds) "
+        f"{over or 'none'} returned above the limit; their last steps ended at most {last:.1f} B above it, those of "
+        f"the released code {np.median(released):.1f} B in the median and {released[-1]:.0f} B at worst. "
+        f"Over {number} random settings on each data set, {kept('PI', 'returned')} keep the limit with PI and the "
+        f"measured end (which helps any method). After the last step alone it is {kept('PI', 'last')}, with the "
+        f"paper's step tolerance {kept('step tolerance, implicit', 'last')}, with fixed weights of 1 and 9 "
+        f"{kept('fixed weight 1', 'last')} and {kept('fixed weight 9', 'last')}."
+    )
+
+
+def draw(folder: Path) -> None:
+    """How many of the random settings keep the limit, and how near they come to the retrained model."""
+    with matplotlib.rc_context(parts.STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for panel, (data, name) in zip(panels, DATA.items(), strict=True):
+            found = rows.select(rows.read(ROWS), data=data)
+            for order, (method, color) in enumerate(COLORS.items()):
+                mine = rows.select(found, method=method)
+                last = {"marker": "o", "s": 40, "label": LABELS.get(method, method)}
+                ends = {"last": last, "returned": {"marker": "D", "s": 26}}
+                for end, style in ends.items():
+                    kept = 100 * np.mean([_keeps(row, end) for row in mine])
+                    gaps = [parts.number(row[f"gap_{end}"]) for row in mine]
+                    low, middle, high = np.nanpercentile(gaps, [25, 50, 75])
+                    panel.scatter(middle, kept, color=color, edgecolor="white", lw=0.6, zorder=20 - order, **style)
+                    if end == "last":
+                        panel.plot([low, high], [kept, kept], color=color, lw=1.2, alpha=0.6)
+            panel.axhline(95, color="#111418", lw=1, ls="--")
+            panel.set(title=f"{name}, {len({row['number'] for row in found})} settings", ylim=(-4, 106))
+            panel.set_xscale("log")
+            panel.set_xlim(0.6, 100)
+            panel.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+            panel.minorticks_off()
+            panel.set_xlabel("gap to the retrained model, median")
+        panels[0].set_ylabel("runs that keep the limit, %")
+        handles, labels = panels[0].get_legend_handles_labels()
+        title = "circle: last step\ndiamond: measured end"
+        figure.legend(handles, labels, loc="outside right", fontsize=8, title=title)
+        parts.save(figure, folder / "robustness.svg")

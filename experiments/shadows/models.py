@@ -1,0 +1,165 @@
+"""Shadow models on halves of a set of examples, and what is done to them: problems, settings, one unlearning run."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from eupmu_jax import data, metrics
+from eupmu_jax.benchmark import problems
+from eupmu_jax.benchmark.protocol import RETRAINED_SEED_OFFSET
+from eupmu_jax.methods import METHODS, Choice
+from eupmu_jax.methods.passes import affordable_steps
+from eupmu_jax.training import fitting
+from eupmu_jax.training.unlearning import Unlearned, unlearn
+
+POOL_SEED, TUNING_SEED = 0, 100
+
+
+class Variant(NamedTuple):
+    """A method, and the forget objective if it leaves that open."""
+
+    method: str
+    objective: str | None = None
+
+
+VARIANTS = (
+    Variant("fine-tuning"),
+    Variant("SCRUB"),
+    Variant("random labels"),
+    *(
+        Variant(method, objective)
+        for method in ("weighted sum", "EUPMU explicit", "EUPMU budget")
+        for objective in ("bounded_ascent", "random_labels")
+    ),
+)
+
+
+class Design(NamedTuple):
+    """Sizes of the experiment.
+
+    Attributes:
+      data, model, size, recipe: See `problems.make`; a shadow model is trained on half of `size` examples.
+      tested: Test examples at most.
+      pairs: Of shadow models, on complementary halves.
+      forget: Share of the examples that are targets, and of a half that is to be forgotten.
+      plan: Of every unlearning run.
+      variants, trials: What is compared, and how often each is tried.
+      seeds: Of the models that forget memorised examples.
+    """
+
+    data: str = "fashion_mnist"
+    model: str = "narrow-cnn"
+    size: int = 2_000
+    recipe: problems.Recipe = problems.Recipe(40, 64, 2e-3)
+    tested: int = 2_000
+    pairs: int = 16
+    forget: str = "10%"
+    steps: int = 40
+    batches: tuple[int, int] = (32, 96)
+    variants: tuple[Variant, ...] = VARIANTS
+    trials: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+@functools.cache
+def make_problem(design: Design, size: int, seed: int) -> problems.Problem:
+    """`size` examples, of which a share is to be forgotten at random."""
+    forget = f"random:{design.forget}"
+    made = problems.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
+    tested = made.dataset.test_images[: design.tested], made.dataset.test_labels[: design.tested]
+    return made._replace(dataset=made.dataset._replace(test_images=tested[0], test_labels=tested[1]))
+
+
+def pool(design: Design) -> problems.Problem:
+    """All examples of the shadow models; the targets are its forget set."""
+    return make_problem(design, design.size, POOL_SEED)
+
+
+def halves(split: data.Split, pair: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of two complementary halves, each with half of the targets, so that all problems are of one size."""
+    rng = np.random.default_rng(pair)
+    parts = [np.array_split(rng.permutation(ids), 2) for ids in (split.forget_ids, split.retain_ids)]
+    first, second = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return first, second
+
+
+def half(design: Design, shadow: int) -> np.ndarray:
+    """Ids of the examples of one shadow model."""
+    return halves(pool(design).split, shadow // 2)[shadow % 2]
+
+
+class Shadow(NamedTuple):
+    """A model of one half and the same one retrained without the forget set."""
+
+    problem: problems.Problem
+    original: problems.Model
+    retrained: problems.Model
+
+
+def shadow_of(design: Design, shadow: int, forgotten: tuple[int, ...], cache: Path) -> Shadow:
+    """The examples `forgotten` are to be forgotten by the model of that half."""
+    ids, forget = half(design, shadow), np.array(forgotten)
+    retain = np.setdiff1d(ids, forget)
+    made = pool(design)._replace(split=data.Split(forget, retain, None))
+    train = functools.partial(problems.train, made, cache=cache, on_step=lambda: None)
+    return Shadow(made, train(ids, init_seed=shadow), train(retain, init_seed=shadow + RETRAINED_SEED_OFFSET))
+
+
+@functools.cache
+def shadows(design: Design, cache: Path) -> list[Shadow]:
+    """Every shadow model, whose forget set are the targets of its half."""
+    targets = pool(design).split.forget_ids
+    mine = [np.intersect1d(half(design, shadow), targets) for shadow in range(2 * design.pairs)]
+    return [shadow_of(design, shadow, tuple(forget.tolist()), cache) for shadow, forget in enumerate(mine)]
+
+
+def draw(variant: Variant, trial: int) -> dict:
+    """Random settings from the method's space; the same numbers for every objective."""
+    rng, settings = np.random.default_rng([trial, *variant.method.encode()]), {}
+    for name, dimension in METHODS[variant.method].space.items():
+        if isinstance(dimension, Choice):
+            settings[name] = dimension.options[rng.integers(len(dimension.options))]
+        else:
+            settings[name] = float(np.exp(rng.uniform(*np.log(dimension))))
+    return settings | ({"forget_objective": variant.objective} if variant.objective else {})
+
+
+def unlearned(
+    design: Design, made: problems.Problem, params: chex.ArrayTree, variant: Variant, settings, seed
+) -> Unlearned:
+    """One run of a method, with as many steps as its share of the passes pays for."""
+    settings = settings | {"optimizer": "adam"}
+    counts = len(made.forget), len(made.retain)
+    steps = affordable_steps(variant.method, settings, made.task, counts, design.steps, design.batches)
+    return unlearn(
+        variant.method,
+        made.task,
+        params,
+        made.forget,
+        made.retain,
+        steps=steps,
+        settings=settings,
+        seed=seed,
+        forget_batch=design.batches[0],
+        retain_batch=design.batches[1],
+        probes=0,
+    )
+
+
+def judge(made: problems.Problem, params: chex.ArrayTree, seed: int) -> tuple[np.ndarray, dict]:
+    """Logits of all examples of the pool, and the figures on the task's own split."""
+    logits, tested = problems.logits_of(made, params)
+    return logits, metrics.evaluate(logits, tested, made.dataset, made.split, seed, attacks=())
+
+
+@functools.cache
+def memorisation(design: Design, cache: Path) -> np.ndarray:
+    """The memorisation score of every example of the pool."""
+    made, ids = pool(design), np.arange(design.size)
+    members = np.array([np.isin(ids, half(design, shadow)) for shadow in range(2 * design.pairs)])
+    apply, images = made.functions.apply, made.tree["inputs"]
+    logits = (fitting.predict(apply, model.original.params, images) for model in shadows(design, cache))
+    return metrics.memorisation_scores([metrics.confidence(one, made.dataset.train_labels) for one in logits], members)

@@ -1,0 +1,50 @@
+"""What steps take on devices that are not here: memory of every kind of step, and decoders of 7 and 70 billion.
+
+Command:  uv run --extra tpu python experiments/speed/plans.py
+Time:     about 10 minutes on 2 CPU cores; nothing is run but compilers.
+Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB, each in under two minutes of compiling;
+          explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
+          experiments/speed/plans.jsonl.
+
+Each plan is one run of `eupmu plan` in a process of its own, and its row tells the command.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path("experiments/speed/plans.jsonl")
+EVERY_STEP = ("plain", "explicit", "explicit-bf16", "explicit-microbatches", "two-pass", "implicit")
+LARGE_STEPS = ("plain", "explicit", "two-pass")
+# One chip, short batches: parameters outweigh activations, and copies of them can be counted.
+MEMORY = "--model 135m --data 1 --tensor 1 --batch 4 --sequence 256"
+PLANS = {
+    "memory": [f"--topology {name} --step {step} {MEMORY}" for name in ("v5e:2x2", "cpu:1") for step in EVERY_STEP],
+    "pods": [
+        *(f"--topology v5e:16x16 --model 7b --step {step}" for step in EVERY_STEP),
+        "--topology v6e:16x16 --model 7b --step explicit",
+        *(
+            f"--topology v5e:16x16 --model 70b --tensor 8 --batch 32 --step {s}"
+            for s in ("plain", "explicit", "two-pass")
+        ),
+        "--topology v5p:8x8x8 --model 70b --tensor 8 --batch 64 --sequence 4096 --step explicit",
+    ],
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    (ROOT / arguments.out).unlink(missing_ok=True)
+    for name in arguments.plans:
+        for options in PLANS[name]:
+            command = [sys.executable, "-m", "eupmu_jax", "plan", *options.split(), "--out", str(arguments.out)]
+            subprocess.run(command, check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The comparison of two runs of the benchmark, on the saved rows of the first."""
+
+from eupmu_jax.benchmark import designs, rows, saved
+from eupmu_jax.methods import METHODS
+from experiments.classification import page
+
+CHOSEN = ("SalUn", "EUPMU budget")
+
+
+def small_cnn():
+    return rows.select(saved.read(page.ROWS), design="fashion_mnist-cnn", forget="random:10%")
+
+
+def test_a_second_run_is_inside_the_first_intervals_unless_it_is_far_off():
+    first = small_cnn()
+    others = [row | {"seed": row["seed"] + 5} if row["kind"] != "trial" else row for row in first]
+    others = [row for row in others if row["kind"] != "run" or row["method"] in CHOSEN]
+    far = [
+        row | {"gap": row["gap"] + 9.0} if row.get("method") == "SalUn" and row["kind"] == "run" else row
+        for row in others
+    ]
+    same, moved = (page.again(first, second).splitlines() for second in (others, far))
+    assert same[-1] == "3 of 3 second means lie inside the first interval."
+    assert moved[-1] == "2 of 3 second means lie inside the first interval."
+    (salun,) = [line for line in moved if line.startswith("| SalUn |")]
+    assert salun.split(" | ")[5] == "no"
+
+
+def test_the_summary_says_where_the_budget_stands():
+    found = small_cnn()
+
+    def with_gap(gap):
+        mine = lambda row: row["kind"] == "run" and row["method"] == "EUPMU budget"
+        text = page.in_short([row | {"gap": gap} if mine(row) else row for row in found])
+        return text.splitlines()[2].split(" | ")
+
+    first, last = with_gap(0.01), with_gap(99.0)
+    assert first[2:4] == ["0.01* (EUPMU budget)", "0.01* (1)"]
+    assert last[2] != first[2]
+    assert last[3] == "99.00 (38)"
+    assert first[5:] == last[5:]
+
+
+def test_what_the_readme_says_of_the_budget_is_in_the_rows():
+    found = saved.read(page.ROWS)
+    runs = [row for row in found if row["kind"] == "run" and row["method"] == "EUPMU budget"]
+    stuck = [row for row in runs if row["design"] == "fashion_mnist-resnet" and row["forget"] == "random:50%"]
+    assert len(stuck) == 5
+    assert max(abs(row["rise"]) for row in stuck) < 1e-4
+    table = page.in_short(found).splitlines()[2:8]
+    leads = [line.split(" | ")[0] for line in table if "*" in line.split(" | ")[3]]
+    assert leads == ["| small CNN, 10 % at random", "| ResNet, 10 % at random"]
+
+
+def test_no_run_makes_more_passes_than_plain_steps():
+    runs = [row for row in saved.read(page.ROWS) if row["kind"] == "run"]
+    assert {row["method"] for row in runs} == set(METHODS)
+    for row in runs:
+        (setting,) = [s for s in designs.design(row["design"]).settings if s.forget == row["forget"]]
+        allowed = 3 * setting.steps * (setting.forget_batch + setting.retain_batch)
+        assert row["forward"] + 2 * row["backward"] <= allowed, row["method"]

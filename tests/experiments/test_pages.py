@@ -1,0 +1,63 @@
+"""Pages say what the rows give, all of it and nothing else; links and commands in them lead somewhere."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from eupmu_jax.benchmark import rows
+from experiments import pages, parts
+
+ROOT = Path(__file__).parents[2]
+ROWS = sorted(pages.EXPERIMENTS.glob("**/*.jsonl"))
+
+
+def test_every_page_is_made_from_the_rows_and_every_table_has_a_place():
+    made = pages.blocks()
+    texts = [page.read_text() for page in pages.pages()]
+    for page, text in zip(pages.pages(), texts, strict=True):
+        assert pages.fill(text, made) == text, page
+    places = re.findall(r"<!-- (.+?) -->\n.*?<!-- end -->", "".join(texts), re.DOTALL)
+    assert sorted(places) == sorted(made)
+
+
+def test_a_block_without_rows_is_an_error():
+    with pytest.raises(ValueError, match="got a block 'gone', expected one of here"):
+        pages.fill("<!-- gone -->\n| old |\n<!-- end -->\n", {"here": "new\n"})
+
+
+@pytest.mark.parametrize("page", [*pages.pages(), pages.EXPERIMENTS / "README.md"], ids=lambda page: page.parent.name)
+def test_links_lead_to_files_and_headings(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    for path, heading in links:
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^a-z0-9 _-]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_saved_rows_say_how_to_make_them_again(path):
+    found = rows.read(path, ("command", "device", "versions"))
+    assert found
+    for command in {row["command"] for row in found}:
+        program, first = command.split()[:2]
+        assert program == "eupmu" or (ROOT / first).exists(), command
+
+
+def test_a_slim_picture_keeps_what_it_shows():
+    figure = """<?xml version="1.0"?><!-- made --><svg xmlns="http://www.w3.org/2000/svg"><metadata>x</metadata>
+    <defs><style type="text/css">*{stroke: none}</style></defs>
+    <g id="a_1"><g clip-path="url(#c)"><path d="M 1.234567 2.0001 L -3.96 4" style="fill: red"/></g></g>
+    <g id="c"><text style="fill: red" transform="rotate(-0 1.5 2.5)">a name</text></g></svg>"""
+    slim = parts.slim(figure)
+    root = ElementTree.fromstring(slim)
+    (path,), (text,) = (list(root.iter(f"{{http://www.w3.org/2000/svg}}{name}")) for name in ("path", "text"))
+    assert path.get("d") == "M 1.2 2 L -4 4"
+    assert (text.text, text.get("class"), path.get("class")) == ("a name", "s0", "s0")
+    assert "*{stroke: none}.s0{fill: red}" in slim
+    assert 'id="c"' in slim
+    assert "a_1" not in slim
+    assert len(slim) < len(figure)
