@@ -41,7 +41,7 @@ def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
     folder = folder or out / "figures"
     design = designs.design(name)
     found = saved.read(out / "rows.jsonl")
-    shown = {case: summary.of(found, name, design, case) for case in design.cases}
+    shown = {case: summary.lines_of(found, name, design, case) for case in design.cases}
     shown = {case: lines for case, lines in shown.items() if len(lines) > 2}
     written = []
     for kind, panel, height in (

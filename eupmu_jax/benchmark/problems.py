@@ -31,6 +31,9 @@ class Recipe(NamedTuple):
     learning_rate: float
 
 
+# The retrained model starts from other weights than the original, as an independent training would.
+RETRAINED_SEED_OFFSET = 1_000
+
 RECIPES = {
     ("digits", "mlp"): Recipe(150, 64, 1e-3),
     ("fashion_mnist", "mlp"): Recipe(100, 128, 1e-3),

@@ -16,8 +16,6 @@ from eupmu_jax.benchmark.designs import Case, Design
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import relearning
 
-# The retrained model starts from other weights than the original, as an independent training would.
-RETRAINED_SEED_OFFSET = 1_000
 # What a curve of relearning watches, and how often.
 WATCHED = 2_000
 MEASUREMENTS = 4
@@ -80,7 +78,10 @@ def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
     made = make_problem(design, case, seed)
     models: list[problems.Model] = []
     judged: list[Judged] = []
-    for ids, offset in ((np.arange(len(made.dataset.train_labels)), 0), (made.split.retain_ids, RETRAINED_SEED_OFFSET)):
+    for ids, offset in (
+        (np.arange(len(made.dataset.train_labels)), 0),
+        (made.split.retain_ids, problems.RETRAINED_SEED_OFFSET),
+    ):
         models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
         identity = f"{design.digest(case)} {seed} {offset}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"

@@ -1,8 +1,7 @@
-"""`eupmu benchmark classification`: all that is missing of a design, by one process for each core."""
+"""`eupmu benchmark classification`: all that is missing of a design, by one process for each core or on a cluster."""
 
 import contextlib
 import fcntl
-import itertools
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eupmu_jax.benchmark import designs, protocol, rows, tuning, work
+from eupmu_jax.benchmark import cluster as on_cluster
+from eupmu_jax.benchmark import designs, jobs
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
 
@@ -23,7 +23,9 @@ from eupmu_jax.methods import method as known_method
 _ALONE_SECONDS = 0.5
 
 
-def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> tuple[list[work.Job], list[work.Job]]:
+def jobs_of(
+    name: str, forget: list[str], methods: list[str], seeds: list[int]
+) -> tuple[list[jobs.Job], list[jobs.Job]]:
     """Training jobs, one for each seed, and one job for each case and method; empty lists mean all of them.
 
     Raises:
@@ -40,8 +42,8 @@ def jobs(name: str, forget: list[str], methods: list[str], seeds: list[int]) -> 
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     cases = tuple(case for case in design.cases if not forget or case.forget in forget)
     reported = tuple(seeds) or design.seeds
-    training = [work.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    unlearning = [work.Job(name, (case,), reported, method) for method in methods or METHODS for case in cases]
+    training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
+    unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or METHODS for case in cases]
     return training, unlearning
 
 
@@ -55,58 +57,43 @@ def run(
     console: Console,
     *,
     workers: int = 0,
+    cluster: str = "",
 ) -> None:
     """Makes the rows that `out` lacks; a run that was stopped or killed goes on where it was.
 
     Args:
-      name, forget, methods, seeds: See `jobs`.
-      out: Folder of the rows, see `work.Place`.
+      name, forget, methods, seeds: See `jobs_of`.
+      out: Folder of the rows, see `jobs.Place`.
       command: For the rows.
       console: Where the progress goes.
       workers: Processes; 0 takes one for each core, and one alone where JAX has an accelerator.
+      cluster: Address of a dask scheduler, whose workers make the rows in place of processes here.
 
     Raises:
       ValueError: For bad arguments, a line in the file of rows that is none, or another process at work in `out`.
       ChildProcessError: If one of the processes was killed; finished rows are kept.
     """
-    training, unlearning = jobs(name, forget, methods, seeds)
+    training, unlearning = jobs_of(name, forget, methods, seeds)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        place = work.Place(out, command)
+        place = jobs.Place(out, command)
         counted = place.read()
-        unlearning = [job for job in unlearning if not _is_finished(job, counted)]
+        unlearning = [job for job in unlearning if jobs.missing(job, counted)]
         # Rows may be there without the models, on another machine; methods that are to run need these.
-        training = [job for job in training if unlearning or not _is_finished(job, counted)]
-        tuning.create(place.studies)
+        training = [job for job in training if unlearning or jobs.missing(job, counted)]
+        if cluster:
+            on_cluster.run(cluster, training, unlearning, place, console)
+            return
         cores = sorted(os.sched_getaffinity(0))
         workers = workers or (1 if _has_accelerator() else len(cores))
         _in_processes(training, unlearning, place, cores, workers, console)
 
 
-def _is_finished(job, counted):
-    design = designs.design(job.design)
-    for case in job.cases:
-        mine = rows.select(counted, design=job.design, forget=case.forget)
-        if job.method is None:
-            made = {(row["model"], row["seed"]) for row in mine if row["kind"] == "model"}
-            wanted = set(itertools.product(("original", "retrained"), job.seeds))
-        else:
-            trials = tuning.trials_of(mine, {"kind": "trial", "method": job.method})
-            if len(trials) < design.trials:
-                return False
-            made = {(row["trial"], row["seed"]) for row in mine if row["kind"] == "run" and row["method"] == job.method}
-            wanted = set(itertools.product((tuning.best(trials, score) for score in design.scores), job.seeds))
-        if not wanted <= made:
-            return False
-    return True
-
-
 def _run(job, place):
-    work.run(job, place)
+    jobs.run(job, place)
     if job.method is None:
         # Where the rows were there, the models may not be, and two methods at once would both train them.
-        for case, seed in itertools.product(job.cases, job.seeds):
-            protocol.reference(designs.design(job.design), case, seed, place.cache)
+        jobs.prepare(job, place)
     # Programs of finished jobs hold memory maps, of which a process may have only so many.
     import jax
 

@@ -36,7 +36,7 @@ class Line(NamedTuple):
     rows: list[dict]
 
 
-def of(rows: list[dict], name: str, design: Design, case: Case, score: str = "blind") -> list[Line]:
+def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str = "blind") -> list[Line]:
     """Original, retrained, then the methods by their mean gap, those that lack seeds of the design last.
 
     A method is not shown before all its trials are there, since the last could be the one that is chosen.

@@ -83,7 +83,7 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
         return
     for case in design.cases:
         for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
-            lines = summary.of(found, name, design, case, score)
+            lines = summary.lines_of(found, name, design, case, score)
             if not lines:
                 continue
             title = f"{name}, {case.forget}: settings {chosen}"

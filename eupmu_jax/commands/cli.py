@@ -73,6 +73,7 @@ def benchmark(
     seeds: tuple[int, ...] = (),
     out: Path = Path("eupmu_runs/benchmark"),
     workers: int = 0,
+    cluster: str = "",
     show: Literal["terminal", "markdown", "latex"] = "terminal",
     run: bool = True,
 ) -> None:
@@ -84,8 +85,9 @@ def benchmark(
         forget: Forget sets, such as random:10%; all of the design if none is given.
         methods: Names as eupmu methods lists them; all if none is given.
         seeds: All of the design if none is given.
-        out: Folder of rows.jsonl, tuning.db, figures and the cache of trained models.
+        out: Folder of rows.jsonl, figures and the cache of trained models.
         workers: Processes; 0 is one for each core, or one alone for an accelerator.
+        cluster: Address of a dask scheduler whose workers make the rows (needs the extra cluster), tcp://host:8786.
         show: Form of the table.
         run: Whether to make missing rows; the table alone needs neither data nor models.
     """
@@ -96,9 +98,9 @@ def benchmark(
     console = Console()
     command = shlex.join(["eupmu", *sys.argv[1:]])
     chosen = list(forget), list(methods), list(seeds)
-    runner.jobs(design, *chosen)  # raises what is wrong with them
+    runner.jobs_of(design, *chosen)  # raises what is wrong with them
     if run:
-        runner.run(design, *chosen, out, command, console, workers=workers)
+        runner.run(design, *chosen, out, command, console, workers=workers, cluster=cluster)
     tables.show(design, out, show, console, forget)
     figures.draw(design, out)
 

@@ -25,8 +25,6 @@ from eupmu_jax.training.unlearning import unlearn
 
 # Points in time at which a run is measured.
 PROBES = 20
-# The retrained model starts from other weights than the original, as an independent training would.
-RETRAINED_SEED_OFFSET = 1_000
 METHODS = (
     "fine-tuning",
     "gradient ascent",
@@ -89,7 +87,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             return model, problems.evaluate(prepared, model.params, attacks=())
 
         original, original_figures = train("original model", everything, seed)
-        retrained, retrained_figures = train("retrained model", retained, seed + RETRAINED_SEED_OFFSET)
+        retrained, retrained_figures = train("retrained model", retained, seed + problems.RETRAINED_SEED_OFFSET)
 
         def row(method, figures, seconds, forward, backward, **more):
             return {

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 import eupmu_jax as eupmu
 from eupmu_jax import metrics, objectives
 from eupmu_jax.benchmark import problems
-from eupmu_jax.benchmark.protocol import RETRAINED_SEED_OFFSET
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.gradients import batches
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
 from eupmu_jax.training import budget, fitting

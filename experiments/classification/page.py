@@ -33,7 +33,7 @@ def blocks() -> dict[str, str]:
         for score, suffix in (("blind", ""), ("gap", " informed")):
             if score not in design.scores:
                 continue
-            lines = summary.of(found, name, design, case, score)
+            lines = summary.lines_of(found, name, design, case, score)
             made[f"benchmark {name} {case.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
             if score == "blind":
                 made[f"attacks {name} {case.forget}"] = attacks(lines)
@@ -79,7 +79,7 @@ def in_short(found: list[dict]) -> str:
     """For each case: the least gap, where EUPMU stands, and the same for the median over all trials."""
     body, counts = [], set()
     for name, design, case in shown():
-        everything = summary.of(found, name, design, case)
+        everything = summary.lines_of(found, name, design, case)
         lines = [line for line in everything if line.name not in ("original", "retrained")]
         medians = sorted(lines, key=lambda line: np.median(line.trials))
         if not set(EUPMU) <= {line.name for line in lines}:
@@ -103,8 +103,8 @@ def again(first, second):
     body, inside = [], 0
     for name, design, case in shown():
         seeds = tuple(sorted({row["seed"] for row in second if row["kind"] == "run" and row["design"] == name}))
-        once = {line.name: line for line in summary.of(first, name, design, case)}
-        for line in summary.of(second, name, design._replace(seeds=seeds), case):
+        once = {line.name: line for line in summary.lines_of(first, name, design, case)}
+        for line in summary.lines_of(second, name, design._replace(seeds=seeds), case):
             before = once.get(line.name)
             if line.name == "retrained" or before is None or before.gap is None or line.gap is None:
                 continue

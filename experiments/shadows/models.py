@@ -9,7 +9,7 @@ import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
-from eupmu_jax.benchmark.protocol import RETRAINED_SEED_OFFSET
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.methods import METHODS, Choice
 from eupmu_jax.methods.passes import affordable_steps
 from eupmu_jax.training import fitting

@@ -37,7 +37,7 @@ def make():
 
 
 def of(found, score="blind"):
-    return {line.name: line for line in summary.of(found, NAME, DESIGN, SETTING, score)}
+    return {line.name: line for line in summary.lines_of(found, NAME, DESIGN, SETTING, score)}
 
 
 def test_methods_come_by_their_mean_gap_with_interval_and_ties():

@@ -1,0 +1,212 @@
+"""What a benchmark consists of: jobs, and the rows that each of them lacks, made one by one."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from eupmu_jax import data, metrics
+from eupmu_jax.benchmark import designs, protocol, rows, saved, tuning
+from eupmu_jax.methods import METHODS
+from eupmu_jax.methods.passes import affordable_steps
+from eupmu_jax.training.unlearning import unlearn
+
+
+class Job(NamedTuple):
+    """A part of a benchmark that one process does alone.
+
+    Attributes:
+      design: Name of the design.
+      cases: Some of the design's cases; one alone for a method.
+      seeds: Problems to be reported.
+      method: Name of a method; None trains and judges the models.
+    """
+
+    design: str
+    cases: tuple[designs.Case, ...]
+    seeds: tuple[int, ...]
+    method: str | None
+
+
+class Place(NamedTuple):
+    """Where a benchmark is kept, and what is taken from there.
+
+    Attributes:
+      out: Folder of `rows.jsonl` and `cache/`, the trained models and compiled code.
+      command: For the rows.
+    """
+
+    out: Path
+    command: str
+
+    @property
+    def rows(self) -> Path:
+        """The file of all rows."""
+        return self.out / "rows.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what could be made again."""
+        return self.out / "cache"
+
+    def read(self) -> list[dict]:
+        """The rows that count."""
+        return saved.read(self.rows)
+
+
+class Piece(NamedTuple):
+    """One row to be made.
+
+    Attributes:
+      design, case, seed: Which problem.
+      kind: "model", "trial" or "run".
+      model: "original" or "retrained", of the kind "model".
+      method, trial: Of the other kinds; the trial is the number of its settings.
+    """
+
+    design: str
+    case: designs.Case
+    seed: int
+    kind: str
+    model: str | None = None
+    method: str | None = None
+    trial: int | None = None
+
+    def key(self) -> dict:
+        """The fields that make the row the only one of its kind."""
+        named = {"model": self.model, "method": self.method, "trial": self.trial}
+        fields = {name: value for name, value in named.items() if value is not None}
+        about = {"kind": self.kind, **fields, "seed": self.seed, "design": self.design, "forget": self.case.forget}
+        return about | saved.versions(self.design, self.method)
+
+
+def missing(job: Job, made: list[dict]) -> list[Piece]:
+    """The rows of a job that can be made now and are not in `made`; none if it is finished.
+
+    Runs come after all trials of a method, which choose their settings.
+    """
+    design, pieces = designs.design(job.design), []
+    for case in job.cases:
+        if job.method is None:
+            models = ("original", "retrained")
+            pieces += [Piece(job.design, case, seed, "model", model=name) for seed in job.seeds for name in models]
+            continue
+        of_method = Piece(job.design, case, design.tuning_seed, "trial", method=job.method)
+        trials = [of_method._replace(trial=index) for index in range(design.trials)]
+        if lacking := [piece for piece in trials if not rows.select(made, **piece.key())]:
+            pieces += lacking
+            continue
+        found = tuning.trials_of(made, of_method.key())
+        chosen = sorted({tuning.best(found, score) for score in design.scores})
+        pieces += [of_method._replace(kind="run", seed=s, trial=index) for s in job.seeds for index in chosen]
+    return [piece for piece in pieces if not rows.select(made, **piece.key())]
+
+
+def run(job: Job, place: Place) -> None:
+    """Makes what is missing of a job, and appends its rows one by one."""
+    while pieces := missing(job, place.read()):
+        for piece in pieces:
+            rows.append(place.rows, make(piece, place))
+
+
+def make(piece: Piece, place: Place) -> dict:
+    """Makes a row, with its key and with what it takes to make it again."""
+    of_kind = {"model": _model_row, "trial": _trial_row, "run": _run_row}[piece.kind]
+    return piece.key() | of_kind(piece, designs.design(piece.design), place) | rows.provenance(place.command)
+
+
+def prepare(job: Job, place: Place) -> None:
+    """Trains and judges the models of a job, where the cache lacks them."""
+    for case in job.cases:
+        for seed in job.seeds:
+            protocol.reference(designs.design(job.design), case, seed, place.cache)
+
+
+def _model_row(piece, design, place):
+    protocol.keep_split(design, piece.case, piece.seed, place.out / "splits")
+    reference = protocol.reference(design, piece.case, piece.seed, place.cache)
+    judged, model = {
+        "original": (reference.judged_original, reference.original),
+        "retrained": (reference.judged_retrained, reference.retrained),
+    }[piece.model]
+    return {
+        **judged.figures,
+        **protocol.divergences(judged, reference.judged_retrained, reference.problem.split),
+        "gap": metrics.average_gap(judged.figures, reference.judged_retrained.figures),
+        "relearning": protocol.relearning_curves(reference.problem, model.params, design),
+        "split": data.digest(reference.problem.split),
+        "seconds": model.seconds,
+        "processor_seconds": model.processor_seconds,
+        "forward": model.examples,
+        "backward": model.examples,
+    }
+
+
+def _unlearn(piece, design, reference, warm):
+    problem, case = reference.problem, piece.case
+    settings = tuning.settings(METHODS[piece.method], piece.trial)
+    full = settings | {"optimizer": design.optimizer}
+    forget, retain, batches = problem.forget, problem.retain, (case.forget_batch, case.retain_batch)
+    result = unlearn(
+        piece.method,
+        problem.task,
+        reference.original.params,
+        forget,
+        retain,
+        steps=affordable_steps(piece.method, full, problem.task, (len(forget), len(retain)), case.steps, batches),
+        settings=full,
+        seed=problem.seed,
+        forget_batch=case.forget_batch,
+        retain_batch=case.retain_batch,
+        retain_loss=reference.judged_original.figures["retain_loss"],
+        probes=0,
+        warm=warm,
+    )
+    return settings, result
+
+
+def _trial_row(piece, design, place):
+    reference = protocol.reference(design, piece.case, piece.seed, place.cache)
+    settings, result = _unlearn(piece, design, reference, warm=False)
+    judged = protocol.judge(protocol.sample(design, piece.case, piece.seed), result.params, design.shadow_size)
+    original, retrained = reference.judged_original.figures, reference.judged_retrained.figures
+    gap, blind = metrics.average_gap(judged.figures, retrained), tuning.blind_score(judged.figures, original)
+    diverged = not np.isfinite([gap, blind, judged.figures["retain_loss"]]).all()
+    return {
+        **judged.figures,
+        "settings": settings,
+        "diverged": diverged,
+        "blind": tuning.DIVERGED if diverged else blind,
+        "gap": tuning.DIVERGED if diverged else gap,
+        "rise": judged.figures["retain_loss"] - original["retain_loss"],
+    }
+
+
+def _run_row(piece, design, place):
+    reference = protocol.reference(design, piece.case, piece.seed, place.cache)
+    settings, result = _unlearn(piece, design, reference, warm=True)
+    judged = protocol.judge(reference.problem, result.params, design.shadow_size, metrics.FEATURES)
+    original, retrained = reference.judged_original.figures, reference.judged_retrained.figures
+    return {
+        **judged.figures,
+        **protocol.divergences(judged, reference.judged_retrained, reference.problem.split),
+        "gap": metrics.average_gap(judged.figures, retrained),
+        "rise": judged.figures["retain_loss"] - original["retain_loss"],
+        "relearning": protocol.relearning_curves(reference.problem, result.params, design),
+        "settings": settings,
+        "split": data.digest(reference.problem.split),
+        "seconds": result.seconds,
+        "processor_seconds": result.processor_seconds,
+        "compile_seconds": result.compile_seconds,
+        "share_of_retraining": 100 * _seconds(result) / _seconds(reference.retrained),
+        "forward": result.forward,
+        "backward": result.backward,
+        # A backward pass costs about two forward passes; training makes one of each.
+        "passes_of_retraining": 100 * (result.forward + 2 * result.backward) / (3 * reference.retrained.examples),
+    }
+
+
+def _seconds(timed):
+    """Of the processor where that is what computes, so that other work on the machine does not count."""
+    return timed.processor_seconds if jax.default_backend() == "cpu" else timed.seconds
