@@ -11,7 +11,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import controllers, tolerances
 
 
-class Setting(NamedTuple):
+class Tuning(NamedTuple):
     """What is tuned, for every method alike.
 
     Attributes:

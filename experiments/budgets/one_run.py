@@ -23,7 +23,7 @@ from eupmu_jax.gradients import batches
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
 from eupmu_jax.training import budget, fitting
 from eupmu_jax.training._streams import id_batches
-from experiments.budgets.methods import STACKED, Numbers, Program, Setting, optimizer
+from experiments.budgets.methods import STACKED, Numbers, Program, Tuning, optimizer
 
 BATCHES = {"digits": (16, 144), "fashion_mnist": (64, 576)}
 SIZES = {"digits": None, "fashion_mnist": 20_000}
@@ -32,7 +32,7 @@ LOOKS = 2  # Times in a block at which a trace looks at the whole retain set, un
 SHADOW_SIZE = 2_000
 
 
-class Problem(NamedTuple):
+class Given(NamedTuple):
     """A trained classifier, what it should forget, and the figures of it and of the retrained model.
 
     `whole` are the images and labels of the forget set and of the retain set.
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
     whole: tuple
 
 
-def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") -> Problem:
+def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") -> Given:
     """Loads or trains the original and the retrained model."""
     prepared = problems.make(data, forget, seed, size=SIZES[data], model=model)
     apply = _shared_apply(data, model, prepared.functions.apply)
@@ -56,7 +56,7 @@ def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") 
     figures = (evaluate(prepared, model.params) for model in (original, retrained))
     sets = prepared.split.forget_ids, prepared.split.retain_ids
     whole = tuple((prepared.tree["inputs"][ids], prepared.tree["labels"][ids]) for ids in sets)
-    return Problem(prepared, apply, original.params, *figures, whole)
+    return Given(prepared, apply, original.params, *figures, whole)
 
 
 def evaluate(prepared: problems.Problem, params: dict) -> dict:
@@ -125,9 +125,9 @@ def _measure(apply):
 
 
 def run(
-    given: Problem,
+    given: Given,
     program: Program,
-    setting: Setting,
+    setting: Tuning,
     rise: float,
     *,
     epochs: int,
@@ -194,7 +194,7 @@ def _look(look, params):
     return look(params)[1][0]
 
 
-def accuracies(given: Problem, params: dict) -> dict:
+def accuracies(given: Given, params: dict) -> dict:
     """UA and RA alone: the attack behind MIA takes longer than the run."""
     predict = lambda images: fitting.predict(given.apply, params, images)
     forget, retain = (metrics.accuracy(predict(images), np.asarray(labels)) for images, labels in given.whole)

@@ -29,7 +29,7 @@ import numpy as np
 from eupmu_jax.benchmark import rows
 from experiments import origin
 from experiments.budgets import one_run
-from experiments.budgets.methods import OPTIMIZERS, Program, Setting
+from experiments.budgets.methods import OPTIMIZERS, Program, Tuning
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 
@@ -45,10 +45,10 @@ def log_uniform(rng, low, high):
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def draw(optimizer: str, trial: int) -> Setting:
+def draw(optimizer: str, trial: int) -> Tuning:
     """The same settings for every method."""
     rng = np.random.default_rng(trial)
-    return Setting(
+    return Tuning(
         learning_rate=log_uniform(rng, *LEARNING_RATES[optimizer]),
         gain=log_uniform(rng, 0.1, 10.0),
         multiplier=log_uniform(rng, 0.1, 10.0),
@@ -150,16 +150,14 @@ def main():
                 continue
             if schedule == "restarts" and not is_usual(program):
                 continue
-            make = functools.partial(
-                unlearn, given, program, Setting(**best[program]["setting"]), schedule, traced=True
-            )
+            make = functools.partial(unlearn, given, program, Tuning(**best[program]["setting"]), schedule, traced=True)
             add(make, stage="grid", forget=forget, seed=seed, schedule=schedule, **program._asdict())
 
     anchored = [program for program in programs() if program.method in ("barrier", "PI") and is_usual(program)]
     for seed in arguments.seeds:
         given = one_run.problem(arguments.data, FORGET["random"], seed, arguments.cache)
         for program in anchored:
-            setting = Setting(**best[program]["setting"])
+            setting = Tuning(**best[program]["setting"])
             make = functools.partial(unlearn, given, program, setting, "linear", traced=True, anchored=True)
             add(make, stage="anchored", forget=FORGET["random"], seed=seed, **program._asdict())
 
@@ -167,7 +165,7 @@ def main():
         given = one_run.problem(arguments.data, FORGET["random"], seed, arguments.cache, model="cnn")
         for program in programs():
             if program.method in ("barrier", "PI", "reference") and is_usual(program):
-                setting = Setting(**best[program]["setting"])
+                setting = Tuning(**best[program]["setting"])
                 make = functools.partial(unlearn, given, program, setting, "linear", traced=True)
                 add(make, stage="cnn", forget=FORGET["random"], seed=seed, **program._asdict())
 

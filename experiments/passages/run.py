@@ -15,15 +15,18 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 import eupmu_jax as eupmu
 from eupmu_jax.benchmark import rows
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.data import passages
 from eupmu_jax.models.decoder import SIZES, Decoder
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training.fitting import fit
+from experiments import origin
 
 LENGTH, EPOCHS, STEPS = 64, 80, 200
 METHODS = ("EUPMU", "weighted sum", "gradient ascent", "fine-tuning", "SCRUB", "NGDiff")
@@ -60,54 +63,62 @@ def train(task, tokens: np.ndarray, ids: np.ndarray, seed: int, epochs: int = EP
     return fitted.params, fitted.seconds
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _error(task, params, batch):
+    return jnp.mean(task.error(task.outputs(params, batch, None), batch))
+
+
 def memorised(task, params, tokens: np.ndarray) -> float:
-    """Exact memorisation, in %, of passages."""
-    return 100 * float(1 - task.error(task.outputs(params, {"tokens": tokens}, None), {"tokens": tokens}).mean())
+    """Exact memorisation of passages, in %."""
+    return 100 * float(1 - _error(task, params, {"tokens": tokens}))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next(task, params, tokens, at):
+    return jnp.argmax(task.outputs(params, {"tokens": tokens}, None)[0, at - 1])
 
 
 def continued(task, params, passage: np.ndarray) -> str:
     """A passage's first bytes, and what the model greedily goes on with."""
     tokens = np.array(passage)[None]
     for at in range(SHOWN, len(passage)):
-        tokens[0, at] = int(task.outputs(params, {"tokens": tokens}, None)[0, at - 1].argmax())
+        tokens[0, at] = _next(task, params, tokens, at)
     return passages.text_of(tokens[0])
 
 
-def run(out: Path, seed: int, methods=METHODS, epochs: int = EPOCHS, steps: int = STEPS) -> list[dict]:
-    """Trains, unlearns and judges; appends a row for each model that `out` lacks."""
-    task, tokens = model(), passages.load(LENGTH)
+def run(
+    out: Path,
+    seed: int,
+    made_by: dict,
+    *,
+    methods=METHODS,
+    count: int | None = None,
+    epochs: int = EPOCHS,
+    steps: int = STEPS,
+) -> list[dict]:
+    """Trains, unlearns and judges on the first `count` passages; appends a row for each model, and returns the rows."""
+    task, tokens = model(), passages.load(LENGTH)[:count]
     ids = split(len(tokens), seed)
     sets = {name: {"tokens": tokens[part]} for name, part in ids.items()}
-    trained = {
-        "original": train(task, tokens, np.concatenate([ids["forget"], ids["retain"]]), seed, epochs),
-        "retrained": train(task, tokens, ids["retain"], seed + 1_000, epochs),
-    }
-    made = []
+    original, seconds = train(task, tokens, np.concatenate([ids["forget"], ids["retain"]]), seed, epochs)
+    retrained, retraining = train(task, tokens, ids["retain"], seed + RETRAINED_SEED_OFFSET, epochs)
+    found = []
 
     def add(name, params, **more):
         figures = {f"{part}_memorised": memorised(task, params, tokens[of]) for part, of in ids.items()}
-        sample = continued(task, params, tokens[ids["forget"][0]])
-        made.append({"model": name, "seed": seed, **figures, "sample": sample, **more})
+        passage = tokens[ids["forget"][0]]
+        samples = {"passage": passages.text_of(passage), "sample": continued(task, params, passage)}
+        found.append({"model": name, "seed": seed, **figures, **samples, **more})
+        rows.append(out, found[-1] | made_by)
 
-    for name, (params, seconds) in trained.items():
-        add(name, params, seconds=seconds.processor)
+    add("original", original, seconds=seconds.processor)
+    add("retrained", retrained, seconds=retraining.processor)
     for method in methods:
-        result = eupmu.unlearn(
-            method,
-            task,
-            trained["original"][0],
-            **sets,
-            steps=steps,
-            seed=seed,
-            forget_batch=16,
-            retain_batch=48,
-            warm=True,
-        )
-        share = 100 * result.processor_seconds / trained["retrained"][1].processor
+        options = {"steps": steps, "seed": seed, "forget_batch": 16, "retain_batch": 48, "warm": True, "probes": 1}
+        result = eupmu.unlearn(method, task, original, **sets, **options)
+        share = 100 * result.processor_seconds / retraining.processor
         add(method, result.params, figures=result.figures, share=result.share, share_of_retraining=share)
-    for row in made:
-        rows.append(out, row | {"device": jax.devices()[0].device_kind})
-    return made
+    return found
 
 
 def main():
@@ -116,7 +127,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("rows.jsonl"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        for row in run(arguments.out, seed):
+        for row in run(arguments.out, seed, origin.of(__file__, "--seeds", seed)):
             figures = "  ".join(
                 f"{name} {row[f'{name}_memorised']:5.1f} %" for name in ("forget", "retain", "held_out")
             )

@@ -26,7 +26,7 @@ from eupmu_jax.benchmark import rows
 from experiments import origin
 from experiments.budgets import one_run
 from experiments.budgets import run as budgets
-from experiments.budgets.methods import Program, Setting
+from experiments.budgets.methods import Program, Tuning
 from experiments.budgets.run import LEARNING_RATES, RISE, SCHEDULES, log_uniform
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -76,7 +76,7 @@ def unlearn(given, method, setting) -> dict:
     result = one_run.run(
         given,
         Program(name, scale, setting["optimizer"]),
-        Setting(setting["learning_rate"], **numbers),
+        Tuning(setting["learning_rate"], **numbers),
         RISE,
         epochs=setting["epochs"],
         seed=setting["seed"],

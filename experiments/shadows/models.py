@@ -37,7 +37,7 @@ VARIANTS = (
 )
 
 
-class Design(NamedTuple):
+class Setup(NamedTuple):
     """Sizes of the experiment.
 
     Attributes:
@@ -65,7 +65,7 @@ class Design(NamedTuple):
 
 
 @functools.cache
-def make_problem(design: Design, size: int, seed: int) -> problems.Problem:
+def make_problem(design: Setup, size: int, seed: int) -> problems.Problem:
     """`size` examples, of which a share is to be forgotten at random."""
     forget = f"random:{design.forget}"
     made = problems.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
@@ -73,7 +73,7 @@ def make_problem(design: Design, size: int, seed: int) -> problems.Problem:
     return made._replace(dataset=made.dataset._replace(test_images=tested[0], test_labels=tested[1]))
 
 
-def pool(design: Design) -> problems.Problem:
+def pool(design: Setup) -> problems.Problem:
     """All examples of the shadow models; the targets are its forget set."""
     return make_problem(design, design.size, POOL_SEED)
 
@@ -86,7 +86,7 @@ def halves(split: data.Split, pair: int) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def half(design: Design, shadow: int) -> np.ndarray:
+def half(design: Setup, shadow: int) -> np.ndarray:
     """Ids of the examples of one shadow model."""
     return halves(pool(design).split, shadow // 2)[shadow % 2]
 
@@ -99,7 +99,7 @@ class Shadow(NamedTuple):
     retrained: problems.Model
 
 
-def shadow_of(design: Design, shadow: int, forgotten: tuple[int, ...], cache: Path) -> Shadow:
+def shadow_of(design: Setup, shadow: int, forgotten: tuple[int, ...], cache: Path) -> Shadow:
     """The examples `forgotten` are to be forgotten by the model of that half."""
     ids, forget = half(design, shadow), np.array(forgotten)
     retain = np.setdiff1d(ids, forget)
@@ -109,7 +109,7 @@ def shadow_of(design: Design, shadow: int, forgotten: tuple[int, ...], cache: Pa
 
 
 @functools.cache
-def shadows(design: Design, cache: Path) -> list[Shadow]:
+def shadows(design: Setup, cache: Path) -> list[Shadow]:
     """Every shadow model, whose forget set are the targets of its half."""
     targets = pool(design).split.forget_ids
     mine = [np.intersect1d(half(design, shadow), targets) for shadow in range(2 * design.pairs)]
@@ -128,7 +128,7 @@ def draw(variant: Variant, trial: int) -> dict:
 
 
 def unlearned(
-    design: Design, made: problems.Problem, params: chex.ArrayTree, variant: Variant, settings, seed
+    design: Setup, made: problems.Problem, params: chex.ArrayTree, variant: Variant, settings, seed
 ) -> Unlearned:
     """One run of a method, with as many steps as its share of the passes pays for."""
     settings = settings | {"optimizer": "adam"}
@@ -156,7 +156,7 @@ def judge(made: problems.Problem, params: chex.ArrayTree, seed: int) -> tuple[np
 
 
 @functools.cache
-def memorisation(design: Design, cache: Path) -> np.ndarray:
+def memorisation(design: Setup, cache: Path) -> np.ndarray:
     """The memorisation score of every example of the pool."""
     made, ids = pool(design), np.arange(design.size)
     members = np.array([np.isin(ids, half(design, shadow)) for shadow in range(2 * design.pairs)])

@@ -35,7 +35,7 @@ from experiments import origin
 from experiments.shadows.models import (
     POOL_SEED,
     TUNING_SEED,
-    Design,
+    Setup,
     Problem,
     Variant,
     draw,
@@ -55,7 +55,7 @@ REFERENCES = {"original": "original", "control": "retrained"}
 
 
 @functools.cache
-def tuning_problem(design: Design, cache: Path) -> tuple[problems.Problem, chex.ArrayTree, dict]:
+def tuning_problem(design: Setup, cache: Path) -> tuple[problems.Problem, chex.ArrayTree, dict]:
     """The task that methods are tuned on, its original model, and the figures of that."""
     made = make_problem(design, design.size // 2, TUNING_SEED)
     ids = np.arange(len(made.dataset.train_labels))
@@ -63,7 +63,7 @@ def tuning_problem(design: Design, cache: Path) -> tuple[problems.Problem, chex.
     return made, params, judge(made, params, TUNING_SEED)[1]
 
 
-def try_out(design: Design, variant: Variant, trial: int, cache: Path) -> dict:
+def try_out(design: Setup, variant: Variant, trial: int, cache: Path) -> dict:
     """Fields of a trial's row."""
     made, original, before = tuning_problem(design, cache)
     settings = draw(variant, trial)
@@ -82,14 +82,14 @@ def worlds(phi: np.ndarray, never: np.ndarray, members: np.ndarray) -> tuple[np.
     return np.where(first, phi[::2], phi[1::2]), np.where(first, never[1::2], never[::2])
 
 
-def phi(design: Design, logits: np.ndarray) -> np.ndarray:
+def phi(design: Setup, logits: np.ndarray) -> np.ndarray:
     """The statistic of every target."""
     targets, labels = pool(design).split.forget_ids, pool(design).dataset.train_labels
     return metrics.lira_statistic(logits[targets], labels[targets])
 
 
 @functools.cache
-def phi_never(design: Design, cache: Path) -> np.ndarray:
+def phi_never(design: Setup, cache: Path) -> np.ndarray:
     """That of the models which saw no target."""
     made = pool(design)
     return np.array(
@@ -100,7 +100,7 @@ def phi_never(design: Design, cache: Path) -> np.ndarray:
     )
 
 
-def attack(design: Design, cache: Path, params: list[chex.ArrayTree]) -> dict:
+def attack(design: Setup, cache: Path, params: list[chex.ArrayTree]) -> dict:
     """U-LiRA on the models `params`, one for each shadow model, and what they are worth.
 
     `AUC_hardest` is that of the tenth of the targets with the highest memorisation scores.
@@ -124,7 +124,7 @@ def attack(design: Design, cache: Path, params: list[chex.ArrayTree]) -> dict:
 
 
 @functools.cache
-def forget_set(design: Design, kind: str, seed: int, cache: Path) -> tuple[Problem, dict]:
+def forget_set(design: Setup, kind: str, seed: int, cache: Path) -> tuple[Problem, dict]:
     """A share of a half that no shadow model had, at random or by memorisation; and the retrained model's figures."""
     shadow, dataset = 2 * (design.pairs + seed), pool(design).dataset
     ids, name = half(design, shadow), f"{kind}:{design.forget}"
@@ -134,7 +134,7 @@ def forget_set(design: Design, kind: str, seed: int, cache: Path) -> tuple[Probl
     return found, judge(found.problem, found.retrained.params, seed)[1]
 
 
-def compare(design: Design, cache: Path, kind: str, variant: Variant, settings: dict | None, seed: int) -> dict:
+def compare(design: Setup, cache: Path, kind: str, variant: Variant, settings: dict | None, seed: int) -> dict:
     """Figures of one model and their gap to the retrained one's."""
     found, retrained = forget_set(design, kind, seed, cache)
     row: dict = {"settings": settings, "split": data.digest(found.problem.split)}
@@ -148,7 +148,7 @@ def compare(design: Design, cache: Path, kind: str, variant: Variant, settings: 
     return figures | row | {"gap": metrics.average_gap(figures, retrained)}
 
 
-def run(design: Design, path: Path, made_by: dict, cache: Path) -> None:
+def run(design: Setup, path: Path, made_by: dict, cache: Path) -> None:
     """Adds every row that the file at `path` lacks."""
 
     def add(make, **key):
@@ -188,7 +188,7 @@ def main():
     arguments = parser.parse_args()
     # Every training compiles its step anew, although all shadow models share one program.
     jax.config.update("jax_compilation_cache_dir", str(arguments.cache.absolute() / "compiled"))
-    run(Design(), ROWS, origin.of(__file__), arguments.cache)
+    run(Setup(), ROWS, origin.of(__file__), arguments.cache)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import eupmu_jax as eupmu
 from eupmu_jax.benchmark import problems, rows
 from experiments.budgets import one_run, page
-from experiments.budgets.methods import OPTIMIZERS, Program, Setting
+from experiments.budgets.methods import OPTIMIZERS, Program, Tuning
 from experiments.per_class import page as per_class
 from experiments.robustness import page as robustness
 
@@ -26,7 +26,7 @@ def problem(tmp_path_factory):
 def test_the_returned_checkpoint_keeps_the_limit_on_the_whole_retain_set(problem, method, scale, optimizer):
     rate = {"sgd": 0.5, "adam": 3e-3, "muon": 1e-2}[optimizer]
     trace = []
-    result = one_run.run(problem, Program(method, scale, optimizer), Setting(rate), 0.05, epochs=5, seed=0, trace=trace)
+    result = one_run.run(problem, Program(method, scale, optimizer), Tuning(rate), 0.05, epochs=5, seed=0, trace=trace)
     judged = problems.evaluate(problem.classifier, result.best.params)
     assert judged["retain_loss"] <= problem.figures["retain_loss"] + 0.05 * 1.0001
     assert judged["forget_loss"] > problem.figures["forget_loss"]
@@ -34,7 +34,7 @@ def test_the_returned_checkpoint_keeps_the_limit_on_the_whole_retain_set(problem
 
 
 def test_an_anchored_level_holds_the_limit_as_well(problem):
-    program, setting = Program("PI", "raw", "adam"), Setting(3e-3)
+    program, setting = Program("PI", "raw", "adam"), Tuning(3e-3)
     result = one_run.run(problem, program, setting, 0.05, epochs=5, seed=0, anchored=True)
     assert result.best.progressed
     assert result.best.levels[0] <= problem.figures["retain_loss"] + 0.05

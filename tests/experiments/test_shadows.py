@@ -8,9 +8,9 @@ from eupmu_jax.benchmark import problems, rows
 from eupmu_jax.methods import METHODS
 from experiments.shadows import page
 from experiments.shadows import run as shadows
-from experiments.shadows.models import Design, Variant, draw, halves
+from experiments.shadows.models import Setup, Variant, draw, halves
 
-TINY = Design(
+TINY = Setup(
     data="digits",
     model="mlp",
     size=300,
