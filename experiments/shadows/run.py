@@ -36,7 +36,7 @@ from experiments.shadows.models import (
     POOL_SEED,
     TUNING_SEED,
     Setup,
-    Problem,
+    Shadow,
     Variant,
     draw,
     half,
@@ -44,13 +44,13 @@ from experiments.shadows.models import (
     make_problem,
     memorisation,
     pool,
-    problem,
+    shadow_of,
     shadows,
     unlearned,
 )
 
 ROWS = Path(__file__).with_name("rows.jsonl")
-# What an attack is shown besides unlearned models, and which model of a `Problem` that is.
+# What an attack is shown besides unlearned models, and which model of a `Shadow` that is.
 REFERENCES = {"original": "original", "control": "retrained"}
 
 
@@ -124,13 +124,13 @@ def attack(design: Setup, cache: Path, params: list[chex.ArrayTree]) -> dict:
 
 
 @functools.cache
-def forget_set(design: Setup, kind: str, seed: int, cache: Path) -> tuple[Problem, dict]:
+def forget_set(design: Setup, kind: str, seed: int, cache: Path) -> tuple[Shadow, dict]:
     """A share of a half that no shadow model had, at random or by memorisation; and the retrained model's figures."""
     shadow, dataset = 2 * (design.pairs + seed), pool(design).dataset
     ids, name = half(design, shadow), f"{kind}:{design.forget}"
     labels, scores = dataset.train_labels[ids], memorisation(design, cache)[ids]
     split = data.split(labels, name, num_classes=dataset.num_classes, seed=seed, scores=scores)
-    found = problem(design, shadow, tuple(ids[split.forget_ids].tolist()), cache)
+    found = shadow_of(design, shadow, tuple(ids[split.forget_ids].tolist()), cache)
     return found, judge(found.problem, found.retrained.params, seed)[1]
 
 
