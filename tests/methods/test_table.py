@@ -101,7 +101,7 @@ def test_the_contract(name, counted):
     assert len(traces) == 15
     if name != "influence":
         assert traces[0] > 0
-    # Of the first run: what is traced after its last step is its end, and Bad Teacher's fresh model has no forward pass.
+    # After the last step of the first run its end is traced, if it has one.
     assert len(set(traces[:5])) == 1, "recompiled between steps"
     assert len(set(traces[5:])) == 1, "recompiled in runs with other numbers"
 
