@@ -12,12 +12,12 @@ from eupmu_jax.benchmark.designs import DESIGNS
 
 NAME = "digits"
 DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
-SETTING = DESIGN.settings[0]
+CASE = DESIGN.cases[0]
 
 
 def make(code="now"):
     """Rows of the two models and of three methods, whose gaps over the seeds are given."""
-    common = {"design": NAME, "digest": DESIGN.digest(SETTING), "forget": SETTING.forget, "code": code}
+    common = {"design": NAME, "digest": DESIGN.digest(CASE), "forget": CASE.forget, "code": code}
     curve = {"retain_only": {"step": [0, 10], "accuracy": [90.0, 95.0]}}
     figures_ = {"UA": 5.0, "RA": 99.0, "TA": 98.0, "MIA": 8.0, "kl_forget": 0.1, "relearning": curve}
     made = []
@@ -35,7 +35,7 @@ def make(code="now"):
 
 
 def of(found, score="blind"):
-    return {line.name: line for line in summary.of(found, NAME, DESIGN, SETTING, score)}
+    return {line.name: line for line in summary.of(found, NAME, DESIGN, CASE, score)}
 
 
 def test_methods_come_by_their_mean_gap_with_interval_and_ties():
@@ -88,7 +88,7 @@ def test_rows_of_two_states_of_the_code_are_not_mixed():
 
 
 def test_another_design_is_not_mixed_in():
-    other = DESIGN._replace(version=2).digest(SETTING)
+    other = DESIGN._replace(version=2).digest(CASE)
     assert of([row | {"digest": other} for row in make()]) == {}
 
 
@@ -149,7 +149,7 @@ def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
         tables.show(NAME, tmp_path, "terminal", console, forget)
         return console.file.getvalue()
 
-    assert shown(DESIGN.settings[0].forget, "class:{}") == shown()
+    assert shown(DESIGN.cases[0].forget, "class:{}") == shown()
     assert "no rows of digits, class:{} in" in shown("class:{}")
 
 

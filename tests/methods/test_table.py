@@ -12,6 +12,8 @@ from eupmu_jax.methods import METHODS, Choice, LogUniform
 from eupmu_jax.tasks import classification
 from eupmu_jax.training.unlearning import unlearn
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # The counter does not see the passes that differentiate a gradient once more.
 SECOND_ORDER = {"OFMU"}
 
