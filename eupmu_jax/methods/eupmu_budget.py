@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -55,7 +56,9 @@ def _search(task, retain, allowed_rise, inside, outside):
     def measure(params):
         return task.retain(task.outputs(params, retain, None), retain)
 
-    return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS)
+    # A number that goes from 0 to 1 with the parameters is the share of the way.
+    ends = (inside, jnp.float32(0)), (outside, jnp.float32(1))
+    return furthest_feasible(lambda point: measure(point[0]), measure(inside) + allowed_rise, *ends, BISECTIONS)
 
 
 def _share(inside, found, outside):

@@ -7,7 +7,7 @@ import pytest
 
 from eupmu_jax import data, methods
 from eupmu_jax.benchmark import designs, problems
-from eupmu_jax.training.unlearning import Plan, affordable_steps
+from eupmu_jax.methods.passes import affordable_steps
 
 EXAMPLES = {"fashion_mnist": 60_000, "cifar10": 50_000, "digits": 1_437}
 
@@ -17,11 +17,11 @@ def digits():
     return problems.make("digits", "random:10%", 0)
 
 
-def with_split(digits, name, setting):
-    """A task of the size of the design's: what counts here is how many examples there are."""
-    design = designs.design(name)
+def counts_of(design, case):
+    """Examples in the forget and in the retain set."""
     labels = np.arange(design.size or EXAMPLES[design.data]) % 10
-    return digits._replace(split=data.split(labels, setting.of(0), num_classes=10, seed=0))
+    split = data.split(labels, case.of(0), num_classes=10, seed=0)
+    return len(split.forget_ids), len(split.retain_ids)
 
 
 def settings_of(method):
@@ -32,30 +32,30 @@ def settings_of(method):
 @pytest.mark.parametrize("name", designs.DESIGNS)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_makes_as_many_steps_as_the_passes_of_plain_ones_pay_for(digits, name, method):
-    for setting in designs.design(name).settings:
-        made = with_split(digits, name, setting)
-        settings, sizes = settings_of(method), (setting.forget_batch, setting.retain_batch)
-        counts = len(made.split.forget_ids), len(made.split.retain_ids)
-        allowed = 3 * setting.steps * sum(sizes)
-        steps = affordable_steps(method, settings, Plan(setting.steps, *sizes), made)
-        problem = methods.Problem(made.apply, made.fresh_params, 10, *counts, steps, 0.0, allowed)
-        assert 1 <= steps <= setting.steps
-        assert passes(method, settings, problem, sizes) <= allowed
-        more = passes(method, settings, problem._replace(steps=steps + 1), sizes)
-        assert steps == setting.steps or more > allowed
+    design = designs.design(name)
+    for case in design.cases:
+        counts, sizes = counts_of(design, case), (case.forget_batch, case.retain_batch)
+        settings, allowed = settings_of(method), 3 * case.steps * sum(sizes)
+        steps = affordable_steps(method, settings, digits.task, counts, case.steps, sizes)
+        terms = methods.Terms(*counts, steps, 0.0, allowed)
+        assert 1 <= steps <= case.steps
+        assert passes(method, digits.task, terms, settings, sizes) <= allowed
+        more = passes(method, digits.task, terms._replace(steps=steps + 1), settings, sizes)
+        assert steps == case.steps or more > allowed
 
 
-def passes(method, settings, problem, sizes):
-    cost = methods.method(method).make(problem, settings).cost
+def passes(method, task, terms, settings, sizes):
+    cost = methods.method(method).make(task, terms, settings).cost
     forward, backward = (np.dot(part, sizes) for part in (cost.forward, cost.backward))
-    return problem.steps * (forward + 2 * backward) + cost.outside_forward + 2 * cost.outside_backward
+    return terms.steps * (forward + 2 * backward) + cost.outside_forward + 2 * cost.outside_backward
 
 
-SALUN = "plan: got 2 steps of 16 + 48 examples, which are 384 passes, expected at least 624, which SalUn makes"
+SALUN = "steps: got 2 of 16 + 48 examples, which are 384 passes, expected at least 624, which SalUn makes"
 INFLUENCE = "passes: got 384, expected at least 564, of which the gradient of the 144 forget examples takes 432"
 
 
 @pytest.mark.parametrize(("method", "message"), [("SalUn", SALUN), ("influence", INFLUENCE)])
-def test_a_plan_that_pays_for_no_step_is_refused(digits, method, message):
+def test_terms_that_pay_for_no_step_are_refused(digits, method, message):
+    counts = len(digits.forget), len(digits.retain)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        affordable_steps(method, settings_of(method), Plan(2, 16, 48), digits)
+        affordable_steps(method, settings_of(method), digits.task, counts, 2, (16, 48))

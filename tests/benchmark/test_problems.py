@@ -1,4 +1,4 @@
-"""Tasks whose models have BatchNorm and whose images are augmented; steps that are paid for."""
+"""Problems whose models have BatchNorm and whose images are augmented; steps that are paid for."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,11 @@ import pytest
 
 from eupmu_jax import data
 from eupmu_jax.benchmark import problems
+from eupmu_jax.methods.passes import affordable_steps
+from eupmu_jax.objectives import cross_entropy
+from eupmu_jax.tasks import Examples, classification
 from eupmu_jax.training import fitting
-from eupmu_jax.training.unlearning import Plan, affordable_steps, run_method
+from eupmu_jax.training.unlearning import unlearn
 
 SHORT = problems.Recipe(1, 32, 1e-3)
 
@@ -23,20 +26,25 @@ def colour():
 
 
 def test_statistics_of_training_are_folded_into_what_is_unlearned(colour, tmp_path):
-    everything = np.arange(len(colour.labels))
-    arguments = colour.forward, *colour.initial(jax.random.key(0)), colour.images, colour.labels, everything
-    fitted = fitting.fit(*arguments, **SHORT._asdict(), seed=0, augment=True)
+    everything, pure, images = np.arange(64), colour.functions, colour.tree["inputs"]
+
+    def loss(params, statistics, batch, key):
+        logits, statistics = pure.forward(params, statistics, data.augment(key, batch["inputs"]), True)
+        return cross_entropy(logits, batch["labels"]), statistics
+
+    start, examples = pure.initial(jax.random.key(0)), Examples(colour.tree, everything)
+    fitted = fitting.fit(loss, *start, examples, **SHORT._asdict(), seed=0)
     model = problems.train(colour, everything, init_seed=0, cache=tmp_path, on_step=lambda: None)
-    expected, _ = colour.forward(fitted.params, fitted.batch_stats, colour.images, False)
-    np.testing.assert_allclose(colour.apply(model.params, colour.images), expected, rtol=1e-4, atol=1e-4)
-    untrained, _ = colour.forward(*colour.initial(jax.random.key(0)), colour.images, False)
-    folded = colour.apply(colour.fresh_params(jax.random.key(0)), colour.images)
+    expected, _ = pure.forward(fitted.params, fitted.statistics, images, False)
+    np.testing.assert_allclose(pure.apply(model.params, images), expected, rtol=1e-4, atol=1e-4)
+    untrained, _ = pure.forward(*start, images, False)
+    folded = pure.apply(pure.fresh_params(jax.random.key(0)), images)
     np.testing.assert_allclose(folded, untrained, rtol=1e-4, atol=1e-4)
 
 
 def test_augmentation_changes_training_and_unlearning_and_the_cache_knows(colour, tmp_path):
-    plain = colour._replace(augment=False)
-    everything = np.arange(len(colour.labels))
+    plain = colour._replace(augment=False, task=classification(colour.functions.apply, num_classes=10))
+    everything = np.arange(64)
     models = [
         problems.train(each, everything, init_seed=0, cache=tmp_path, on_step=lambda: None).params
         for each in (colour, plain, colour)
@@ -44,24 +52,29 @@ def test_augmentation_changes_training_and_unlearning_and_the_cache_knows(colour
     differ = lambda a, b: any(np.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     assert differ(models[0], models[1])
     assert not differ(models[0], models[2])
-    settings = {"learning_rate": 0.01, "forget_objective": "bounded_ascent", "retain_weight": 1.0, "optimizer": "adam"}
-    plan = Plan(2, 8, 8, probes=0)
-    runs = [run_method("weighted sum", settings, plan, each, models[0], seed=0).params for each in (colour, plain)]
+    settings = {"learning_rate": 0.01, "forget_objective": "bounded_ascent", "retain_weight": 1.0}
+    options = {"steps": 2, "settings": settings, "forget_batch": 8, "retain_batch": 8, "probes": 0}
+    runs = [
+        unlearn("weighted sum", each.task, models[0], each.forget, each.retain, **options).params
+        for each in (colour, plain)
+    ]
     assert differ(*runs)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(runs[0]))
 
 
 def test_steps_are_as_many_as_the_passes_of_plain_ones_pay_for():
     prepared = problems.make("digits", "random:10%", 0)
-    plan = Plan(steps=60, forget_batch=16, retain_batch=48)
-    settings = {"learning_rate": 0.1, "forget_objective": "bounded_ascent", "multiplier_learning_rate": 1.0}
-    assert affordable_steps("EUPMU next-batch", settings, plan, prepared) == 60
+    forgotten, retained = len(prepared.forget), len(prepared.retain)
+
+    def steps(method, **settings):
+        settings = {"learning_rate": 0.1, "forget_objective": "bounded_ascent"} | settings
+        return affordable_steps(method, settings, prepared.task, (forgotten, retained), 60, (16, 48))
+
+    assert steps("EUPMU next-batch", multiplier_learning_rate=1.0) == 60
     # 1F 1B of 16 forget and 2F 1B of 48 retain examples, in units of a forward pass; a backward pass is two.
-    assert affordable_steps("EUPMU implicit", settings, plan, prepared) == 60 * 3 * 64 // (3 * 16 + 4 * 48)
-    assert affordable_steps("fine-tuning", {"learning_rate": 0.1}, plan, prepared) == 60
-    mask = settings | {"mask_fraction": 0.5}
-    forgotten = len(prepared.split.forget_ids)
-    assert affordable_steps("SalUn", mask, plan, prepared) == (60 * 3 * 64 - 3 * forgotten) // (3 * 64)
+    assert steps("EUPMU implicit", multiplier_learning_rate=1.0) == 60 * 3 * 64 // (3 * 16 + 4 * 48)
+    assert steps("fine-tuning") == 60
+    assert steps("SalUn", mask_fraction=0.5) == (60 * 3 * 64 - 3 * forgotten) // (3 * 64)
 
 
 def test_an_unknown_model_lists_the_known():

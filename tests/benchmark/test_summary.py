@@ -13,12 +13,12 @@ from eupmu_jax.methods import METHODS
 
 NAME = "digits"
 DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
-SETTING = DESIGN.settings[0]
+CASE = DESIGN.cases[0]
 
 
 def make():
     """Rows of the two models and of three methods, whose gaps over the seeds are given."""
-    common = {"design": NAME, "forget": SETTING.forget, **saved.versions(NAME)}
+    common = {"design": NAME, "forget": CASE.forget, **saved.versions(NAME)}
     curve = {"retain_only": {"step": [0, 10], "accuracy": [90.0, 95.0]}}
     figures_ = {"UA": 5.0, "RA": 99.0, "TA": 98.0, "MIA": 8.0, "kl_forget": 0.1, "relearning": curve}
     made = []
@@ -37,7 +37,7 @@ def make():
 
 
 def of(found, score="blind"):
-    return {line.name: line for line in summary.lines_of(found, NAME, DESIGN, SETTING, score)}
+    return {line.name: line for line in summary.lines_of(found, NAME, DESIGN, CASE, score)}
 
 
 def test_methods_come_by_their_mean_gap_with_interval_and_ties():
@@ -172,7 +172,7 @@ def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
         tables.show(NAME, tmp_path, "terminal", console, forget)
         return console.file.getvalue()
 
-    assert shown(DESIGN.settings[0].forget, "class:{}") == shown()
+    assert shown(DESIGN.cases[0].forget, "class:{}") == shown()
     assert "no rows of digits, class:{} in" in shown("class:{}")
 
 

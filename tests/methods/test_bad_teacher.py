@@ -7,21 +7,23 @@ from scipy.optimize import approx_fprime
 from scipy.special import rel_entr, softmax
 
 from eupmu_jax import objectives
-from eupmu_jax.methods import METHODS, Problem
+from eupmu_jax.methods import METHODS, Terms
+from eupmu_jax.tasks import as_examples, classification
 
 CLASSES, FEATURES = 3, 4
-SETTINGS = {"learning_rate": 0.5, "temperature": 2.0, "retain_weight": 3.0}
+SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "temperature": 2.0, "retain_weight": 3.0}
 
 
 def linear():
     """A linear classifier ready to run, its teachers, a student apart from both, and the two batches."""
     rng = np.random.default_rng(0)
     competent, student = rng.normal(size=(2, FEATURES, CLASSES))
-    batches = tuple({"images": rng.normal(size=(n, FEATURES))} for n in (5, 9))
+    batches = tuple({"inputs": rng.normal(size=(n, FEATURES))} for n in (5, 9))
     fresh = lambda key: jax.random.normal(key, (FEATURES, CLASSES))
-    problem = Problem(lambda params, images: images @ params, fresh, CLASSES, 5, 9, 10, 0.0)
-    procedure = METHODS["Bad Teacher"].make(problem, SETTINGS)
-    teachers = procedure.prepare(jnp.asarray(competent), *batches, jax.random.key(1))
+    task = classification(lambda params, inputs: inputs @ params, CLASSES, fresh_params=fresh)
+    procedure = METHODS["Bad Teacher"].make(task, Terms(5, 9, 10, 0.0), SETTINGS)
+    sets = (as_examples("set", batch) for batch in batches)
+    teachers = procedure.prepare(jnp.asarray(competent), *sets, jax.random.key(1))
     return procedure._replace(step=jax.jit(procedure.step)), teachers, jnp.asarray(student), batches
 
 
@@ -48,7 +50,7 @@ def test_a_step_descends_the_divergences_as_scipy_has_them(count):
 
     def total(flat):
         parts = [
-            divergence(flat.reshape(student.shape), teacher, batch["images"], 2.0)
+            divergence(flat.reshape(student.shape), teacher, batch["inputs"], 2.0)
             for teacher, batch in zip(teachers, batches, strict=True)
         ]
         return parts[0] + 3.0 * parts[1]
@@ -63,18 +65,18 @@ def test_labels_are_not_read():
     procedure, teachers, student, batches = linear()
     state = procedure.init(student, teachers)
     step = lambda fed: procedure.step(student, teachers, state, fed, jnp.int32(0), None)[0]
-    labelled = tuple(batch | {"labels": np.full(len(batch["images"]), -1)} for batch in batches)
+    labelled = tuple(batch | {"labels": np.full(len(batch["inputs"]), -1)} for batch in batches)
     chex.assert_trees_all_equal(step(batches), step(labelled))
 
 
-def test_on_two_digits_the_student_comes_to_the_untrained_model_and_keeps_the_others(problem):
+def test_on_two_digits_the_student_comes_to_the_untrained_model_and_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "temperature": 1.0, "retain_weight": 1.0}
-    params = problem.run(METHODS["Bad Teacher"].make, settings, steps=60, seed=2)
-    apply, images = problem.problem.apply, problem.forget["images"]
-    untrained = apply(problem.problem.fresh_params(jax.random.key(2)), images)
-    other = apply(problem.problem.fresh_params(jax.random.key(3)), images)
-    distance = lambda params, teacher: float(objectives.kl_to_teacher(apply(params, images), teacher))
-    assert distance(params, untrained) < 0.1 * distance(problem.params, untrained)
+    params = digits.run("Bad Teacher", settings, steps=60, seed=2)
+    logits = lambda params: digits.task.outputs(params, digits.forget.tree, None)
+    # The key of what a run prepares is that of its seed and 2.
+    untrained, other = (logits(digits.task.fresh_params(jax.random.key(seed))) for seed in (4, 3))
+    distance = lambda params, teacher: float(objectives.kl_to_teacher(logits(params), teacher))
+    assert distance(params, untrained) < 0.1 * distance(digits.params, untrained)
     assert distance(params, untrained) < 0.8 * distance(params, other)
-    assert problem.accuracy(params, problem.forget) < 0.3
-    assert problem.accuracy(params, problem.retain) > 0.97
+    assert digits.accuracy(params, digits.forget) < 0.3
+    assert digits.accuracy(params, digits.retain) > 0.97

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from eupmu_jax.methods import METHODS, Problem
+from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.methods.boundary_expand import Unit, expanded_logits
+from eupmu_jax.tasks import classification
 
-SETTINGS = {"learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0}
 
 
 def linear():
@@ -16,15 +17,15 @@ def linear():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 3)).astype(np.float32)
     images = rng.normal(size=(5, 4)).astype(np.float32)
-    batches = {"images": images}, {"images": np.full((9, 4), np.nan, np.float32)}
-    problem = Problem(lambda params, images: images @ params, None, 3, 5, 9, 10, 0.0)
-    procedure = METHODS["boundary expand"].make(problem, SETTINGS)
+    batches = {"inputs": images}, {"inputs": np.full((9, 4), np.nan, np.float32)}
+    task = classification(lambda params, inputs: inputs @ params, num_classes=3)
+    procedure = METHODS["boundary expand"].make(task, Terms(5, 9, 10, 0.0), SETTINGS)
     return procedure._replace(step=jax.jit(procedure.step)), weights, batches
 
 
 def test_a_step_is_that_of_the_closed_form():
     procedure, weights, batches = linear()
-    images = batches[0]["images"]
+    images = batches[0]["inputs"]
     state = procedure.init(jnp.asarray(weights), ())
     params, (unit, _) = procedure.step(jnp.asarray(weights), (), state, batches, jnp.int32(0), None)
     logits = images @ weights
@@ -55,11 +56,11 @@ def test_a_unit_that_takes_everything_leaves_the_model_as_it_is():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_without_the_unit_two_digits_lose_and_the_others_stay(problem, momentum):
+def test_without_the_unit_two_digits_lose_and_the_others_stay(digits, momentum):
     settings = {"learning_rate": 0.03, "momentum": momentum, "weight_decay": 5e-4}
-    params = problem.run(METHODS["boundary expand"].make, settings, steps=60)
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, problem.params)
-    assert problem.problem.apply(params, problem.forget["images"]).shape == (problem.problem.num_forget, 10)
-    assert problem.loss(params, problem.forget) > (20 if momentum else 3) * problem.loss(problem.params, problem.forget)
-    assert problem.accuracy(params, problem.forget) < (0.5 if momentum else 0.95)
-    assert problem.accuracy(params, problem.retain) > 0.98
+    params = digits.run("boundary expand", settings, steps=60)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, digits.params)
+    assert digits.task.outputs(params, digits.forget.tree, None).shape == (len(digits.forget), 10)
+    assert digits.loss(params, digits.forget) > (20 if momentum else 3) * digits.loss(digits.params, digits.forget)
+    assert digits.accuracy(params, digits.forget) < (0.5 if momentum else 0.95)
+    assert digits.accuracy(params, digits.retain) > 0.98

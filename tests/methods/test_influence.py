@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,22 +13,23 @@ from eupmu_jax.benchmark import problems
 from eupmu_jax.methods._whole_set import mean_gradient
 from eupmu_jax.methods.influence import curvature_product, influence, removal_step
 from eupmu_jax.models import conv2d
+from eupmu_jax.tasks import as_examples, classification
 
 DAMPING = 0.01
 
 
-def linear(params, images):
-    return images.reshape(len(images), -1) @ params
-
-
-def convolutional(params, images):
+def convolution(params, images):
     return jnp.tanh(conv2d(images, params["kernel"], (2, 2))).reshape(len(images), -1) @ params["head"]
 
 
-def curvature_of(apply, params, data, kind):
+LINEAR = classification(lambda params, images: images.reshape(len(images), -1) @ params, num_classes=10)
+CONVOLUTIONAL = classification(convolution, num_classes=10)
+
+
+def curvature_of(task, params, data, kind):
     """The whole matrix, from Jacobians of the flat parameters, in double precision once they are known."""
     flat, unravel = ravel_pytree(params)
-    logits = lambda p: apply(unravel(p), data["images"])
+    logits = lambda p: task.outputs(unravel(p), data, None)
     jacobian = np.asarray(jax.jacrev(logits)(flat), np.float64)
     probabilities = np.asarray(jax.nn.softmax(logits(flat)), np.float64)
     count, classes = probabilities.shape
@@ -38,12 +41,12 @@ def curvature_of(apply, params, data, kind):
 
 
 @pytest.fixture(scope="module")
-def data(problem):
-    everything = {name: jnp.concatenate([problem.forget[name], problem.retain[name]]) for name in problem.forget}
+def data(digits):
+    everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), digits.forget.tree, digits.retain.tree)
     # Pixels of 4x4 blocks: few enough weights for the whole matrix.
-    images = everything["images"].reshape(-1, 4, 2, 4, 2, 1).mean((2, 4))
+    images = everything["inputs"].reshape(-1, 4, 2, 4, 2, 1).mean((2, 4))
     order = np.random.default_rng(0).permutation(len(images))
-    return {"images": images[order], "labels": everything["labels"][order]}
+    return {"inputs": images[order], "labels": everything["labels"][order]}
 
 
 def part(data, start, stop):
@@ -52,10 +55,10 @@ def part(data, start, stop):
 
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 @pytest.mark.parametrize("chunks", [1, 4])
-@pytest.mark.parametrize("apply", [linear, convolutional])
-def test_products_are_those_of_the_whole_matrix(data, kind, chunks, apply):
+@pytest.mark.parametrize("task", [LINEAR, CONVOLUTIONAL], ids=["linear", "convolutional"])
+def test_products_are_those_of_the_whole_matrix(data, kind, chunks, task):
     keys = jax.random.split(jax.random.key(0), 3)
-    if apply is linear:
+    if task is LINEAR:
         params = 0.3 * jax.random.normal(keys[0], (16, 10))
     else:
         params = {
@@ -65,64 +68,65 @@ def test_products_are_those_of_the_whole_matrix(data, kind, chunks, apply):
     sample = part(data, 0, 80)
     vector = jax.tree.map(lambda p: jax.random.normal(keys[2], p.shape), params)
     chunked = {name: array.reshape(chunks, -1, *array.shape[1:]) for name, array in sample.items()}
-    actual = ravel_pytree(curvature_product(apply, params, chunked, vector, kind))[0]
-    expected = curvature_of(apply, params, sample, kind) @ np.asarray(ravel_pytree(vector)[0])
+    actual = ravel_pytree(curvature_product(task, params, chunked, vector, kind))[0]
+    expected = curvature_of(task, params, sample, kind) @ np.asarray(ravel_pytree(vector)[0])
     np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_the_gauss_newton_matrix_of_a_linear_model_is_the_hessian(data):
     sample = part(data, 0, 80)
     params = 0.3 * jax.random.normal(jax.random.key(0), (16, 10))
-    loss = lambda p: objectives.cross_entropy(linear(p, sample["images"]), sample["labels"])
+    loss = lambda p: objectives.cross_entropy(LINEAR.outputs(p, sample, None), sample["labels"])
     hessian = np.asarray(jax.hessian(loss)(params)).reshape(160, 160)
-    np.testing.assert_allclose(curvature_of(linear, params, sample, "gauss_newton"), hessian, atol=1e-6)
+    np.testing.assert_allclose(curvature_of(LINEAR, params, sample, "gauss_newton"), hessian, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 def test_the_step_is_the_exact_solution(data, kind):
     forget, retain = part(data, 0, 50), part(data, 50, 450)
     params = 0.3 * jax.random.normal(jax.random.key(0), (16, 10))
-    gradients = [np.asarray(mean_gradient(linear, params, p), np.float64).ravel() for p in (forget, retain)]
-    matrix = curvature_of(linear, params, retain, kind) + DAMPING * np.eye(160)
+    forget = as_examples("forget", forget)
+    gradients = [mean_gradient(LINEAR, params, part) for part in (forget, as_examples("retain", retain))]
+    gradients = np.asarray(gradients, np.float64).reshape(2, -1)
+    matrix = curvature_of(LINEAR, params, retain, kind) + DAMPING * np.eye(160)
     expected = np.linalg.solve(matrix, 50 / 450 * (gradients[0] - gradients[1]))
-    step = removal_step(linear, params, forget, retain, 50 / 450, DAMPING, curvature=kind, iterations=200)
+    step = removal_step(LINEAR, params, forget, retain, 50 / 450, DAMPING, curvature=kind, iterations=200)
     np.testing.assert_allclose(step.ravel(), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_first_iteration_is_the_exact_step_along_the_gradient_for_many_images():
     """XLA on CPU makes garbage of it where the iterations start from a constant zero."""
     model = problems.functions("narrow-cnn", (28, 28, 1), 10)
-    params = model.fresh_params(jax.random.key(0))
+    task, params = classification(model.apply, 10), model.fresh_params(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (900, 28, 28, 1))
-    everything = {"images": images, "labels": jnp.arange(900) % 10}
-    forget, retain = part(everything, 0, 450), part(everything, 450, 900)
-    gradients = [mean_gradient(model.apply, params, p) for p in (forget, retain)]
+    everything = {"inputs": images, "labels": jnp.arange(900) % 10}
+    forget, retain = as_examples("forget", part(everything, 0, 450)), part(everything, 450, 900)
+    gradients = [mean_gradient(task, params, p) for p in (forget, as_examples("retain", retain))]
     change = jax.tree.map(lambda f, r: 0.5 * (f - r), *gradients)
     chunked = {name: array[None] for name, array in retain.items()}
-    product = curvature_product(model.apply, params, chunked, change)
+    product = curvature_product(task, params, chunked, change)
     change, product = ravel_pytree(change)[0], ravel_pytree(product)[0]
     length = change @ change / (change @ product + DAMPING * change @ change)
-    step = removal_step(model.apply, params, forget, retain, 0.5, DAMPING, iterations=1)
+    step = removal_step(task, params, forget, retain, 0.5, DAMPING, iterations=1)
     np.testing.assert_allclose(ravel_pytree(step)[0], length * change, atol=1e-4 * jnp.abs(length * change).max())
 
 
-def test_short_of_passes_it_iterates_less_over_fewer_examples(problem):
+def test_short_of_passes_it_iterates_less_over_fewer_examples(digits):
     settings = {"learning_rate": 1.0, "damping": 0.01, "curvature": "gauss_newton"}
-    known = problem.problem
+    known = digits.terms(steps=1)
     products = lambda iterations: 3 + 5 * (iterations + 1)
     everything = 3 * known.num_forget + min(1_000, known.num_retain) * products(15)
-    step = lambda passes: influence(known._replace(steps=1, passes=passes), settings)
+    step = lambda passes: influence(digits.task, known._replace(passes=passes), settings)
     spent = lambda passes: step(passes).cost.outside_forward + 2 * step(passes).cost.outside_backward
     assert spent(jnp.inf) == spent(everything) == everything
     fewer = 3 * known.num_forget + 103 * products(5)
     assert spent(fewer) == 3 * known.num_forget + 100 * products(5)
     key = jax.random.key(0)
-    ids = jax.random.permutation(key, known.num_retain)[:100]
-    retain = {name: array[ids] for name, array in problem.retain.items()}
+    retain = digits.retain[jax.random.permutation(key, known.num_retain)[:100]]
     share = known.num_forget / (known.num_forget + known.num_retain)
     chex.assert_trees_all_equal(
-        step(fewer).prepare(problem.params, problem.forget, problem.retain, key),
-        removal_step(known.apply, problem.params, problem.forget, retain, share, 0.01, iterations=5),
+        step(fewer).prepare(digits.params, digits.forget, digits.retain, key),
+        removal_step(digits.task, digits.params, digits.forget, retain, share, 0.01, iterations=5),
     )
     least = 3 * known.num_forget + 4 * products(5)
     assert spent(least) == least
@@ -136,7 +140,7 @@ def test_removing_points_from_logistic_regression_approximates_retraining(data):
     def optimum(data):
         count = len(data["labels"])
         model = LogisticRegression(C=1 / (DAMPING * count), fit_intercept=False, tol=1e-10, max_iter=10_000)
-        return jnp.asarray(model.fit(data["images"].reshape(count, -1), data["labels"]).coef_.T, jnp.float32)
+        return jnp.asarray(model.fit(data["inputs"].reshape(count, -1), data["labels"]).coef_.T, jnp.float32)
 
     # All of one class and some others: far from a random draw, so that the optimum moves.
     chosen = np.flatnonzero((np.asarray(data["labels"]) == 3) & (np.arange(len(data["labels"])) % 2 == 0))
@@ -144,31 +148,36 @@ def test_removing_points_from_logistic_regression_approximates_retraining(data):
     forget, retain = ({name: array[ids] for name, array in data.items()} for ids in (chosen, rest))
     original, retrained = optimum(data), optimum(retain)
     share = len(chosen) / len(data["labels"])
-    unlearned = original + removal_step(linear, original, forget, retain, share, DAMPING, iterations=200)
+    unlearned = original + removal_step(
+        LINEAR, original, as_examples("forget", forget), retain, share, DAMPING, iterations=200
+    )
     distance = lambda params: float(jnp.linalg.norm(params - retrained))
     assert distance(unlearned) < 0.1 * distance(original)
 
 
-def test_one_step_forgets_a_class_and_the_steps_of_the_run_change_nothing(problem):
+def test_one_step_forgets_a_class_and_the_steps_of_the_run_change_nothing(digits):
     settings = {"learning_rate": 3.0, "damping": 0.01, "curvature": "gauss_newton"}
-    params = problem.run(influence, settings, steps=2)
-    assert problem.accuracy(params, problem.forget) < 0.1
-    assert problem.accuracy(params, problem.retain) > 0.97
-    chex.assert_trees_all_equal(params, problem.run(influence, settings, steps=5))
-    # Passed on as it is; another seed draws another sample.
-    still = problem.run(influence, settings | {"learning_rate": 0.0}, steps=2)
-    chex.assert_trees_all_equal(still, problem.params)
+    # Batches so large that few steps pay for the whole preparation.
+    run = functools.partial(digits.run, "influence", forget_batch=len(digits.forget), retain_batch=len(digits.retain))
+    params = run(settings, steps=20)
+    assert digits.accuracy(params, digits.forget) < 0.1
+    assert digits.accuracy(params, digits.retain) > 0.97
+    chex.assert_trees_all_equal(params, run(settings, steps=25))
+    still = run(settings | {"learning_rate": 0.0}, steps=20)
+    chex.assert_trees_all_equal(still, digits.params)
 
 
 def test_nothing_to_take_back_is_no_step(data):
     params = jnp.zeros((16, 10))
-    step = removal_step(linear, params, part(data, 0, 100), part(data, 0, 100), 0.5, DAMPING)
+    same = part(data, 0, 100)
+    step = removal_step(LINEAR, params, as_examples("forget", same), same, 0.5, DAMPING)
     assert not np.any(step)
 
 
 def test_errors(data):
     params, sample = jnp.zeros((16, 10)), part(data, 0, 4)
+    forget = as_examples("forget", sample)
     with pytest.raises(ValueError, match=r"^damping: got 0\.0, expected a positive number"):
-        removal_step(linear, params, sample, sample, 0.5, 0.0)
+        removal_step(LINEAR, params, forget, sample, 0.5, 0.0)
     with pytest.raises(ValueError, match=r"^curvature: got 'round', expected 'gauss_newton' or 'empirical_fisher'"):
-        removal_step(linear, params, sample, sample, 0.5, 1.0, curvature="round")
+        removal_step(LINEAR, params, forget, sample, 0.5, 1.0, curvature="round")

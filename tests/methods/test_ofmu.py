@@ -7,8 +7,9 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from eupmu_jax import objectives
-from eupmu_jax.methods import METHODS, Problem
+from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.methods.ofmu import INNER_STEPS, cosine_weights, directions
+from eupmu_jax.tasks import classification
 
 SIZE = 5
 SETTINGS = {"learning_rate": 0.3, "beta": 0.5, "rho": 0.2}
@@ -119,9 +120,9 @@ def linear(labels_of_forget):
     weights = jnp.asarray(3 * rng.normal(size=(6, 4)))
     images = [jnp.asarray(rng.normal(size=(n, 6))) for n in (5, 9)]
     labels = labels_of_forget(images[0] @ weights, -1), jnp.asarray(rng.integers(4, size=9))
-    batches = tuple({"images": x, "labels": y} for x, y in zip(images, labels, strict=True))
-    problem = Problem(lambda params, images: images @ params, None, 4, 5, 9, 10, 0.0)
-    procedure = METHODS["OFMU"].make(problem, SETTINGS)
+    batches = tuple({"inputs": x, "labels": y} for x, y in zip(images, labels, strict=True))
+    task = classification(lambda params, inputs: inputs @ params, num_classes=4)
+    procedure = METHODS["OFMU"].make(task, Terms(5, 9, 10, 0.0), SETTINGS)
     return procedure._replace(step=jax.jit(procedure.step)), weights, batches
 
 
@@ -132,8 +133,8 @@ def clip(tree):
 def losses(batches):
     forget, retain = batches
     return (
-        lambda w: -objectives.bounded_ascent(forget["images"] @ w, forget["labels"]),
-        lambda w: objectives.cross_entropy(retain["images"] @ w, retain["labels"]),
+        lambda w: -objectives.bounded_ascent(forget["inputs"] @ w, forget["labels"]),
+        lambda w: objectives.cross_entropy(retain["inputs"] @ w, retain["labels"]),
     )
 
 
@@ -157,7 +158,7 @@ def test_steps_are_ascents_and_then_a_descent_with_a_penalty_that_rises():
         np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_forgets_two_digits_and_keeps_the_others(problem):
-    params = problem.run(METHODS["OFMU"].make, {"learning_rate": 0.1, "beta": 0.1, "rho": 0.1}, steps=60)
-    assert problem.accuracy(params, problem.forget) < 0.1
-    assert problem.accuracy(params, problem.retain) > 0.98
+def test_it_forgets_two_digits_and_keeps_the_others(digits):
+    params = digits.run("OFMU", {"learning_rate": 0.1, "beta": 0.1, "rho": 0.1}, steps=60)
+    assert digits.accuracy(params, digits.forget) < 0.1
+    assert digits.accuracy(params, digits.retain) > 0.98

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from eupmu_jax import objectives
-from eupmu_jax.methods.salun import saliency_mask, salun
-from eupmu_jax.methods.weighted_sum import weighted_sum
+from eupmu_jax.methods.salun import saliency_mask
 
 SETTINGS = {"learning_rate": 0.3, "forget_objective": "random_labels", "mask_fraction": 0.3}
 RETAIN_SHARE = 4.0  # batches of 128 and 32
@@ -17,46 +15,45 @@ def bits(tree):
     return np.asarray(ravel_pytree(tree)[0]).view(np.uint32)
 
 
-def mask_of(problem, fraction):
+def mask_of(digits, fraction):
     """Worked out apart: the gradient at once, and numpy's sort."""
-    loss = lambda p: objectives.cross_entropy(
-        problem.problem.apply(p, problem.forget["images"]), problem.forget["labels"]
-    )
-    magnitudes = np.abs(np.asarray(ravel_pytree(jax.grad(loss)(problem.params))[0]))
+    task, forget = digits.task, digits.forget.tree
+    loss = lambda p: task.retain(task.outputs(p, forget, None), forget)
+    magnitudes = np.abs(np.asarray(ravel_pytree(jax.grad(loss)(digits.params))[0]))
     return magnitudes >= np.sort(magnitudes)[len(magnitudes) - int(fraction * len(magnitudes))]
 
 
 @pytest.mark.parametrize("extra", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
-def test_weights_outside_the_mask_keep_their_bits(problem, extra):
-    params = problem.run(salun, SETTINGS | extra, steps=10)
-    moved = bits(params) != bits(problem.params)
-    mask = mask_of(problem, 0.3)
+def test_weights_outside_the_mask_keep_their_bits(digits, extra):
+    params = digits.run("SalUn", SETTINGS | extra, steps=10)
+    moved = bits(params) != bits(digits.params)
+    mask = mask_of(digits, 0.3)
     # Sums over chunks round differently, which may swap neighbours at the threshold.
     assert np.sum(moved & ~mask) <= 2
     assert moved.sum() > 0.9 * mask.sum()
     assert moved.sum() <= mask.sum()
 
 
-def test_a_whole_mask_is_the_weighted_sum_of_mixed_batches(problem):
-    masked = problem.run(salun, SETTINGS | {"mask_fraction": 1.0}, steps=5)
-    plain = problem.run(
-        weighted_sum,
+def test_a_whole_mask_is_the_weighted_sum_of_mixed_batches(digits):
+    masked = digits.run("SalUn", SETTINGS | {"mask_fraction": 1.0}, steps=5)
+    plain = digits.run(
+        "weighted sum",
         {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": RETAIN_SHARE},
         steps=5,
     )
     chex.assert_trees_all_close(masked, plain, atol=1e-6)
 
 
-def test_a_masked_step_is_clipped_by_what_may_move(problem):
-    params = problem.run(salun, SETTINGS | {"learning_rate": 0.01}, steps=1)
-    length = np.linalg.norm(ravel_pytree(params)[0] - ravel_pytree(problem.params)[0])
+def test_a_masked_step_is_clipped_by_what_may_move(digits):
+    params = digits.run("SalUn", SETTINGS | {"learning_rate": 0.01}, steps=1)
+    length = np.linalg.norm(ravel_pytree(params)[0] - ravel_pytree(digits.params)[0])
     assert length == pytest.approx(0.01, rel=1e-2)
 
 
-def test_it_forgets_and_retains(problem):
-    params = problem.run(salun, SETTINGS, steps=60)
-    assert problem.accuracy(params, problem.forget) < 0.2
-    assert problem.accuracy(params, problem.retain) > 0.97
+def test_it_forgets_and_retains(digits):
+    params = digits.run("SalUn", SETTINGS, steps=60)
+    assert digits.accuracy(params, digits.forget) < 0.2
+    assert digits.accuracy(params, digits.retain) > 0.97
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.7, 0.9, 1.0])

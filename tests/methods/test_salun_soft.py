@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from jax.flatten_util import ravel_pytree
 
-from eupmu_jax.methods.salun_soft import kth_smallest, salun_soft, soft_threshold
-from eupmu_jax.methods.weighted_sum import weighted_sum
+from eupmu_jax.methods.salun_soft import kth_smallest, soft_threshold
 
 SETTINGS = {"learning_rate": 0.3, "forget_objective": "random_labels", "sparsity": 0.7}
 # Without subnormal numbers, which XLA takes for 0 on CPU.
@@ -37,39 +36,39 @@ def test_the_threshold_zeroes_exactly_the_smallest(values, k, signs):
     np.testing.assert_allclose(result, np.sign(values) * np.maximum(np.abs(values) - tau, 0), rtol=1e-6)
 
 
-def test_one_step_is_the_threshold_of_a_plain_step(problem):
-    plain = problem.run(
-        weighted_sum, {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": 4.0}, steps=1
+def test_one_step_is_the_threshold_of_a_plain_step(digits):
+    plain = digits.run(
+        "weighted sum", {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": 4.0}, steps=1
     )
-    change = flat(plain) - flat(problem.params)
+    change = flat(plain) - flat(digits.params)
     held = int(0.7 * len(change))
     tau = np.sort(np.abs(change))[held - 1]
-    expected = flat(problem.params) + np.sign(change) * np.maximum(np.abs(change) - tau, 0)
-    actual = flat(problem.run(salun_soft, SETTINGS, steps=1))
+    expected = flat(digits.params) + np.sign(change) * np.maximum(np.abs(change) - tau, 0)
+    actual = flat(digits.run("SalUn-soft", SETTINGS, steps=1))
     np.testing.assert_allclose(actual, expected, atol=1e-7)
-    assert np.sum(actual == flat(problem.params)) >= held
+    assert np.sum(actual == flat(digits.params)) >= held
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-def test_fewer_weights_are_held_as_the_run_goes_on(problem, steps):
-    params = flat(problem.run(salun_soft, SETTINGS, steps=steps))
+def test_fewer_weights_are_held_as_the_run_goes_on(digits, steps):
+    params = flat(digits.run("SalUn-soft", SETTINGS, steps=steps))
     # Dead weights never move; the last step holds the share 0.7 / steps of all.
-    held = np.mean(params == flat(problem.params))
-    plain = flat(problem.run(salun_soft, SETTINGS | {"sparsity": 0.0}, steps=steps))
-    dead = np.mean(plain == flat(problem.params))
+    held = np.mean(params == flat(digits.params))
+    plain = flat(digits.run("SalUn-soft", SETTINGS | {"sparsity": 0.0}, steps=steps))
+    dead = np.mean(plain == flat(digits.params))
     assert held >= 0.7 / steps - 1e-3
     assert held <= max(0.7 / steps, dead) + 0.05
 
 
-def test_without_sparsity_it_is_the_weighted_sum(problem):
-    soft = problem.run(salun_soft, SETTINGS | {"sparsity": 0.0}, steps=5)
-    plain = problem.run(
-        weighted_sum, {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": 4.0}, steps=5
+def test_without_sparsity_it_is_the_weighted_sum(digits):
+    soft = digits.run("SalUn-soft", SETTINGS | {"sparsity": 0.0}, steps=5)
+    plain = digits.run(
+        "weighted sum", {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": 4.0}, steps=5
     )
     chex.assert_trees_all_close(soft, plain, atol=1e-5)
 
 
-def test_it_forgets_and_retains(problem):
-    params = problem.run(salun_soft, SETTINGS, steps=60)
-    assert problem.accuracy(params, problem.forget) < 0.2
-    assert problem.accuracy(params, problem.retain) > 0.97
+def test_it_forgets_and_retains(digits):
+    params = digits.run("SalUn-soft", SETTINGS, steps=60)
+    assert digits.accuracy(params, digits.forget) < 0.2
+    assert digits.accuracy(params, digits.retain) > 0.97

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from eupmu_jax.methods import METHODS, Problem
+from eupmu_jax.methods import METHODS, Terms
+from eupmu_jax.tasks import as_examples, classification
 
 STEPS, CLASSES = 8, 3
-SETTINGS = {"learning_rate": 0.5, "alpha": 0.2, "max_share": 0.5}
+SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "alpha": 0.2, "max_share": 0.5}
 
 
 def linear(seed=0):
@@ -15,20 +16,20 @@ def linear(seed=0):
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(4, CLASSES)).astype(np.float32)
     batches = tuple(
-        {"images": rng.normal(size=(n, 4)).astype(np.float32), "labels": rng.integers(CLASSES, size=n)} for n in (5, 9)
+        {"inputs": rng.normal(size=(n, 4)).astype(np.float32), "labels": rng.integers(CLASSES, size=n)} for n in (5, 9)
     )
-    return Problem(lambda params, images: images @ params, None, CLASSES, 5, 9, STEPS, 0.0), weights, batches
+    return classification(lambda params, inputs: inputs @ params, CLASSES), weights, batches
 
 
 def ready(settings=SETTINGS):
-    problem, weights, batches = linear()
-    procedure = METHODS["SCRUB"].make(problem, settings)
-    prepared = procedure.prepare(jnp.asarray(weights), *batches, None)
+    task, weights, batches = linear()
+    procedure = METHODS["SCRUB"].make(task, Terms(5, 9, STEPS, 0.0), settings)
+    prepared = procedure.prepare(jnp.asarray(weights), *(as_examples("set", batch) for batch in batches), None)
     return procedure._replace(step=jax.jit(procedure.step)), prepared, weights, batches
 
 
 def spoiled(batch):
-    return batch | {"images": np.full_like(batch["images"], np.nan)}
+    return batch | {"inputs": np.full_like(batch["inputs"], np.nan)}
 
 
 def reads(procedure, prepared, weights, batches, count):
@@ -60,7 +61,7 @@ def test_the_whole_run_is_that_of_the_formulas_with_a_teacher_that_stays():
         params, state = procedure.step(params, prepared, state, batches, jnp.int32(count), None)
         is_max = count in (0, 2)
         batch = batches[0 if is_max else 1]
-        x, n = batch["images"], len(batch["labels"])
+        x, n = batch["inputs"], len(batch["labels"])
         student = x @ expected
         divergence = 4.0 * x.T @ (softmax(student / 4, 1) - softmax(x @ teacher / 4, 1)) / n
         retained = x.T @ (softmax(student, 1) - np.eye(CLASSES)[batch["labels"]]) / n
@@ -79,9 +80,9 @@ def test_the_first_max_step_does_nothing_because_the_student_is_the_teacher():
     np.testing.assert_allclose(params, weights, atol=1e-6)
 
 
-def test_it_forgets_two_digits_and_keeps_the_others(problem):
+def test_it_forgets_two_digits_and_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "alpha": 0.01, "max_share": 0.5}
-    params = problem.run(METHODS["SCRUB"].make, settings, steps=60)
-    assert problem.accuracy(problem.params, problem.forget) > 0.95
-    assert problem.accuracy(params, problem.forget) < 0.1
-    assert problem.accuracy(params, problem.retain) > 0.98
+    params = digits.run("SCRUB", settings, steps=60)
+    assert digits.accuracy(digits.params, digits.forget) > 0.95
+    assert digits.accuracy(params, digits.forget) < 0.1
+    assert digits.accuracy(params, digits.retain) > 0.98

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from eupmu_jax.methods.zeroth_order import estimate, zeroth_order
+from eupmu_jax.methods.zeroth_order import estimate
+from eupmu_jax.tasks import classification
 
 SETTINGS = {"learning_rate": 1.0, "forget_objective": "bounded_ascent", "retain_weight": 3.0}
 
@@ -37,19 +38,19 @@ def test_one_direction_is_the_derivative_along_it():
     assert 0.3 < jnp.linalg.norm(flat / rho) / 2 < 2
 
 
-def test_a_step_is_as_long_as_the_learning_rate(problem):
-    params = problem.run(zeroth_order, SETTINGS | {"learning_rate": 0.2}, steps=1)
-    moved = np.asarray(ravel_pytree(params)[0] - ravel_pytree(problem.params)[0])
+def test_a_step_is_as_long_as_the_learning_rate(digits):
+    params = digits.run("ZO-signGD", SETTINGS | {"learning_rate": 0.2}, steps=1)
+    moved = np.asarray(ravel_pytree(params)[0] - ravel_pytree(digits.params)[0])
     assert np.linalg.norm(moved) == pytest.approx(0.2, rel=1e-3)
     np.testing.assert_allclose(np.abs(moved), 0.2 / np.sqrt(len(moved)), rtol=1e-2)
 
 
-def test_differences_that_round_to_zero_give_no_step(problem):
-    params = problem.run(zeroth_order, SETTINGS | {"smoothing": 1e-12}, steps=2)
-    chex.assert_trees_all_equal(params, problem.params)
+def test_differences_that_round_to_zero_give_no_step(digits):
+    params = digits.run("ZO-signGD", SETTINGS | {"smoothing": 1e-12}, steps=2)
+    chex.assert_trees_all_equal(params, digits.params)
 
 
-def test_a_model_that_can_only_be_evaluated_forgets(problem):
+def test_a_model_that_can_only_be_evaluated_forgets(digits):
     """Through a callback that has no derivative."""
 
     def evaluate(params, images):
@@ -60,11 +61,11 @@ def test_a_model_that_can_only_be_evaluated_forgets(problem):
         shape = jax.ShapeDtypeStruct((len(images), 10), jnp.float32)
         return jax.pure_callback(evaluate, shape, params, images, vmap_method="sequential")
 
-    layers = problem.params["layers"]
+    layers = digits.params["layers"]
     params = {"w": layers[0]["kernel"], "v": layers[1]["kernel"]}
-    black_box = problem._replace(problem=problem.problem._replace(apply=apply))
+    black_box = digits._replace(task=classification(apply, num_classes=10))
     with pytest.raises(ValueError, match="Pure callbacks do not support"):
-        jax.grad(lambda p: apply(p, problem.forget["images"]).sum())(params)
-    unlearned = black_box.run(zeroth_order, SETTINGS, steps=60, params=params)
-    assert black_box.accuracy(unlearned, problem.forget) < black_box.accuracy(params, problem.forget) - 0.3
-    assert black_box.accuracy(unlearned, problem.retain) > 0.9
+        jax.grad(lambda p: apply(p, digits.forget.tree["inputs"]).sum())(params)
+    unlearned = black_box.run("ZO-signGD", SETTINGS, steps=60, params=params)
+    assert black_box.accuracy(unlearned, digits.forget) < black_box.accuracy(params, digits.forget) - 0.3
+    assert black_box.accuracy(unlearned, digits.retain) > 0.9

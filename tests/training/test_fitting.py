@@ -5,12 +5,14 @@ import numpy as np
 
 from eupmu_jax.benchmark import problems
 from eupmu_jax.metrics import accuracy
+from eupmu_jax.objectives import cross_entropy
 from eupmu_jax.training import fitting
+from eupmu_jax.training._streams import id_batches
 
 
 def test_id_batches_pass_over_all_ids_before_any_comes_again():
     ids = np.arange(10)
-    batches = list(itertools.islice(fitting.id_batches(ids, 4, np.random.default_rng(0)), 5))
+    batches = list(itertools.islice(id_batches(ids, 4, np.random.default_rng(0)), 5))
     stream = np.concatenate(batches)
     np.testing.assert_array_equal(np.sort(stream[:10]), ids)
     np.testing.assert_array_equal(np.sort(stream[10:20]), ids)
@@ -20,19 +22,23 @@ def test_id_batches_pass_over_all_ids_before_any_comes_again():
 def test_fit_learns_real_digits_from_the_given_ids_only():
     prepared = problems.make("digits", "class:3", seed=0, recipe=problems.Recipe(15, 64, 1e-3))
     steps = []
+    model = prepared.functions
+
+    def loss(params, statistics, batch, key):
+        logits, statistics = model.forward(params, statistics, batch["inputs"], True)
+        return cross_entropy(logits, batch["labels"]), statistics
+
     fitted = fitting.fit(
-        prepared.forward,
-        *prepared.initial(jax.random.key(0)),
-        prepared.images,
-        prepared.labels,
-        prepared.split.retain_ids,
+        loss,
+        *model.initial(jax.random.key(0)),
+        prepared.retain,
         epochs=15,
         batch_size=64,
         learning_rate=1e-3,
         seed=0,
         on_step=lambda: steps.append(1),
     )
-    logits = fitting.predict(prepared.apply, fitted.params, prepared.images, batch_size=500)
+    logits = fitting.predict(model.apply, fitted.params, prepared.tree["inputs"], batch_size=500)
     labels, split = prepared.dataset.train_labels, prepared.split
     assert logits.shape == (len(labels), 10)
     assert accuracy(logits[split.retain_ids], labels[split.retain_ids]) > 97

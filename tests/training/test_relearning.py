@@ -9,7 +9,7 @@ import pytest
 
 from eupmu_jax.benchmark import problems
 from eupmu_jax.objectives import cross_entropy
-from eupmu_jax.training.fitting import predict
+from eupmu_jax.tasks import Examples
 from eupmu_jax.training.relearning import Curve, area_between, relearn
 
 FORGOTTEN = 3
@@ -18,14 +18,15 @@ FORGOTTEN = 3
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """The task, and parameters: original, retrained, suppressed no further than it takes, and suppressed further."""
-    prepared, cache = problems.make("digits", f"class:{FORGOTTEN}", seed=0), tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(problems.RECIPES, ("digits", "mlp"), problems.Recipe(20, 64, 1e-3))
-        original, retrained = (
-            problems.train(prepared, ids, init_seed=init_seed, cache=cache, on_step=lambda: None).params
-            for ids, init_seed in ((np.arange(len(prepared.labels)), 0), (prepared.split.retain_ids, 1))
-        )
-    logits = predict(prepared.apply, original, prepared.images[prepared.split.forget_ids])
+    recipe, cache = problems.Recipe(20, 64, 1e-3), tmp_path_factory.mktemp("cache")
+    prepared = problems.make("digits", f"class:{FORGOTTEN}", seed=0, recipe=recipe)
+    everything = np.arange(len(prepared.dataset.train_labels))
+    original, retrained = (
+        problems.train(prepared, ids, init_seed=init_seed, cache=cache, on_step=lambda: None).params
+        for ids, init_seed in ((everything, 0), (prepared.split.retain_ids, 1))
+    )
+    forget = prepared.forget[np.arange(len(prepared.forget))]
+    logits = np.asarray(prepared.task.outputs(original, forget, None))
     margin = np.max(logits[:, FORGOTTEN] - np.delete(logits, FORGOTTEN, axis=1).max(axis=1)) + 0.1
     return prepared, original, retrained, suppress(original, margin), suppress(original, 2 * margin)
 
@@ -39,7 +40,8 @@ def suppress(params, amount):
 
 def curve_of(prepared, params, train_ids, watch_ids, **options):
     arguments = {"steps": 40, "every": 10, "batch_size": 16} | options
-    return relearn(prepared.apply, params, prepared.images, prepared.labels, train_ids, watch_ids, **arguments)
+    train, watch = (Examples(prepared.tree, ids) for ids in (train_ids, watch_ids))
+    return relearn(prepared.task, params, train, watch, **arguments)
 
 
 def test_a_suppressed_class_relearns_faster_than_one_never_learned(models):
@@ -70,13 +72,14 @@ def test_the_step_is_compiled_once_for_all_models_and_rates_and_parameters_are_l
     prepared, original, retrained, *_ = models
     forget, traces = prepared.split.forget_ids, []
 
-    def apply(params, images):
-        traces.append(images.shape)
-        return prepared.apply(params, images)
+    def outputs(params, batch, key):
+        traces.append(batch["inputs"].shape)
+        return prepared.task.outputs(params, batch, key)
 
+    counted = prepared._replace(task=prepared.task._replace(outputs=outputs))
     before = jax.tree.map(np.asarray, original)
     curves = [
-        relearn(apply, params, prepared.images, prepared.labels, forget[:8], forget, **options)
+        curve_of(counted, params, forget[:8], forget, **options)
         for params in (original, retrained, original)
         for options in ({"steps": 4, "every": 2, "batch_size": 8, "learning_rate": rate} for rate in (1e-4, 1e-3))
     ]
@@ -91,16 +94,17 @@ def test_the_curve_is_that_of_a_plain_loop(models):
     # One batch of all ids, so their order is of no account.
     curve = curve_of(prepared, suppressed, forget, forget, steps=5, every=2, batch_size=10_000, learning_rate=1e-3)
     params, state, expected = suppressed, optimizer.init(suppressed), []
-    images, labels = prepared.images[forget], prepared.labels[forget]
+    inputs, labels = prepared.forget[np.arange(len(forget))].values()
+    apply = prepared.functions.apply
 
     @jax.jit
     def step(params, state):
-        loss = lambda p: cross_entropy(prepared.apply(p, images), labels)
+        loss = lambda p: cross_entropy(apply(p, inputs), labels)
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     for _ in range(6):
-        expected.append(100 * float(jnp.mean(jnp.argmax(prepared.apply(params, images), -1) == labels)))
+        expected.append(100 * float(jnp.mean(jnp.argmax(apply(params, inputs), -1) == labels)))
         params, state = step(params, state)
     assert curve.step.tolist() == [0, 2, 4, 5]
     np.testing.assert_allclose(curve.accuracy, [expected[i] for i in curve.step], atol=1.0)
@@ -112,8 +116,8 @@ def test_the_curve_is_that_of_a_plain_loop(models):
         ({"steps": 0}, r"^steps: got 0, expected at least 1"),
         ({"every": 0}, r"^every: got 0, expected at least 1"),
         ({"batch_size": -1}, r"^batch_size: got -1, expected at least 1"),
-        ({"train_ids": np.array([], int)}, r"^train_ids: got no examples"),
-        ({"watch_ids": np.array([], int)}, r"^watch_ids: got no examples"),
+        ({"train_ids": np.array([], int)}, r"^train: got no examples"),
+        ({"watch_ids": np.array([], int)}, r"^watch: got no examples"),
     ],
 )
 def test_bad_arguments_are_named(models, changes, message):
@@ -121,6 +125,12 @@ def test_bad_arguments_are_named(models, changes, message):
     arguments = {"train_ids": np.arange(4), "watch_ids": np.arange(4)} | changes
     with pytest.raises(ValueError, match=message):
         curve_of(prepared, original, **arguments)
+
+
+def test_a_task_without_a_figure_for_people_has_no_curve(models):
+    prepared, original, *_ = models
+    with pytest.raises(ValueError, match=r"^task\.error: got None, expected a function"):
+        curve_of(prepared._replace(task=prepared.task._replace(error=None)), original, np.arange(4), np.arange(4))
 
 
 def test_curves_of_other_steps_are_not_compared():

@@ -1,0 +1,156 @@
+"""Every method on a task that is no classifier: the progression of diabetes a year after ten measurements."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes
+
+from eupmu_jax import methods
+from eupmu_jax.methods import METHODS, Terms
+from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.training.unlearning import unlearn
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+FORGET = 42
+# They add a class, or look for the boundary of one.
+FOR_CLASSIFIERS = ("boundary shrink", "boundary expand")
+FOR_ALL = [name for name in METHODS if name not in FOR_CLASSIFIERS]
+
+
+class Patients(NamedTuple):
+    measures: chex.Array
+    progression: chex.Array
+    other: chex.Array
+
+
+def outputs(params, batch, key):
+    noise = 0.0 if key is None else 0.3 * jax.random.normal(key)
+    return (batch.measures @ params["w"] + params["b"]) * (1 + noise)
+
+
+def squares(predicted, batch):
+    return jnp.mean((predicted - batch.progression) ** 2)
+
+
+TASK = Task(
+    outputs=outputs,
+    retain=squares,
+    forget={
+        "bounded_ascent": lambda predicted, batch: jnp.mean(jax.nn.relu(4 - (predicted - batch.progression) ** 2)),
+        "random_labels": lambda predicted, batch: jnp.mean((predicted - batch.other) ** 2),
+        "gradient_ascent": lambda predicted, batch: -squares(predicted, batch),
+    },
+    divergence=lambda predicted, taught: jnp.mean((predicted - taught) ** 2),
+    # Without the key, so that keys differ in what the outputs make of them alone.
+    draw=lambda key, epoch, batch: batch._replace(other=jnp.roll(batch.progression, epoch + 1)),
+    error=lambda predicted, batch: jnp.abs(predicted - batch.progression),
+    fresh_params=lambda key: {"w": jnp.zeros(10), "b": jnp.zeros([])},
+)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Parameters of least squares for all patients, those to be forgotten, and the others."""
+    measures, progression = load_diabetes(return_X_y=True)
+    measures = np.float32(measures * np.sqrt(len(measures)))
+    progression = np.float32((progression - progression.mean()) / progression.std())
+    weights = np.linalg.lstsq(measures, progression, rcond=None)[0]
+    patients = Patients(measures, progression, progression)
+    sets = (jax.tree.map(lambda leaf: leaf[part], patients) for part in (np.s_[:FORGET], np.s_[FORGET:]))  # noqa: B023
+    return {"w": jnp.asarray(weights), "b": jnp.zeros([])}, *sets
+
+
+def distance(one, other):
+    return float(jnp.sqrt(sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))))
+
+
+def run(name, fitted, seed=0):
+    """With default settings, and batches that are whole sets: seeds change their order, and the keys."""
+    more = {"steps": 20, "seed": seed, "forget_batch": 42, "retain_batch": 400, "probes": 0, "retain_loss": 0.48}
+    return unlearn(name, TASK, *fitted, **more)
+
+
+@pytest.mark.parametrize("name", [*FOR_ALL, "EUPMU"])
+def test_it_runs_with_default_settings_and_keys_reach_its_losses(name, fitted):
+    result = run(name, fitted)
+    chex.assert_trees_all_equal_shapes_and_dtypes(result.params, fitted[0])
+    chex.assert_tree_all_finite(result.params)
+    moved = distance(result.params, fitted[0])
+    assert moved > 0
+    chex.assert_trees_all_equal(run(name, fitted).params, result.params)
+    difference = distance(run(name, fitted, seed=1).params, result.params)
+    if name == "influence":  # It makes its step beforehand, of the model as it is evaluated.
+        assert difference < 1e-4 * moved
+    else:
+        assert difference > 1e-3 * moved, "no more than another order of the sums would do"
+
+
+@pytest.mark.parametrize("name", FOR_ALL)
+def test_no_forward_pass_of_a_step_is_without_a_key(name, fitted):
+    params, forget, retain = fitted
+    keys = []
+
+    def recorded(params, batch, key):
+        keys.append(key)
+        return outputs(params, batch, key)
+
+    task, method = TASK._replace(outputs=recorded), METHODS[name]
+    procedure = method.make(task, Terms(FORGET, 400, 20, 0.48), methods.default_settings(method, task))
+    sets = as_examples("forget", forget), as_examples("retain", retain)
+    prepared = procedure.prepare(params, *sets, jax.random.key(0)) if procedure.prepare else ()
+    keys.clear()
+    state = procedure.init(params, prepared)
+    jax.eval_shape(procedure.step, params, prepared, state, (forget, retain), jnp.int32(0), jax.random.key(0))
+    assert all(key is not None for key in keys)
+    assert bool(keys) != (name == "influence")
+
+
+def test_few_methods_are_for_classifiers():
+    assert len(FOR_ALL) >= 36
+    assert [name for name, method in METHODS.items() if "num_classes" in method.requires] == list(FOR_CLASSIFIERS)
+
+
+def lacking(**parts):
+    return TASK._replace(
+        outputs=lambda *_: pytest.fail("a forward pass"),
+        draw=lambda *_: pytest.fail("a draw"),
+        fresh_params=lambda *_: pytest.fail("fresh parameters"),
+    )._replace(**parts)
+
+
+BOUNDED = {"bounded_ascent": TASK.forget["bounded_ascent"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        *((name, lacking(), rf"^task\.num_classes: got None, but {name} needs it") for name in FOR_CLASSIFIERS),
+        ("SCRUB", lacking(divergence=None), r"^task\.divergence: got None, but SCRUB needs it"),
+        ("Bad Teacher", lacking(divergence=None), r"^task\.divergence: got None, but Bad Teacher needs it"),
+        ("Bad Teacher", lacking(fresh_params=None), r"^task\.fresh_params: got None, but Bad Teacher needs it"),
+        (
+            "random labels",
+            lacking(forget=BOUNDED),
+            r"^task\.forget: got bounded_ascent, but random labels needs a forget loss named 'random_labels'",
+        ),
+        (
+            "OFMU",
+            lacking(forget={"random_labels": squares}),
+            r"^task\.forget: got random_labels, but OFMU needs a forget loss named 'bounded_ascent'",
+        ),
+        ("weighted sum", lacking(forget={}), r"^task\.forget: got \{\}, expected a dict of at least one forget loss"),
+        ("weighted sum", lacking(forget={"a": 1}), r"^task\.forget\['a'\]: got 1, expected a function"),
+        ("weighted sum", lacking(outputs=None), r"^task\.outputs: got None, expected a function"),
+        ("weighted sum", lacking(retain="squares"), r"^task\.retain: got 'squares', expected a function"),
+        ("weighted sum", lacking(error=3), r"^task\.error: got 3, expected a function or None"),
+        ("weighted sum", tuple(TASK), r"^task: got tuple, expected a Task, such as eupmu_jax\.tasks\.classification"),
+    ],
+)
+def test_what_a_task_lacks_is_named_before_any_work(name, task, message, fitted):
+    with pytest.raises(ValueError, match=message):
+        unlearn(name, task, *fitted, steps=2)
