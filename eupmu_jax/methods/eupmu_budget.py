@@ -53,7 +53,7 @@ def _search(apply, retain, allowed_rise, inside, outside):
     def measure(params):
         return objectives.cross_entropy(apply(params, retain["images"]), retain["labels"])
 
-    return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS)
+    return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS).params
 
 
 METHOD = Method(
