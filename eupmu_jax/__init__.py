@@ -8,7 +8,7 @@ from eupmu_jax.surgery.eupmu import eupmu
 from eupmu_jax.surgery.explicit import UnilateralSurgeryState, unilateral_surgery
 from eupmu_jax.surgery.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
 from eupmu_jax.surgery.freezing import freeze
-from eupmu_jax.surgery.gen import ScaleByGenState, scale_by_gen
+from eupmu_jax.surgery.generalized_newton import ScaleByGenState, scale_by_gen
 from eupmu_jax.surgery.guard import UtilityGuardState, utility_guard
 from eupmu_jax.surgery.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
 from eupmu_jax.surgery.nonfinite import skip_nonfinite

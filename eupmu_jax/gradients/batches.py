@@ -32,7 +32,7 @@ def shared_forward(forward: Callable, heads: Sequence[Callable]) -> SharedForwar
     Returns:
       A value to pass as `loss` wherever this library takes one.
 
-    >>> from eupmu_jax.gradients import stacked_value_and_grad
+    >>> from eupmu_jax.gradients.value_and_grad import stacked_value_and_grad
     >>> loss = shared_forward(lambda params, x: params * x, [lambda y, x: -y.mean(), lambda y, x: (y**2).mean()])
     >>> losses, grads = stacked_value_and_grad(loss)(2.0, stack_objectives(jnp.ones(3), jnp.ones(3)))
     >>> losses.tolist(), grads.tolist()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack.checks import check_same_shapes, describe
-from eupmu_jax.surgery.gen import ScaleByGenState
+from eupmu_jax.surgery.generalized_newton import ScaleByGenState
 from eupmu_jax.surgery.implicit import ImplicitSurgeryState
 
 
@@ -39,7 +39,8 @@ def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: 
         ": explicit_step hands the optimizer stacked gradients, (K, *param.shape), so it must begin with a transform "
         "that collapses the stack: optax.chain(eupmu_jax.unilateral_surgery(), optimizer)",
     )
-    if jax.tree.structure(new_state) != jax.tree.structure(state):
+    structures: list[Any] = [jax.tree.structure(new_state), jax.tree.structure(state)]
+    if structures[0] != structures[1]:
         return
     old = jax.tree_util.tree_leaves_with_path(state)
     for (path, before), after in zip(old, jax.tree.leaves(new_state), strict=True):

@@ -60,6 +60,10 @@ def unilateral_surgery(
     tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again, and only the forget and
     retain gradients' span is protected.
 
+    They hold for the batch and add up over steps: on a converged model a tolerance of 0 lets the loss of the whole
+    retain set rise far. For a bound on the run give `tolerances.budget(limit, learning_rate=...)` as the tolerance and
+    a `retain_weight` of 1 to 2, clip the norm behind the surgery, and measure the end (`furthest_feasible`).
+
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
     K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
 

@@ -17,6 +17,9 @@ MAX_ROUNDS = 4
 class UtilityGuardState(NamedTuple):
     """State of `utility_guard`; the surgery's own fields (`multipliers`, `gram`) are found in it by name.
 
+    Its counters have the names of the surgery's within it, so in a chain take them from the guard's state, which is
+    found by its type: `optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count`.
+
     Attributes:
       surgery_state, inner_state, tolerance_state: States of the parts.
       guard_multipliers: `(K-1,)`; how much of each retain gradient was taken off the last update.

@@ -18,7 +18,9 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
       inner: A chain that holds one or more surgeries of this library.
 
     Returns:
-      A transform with the state of `inner`.
+      A transform with the state of `inner`. `tree_get(state, "nonfinite_count")` reads how many steps were refused;
+      where several members count them (a `utility_guard` around its surgery), name the one that is meant:
+      `tree_get(state, "UtilityGuardState").nonfinite_count`.
 
     Raises:
       ValueError: At `init`, if `inner` holds no surgery.

@@ -1,4 +1,4 @@
-"""GeN (Bu and Xu, ICLR 2025, arXiv 2407.02772): the step size at the minimum of a parabola along the update."""
+"""GeN (generalized Newton: Bu and Xu, ICLR 2025, arXiv 2407.02772): the step size at a parabola's minimum."""
 
 from collections.abc import Callable
 from typing import NamedTuple
