@@ -6,9 +6,15 @@ from eupmu_jax.gradients.batches import shared_forward, stack_objectives
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.surgery.eupmu import eupmu
 from eupmu_jax.surgery.explicit import UnilateralSurgeryState, unilateral_surgery
-from eupmu_jax.surgery.feasibility import BestFeasible, BestFeasibleState, best_feasible, furthest_feasible
+from eupmu_jax.surgery.feasibility import (
+    BestFeasible,
+    BestFeasibleState,
+    FurthestFeasible,
+    best_feasible,
+    furthest_feasible,
+)
 from eupmu_jax.surgery.freezing import freeze
-from eupmu_jax.surgery.gen import ScaleByGenState, scale_by_gen
+from eupmu_jax.surgery.generalized_newton import ScaleByGenState, scale_by_gen
 from eupmu_jax.surgery.guard import UtilityGuardState, utility_guard
 from eupmu_jax.surgery.implicit import ImplicitSurgeryState, implicit_surgery, multipliers
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
@@ -24,6 +30,7 @@ __all__ = [
     "AccumulateState",
     "BestFeasible",
     "BestFeasibleState",
+    "FurthestFeasible",
     "ImplicitSurgeryState",
     "ScaleByGenState",
     "Task",

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax._stack.checks import resolve_num_objectives as resolve_num_objectives
+
+# Smaller step sizes count as 0: one divided by them, times a loss, leaves the range of float32.
+LEAST_STEP_SIZE = 1e-20
 
 
 class Tolerance(NamedTuple):
@@ -38,13 +42,8 @@ def constant(tolerance: chex.Numeric) -> Tolerance:
     >>> float(constant(0.1).update(0, None, ())[0])
     0.1...
     """
-    if np.ndim(tolerance) > 1:
-        raise ValueError(f"tolerance: got shape {np.shape(tolerance)}, expected a float or one value per constraint")
-    if not isinstance(tolerance, jax.core.Tracer) and not np.all(np.asarray(tolerance) >= 0):
-        raise ValueError(
-            f"tolerance: got {tolerance}, expected numbers >= 0: it is the increase of the retain loss that is allowed"
-        )
-    num_constraints = np.size(tolerance) if np.ndim(tolerance) else None
+    why = ": it is the increase of the retain loss that is allowed"
+    num_constraints = check_numbers("tolerance", tolerance, 0, why=why)
     return stateless(lambda count, levels: jnp.asarray(tolerance), num_constraints)
 
 
@@ -67,38 +66,54 @@ def relative(share: chex.Numeric) -> Tolerance:
     return stateless(lambda count, levels: jnp.asarray(share) * _given(levels, "relative"), num_constraints)
 
 
-def budget(limit: chex.Numeric, rate: "chex.Numeric | optax.Schedule", *, relative_to_start: bool = False) -> Tolerance:
+def budget(
+    limit: chex.Numeric,
+    rate: "chex.Numeric | optax.Schedule | None" = None,
+    *,
+    learning_rate: "chex.Numeric | optax.Schedule | None" = None,
+    relative_to_start: bool = False,
+) -> Tolerance:
     r"""A barrier that keeps every retain loss under its limit: :math:`\epsilon_k = rate \cdot (limit - l_k)`.
 
     Along the flow the retain loss then obeys :math:`\dot l_k \le rate \cdot (limit - l_k)` and approaches its limit
     without crossing it, however long the run; a loss above the limit is brought down at the same rate (its epsilon is
     negative). The bound holds to first order and for the losses given: minibatch losses bound the minibatch loss,
-    `levels` of the whole retain set bound that.
+    `levels` of the whole retain set bound that. Measure the end, and lead it back with `furthest_feasible`.
 
-    The unit of `rate` is that of the tolerance it makes: in `unilateral_surgery` and `implicit_surgery` it is per unit
-    of step size, and with step size alpha the bound needs `alpha * rate <= 1`; in `utility_guard` it is the share of
-    the distance to the limit that one step may use up, at most 1.
+    The rate decides how firm the barrier is, and its unit depends on where the tolerance goes:
+
+    ==================================  ==============================================================
+    in                                  give
+    ==================================  ==============================================================
+    `unilateral_surgery`, `two_pass`    `learning_rate`, the optimizer's: the rate is 1 / learning rate, so that one
+                                        step may use up the distance to the limit and makes up for all of an excess
+    `utility_guard`                     `rate` <= 1, the share of the distance that one step may use up
+    `implicit_surgery(proxy="level")`   `rate` 1.0, and the controller's gains do the rest
+    ==================================  ==============================================================
+
+    A rate far below 1 / learning rate is hardly a barrier: with Adam at 1e-3 a rate of 1 ended 50 times the allowed
+    rise above the limit, a rate of 1,000 at 1.3 times.
 
     Args:
       limit: Loss that must not be exceeded, a float or `(K-1,)`.
       rate: Positive float, or a schedule of the step count.
+      learning_rate: In place of `rate`: the step size, a positive float or the optimizer's own schedule. Where a
+        schedule is 0 (below 1e-20) the tolerance is 0.
       relative_to_start: If true, `limit` is how much each retain loss may rise above its value in the first step.
 
     Raises:
-      ValueError: For a limit that is NaN or has more than one dimension, or a rate that is not positive.
+      ValueError: For a limit that is NaN or has more than one dimension, a rate or learning rate that is not positive,
+        or both or neither of them.
 
-    >>> tolerance = budget(limit=2.0, rate=10.0)
+    >>> tolerance = budget(limit=2.0, learning_rate=0.1)
     >>> tolerance.update(0, jnp.array([1.5]), tolerance.init(1, jnp.float32))[0].tolist()
     [5.0]
     """
-    if np.ndim(limit) > 1 or (not isinstance(limit, jax.core.Tracer) and np.any(np.isnan(limit))):
-        raise ValueError(f"limit: got {limit}, expected a number or one for each constraint")
-    num_constraints = np.size(limit) if np.ndim(limit) else None
-    if not callable(rate) and not isinstance(rate, jax.core.Tracer) and not np.all(np.asarray(rate) > 0):
-        raise ValueError(f"rate: got {rate}, expected a positive number or a schedule")
+    num_constraints = check_numbers("limit", limit)
+    rate_at = _rate_at(rate, learning_rate)
 
     def slack(count, levels, limits):
-        return (rate(count) if callable(rate) else rate) * (limits - levels)
+        return rate_at(count) * (limits - levels)
 
     if not relative_to_start:
         return stateless(
@@ -115,6 +130,28 @@ def budget(limit: chex.Numeric, rate: "chex.Numeric | optax.Schedule", *, relati
         return slack(count, levels, start + limit), start
 
     return Tolerance(init_fn, update_fn, num_constraints)
+
+
+def _rate_at(rate, learning_rate):
+    """The barrier's rate as a function of the step count."""
+    if (rate is None) == (learning_rate is None):
+        raise ValueError(
+            f"rate, learning_rate: got {'neither' if rate is None else 'both'}, expected one: learning_rate, the "
+            "optimizer's own, for unilateral_surgery; rate=1.0 for a controller of the level; a rate of at most 1 for "
+            "utility_guard"
+        )
+    for name, value in {"rate": rate, "learning_rate": learning_rate}.items():
+        if value is not None and not callable(value):
+            check_numbers(name, value, above=0, why=", or a schedule")
+    if rate is not None:
+        return rate if callable(rate) else lambda count: rate
+
+    def inverse(count):
+        step_size = jnp.asarray(learning_rate(count) if callable(learning_rate) else learning_rate)
+        moves = step_size > LEAST_STEP_SIZE
+        return jnp.where(moves, 1 / jnp.where(moves, step_size, 1), 0)
+
+    return inverse
 
 
 def stateless(
@@ -163,23 +200,3 @@ def check_levels(levels: chex.Array | None, losses: chex.Array | None, num_const
             "constraint"
         )
     return levels
-
-
-def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | None) -> int | None:
-    """K, from the argument or from the lengths of per-constraint values; raises `ValueError` where they disagree."""
-    if isinstance(num_objectives, jax.Array):
-        raise ValueError(
-            "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
-            "static_args='num_objectives'"
-        )
-    if num_objectives is not None and num_objectives < 2:
-        raise ValueError(f"num_objectives: got {num_objectives}, expected K >= 2: one forget and K-1 retain objectives")
-    for length in num_constraints:
-        if length is not None and num_objectives is not None and length != num_objectives - 1:
-            raise ValueError(
-                f"tolerance, retain_weight or initial_multiplier: got {length} values, expected {num_objectives - 1}: "
-                "one for each retain constraint"
-            )
-        if length is not None:
-            num_objectives = length + 1
-    return num_objectives

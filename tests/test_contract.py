@@ -241,6 +241,18 @@ def test_a_tree_that_is_not_stacked_gradients_is_refused_by_name(row, fault):
 
 
 @every_row
+def test_complex_leaves_are_refused(row):
+    params, grads, losses = problem(row.num_objectives)
+    tx = row.make()
+    state = tx.init(params)
+    params["w"], grads["w"] = params["w"] + 0j, grads["w"] + 0j
+    with pytest.raises(ValueError, match=r"is complex, expected real numbers"):
+        tx.update(grads, state, params, losses=losses)
+    with pytest.raises(ValueError, match=r"^params: leaf .* is complex"):
+        tx.init(jax.tree.map(lambda leaf: leaf + 0j, params))
+
+
+@every_row
 @pytest.mark.parametrize("shape", [(), (1,), (7,)])
 def test_losses_of_another_shape_are_refused(row, shape):
     params, grads, _ = problem(row.num_objectives)

@@ -44,6 +44,10 @@ def evaluated(rule, count=4, levels=LEVELS):
         (budget(np.array([1.0, 4.0]), rate=10.0), [0.0, 20.0]),
         (budget(1.5, rate=lambda count: 0.5 * count), [1.0, -1.0]),
         (budget(0.5, rate=10.0, relative_to_start=True), [5.0, 5.0]),
+        (budget(1.5, learning_rate=0.1), [5.0, -5.0]),
+        (budget(1.5, learning_rate=jnp.array(0.1)), [5.0, -5.0]),
+        (budget(1.5, learning_rate=lambda count: 0.4 / count), [5.0, -5.0]),
+        (budget(0.5, learning_rate=0.1, relative_to_start=True), [5.0, 5.0]),
         (budget(np.array([0.5, -1.0]), rate=10.0, relative_to_start=True), [5.0, -10.0]),
     ],
 )
@@ -72,6 +76,39 @@ def test_a_budget_needs_a_positive_rate(rate):
     # BUG: a negative rate turns the barrier into its opposite, and 0 into a tolerance of 0; both passed.
     with pytest.raises(ValueError, match=r"^rate: got"):
         budget(1.0, rate)
+    with pytest.raises(ValueError, match=r"^learning_rate: got .* or a schedule"):
+        budget(1.0, learning_rate=rate)
+
+
+def test_a_budget_needs_a_rate_or_a_learning_rate():
+    with pytest.raises(ValueError, match=r"^rate, learning_rate: got neither"):
+        budget(1.0)
+    with pytest.raises(ValueError, match=r"^rate, learning_rate: got both"):
+        budget(1.0, 1.0, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, 1e-45, 1e-30, 1e-19])
+def test_a_schedule_that_ends_at_nothing_leaves_the_tolerance_finite(learning_rate):
+    epsilon = evaluated(budget(1.5, learning_rate=lambda count: jnp.float32(learning_rate)), levels=1e4 * LEVELS)
+    assert np.all(np.isfinite(epsilon))
+    if learning_rate < 1e-20:
+        np.testing.assert_array_equal(epsilon, 0)
+
+
+def test_a_run_whose_learning_rate_falls_to_0_takes_all_its_steps():
+    rates = optax.linear_schedule(0.1, 0.0, 10)
+    tx = optax.chain(unilateral_surgery(budget(2.5, learning_rate=rates)), optax.sgd(rates))
+    losses = lambda w: jnp.stack([jnp.sum((w - 3) ** 2), jnp.sum(w**2)])
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(jax.jacobian(losses)(w), state, w, losses=losses(w))
+        return (w + updates, state), losses(w)[1]
+
+    w = jnp.ones(2)
+    (w, state), levels = jax.jit(lambda carry: jax.lax.scan(step, carry, length=15))((w, tx.init(w)))
+    assert (optax.tree_utils.tree_get(state, "nonfinite_count"), state[0].count) == (0, 15)
+    assert 2.4 < levels[-1] < 2.6
 
 
 @pytest.mark.parametrize(

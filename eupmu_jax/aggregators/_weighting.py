@@ -4,12 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from eupmu_jax._stack import algebra
+from eupmu_jax._stack import algebra, checks, refusal
 
 
 class WeightingState(NamedTuple):
@@ -63,15 +61,16 @@ def from_gram(
     >>> tx.update(jnp.array([[3.0, 0.0], [0.0, 4.0]]), tx.init(jnp.zeros(2)))[0].tolist()
     [1.0, 1.0]
     """
+    checks.resolve_num_objectives(num_objectives)
 
     def init_fn(params):
         k, dtype = num_objectives or 2, algebra.accumulator_dtype(params)
-        return WeightingState(jnp.zeros(k, dtype), jnp.zeros((k, k), dtype), *counters())
+        return WeightingState(jnp.zeros(k, dtype), jnp.zeros((k, k), dtype), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args):
         del extra_args
-        k = count_objectives(updates, params, num_objectives)
-        losses = algebra.check_losses(losses, k)
+        k = checks.count_objectives(updates, params, num_objectives)
+        losses = checks.check_losses(losses, k)
         gram = (gram_fn or algebra.gram_matrix)(updates)
         finite = jnp.all(jnp.isfinite(gram))
         if losses is not None:
@@ -80,7 +79,7 @@ def from_gram(
         weights = weigh(safe, state.count) if with_count else weigh(safe)
         if state.gram.shape != gram.shape:
             state = state._replace(weights=jnp.zeros_like(weights), gram=jnp.zeros_like(gram))
-        return settle(
+        return refusal.settle(
             finite, algebra.combine(updates, weights, params), state._replace(weights=weights, gram=gram), state
         )
 
@@ -109,60 +108,22 @@ def from_losses(
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()
     [0.25, 0.75]
     """
+    checks.resolve_num_objectives(num_objectives)
 
     def init(k, dtype):
-        return LossWeightingState(jnp.zeros(k, dtype), memory(k, dtype), *counters())
+        return LossWeightingState(jnp.zeros(k, dtype), memory(k, dtype), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
         del extra_args
-        k = count_objectives(updates, params, num_objectives)
-        losses, dtype = require_losses(losses, k), state.weights.dtype
+        k = checks.count_objectives(updates, params, num_objectives)
+        losses, dtype = checks.check_losses(losses, k, needed=True), state.weights.dtype
         if state.weights.shape != (k,):
             state = init(k, dtype)._replace(count=state.count, nonfinite_count=state.nonfinite_count)
         new = weigh(losses.astype(dtype), state)
         finite = algebra.all_finite((updates, losses, new))
         direction = algebra.combine(updates, new[0], params)
-        return settle(finite, direction, state._replace(weights=new[0], memory=new[1]), state)
+        return refusal.settle(finite, direction, state._replace(weights=new[0], memory=new[1]), state)
 
     return optax.GradientTransformationExtraArgs(
         lambda params: init(num_objectives or 2, algebra.accumulator_dtype(params)), update_fn
     )
-
-
-def counters() -> tuple[chex.Array, chex.Array]:
-    """`count` and `nonfinite_count` at the start."""
-    return jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
-
-
-def settle(finite: chex.Array, direction: chex.ArrayTree, new: Any, old: Any) -> tuple[chex.ArrayTree, Any]:
-    """What a step comes to: the direction and the `new` state, or, if it is refused, zeros and the `old` one."""
-    direction = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), new, old)
-    return direction, kept._replace(
-        count=jnp.where(finite, optax.safe_increment(old.count), old.count),
-        nonfinite_count=jnp.where(finite, old.nonfinite_count, optax.safe_increment(old.nonfinite_count)),
-    )
-
-
-def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None, expected: int | None) -> int:
-    """K, as `algebra.count_objectives`; raises `ValueError` if it is not the number `expected` from the start."""
-    k = algebra.count_objectives(updates, params)
-    if expected is not None and k != expected:
-        raise ValueError(f"updates: got {k} objectives, expected {expected}, as set by num_objectives or weights")
-    return k
-
-
-def require_losses(losses: chex.ArrayTree | None, num_objectives: int) -> chex.Array:
-    """`losses` as a `(K,)` array; raises `ValueError` for another shape or None."""
-    checked = algebra.check_losses(losses, num_objectives)
-    if checked is None:
-        raise ValueError(
-            f"losses: got None, expected the ({num_objectives},) losses of this step: update(..., losses=losses)"
-        )
-    return checked
-
-
-def check_at_least(name: str, value: Any, least: float) -> None:
-    """Raises `ValueError` if a number in `value` is below `least` or NaN; silent on traced values."""
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
-        raise ValueError(f"{name}: got {value}, expected numbers >= {least:g}")

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators._weighting import check_at_least, from_gram
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax.aggregators._weighting import from_gram
 from eupmu_jax.aggregators.mgda import min_norm
 
 
@@ -43,7 +44,7 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].round(6).tolist()
     [0.2..., 0.5...]
     """
-    check_at_least("c", c, 0)
+    check_numbers("c", c, 0)
     return from_gram(lambda gram: _weigh(gram, jnp.asarray(c, gram.dtype)), num_objectives)
 
 

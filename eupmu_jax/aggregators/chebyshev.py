@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators._weighting import check_at_least, from_losses
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax.aggregators._weighting import from_losses
 
 
 def chebyshev(
@@ -44,8 +45,8 @@ def chebyshev(
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()
     [0.5, 1.5]
     """
-    check_at_least("rho", rho, 0)
-    check_at_least("weights", weights, 0)
+    check_numbers("rho", rho, 0)
+    check_numbers("weights", weights, 0)
 
     def weigh(losses, state):
         del state

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators._weighting import check_at_least, from_losses
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax.aggregators._weighting import from_losses
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
 
 
@@ -69,8 +70,8 @@ def famo(
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].round(5).tolist()
     [0.75, 0.25]
     """
-    check_at_least("learning_rate", learning_rate, 0)
-    check_at_least("weight_decay", weight_decay, 0)
+    check_numbers("learning_rate", learning_rate, 0)
+    check_numbers("weight_decay", weight_decay, 0)
     optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
 
     def start(k, dtype):

@@ -5,15 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax._stack import algebra
-from eupmu_jax.aggregators._weighting import (
-    WeightingState,
-    check_at_least,
-    count_objectives,
-    counters,
-    require_losses,
-    settle,
-)
+from eupmu_jax._stack import algebra, checks, refusal
+from eupmu_jax.aggregators._weighting import WeightingState
 
 _PROJECTIONS = ("sequential", "clean")
 
@@ -62,15 +55,15 @@ def gdr_gma(
     """
     if projection not in _PROJECTIONS:
         raise ValueError(f"projection: got {projection!r}, expected one of {', '.join(map(repr, _PROJECTIONS))}")
-    check_at_least("gamma", gamma, 0)
+    checks.check_numbers("gamma", gamma, 0)
 
     def init_fn(params):
         dtype = algebra.accumulator_dtype(params)
-        return WeightingState(jnp.zeros(2, dtype), jnp.zeros((2, 2), dtype), *counters())
+        return WeightingState(jnp.zeros(2, dtype), jnp.zeros((2, 2), dtype), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
         del extra_args
-        losses = require_losses(losses, count_objectives(updates, params, 2))
+        losses = checks.check_losses(losses, checks.count_objectives(updates, params, 2), needed=True)
         weights = jax.nn.sigmoid(jnp.asarray(gamma, state.weights.dtype) * (epsilon - losses[1]) * jnp.array([1, -1]))
 
         leaves, structure = jax.tree.flatten(updates)
@@ -83,7 +76,7 @@ def gdr_gma(
         gram = sum(grams)
         finite = jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(losses))
         direction = jax.tree.unflatten(structure, combined)
-        return settle(finite, direction, state._replace(weights=weights, gram=gram), state)
+        return refusal.settle(finite, direction, state._replace(weights=weights, gram=gram), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.aggregators._weighting import check_at_least, from_losses
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax.aggregators._weighting import from_losses
 from eupmu_jax.aggregators.chebyshev import excess
 
 _VARIANTS = ("eg", "pgd")
@@ -63,8 +64,8 @@ def omd_tch(
     """
     if variant not in _VARIANTS:
         raise ValueError(f"variant: got {variant!r}, expected one of {', '.join(map(repr, _VARIANTS))}")
-    check_at_least("eta", eta, 0)
-    check_at_least("weights", weights, 0)
+    check_numbers("eta", eta, 0)
+    check_numbers("weights", weights, 0)
 
     def start(k, dtype):
         return OmdTchMemory(jnp.full(k, 1 / k, dtype) if variant == "pgd" else jnp.full(k, -jnp.log(k), dtype))

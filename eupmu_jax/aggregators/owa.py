@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.aggregators._weighting import LossWeightingState, check_at_least, from_losses
+from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax.aggregators._weighting import LossWeightingState, from_losses
 
 OwaState = LossWeightingState
 
@@ -44,7 +45,7 @@ def owa(
     if weights is not None:
         if np.ndim(weights) != 1:
             raise ValueError(f"weights: got shape {np.shape(weights)}, expected one weight for each rank")
-        check_at_least("weights", weights, 0)
+        check_numbers("weights", weights, 0)
         if num_objectives is not None and len(weights) != num_objectives - offset:
             raise ValueError(f"weights: got {len(weights)}, expected {num_objectives - offset}, one for each rank")
         num_objectives = len(weights) + offset

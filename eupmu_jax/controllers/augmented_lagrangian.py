@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from eupmu_jax._stack.checks import check_numbers
 
 
 class AugmentedLagrangianState(NamedTuple):
@@ -50,10 +51,8 @@ def augmented_lagrangian(
     ([2.0], [1.0])
     """
     rate = penalty if dual_learning_rate is None else dual_learning_rate
-    if not isinstance(penalty, jax.core.Tracer) and not np.all(np.asarray(penalty) > 0):
-        raise ValueError(f"penalty: got {penalty}, expected a positive number")
-    if not isinstance(rate, jax.core.Tracer) and not np.all(np.asarray(rate) >= 0):
-        raise ValueError(f"dual_learning_rate: got {rate}, expected a number >= 0")
+    check_numbers("penalty", penalty, above=0)
+    check_numbers("dual_learning_rate", rate, 0)
 
     def init_fn(params):
         return AugmentedLagrangianState(dual=jax.tree.map(jnp.array, params))

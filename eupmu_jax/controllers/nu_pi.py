@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from eupmu_jax._stack.checks import check_numbers
 
 
 class NuPIState(NamedTuple):
@@ -57,11 +58,9 @@ def nu_pi(proportional: chex.Numeric, integral: chex.Numeric, nu: chex.Numeric =
     >>> moves  # 0.5 * 0.2, then 0.5 * 0.4 + 2 * (0.4 - 0.2)
     [0.1, 0.6]
     """
-    for name, value in {"proportional": proportional, "integral": integral}.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= 0):
-            raise ValueError(f"{name}: got {value}, expected a gain >= 0")
-    if not isinstance(nu, jax.core.Tracer) and not np.all(np.abs(nu) < 1):
-        raise ValueError(f"nu: got {nu}, expected a number in (-1, 1)")
+    check_numbers("proportional", proportional, 0)
+    check_numbers("integral", integral, 0)
+    check_numbers("nu", nu, above=-1, below=1)
 
     def init_fn(params):
         return NuPIState(average=jax.tree.map(jnp.zeros_like, params), count=jnp.zeros([], jnp.int32))

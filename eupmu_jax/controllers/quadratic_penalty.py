@@ -5,8 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from eupmu_jax._stack.checks import check_numbers
 
 
 class QuadraticPenaltyState(NamedTuple):
@@ -49,9 +50,8 @@ def quadratic_penalty(
     >>> (multiplier + move).tolist(), state.penalty.tolist()
     ([1.0], [3.0])
     """
-    for name, value, least in (("penalty", penalty, np.nextafter(0, 1)), ("growth", growth, 1)):
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) >= least):
-            raise ValueError(f"{name}: got {value}, expected {'a positive number' if least < 1 else 'at least 1'}")
+    check_numbers("penalty", penalty, above=0)
+    check_numbers("growth", growth, 1)
 
     def init_fn(params):
         return QuadraticPenaltyState(jax.tree.map(lambda m: jnp.full_like(m, penalty), params))

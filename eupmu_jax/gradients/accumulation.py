@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax._stack import algebra
+from eupmu_jax._stack import algebra, checks, refusal
 
 
 class AccumulateState(NamedTuple):
@@ -62,8 +62,7 @@ def accumulate(
     >>> first.tolist(), second.tolist()
     ([0.0], [-2.0])
     """
-    if every_k_steps < 1:
-        raise ValueError(f"every_k_steps: got {every_k_steps}, expected at least 1")
+    checks.check_int("every_k_steps", every_k_steps, 1)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -80,14 +79,13 @@ def accumulate(
         )
 
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
-        k = algebra.count_objectives(updates, params)
-        if k != num_objectives:
-            raise ValueError(f"updates: got {k} objectives, expected num_objectives = {num_objectives}")
-        losses = algebra.check_losses(losses, k)
+        k = checks.count_objectives(updates, params, num_objectives)
+        losses = checks.check_losses(losses, k)
         finite = algebra.all_finite(updates if losses is None else (updates, losses))
-        add = lambda total, new: jnp.where(finite, total + new.astype(total.dtype), total)
-        gradient_sum = jax.tree.map(add, state.gradient_sum, updates)
-        loss_sum = state.loss_sum if losses is None else add(state.loss_sum, losses)
+        old_sums = (state.gradient_sum, None if losses is None else state.loss_sum)
+        sums = jax.tree.map(lambda total, new: total + new.astype(total.dtype), old_sums, (updates, losses))
+        gradient_sum, loss_sum = refusal.choose(finite, sums, old_sums)
+        loss_sum = state.loss_sum if losses is None else loss_sum
         mini_step = state.mini_step + finite
 
         def apply(inner_state):

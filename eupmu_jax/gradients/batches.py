@@ -32,7 +32,7 @@ def shared_forward(forward: Callable, heads: Sequence[Callable]) -> SharedForwar
     Returns:
       A value to pass as `loss` wherever this library takes one.
 
-    >>> from eupmu_jax.gradients import stacked_value_and_grad
+    >>> from eupmu_jax.gradients.value_and_grad import stacked_value_and_grad
     >>> loss = shared_forward(lambda params, x: params * x, [lambda y, x: -y.mean(), lambda y, x: (y**2).mean()])
     >>> losses, grads = stacked_value_and_grad(loss)(2.0, stack_objectives(jnp.ones(3), jnp.ones(3)))
     >>> losses.tolist(), grads.tolist()
@@ -70,8 +70,8 @@ def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
 class Objectives:
     """K objectives on their batches, in whichever form either came."""
 
-    def __init__(self, loss, batches, args):
-        self.loss, self.args = loss, args
+    def __init__(self, loss, batches, args, has_aux=False):
+        self.loss, self.args, self.has_aux = loss, args, has_aux
         functions = loss.heads if isinstance(loss, SharedForward) else (None if callable(loss) else tuple(loss))
         expected = None if functions is None else len(functions)
         if _is_tuple_of_batches(batches, expected):
@@ -101,35 +101,35 @@ class Objectives:
         """What objective k's loss returns."""
         args = self._rebuilt_args()
         if isinstance(self.loss, SharedForward):
-            return self.loss.heads[k](self.loss.forward(params, self.batches[k], *args), self.batches[k])
-        function = self.loss if callable(self.loss) else self.loss[k]
-        return function(params, self.batches[k], *args)
+            result = self.loss.heads[k](self.loss.forward(params, self.batches[k], *args), self.batches[k])
+        else:
+            function = self.loss if callable(self.loss) else self.loss[k]
+            result = function(params, self.batches[k], *args)
+        return _checked(result, self.has_aux)
 
     def vmap(self, transform, start=0):
         """Vmaps `transform`, a function of `evaluate(params)`, over the objectives from `start` on."""
 
         def one(index, batch):
-            if isinstance(self.loss, SharedForward):
-                shared: SharedForward = self.loss
-                return transform(
-                    lambda p: jax.lax.switch(
-                        index, shared.heads, shared.forward(p, batch, *self._rebuilt_args()), batch
-                    )
-                )
-            return transform(lambda p: self.loss(p, batch, *self._rebuilt_args()))
+            def evaluate(params):
+                args = self._rebuilt_args()
+                if isinstance(self.loss, SharedForward):
+                    outputs = self.loss.forward(params, batch, *args)
+                    return _checked(jax.lax.switch(index, self.loss.heads, outputs, batch), self.has_aux)
+                return _checked(self.loss(params, batch, *args), self.has_aux)
+
+            return transform(evaluate)
 
         batches = jax.tree.map(lambda leaf: leaf[start:], self.stacked)
         return jax.vmap(one)(jnp.arange(start, self.count), batches)
 
-    def values(
-        self, params: chex.ArrayTree, has_aux: bool, start: int = 0, mode: str = "auto"
-    ) -> tuple[chex.Array, Any]:
+    def values(self, params: chex.ArrayTree, start: int = 0, mode: str = "auto") -> tuple[chex.Array, Any]:
         """`(losses, aux)` of the objectives from `start` on; aux is None without `has_aux`."""
         if self.prefers_vmap(mode) and self.count - start > 1:
             result = self.vmap(lambda evaluate: evaluate(params), start)
         else:
             result = stack([self.evaluate(k, params) for k in range(start, self.count)])
-        return result if has_aux else (result, None)
+        return result if self.has_aux else (result, None)
 
 
 def _is_tuple_of_batches(batches, expected):
@@ -142,9 +142,12 @@ def _is_tuple_of_batches(batches, expected):
     if not all(bare):
         return False
     arrays = [jnp.asarray(batch) for batch in batches]
-    if len({(a.ndim, a.shape[1:], a.dtype) for a in arrays}) > 1:
-        return False
     leading = {a.shape[:1] for a in arrays}
+    if len({(a.ndim, a.shape[1:]) for a in arrays}) > 1:
+        return False
+    # One objective axis would be equally long in all of them, whatever their dtypes.
+    if len({a.dtype for a in arrays}) > 1 and len(leading) == 1:
+        return expected == len(batches) and expected != arrays[0].shape[:1][0] if arrays[0].ndim else False
     length = leading.pop()[0] if len(leading) == 1 and arrays[0].ndim else None
     if length is None or length < 2 or (expected is not None and length != expected):
         return True
@@ -154,6 +157,25 @@ def _is_tuple_of_batches(batches, expected):
         f"batches: {len(batches)} arrays of shape {arrays[0].shape} may be one stacked batch of {length} objectives or "
         f"{len(batches)} batches; stack the batches with stack_objectives, or make the stacked batch a dict"
     )
+
+
+def _checked(result, has_aux):
+    """What a loss returned, if it is a scalar, or with `has_aux` a pair of a scalar and anything."""
+    if has_aux and not (isinstance(result, tuple | list) and len(result) == 2):
+        raise ValueError(f"loss: returned {_describe_result(result)}, expected (loss, aux), as has_aux=True says")
+    value = result[0] if has_aux else result
+    if not (jnp.isscalar(value) or hasattr(value, "shape")) or jnp.shape(value) != ():
+        hint = "pass has_aux=True for (loss, aux)" if isinstance(value, tuple) else "take the mean over the examples"
+        raise ValueError(f"loss: returned {_describe_result(value)}, expected a scalar; {hint}")
+    return result
+
+
+def _describe_result(result):
+    if isinstance(result, tuple | list):
+        return f"a {type(result).__name__} of {len(result)}"
+    if not hasattr(result, "shape"):
+        return f"a {type(result).__name__}"
+    return f"shape {result.shape}" if result.shape else "a scalar"
 
 
 def _check_batches(batches):
@@ -177,7 +199,8 @@ def _leading_axis(batches):
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"batches: leaves have shapes {shapes or 'of no leaf'}, expected one leading objective axis K in all of "
-            "them (stack_objectives makes it), or a tuple of K batches"
+            "them (stack_objectives makes it), or a tuple of K batches; bare arrays are batches of their own if they "
+            "are alike in all but the number of examples, so make each batch a dict where they are not"
         )
     (count,) = lengths
     if count < 2:

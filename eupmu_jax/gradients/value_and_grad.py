@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from eupmu_jax._stack.checks import check_real, is_traced
 from eupmu_jax.gradients.batches import Loss, Objectives, stack
 
 # Added inside every logarithm of a loss, as the released EUPMU code does: it caps the weight of a vanishing loss.
@@ -46,8 +47,9 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
 
     Raises:
       ValueError: For an unknown mode, fewer than two objectives, batches of different structures, leaves without a
-        common objective axis, a number of losses or heads other than K, or a tuple of bare arrays of equal shape that
-        could be either a stacked batch or a batch for each objective.
+        common objective axis, a number of losses or heads other than K, a tuple of bare arrays of equal shape that
+        could be either a stacked batch or a batch for each objective, complex parameters, or a loss that returns
+        something other than a scalar (with `has_aux`, a scalar and aux).
 
     >>> loss = lambda params, batch: jnp.mean((batch["x"] @ params - batch["y"]) ** 2)
     >>> forget = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4)}
@@ -59,7 +61,8 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     _check_mode(mode)
 
     def value_and_grad(params, batches, *args):
-        objectives = Objectives(loss, batches, args)
+        check_real("params", params)
+        objectives = Objectives(loss, batches, args, has_aux)
 
         def unrolled(params):
             results = [
@@ -111,7 +114,8 @@ def scalarized_value_and_grad(
     _check_mode(mode)
 
     def value_and_grad(params, batches, multipliers, *args):
-        objectives = Objectives(loss, batches, args)
+        check_real("params", params)
+        objectives = Objectives(loss, batches, args, has_aux)
         multipliers = jnp.asarray(multipliers)
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):
             raise ValueError(
@@ -120,7 +124,7 @@ def scalarized_value_and_grad(
             )
 
         def total(params):
-            losses, aux = objectives.values(params, has_aux, mode=mode)
+            losses, aux = objectives.values(params, mode=mode)
             weights = jnp.concatenate([jnp.ones(1), jnp.maximum(multipliers, 0).reshape(-1)]).astype(losses.dtype)
             if loss_scale == "log":
                 positive = losses > 0
@@ -143,7 +147,7 @@ def retain_losses(loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_a
     >>> retain_losses(loss, jnp.array(0.0), (jnp.ones(2), jnp.full(6, 3.0))).tolist()
     [9.0]
     """
-    return Objectives(loss, batches, args).values(params, has_aux, start=1)[0]
+    return Objectives(loss, batches, args, has_aux).values(params, start=1)[0]
 
 
 def _check_mode(mode):
@@ -159,7 +163,7 @@ def check_loss_scale(loss_scale: str) -> None:
 
 def check_positive(losses: chex.Array, step: chex.Numeric) -> None:
     """Raises `ValueError` if a loss of log scale is not positive, saying which and when; silent on traced values."""
-    if isinstance(losses, jax.core.Tracer) or isinstance(step, jax.core.Tracer):
+    if is_traced(losses, step):
         return
     for k, value in enumerate(losses):
         if value <= 0:

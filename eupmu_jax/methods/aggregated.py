@@ -16,7 +16,7 @@ from eupmu_jax.methods.method import (
     LogUniform,
     Method,
 )
-from eupmu_jax.surgery.gen import scale_by_gen
+from eupmu_jax.surgery.generalized_newton import scale_by_gen
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
 _SPACE: dict[str, LogUniform | Choice] = {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE}

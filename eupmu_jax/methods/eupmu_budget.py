@@ -3,9 +3,7 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
@@ -45,7 +43,7 @@ def eupmu_budget(task, terms, settings) -> Procedure:
         # Spread over the set, which may be sorted.
         sample = retain[np.arange(0, terms.num_retain, terms.num_retain // measured)[:measured]]
         found = _search(task, sample, settings["allowed_rise"], prepared, params)
-        return found, _share(prepared, found, params)
+        return found.params, found.t
 
     cost = descent.cost._replace(outside_forward=measured * _PASSES)
     return descent._replace(cost=cost, prepare=lambda params, forget, retain, key: params, finish=finish)
@@ -56,14 +54,7 @@ def _search(task, retain, allowed_rise, inside, outside):
     def measure(params):
         return task.retain(task.outputs(params, retain, None), retain)
 
-    # A number that goes from 0 to 1 with the parameters is the share of the way.
-    ends = (inside, jnp.float32(0)), (outside, jnp.float32(1))
-    return furthest_feasible(lambda point: measure(point[0]), measure(inside) + allowed_rise, *ends, BISECTIONS)
-
-
-def _share(inside, found, outside):
-    whole, part = (optax.tree_utils.tree_norm(optax.tree_utils.tree_sub(end, inside)) for end in (outside, found))
-    return float(part / whole) if whole > 0 else 1.0
+    return furthest_feasible(measure, measure(inside) + allowed_rise, inside, outside, BISECTIONS)
 
 
 METHOD = Method(

@@ -2,6 +2,7 @@
 
 import optax
 
+from eupmu_jax._stack.checks import check_numbers
 from eupmu_jax.surgery.implicit import implicit_surgery
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
@@ -27,6 +28,11 @@ def eupmu(
     A step with a loss or gradient that is not finite changes nothing and is counted. Take the step itself with
     `implicit_step`. For another base optimizer, chain it with `implicit_surgery` by hand.
 
+    A converged model does not survive large steps: its retain gradient is small, so it takes many steps until the
+    multiplier weighs it enough. Begin with `learning_rate=0.01, multiplier_learning_rate=0.1, max_norm=1.0,
+    initial_multiplier=1.5` and a forget loss that is bounded (`objectives.bounded_ascent`), and measure the end
+    (`furthest_feasible`): nothing here bounds the retain loss of a whole run. `tolerances.budget` does.
+
     Args:
       learning_rate: alpha, a float or a schedule.
       tolerance: epsilon, see `implicit_surgery`.
@@ -38,6 +44,10 @@ def eupmu(
     Returns:
       A transform whose `update` needs `params`, `losses` and, for `same_batch`, `value_fn`.
 
+    Raises:
+      ValueError: For a negative, infinite or missing learning rate, a momentum outside [0, 1), a `max_norm` that is not
+        positive, and as `implicit_surgery`.
+
     >>> import jax.numpy as jnp
     >>> from eupmu_jax.surgery.steps import implicit_step
     >>> loss = lambda w, target: jnp.mean((w - target) ** 2)
@@ -46,6 +56,13 @@ def eupmu(
     >>> losses.tolist(), w.round(3).tolist()
     ([1.0, 1.0], 0.2...)
     """
+    if not callable(learning_rate):
+        check_numbers("learning_rate", learning_rate, 0, finite=True, why=", or a schedule")
+    check_numbers("multiplier_learning_rate", multiplier_learning_rate, 0, finite=True)
+    if momentum is not None:
+        check_numbers("momentum", momentum, 0, below=1)
+    if max_norm is not None:
+        check_numbers("max_norm", max_norm, above=0)
     surgery = implicit_surgery(
         tolerance,
         optax.sgd(multiplier_learning_rate),

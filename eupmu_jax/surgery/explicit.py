@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eupmu_jax import tolerances
-from eupmu_jax._stack import algebra, nnls
+from eupmu_jax._stack import algebra, checks, nnls, refusal
+
+MAX_OBJECTIVES = nnls.MAX_CONSTRAINTS + 1
 
 
 class UnilateralSurgeryState(NamedTuple):
@@ -60,6 +60,10 @@ def unilateral_surgery(
     tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again, and only the forget and
     retain gradients' span is protected.
 
+    They hold for the batch and add up over steps: on a converged model a tolerance of 0 lets the loss of the whole
+    retain set rise far. For a bound on the run give `tolerances.budget(limit, learning_rate=...)` as the tolerance and
+    a `retain_weight` of 1 to 2, clip the norm behind the surgery, and measure the end (`furthest_feasible`).
+
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
     K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
 
@@ -105,28 +109,25 @@ def unilateral_surgery(
     """
     rule = tolerances.as_tolerance(tolerance)
     fixed = count_fixed(num_objectives, rule, retain_weight)
-    if fixed is not None:
-        check_count(fixed, fixed)
 
     def init_fn(params):
         k, dtype = fixed or 2, algebra.accumulator_dtype(params)
         return UnilateralSurgeryState(
-            multipliers=jnp.zeros(k - 1, dtype),
-            gram=jnp.zeros((k, k), dtype),
-            feasible=jnp.ones(k - 1, bool),
-            tolerance_state=rule.init(k - 1, dtype),
-            count=jnp.zeros([], jnp.int32),
-            nonfinite_count=jnp.zeros([], jnp.int32),
+            jnp.zeros(k - 1, dtype),
+            jnp.zeros((k, k), dtype),
+            jnp.ones(k - 1, bool),
+            rule.init(k - 1, dtype),
+            *refusal.counters(),
         )
 
     def update_fn(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args):
         del extra_args
-        k = algebra.count_objectives(updates, params)
-        check_count(k, fixed)
+        k = checks.count_objectives(updates, params, fixed)
+        checks.check_count(k, None, at_most=MAX_OBJECTIVES)
         gram = (gram_fn or algebra.gram_matrix)(updates)
-        weights, finite, state = solve(rule, gram, state, algebra.check_losses(losses, k), levels, retain_weight)
-        direction = algebra.combine(updates, weights, params)
-        return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), direction), state
+        losses = checks.check_losses(losses, k)
+        weights, finite, new = solve(rule, gram, state, losses, levels, retain_weight)
+        return refusal.settle(finite, algebra.combine(updates, weights, params), new, fit(state, k))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -142,7 +143,7 @@ def solve(
     """All of a surgery but the gradients: from their Gram matrix `(K, K)` the weights of the rows, `(K,)`.
 
     Returns:
-      The weights, whether the step may be taken (all is finite), and the new state.
+      The weights, whether the step may be taken (all is finite), and the state then, its counters as they were.
     """
     k = gram.shape[0]
     levels = tolerances.check_levels(levels, losses, k - 1)
@@ -157,35 +158,18 @@ def solve(
     multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base, axis=1))
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
 
-    new = (multipliers, gram, nnls.is_met(gram, epsilon, multipliers))
-    state = fit(state, k)
-    old = (state.multipliers, state.gram, state.feasible)
-    keep = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)
-    multipliers, gram, feasible = jax.tree.map(keep, new, old)
-    return (
-        weights,
-        finite,
-        UnilateralSurgeryState(
-            multipliers=multipliers,
-            gram=gram,
-            feasible=feasible,
-            tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
-            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-            nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
-        ),
-    )
+    feasible = nnls.is_met(gram, epsilon, multipliers)
+    new = state._replace(multipliers=multipliers, gram=gram, feasible=feasible, tolerance_state=tolerance_state)
+    return weights, finite, new
 
 
 def count_fixed(num_objectives: int | None, rule: tolerances.Tolerance, retain_weight: chex.Numeric) -> int | None:
     """K as far as the arguments of a surgery tell it, or None; raises `ValueError` where they cannot be."""
-    if np.ndim(retain_weight) > 1:
-        raise ValueError(f"retain_weight: got shape {np.shape(retain_weight)}, expected a number or one per constraint")
-    if not isinstance(retain_weight, jax.core.Tracer):
-        values = np.asarray(retain_weight)
-        if not (np.all(values >= 0) and np.all(np.isfinite(values))):
-            raise ValueError(f"retain_weight: got {retain_weight}, expected finite numbers >= 0")
-    given = np.size(retain_weight) if np.ndim(retain_weight) else None
-    return tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, given)
+    given = checks.check_numbers("retain_weight", retain_weight, 0, finite=True)
+    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, given)
+    if fixed is not None:
+        checks.check_count(fixed, None, "num_objectives", at_most=MAX_OBJECTIVES)
+    return fixed
 
 
 def fit(state: UnilateralSurgeryState, num_objectives: int) -> UnilateralSurgeryState:
@@ -196,16 +180,3 @@ def fit(state: UnilateralSurgeryState, num_objectives: int) -> UnilateralSurgery
     return state._replace(
         multipliers=jnp.zeros(k - 1, dtype), gram=jnp.zeros((k, k), dtype), feasible=jnp.zeros(k - 1, bool)
     )
-
-
-def check_count(num_objectives: int, fixed: int | None, argument: str = "updates") -> None:
-    """Raises `ValueError` for more objectives than the solver takes, or another number than was set from the start."""
-    if fixed is not None and num_objectives != fixed:
-        raise ValueError(
-            f"{argument}: got {num_objectives} objectives, expected {fixed} as set by tolerance or num_objectives"
-        )
-    if num_objectives > nnls.MAX_CONSTRAINTS + 1:
-        raise ValueError(
-            f"{argument}: got {num_objectives} objectives, expected at most {nnls.MAX_CONSTRAINTS + 1}: "
-            f"{nnls.MAX_CONSTRAINTS} retain constraints; average some of the retain losses"
-        )

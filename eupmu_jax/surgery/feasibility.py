@@ -1,5 +1,6 @@
 """The best checkpoint that keeps the limit, whether there is one, and the last point of a segment that keeps it."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from eupmu_jax._stack import checks
+
+# Runs on digits that were led back further than this had forgotten next to nothing of a random set afterwards.
+LITTLE = 0.5
 
 
 class BestFeasibleState(NamedTuple):
@@ -66,10 +72,8 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     >>> float(state.params), bool(state.progressed)
     (1.0, True)
     """
-    if not isinstance(limit, jax.core.Tracer) and np.any(np.isnan(limit)):
-        raise ValueError(f"limit: got {limit}, expected numbers")
-    if patience < 1:
-        raise ValueError(f"patience: got {patience}, expected at least 1")
+    checks.check_numbers("limit", limit)
+    checks.check_int("patience", patience, 1)
 
     def violation(levels):
         return jnp.max(jnp.maximum(levels - jnp.asarray(limit), 0))
@@ -108,13 +112,27 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     return BestFeasible(init_fn, update_fn)
 
 
+class FurthestFeasible(NamedTuple):
+    """What `furthest_feasible` found.
+
+    Attributes:
+      params: The point on the segment.
+      t: Where it lies: 0 is `inside`, 1 is `outside`.
+      levels: What was measured there; NaN for t = 0, where nothing is.
+    """
+
+    params: chex.ArrayTree
+    t: chex.Array
+    levels: chex.Array
+
+
 def furthest_feasible(
     measure: Callable[[chex.ArrayTree], chex.Array],
     limit: chex.Numeric,
     inside: chex.ArrayTree,
     outside: chex.ArrayTree,
     bisections: int = 5,
-) -> chex.ArrayTree:
+) -> FurthestFeasible:
     r"""The point nearest to `outside` on the segment from `inside` that was measured to keep the limit.
 
     .. math::
@@ -122,42 +140,94 @@ def furthest_feasible(
 
     A run that ends a little above its limit is so led back to it, and one that ends below can go on, by forward passes
     alone. Bisection finds t to 2^-bisections, and 1 if `outside` keeps the limit itself; where the levels cross the
-    limit more than once on the segment, one of the crossings.
+    limit more than once on the segment, one of the crossings. A level that is NaN keeps no limit.
+
+    `measure` may be any function, one that loops over batches and returns NumPy arrays too. Called under `jax.jit`, it
+    has to be traceable, and no warning can come: read `t`.
 
     Args:
-      measure: `measure(params) -> (K-1,)` levels on the data that the limit is about; called `bisections + 1` times.
+      measure: `measure(params) -> (K-1,)` levels on the data that the limit is about. Called once if `outside` keeps
+        the limit, else `bisections + 1` times (under `jit` always).
       limit: Float, or one for each level.
       inside: Parameters that keep the limit; not measured, and returned if no other point on the way does.
-      outside: Parameters of the same structure.
+      outside: Parameters of the same structure and shapes.
       bisections: At least 1.
 
     Returns:
-      Parameters; the function can be jitted if `measure` can.
+      A `FurthestFeasible`: `params`, `t` and `levels`. Leaves that are random keys are not interpolated, but those of
+      `inside` for t < 1.
 
     Raises:
-      ValueError: For fewer than one bisection.
+      ValueError: For fewer than one bisection, a limit that is NaN, parameters that differ in structure or shapes, or
+        levels of another shape than the limits.
 
-    >>> theta = furthest_feasible(lambda w: w**2, 0.25, jnp.array(0.0), jnp.array(2.0), bisections=8)
-    >>> round(float(theta), 2)
-    0.5
+    Warns:
+      UserWarning: If t < 0.5: the limit cost much of what the run did. Raise it, or take steps that stay closer to it.
+
+    >>> found = furthest_feasible(lambda w: w**2, 2.25, jnp.array(0.0), jnp.array(2.0), bisections=8)
+    >>> float(found.params), float(found.t), float(found.levels)
+    (1.5, 0.75, 2.25)
     """
-    if bisections < 1:
-        raise ValueError(f"bisections: got {bisections}, expected at least 1")
+    checks.check_int("bisections", bisections, 1)
+    checks.check_numbers("limit", limit)
+    checks.check_same_shapes("outside", outside, "inside", inside)
 
     def between(t):
-        return jax.tree.map(lambda a, b: (a + t * (b - a)).astype(a.dtype), inside, outside)
+        def interpolate(a, b):
+            # Half of a random key is none.
+            return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else (a + t * (b - a)).astype(a.dtype)
 
-    def keeps(params):
-        return jnp.all(jnp.asarray(measure(params)) <= limit)
+        return jax.tree.map(interpolate, inside, outside)
+
+    def measured(params):
+        levels = measure(params)
+        levels = levels if isinstance(levels, jax.Array) else np.asarray(levels)
+        if np.ndim(limit) and np.shape(limit) != levels.shape:
+            raise ValueError(f"limit: got shape {np.shape(limit)}, but measure returned {levels.shape}")
+        return levels
+
+    end_levels = measured(outside)
+    traced = checks.is_traced(limit, end_levels, *jax.tree.leaves((inside, outside)))
+    search = _search_traced if traced else _search_on_host
+    t, levels = search(lambda t: measured(between(t)), limit, end_levels, bisections)
+    if not traced and t < LITTLE:
+        warnings.warn(
+            f"furthest_feasible: only {float(t):.3g} of the way from inside to outside keeps the limit, so that much "
+            "of what the run did is lost; allow a higher limit, or take steps that stay closer to it",
+            stacklevel=2,
+        )
+    # Interpolation would not give the end points to the last bit, nor the first one if the other is not finite.
+    select = lambda begin, mid, end: jnp.where(t == 0, begin, jnp.where(t == 1, end, mid))
+    return FurthestFeasible(jax.tree.map(select, inside, between(t), outside), t, levels)
+
+
+def _search_traced(levels_at, limit, end_levels, bisections):
+    """`(t, levels)` inside `jit`."""
 
     def halve(_, bounds):
-        low, high = bounds
+        low, high, levels = bounds
         middle = (low + high) / 2
-        inside_middle = keeps(between(middle))
-        return jnp.where(inside_middle, middle, low), jnp.where(inside_middle, high, middle)
+        middle_levels = levels_at(middle)
+        keeps = jnp.all(middle_levels <= limit)
+        levels = jnp.where(keeps, middle_levels.astype(levels.dtype), levels)
+        return jnp.where(keeps, middle, low), jnp.where(keeps, high, middle), levels
 
-    low, _ = jax.lax.fori_loop(0, bisections, halve, (jnp.float32(0), jnp.float32(1)))
-    low = jnp.where(keeps(outside), 1.0, low)
-    # Interpolation would not give the end points to the last bit, nor the first one if the other is not finite.
-    select = lambda begin, mid, end: jnp.where(low == 0, begin, jnp.where(low == 1, end, mid))
-    return jax.tree.map(select, inside, between(low), outside)
+    unknown = jnp.full(end_levels.shape, jnp.nan, jnp.promote_types(end_levels.dtype, jnp.float32))
+    low, _, levels = jax.lax.fori_loop(0, bisections, halve, (jnp.float32(0), jnp.float32(1), unknown))
+    keeps = jnp.all(end_levels <= limit)
+    return jnp.where(keeps, 1.0, low), jnp.where(keeps, end_levels, levels)
+
+
+def _search_on_host(levels_at, limit, end_levels, bisections):
+    """`(t, levels)` by a `measure` that may be any function."""
+    if np.all(end_levels <= limit):
+        return jnp.float32(1), end_levels
+    low, high, levels = jnp.float32(0), jnp.float32(1), np.full(end_levels.shape, np.nan)
+    for _ in range(bisections):
+        middle = (low + high) / 2
+        middle_levels = levels_at(middle)
+        if np.all(middle_levels <= limit):
+            low, levels = middle, middle_levels
+        else:
+            high = middle
+    return low, levels

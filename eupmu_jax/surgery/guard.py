@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import tolerances
-from eupmu_jax._stack import algebra, nnls
+from eupmu_jax._stack import algebra, checks, nnls, refusal
 from eupmu_jax.surgery.explicit import unilateral_surgery
 
 MAX_ROUNDS = 4
@@ -16,6 +16,9 @@ MAX_ROUNDS = 4
 
 class UtilityGuardState(NamedTuple):
     """State of `utility_guard`; the surgery's own fields (`multipliers`, `gram`) are found in it by name.
+
+    Its counters have the names of the surgery's within it, so in a chain take them from the guard's state, which is
+    found by its type: `optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count`.
 
     Attributes:
       surgery_state, inner_state, tolerance_state: States of the parts.
@@ -98,8 +101,7 @@ def utility_guard(
     """
     rule = tolerances.as_tolerance(tolerance)
     fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
-    if max_halvings < 0:
-        raise ValueError(f"max_halvings: got {max_halvings}, expected 0 or more")
+    checks.check_int("max_halvings", max_halvings, 0)
     inner = optax.with_extra_args_support(inner)
     surgery = unilateral_surgery(num_objectives=fixed) if surgery is None else surgery
     surgery = optax.with_extra_args_support(surgery)
@@ -107,21 +109,18 @@ def utility_guard(
     def init_fn(params):
         k, dtype = fixed or 2, algebra.accumulator_dtype(params)
         return UtilityGuardState(
-            surgery_state=surgery.init(params),
-            inner_state=inner.init(params),
-            tolerance_state=rule.init(k - 1, dtype),
-            guard_multipliers=jnp.zeros(k - 1, dtype),
-            guard_feasible=jnp.ones(k - 1, bool),
-            step_scale=jnp.ones([], dtype),
-            count=jnp.zeros([], jnp.int32),
-            nonfinite_count=jnp.zeros([], jnp.int32),
+            surgery.init(params),
+            inner.init(params),
+            rule.init(k - 1, dtype),
+            jnp.zeros(k - 1, dtype),
+            jnp.ones(k - 1, bool),
+            jnp.ones([], dtype),
+            *refusal.counters(),
         )
 
     def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, gram_fn=None, **extra_args):
-        k = algebra.count_objectives(updates, params)
-        if k != (fixed or 2):
-            raise ValueError(f"updates: got {k} objectives, expected {fixed or 2}; pass num_objectives={k}")
-        losses = algebra.check_losses(losses, k)
+        k = checks.count_objectives(updates, params, fixed or 2)
+        losses = checks.check_losses(losses, k)
         if max_halvings and (value_fn is None or params is None):
             raise ValueError(
                 f"{'params' if params is None else 'value_fn'}: got None, but max_halvings measures the retain losses "
@@ -159,24 +158,15 @@ def utility_guard(
             scale = jnp.where(halvings > max_halvings, 0, 0.5**halvings).astype(dtype)
             update = _scaled(update, scale)
 
-        def keep(new, old):
-            # Random keys, as in the state of optax.add_noise, have a dtype that nothing can be cast to.
-            return jnp.where(finite, new if new.dtype == old.dtype else new.astype(old.dtype), old)
-
-        new = UtilityGuardState(
+        new = state._replace(
             surgery_state=surgery_state,
             inner_state=inner_state,
             tolerance_state=tolerance_state,
             guard_multipliers=guard_multipliers,
             guard_feasible=feasible,
             step_scale=scale,
-            count=optax.safe_increment(state.count),
-            nonfinite_count=state.nonfinite_count,
         )
-        old = state._replace(nonfinite_count=optax.safe_increment(state.nonfinite_count))
-        return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), update), jax.tree.map(
-            keep, new, old
-        )
+        return refusal.settle(finite, update, new, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

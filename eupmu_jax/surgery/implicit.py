@@ -4,13 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eupmu_jax import tolerances
-from eupmu_jax._stack import algebra
+from eupmu_jax._stack import algebra, checks, refusal
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, check_positive
 
 
@@ -105,8 +103,9 @@ def implicit_surgery(
     check_loss_scale(loss_scale)
     if proxy not in ("same_batch", "next_batch", "level"):
         raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch', 'next_batch' or 'level'")
-    if not isinstance(initial_multiplier, jax.core.Tracer) and not np.all(np.asarray(initial_multiplier) >= 0):
-        raise ValueError(f"initial_multiplier: got {initial_multiplier}, expected numbers >= 0")
+    checks.check_numbers("initial_multiplier", initial_multiplier, 0)
+    if learning_rate is not None and not callable(learning_rate):
+        checks.check_numbers("learning_rate", learning_rate, 0, finite=True)
     return multiplier_transform(
         tolerances.as_tolerance(tolerance),
         controller,
@@ -127,7 +126,10 @@ def multipliers(state: optax.OptState) -> chex.Array:
     """
     found = optax.tree_utils.tree_get_all_with_path(state, "multipliers")
     if len(found) != 1:
-        raise ValueError(f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery")
+        raise ValueError(
+            f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery: of a chain that "
+            "ends with implicit_surgery or begins with unilateral_surgery"
+        )
     return found[0][1]
 
 
@@ -143,7 +145,7 @@ def multiplier_transform(
     project: Callable[[chex.Array], chex.Array],
 ) -> optax.GradientTransformationExtraArgs:
     """The update that `implicit_surgery` and `reference_surgery` share; they differ in sign, scale and projection."""
-    num_initial = np.size(initial_multiplier) if np.ndim(initial_multiplier) else None
+    num_initial = checks.check_numbers("initial_multiplier", initial_multiplier)
     k = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, num_initial) or 2
     rescale = (lambda losses: losses) if loss_scale == "raw" else _log
 
@@ -154,19 +156,16 @@ def multiplier_transform(
         dtype = algebra.accumulator_dtype(params)
         start = jnp.array(jnp.broadcast_to(jnp.asarray(initial_multiplier, dtype), (k - 1,)), copy=True)
         return ImplicitSurgeryState(
-            multipliers=start,
-            controller_state=controller.init(start),
-            tolerance_state=rule.init(k - 1, dtype),
-            previous_losses=jnp.zeros(k - 1, dtype),
-            count=jnp.zeros([], jnp.int32),
-            nonfinite_count=jnp.zeros([], jnp.int32),
+            start,
+            controller.init(start),
+            rule.init(k - 1, dtype),
+            jnp.zeros(k - 1, dtype),
+            *refusal.counters(),
         )
 
     def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
         del extra_args
-        losses = algebra.check_losses(losses, k)
-        if losses is None:
-            raise ValueError(f"losses: got None, expected the ({k},) losses of this step: update(..., losses=losses)")
+        losses = checks.check_losses(losses, k, needed=True)
         if proxy == "same_batch" and (value_fn is None or params is None):
             raise ValueError(
                 f"{'params' if params is None else 'value_fn'}: got None, but proxy='same_batch' evaluates the retain "
@@ -200,17 +199,15 @@ def multiplier_transform(
         moved = project(state.multipliers + moves).astype(dtype)
 
         finite = algebra.all_finite((losses, current, improvement, epsilon, moved, updates))
-        keep = lambda new, old: jnp.where(finite, new, old)
-        move = lambda new, old: jnp.where(finite & measured, new, old)
-        updates = jax.tree.map(lambda leaf: keep(leaf, jnp.zeros_like(leaf)), updates)
-        return updates, ImplicitSurgeryState(
-            multipliers=move(moved, state.multipliers),
-            controller_state=jax.tree.map(move, controller_state, state.controller_state),
-            tolerance_state=jax.tree.map(keep, tolerance_state, state.tolerance_state),
-            previous_losses=keep(current, state.previous_losses),
-            count=keep(optax.safe_increment(state.count), state.count),
-            nonfinite_count=keep(state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
+        old = (state.multipliers, state.controller_state)
+        moved, controller_state = refusal.choose(jnp.asarray(measured), (moved, controller_state), old)
+        new = state._replace(
+            multipliers=moved,
+            controller_state=controller_state,
+            tolerance_state=tolerance_state,
+            previous_losses=current,
         )
+        return refusal.settle(finite, updates, new, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

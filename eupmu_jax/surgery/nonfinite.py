@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack import refusal
+
 
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Undoes a step of `inner` that its surgery refused: zero updates, every other state as before.
@@ -16,7 +18,9 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
       inner: A chain that holds one or more surgeries of this library.
 
     Returns:
-      A transform with the state of `inner`.
+      A transform with the state of `inner`. `tree_get(state, "nonfinite_count")` reads how many steps were refused;
+      where several members count them (a `utility_guard` around its surgery), name the one that is meant:
+      `tree_get(state, "UtilityGuardState").nonfinite_count`.
 
     Raises:
       ValueError: At `init`, if `inner` holds no surgery.
@@ -45,13 +49,10 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         refused = jnp.stack([new.nonfinite_count != old.nonfinite_count for new, old in pairs]).any()
 
         def restore(new, old):
-            if _is_surgery(new):
-                kept = jax.tree.map(lambda n, o: jnp.where(refused, o, n), new, old)
-                return kept._replace(nonfinite_count=new.nonfinite_count)
-            return jnp.where(refused, old, new)
+            kept = refusal.choose(~refused, new, old)
+            return kept._replace(nonfinite_count=new.nonfinite_count) if _is_surgery(new) else kept
 
-        updates = jax.tree.map(lambda leaf: jnp.where(refused, jnp.zeros_like(leaf), leaf), updates)
-        return updates, jax.tree.map(restore, new_state, state, is_leaf=_is_surgery)
+        return refusal.zero_unless(~refused, updates), jax.tree.map(restore, new_state, state, is_leaf=_is_surgery)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -4,6 +4,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack.checks import check_numbers
 from eupmu_jax.surgery.implicit import multiplier_transform
 from eupmu_jax.tolerances import stateless
 
@@ -39,12 +40,19 @@ def reference_surgery(
       A transform like `implicit_surgery` with `proxy="same_batch"`: last in the chain, and `update` needs `params`,
       `losses` and `value_fn`.
 
+    Raises:
+      ValueError: For a setting that is not finite, a negative rate or decay, or values of the wrong length.
+
     >>> tx = reference_surgery(error=0.01)
     >>> w = jnp.array(1.0)
     >>> _, state = tx.update(jnp.array(0.0), tx.init(w), w, losses=jnp.ones(2), value_fn=lambda w: w)
     >>> state.multipliers.round(3).tolist()  # Adam's first step is its learning rate, whatever the error
     [1.0]
     """
+    check_numbers("error", error, finite=True)
+    check_numbers("multiplier_learning_rate", multiplier_learning_rate, 0, finite=True)
+    check_numbers("weight_decay", weight_decay, 0, finite=True)
+    check_numbers("initial_multiplier", initial_multiplier, finite=True)
     return multiplier_transform(
         stateless(lambda count, levels: -jnp.asarray(error)),
         optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(multiplier_learning_rate)),

@@ -11,6 +11,7 @@ import optax
 from eupmu_jax import sharding
 from eupmu_jax.gradients.batches import Loss
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.surgery import _chains
 from eupmu_jax.surgery.implicit import multipliers
 
 
@@ -39,25 +40,31 @@ def explicit_step(
       `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
       and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
       call it.
+
+    Raises:
+      ValueError: When traced, if the optimizer's updates do not have the parameters' shapes, since nothing collapsed
+        the stack, or something before the surgery kept stacked moments; if it holds `implicit_surgery` instead; or if
+        `optax.MultiSteps` or `optax.apply_if_finite` stands around the surgery. Also as `stacked_value_and_grad`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
-
     gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
 
     def cast(leaf):
         return leaf.astype(gradient_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     def step(params, state, batches, *args, levels=None):
+        _chains.check_explicit(state)
         value, grads = value_and_grad(params if gradient_dtype is None else jax.tree.map(cast, params), batches, *args)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
         losses = value[0] if has_aux else value
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
-        updates, state = optimizer.update(
+        updates, new_state = optimizer.update(
             grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn
         )
-        return optax.apply_updates(params, updates), state, value
+        _chains.check_collapsed(updates, params, new_state, state)
+        return optax.apply_updates(params, updates), new_state, value
 
     return step
 
@@ -82,15 +89,29 @@ def implicit_step(
 
     Returns:
       As `explicit_step`.
+
+    Raises:
+      ValueError: When traced, if the optimizer holds no `implicit_surgery` but a stacked transform, if a member of a
+        chain follows a surgery with the `same_batch` proxy, whose parameters after the step would not be those that
+        it measures, or if the updates do not have the parameters' shapes. Also as `scalarized_value_and_grad`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale, mode=mode)
 
     def step(params, state, batches, *args, levels=None):
+        _chains.check_implicit(state)
         value, grads = value_and_grad(params, batches, multipliers(state), *args)
-        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        measured = []
+
+        def value_fn(new_params):
+            measured.append(True)
+            return retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+
         losses = value[0] if has_aux else value
-        updates, state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state, value
+        updates, new_state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
+        if measured:
+            _chains.check_surgery_is_last(state)
+        _chains.check_updates(updates, params)
+        return optax.apply_updates(params, updates), new_state, value
 
     return step

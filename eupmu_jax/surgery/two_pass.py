@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import tolerances
-from eupmu_jax._stack import algebra
+from eupmu_jax._stack import algebra, checks, refusal
 from eupmu_jax._stack.jaxpr import equations
 from eupmu_jax.gradients.batches import Loss, Objectives
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
@@ -102,15 +102,16 @@ def two_pass(
         return gradient if shardings is None else jax.lax.with_sharding_constraint(gradient, shardings)
 
     def step(params, state, batches, *args, levels=None):
-        explicit.check_count(Objectives(loss, batches, args).count, fixed, "batches")
+        count = Objectives(loss, batches, args).count
+        checks.check_count(count, fixed, "batches", at_most=explicit.MAX_OBJECTIVES)
         losses, gram = _losses_and_gram(loss, params, batches, args, has_aux, place)
-        weights, finite, surgery_state = explicit.solve(rule, gram, state.surgery_state, losses, levels, retain_weight)
+        weights, finite, new = explicit.solve(rule, gram, state.surgery_state, losses, levels, retain_weight)
         multipliers = jnp.where(finite, weights[1:], 0)
         value, direction = value_and_grad(params, _after(batches, multipliers), multipliers, *args)
         direction = place(direction)
         squared_norm = algebra.squared_norm(direction)
         forget_squared_norm = squared_norm - weights[1:] @ (2 * gram[0, 1:] + gram[1:, 1:] @ weights[1:])
-        gram = surgery_state.gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
+        gram = gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
         finite &= jnp.isfinite(squared_norm)
 
         def take(params, inner_state):
@@ -119,10 +120,8 @@ def two_pass(
 
         # A branch, not a choice between old and new: that would hold a copy of the optimizer's state.
         params, inner_state = jax.lax.cond(finite, take, lambda *old: old, params, state.inner_state)
-        old = explicit.fit(state.surgery_state, weights.shape[0])
-        old = old._replace(nonfinite_count=optax.safe_increment(old.nonfinite_count))
-        keep = lambda new, old: jnp.where(finite, new, old)
-        surgery_state = jax.tree.map(keep, surgery_state._replace(gram=gram), old)
+        old = explicit.fit(state.surgery_state, count)
+        _, surgery_state = refusal.settle(finite, (), new._replace(gram=gram), old)
         return params, TwoPassState(surgery_state, inner_state), value
 
     return TwoPass(lambda params: TwoPassState(surgery.init(params), inner.init(params)), step)
@@ -135,7 +134,7 @@ def _losses_and_gram(loss, params, batches, args, has_aux, place):
 
     def scalar(j):
         # Batches that wait for the numbers of the last gradient: none is formed before that one is done with.
-        objectives = Objectives(loss, _after(batches, gram), args)
+        objectives = Objectives(loss, _after(batches, gram), args, has_aux)
         return lambda params: objectives.evaluate(j, params)[0] if has_aux else objectives.evaluate(j, params)
 
     for i in range(1, k):

@@ -86,7 +86,7 @@ def run_within_limit(
         inside, outside = best.params, params
         if np.all(levels <= limit):
             inside, outside = params, jax.tree.map(lambda a, b: (2 * b - a).astype(b.dtype), start, params)
-        params = _search(Partial(_levels, measure), limit, inside, outside, bisections)
+        params = _search(Partial(_levels, measure), limit, inside, outside, bisections).params
         best = _update(limit, patience, best, params, *_measure(measure, params))
         full_passes += bisections + 2
     return BudgetRun(best, anchor[0], history, full_passes)

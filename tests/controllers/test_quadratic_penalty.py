@@ -54,7 +54,7 @@ def test_each_constraint_can_have_its_own_penalty():
         ({"penalty": 0.0}, r"^penalty: got 0.0, expected a positive number"),
         ({"penalty": float("nan")}, r"^penalty: got nan"),
         ({"penalty": np.array([1.0, -1.0])}, r"^penalty: got \["),
-        ({"growth": 0.99}, r"^growth: got 0.99, expected at least 1"),
+        ({"growth": 0.99}, r"^growth: got 0.99, expected a number >= 1"),
         ({"growth": float("nan")}, r"^growth: got nan"),
     ],
 )

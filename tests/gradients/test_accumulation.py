@@ -89,7 +89,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"^every_k_steps: got 0"):
         accumulate(unilateral_surgery(), 0)
     tx = accumulate(unilateral_surgery(), 2)
-    with pytest.raises(ValueError, match=r"^updates: got 3 objectives, expected num_objectives = 2"):
+    with pytest.raises(ValueError, match=r"^updates: got 3 objectives, expected 2, as set by num_objectives"):
         tx.update({"w": jnp.ones((3, 3))}, tx.init(PARAMS), PARAMS)
 
 

@@ -386,3 +386,47 @@ def test_the_proxy_of_an_implicit_step_leaves_batch_norm_statistics_alone():
         row = jax.tree.map(lambda leaf, k=k: leaf[k], aux)
         chex.assert_trees_all_close(row, jax.jit(loss)(params, batches[k], statistics)[1], rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_equal_shapes_and_dtypes(moved, params)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "unroll"])
+@pytest.mark.parametrize(
+    ("returned", "has_aux", "message"),
+    [
+        (lambda value: (value, 1.0), False, r"^loss: returned a tuple of 2, expected a scalar; pass has_aux=True"),
+        (lambda value: value * jnp.ones(3), False, r"^loss: returned shape \(3,\), expected a scalar; take the mean"),
+        (lambda value: {"loss": value}, False, r"^loss: returned a dict, expected a scalar"),
+        (lambda value: value, True, r"^loss: returned a scalar, expected \(loss, aux\)"),
+        (lambda value: (value, 1.0, 2.0), True, r"^loss: returned a tuple of 3, expected \(loss, aux\)"),
+        (lambda value: (value * jnp.ones(3), 1.0), True, r"^loss: returned shape \(3,\), expected a scalar"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_named(returned, has_aux, message, mode):
+    # BUG: a tuple gave "'tuple' object has no attribute 'dtype'", and three losses were taken for three objectives.
+    loss = lambda params, x: returned(jnp.mean((x - params) ** 2))
+    batches = stack_objectives(jnp.ones((4, 3)), jnp.zeros((4, 3)))
+    options = {"has_aux": has_aux, "mode": mode}
+    with pytest.raises(ValueError, match=message):
+        stacked_value_and_grad(loss, **options)(jnp.zeros(3), batches)
+    with pytest.raises(ValueError, match=message):
+        scalarized_value_and_grad(loss, **options)(jnp.zeros(3), batches, jnp.ones(1))
+    with pytest.raises(ValueError, match=message):
+        retain_losses(loss, jnp.zeros(3), batches, has_aux=has_aux)
+
+
+def test_bare_batches_of_two_dtypes_and_sizes_are_batches():
+    # BUG: refused, with the advice to pass the tuple that it was.
+    loss = lambda params, x: jnp.mean((x - params) ** 2)
+    batches = jnp.ones((4, 3), jnp.bfloat16), np.zeros((9, 3), np.float32)
+    losses, grads = stacked_value_and_grad(loss)(jnp.zeros(3), batches)
+    np.testing.assert_allclose(losses, [1, 0])
+    assert grads.shape == (2, 3)
+
+
+def test_complex_parameters_are_refused():
+    # BUG: the Gram matrix was not that of complex vectors, and the run diverged.
+    loss = lambda params, x: jnp.mean(jnp.abs(x - params["w"]) ** 2)
+    params, batches = {"w": jnp.zeros(3, jnp.complex64)}, (jnp.ones((4, 3)), jnp.zeros((9, 3)))
+    with pytest.raises(ValueError, match=r"^params: leaf \['w'\] is complex"):
+        stacked_value_and_grad(loss)(params, batches)
+    with pytest.raises(ValueError, match=r"^params: leaf \['w'\] is complex"):
+        scalarized_value_and_grad(loss)(params, batches, jnp.ones(1))

@@ -67,3 +67,22 @@ def test_a_nonfinite_step_changes_nothing():
 def test_the_learning_rate_can_be_injected():
     # BUG: inject_hyperparams makes an array of num_objectives, on which the alias branches inside jit.
     train(optax.inject_hyperparams(eupmu.eupmu)(learning_rate=0.1), steps=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[{"learning_rate": bad} for bad in (-1, float("nan"), float("inf"), None, "0.1")],
+        *[{"tolerance": bad} for bad in (-1.0, float("nan"), None)],
+        *[{"multiplier_learning_rate": bad} for bad in (-1.0, float("nan"), float("inf"), None)],
+        *[{"momentum": bad} for bad in (-0.1, 1.0, float("nan"))],
+        *[{"max_norm": bad} for bad in (-1, 0.0, float("nan"))],
+        *[{"initial_multiplier": bad} for bad in (-1.0, float("nan"))],
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused_by_name(arguments):
+    # BUG: a negative learning rate ascended, and a negative max_norm turned the gradient round.
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        eupmu.eupmu(**({"learning_rate": 0.1} | arguments))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from eupmu_jax import best_feasible, furthest_feasible
+from eupmu_jax._stack.jaxpr import equations
 
 
 def track(checks, limit=1.0, patience=10):
@@ -144,25 +145,91 @@ def test_the_factory_refuses(kwargs, message):
         best_feasible(**kwargs)
 
 
-@given(st.floats(0.01, 4.0), st.integers(3, 12))
+def squared(params):
+    return jnp.sum(params["w"] ** 2)[None]
+
+
+@pytest.mark.filterwarnings("ignore:furthest_feasible")
+@given(st.floats(0.01, 8.9), st.integers(3, 12))
 def test_the_furthest_feasible_point_is_found_to_the_resolution_asked_for(limit, bisections):
     inside, outside = {"w": jnp.zeros(2)}, {"w": jnp.array([0.0, 3.0])}
-    found = furthest_feasible(lambda p: jnp.sum(p["w"] ** 2)[None], limit, inside, outside, bisections)["w"][1]
+    found = furthest_feasible(squared, limit, inside, outside, bisections)
     crossing = np.sqrt(limit)
-    assert crossing - 3 * 2.0**-bisections - 1e-6 <= found <= crossing + 1e-6
+    assert crossing - 3 * 2.0**-bisections - 1e-6 <= found.params["w"][1] <= crossing + 1e-6
+    np.testing.assert_allclose(3 * found.t, found.params["w"][1], rtol=1e-6)
+    np.testing.assert_allclose(found.levels, squared(found.params) if found.t > 0 else np.nan, rtol=1e-6)
 
 
 def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_not_at_all():
     inside, outside = jnp.array([0.1, 0.7]), jnp.array([0.3, 1.1])
     find = jax.jit(lambda limit: furthest_feasible(lambda p: p, limit, inside, outside))
-    chex.assert_trees_all_equal(find(jnp.array([1.0, 2.0])), outside)
-    chex.assert_trees_all_equal(find(jnp.array([0.0, 2.0])), inside)
-    chex.assert_trees_all_equal(find(jnp.array([1.0, jnp.nan])), inside)
+    chex.assert_trees_all_equal(tuple(find(jnp.array([1.0, 2.0]))), (outside, jnp.float32(1), outside))
+    for limit in ([0.0, 2.0], [1.0, jnp.nan]):
+        chex.assert_trees_all_equal(tuple(find(jnp.array(limit))), (inside, jnp.float32(0), jnp.full(2, jnp.nan)))
     # BUG: a step that had diverged made NaN of the checkpoint it was led back to.
     diverged = jnp.array([jnp.inf, jnp.nan])
-    chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged), inside)
+    find = jax.jit(lambda outside: furthest_feasible(lambda p: p, 1.0, inside, outside))
+    chex.assert_trees_all_equal(find(diverged).params, inside)
+    with pytest.warns(UserWarning, match="only 0 of the way"):
+        chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged).params, inside)
 
 
-def test_fewer_than_one_bisection_is_refused():
-    with pytest.raises(ValueError, match="bisections: got 0"):
-        furthest_feasible(lambda p: p, 1.0, jnp.zeros(1), jnp.ones(1), 0)
+@pytest.mark.parametrize("limit", [3.3, 7.0, 9.0, np.array([7.0])])
+def test_a_function_of_the_host_gives_what_jit_gives(limit):
+    # BUG: only a traceable function could be given.
+    calls = []
+
+    def on_host(params):
+        calls.append(None)
+        return np.array([sum(float(w) ** 2 for w in np.asarray(params["w"]))])
+
+    inside, outside = {"w": jnp.zeros(2)}, {"w": jnp.array([0.0, 3.0])}
+    by_host = furthest_feasible(on_host, limit, inside, outside, 7)
+    by_jit = jax.jit(lambda inside, outside: furthest_feasible(squared, limit, inside, outside, 7))(inside, outside)
+    assert len(calls) == (1 if limit == 9.0 else 8)
+    assert isinstance(by_host.levels, np.ndarray)
+    chex.assert_trees_all_close(by_host, by_jit, rtol=1e-6)
+
+
+def test_jit_measures_as_often_as_it_says():
+    # In the loop as often as it turns, and once at the end.
+    measure = lambda params: jnp.arctan(params)
+    search = lambda inside, outside: furthest_feasible(measure, 0.5, inside, outside, 6)
+    found = equations(search, jnp.zeros(2), jnp.ones(2))
+    assert sum(times for equation, times in found if equation.primitive.name == "atan") == 7
+
+
+def test_a_caller_is_warned_where_little_is_left():
+    inside, outside = jnp.zeros(1), jnp.ones(1)
+    with pytest.warns(UserWarning, match="only 0.438 of the way") as warned:
+        found = furthest_feasible(lambda p: p, 0.49, inside, outside, 4)
+    assert (float(found.t), warned[0].filename) == (0.4375, __file__)
+    # An error for any warning, here.
+    assert furthest_feasible(lambda p: p, 0.51, inside, outside, 4).t == 0.5
+
+
+def test_random_keys_are_those_of_the_point_that_is_kept():
+    # BUG: they went into the interpolation, which refused them with a message about dtypes.
+    def point(w, seed):
+        return {"w": jnp.full(2, w), "key": jax.random.key(seed)}
+
+    find = lambda limit: furthest_feasible(squared, limit, point(0.0, 0), point(3.0, 1))
+    for limit, seed in ((9.0, 0), (100.0, 1)):
+        chex.assert_trees_all_equal(find(limit).params["key"], jax.random.key(seed))
+        chex.assert_trees_all_equal(jax.jit(find)(limit).params["key"], jax.random.key(seed))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"bisections": 0}, "^bisections: got 0"),
+        ({"limit": float("nan")}, "^limit: got nan"),
+        ({"limit": np.ones(3)}, r"^limit: got shape \(3,\), but measure returned \(1,\)"),
+        ({"outside": jnp.ones((2, 1))}, r"^outside: leaf the tree itself has shape \(2, 1\), but \(1,\) in inside"),
+        ({"outside": {"w": jnp.ones(1)}}, "^outside: structure"),
+    ],
+)
+def test_furthest_feasible_refuses(kwargs, message):
+    given = {"limit": 1.0, "inside": jnp.zeros(1), "outside": jnp.ones(1)} | kwargs
+    with pytest.raises(ValueError, match=message):
+        furthest_feasible(lambda p: p, **given)

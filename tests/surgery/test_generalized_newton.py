@@ -118,7 +118,7 @@ def test_the_rate_can_be_injected_and_the_state_scanned():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: scale_by_gen(0.0), "^learning_rate: got 0.0, expected a positive number"),
+        (lambda: scale_by_gen(0.0), "^learning_rate: got 0.0, expected a finite positive number"),
         (lambda: scale_by_gen(0.1, every=0), "^every: got 0"),
         (lambda: scale_by_gen(0.1).update(jnp.ones(2), None), "^params: got None"),
         (lambda: scale_by_gen(0.1).update(jnp.ones(2), None, jnp.ones(2)), "^value_fn: got None"),

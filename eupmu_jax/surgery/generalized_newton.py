@@ -1,4 +1,4 @@
-"""GeN (Bu and Xu, ICLR 2025, arXiv 2407.02772): the step size at the minimum of a parabola along the update."""
+"""GeN (generalized Newton: Bu and Xu, ICLR 2025, arXiv 2407.02772): the step size at a parabola's minimum."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax._stack import algebra
+from eupmu_jax._stack import algebra, checks, refusal
 
 
 class ScaleByGenState(NamedTuple):
@@ -71,17 +71,11 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
     >>> round(float(state[1].learning_rate), 6)  # 0.9 * 0.5 + 0.1 * 0.25, where the minimum is
     0.475
     """
-    if not isinstance(learning_rate, jax.core.Tracer) and not learning_rate > 0:
-        raise ValueError(f"learning_rate: got {learning_rate}, expected a positive number")
-    if not isinstance(every, jax.core.Tracer) and every < 1:
-        raise ValueError(f"every: got {every}, expected at least 1 step")
+    checks.check_numbers("learning_rate", learning_rate, above=0, finite=True)
+    checks.check_int("every", every, 1, " step")
 
     def init_fn(params):
-        return ScaleByGenState(
-            jnp.asarray(learning_rate, algebra.accumulator_dtype(params)),
-            jnp.zeros([], jnp.int32),
-            jnp.zeros([], jnp.int32),
-        )
+        return ScaleByGenState(jnp.asarray(learning_rate, algebra.accumulator_dtype(params)), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, value_fn: Callable | None = None, value=None, **extra_args):
         del extra_args
@@ -107,11 +101,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
 
         finite = algebra.all_finite(updates)
         eta = jax.lax.cond(finite & (state.count % every == 0), measure, lambda eta: eta, eta)
-        scaled = jax.tree.map(lambda u: jnp.where(finite, (eta * u).astype(u.dtype), jnp.zeros_like(u)), updates)
-        return scaled, ScaleByGenState(
-            learning_rate=eta,
-            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-            nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
-        )
+        scaled = jax.tree.map(lambda u: (eta * u).astype(u.dtype), updates)
+        return refusal.settle(finite, scaled, state._replace(learning_rate=eta), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

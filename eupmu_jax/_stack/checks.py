@@ -1,0 +1,209 @@
+"""Checks of what a caller passes: numbers, the number of objectives, stacked trees and losses.
+
+Values are looked at only where they are known: on a traced one (inside `jit`, or of `optax.inject_hyperparams`) a check
+of its value says nothing. Shapes and dtypes are always known.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether the value of any of these is not known yet."""
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def check_numbers(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    finite: bool = False,
+    why: str = "",
+) -> int | None:
+    """Raises `ValueError` unless `value` is a number, or an array of one for each constraint, within bounds, not NaN.
+
+    Args:
+      name: Of the argument, with which the message begins.
+      value: A number or a `(K-1,)` array.
+      least, above, below: The bounds, `least` itself included.
+      finite: Whether infinity is refused.
+      why: Ends the message.
+
+    Returns:
+      The length of the array, or None for a number.
+
+    >>> check_numbers("gain", 0.5, 0), check_numbers("gain", np.ones(3), 0)
+    (None, 3)
+    """
+    bounds = {">=": least, ">": above or None, "<": below}
+    given = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+    expected = f"a {'finite ' * finite}{'positive ' * (above == 0)}number {given}".rstrip() + why
+    if np.ndim(value) > 1:
+        raise ValueError(f"{name}: got shape {np.shape(value)}, expected a number or one for each constraint")
+    if not is_traced(value):
+        try:
+            numbers = np.asarray(value).astype(np.float64, casting="same_kind")
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: got {value!r}, expected {expected}") from None
+        holds = ~np.isnan(numbers)
+        holds &= (numbers >= (-np.inf if least is None else least)) & (not finite or np.isfinite(numbers))
+        holds &= (True if above is None else numbers > above) & (True if below is None else numbers < below)
+        if not np.all(holds):
+            raise ValueError(f"{name}: got {value}, expected {expected}")
+    return np.size(value) if np.ndim(value) else None
+
+
+def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
+    """Raises `ValueError` unless `value` is at least `least`."""
+    if not is_traced(value) and not value >= least:
+        raise ValueError(f"{name}: got {value}, expected at least {least}{unit}")
+
+
+def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | None) -> int | None:
+    """K, from the argument or from the lengths of per-constraint values; raises `ValueError` where they disagree."""
+    if isinstance(num_objectives, jax.Array):
+        raise ValueError(
+            "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
+            "static_args='num_objectives'"
+        )
+    if num_objectives is not None and num_objectives < 2:
+        raise ValueError(f"num_objectives: got {num_objectives}, expected K >= 2: one forget and K-1 retain objectives")
+    for length in num_constraints:
+        if length is not None and num_objectives is not None and length != num_objectives - 1:
+            raise ValueError(
+                f"tolerance, retain_weight or initial_multiplier: got {length} values, expected {num_objectives - 1}: "
+                "one for each retain constraint"
+            )
+        if length is not None:
+            num_objectives = length + 1
+    return num_objectives
+
+
+def check_count(
+    num_objectives: int, expected: int | None, argument: str = "updates", *, at_most: int | None = None
+) -> None:
+    """Raises `ValueError` for another number of objectives than was set from the start, or more than are solved for."""
+    if expected is not None and num_objectives != expected:
+        raise ValueError(
+            f"{argument}: got {num_objectives} objectives, expected {expected}, as set by num_objectives or by the "
+            f"length of a tolerance or of weights; pass num_objectives={num_objectives} if {num_objectives} are meant"
+        )
+    if at_most is not None and num_objectives > at_most:
+        raise ValueError(
+            f"{argument}: got {num_objectives} objectives, expected at most {at_most}: {at_most - 1} retain "
+            "constraints; average some of the retain losses"
+        )
+
+
+def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = None, expected: int | None = None) -> int:
+    """Returns K, the length of the objective axis shared by all leaves of `updates`.
+
+    Args:
+      updates: Stacked tree, every leaf of shape `(K, *param.shape)`.
+      params: The parameters, if known; then structure and shapes are checked against them.
+      expected: K as set from the start, if it was.
+
+    Returns:
+      K, at least 2.
+
+    Raises:
+      ValueError: If a leaf has no objective axis, leaves disagree on K, K is 1 or not the one expected, shapes or
+        structures differ from those of `params`, part of the tree is masked out, or a leaf is complex.
+    """
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "updates: some leaves are masked, so this transform stands inside optax.masked or optax.partition, where "
+            "the other leaves would keep their objective axis and corrupt the parameters they are added to; wrap the "
+            "whole chain in eupmu_jax.freeze(chain, frozen) instead"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    if not leaves:
+        raise ValueError("updates: got a tree without leaves; expected the stacked gradients of K >= 2 objectives")
+    check_real("updates", updates)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (updates, params)]
+    if params is not None and structures[0] != structures[1]:
+        raise ValueError(
+            f"updates: structure {structures[0]} differs from that of params, {structures[1]}; expected the same tree "
+            "with an objective axis in front of every leaf"
+        )
+    shapes = [jnp.shape(leaf) for _, leaf in leaves]
+    param_shapes = [jnp.shape(p) for p in jax.tree.leaves(params)] if params is not None else [s[1:] for s in shapes]
+    if params is not None and shapes == param_shapes:
+        raise ValueError(
+            f"updates: every leaf has its parameter's shape, such as {shapes[0]}, expected (K, *{param_shapes[0]}): "
+            "this transform takes stacked gradients. explicit_step and stacked_value_and_grad make them; implicit_step "
+            "makes one gradient, for a chain that ends with implicit_surgery; optax.MultiSteps cannot hold a stack, "
+            "eupmu_jax.accumulate does"
+        )
+    first = shapes[0][0] if shapes[0] else 0
+    for (path, _), shape, param_shape in zip(leaves, shapes, param_shapes, strict=True):
+        if not shape or shape != (first, *param_shape):
+            expected_shape = f"({first or 'K'}, *{param_shape})" if params is not None else f"({first or 'K'}, ...)"
+            raise ValueError(
+                f"updates: leaf {describe(path)} has shape {shape}, expected {expected_shape}: every leaf needs the "
+                "same leading objective axis; stacked_value_and_grad makes such trees"
+            )
+    if first < 2:
+        raise ValueError(
+            f"updates: got K = {first} objective; surgery needs K >= 2, the forget gradient in row 0 and at least one "
+            "retain gradient after it"
+        )
+    check_count(first, expected)
+    return first
+
+
+def check_losses(losses: chex.ArrayTree | None, num_objectives: int, *, needed: bool = False) -> Any:
+    """Returns `losses` as a `(K,)` array, or None if none were given; raises `ValueError` on any other shape.
+
+    With `needed`, None is refused too.
+    """
+    if losses is None:
+        if needed:
+            raise ValueError(
+                f"losses: got None, expected the ({num_objectives},) losses of this step: update(..., losses=losses)"
+            )
+        return None
+    losses = jnp.asarray(losses)
+    if losses.shape != (num_objectives,):
+        raise ValueError(
+            f"losses: got shape {losses.shape}, expected ({num_objectives},): one loss for each objective, the forget "
+            "loss first"
+        )
+    return losses
+
+
+def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
+    """Raises `ValueError` where `tree` differs from `like` in structure or in the shape of a leaf."""
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"{name}: structure {structures[0]} differs from that of {like_name}, {structures[1]}{why}")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True)
+    for (path, leaf), other in pairs:
+        if jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(
+                f"{name}: leaf {describe(path)} has shape {jnp.shape(leaf)}, but {jnp.shape(other)} in {like_name}{why}"
+            )
+
+
+def check_real(name: str, tree: chex.ArrayTree) -> None:
+    """Raises `ValueError` for a complex leaf: inner products and gradients here are those of real vectors."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
+            raise ValueError(
+                f"{name}: leaf {describe(path)} is complex, expected real numbers; keep the real and the imaginary "
+                "part as two leaves, and put them together in the loss"
+            )
+
+
+def describe(path: Any) -> str:
+    """A leaf's place in its tree, in words."""
+    return jax.tree_util.keystr(path) or "the tree itself"

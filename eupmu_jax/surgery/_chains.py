@@ -1,0 +1,101 @@
+"""Whether an optimizer fits the step that it is given to, as far as its state and its updates tell."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax._stack.checks import check_same_shapes, describe
+from eupmu_jax.surgery.generalized_newton import ScaleByGenState
+from eupmu_jax.surgery.implicit import ImplicitSurgeryState
+
+
+def check_explicit(state: optax.OptState) -> None:
+    """Raises `ValueError` if the optimizer of this state cannot take stacked gradients."""
+    if any(_stacked(node.inner_opt_state) for node in _nodes(state, optax.MultiStepsState)):
+        raise ValueError(
+            "optimizer: got a stacked transform inside optax.MultiSteps, which cannot sum stacked gradients; use "
+            "eupmu_jax.accumulate(chain, n)"
+        )
+    if any(_stacked(node.inner_state) for node in _nodes(state, optax.ApplyIfFiniteState)):
+        raise ValueError(
+            "optimizer: got a stacked transform inside optax.apply_if_finite, which cannot collapse a stack; use "
+            "eupmu_jax.skip_nonfinite(chain)"
+        )
+    if _nodes(state, ImplicitSurgeryState) and not _stacked(state):
+        raise ValueError(
+            "optimizer: got a chain with implicit_surgery, which takes one gradient: call implicit_step; explicit_step "
+            "is for a chain that begins with a stacked transform such as unilateral_surgery"
+        )
+
+
+def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: Any, state: Any) -> None:
+    """Raises `ValueError` if the objective axis is still there after the optimizer, in its updates or in its state."""
+    check_updates(
+        updates,
+        params,
+        ": explicit_step hands the optimizer stacked gradients, (K, *param.shape), so it must begin with a transform "
+        "that collapses the stack: optax.chain(eupmu_jax.unilateral_surgery(), optimizer)",
+    )
+    structures: list[Any] = [jax.tree.structure(new_state), jax.tree.structure(state)]
+    if structures[0] != structures[1]:
+        return
+    old = jax.tree_util.tree_leaves_with_path(state)
+    for (path, before), after in zip(old, jax.tree.leaves(new_state), strict=True):
+        if jnp.ndim(after) > jnp.ndim(before) and jnp.shape(after)[1:] == jnp.shape(before):
+            raise ValueError(
+                f"optimizer: {describe(path)} in its state grew from shape {jnp.shape(before)} to {jnp.shape(after)}, "
+                "so it saw stacked gradients; the transform that collapses the stack stands first in a chain"
+            )
+
+
+def check_implicit(state: optax.OptState) -> None:
+    """Raises `ValueError` if the optimizer of this state is one of stacked gradients."""
+    if _stacked(state) and not _nodes(state, ImplicitSurgeryState):
+        raise ValueError(
+            "optimizer: got a chain that takes stacked gradients: call explicit_step; implicit_step is for a chain "
+            "that ends with implicit_surgery or reference_surgery"
+        )
+    if any(_nodes(node.inner_opt_state, ImplicitSurgeryState) for node in _nodes(state, optax.MultiStepsState)):
+        raise ValueError(
+            "optimizer: got optax.MultiSteps around implicit_surgery, to which it does not hand on the losses; put it "
+            "around the optimizer before the surgery alone"
+        )
+
+
+def check_surgery_is_last(state: optax.OptState) -> None:
+    """Raises `ValueError` if a chain goes on behind the implicit surgery that its state holds."""
+    if type(state) is not tuple:
+        children = state if isinstance(state, tuple) else ()
+    else:
+        holding = [i for i, member in enumerate(state) if _nodes(member, ImplicitSurgeryState)]
+        rest = state[holding[-1] + 1 :] if holding else ()
+        # GeN measures along the final update and so stands last itself, behind a surgery that measures nothing.
+        if rest and not _nodes(rest, ScaleByGenState):
+            raise ValueError(
+                "optimizer: something follows implicit_surgery in the chain, but with proxy='same_batch' the surgery "
+                "measures the retain loss at params + updates, so its updates must be the final ones; put it last: "
+                "optax.chain(optax.sgd(0.1), implicit_surgery(...))"
+            )
+        children = state
+    for child in children:
+        check_surgery_is_last(child)
+
+
+def check_updates(updates: chex.ArrayTree, params: chex.ArrayTree, why: str = "") -> None:
+    """Raises `ValueError` if the updates of an optimizer do not have the parameters' structure and shapes."""
+    check_same_shapes("updates of the optimizer", updates, "params", params, why)
+
+
+def _nodes(state, kind):
+    is_kind = lambda node: isinstance(node, kind)
+    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]
+
+
+def _stacked(state):
+    """Whether the state is one of a transform of stacked gradients."""
+    counts = lambda node: hasattr(node, "nonfinite_count") or hasattr(node, "refused_microbatches")
+    found = [node for node in jax.tree.leaves(state, is_leaf=counts) if counts(node)]
+    return any(not isinstance(node, ImplicitSurgeryState | ScaleByGenState) for node in found)
