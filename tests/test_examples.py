@@ -1,5 +1,8 @@
 """What the README and the docstrings recommend, on an ordinary model: trained to convergence, then unlearned."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +115,39 @@ def test_the_recommended_run_forgets_and_keeps_the_limit(digits, make, forgotten
     assert accuracy(found.params, retain) > 98
     assert accuracy(found.params, forget) < (5 if forgotten == "a class" else 97)
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 0
+
+
+def as_task_batch(data):
+    return {"inputs": data["x"], "labels": data["y"]}
+
+
+def test_the_blocks_of_the_readme_forget_a_class_and_keep_the_limit(digits):
+    """They run as they stand, given what they call the reader's own."""
+    start, data = digits
+    forget, retain = split(data, "a class")
+    keys = jax.random.split(jax.random.key(0), 200)
+    names = {
+        "apply": apply,
+        "params": start,
+        "forget": as_task_batch(forget),
+        "retain": as_task_batch(retain),
+        "held_out": as_task_batch(retain),
+        "loss": lambda params, batch: eupmu.objectives.cross_entropy(apply(params, batch["inputs"]), batch["labels"]),
+        "forget_loss": lambda params, batch: eupmu.objectives.bounded_ascent(
+            apply(params, batch["inputs"]), batch["labels"]
+        ),
+        "batches": [
+            tuple(as_task_batch(draw(key, part, n)) for part, n in ((forget, 32), (retain, 96))) for key in keys
+        ],
+    }
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    own_model, twenty_lines = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(own_model, names)
+    before, after = (names["result"].figures[name] for name in ("original", "returned"))
+    assert before["forget_error"] < 0.01 < 0.5 < after["forget_error"]
+    assert after["retain_loss"] < before["retain_loss"] + 0.04
+    assert names["result"].share > 0.5
+    exec(twenty_lines, names)
+    assert names["measure"](names["params"]) <= names["limit"]
+    assert accuracy(names["params"], forget) < 20
+    assert accuracy(names["params"], retain) > 97

@@ -1,0 +1,63 @@
+"""Scripts that a reader copies run to their end; they assert what they claim."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eupmu_jax.benchmark import rows
+from eupmu_jax.data import passages
+from experiments.passages import run as passages_run
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.slow
+def test_a_training_loop_that_is_there_already_gets_the_surgery(capsys):
+    runpy.run_path(str(EXPERIMENTS / "examples" / "training_loop.py"))
+    assert "of the way" in capsys.readouterr().out
+
+
+def test_a_task_of_ones_own(capsys):
+    runpy.run_path(str(EXPERIMENTS / "examples" / "own_task.py"))
+    assert "task.num_classes: got None, but boundary shrink needs it" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_eight_devices():
+    script = str(EXPERIMENTS / "examples" / "eight_devices.py")
+    finished = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_short_and_forgets(capsys):
+    script = EXPERIMENTS / "own_model" / "run.py"
+    assert len(script.read_text().splitlines()) <= 60
+    runpy.run_path(str(script), run_name="__main__")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "retain" in line and "%" in line}
+    accuracy = {name: [float(word) for word in line.split() if word[0].isdigit()] for name, line in lines.items()}
+    assert accuracy["original"][:2] == [100.0, 100.0]
+    assert accuracy["unlearned"][0] < accuracy["original"][0] - 2
+    assert accuracy["unlearned"][1] > 98
+
+
+@pytest.mark.slow
+def test_passages_are_forgotten_by_a_language_model(tmp_path):
+    try:
+        passages.load(passages_run.LENGTH)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    options = {"methods": ("EUPMU", "gradient ascent"), "count": 50, "epochs": 80, "steps": 20}
+    found = passages_run.run(tmp_path / "rows.jsonl", 0, {"command": "test"}, **options)
+    figures = {row["model"]: row for row in found}
+    assert list(figures) == ["original", "retrained", "EUPMU", "gradient ascent"]
+    original, retrained, unlearned = (figures[name] for name in ("original", "retrained", "EUPMU"))
+    assert original["forget_memorised"] > 80
+    assert retrained["forget_memorised"] < 60
+    assert unlearned["forget_memorised"] < original["forget_memorised"] - 10
+    assert unlearned["retain_memorised"] > original["retain_memorised"] - 10
+    assert rows.read(tmp_path / "rows.jsonl") == [row | {"command": "test"} for row in found]
