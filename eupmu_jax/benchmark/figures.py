@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark import designs, saved, summary
 from eupmu_jax.benchmark.style import STYLE
-from eupmu_jax.methods import aggregated
+from eupmu_jax.methods import METHODS
 
 FAMILIES = {"EUPMU": "#0b6e4f", "aggregators": "#d9822b", "other methods": "#7a5bc7"}
 ANCHORS = {"original": "#8a8f98", "retrained": "#111418"}
@@ -20,9 +20,7 @@ WIDTH = 4.6
 
 def family(name: str) -> str:
     """EUPMU, an aggregator of gradients, or another method."""
-    if name.startswith("EUPMU"):
-        return "EUPMU"
-    return "aggregators" if name in aggregated.METHODS else "other methods"
+    return METHODS[name].family
 
 
 def color(name: str) -> str:
@@ -126,7 +124,7 @@ def _relearning(axis, lines):
     ends = []
     for line in reversed(lines):
         beyond, steps = curve(line) - target, line.rows[0]["relearning"]["retain_only"]["step"]
-        bold = line.name in ANCHORS or line.name.startswith("EUPMU")
+        bold = line.name in ANCHORS or family(line.name) == "EUPMU"
         axis.plot(steps, beyond, color=color(line.name), lw=2.0 if bold else 0.8, alpha=1.0 if bold else 0.5)
         ends.extend(beyond)
     _near_and_far(axis.set_yscale, axis.set_yticks, [*(-tick for tick in TICKS[:0:-1]), *TICKS])
