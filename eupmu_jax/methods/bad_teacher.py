@@ -24,8 +24,8 @@ def bad_teacher(task, terms, settings) -> Procedure:
     Each step passes both batches forwards through a teacher and the student, and backwards through the student.
 
     Failure cases: what an untrained model answers is far from what a retrained one would, and nearly the same for all
-    examples, so a forget set can be told by its answers. They are a mask: training on retained data alone brings much of
-    what was forgotten back (arXiv 2505.22310).
+    examples, so a forget set can be told by its answers. They are a mask: training on retained data alone brings much
+    of what was forgotten back (arXiv 2505.22310).
     """
 
     def loss(params, taught, key):
