@@ -186,7 +186,7 @@ def test_the_update_is_the_nearest_one_within_the_constraints(k, seed, retain, s
     update, _ = guarded(proposal, rows, tolerance)
     expected = projection(flat(proposal), flat(rows), tolerance.astype(np.float64))
     assert_within(tolerance, flat(rows), flat(update), flat(proposal))
-    # BUG of the reference: SciPy's NNLS stops early on some opposite rows, at a point further away.
+    # For some opposite rows the reference is a point that is further away, and so not the nearest one.
     if norm(flat(update) - flat(proposal)) > (1 - 1e-3) * norm(expected - flat(proposal)):
         np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
 
