@@ -91,8 +91,7 @@ def budget(
     `implicit_surgery(proxy="level")`   `rate` 1.0, and the controller's gains do the rest
     ==================================  ==============================================================
 
-    A rate far below 1 / learning rate is hardly a barrier: with Adam at 1e-3 a rate of 1 ended 50 times the allowed
-    rise above the limit, a rate of 1,000 at 1.3 times.
+    A rate far below 1 / learning rate is hardly a barrier: the loss may pass the limit far before it pushes back.
 
     Args:
       limit: Loss that must not be exceeded, a float or `(K-1,)`.

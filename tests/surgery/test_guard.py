@@ -185,7 +185,10 @@ def test_the_update_is_the_nearest_one_within_the_constraints(k, seed, retain, s
     tolerance = np.float32(share * norm(flat(rows)) * norm(flat(proposal)))
     update, _ = guarded(proposal, rows, tolerance)
     expected = projection(flat(proposal), flat(rows), tolerance.astype(np.float64))
-    np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
+    assert_within(tolerance, flat(rows), flat(update), flat(proposal))
+    # For some opposite rows the reference is a point that is further away, and so not the nearest one.
+    if norm(flat(update) - flat(proposal)) > (1 - 1e-3) * norm(expected - flat(proposal)):
+        np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
 
 
 def test_a_surgery_on_a_part_of_the_parameters_sees_the_gram_matrix_of_that_part():
