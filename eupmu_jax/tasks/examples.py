@@ -41,8 +41,8 @@ def as_examples(name: str, data: Any) -> Any:
         `positions` are `(m,)` ints.
 
     Raises:
-      ValueError: For an empty set, leaves of unequal lengths, ids that the tree does not have, or a source whose batches
-        are not as long as asked for.
+      ValueError: For an empty set, leaves of unequal lengths, ids that the tree does not have, or a source whose
+        batches are not as long as asked for.
 
     >>> len(as_examples("forget", {"x": np.zeros((7, 2)), "y": np.zeros(7)}))
     7
