@@ -20,6 +20,8 @@ from eupmu_jax.sharding import make_mesh
 from eupmu_jax.tasks import Examples, as_examples, classification
 from eupmu_jax.training import fitting
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PASSES = {
     "fine-tuning": ((0, 1), (0, 1)),
     "gradient ascent": ((1, 0), (1, 0)),
@@ -204,7 +206,7 @@ def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
 
 @pytest.mark.parametrize("is_frozen", [{"hidden": True, "head": False, "bias": False}, lambda params: FROZEN])
 def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(digits, is_frozen):
-    run = digits.unlearn("EUPMU", frozen=is_frozen, probes=1)
+    run = digits.unlearn("EUPMU", frozen=is_frozen)
     np.testing.assert_array_equal(run.params["hidden"], digits.params["hidden"])
     for name in ("head", "bias"):
         assert np.all(run.params[name] != digits.params[name]), name
@@ -257,10 +259,9 @@ task = classification(lambda params, inputs: jnp.tanh(inputs @ params["hidden"])
 mesh = sharding.make_mesh(4, 2)
 places = sharding.param_shardings(params, mesh)
 assert tuple(places["hidden"].spec) == (None, "model")
-options = {"steps": 10, "forget_batch": 16, "retain_batch": 48, "probes": 2}
-for method, more in (("EUPMU", {"allowed_rise": 0.05}), ("SalUn", {"mask_fraction": 0.5}), ("EUPMU implicit", {})):
-    settings = {"learning_rate": 0.003, "forget_objective": "bounded_ascent", "multiplier_learning_rate": 1.0} | more
-    settings = {key: settings[key] for key in settings if key != "multiplier_learning_rate" or not more}
+options = {"steps": 10, "forget_batch": 16, "retain_batch": 48, "probes": 1}
+for method, more in (("EUPMU", {"allowed_rise": 0.05}), ("EUPMU implicit", {"multiplier_learning_rate": 1.0})):
+    settings = {"learning_rate": 0.003, "forget_objective": "bounded_ascent"} | more
     run = lambda params, mesh: unlearn(method, task, params, forget, retain, settings=settings, mesh=mesh, **options)
     one = run(params, None)
     for given in (params, jax.device_put(params, places)):
@@ -275,6 +276,7 @@ for method, more in (("EUPMU", {"allowed_rise": 0.05}), ("SalUn", {"mask_fractio
 
 def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie():
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    devices |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", MESH_SCRIPT], env=os.environ | devices, capture_output=True, text=True
     )
