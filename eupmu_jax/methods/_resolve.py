@@ -75,6 +75,12 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings: got {key!r}, which {name} does not read; expected some of {', '.join(known)}")
         if key in OBJECTIVES and value not in task.forget:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(task.forget)}")
-        if not isinstance(value, str) and not np.all(np.isfinite(value)):
-            raise ValueError(f"settings[{key!r}]: got {value}, expected a finite number")
+        is_word = isinstance(method.space.get(key), Choice) and isinstance(method.space[key].options[0], str)
+        if not (is_word or key == "optimizer") and not _is_finite_number(value):
+            raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
     return complete(settings)
+
+
+def _is_finite_number(value):
+    array = np.asarray(value)
+    return array.ndim == 0 and np.issubdtype(array.dtype, np.number) and bool(np.isfinite(array))

@@ -41,20 +41,17 @@ def as_examples(name: str, data: Any) -> Any:
         `positions` are `(m,)` ints.
 
     Raises:
-      ValueError: For an empty set, leaves of unequal lengths, or a source whose batches are not as long as asked for.
+      ValueError: For an empty set, leaves of unequal lengths, ids that the tree does not have, or a source whose
+        batches are not as long as asked for.
 
     >>> len(as_examples("forget", {"x": np.zeros((7, 2)), "y": np.zeros(7)}))
     7
     """
     if isinstance(data, Examples):
         length = len(data)
+        _check_ids(name, np.asarray(data.ids), _length(name, data.tree))
     elif _is_tree_of_arrays(data):
-        lengths = {
-            jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-        }
-        if len(set(lengths.values())) != 1 or () in lengths.values():
-            raise ValueError(f"{name}: leaves have leading axes {lengths}, expected one number of examples in all")
-        ((length,),) = set(lengths.values())
+        length = _length(name, data)
         data = Examples(data, np.arange(length))
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         length = len(data)
@@ -75,8 +72,29 @@ def _is_tree_of_arrays(data):
     return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
 
 
+def _length(name, tree):
+    lengths = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        raise ValueError(f"{name}: leaves have leading axes {lengths}, expected one number of examples in all")
+    ((length,),) = set(lengths.values())
+    return length
+
+
+def _check_ids(name, ids, length):
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"{name}: got ids of shape {ids.shape} and type {ids.dtype}, expected (n,) ints")
+    if len(missing := ids[(ids < 0) | (ids >= length)]):
+        raise ValueError(f"{name}: got id {missing[0]}, expected ids from 0 to {length - 1}")
+
+
 def _check_source(name, data):
-    batch = data[np.zeros(2, int)]
+    try:
+        batch = data[np.zeros(2, int)]
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{name}: got {type(data).__name__}, which gives no batch for an array of positions; expected a tree of "
+            "arrays with one leading axis, or an object with len(data) and data[positions]"
+        ) from error
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):
         raise ValueError(f"{name}: data[positions] gave leaves of shapes {shapes} for 2 positions, expected (2, ...)")

@@ -67,7 +67,7 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def check_arguments(params, sets: Sets, steps, forget_batch, retain_batch, save_every, probes) -> None:
+def check_arguments(params, sets: Sets, held_out, steps, forget_batch, retain_batch, save_every, probes) -> None:
     """Raises `ValueError` for what no run could begin with."""
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     for name, value in counts.items():
@@ -84,12 +84,14 @@ def check_arguments(params, sets: Sets, steps, forget_batch, retain_batch, save_
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
                 "floating point arrays alone; split counters and keys off"
             )
-    described = [
-        jax.tree_util.tree_map_with_path(lambda path, leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), part[[0]])
-        for part in (sets.forget, sets.retain)
-    ]
-    if described[0] != described[1]:
-        raise ValueError(f"retain: got examples {described[1]}, expected those of the forget set, {described[0]}")
+    wanted = _described(sets.forget)
+    for name, part in (("retain", sets.retain), ("held_out", held_out)):
+        if part is not None and (found := _described(part)) != wanted:
+            raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
+
+
+def _described(examples):
+    return jax.tree.map(lambda leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), examples[np.zeros(1, int)])
 
 
 def trainable(task: Task, params, frozen):

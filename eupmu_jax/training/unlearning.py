@@ -130,8 +130,8 @@ def unlearn(
     methods.check_requirements(method, chosen, task)
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
-    check_arguments(params, sets, steps, forget_batch, retain_batch, save_every, probes)
     held_out = None if held_out is None else as_examples("held_out", held_out)
+    check_arguments(params, sets, held_out, steps, forget_batch, retain_batch, save_every, probes)
     task, params, whole = trainable(task, params, frozen)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     if retain_loss is None:
@@ -206,6 +206,8 @@ def unlearn(
     if procedure.finish:
         returned, share = procedure.finish(last, prepared, sets.forget, sets.retain)
         share = float(share)
+        if mesh is not None:
+            returned = jax.device_put(returned, jax.tree.map(lambda leaf: leaf.sharding, last))
     jax.block_until_ready(returned)
     spent = spent.plus(Seconds.now().since(begun))
     watch.add_figures("last", last)

@@ -54,15 +54,6 @@ class Digits(NamedTuple):
         return float(self.task.retain(self.task.outputs(params, examples.tree, None), examples.tree))
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """XLA's optimizations take longer than they save in many programs of models so small."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def digits() -> Digits:
     loaded = data.load("digits", seed=0)
