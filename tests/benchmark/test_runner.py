@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from eupmu_jax import metrics
-from eupmu_jax.benchmark import designs, rows, runner, work
+from eupmu_jax.benchmark import designs, jobs, rows, runner
 from eupmu_jax.commands import cli
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
@@ -115,8 +115,8 @@ def test_a_killed_process_is_one_line_and_loses_nothing(whole, tmp_path):
 
 def test_programs_of_a_finished_job_are_let_go(monkeypatch):
     double = jax.jit(lambda x: 2 * x)
-    monkeypatch.setattr(work, "run", lambda job, place: double(1.0))
-    runner._run(work.Job("digits", (), (0,), "fine-tuning"), None)
+    monkeypatch.setattr(jobs, "run", lambda job, place: double(1.0))
+    runner._run(jobs.Job("digits", (), (0,), "fine-tuning"), None)
     assert double._cache_size() == 0
 
 
