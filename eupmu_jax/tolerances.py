@@ -1,7 +1,7 @@
 """Tolerances: how fast each retain loss may rise, in units of the loss per unit of step size.
 
-A tolerance epsilon always means an *allowed increase*: with theta <- theta - alpha * d, the surgery keeps
-<g_r, d> >= -epsilon, so the retain loss rises by at most alpha * epsilon in a step, to first order.
+A tolerance epsilon always means an *allowed increase*: with `theta <- theta - alpha * d`, the surgery keeps
+`<g_r, d> >= -epsilon`, so the retain loss rises by at most `alpha * epsilon` in a step, to first order.
 """
 
 from collections.abc import Callable

@@ -55,10 +55,10 @@ def unilateral_surgery(
     The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
     a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
 
-    Guarantees, for the step theta <- theta - alpha * d (SGD): each retain loss rises by at most `alpha * tolerance` to
-    first order, and the forget loss (with a `retain_weight`, the weighted sum) descends, since <g_0, d> >= ||d||^2 for
-    tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again, and only the forget and
-    retain gradients' span is protected.
+    Guarantees, for the step `theta <- theta - alpha * d` (SGD): each retain loss rises by at most `alpha * tolerance`
+    to first order, and the forget loss (with a `retain_weight`, the weighted sum) descends, since
+    `<g_0, d> >= ||d||^2` for tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again,
+    and only the forget and retain gradients' span is protected.
 
     They hold for the batch and add up over steps: on a converged model a tolerance of 0 lets the loss of the whole
     retain set rise far. For a bound on the run give `tolerances.budget(limit, learning_rate=...)` as the tolerance and

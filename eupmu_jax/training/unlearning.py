@@ -94,6 +94,7 @@ def unlearn(
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
+        The method never sees what is frozen; it is a constant of the compiled programs.
       mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
         the same devices. None saves nothing.
