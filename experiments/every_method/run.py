@@ -4,10 +4,10 @@ Command:  uv run python experiments/every_method/run.py
 Time:     a minute on one core; rows of the present version of their method are not made again.
 Result:   experiments/every_method/rows.jsonl, one row for each method.
 
-Logistic regression on scikit-learn's digits, every other example of a class forgotten, the settings that `eupmu.unlearn`
-takes where none are given, and a few steps. Training is full-batch descent on a convex loss, so that every processor
-finds the same model but for rounding. No claim is made of these figures; `tests/experiments/test_every_method.py` makes
-them again.
+Logistic regression on scikit-learn's digits, every other example of a class forgotten, the settings that
+`eupmu.unlearn` takes where none are given, and a few steps. Training is full-batch descent on a convex loss, so that
+every processor finds the same model but for rounding. No claim is made of these figures;
+`tests/experiments/test_every_method.py` makes them again.
 """
 
 import argparse

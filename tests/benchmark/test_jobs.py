@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eupmu_jax.benchmark import designs, jobs, rows, runner, saved, tuning
+from eupmu_jax.benchmark import designs, jobs, rows, runner, saved
 from eupmu_jax.methods import METHODS
 
 ROWS = Path(__file__).parents[2] / "experiments" / "classification" / "rows.jsonl"
