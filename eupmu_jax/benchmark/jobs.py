@@ -87,6 +87,7 @@ def missing(job: Job, made: list[dict]) -> list[Piece]:
     Runs come after all trials of a method, which choose their settings.
     """
     design, pieces = designs.design(job.design), []
+    made = [row for row in made if row.get("method") == job.method and row["design"] == job.design]
     for case in job.cases:
         if job.method is None:
             models = ("original", "retrained")
@@ -121,6 +122,12 @@ def prepare(job: Job, place: Place) -> None:
     for case in job.cases:
         for seed in job.seeds:
             protocol.reference(designs.design(job.design), case, seed, place.cache)
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Has this process keep its compiled code in a folder, and take from there what it would compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _model_row(piece, design, place):

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -95,8 +96,6 @@ def _run(job, place):
         # Where the rows were there, the models may not be, and two methods at once would both train them.
         jobs.prepare(job, place)
     # Programs of finished jobs hold memory maps, of which a process may have only so many.
-    import jax
-
     jax.clear_caches()
 
 
@@ -149,10 +148,7 @@ def _start(queue, out, parent):
     core = queue.get()
     if core is not None:
         os.sched_setaffinity(0, {core})
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "compiled").absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jobs.keep_compiled_code(out / "cache" / "compiled")
 
 
 @contextlib.contextmanager
@@ -179,6 +175,4 @@ def _has_accelerator():
 
 
 def _backend():
-    import jax
-
     return jax.default_backend()

@@ -1,29 +1,44 @@
-"""Trials are the same points for every method and after a stop, and scored without the retrained model."""
+"""Trials are the same points for every method, the settings of the saved rows, and scored without a retrained model."""
 
-import collections
 import math
+from pathlib import Path
 
-import optuna
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from eupmu_jax.benchmark import tuning
-from eupmu_jax.methods import METHODS, Choice, LogUniform
+from eupmu_jax.benchmark import designs, rows, saved, tuning
+from eupmu_jax.methods import METHODS, Choice, LogUniform, Method
+
+ROWS = Path(__file__).parents[2] / "experiments" / "classification" / "rows.jsonl"
 
 
-@pytest.fixture
-def storage(tmp_path):
-    tuning.create(tmp_path / "tuning.db")
-    return tmp_path / "tuning.db"
+@pytest.fixture(scope="module")
+def trials():
+    return rows.select(saved.read(ROWS), kind="trial")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_trials_have_the_settings_of_their_number(name, trials):
+    mine = rows.select(trials, method=name)
+    expected = {index: tuning.settings(METHODS[name], index) for index in {row["trial"] for row in mine}}
+    assert set(expected) == set(range(designs.design("fashion_mnist-cnn").trials))
+    assert [row["settings"] for row in mine] == [expected[row["trial"]] for row in mine]
+
+
+def test_points_are_one_sequence_that_covers_every_coordinate_evenly():
+    points = np.stack([tuning.point(index, 3) for index in range(16)])
+    assert len(np.unique(points, axis=0)) == 16
+    for count in (2, 4, 8, 16):
+        cells = np.sort(np.floor(points[:count] * count), axis=0)
+        np.testing.assert_array_equal(cells, np.arange(count)[:, None] * np.ones(3))
 
 
 @pytest.mark.parametrize("name", ["SalUn", "EUPMU budget"])
-def test_settings_lie_in_the_space_and_cover_it_evenly(storage, name):
-    method = METHODS[name]
-    study = tuning.Study(storage, f"design/{name}", method)
-    drawn = [study.settings(index) for index in range(8)]
-    study.tell(0, drawn[0], 1.0)
-    assert [tuning.Study(storage, f"design/{name}", method).settings(index) for index in range(8)] == drawn
-    for field, dimension in method.space.items():
+def test_settings_lie_in_the_space_and_cover_it_evenly(name):
+    drawn = [tuning.settings(METHODS[name], index) for index in range(8)]
+    for field, dimension in METHODS[name].space.items():
         values = [settings[field] for settings in drawn]
         if isinstance(dimension, Choice):
             assert set(values) == set(dimension.options)
@@ -32,28 +47,45 @@ def test_settings_lie_in_the_space_and_cover_it_evenly(storage, name):
             assert sorted(int(8 * share) for share in shares) == list(range(8))
 
 
-def test_methods_have_the_same_points():
-    first, second = METHODS["weighted sum"], METHODS["EUPMU budget"]
-    for index in range(8):
-        position = tuning.point(index, 3)
-        one, other = tuning.settings_at(first, position), tuning.settings_at(second, position)
-        assert one["learning_rate"] == other["learning_rate"]
-        assert one["forget_objective"] == other["forget_objective"]
-    assert len({tuning.settings_at(first, tuning.point(index, 3))["learning_rate"] for index in range(8)}) == 8
+@pytest.mark.parametrize("index", range(8))
+def test_every_method_has_the_same_points(index):
+    positions = {}
+    for name, method in METHODS.items():
+        settings = tuning.settings(method, index)
+        assert list(settings) == list(method.space)
+        rate = method.space["learning_rate"]
+        positions[name] = math.log(settings["learning_rate"] / rate.low) / math.log(rate.high / rate.low)
+    # Settings are rounded to three digits, which is a fraction of their range.
+    np.testing.assert_allclose(list(positions.values()), tuning.point(index, 3)[0], atol=2e-3)
 
 
-def test_a_study_keeps_every_trial_once(storage):
-    method = METHODS["SalUn"]
-    study = tuning.Study(storage, "a", method)
-    for index in (0, 1, 0):
-        study.tell(index, study.settings(index), float(index))
-    again = tuning.Study(storage, "a", method)
-    again.tell(1, again.settings(1), 1.0)
-    again.tell(2, again.settings(2), tuning.DIVERGED)
-    kept = optuna.load_study(study_name="a", storage=f"sqlite:///{storage}")
-    assert [trial.value for trial in kept.trials] == [0.0, 1.0, tuning.DIVERGED]
-    assert [trial.params for trial in kept.trials] == [again.settings(index) for index in range(3)]
-    assert kept.best_trial.user_attrs == {"index": 0}
+@pytest.mark.parametrize("index", range(8))
+def test_methods_that_share_a_dimension_try_the_same_value_of_it(index):
+    one, other = (tuning.settings(METHODS[name], index) for name in ("weighted sum", "EUPMU budget"))
+    assert one["learning_rate"] == other["learning_rate"]
+    assert one["forget_objective"] == other["forget_objective"]
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2))
+def test_a_position_gives_settings_between_the_ends(position):
+    space = {"rate": LogUniform(1e-4, 1e-2), "loss": Choice(("a", "b", "c"))}
+    method = Method(lambda *_: None, "", "", "", space)
+    found = tuning.settings_at(method, np.array(position))
+    assert 1e-4 <= found["rate"] <= 1e-2
+    assert found["rate"] == pytest.approx(1e-4 * 100 ** position[0], rel=5e-3)
+    assert found["loss"] == "abc"[int(3 * position[1])]
+
+
+def test_a_position_of_other_dimensions_is_an_error():
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        tuning.settings_at(METHODS["SalUn"], np.array([0.5, 0.5]))
+
+
+def test_every_method_is_searched_in_as_many_dimensions_over_as_wide_a_range_of_learning_rates():
+    assert {len(method.space) for method in METHODS.values()} == {3}
+    rates = [method.space["learning_rate"] for method in METHODS.values()]
+    assert all(isinstance(rate, LogUniform) for rate in rates)
+    assert {round(math.log10(rate.high / rate.low), 1) for rate in rates} == {1.5}
 
 
 def test_the_blind_score_by_hand():
@@ -63,23 +95,25 @@ def test_the_blind_score_by_hand():
     assert tuning.blind_score(of_a_class, original) == pytest.approx((3 + 2 + 1) / 3)
 
 
+def test_saved_trials_have_their_blind_score_again(trials):
+    models = {
+        (row["design"], row["forget"], row["seed"]): row
+        for row in rows.select(saved.read(ROWS), kind="model", model="original")
+    }
+    for row in trials:
+        score = tuning.blind_score(row, models[row["design"], row["forget"], row["seed"]])
+        assert row["blind"] == (tuning.DIVERGED if row["diverged"] else pytest.approx(score))
+
+
 def test_the_best_trial_is_the_first_of_the_lowest():
-    rows = [
-        {"kind": "trial", "trial": t, "blind": b, "gap": g} for t, b, g in ((1, 2.0, 5.0), (0, 2.0, 6.0), (2, 3.0, 1.0))
-    ]
-    assert [row["trial"] for row in tuning.trials_of([*rows, {"kind": "run", "trial": 7}], {"kind": "trial"})] == [
-        0,
-        1,
-        2,
-    ]
-    assert (tuning.best(rows, "blind"), tuning.best(rows, "gap")) == (0, 2)
-
-
-def test_every_method_is_searched_in_as_many_dimensions_over_as_wide_a_range_of_learning_rates():
-    assert {len(method.space) for method in METHODS.values()} == {3}
-    widths = collections.Counter()
-    for method in METHODS.values():
-        rate = method.space["learning_rate"]
-        assert isinstance(rate, LogUniform)
-        widths[round(math.log10(rate.high / rate.low), 1)] += 1
-    assert set(widths) == {1.5}
+    of = lambda index, blind, gap, method="a": {
+        "kind": "trial",
+        "method": method,
+        "trial": index,
+        "blind": blind,
+        "gap": gap,
+    }
+    made = [of(1, 2.0, 5.0), of(0, 2.0, 6.0), of(2, tuning.DIVERGED, 1.0), of(3, 0.0, 0.0, "b"), {"kind": "model"}]
+    found = tuning.trials_of(made, {"kind": "trial", "method": "a"})
+    assert [row["trial"] for row in found] == [0, 1, 2]
+    assert (tuning.best(made[:3], "blind"), tuning.best(made[:3], "gap")) == (0, 2)

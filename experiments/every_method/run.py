@@ -1,0 +1,127 @@
+"""A row of every method on a problem of seconds, so that a change of code that changes figures does not go unseen.
+
+Command:  uv run python experiments/every_method/run.py
+Time:     a minute on one core; rows of the present version of their method are not made again.
+Result:   experiments/every_method/rows.jsonl, one row for each method.
+
+Logistic regression on scikit-learn's digits, every other example of a class forgotten, the settings that
+`eupmu.unlearn` takes where none are given, and a few steps. Training is full-batch descent on a convex loss, so that
+every processor finds the same model but for rounding. No claim is made of these figures;
+`tests/experiments/test_every_method.py` makes them again.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import eupmu_jax as eupmu
+from eupmu_jax.benchmark import rows
+from eupmu_jax.methods import METHODS, default_settings
+from experiments import origin
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+COMMAND = origin.command(__file__)
+FORGOTTEN = 3
+EPOCHS, LEARNING_RATE, DECAY = 300, 1.0, 1e-3
+STEPS, FORGET_BATCH, RETAIN_BATCH = 10, 16, 48
+# SCRUB's first gradient is that of a divergence from itself, zero but for rounding, which Adam would blow up.
+OTHER_SETTINGS = {"SCRUB": {"optimizer": "sgd", "learning_rate": 0.3}}
+# What is compared when a row is made again.
+FIGURES = ("forget_loss", "retain_loss", "change")
+
+
+def apply(params, inputs):
+    return inputs @ params["weights"] + params["bias"]
+
+
+def zeros(key):
+    return {"weights": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}
+
+
+def fresh(key):
+    return jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape) / 8, zeros(key))
+
+
+TASK = eupmu.tasks.classification(apply, num_classes=10, fresh_params=fresh)
+
+
+@functools.cache
+def problem():
+    """The original parameters, the forget set, and the retain set."""
+    pixels, labels = load_digits(return_X_y=True)
+    whole = {"inputs": jnp.asarray(pixels / 16, jnp.float32), "labels": jnp.asarray(labels, jnp.int32)}
+    # Every other example of the class: what is forgotten is then at odds with what is kept.
+    forget_ids = np.flatnonzero(labels == FORGOTTEN)[::2]
+    retain_ids = np.setdiff1d(np.arange(len(labels)), forget_ids)
+    at = lambda ids: {name: array[ids] for name, array in whole.items()}
+
+    @jax.jit
+    def train(params):
+        objective = lambda p: retain_loss(p, whole) + DECAY * optax.tree.norm(p, squared=True)
+        step = lambda p, _: (jax.tree.map(lambda a, b: a - LEARNING_RATE * b, p, jax.grad(objective)(p)), None)
+        return jax.lax.scan(step, params, length=EPOCHS)[0]
+
+    return train(zeros(None)), at(forget_ids), at(retain_ids)
+
+
+@jax.jit
+def retain_loss(params, examples):
+    """The task's utility loss on a whole set."""
+    return TASK.retain(TASK.outputs(params, examples, None), examples)
+
+
+def losses(params):
+    """`(forget, retain)`."""
+    return [float(retain_loss(params, examples)) for examples in problem()[1:]]
+
+
+def key(name: str) -> dict:
+    """The fields that make a row the only one of its method's version."""
+    return {"method": name, "method_version": METHODS[name].version}
+
+
+def unlearn(name: str, params=None) -> dict:
+    """What a method makes of the original parameters, or of others, as the fields of a row."""
+    original, forget, retain = problem()
+    params = original if params is None else params
+    settings = default_settings(METHODS[name], TASK) | OTHER_SETTINGS.get(name, {})
+    before = losses(params)
+    result = eupmu.unlearn(
+        name,
+        TASK,
+        params,
+        forget,
+        retain,
+        steps=STEPS,
+        settings=settings,
+        forget_batch=FORGET_BATCH,
+        retain_batch=RETAIN_BATCH,
+        retain_loss=before[1],
+        probes=0,
+    )
+    after = losses(result.params)
+    change = jax.tree.map(jnp.subtract, result.params, params)
+    return {
+        "settings": settings,
+        "steps": STEPS,
+        "forget_loss": [before[0], after[0]],
+        "retain_loss": [before[1], after[1]],
+        "change": float(optax.tree.norm(change)),
+    }
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    made_by = origin.of(__file__)
+    for name in METHODS:
+        rows.add(ROWS, key(name), functools.partial(unlearn, name), made_by)
+
+
+if __name__ == "__main__":
+    main()
