@@ -75,7 +75,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings: got {key!r}, which {name} does not read; expected some of {', '.join(known)}")
         if key in OBJECTIVES and value not in task.forget:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(task.forget)}")
-        is_word = isinstance(method.space.get(key), Choice) and isinstance(method.space[key].options[0], str)
+        dimension = method.space.get(key)
+        is_word = isinstance(dimension, Choice) and isinstance(dimension.options[0], str)
         if not (is_word or key == "optimizer") and not _is_finite_number(value):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
     return complete(settings)
