@@ -34,7 +34,7 @@ class Design(NamedTuple):
       data, model, size, recipe: See `task.make`.
       cases: What is to be forgotten.
       optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
-      trials: Settings that every method is tuned with, see `tuning.settings`, on a problem of their own, `tuning_seed`'s.
+      trials: Settings that every method is tuned with (`tuning.settings`), on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
