@@ -99,6 +99,7 @@ TABLE = {
     "skip_nonfinite of guard": Row(2, lambda rate=0.1: skip_nonfinite(utility_guard(optax.adam(rate), 0.1))),
 }
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 every_row = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 
 TREES = {
@@ -190,6 +191,7 @@ def test_scan_equals_a_loop_that_is_traced_once(row):
     chex.assert_trees_all_close(scanned_carry, carry, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_row
 def test_vmap_over_problems_equals_one_after_the_other(row):
     tx = row.make()
@@ -203,6 +205,7 @@ def test_vmap_over_problems_equals_one_after_the_other(row):
     chex.assert_trees_all_close(together, stack(*[one(*p) for p in problems]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_row
 def test_injected_hyperparameters_change_nothing(row):
     params, grads, losses = problem(row.num_objectives)
@@ -214,6 +217,7 @@ def test_injected_hyperparameters_change_nothing(row):
     chex.assert_trees_all_close(solve(injected), solve(row.make()), rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_row
 def test_unknown_arguments_are_ignored(row):
     params, grads, losses = problem(row.num_objectives)
@@ -284,6 +288,7 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted(row):
             chex.assert_trees_all_equal(without_counters(surgeries(refused)), without_counters(surgeries(state)))
 
 
+@pytest.mark.slow
 @every_row
 def test_the_state_survives_serialisation(row):
     params, grads, losses = problem(row.num_objectives)
@@ -297,6 +302,7 @@ def test_the_state_survives_serialisation(row):
         chex.assert_trees_all_equal(update(copy), update(state))
 
 
+@pytest.mark.slow
 @every_row
 def test_diagnostics_are_found_by_name(row):
     params, grads, losses = problem(row.num_objectives)
@@ -331,6 +337,7 @@ def test_tree_map_params_leaves_the_surgery_alone(row):
     chex.assert_trees_all_equal(moments, jax.tree.map(jnp.ones_like, moments))
 
 
+@pytest.mark.slow
 @every_row
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_gradients_give_the_same_updates(row, axis_type):

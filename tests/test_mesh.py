@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
     "8x1": (1, 8, 1, "model"),
     "4x2": (1, 4, 2, "model"),

@@ -100,6 +100,7 @@ def bent(rows):
     return surgery.update(rows, surgery.init(rows[0]))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 15])
 @pytest.mark.parametrize("make", ROWS)
 def test_any_number_of_objectives_at_any_scale(make, k):

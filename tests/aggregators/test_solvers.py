@@ -60,6 +60,7 @@ def test_mgda_is_the_projection_of_zero_on_the_convex_hull(k, seed, spread):
         np.testing.assert_allclose(direction, expected @ rows, atol=1e-6 * np.abs(rows).max())
 
 
+@pytest.mark.slow
 @every_problem
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
 def test_cagrad_minimises_on_the_simplex_and_maximises_in_the_ball(k, seed, spread, c):
@@ -108,6 +109,7 @@ def test_nash_mtl_solves_the_equations_of_the_bargain(k, seed, spread):
         np.testing.assert_allclose(weights, np.exp(found.x), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_float32_is_as_good_as_its_rounding(k):
     rows = problem(k, 1, 1)

@@ -47,6 +47,7 @@ def whole(tmp_path_factory):
     return out, finished.stdout
 
 
+@pytest.mark.slow
 def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
     out, printed = whole
     design = designs.design("digits")
@@ -71,6 +72,7 @@ def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
     assert "no rows" not in printed
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_resumed_it_makes_the_same_rows(whole, tmp_path):
     out, draw = tmp_path / "out", random.Random(0)
     for _ in range(5):
@@ -83,6 +85,7 @@ def test_killed_five_times_and_resumed_it_makes_the_same_rows(whole, tmp_path):
     assert made(out) == made(whole[0])
 
 
+@pytest.mark.slow
 def test_a_process_whose_run_is_killed_before_it_begins_does_not_stay(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue, nobody = context.Queue(), -1
@@ -99,6 +102,7 @@ def workers_of(pid):
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc")
 def test_a_killed_process_is_one_line_and_loses_nothing(whole, tmp_path):
     run = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True, env=environment(tmp_path))
@@ -120,6 +124,7 @@ def test_programs_of_a_finished_job_are_let_go(monkeypatch):
     assert double._cache_size() == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
     out, _ = whole
     before = (out / "rows.jsonl").read_bytes()
@@ -129,6 +134,7 @@ def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
     assert shown.returncode == 0
 
 
+@pytest.mark.slow
 def test_rows_alone_are_enough_to_go_on_from(whole, tmp_path):
     lines = (whole[0] / "rows.jsonl").read_text().splitlines(keepends=True)
     last = max(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "run")
@@ -138,6 +144,7 @@ def test_rows_alone_are_enough_to_go_on_from(whole, tmp_path):
     assert (tmp_path / "rows.jsonl").read_text().startswith("".join(lines[:last] + lines[last + 1 :]))
 
 
+@pytest.mark.slow
 def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
     out, _ = whole
     (tmp_path / "splits").mkdir()

@@ -45,6 +45,7 @@ def on_cpus(tmp_path_factory):
     return run(folder, *plan.STEPS, topology="cpu:8", model="tiny", tensor=2, batch=8, sequence=16)
 
 
+@pytest.mark.slow
 def test_rows_hold_figures_and_their_provenance(on_cpus):
     _, rows = on_cpus
     for step, row in rows.items():
@@ -58,6 +59,7 @@ def test_rows_hold_figures_and_their_provenance(on_cpus):
         assert (row["device"], row["limit_bytes"], row["roofline_seconds"]) == ("cpu", None, None)
 
 
+@pytest.mark.slow
 def test_a_device_holds_its_share_of_parameters_and_moments(on_cpus):
     _, rows = on_cpus
     share = 4 * 361_088 / 8
@@ -67,6 +69,7 @@ def test_a_device_holds_its_share_of_parameters_and_moments(on_cpus):
         assert count * share < rows[step]["argument_bytes"] < count * share + 12_000, step
 
 
+@pytest.mark.slow
 def test_explicit_surgery_multiplies_as_much_as_a_plain_step_and_two_passes_less_than_twice(on_cpus):
     flops = {step: row["flops"] for step, row in on_cpus[1].items()}
     for step in ("explicit", "explicit-bf16", "explicit-microbatches"):
@@ -75,6 +78,7 @@ def test_explicit_surgery_multiplies_as_much_as_a_plain_step_and_two_passes_less
     assert 1.7 < flops["two-pass"] / flops["plain"] < 2
 
 
+@pytest.mark.slow
 def test_explicit_surgery_adds_one_small_all_reduce(on_cpus):
     _, rows = on_cpus
     for step, row in rows.items():
@@ -86,6 +90,7 @@ def test_explicit_surgery_adds_one_small_all_reduce(on_cpus):
         assert rows[step]["collectives"]["all-gather"][0] > 0
 
 
+@pytest.mark.slow
 def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
     printed, rows = on_cpus
     assert all(len(line) <= 80 for line in printed.splitlines())

@@ -10,6 +10,8 @@ from eupmu_jax import implicit_step, implicit_surgery, multipliers
 from eupmu_jax.controllers import augmented_lagrangian, nu_pi, quadratic_penalty
 from eupmu_jax.tolerances import budget
 
+pytestmark = pytest.mark.slow
+
 ALPHA = 0.05
 
 

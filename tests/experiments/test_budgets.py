@@ -11,6 +11,8 @@ from experiments.budgets.methods import OPTIMIZERS, Program, Tuning
 from experiments.per_class import page as per_class
 from experiments.robustness import page as robustness
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):

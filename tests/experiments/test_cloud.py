@@ -15,6 +15,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CLOUD = ROOT / "experiments" / "cloud"
 PREEMPTED = 75

@@ -8,6 +8,8 @@ from eupmu_jax.benchmark import rows
 from eupmu_jax.methods import METHODS
 from experiments.every_method import run
 
+pytestmark = pytest.mark.slow
+
 RTOL = 2e-3
 
 

@@ -10,6 +10,8 @@ from experiments.shadows import page
 from experiments.shadows import run as shadows
 from experiments.shadows.models import Setup, Variant, draw, halves
 
+pytestmark = pytest.mark.slow
+
 TINY = Setup(
     data="digits",
     model="mlp",

@@ -9,6 +9,8 @@ import pytest
 from eupmu_jax.benchmark import rows as store
 from experiments.speed import page
 
+pytestmark = pytest.mark.slow
+
 SPEED = Path(page.__file__).parent
 
 

@@ -74,6 +74,7 @@ shared = shared_forward(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 36)], ids=str)
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from flax import nnx
 
 from eupmu_jax.models import VGG16, ResNet8, ResNet18, ViT, functional
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 RULES = runpy.run_path(str(FOLDER / "make_golden.py"))
 MODELS = {

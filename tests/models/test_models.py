@@ -12,6 +12,8 @@ from flax import nnx
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, ResNet20, SmallCNN, Transformer, ViT
 from eupmu_jax.models.resnet import ResidualBlock
 
+pytestmark = pytest.mark.slow
+
 
 def count(model, kind=nnx.Param):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, kind)))

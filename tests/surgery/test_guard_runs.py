@@ -10,6 +10,8 @@ import pytest
 from eupmu_jax import multipliers, skip_nonfinite, tolerances, unilateral_surgery, utility_guard
 from eupmu_jax.aggregators import owa
 
+pytestmark = pytest.mark.slow
+
 # Forget pulls to (2, 1), retain holds at the origin, much harder along one axis than along the other.
 TARGET = jnp.array([2.0, 1.0])
 CURVATURE = jnp.array([1.0, 30.0])

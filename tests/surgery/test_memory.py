@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax import nnx
 
 from eupmu_jax import explicit_step, unilateral_surgery
 from eupmu_jax.models import Decoder, DecoderSize
 from eupmu_jax.surgery import two_pass
+
+pytestmark = pytest.mark.slow
 
 
 def temporary_copies(size, make):

@@ -88,6 +88,7 @@ TOLERANCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "tolerance"),
     [
@@ -331,6 +332,7 @@ def scaled_pair(scales):
     return found
 
 
+@pytest.mark.slow
 @given(st.tuples(st.floats(-6, 6), st.floats(-6, 6)))
 @example((-6.0, 6.0))
 @example((6.0, -6.0))

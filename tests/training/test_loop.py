@@ -222,6 +222,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["explicit", "implicit"])
 def test_eight_devices_then_four_then_one(tmp_path, method):
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

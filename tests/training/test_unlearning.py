@@ -274,6 +274,7 @@ for method, more in (("EUPMU", {"allowed_rise": 0.05}), ("EUPMU implicit", {"mul
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie():
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     devices |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

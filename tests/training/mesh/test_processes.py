@@ -33,6 +33,8 @@ from eupmu_jax.objectives import cross_entropy, random_labels
 from eupmu_jax.training import loop
 from eupmu_jax.training.mesh import placement
 
+pytestmark = pytest.mark.slow
+
 assert (jax.process_count(), jax.device_count()) == (count, devices)
 digits = dict(np.load(sys.argv[8]))
 params = {name: digits.pop(name) for name in ("hidden", "head")}
