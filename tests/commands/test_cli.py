@@ -72,7 +72,7 @@ def test_unlearned_models_can_be_restored(demo):
     out, _, rows = demo
     prepared = problems.make("digits", "class:3", seed=0)
     like = problems.train(
-        prepared, np.arange(len(prepared.labels)), init_seed=0, cache=out / "models", on_step=pytest.fail
+        prepared, np.arange(len(prepared.dataset.train_labels)), init_seed=0, cache=out / "models", on_step=pytest.fail
     ).params
     like = jax.tree.map(jnp.zeros_like, like)
     params, _ = checkpoints.load(out / "checkpoints" / "EUPMU-implicit", like, {"method": "EUPMU implicit"})
