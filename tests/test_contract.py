@@ -163,6 +163,7 @@ def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row
             assert optax.tree_utils.tree_get(new_state, name).dtype == dtype
 
 
+@pytest.mark.slow
 @every_row
 def test_scan_equals_a_loop_that_is_traced_once(row):
     tx = row.make()

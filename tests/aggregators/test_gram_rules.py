@@ -13,6 +13,8 @@ from hypothesis import given
 from eupmu_jax import unilateral_surgery
 from eupmu_jax.aggregators import aligned_mtl, cagrad, config, imtl_g, mean, mgda, nash_mtl, ngdiff, pcgrad, upgrad
 
+pytestmark = pytest.mark.slow
+
 ROWS = (aligned_mtl, cagrad, config, imtl_g, mgda, nash_mtl, ngdiff, pcgrad)
 
 
@@ -100,7 +102,6 @@ def bent(rows):
     return surgery.update(rows, surgery.init(rows[0]))[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 15])
 @pytest.mark.parametrize("make", ROWS)
 def test_any_number_of_objectives_at_any_scale(make, k):

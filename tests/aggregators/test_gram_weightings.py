@@ -15,6 +15,8 @@ from hypothesis import given
 from eupmu_jax.aggregators import dualproj, mean, upgrad
 from eupmu_jax.aggregators.dualproj import conflict_free
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 10_000)
 scales = st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6])
 

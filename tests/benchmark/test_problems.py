@@ -25,6 +25,7 @@ def colour():
     return problems.make("cifar10", "random:25%", 0, model="resnet8", recipe=SHORT, dataset=dataset, augment=True)
 
 
+@pytest.mark.slow
 def test_statistics_of_training_are_folded_into_what_is_unlearned(colour, tmp_path):
     everything, pure, images = np.arange(64), colour.functions, colour.tree["inputs"]
 
@@ -42,6 +43,7 @@ def test_statistics_of_training_are_folded_into_what_is_unlearned(colour, tmp_pa
     np.testing.assert_allclose(folded, untrained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_augmentation_changes_training_and_unlearning_and_the_cache_knows(colour, tmp_path):
     plain = colour._replace(augment=False, task=classification(colour.functions.apply, num_classes=10))
     everything = np.arange(64)

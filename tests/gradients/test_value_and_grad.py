@@ -115,6 +115,7 @@ def test_aux_gains_an_objective_axis(mode, sizes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 36)], ids=str)
 @pytest.mark.parametrize(

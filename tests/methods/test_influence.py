@@ -94,6 +94,7 @@ def test_the_step_is_the_exact_solution(data, kind):
     np.testing.assert_allclose(step.ravel(), expected, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_first_iteration_is_the_exact_step_along_the_gradient_for_many_images():
     """XLA on CPU makes garbage of it where the iterations start from a constant zero."""
     model = problems.functions("narrow-cnn", (28, 28, 1), 10)

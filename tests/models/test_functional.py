@@ -10,6 +10,8 @@ from flax import nnx
 
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, ResNet20, SmallCNN, ViT, functional
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "mlp": lambda **options: MLP((64, 8, 3), nnx.Rngs(0), **options),
     "cnn": lambda **options: SmallCNN(3, (4, 8), 1, 8, 8, rngs=nnx.Rngs(0), **options),

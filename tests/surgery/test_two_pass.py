@@ -15,6 +15,8 @@ from eupmu_jax import explicit_step, shared_forward, stack_objectives, tolerance
 from eupmu_jax.models import SmallCNN
 from eupmu_jax.surgery.two_pass import two_pass
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 
@@ -88,7 +90,6 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "tolerance"),
     [
@@ -332,7 +333,6 @@ def scaled_pair(scales):
     return found
 
 
-@pytest.mark.slow
 @given(st.tuples(st.floats(-6, 6), st.floats(-6, 6)))
 @example((-6.0, 6.0))
 @example((6.0, -6.0))

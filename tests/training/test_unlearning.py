@@ -80,6 +80,7 @@ def digits():
     return Digits()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_counts_its_passes_and_is_watched(digits, method):
     before = jax.tree.map(np.asarray, digits.params)
@@ -229,6 +230,7 @@ class Model(nnx.Module):
         return self.head(self.dropout(jnp.tanh(self.norm(self.hidden(inputs)))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_state_of_a_flax_model_goes_in_and_comes_out(digits, frozen, tmp_path):
     graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
