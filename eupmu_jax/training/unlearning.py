@@ -1,6 +1,5 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import loop
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._inputs import Sets, check_arguments, digest, digest_of_examples, trainable
+from eupmu_jax.training._step import jitted_step
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, mean_loss, progress_bar, show
 from eupmu_jax.training.mesh.placement import Carry, spread
@@ -155,7 +155,7 @@ def unlearn(
     # The step donates its arguments; the caller keeps the original ones.
     original, params = params, jax.tree.map(jnp.array, params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
-    take = _jitted_step(chosen.make, task, terms, choices, sets.in_memory)
+    take = jitted_step(chosen.make, task, terms, choices, sets.in_memory)
     if mesh is not None:
         carry, take = spread(carry, take, mesh)
     epoch = lambda count: count // -(-len(sets.forget) // sizes[0])
@@ -245,26 +245,3 @@ def _meta(name, method, settings, steps, seed, sizes, params, sets):
 
 def _nothing(*_):
     return ()
-
-
-@functools.lru_cache(maxsize=64)
-def _jitted_step(make, task, terms, choices, gathers):
-    """The compiled step of a method, for any numbers; it takes batches, or gathers them from arrays on the device."""
-
-    def step(params, state, prepared, numbers, retain_loss, fed, count, epoch, draw_key, step_key):
-        settings = methods.complete(dict(choices) | numbers)
-        procedure = make(task, terms._replace(retain_loss=retain_loss), settings)
-        if gathers:
-            trees, ids = fed
-            batches = tuple(
-                jax.tree.map(lambda leaf: leaf[part], tree)  # noqa: B023
-                for tree, part in zip(trees, ids, strict=True)
-            )
-        else:
-            batches = fed
-            if task.draw is not None:
-                keys = jax.random.split(jax.random.fold_in(draw_key, count))
-                batches = tuple(task.draw(key, epoch, batch) for key, batch in zip(keys, batches, strict=True))
-        return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(step_key, count))
-
-    return jax.jit(step, donate_argnums=(0, 1))

@@ -1,0 +1,33 @@
+"""The compiled step of a run."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from eupmu_jax import methods
+from eupmu_jax.methods.method import Terms
+from eupmu_jax.tasks import Task
+
+
+@functools.lru_cache(maxsize=64)
+def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gathers: bool) -> Callable:
+    """The compiled step of a method, for any numbers; it takes batches, or gathers them from arrays on the device."""
+
+    def step(params, state, prepared, numbers, retain_loss, fed, count, epoch, draw_key, step_key):
+        settings = methods.complete(dict(choices) | numbers)
+        procedure = make(task, terms._replace(retain_loss=retain_loss), settings)
+        if gathers:
+            trees, ids = fed
+            batches = tuple(
+                jax.tree.map(lambda leaf: leaf[part], tree)  # noqa: B023
+                for tree, part in zip(trees, ids, strict=True)
+            )
+        else:
+            batches = fed
+            if task.draw is not None:
+                keys = jax.random.split(jax.random.fold_in(draw_key, count))
+                batches = tuple(task.draw(key, epoch, batch) for key, batch in zip(keys, batches, strict=True))
+        return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(step_key, count))
+
+    return jax.jit(step, donate_argnums=(0, 1))
