@@ -11,6 +11,8 @@ from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.methods.ofmu import INNER_STEPS, cosine_weights, directions
 from eupmu_jax.tasks import classification
 
+pytestmark = pytest.mark.slow
+
 SIZE = 5
 SETTINGS = {"learning_rate": 0.3, "beta": 0.5, "rho": 0.2}
 

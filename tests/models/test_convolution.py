@@ -9,6 +9,8 @@ from jax import lax
 
 from eupmu_jax.models import Conv, conv2d
 
+pytestmark = pytest.mark.slow
+
 
 def reference(x, kernel, strides=(1, 1), padding="SAME"):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

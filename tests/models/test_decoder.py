@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec
 from eupmu_jax.models.decoder import SIZES, Decoder, DecoderBlock, DecoderSize, decoder_shardings, rotate
 from eupmu_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 SMALL = DecoderSize(vocab=32, width=16, layers=3, heads=4, kv_heads=2, hidden=24)
 
 
