@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, Choice, Method, Settings
+from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, Choice, LogUniform, Method, Settings
 from eupmu_jax.tasks import Task, check_task
 
 # Settings whose values are names of forget losses.
@@ -62,8 +62,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     """The settings of a run: those given, or the defaults if None.
 
     Raises:
-      ValueError: For a setting that the method does not read, a number that is not finite, a forget loss that the task
-        lacks.
+      ValueError: For a setting that the method does not read, a number that is negative or not finite, a forget loss
+        that the task lacks.
     """
     if settings is None:
         return complete(default_settings(method, task))
@@ -79,6 +79,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         is_word = isinstance(dimension, Choice) and isinstance(dimension.options[0], str)
         if not (is_word or key == "optimizer") and not _is_finite_number(value):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
+        if isinstance(dimension, LogUniform) and value < 0:
+            raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
     return complete(settings)
 
 

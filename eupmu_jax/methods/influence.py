@@ -84,7 +84,7 @@ def _affordable(terms):
     least = forgotten + CHUNKS * few_iterations
     if terms.passes < least:
         raise ValueError(
-            f"passes: got {terms.passes}, expected at least {least}, of which the gradient of the "
+            f"steps: got a run of {terms.passes} passes, expected at least {least}, of which the gradient of the "
             f"{terms.num_forget} forget examples takes {forgotten}"
         )
     affordable = int(terms.passes - forgotten) // few_iterations

@@ -67,14 +67,12 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def check_arguments(params, sets: Sets, held_out, steps, forget_batch, retain_batch, save_every, probes) -> None:
-    """Raises `ValueError` for what no run could begin with."""
-    counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
+def check_arguments(params, sets: Sets, held_out, **counts: int) -> None:
+    """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1."""
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    if probes < 0:
-        raise ValueError(f"probes: got {probes}, expected 0 or more")
+        least = 0 if name in ("probes", "seed") else 1
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")

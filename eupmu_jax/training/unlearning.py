@@ -132,7 +132,8 @@ def unlearn(
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
-    check_arguments(params, sets, held_out, steps, forget_batch, retain_batch, save_every, probes)
+    counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
+    check_arguments(params, sets, held_out, **counts, probes=probes, seed=seed)
     task, params, whole = trainable(task, params, frozen)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     if retain_loss is None:
