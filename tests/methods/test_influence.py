@@ -131,9 +131,7 @@ def test_short_of_passes_it_iterates_less_over_fewer_examples(digits):
     )
     least = 3 * known.num_forget + 4 * products(5)
     assert spent(least) == least
-    with pytest.raises(
-        ValueError, match=f"^steps: got a run of {least - 1} passes, expected at least {least}"
-    ):
+    with pytest.raises(ValueError, match=f"^steps: got a run of {least - 1} passes, expected at least {least}"):
         step(least - 1)
 
 
