@@ -56,6 +56,6 @@ def test_no_run_makes_more_passes_than_plain_steps():
     runs = [row for row in saved.read(page.ROWS) if row["kind"] == "run"]
     assert {row["method"] for row in runs} == set(METHODS)
     for row in runs:
-        (setting,) = [s for s in designs.design(row["design"]).settings if s.forget == row["forget"]]
-        allowed = 3 * setting.steps * (setting.forget_batch + setting.retain_batch)
+        (case,) = [c for c in designs.design(row["design"]).cases if c.forget == row["forget"]]
+        allowed = 3 * case.steps * (case.forget_batch + case.retain_batch)
         assert row["forward"] + 2 * row["backward"] <= allowed, row["method"]

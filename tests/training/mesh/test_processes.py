@@ -16,6 +16,8 @@ import pytest
 
 from eupmu_jax import data
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -32,8 +34,6 @@ from eupmu_jax.training.mesh import feed
 from eupmu_jax.objectives import cross_entropy, random_labels
 from eupmu_jax.training import loop
 from eupmu_jax.training.mesh import placement
-
-pytestmark = pytest.mark.slow
 
 assert (jax.process_count(), jax.device_count()) == (count, devices)
 digits = dict(np.load(sys.argv[8]))
