@@ -111,8 +111,12 @@ def _terminal(lines, title, seeds, width):
 def show_methods(console: Console) -> None:
     """Prints the table of methods."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in ("method", "source", "passes (F forward, B backward)", "needs", "tuned"):
-        table.add_column(head, overflow="fold")
+    # A narrow terminal has no room for all; names are never broken.
+    heads = ("method", "source", "passes (F forward, B backward)", "needs", "tuned")
+    shown = len(heads) if console.width >= WIDE else 3
+    for head in heads[:shown]:
+        table.add_column(head, no_wrap=head == "method")
     for name, method in METHODS.items():
-        table.add_row(name, method.paper, method.passes, method.needs, ", ".join(method.space))
+        cells = name, method.paper, method.passes, method.needs, ", ".join(method.space)
+        table.add_row(*cells[:shown])
     console.print(table)

@@ -1,0 +1,136 @@
+"""Losses of the tasks against formulas written out, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from eupmu_jax import objectives, tasks
+
+VOCABULARY, LENGTH = 7, 6
+
+
+def table_of_logits(params, tokens):
+    return params[tokens]
+
+
+@pytest.fixture(scope="module")
+def language():
+    """The task of a bigram model, its parameters, a batch with a mask, and -log p of every next token."""
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(2 * rng.normal(size=(VOCABULARY, VOCABULARY)), jnp.float32)
+    tokens = rng.integers(VOCABULARY, size=(4, LENGTH))
+    mask = rng.integers(2, size=tokens.shape)
+    mask[:, 1] = 1
+    task = tasks.language(table_of_logits)
+    batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+    logs = log_softmax(np.asarray(params, np.float64)[tokens[:, :-1]], axis=-1)
+    losses = -np.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]
+    return task, params, batch, losses, logs
+
+
+def weighted(values, batch):
+    mask = np.asarray(batch["mask"])[:, 1:]
+    return np.sum(values * mask) / mask.sum()
+
+
+def test_losses_of_a_language_model_are_those_of_the_formulas(language):
+    task, params, batch, losses, logs = language
+    outputs = task.outputs(params, batch, None)
+    expected = {
+        "bounded_ascent": weighted(np.maximum(np.log(VOCABULARY) - losses, 0), batch),
+        "kl_to_uniform": weighted(-logs.mean(-1) - np.log(VOCABULARY), batch),
+        "gradient_ascent": -weighted(losses, batch),
+    }
+    np.testing.assert_allclose(task.retain(outputs, batch), weighted(losses, batch), rtol=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(task.forget[name](outputs, batch), value, rtol=1e-5, err_msg=name)
+    unmasked = {"tokens": batch["tokens"]}
+    np.testing.assert_allclose(task.retain(outputs, unmasked), losses.mean(), rtol=1e-5)
+
+
+def test_what_the_mask_leaves_out_changes_nothing(language):
+    task, params, batch, _, _ = language
+    outputs = task.outputs(params, batch, None)
+    other = jnp.where(batch["mask"][:, 1:, None] == 1, outputs, outputs + 5 * jnp.arange(VOCABULARY))
+    drawn = task.draw(jax.random.key(0), 0, batch)
+    for loss in (task.retain, *task.forget.values(), task.error):
+        np.testing.assert_array_equal(loss(outputs, drawn), loss(other, drawn))
+
+
+def test_random_labels_of_a_language_model_are_never_the_truth_and_are_all_the_others():
+    task = tasks.language(table_of_logits)
+    tokens = jnp.broadcast_to(jnp.arange(VOCABULARY), (300, VOCABULARY))
+    seen = set()
+    for epoch in range(3):
+        batch = task.draw(jax.random.key(0), epoch, {"tokens": tokens})
+        # One hot logits read the label: the loss is that of the label that was drawn.
+        losses = jax.vmap(
+            lambda k, batch=batch: task.forget["random_labels"](
+                jnp.full((*tokens[:, 1:].shape, VOCABULARY), -40.0).at[..., k].set(0.0), batch
+            )
+        )(jnp.arange(VOCABULARY))
+        seen.add(tuple(np.asarray(losses).round(3)))
+    assert len(seen) == 3, "redrawn in every pass"
+    one = jnp.array([[0, 3]])
+    for share in np.linspace(0, 1 - 1e-6, 50):
+        batch = {"tokens": one, "random_labels": jnp.full((1, 2), share, jnp.float32)}
+        hot = lambda k: jnp.full((1, 1, VOCABULARY), -40.0).at[..., k].set(0.0)
+        losses = [float(task.forget["random_labels"](hot(k), batch)) for k in range(VOCABULARY)]
+        assert np.argmin(losses) == (3 + 1 + int(np.float32(share) * (VOCABULARY - 1))) % VOCABULARY != 3
+
+
+def test_error_is_the_share_of_tokens_not_predicted(language):
+    task, params, batch, _, _ = language
+    wrong = np.argmax(np.asarray(params)[batch["tokens"][:, :-1]], -1) != np.asarray(batch["tokens"][:, 1:])
+    mask = np.asarray(batch["mask"])[:, 1:]
+    expected = (wrong * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(task.error(task.outputs(params, batch, None), batch), expected, rtol=1e-6)
+
+
+def test_a_classifier_is_shown_augmented_inputs_in_steps_alone():
+    augment = lambda key, inputs: inputs + jax.random.normal(key, inputs.shape)
+    task = tasks.classification(lambda params, inputs: inputs @ params, 3, augment=augment)
+    batch = {"inputs": jnp.ones((2, 3)), "labels": jnp.array([0, 2])}
+    plain, shown = (task.outputs(jnp.eye(3), batch, key) for key in (None, jax.random.key(0)))
+    np.testing.assert_array_equal(plain, batch["inputs"])
+    np.testing.assert_array_equal(shown, augment(jax.random.key(0), batch["inputs"]))
+
+
+def test_a_classifier_draws_the_labels_that_the_objectives_document():
+    task = tasks.classification(lambda params, inputs: inputs, 10)
+    batch = {"inputs": jnp.zeros((50, 10)), "labels": jnp.arange(50) % 10}
+    drawn = task.draw(jax.random.key(3), 2, batch)["random_labels"]
+    expected = objectives.random_labels(jax.random.fold_in(jax.random.key(3), 2), batch["labels"], 10)
+    np.testing.assert_array_equal(drawn, expected)
+    assert not np.any(drawn == batch["labels"])
+
+
+def test_equal_arguments_give_the_same_task():
+    apply = lambda params, inputs: inputs
+    assert tasks.classification(apply, 3) is tasks.classification(apply, 3)
+    assert hash(tasks.classification(apply, 3)) != hash(tasks.classification(apply, 4))
+
+
+LOSS = lambda outputs, batch: jnp.mean(outputs)
+BAD = {
+    "no function": (lambda: tasks.classification(3, 10), r"apply: got 3, expected a function"),
+    "one class": (lambda: tasks.classification(LOSS, 1), r"num_classes: got 1, expected at least 2"),
+    "no model": (lambda: tasks.language(None), r"apply: got None, expected a function"),
+    "no outputs": (lambda: tasks.Task(None, LOSS, {"a": LOSS}), r"task\.outputs: got None, expected a function"),
+    "no retain loss": (lambda: tasks.Task(LOSS, 1.0, {"a": LOSS}), r"task\.retain: got 1\.0, expected a function"),
+    "no forget losses": (
+        lambda: tasks.Task(LOSS, LOSS, {}),
+        r"task\.forget: got \{\}, expected a dict of at least one",
+    ),
+    "a forget loss": (lambda: tasks.Task(LOSS, LOSS, LOSS), r"task\.forget: got <function .*, expected a dict"),
+    "no loss": (lambda: tasks.Task(LOSS, LOSS, {"a": 2}), r"task\.forget\['a'\]: got 2, expected a function"),
+    "an error": (lambda: tasks.Task(LOSS, LOSS, {"a": LOSS}, error=0.5), r"task\.error: got 0\.5, expected a function"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_what_is_no_task_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        tasks.check_task(make())
