@@ -87,6 +87,7 @@ def implicit(limit):
     return eupmu.skip_nonfinite(optimizer), eupmu.implicit_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "forgotten"), [(explicit, "a class"), (explicit, "10 % at random"), (implicit, "10 % at random")]
 )

@@ -52,6 +52,7 @@ def pairs(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
     return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
 def test_shapes_range_and_class_counts(data, split):
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
@@ -96,6 +97,7 @@ def test_prepared_data_needs_no_files(prepared, tmp_path, monkeypatch):
     assert load("fashion_mnist", data_dir=prepared).train_images == prepared
 
 
+@pytest.mark.slow
 def test_default_folder_and_silence(prepared):
     # A process of its own: the default is read on import, and each warning is given once.
     script = "from eupmu_jax.data import load; print(load('fashion_mnist').test_images.shape)"

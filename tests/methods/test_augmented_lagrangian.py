@@ -19,6 +19,7 @@ def test_a_loose_limit_is_not_felt(rise_of_one_logit):
     assert rise == pytest.approx(np.log(2) - np.log1p(np.exp(-4.0)), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_digits_are_forgotten_near_the_limit(digits):
     settings = {"learning_rate": 0.5, "forget_objective": "bounded_ascent", "penalty": 100.0, "allowed_rise": 0.02}
     params = digits.run("augmented Lagrangian", settings, steps=60)

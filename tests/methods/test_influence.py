@@ -53,6 +53,7 @@ def part(data, start, stop):
     return {name: array[start:stop] for name, array in data.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 @pytest.mark.parametrize("chunks", [1, 4])
 @pytest.mark.parametrize("task", [LINEAR, CONVOLUTIONAL], ids=["linear", "convolutional"])

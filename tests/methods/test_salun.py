@@ -23,6 +23,7 @@ def mask_of(digits, fraction):
     return magnitudes >= np.sort(magnitudes)[len(magnitudes) - int(fraction * len(magnitudes))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
 def test_weights_outside_the_mask_keep_their_bits(digits, extra):
     params = digits.run("SalUn", SETTINGS | extra, steps=10)

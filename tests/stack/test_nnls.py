@@ -86,6 +86,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", SIZES)
 @pytest.mark.parametrize("change", DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-6), (jnp.float32, 2e-4)])

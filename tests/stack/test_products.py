@@ -20,6 +20,7 @@ def every_leaf_is_large(monkeypatch):
     products.sums_of_products.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 9])
 @pytest.mark.parametrize("shapes", [((64, 96),), ((3, 3, 16, 32), (7,), (31, 33)), ((1024,), ())])
 def test_gram_matrix_and_inner_products(k, shapes):

@@ -94,6 +94,7 @@ def run(name, scale, grads, tolerance):
     return jax.lax.scan(step, tx.init(PARAMS), grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "k"),
     [("sgd", 2), ("sgd", 3), ("sgd", 6), ("adam", 2), ("adamw", 6), ("muon", 3), ("schedule_free", 3)],
