@@ -13,8 +13,6 @@ pytestmark = pytest.mark.slow
 MESHES = {
     "8x1": (1, 8, 1, "model"),
     "4x2": (1, 4, 2, "model"),
-    "2x4": (1, 2, 4, "model"),
-    "1x8": (1, 1, 8, "model"),
     "4x2, parameters over data too": (1, 4, 2, "data,model"),
     "2x2x2, objectives over devices": (2, 2, 2, "objective,model"),
 }

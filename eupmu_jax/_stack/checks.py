@@ -181,6 +181,19 @@ def check_losses(losses: chex.ArrayTree | None, num_objectives: int, *, needed: 
     return losses
 
 
+def check_errors(errors: chex.ArrayTree | None, num_objectives: int) -> Any:
+    """Returns `errors` as a `(K,)` array; raises `ValueError` for None or any other shape."""
+    wanted = f"({num_objectives},): one figure for the batch of each objective, the forget batch first"
+    if errors is None:
+        raise ValueError(
+            f"errors: got None, expected {wanted}; call update(..., errors=errors), or explicit_step(..., errors=...)"
+        )
+    errors = jnp.asarray(errors)
+    if errors.shape != (num_objectives,):
+        raise ValueError(f"errors: got shape {errors.shape}, expected {wanted}")
+    return errors
+
+
 def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
     """Raises `ValueError` where `tree` differs from `like` in structure or in the shape of a leaf."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]

@@ -23,6 +23,7 @@ def explicit_step(
     mode: str = "auto",
     shardings: chex.ArrayTree | None = None,
     gradient_dtype: jax.typing.DTypeLike | None = None,
+    errors: Callable | None = None,
 ) -> Callable:
     """A step with stacked gradients: `step(params, state, batches, *args, levels=None) -> (params, state, losses)`.
 
@@ -34,6 +35,8 @@ def explicit_step(
         which gives the same result.
       gradient_dtype: `jnp.bfloat16` differentiates by a bfloat16 copy of the parameters and halves the memory of the
         stacked gradients. Gram matrix, multipliers and optimizer keep float32.
+      errors: `errors(aux) -> (K,)`: what of the aux, with `has_aux`, is handed to the optimizer as `errors`, for
+        `controllers.forget_level` and `retain_limit`: a figure of each objective's batch, such as its error rate.
 
     Returns:
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
@@ -46,6 +49,10 @@ def explicit_step(
         the stack, or something before the surgery kept stacked moments; if it holds `implicit_surgery` instead; or if
         `optax.MultiSteps` or `optax.apply_if_finite` stands around the surgery. Also as `stacked_value_and_grad`.
     """
+    if errors is not None and not has_aux:
+        raise ValueError(
+            "errors: got a function of the aux, but has_aux=False; expected losses that return (loss, aux)"
+        )
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
     gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
@@ -60,8 +67,9 @@ def explicit_step(
             grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
         losses = value[0] if has_aux else value
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        extra = {} if errors is None else {"errors": errors(value[1])}
         updates, new_state = optimizer.update(
-            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn, **extra
         )
         _chains.check_collapsed(updates, params, new_state, state)
         return optax.apply_updates(params, updates), new_state, value

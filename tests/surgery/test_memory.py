@@ -8,7 +8,7 @@ from flax import nnx
 
 from eupmu_jax import explicit_step, unilateral_surgery
 from eupmu_jax.models import Decoder, DecoderSize
-from eupmu_jax.surgery import two_pass
+from eupmu_jax.surgery.two_pass import two_pass
 
 pytestmark = pytest.mark.slow
 

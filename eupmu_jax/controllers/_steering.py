@@ -1,0 +1,95 @@
+"""Weights of rows of a stack that follow measured figures: smoothing, PI feedback, saturation."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from eupmu_jax._stack import checks, refusal
+
+
+class SteeringState(NamedTuple):
+    """State of `forget_level` and `retain_limit`, with an entry for each row that is steered.
+
+    Attributes:
+      weights: By which the rows were multiplied in the last step.
+      levels: The smoothed figures.
+      targets: What the levels were compared with.
+      integrals: The integral part of the weights.
+      averages: The figures' exponential averages before their bias is corrected.
+      count: Steps taken.
+      nonfinite_count: Steps with figures or losses that were not finite; they left all else as it was.
+    """
+
+    weights: chex.Array
+    levels: chex.Array
+    targets: chex.Array
+    integrals: chex.Array
+    averages: chex.Array
+    count: chex.Array
+    nonfinite_count: chex.Array
+
+
+class Gains(NamedTuple):
+    """How weights answer: see `steer`."""
+
+    proportional: chex.Numeric
+    integral: chex.Numeric
+    decay: chex.Numeric
+    least: chex.Numeric
+    most: chex.Numeric
+
+
+def steer(
+    first: int,
+    stop: int | None,
+    target: "chex.Numeric | optax.Schedule",
+    gains: Gains,
+    sign: int,
+    num_objectives: int | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies rows `first` to `stop` by weights that grow with `sign` times the distance from level to target."""
+    checks.check_numbers("proportional", gains.proportional, 0, finite=True)
+    checks.check_numbers("integral", gains.integral, 0, finite=True)
+    checks.check_numbers("decay", gains.decay, 0, below=1)
+    checks.check_numbers("max_weight", gains.most, above=0, finite=True)
+    rows = slice(first, stop)
+    room = gains.most - gains.least
+
+    def init_fn(params):
+        del params
+        zeros = jnp.zeros(len(range(num_objectives or 2)[rows]), jnp.float32)
+        return SteeringState(zeros + gains.least, zeros, zeros, zeros, zeros, *refusal.counters())
+
+    def update_fn(updates, state, params=None, *, losses=None, errors=None, **extra_args):
+        del extra_args
+        k = checks.count_objectives(updates, params, num_objectives)
+        losses = checks.check_losses(losses, k)
+        figures = checks.check_errors(errors, k).astype(jnp.float32)[rows]
+        finite = jnp.all(jnp.isfinite(figures)) & (losses is None or jnp.all(jnp.isfinite(losses)))
+        averages = gains.decay * state.averages + (1 - gains.decay) * figures
+        levels = averages / (1 - jnp.float32(gains.decay) ** (state.count + 1))
+        goal = jnp.float32(target(state.count) if callable(target) else target)
+        distances = sign * (goal - levels)
+        integrals = jnp.clip(state.integrals + gains.integral * distances, 0, room)
+        weights = gains.least + jnp.clip(gains.proportional * distances + integrals, 0, room)
+        new = SteeringState(
+            weights, levels, jnp.broadcast_to(goal, weights.shape), integrals, averages, state.count + 1, 0
+        )
+        old = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, jnp.shape(like)), state, new)
+        new = refusal.choose(finite, new, old)._replace(
+            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
+            nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
+        )
+        factors = jnp.ones(k, jnp.float32).at[rows].set(new.weights)
+
+        def scale(leaf):
+            # What is refused must not look like a step: 0 times infinity is NaN, but 0 times a number is 0.
+            column = jnp.where(finite, factors, jnp.nan).reshape(-1, *[1] * (leaf.ndim - 1))
+            return (leaf * column).astype(leaf.dtype)
+
+        return jax.tree.map(scale, updates), new
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

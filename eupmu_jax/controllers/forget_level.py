@@ -1,0 +1,73 @@
+"""How hard to forget: the weight of the forget gradient follows the distance from a level of its batch's error."""
+
+import chex
+import optax
+
+from eupmu_jax._stack import checks
+from eupmu_jax.controllers._steering import Gains, steer
+
+
+def forget_level(
+    target: "chex.Numeric | optax.Schedule",
+    *,
+    proportional: chex.Numeric = 20.0,
+    integral: chex.Numeric = 0.0,
+    decay: chex.Numeric = 0.9,
+    max_weight: chex.Numeric = 1.0,
+    num_objectives: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies row 0 of stacked gradients by a weight that vanishes where the forget set has reached a level.
+
+    .. math::
+      m_t = \beta m_{t-1} + (1 - \beta) e_t, \qquad \ell_t = m_t / (1 - \beta^t), \qquad x_t = \ell^* - \ell_t \\
+      I_t = \mathrm{clip}(I_{t-1} + K_I x_t, 0, w_{max}), \qquad w_t = \mathrm{clip}(K_P x_t + I_t, 0, w_{max})
+
+    :math:`e_t` is a figure of the forget batch that grows as it is forgotten: the error rate, or any `task.error`. It
+    stands before a surgery or an aggregator: `optax.chain(forget_level(0.1), unilateral_surgery(), ...)`.
+
+    **At rest.** Where forgetting needs the weight :math:`w^*` to hold its own against the retain gradient, P control
+    (:math:`K_I = 0`) comes to rest at :math:`\ell^* - w^* / K_P`, short of the target; with :math:`K_I > 0` at the
+    target itself, if :math:`w^* < w_{max}`. If :math:`w^* \ge w_{max}` the weight saturates, and the level stays where
+    that much weight takes it: the target is out of reach at this cost. The integral never leaves
+    :math:`[0, w_{max}]`, so a long way to the target stores nothing that would carry the level past it.
+
+    **Noise.** The error rate of n examples has the standard deviation :math:`\sqrt{\ell (1 - \ell) / n}`, 3.8 points
+    for n = 64 and a level of 10 %. Smoothing leaves :math:`\sqrt{(1 - \beta) / (1 + \beta)}` of it, 0.9 points for
+    :math:`\beta = 0.9`, in which the weight sees about :math:`1 / (1 - \beta)` steps: a :math:`K_P` far above
+    :math:`w_{max}` over 0.9 points makes a switch of the control. The weight is no less than 0, so with noise it is
+    not 0 on average at the target, and the level settles above where it would without: at most by about
+    :math:`0.4 \sigma`, the mean of the positive part.
+
+    **Guarantee.** The rows of the retain objectives are as they were, so a surgery behind keeps
+    :math:`\langle d, g_k \rangle \ge -\epsilon_k`, whatever the weight: how much is forgotten never costs more utility
+    than the tolerance. A weight of 0 leaves the retain objectives alone with the step.
+
+    Args:
+      target: :math:`\ell^*`, a number or a schedule of the step count (a ramp, say).
+      proportional, integral: :math:`K_P, K_I \ge 0`, weight per unit of the figure (and step).
+      decay: :math:`\beta` in [0, 1); the average is corrected for its bias, so that the first steps count too.
+      max_weight: :math:`w_{max} > 0`.
+      num_objectives: K, checked if it is given.
+
+    Returns:
+      A transform whose `update` takes stacked gradients and `errors`, `(K,)` figures of the batches, and gives stacked
+      gradients. Its state is a `SteeringState`, with one entry. A figure or a loss that is not finite makes the stack
+      NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. Before `accumulate` it
+      sees each microbatch, behind it (inside) the last one's figure.
+
+    Raises:
+      ValueError: For a target or gain that is negative, NaN or infinite, a decay outside [0, 1), and in `update`
+        without `errors`.
+
+    Source: proportional and integral control with clamping, Astrom and Murray, "Feedback Systems", section 11.4.
+
+    >>> import jax.numpy as jnp
+    >>> tx = forget_level(target=0.5, proportional=2.0)
+    >>> grads = jnp.array([[1.0, 1.0], [3.0, 3.0]])  # forget, retain
+    >>> scaled, state = tx.update(grads, tx.init(jnp.zeros(2)), errors=jnp.array([0.25, 0.0]))
+    >>> scaled[0].round(3).tolist(), state.levels.round(3).tolist()
+    ([0.5, 0.5], [0.25])
+    """
+    if not callable(target):
+        checks.check_numbers("target", target, 0, finite=True, why=", or a schedule")
+    return steer(0, 1, target, Gains(proportional, integral, decay, 0.0, max_weight), 1, num_objectives)
