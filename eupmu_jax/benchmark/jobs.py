@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import designs, protocol, rows, saved, tuning
+from eupmu_jax.benchmark import designs, problems, protocol, rows, saved, tuning
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods.passes import affordable_steps
 from eupmu_jax.training.unlearning import unlearn
@@ -166,7 +166,7 @@ def _unlearn(piece, design, reference, warm):
         seed=problem.seed,
         forget_batch=case.forget_batch,
         retain_batch=case.retain_batch,
-        retain_loss=reference.judged_original.figures["retain_loss"],
+        start=problems.start_of(reference.judged_original.figures),
         probes=0,
         warm=warm,
     )

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,6 +215,11 @@ def logits_of(problem: Problem, params: chex.ArrayTree) -> tuple[np.ndarray, np.
     apply = problem.functions.apply
     train_logits = fitting.predict(apply, params, problem.tree["inputs"])
     return train_logits, fitting.predict(apply, params, jnp.asarray(problem.dataset.test_images))
+
+
+def start_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """What `unlearn` may know of the original model whose figures these are."""
+    return {"retain_loss": figures["retain_loss"], "retain_error": 1 - figures["RA"] / 100}
 
 
 def evaluate(problem: Problem, params: chex.ArrayTree, **attack) -> dict:

@@ -127,7 +127,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 seed=seed,
                 forget_batch=size.forget_batch,
                 retain_batch=size.retain_batch,
-                retain_loss=original_figures["retain_loss"],
+                start=problems.start_of(original_figures),
                 probes=PROBES,
                 warm=True,
                 on_step=functools.partial(progress.advance, bar),

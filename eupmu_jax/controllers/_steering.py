@@ -60,8 +60,10 @@ def steer(
 
     def init_fn(params):
         del params
-        zeros = jnp.zeros(len(range(num_objectives or 2)[rows]), jnp.float32)
-        return SteeringState(zeros + gains.least, zeros, zeros, zeros, zeros, *refusal.counters())
+        count = len(range(num_objectives or 2)[rows])
+        # No array twice: a step that donates its state may not.
+        full = lambda value: jnp.full(count, value, jnp.float32)
+        return SteeringState(full(gains.least), full(0), full(0), full(0), full(0), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, losses=None, errors=None, **extra_args):
         del extra_args

@@ -81,7 +81,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
         if isinstance(dimension, LogUniform) and value < 0:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
-    return complete(settings)
+    # What needs no tuning can be told a limit and nothing else.
+    return complete(default_settings(method, task) | dict(settings) if "target" in method.optional else settings)
 
 
 def _is_finite_number(value):

@@ -39,7 +39,7 @@ def eupmu_budget(task, terms, settings) -> Procedure:
     descent = stacked_descent(task, terms, settings, surgery)
     measured = min(MEASURED, -(-terms.num_retain // SHARE))
 
-    def finish(params, prepared, forget, retain):
+    def finish(params, state, prepared, forget, retain):
         # Spread over the set, which may be sorted.
         sample = retain[np.arange(0, terms.num_retain, terms.num_retain // measured)[:measured]]
         found = _search(task, sample, settings["allowed_rise"], prepared, params)

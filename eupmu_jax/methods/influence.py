@@ -54,7 +54,7 @@ def influence(task, terms, settings) -> Procedure:
         damping, curvature = settings["damping"], settings["curvature"]
         return removal_step(task, params, forget, sample, share, damping, curvature=curvature, iterations=iterations)
 
-    def finish(params, direction, forget, retain):
+    def finish(params, state, direction, forget, retain):
         return jax.tree.map(lambda p, d: p + (settings["learning_rate"] * d).astype(p.dtype), params, direction), 1.0
 
     forward, backward = _passes_of_an_example(iterations)

@@ -50,6 +50,7 @@ class Terms(NamedTuple):
       steps: Optimizer steps of the run.
       retain_loss: The original model's mean loss over the whole retain set.
       passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
+      retain_error: The original model's mean error over the whole retain set, or its loss where the task has no error.
     """
 
     num_forget: int
@@ -57,6 +58,7 @@ class Terms(NamedTuple):
     steps: int
     retain_loss: chex.Numeric
     passes: float = math.inf
+    retain_error: chex.Numeric = 0.0
 
 
 class Cost(NamedTuple):
@@ -83,8 +85,8 @@ class Procedure(NamedTuple):
       cost: Passes through the model.
       prepare: `(params, forget, retain, key) -> prepared`, called once before the first step with whole sets (see
         `tasks.Examples`); None if there is nothing to prepare, and `prepared` is then ().
-      finish: `(params, prepared, forget, retain) -> (params, share)`, called once after the last step, or None. `share`
-        is how far of the way from the original parameters to those of the last step was kept, 1 for all of it.
+      finish: `(params, state, prepared, forget, retain) -> (params, share)`, called once after the last step, or None.
+        `share` is how far of the way from the original parameters to those of the last step was kept, 1 for all of it.
     """
 
     init: Callable

@@ -136,3 +136,18 @@ def digest_of_examples(examples) -> str:
         return digest((examples.ids, examples.tree))
     spread = np.linspace(0, len(examples) - 1, min(HASHED, len(examples))).astype(int)
     return digest((np.array(len(examples)), examples[spread]))
+
+
+def identity(name, method, settings, steps, seed, sizes, params, sets):
+    """What makes a run what it is, for its checkpoints."""
+    return {
+        "method": name,
+        "version": method.version,
+        "settings": {key: value if isinstance(value, str) else float(value) for key, value in settings.items()},
+        "steps": steps,
+        "seed": seed,
+        "batches": list(sizes),
+        "params": digest(params),
+        "forget": digest_of_examples(sets.forget),
+        "retain": digest_of_examples(sets.retain),
+    }

@@ -7,6 +7,7 @@ import jax
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Terms
+from eupmu_jax.methods.passes import with_start
 from eupmu_jax.tasks import Task
 
 
@@ -14,9 +15,9 @@ from eupmu_jax.tasks import Task
 def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gathers: bool) -> Callable:
     """The compiled step of a method, for any numbers; it takes batches, or gathers them from arrays on the device."""
 
-    def step(params, state, prepared, numbers, retain_loss, fed, count, epoch, draw_key, step_key):
+    def step(params, state, prepared, numbers, start, fed, count, epoch, draw_key, step_key):
         settings = methods.complete(dict(choices) | numbers)
-        procedure = make(task, terms._replace(retain_loss=retain_loss), settings)
+        procedure = make(task, with_start(terms, start), settings)
         if gathers:
             trees, ids = fed
             batches = tuple(

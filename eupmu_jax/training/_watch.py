@@ -73,10 +73,11 @@ class Watch:
         return figures
 
 
-def mean_loss(task: Task, params: chex.ArrayTree, examples, chunk: int) -> float:
-    """The retain loss over a whole set, in chunks."""
-    values = _mean(lambda batch: _loss(task, params, batch), examples.__getitem__, np.arange(len(examples)), chunk)
-    return float(values)
+def retain_figures(task: Task, params: chex.ArrayTree, examples, chunk: int) -> dict[str, float]:
+    """`retain_loss` and `retain_error` over a whole set, in chunks; the error is the loss where a task has none."""
+    of_batch = lambda batch: _loss_and_error(task, params, batch)
+    found = _mean(of_batch, examples.__getitem__, np.arange(len(examples)), chunk)
+    return {"retain_loss": float(found["loss"]), "retain_error": float(found.get("error", found["loss"]))}
 
 
 def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
@@ -88,11 +89,6 @@ def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
         part = jax.tree.map(lambda value: share * value, of_batch(batch))  # noqa: B023
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return total
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _loss(task, params, batch):
-    return task.retain(task.outputs(params, batch, None), batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -132,7 +128,7 @@ def progress_bar(description: str, steps: int, wanted: bool) -> Iterator[Callabl
         yield lambda count: progress.update(bar, completed=count)
 
 
-def show(figures: dict[str, dict[str, float]], share: float | None) -> None:
+def show(figures: dict[str, dict[str, float]], share: float | None, level=None) -> None:
     """Prints what the run did to each set, and what a measured limit left of it."""
     if not figures:
         return
@@ -151,3 +147,8 @@ def show(figures: dict[str, dict[str, float]], share: float | None) -> None:
     console.print(table)
     if share is not None:
         console.print(f"The limit left {100 * share:.0f} % of the way to the last parameters.")
+    if level is not None:
+        console.print(
+            f"Forget error {level.forget_error:.3f}, aimed at {level.target:.3f} ({level.source}); retain error "
+            f"{level.retain_error:.3f}, limit {level.limit:.3f}, {'kept' if level.kept else 'exceeded'}."
+        )

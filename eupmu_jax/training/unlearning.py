@@ -1,7 +1,7 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,15 @@ from jax.sharding import Mesh
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
-from eupmu_jax.methods.passes import examples_passed, terms_of
+from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import loop
+from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
-from eupmu_jax.training._inputs import Sets, check_arguments, digest, digest_of_examples, trainable
+from eupmu_jax.training._inputs import Sets, check_arguments, identity, trainable
 from eupmu_jax.training._step import jitted_step
 from eupmu_jax.training._streams import paired_batches
-from eupmu_jax.training._watch import Watch, mean_loss, progress_bar, show
+from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
 from eupmu_jax.training.mesh.placement import Carry, spread
 
 # A limit that took back more than this share of the way is worth a word.
@@ -43,6 +44,8 @@ class Unlearned(NamedTuple):
       seconds, processor_seconds: Time of preparation, steps and end, without probes; with `warm` without compilation.
       compile_seconds: Time to compile, with `warm`; else 0.
       forward, backward: Examples passed through the model, in all.
+      level: For a method that steers to a level: what it aimed at, what it reached, and at what cost to the retain set.
+        None for other methods, and without probes.
     """
 
     params: chex.ArrayTree
@@ -54,6 +57,7 @@ class Unlearned(NamedTuple):
     compile_seconds: float
     forward: int
     backward: int
+    level: Reached | None = None
 
 
 def unlearn(
@@ -76,7 +80,7 @@ def unlearn(
     probes: int = 10,
     progress: bool = False,
     on_step: Callable[[], None] = lambda: None,
-    retain_loss: float | None = None,
+    start: "Mapping[str, float] | None" = None,
     warm: bool = False,
 ) -> Unlearned:
     """Makes a trained model forget examples, by any method on any task.
@@ -102,7 +106,8 @@ def unlearn(
       probes: Points in time at which losses are measured, besides the start; 0 measures nothing.
       progress: Whether to show a progress bar and the figures at the end, which needs rich.
       on_step: Called after each step.
-      retain_loss: Of the original model over the whole retain set, if it is known; it is measured otherwise.
+      start: `retain_loss` and `retain_error` of the original model over the whole retain set, if they are known; they
+        are measured otherwise.
       warm: Whether to compile everything beforehand, so that `seconds` holds no compilation.
 
     Returns:
@@ -132,26 +137,30 @@ def unlearn(
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
+    steers = "target" in chosen.optional
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(params, sets, held_out, **counts, probes=probes, seed=seed)
     task, params, whole = trainable(task, params, frozen)
+    aim = aim_of(task, params, sets, held_out, settings.get("target")) if steers else None
+    if aim is not None:
+        settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
-    if retain_loss is None:
-        retain_loss = mean_loss(task, params, sets.retain, sum(sizes))
+    start = dict(start or retain_figures(task, params, sets.retain, sum(sizes)))
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
-    procedure = chosen.make(task, terms._replace(retain_loss=retain_loss), settings)
-    meta = {} if directory is None else _meta(method, chosen, settings, steps, seed, sizes, params, sets)
+    procedure = chosen.make(task, with_start(terms, start), settings)
+    meta = {} if directory is None else identity(method, chosen, settings, steps, seed, sizes, params, sets)
 
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(params, sets.forget, sets.retain, prepare_key)
     if warm:
         prepared = jax.block_until_ready(prepare())
         if procedure.finish:
-            jax.block_until_ready(procedure.finish(params, prepared, sets.forget, sets.retain))
-    start = Seconds.now()
+            state = procedure.init(params, prepared)
+            jax.block_until_ready(procedure.finish(params, state, prepared, sets.forget, sets.retain))
+    preparing = Seconds.now()
     prepared = jax.block_until_ready(prepare())
-    spent = Seconds.now().since(start)
+    spent = Seconds.now().since(preparing)
 
     # The step donates its arguments; the caller keeps the original ones.
     original, params = params, jax.tree.map(jnp.array, params)
@@ -163,7 +172,7 @@ def unlearn(
 
     def advance(carry, count, positions):
         fed = sets.feed(task, draw_key, epoch(int(count)), positions)
-        extra = prepared, numbers, retain_loss, fed, count, epoch(int(count)), draw_key, carry.key
+        extra = prepared, numbers, start, fed, count, epoch(int(count)), draw_key, carry.key
         params, state = take(carry.params, carry.state, *extra)
         if jax.default_backend() == "cpu":
             # With several steps under way, a model that calls Python can wait for a thread that waits for it.
@@ -209,7 +218,7 @@ def unlearn(
     last, share = ended.carry.params, None
     returned = last
     if procedure.finish:
-        returned, share = procedure.finish(last, prepared, sets.forget, sets.retain)
+        returned, share = procedure.finish(last, ended.carry.state, prepared, sets.forget, sets.retain)
         share = float(share)
         if mesh is not None:
             returned = jax.device_put(returned, jax.tree.map(lambda leaf: leaf.sharding, last))
@@ -223,25 +232,14 @@ def unlearn(
             "forgetting; a larger allowed_rise, more steps or another forget loss may leave more",
             stacklevel=2,
         )
-    if progress:
-        show(watch.figures, share)
     forward, backward = examples_passed(procedure.cost, steps, sizes)
-    return Unlearned(whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward)
-
-
-def _meta(name, method, settings, steps, seed, sizes, params, sets):
-    """What makes a run what it is, for its checkpoints."""
-    return {
-        "method": name,
-        "version": method.version,
-        "settings": {key: value if isinstance(value, str) else float(value) for key, value in settings.items()},
-        "steps": steps,
-        "seed": seed,
-        "batches": list(sizes),
-        "params": digest(params),
-        "forget": digest_of_examples(sets.forget),
-        "retain": digest_of_examples(sets.retain),
-    }
+    forward += 0 if aim is None else aim.passes
+    level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None
+    if progress:
+        show(watch.figures, share, level)
+    return Unlearned(
+        whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
+    )
 
 
 def _nothing(*_):

@@ -102,7 +102,7 @@ def unlearn(name: str, params=None) -> dict:
         settings=settings,
         forget_batch=FORGET_BATCH,
         retain_batch=RETAIN_BATCH,
-        retain_loss=before[1],
+        start={"retain_loss": before[1], "retain_error": before[1]},
         probes=0,
     )
     after = losses(result.params)

@@ -86,7 +86,7 @@ def test_the_contract(name, counted):
             forget_batch=32,
             retain_batch=128,
             probes=0,
-            retain_loss=0.03,
+            start={"retain_loss": 0.03, "retain_error": 0.01},
             on_step=lambda: traces.append(passes["traces"]),
         )
 

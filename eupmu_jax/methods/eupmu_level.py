@@ -1,0 +1,152 @@
+"""EUPMU to the level of unseen data: how far to forget is measured, not tuned."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax.controllers import forget_level, retain_limit
+from eupmu_jax.gradients.batches import SharedForward, shared_forward
+from eupmu_jax.methods.eupmu_budget import FIRMNESS, RETAIN_WEIGHT
+from eupmu_jax.methods.eupmu_explicit import FAMILY, PAPER, barrier
+from eupmu_jax.methods.method import (
+    FORGET_OBJECTIVE,
+    LEARNING_RATE,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    descent,
+    loss_of,
+    size_of,
+)
+from eupmu_jax.surgery.explicit import unilateral_surgery
+from eupmu_jax.surgery.nonfinite import skip_nonfinite
+from eupmu_jax.surgery.steps import explicit_step
+from eupmu_jax.tasks import Task
+
+# Found on digits and emoji alone, see experiments/level.
+PROPORTIONAL, INTEGRAL, MAX_WEIGHT = 20.0, 2.0, 8.0
+RETAIN_GAIN, MAX_RETAIN_WEIGHT = 100.0, 10.0
+DECAY = 0.9
+# Of the averaged parameters, in shares of the run.
+AVERAGED = 0.1
+
+# How many examples of each set the end is measured on, and where on the way back to the original parameters. A sixth of
+# a small set would say next to nothing, and the whole of a large one would cost more than the steps.
+MEASURED, LEAST = 1_000, 100
+SHARE = 6
+_WAY = (0.75, 0.5, 0.25, 0.0)
+_PASSES = 2 + len(_WAY)
+# Above every distance from a target.
+_WORST = 1e9
+
+
+def eupmu_level(task: Task, terms, settings) -> Procedure:
+    r"""Surgery whose forget gradient has a weight that vanishes at `target`, the error of data that was never seen.
+
+    The chain is `forget_level`, `retain_limit`, `unilateral_surgery` with tolerance 0 and a least multiplier of 1.5,
+    and the descent of all methods. `forget_level` reads the error of each forget batch; `retain_limit` that of each
+    retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the unit of
+    `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is
+    set. With `allowed_rise` the retain loss may rise by so many nats at most too, under the budget of `eupmu_budget`.
+
+    The end is measured, on a sixth of each set, 100 to 1,000 examples: of the last parameters, their average over the
+    end of the run, and three points on the way from the original to the last ones, that one is returned that keeps the
+    limit and is nearest to the target, up to the noise of the sample. With `allowed_error` the original parameters keep
+    it always; with an absolute `limit` perhaps none does, and that with the least retain error is returned.
+    """
+    loss = with_errors(task, settings["forget_objective"])
+    limit = settings["limit"] if "limit" in settings else terms.retain_error + settings["allowed_error"]
+    in_nats = "allowed_rise" in settings
+    tolerance = barrier(terms, settings, FIRMNESS) if in_nats else 0.0
+    optimizer = skip_nonfinite(
+        optax.chain(
+            forget_level(
+                settings["target"],
+                proportional=PROPORTIONAL,
+                integral=INTEGRAL,
+                decay=DECAY,
+                max_weight=MAX_WEIGHT,
+            ),
+            retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
+            unilateral_surgery(tolerance, retain_weight=RETAIN_WEIGHT),
+            descent(terms, settings),
+        )
+    )
+    take = explicit_step(loss, optimizer, has_aux=True, errors=lambda aux: aux)
+    decay = 1 - 1 / max(1, AVERAGED * terms.steps)
+
+    def init(params, prepared):
+        return optimizer.init(params), jax.tree.map(jnp.array, params)
+
+    def step(params, prepared, state, batches, count, key):
+        params, inner, _ = take(params, state[0], batches, key)
+        return params, (inner, optax.tree_utils.tree_update_moment(params, state[1], decay, 1))
+
+    sizes = terms.num_forget, terms.num_retain
+    counts = [min(MEASURED, size, max(LEAST, -(-size // SHARE))) for size in sizes]
+
+    def finish(params, state, prepared, forget, retain):
+        parts = forget, retain
+        # Spread over the sets, which may be sorted.
+        samples = [part[np.arange(0, len(part), len(part) // n)[:n]] for part, n in zip(parts, counts, strict=True)]
+        # Of the error and of the loss.
+        allowed = jnp.stack([limit - terms.retain_error, settings["allowed_rise"] if in_nats else jnp.inf])
+        return _best_end(task, samples, settings["target"], allowed, prepared, params, state[1])
+
+    cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES)
+    return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish)
+
+
+def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
+    """The mean of the task's error on a batch, or its retain loss where it has no error."""
+    return task.retain(outputs, batch) if task.error is None else jnp.mean(task.error(outputs, batch))
+
+
+def with_errors(task: Task, forget_objective: str) -> SharedForward:
+    """Forget and retain losses as `loss_of`, each with the mean error of its batch as its aux."""
+    outputs, heads = loss_of(task, forget_objective)
+
+    def both(head):
+        return lambda outputs, batch: (head(outputs, batch), jax.lax.stop_gradient(mean_error(task, outputs, batch)))
+
+    return shared_forward(outputs, [both(head) for head in heads])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _best_end(task, samples, target, allowed, original, last, averaged):
+    """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
+
+    Where none keeps it, that with the least retain error.
+    """
+    back = [jax.tree.map(lambda a, b, t=t: (a + t * (b - a)).astype(a.dtype), original, last) for t in _WAY]
+    points = [last, averaged, *back]
+
+    def figures(params, batch):
+        outputs = task.outputs(params, batch, None)
+        return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch)])
+
+    forget, retain = (jnp.stack([figures(point, part) for point in points]) for part in samples)
+    # Distances within the noise of the sample are alike, and of these the first is taken.
+    noise = jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
+    distance = jnp.maximum(jnp.abs(forget[:, 0] - target), noise)
+    kept = jnp.all(retain <= retain[-1] + allowed, axis=1)
+    score = jnp.where(kept, distance, _WORST + retain[:, 0])
+    best = jnp.argmin(jnp.where(jnp.isfinite(score), score, jnp.inf))
+    chosen = jax.tree.map(lambda *leaves: jax.lax.select_n(best, *leaves), *points)
+    return chosen, jnp.asarray([1.0, 1.0, *_WAY])[best]
+
+
+METHOD = Method(
+    eupmu_level,
+    PAPER + ", to the level of unseen data",
+    f"1F 1B forget and retain, {_PASSES}F of a sixth of both sets after, {LEAST} to {MEASURED:,} examples",
+    "forget, retain and held-out set",
+    {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_error": LogUniform(0.003, 0.03)},
+    optional=("target", "limit", "allowed_rise"),
+    family=FAMILY,
+)

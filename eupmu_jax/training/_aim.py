@@ -1,0 +1,111 @@
+"""What a run that steers to a level aims at, and whether it got there."""
+
+import logging
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training.levels import Comparison, Level, compare, measured_level, unseen_levels
+
+logger = logging.getLogger("eupmu_jax")
+# What is not limited by any level: a weight that is always full.
+UNLIMITED = 1e6
+WIDE = 0.05
+
+
+class Aim(NamedTuple):
+    """A target of the forget error, from where it comes, and the examples passed to find it."""
+
+    target: float
+    source: str
+    level: Level | None
+    passes: int
+
+
+class Reached(NamedTuple):
+    """What a run aimed at, and what it reached.
+
+    Attributes:
+      target: The mean error to which the forget set was to be brought.
+      source: Of the target: "settings", "unseen data", "unseen data by class", or "chance" without held-out data.
+      unseen: The original model's level on held-out data, with its interval; None if it was not measured.
+      forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
+      limit: Of the retain error: that of the original model on the whole retain set, and what it may rise by.
+      kept: Whether the retain error is within the limit, up to the sampling error of those examples.
+      comparison: Of forgotten and unseen examples under the returned parameters; None without held-out data, and where
+        classes are to go, which unseen data has too.
+    """
+
+    target: float
+    source: str
+    unseen: Level | None
+    forget_error: float
+    retain_error: float
+    limit: float
+    kept: bool
+    comparison: Comparison | None
+
+
+def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
+    """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
+
+    A class that the retain set lacks is to go, and its level is 1. Without held-out data it is that of chance.
+    """
+    if given is not None:
+        most = np.inf if task.num_classes is None else 1
+        if not 0 <= given <= most:
+            wanted = "a number >= 0" if task.num_classes is None else "an error rate from 0 to 1"
+            raise ValueError(f"settings['target']: got {given}, expected {wanted}")
+        return Aim(float(given), "settings", None, 0)
+    if held_out is None:
+        chance = 1.0 if task.num_classes is None else 1 - 1 / task.num_classes
+        target = UNLIMITED if task.error is None else chance
+        logger.warning(
+            "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
+            "the limit allows",
+            "no level" if task.error is None else f"the error of chance, {chance:.3g}",
+        )
+        return Aim(target, "chance", None, 0)
+    classes = _classes(task, sets, held_out)
+    level = measured_level(task, params, held_out)
+    if level.high - level.low > 2 * WIDE and task.error is not None:
+        logger.warning(
+            "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
+            "level better",
+            level.examples,
+            level.error,
+            level.low,
+            level.high,
+        )
+    if classes is None:
+        return Aim(level.error, "unseen data", level, len(held_out))
+    forgotten, retained, unseen = classes
+    levels = unseen_levels(task, params, held_out, unseen)
+    found, counts = np.unique(forgotten, return_counts=True)
+    kept = set(np.unique(retained).tolist())
+    of_class = [(levels[c].error if c in levels else level.error) if c in kept else 1.0 for c in found.tolist()]
+    return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, len(held_out))
+
+
+def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
+    """What became of the aim."""
+    forget, retain = (measured_level(task, params, part, 2_000) for part in (sets.forget, sets.retain))
+    limit = settings["limit"] if "limit" in settings else start["retain_error"] + settings["allowed_error"]
+    comparison = None if held_out is None or aim.target >= 1 else compare(task, params, sets.forget, held_out)
+    return Reached(
+        aim.target, aim.source, aim.level, forget.error, retain.error, limit, retain.low <= limit, comparison
+    )
+
+
+def _classes(task, sets, held_out):
+    """Labels of forget, retain and held-out set, where they lie in memory and the task is a classifier."""
+    parts = (sets.forget, sets.retain, held_out)
+    if task.num_classes is None or not all(isinstance(part, Examples) for part in parts):
+        return None
+    labels = [part.tree.get("labels") if isinstance(part.tree, dict) else None for part in parts]
+    if any(part is None or np.ndim(part) != 1 for part in labels):
+        return None
+    return [np.asarray(part)[examples.ids] for part, examples in zip(labels, parts, strict=True)]
