@@ -22,6 +22,7 @@ from eupmu_jax.surgery.reference import reference_surgery
 from eupmu_jax.surgery.steps import explicit_step, implicit_step
 from eupmu_jax.surgery.two_pass import TwoPass, TwoPassState, two_pass
 from eupmu_jax.tasks import Task
+from eupmu_jax.training.levels import Level, unseen_level, unseen_levels
 from eupmu_jax.training.unlearning import Unlearned, unlearn
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "BestFeasibleState",
     "FurthestFeasible",
     "ImplicitSurgeryState",
+    "Level",
     "ScaleByGenState",
     "Task",
     "TwoPass",
@@ -65,5 +67,7 @@ __all__ = [
     "two_pass",
     "unilateral_surgery",
     "unlearn",
+    "unseen_level",
+    "unseen_levels",
     "utility_guard",
 ]

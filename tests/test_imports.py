@@ -31,19 +31,20 @@ def test_every_public_name_exists():
 # What programs of others may import; a name leaves this table with a line in the changelog alone.
 PUBLIC = {
     "eupmu_jax": (
-        "AccumulateState BestFeasible BestFeasibleState FurthestFeasible ImplicitSurgeryState ScaleByGenState "
+        "AccumulateState BestFeasible BestFeasibleState FurthestFeasible ImplicitSurgeryState Level ScaleByGenState "
         "Task TwoPass TwoPassState UnilateralSurgeryState Unlearned UtilityGuardState accumulate aggregators "
         "best_feasible controllers eupmu explicit_step freeze furthest_feasible implicit_step implicit_surgery "
         "multipliers objectives reference_surgery retain_losses scalarized_value_and_grad scale_by_gen sharding "
         "shared_forward skip_nonfinite stack_objectives stacked_value_and_grad tasks tolerances two_pass "
-        "unilateral_surgery unlearn utility_guard "
+        "unilateral_surgery unlearn unseen_level unseen_levels utility_guard "
     ),
     "eupmu_jax.aggregators": (
         "FamoMemory LossWeightingState OmdTchMemory OwaState WeightingState aligned_mtl cagrad chebyshev config "
         "dualproj famo gdr_gma imtl_g mean mgda nash_mtl ngdiff omd_tch owa pcgrad upgrad "
     ),
     "eupmu_jax.controllers": (
-        "AugmentedLagrangianState NuPIState QuadraticPenaltyState augmented_lagrangian nu_pi quadratic_penalty "
+        "AugmentedLagrangianState NuPIState QuadraticPenaltyState SteeringState augmented_lagrangian forget_level "
+        "nu_pi quadratic_penalty retain_limit "
     ),
     "eupmu_jax.objectives": "bounded_ascent cross_entropy gradient_ascent kl_to_teacher kl_to_uniform random_labels",
     "eupmu_jax.sharding": "batch_shardings gram_matrix make_mesh param_shardings stacked_shardings state_shardings",

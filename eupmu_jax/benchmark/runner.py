@@ -39,6 +39,10 @@ def jobs_of(
             raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
     for method in methods:
         known_method(method)
+        if method not in METHODS:
+            raise ValueError(
+                f"methods: got {method!r}, which no design compares yet; expected some of {', '.join(METHODS)}"
+            )
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     cases = tuple(case for case in design.cases if not forget or case.forget in forget)

@@ -39,7 +39,7 @@ AVERAGED = 0.1
 # a small set would say next to nothing, and the whole of a large one would cost more than the steps.
 MEASURED, LEAST = 1_000, 100
 SHARE = 6
-_WAY = (0.75, 0.5, 0.25, 0.0)
+_WAY = (0.9, 0.8, 0.65, 0.5, 0.25, 0.0)
 _PASSES = 2 + len(_WAY)
 # Above every distance from a target.
 _WORST = 1e9
@@ -55,7 +55,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     set. With `allowed_rise` the retain loss may rise by so many nats at most too, under the budget of `eupmu_budget`.
 
     The end is measured, on a sixth of each set, 100 to 1,000 examples: of the last parameters, their average over the
-    end of the run, and three points on the way from the original to the last ones, that one is returned that keeps the
+    end of the run, and five points on the way from the original to the last ones, that one is returned that keeps the
     limit and is nearest to the target, up to the noise of the sample. With `allowed_error` the original parameters keep
     it always; with an absolute `limit` perhaps none does, and that with the least retain error is returned.
     """
@@ -67,10 +67,10 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         optax.chain(
             forget_level(
                 settings["target"],
-                proportional=PROPORTIONAL,
-                integral=INTEGRAL,
+                proportional=settings.get("proportional", PROPORTIONAL),
+                integral=settings.get("integral", INTEGRAL),
                 decay=DECAY,
-                max_weight=MAX_WEIGHT,
+                max_weight=settings.get("max_weight", MAX_WEIGHT),
             ),
             retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
             unilateral_surgery(tolerance, retain_weight=RETAIN_WEIGHT),
@@ -131,8 +131,8 @@ def _best_end(task, samples, target, allowed, original, last, averaged):
         return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch)])
 
     forget, retain = (jnp.stack([figures(point, part) for point in points]) for part in samples)
-    # Distances within the noise of the sample are alike, and of these the first is taken.
-    noise = jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
+    # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
+    noise = 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
     distance = jnp.maximum(jnp.abs(forget[:, 0] - target), noise)
     kept = jnp.all(retain <= retain[-1] + allowed, axis=1)
     score = jnp.where(kept, distance, _WORST + retain[:, 0])
@@ -147,6 +147,6 @@ METHOD = Method(
     f"1F 1B forget and retain, {_PASSES}F of a sixth of both sets after, {LEAST} to {MEASURED:,} examples",
     "forget, retain and held-out set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_error": LogUniform(0.003, 0.03)},
-    optional=("target", "limit", "allowed_rise"),
+    optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight"),
     family=FAMILY,
 )

@@ -86,15 +86,20 @@ def unlearn(
     """Makes a trained model forget examples, by any method on any task.
 
     Args:
-      method: "EUPMU", which holds a limit on the retain loss for the whole run and measures its end, or a key of
+      method: "EUPMU", which forgets to the level of unseen data within a limit on the retain error, or a key of
         `methods.METHODS`; `eupmu methods` lists them.
       task: Of `eupmu_jax.tasks`, or one of your own.
       params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
         for an array of positions. Both give batches of one structure.
-      held_out: Examples that the model never saw, in the same form; their figures are reported beside the others.
+      held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
+        classifier mixed as in the forget set; a class that the retain set lacks is to go. Without any the level is
+        that of chance (1 - 1 / classes), which is logged. Their figures are reported beside the others.
       steps: Optimizer steps.
       settings: The method's; None takes the middle of what the benchmark searches, and the task's first forget loss.
+        Those that EUPMU is not given are taken from there too: `allowed_error` (the rise of the retain error, 0.01 is
+        a point of accuracy), and if wanted `limit` (an absolute one), `allowed_rise` (of the loss, in nats) and
+        `target` (the forget error).
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
@@ -226,15 +231,16 @@ def unlearn(
     spent = spent.plus(Seconds.now().since(begun))
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)
-    if share is not None and share < LITTLE:
+    level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None
+    # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
+    if share is not None and share < LITTLE and (level is None or level.forget_error < level.target / 2):
         warnings.warn(
             f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "
-            "forgetting; a larger allowed_rise, more steps or another forget loss may leave more",
+            "forgetting; a higher limit, more steps or another forget loss may leave more",
             stacklevel=2,
         )
     forward, backward = examples_passed(procedure.cost, steps, sizes)
     forward += 0 if aim is None else aim.passes
-    level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None
     if progress:
         show(watch.figures, share, level)
     return Unlearned(

@@ -41,8 +41,10 @@ def test_a_model_of_ones_own_is_short_and_forgets(capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "retain" in line and "%" in line}
     accuracy = {name: [float(word) for word in line.split() if word[0].isdigit()] for name, line in lines.items()}
     assert accuracy["original"][:2] == [100.0, 100.0]
-    assert accuracy["unlearned"][0] < accuracy["original"][0] - 2
-    assert accuracy["unlearned"][1] > 98
+    assert accuracy["unlearned"][0] < accuracy["original"][0]
+    # Forgotten digits are like those that were never seen, as far as 150 of them tell.
+    assert abs(accuracy["unlearned"][0] - accuracy["unlearned"][2]) < 3
+    assert accuracy["unlearned"][1] > 99
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from eupmu_jax import data, methods, unlearn
+from eupmu_jax import data, unlearn
 from eupmu_jax.commands.demo import METHODS
 from eupmu_jax.methods import loss_of
 from eupmu_jax.sharding import make_mesh
@@ -125,8 +125,7 @@ def test_forget_losses_move_the_way_they_should(digits):
 def test_who_knows_nothing_gets_a_result_that_keeps_the_limit(digits):
     run = digits.unlearn("EUPMU", steps=60, probes=1, held_out=digits.held_out)
     original, returned = run.figures["original"], run.figures["returned"]
-    limit = methods.default_settings(methods.method("EUPMU"), TASK)["allowed_rise"]
-    assert returned["retain_loss"] < original["retain_loss"] + 1.5 * limit
+    assert returned["retain_error"] <= original["retain_error"] + 0.01
     assert original["forget_error"] < 0.1
     assert returned["forget_error"] > 0.9
     assert 0.5 < run.share <= 1

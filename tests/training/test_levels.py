@@ -1,0 +1,188 @@
+"""Levels of unseen data: their intervals, what they are for a class that is to go, and what a run makes of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import eupmu_jax as eupmu
+from eupmu_jax import data, tasks
+from eupmu_jax.training import fitting
+from eupmu_jax.training.levels import compare
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def guess(params, inputs):
+    return jax.nn.one_hot(jnp.zeros(len(inputs), int), 3) * params
+
+
+GUESS = tasks.classification(guess, num_classes=3)
+
+
+def labelled(labels):
+    return {"inputs": jnp.zeros((len(labels), 1)), "labels": jnp.asarray(labels)}
+
+
+@pytest.mark.parametrize(("wrong", "count"), [(0, 40), (7, 100), (1_201, 1_201)])
+def test_the_interval_of_a_rate_is_wilsons(wrong, count):
+    level = eupmu.unseen_level(GUESS, 1.0, labelled([1] * wrong + [0] * (count - wrong)))
+    rate, z = wrong / count, stats.norm.ppf(0.975)
+    centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    width = z / (1 + z**2 / count) * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    np.testing.assert_allclose(level, [rate, centre - width, centre + width, count], atol=1e-9)
+
+
+def test_an_error_that_is_no_rate_has_the_interval_of_a_mean():
+    values = np.random.default_rng(0).gamma(2.0, size=400).astype(np.float32)
+    task = GUESS._replace(outputs=lambda params, batch, key: batch["x"], error=lambda outputs, batch: outputs)
+    task = task._replace(retain=lambda outputs, batch: jnp.mean(outputs))
+    level = eupmu.unseen_level(task, 1.0, {"x": values})
+    low, high = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(level, [values.mean(), low, high, 400], rtol=1e-5)
+
+
+def test_a_task_without_an_error_has_the_level_of_its_loss():
+    task = GUESS._replace(error=None)
+    level = eupmu.unseen_level(task, 2.0, labelled([0, 1, 2]))
+    losses = [-float(jax.nn.log_softmax(jnp.array([2.0, 0, 0]))[label]) for label in (0, 1, 2)]
+    assert level.error == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_every_class_has_a_level_of_its_own():
+    found = eupmu.unseen_levels(GUESS, 1.0, labelled([0, 0, 2, 1]), [0, 0, 2, 1])
+    assert {int(group): (level.error, level.examples) for group, level in found.items()} == {
+        0: (0.0, 2),
+        1: (1.0, 1),
+        2: (1.0, 1),
+    }
+
+
+def test_forgotten_and_unseen_are_told_apart_by_their_errors_and_their_losses():
+    rng = np.random.default_rng(0)
+    few, many = (labelled((rng.uniform(size=2_000) < rate).astype(int)) for rate in (0.1, 0.2))
+    apart, alike = compare(GUESS, 3.0, many, few), compare(GUESS, 3.0, few, few)
+    assert apart.low > 0
+    assert apart.losses_p_value < 1e-6
+    assert alike.low < 0 < alike.high
+    assert alike.losses_p_value > 0.9
+
+
+def test_whole_sets_in_chunks_are_what_one_batch_is():
+    examples = labelled(np.random.default_rng(0).integers(0, 3, size=1_234))
+    wrong = np.mean(np.asarray(examples["labels"]) != 0)
+    assert eupmu.unseen_level(GUESS, 1.0, examples).error == pytest.approx(wrong, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: eupmu.unseen_level(GUESS, 1.0, labelled([])), r"^held_out: got an empty set"),
+        (lambda: eupmu.unseen_levels(GUESS, 1.0, labelled([0, 1]), [0]), r"^groups: got shape \(1,\), expected \(2,\)"),
+        (
+            lambda: eupmu.unseen_level(GUESS._replace(error=None), jnp.nan, labelled([0, 1])),
+            r"^held_out: got a mean error of nan, expected finite errors",
+        ),
+    ],
+)
+def test_bad_input_is_named(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+class Digits:
+    """A network that knows 300 digits by heart, and digits that it never saw."""
+
+    def __init__(self):
+        loaded = data.load("digits", seed=0)
+        flat = lambda images, labels: {"inputs": images.reshape(len(images), 64), "labels": labels}
+        train = flat(loaded.train_images[:300], loaded.train_labels[:300])
+        unseen = flat(loaded.train_images[300:], loaded.train_labels[300:])
+        self.known = train
+        self.held_out, self.test = (jax.tree.map(lambda leaf, p=part: leaf[p::2], unseen) for part in (0, 1))
+        keys = jax.random.split(jax.random.key(0))
+        start = {"a": jax.random.normal(keys[0], (64, 128)) / 8, "b": jax.random.normal(keys[1], (128, 10)) / 12}
+        loss = lambda params, stats, batch, key: (self.task.retain(self.task.outputs(params, batch, key), batch), stats)
+        self.task = tasks.classification(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], num_classes=10)
+        options = {"epochs": 60, "batch_size": 50, "learning_rate": 3e-3, "seed": 0}
+        self.params = fitting.fit(loss, start, {}, tasks.as_examples("train", train), **options).params
+
+    def unlearn(self, is_forgotten, **options):
+        forget, retain = (jax.tree.map(lambda leaf: leaf[at], self.known) for at in (is_forgotten, ~is_forgotten))  # noqa: B023
+        options = {"steps": 100, "forget_batch": 30, "retain_batch": 90, "probes": 1} | options
+        return eupmu.unlearn("EUPMU", self.task, self.params, forget, retain, **options)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits()
+
+
+@pytest.mark.parametrize("learning_rate", [3e-4, 1e-2])
+def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learning_rate):
+    run = digits.unlearn(np.arange(300) < 60, held_out=digits.held_out, settings={"learning_rate": learning_rate})
+    level = eupmu.unseen_level(digits.task, digits.params, digits.held_out)
+    assert run.level.source == "unseen data by class"
+    assert run.level.unseen == level
+    assert run.level.kept
+    assert run.level.comparison.low < 0 < run.level.comparison.high
+    # Of 60 examples; the original knows them all.
+    assert run.figures["original"]["forget_error"] < 0.02
+    assert 0.02 < run.level.forget_error < 0.25
+    assert eupmu.unseen_level(digits.task, run.params, digits.test).error < 1.5 * level.high
+
+
+def test_a_class_that_the_retain_set_lacks_is_to_go(digits):
+    run = digits.unlearn(digits.known["labels"] == 3, held_out=digits.held_out)
+    assert run.level.target == 1.0
+    assert run.level.forget_error > 0.95
+    assert run.level.comparison is None
+    assert run.level.retain_error <= run.level.limit
+
+
+def test_a_class_that_stays_has_its_own_level(digits):
+    of_class = digits.known["labels"] == 8
+    is_forgotten = of_class & (np.arange(300) % 2 == 0)
+    run = digits.unlearn(is_forgotten, held_out=digits.held_out, steps=1)
+    levels = eupmu.unseen_levels(digits.task, digits.params, digits.held_out, digits.held_out["labels"])
+    assert run.level.target == pytest.approx(levels[8].error)
+
+
+def test_without_held_out_data_the_target_is_that_of_chance_and_said(digits, caplog):
+    run = digits.unlearn(np.arange(300) < 30, steps=2)
+    assert run.level.target == pytest.approx(0.9)
+    assert run.level.source == "chance"
+    assert "held_out: got None, so the level of unseen data is not known" in caplog.text
+
+
+def test_few_held_out_examples_are_said(digits, caplog):
+    few = jax.tree.map(lambda leaf: leaf[:20], digits.held_out)
+    digits.unlearn(np.arange(300) < 30, steps=1, held_out=few)
+    assert "held_out: got 20 examples, whose error of" in caplog.text
+
+
+def test_a_target_and_a_limit_of_ones_own(digits):
+    settings = {"target": 0.3, "limit": 0.5, "allowed_rise": 10.0}
+    run = digits.unlearn(np.arange(300) < 60, settings=settings)
+    assert (run.level.target, run.level.source, run.level.limit) == (0.3, "settings", 0.5)
+    assert 0.1 < run.level.forget_error < 0.5
+
+
+def test_a_limit_in_nats_holds_at_the_measured_end(digits):
+    settings = {"learning_rate": 0.03, "allowed_rise": 1e-3, "target": 0.9}
+    run = digits.unlearn(np.arange(300) < 150, settings=settings)
+    rise = run.figures["returned"]["retain_loss"] - run.figures["original"]["retain_loss"]
+    assert rise < 2e-3
+
+
+def test_a_limit_below_the_start_and_a_target_cannot_be_had_together(digits):
+    run = digits.unlearn(np.arange(300) < 60, settings={"target": 0.5, "limit": 0.0, "learning_rate": 0.03}, steps=20)
+    assert run.level.retain_error <= 0.05
+    assert run.level.forget_error < 0.5
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.2])
+def test_a_target_that_is_no_error_rate_is_refused(digits, target):
+    with pytest.raises(ValueError, match=r"^settings\['target'\]: got .*, expected an error rate from 0 to 1"):
+        digits.unlearn(np.arange(300) < 30, settings={"target": target})
