@@ -123,8 +123,8 @@ def _best_end(task, samples, target, allowed, original, last, averaged):
 
     Where none keeps it, that with the least retain error.
     """
-    back = [jax.tree.map(lambda a, b, t=t: (a + t * (b - a)).astype(a.dtype), original, last) for t in _WAY]
-    points = [last, averaged, *back]
+    back = [jax.tree.map(lambda a, b, t=t: (a + t * (b - a)).astype(a.dtype), original, last) for t in _WAY[:-1]]
+    points = [last, averaged, *back, original]
 
     def figures(params, batch):
         outputs = task.outputs(params, batch, None)

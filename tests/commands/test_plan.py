@@ -132,6 +132,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, m
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("tensor", "data", "batch", "divide"), [(4, 1, 4, "2 key and value heads"), (2, 2, 3, "data to divide the batch")]
 )
@@ -145,6 +146,7 @@ def libtpu():
     return pytest.importorskip("libtpu")
 
 
+@pytest.mark.tpu
 def test_a_step_is_compiled_for_a_slice_that_is_not_there(libtpu, tmp_path):
     printed, rows = run(tmp_path, "explicit", topology="v5e:2x2", model="tiny", tensor=2, batch=4, sequence=32)
     row = rows["explicit"]
@@ -160,6 +162,7 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(libtpu, tmp_path):
     assert f"bound by {max(times, key=times.get)}" in " ".join(printed.split())
 
 
+@pytest.mark.tpu
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_do(libtpu, tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.jsonl"
     options = {"topology": "v5e:2x2", "model": "7b", "tensor": 4, "batch": 1, "sequence": 128, "out": out}

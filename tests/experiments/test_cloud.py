@@ -132,6 +132,7 @@ def test_the_container_runs_what_the_manifest_says(manifest, tmp_path):
     assert printed["bytes_per_device"]["temporary"] > 0
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("method", ["explicit", "implicit"])
 def test_the_step_compiles_for_the_slice(manifest, method):
     """XLA's TPU compiler, where it is installed; it needs no TPU."""

@@ -46,6 +46,7 @@ def libtpu():
     return pytest.importorskip("libtpu")
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(("name", "count"), [("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:4x4", 16)])
 def test_slices_are_described_without_being_there(libtpu, name, count):
     devices, chip = topology.devices(name)
@@ -55,6 +56,7 @@ def test_slices_are_described_without_being_there(libtpu, name, count):
     assert jax.default_backend() == "cpu"
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("name", ["v5e:3x5", "v6e:1x1"])
 def test_a_shape_that_the_kind_does_not_come_in_is_refused(libtpu, name):
     with pytest.raises(ValueError, match=rf"^topology: libtpu does not describe {name}: \S"):

@@ -1,0 +1,70 @@
+"""The page of the level: which gains were searched, and where runs end that nobody tuned, from `rows.jsonl`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from eupmu_jax.benchmark import rows
+from experiments import parts
+from experiments.level.run import NAMES, reaches
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+SHOWN = 8
+
+
+def blocks() -> dict[str, str]:
+    """The gains by their score, and the share of runs that end at their target."""
+    found = rows.read(ROWS)
+    robust = rows.select(found, kind="robustness")
+    return {
+        "gains": gains(rows.select(found, kind="search")),
+        "level by rate": ends(robust, "learning rate", lambda row: row["settings"]["learning_rate"]),
+        "level by batch": ends(robust, "forget batch", lambda row: row["batch"]),
+        "level in short": in_short(robust),
+    }
+
+
+def gains(found: list[dict]) -> str:
+    """The gains with the best scores, and the worst."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in found:
+        groups.setdefault(tuple(row["settings"][name] for name in NAMES), []).append(row)
+    scored = sorted(groups.items(), key=lambda item: _mean(item[1], "blind"))
+    lines = [
+        [*(f"{gain:g}" for gain in gains), f"{_mean(mine, 'blind'):.2f}", f"{_reached(mine):.0f}", str(len(mine))]
+        for gains, mine in [*scored[:SHOWN], scored[-1]]
+    ]
+    return parts.table(["proportional", "integral", "most", "score", "at the target, %", "runs"], lines)
+
+
+def ends(found: list[dict], head: str, key) -> str:
+    """Share of runs at their target, by one of their dimensions and by their steps, and what they cost."""
+    steps = sorted({row["steps"] for row in found})
+    lines = []
+    for value in sorted({key(row) for row in found}):
+        mine = [row for row in found if key(row) == value]
+        shares = [f"{_reached(rows.select(mine, steps=count)):.0f}" for count in steps]
+        rises = [100 * (row["retain_error"] - row["retain_error_before"]) for row in mine]
+        falls = [100 * (row["test_error"] - row["test_error_before"]) for row in mine]
+        lines.append([f"{value:g}", *shares, f"{np.mean(rises):.2f}", f"{np.mean(falls):.2f}"])
+    return parts.table([head, *(f"{count} steps, %" for count in steps), "retain, points", "test, points"], lines)
+
+
+def in_short(found: list[dict]) -> str:
+    """One paragraph for the README."""
+    rise = np.mean([100 * (row["retain_error"] - row["retain_error_before"]) for row in found])
+    longest = rows.select(found, steps=max(row["steps"] for row in found))
+    apart = "forgotten and unseen digits cannot be told apart by their errors"
+    return parts.paragraph(
+        f"Untuned, on digits: of {len(found)} runs over learning rates from 0.0003 to 0.01, forget batches of 16 to "
+        f"256 and 100 to 1,000 steps, {_reached(found):.0f} % ended where {apart}, of those with 1,000 steps "
+        f"{_reached(longest):.0f} %. The retain accuracy fell by {rise:.2f} points in the mean."
+    )
+
+
+def _mean(found, name):
+    return float(np.mean([row[name] for row in found]))
+
+
+def _reached(found):
+    return 100 * float(np.mean([reaches(row) for row in found]))

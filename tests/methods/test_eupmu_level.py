@@ -1,0 +1,71 @@
+"""EUPMU to a level: which point of the path its measured end takes, and what a run may be told."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax.methods import Terms, eupmu_level, method
+from eupmu_jax.methods._resolve import resolve_settings
+from eupmu_jax.tasks import Task, as_examples, classification
+
+SETTINGS = {"learning_rate": 0.01, "forget_objective": "ascent", "allowed_error": 0.01, "target": 0.6}
+MANY = 10_000
+
+# The error of an example is its slope times the only parameter, and the loss the square of that.
+LINE = Task(
+    outputs=lambda params, batch, key: params * batch["slope"],
+    retain=lambda outputs, batch: jnp.mean(outputs**2),
+    forget={"ascent": lambda outputs, batch: -jnp.mean(outputs)},
+    error=lambda outputs, batch: outputs,
+)
+
+
+def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings):
+    sets = [as_examples("set", {"slope": jnp.full(count, slope)}) for slope in slopes]
+    procedure = method("EUPMU").make(LINE, Terms(count, count, 10, 0.0, retain_error=start), SETTINGS | settings)
+    state = (), jnp.float32(averaged)
+    params, share = procedure.finish(jnp.float32(last), state, jnp.float32(0), *sets)
+    return round(float(params), 3), round(float(share), 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "last", "averaged", "expected"),
+    [
+        ({"allowed_error": 1.0}, 0.61, 0.6, (0.61, 1.0)),  # As good as its noise tells, so the first of them.
+        ({"allowed_error": 1.0}, 1.0, 0.59, (0.59, 1.0)),
+        ({"allowed_error": 1.0}, 1.0, 1.0, (0.65, 0.65)),
+        ({"allowed_error": 0.055}, 1.0, 1.0, (0.5, 0.5)),
+        ({"allowed_error": 0.0}, 1.0, 1.0, (0.0, 0.0)),
+        ({"allowed_error": 1.0, "allowed_rise": 0.0026}, 1.0, 1.0, (0.5, 0.5)),
+        ({"limit": 0.03}, 1.0, 1.0, (0.25, 0.25)),
+    ],
+)
+def test_the_end_keeps_the_limit_and_is_nearest_to_the_target(settings, last, averaged, expected):
+    assert end(last, averaged, **settings) == expected
+
+
+def test_a_sample_that_tells_nothing_leaves_the_last_parameters():
+    assert end(0.75, 0.6, count=10, allowed_error=1.0) == (0.75, 1.0)
+
+
+def test_where_no_point_keeps_the_limit_that_with_the_least_error_is_returned():
+    # The original model itself is above it, and forgetting helps: the slope of the retain set is negative.
+    assert end(1.0, 0.9, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
+
+
+def test_points_that_are_not_finite_are_not_taken():
+    assert end(np.nan, np.nan, allowed_error=1.0) == (0.0, 0.0)
+
+
+def test_errors_of_both_batches_go_to_the_controllers():
+    outputs, heads = eupmu_level.with_errors(LINE, "ascent")
+    batch = {"slope": jnp.array([1.0, 2.0])}
+    for head, loss in zip(heads, (-4.5, 22.5), strict=True):
+        found = head(outputs(3.0, batch, None), batch)
+        assert [float(value) for value in found] == [loss if loss < 0 else 22.5, 4.5]
+
+
+def test_it_can_be_told_a_limit_and_nothing_else():
+    task = classification(lambda params, inputs: inputs @ params, num_classes=3)
+    found = resolve_settings("EUPMU", method("EUPMU"), task, {"allowed_error": 0.005})
+    assert dict(found) == {"learning_rate": 0.00173, "forget_objective": "bounded_ascent", "allowed_error": 0.005}
