@@ -10,7 +10,7 @@ import optax
 
 from eupmu_jax.controllers import forget_level, retain_limit
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
-from eupmu_jax.methods.eupmu_budget import FIRMNESS, RETAIN_WEIGHT
+from eupmu_jax.methods.eupmu_budget import FIRMNESS
 from eupmu_jax.methods.eupmu_explicit import FAMILY, PAPER, barrier
 from eupmu_jax.methods.method import (
     FORGET_OBJECTIVE,
@@ -28,8 +28,8 @@ from eupmu_jax.surgery.nonfinite import skip_nonfinite
 from eupmu_jax.surgery.steps import explicit_step
 from eupmu_jax.tasks import Task
 
-# Found on digits and emoji alone, see experiments/level.
-PROPORTIONAL, INTEGRAL, MAX_WEIGHT = 20.0, 2.0, 8.0
+# Found on digits alone, see experiments/level; what follows was not searched.
+PROPORTIONAL, INTEGRAL, MAX_WEIGHT, RETAIN_WEIGHT = 50.0, 0.2, 2.0, 3.0
 RETAIN_GAIN, MAX_RETAIN_WEIGHT = 100.0, 10.0
 DECAY = 0.9
 # Of the averaged parameters, in shares of the run.
@@ -48,7 +48,7 @@ _WORST = 1e9
 def eupmu_level(task: Task, terms, settings) -> Procedure:
     r"""Surgery whose forget gradient has a weight that vanishes at `target`, the error of data that was never seen.
 
-    The chain is `forget_level`, `retain_limit`, `unilateral_surgery` with tolerance 0 and a least multiplier of 1.5,
+    The chain is `forget_level`, `retain_limit`, `unilateral_surgery` with tolerance 0 and a least multiplier of 3,
     and the descent of all methods. `forget_level` reads the error of each forget batch; `retain_limit` that of each
     retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the unit of
     `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is
@@ -73,7 +73,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
                 max_weight=settings.get("max_weight", MAX_WEIGHT),
             ),
             retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
-            unilateral_surgery(tolerance, retain_weight=RETAIN_WEIGHT),
+            unilateral_surgery(tolerance, retain_weight=settings.get("retain_weight", RETAIN_WEIGHT)),
             descent(terms, settings),
         )
     )
@@ -147,6 +147,6 @@ METHOD = Method(
     f"1F 1B forget and retain, {_PASSES}F of a sixth of both sets after, {LEAST} to {MEASURED:,} examples",
     "forget, retain and held-out set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_error": LogUniform(0.003, 0.03)},
-    optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight"),
+    optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,
 )

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 
 from eupmu_jax._stack.algebra import gram_matrix
+from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.method import Settings, size_of
 from eupmu_jax.tasks import Task
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._streams import sample_positions
 
-NAMES = ("step", "forget_loss", "retain_loss", "cosine", "multiplier")
+NAMES = ("step", "forget_loss", "retain_loss", "cosine", "multiplier", "forget_error", "retain_error", "weight")
 
 
 class Watch:
@@ -53,6 +54,9 @@ class Watch:
             "retain_loss": figures["retain_loss"],
             "cosine": _cosine(gradients),
             "multiplier": _multiplier(carry.state),
+            "forget_error": figures.get("forget_error", np.nan),
+            "retain_error": figures.get("retain_error", np.nan),
+            "weight": _weight(carry.state),
         }
         for name, value in point.items():
             self.history[name].append(float(value) if name != "step" else value)
@@ -113,6 +117,12 @@ def _cosine(gradients):
 def _multiplier(state):
     values = optax.tree_utils.tree_get(state, "multipliers")
     return np.nan if values is None else values[0]
+
+
+def _weight(state):
+    is_steering = lambda node: isinstance(node, SteeringState)
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_steering) if is_steering(node)]
+    return found[0].weights[0] if found else np.nan
 
 
 @contextlib.contextmanager

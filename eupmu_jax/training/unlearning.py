@@ -34,8 +34,9 @@ class Unlearned(NamedTuple):
     Attributes:
       params: After the last step, and after what the method does then.
       history: Dict of equally long lists: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
-        sets), `multiplier` (NaN without one) and `cosine` between the gradients of the two objectives; on at most
-        2,000 examples of each set. Empty without probes.
+        sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
+        the gradients of the two objectives; NaN where there is none. On at most 2,000 examples of each set. Empty
+        without probes.
       figures: What the original parameters (`original`), those after the last step (`last`) and those returned
         (`returned`) show on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`, and
         `forget_error` and so on where the task has an error. Empty without probes.

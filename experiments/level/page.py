@@ -34,7 +34,7 @@ def gains(found: list[dict]) -> str:
         [*(f"{gain:g}" for gain in gains), f"{_mean(mine, 'blind'):.2f}", f"{_reached(mine):.0f}", str(len(mine))]
         for gains, mine in [*scored[:SHOWN], scored[-1]]
     ]
-    return parts.table(["proportional", "integral", "most", "score", "at the target, %", "runs"], lines)
+    return parts.table([*NAMES, "score", "at the target, %", "runs"], lines)
 
 
 def ends(found: list[dict], head: str, key) -> str:
@@ -57,8 +57,8 @@ def in_short(found: list[dict]) -> str:
     apart = "forgotten and unseen digits cannot be told apart by their errors"
     return parts.paragraph(
         f"Untuned, on digits: of {len(found)} runs over learning rates from 0.0003 to 0.01, forget batches of 16 to "
-        f"256 and 100 to 1,000 steps, {_reached(found):.0f} % ended where {apart}, of those with 1,000 steps "
-        f"{_reached(longest):.0f} %. The retain accuracy fell by {rise:.2f} points in the mean."
+        f"256 and 100 to 1,000 steps, {_reached(found):.0f}% ended where {apart}, of those with 1,000 steps "
+        f"{_reached(longest):.0f}%. The retain accuracy fell by {rise:.2f} points in the mean."
     )
 
 

@@ -126,6 +126,11 @@ def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learnin
     assert run.level.source == "unseen data by class"
     assert run.level.unseen == level
     assert run.level.kept
+    history = run.history
+    # The weight of a step follows the error before it.
+    assert history["weight"][0] == 0
+    assert history["weight"][1] >= 0
+    assert history["forget_error"][-1] == pytest.approx(run.figures["last"]["forget_error"])
     assert run.level.comparison.low < 0 < run.level.comparison.high
     # Of 60 examples; the original knows them all.
     assert run.figures["original"]["forget_error"] < 0.02
