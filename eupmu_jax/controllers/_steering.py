@@ -77,18 +77,14 @@ def steer(
         distances = sign * (goal - levels)
         integrals = jnp.clip(state.integrals + gains.integral * distances, 0, room)
         weights = gains.least + jnp.clip(gains.proportional * distances + integrals, 0, room)
-        new = SteeringState(
-            weights, levels, jnp.broadcast_to(goal, weights.shape), integrals, averages, state.count + 1, 0
-        )
+        goals = jnp.broadcast_to(goal, weights.shape)
+        new = SteeringState(weights, levels, goals, integrals, averages, state.count, state.nonfinite_count)
         old = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, jnp.shape(like)), state, new)
-        new = refusal.choose(finite, new, old)._replace(
-            count=jnp.where(finite, optax.safe_increment(state.count), state.count),
-            nonfinite_count=jnp.where(finite, state.nonfinite_count, optax.safe_increment(state.nonfinite_count)),
-        )
+        _, new = refusal.settle(finite, (), new, old)
         factors = jnp.ones(k, jnp.float32).at[rows].set(new.weights)
 
         def scale(leaf):
-            # What is refused must not look like a step: 0 times infinity is NaN, but 0 times a number is 0.
+            # NaN, so that what follows refuses the step too.
             column = jnp.where(finite, factors, jnp.nan).reshape(-1, *[1] * (leaf.ndim - 1))
             return (leaf * column).astype(leaf.dtype)
 

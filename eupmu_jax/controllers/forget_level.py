@@ -59,7 +59,8 @@ def forget_level(
       ValueError: For a target or gain that is negative, NaN or infinite, a decay outside [0, 1), and in `update`
         without `errors`.
 
-    Source: proportional and integral control with clamping, Astrom and Murray, "Feedback Systems", section 11.4.
+    Source: proportional and integral control with clamping, Astrom and Murray, "Feedback Systems", 2nd edition,
+    section 11.4.
 
     >>> import jax.numpy as jnp
     >>> tx = forget_level(target=0.5, proportional=2.0)

@@ -51,8 +51,8 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     The chain is `forget_level`, `retain_limit`, `unilateral_surgery` with tolerance 0 and a least multiplier of 3,
     and the descent of all methods. `forget_level` reads the error of each forget batch; `retain_limit` that of each
     retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the unit of
-    `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is
-    set. With `allowed_rise` the retain loss may rise by so many nats at most too, under the budget of `eupmu_budget`.
+    `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is set. With `allowed_rise` the
+    retain loss may rise by so many nats at most too, under the budget of `eupmu_budget`.
 
     The end is measured, on a sixth of each set, 100 to 1,000 examples: of the last parameters, their average over the
     end of the run, and five points on the way from the original to the last ones, that one is returned that keeps the

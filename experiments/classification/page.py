@@ -10,6 +10,7 @@ from eupmu_jax.benchmark import figures, saved, summary, tables
 from eupmu_jax.benchmark.designs import DESIGNS, Case, Design
 from eupmu_jax.training.relearning import Curve, area_between
 from experiments import parts
+from experiments.classification import trials
 
 FOLDER = Path(__file__).parent
 ROWS = FOLDER / "rows.jsonl"
@@ -37,6 +38,7 @@ def blocks() -> dict[str, str]:
             made[f"benchmark {name} {case.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
             if score == "blind":
                 made[f"attacks {name} {case.forget}"] = attacks(lines)
+        made[f"trials {name} {case.forget}"] = trials.table(found, name, design, case)
     made["benchmark in short"] = in_short(found)
     made["benchmark again"] = again(found, saved.read(AGAIN))
     made["benchmark cost"] = cost(found)

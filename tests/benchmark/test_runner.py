@@ -218,4 +218,5 @@ def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name in METHODS:
         assert name in printed
+    assert "held-out" in printed
     assert "2510.22124" in printed
