@@ -81,8 +81,13 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
         if isinstance(dimension, LogUniform) and value < 0:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
-    # What needs no tuning can be told a limit and nothing else.
-    return complete(default_settings(method, task) | dict(settings) if "target" in method.optional else settings)
+    if "target" not in method.optional:
+        return complete(settings)
+    # What needs no tuning can be told a limit and nothing else; and that limit is then the only one.
+    filled = default_settings(method, task)
+    if {"limit", "allowed_rise"} & set(settings):
+        del filled["allowed_error"]
+    return complete(filled | dict(settings))
 
 
 def _is_finite_number(value):

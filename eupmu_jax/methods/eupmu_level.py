@@ -19,6 +19,7 @@ from eupmu_jax.methods.method import (
     LogUniform,
     Method,
     Procedure,
+    Settings,
     descent,
     loss_of,
     size_of,
@@ -52,7 +53,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     and the descent of all methods. `forget_level` reads the error of each forget batch; `retain_limit` that of each
     retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the unit of
     `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is set. With `allowed_rise` the
-    retain loss may rise by so many nats at most too, under the budget of `eupmu_budget`.
+    retain loss may rise by so many nats at most, under the budget of `eupmu_budget`.
 
     The end is measured, on a sixth of each set, 100 to 1,000 examples: of the last parameters, their average over the
     end of the run, and five points on the way from the original to the last ones, that one is returned that keeps the
@@ -60,7 +61,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     it always; with an absolute `limit` perhaps none does, and that with the least retain error is returned.
     """
     loss = with_errors(task, settings["forget_objective"])
-    limit = settings["limit"] if "limit" in settings else terms.retain_error + settings["allowed_error"]
+    limit = error_limit(terms.retain_error, settings)
     in_nats = "allowed_rise" in settings
     tolerance = barrier(terms, settings, FIRMNESS) if in_nats else 0.0
     optimizer = skip_nonfinite(
@@ -72,7 +73,9 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
                 decay=DECAY,
                 max_weight=settings.get("max_weight", MAX_WEIGHT),
             ),
-            retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
+            optax.identity()
+            if limit is None
+            else retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
             unilateral_surgery(tolerance, retain_weight=settings.get("retain_weight", RETAIN_WEIGHT)),
             descent(terms, settings),
         )
@@ -95,11 +98,19 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         # Spread over the sets, which may be sorted.
         samples = [part[np.arange(0, len(part), len(part) // n)[:n]] for part, n in zip(parts, counts, strict=True)]
         # Of the error and of the loss.
-        allowed = jnp.stack([limit - terms.retain_error, settings["allowed_rise"] if in_nats else jnp.inf])
+        of_error = jnp.inf if limit is None else limit - terms.retain_error
+        allowed = jnp.stack([of_error, settings["allowed_rise"] if in_nats else jnp.inf])
         return _best_end(task, samples, settings["target"], allowed, prepared, params, state[1])
 
     cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES)
     return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish)
+
+
+def error_limit(retain_error: chex.Numeric, settings: Settings) -> chex.Numeric | None:
+    """What the error of the retain set may be: the absolute limit, or the rise above its start; None for neither."""
+    if "limit" in settings:
+        return settings["limit"]
+    return retain_error + settings["allowed_error"] if "allowed_error" in settings else None
 
 
 def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:

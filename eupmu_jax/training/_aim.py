@@ -6,6 +6,7 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
+from eupmu_jax.methods.eupmu_level import error_limit
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training.levels import Comparison, Level, compare, measured_level, unseen_levels
@@ -33,7 +34,7 @@ class Reached(NamedTuple):
       source: Of the target: "settings", "unseen data", "unseen data by class", or "chance" without held-out data.
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
       forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
-      limit: Of the retain error: that of the original model on the whole retain set, and what it may rise by.
+      limit: Of the retain error: the original model's on the whole retain set, and what it may rise by; or infinity.
       kept: Whether the retain error is within the limit, up to the sampling error of those examples.
       comparison: Of forgotten and unseen examples under the returned parameters; None without held-out data, and where
         classes are to go, which unseen data has too.
@@ -93,7 +94,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
 def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
     """What became of the aim."""
     forget, retain = (measured_level(task, params, part, 2_000) for part in (sets.forget, sets.retain))
-    limit = settings["limit"] if "limit" in settings else start["retain_error"] + settings["allowed_error"]
+    found = error_limit(start["retain_error"], settings)
+    limit = np.inf if found is None else float(found)
     comparison = None if held_out is None or aim.target >= 1 else compare(task, params, sets.forget, held_out)
     return Reached(
         aim.target, aim.source, aim.level, forget.error, retain.error, limit, retain.low <= limit, comparison

@@ -99,7 +99,7 @@ def unlearn(
       steps: Optimizer steps.
       settings: The method's; None takes the middle of what the benchmark searches, and the task's first forget loss.
         Those that EUPMU is not given are taken from there too: `allowed_error` (the rise of the retain error, 0.01 is
-        a point of accuracy), and if wanted `limit` (an absolute one), `allowed_rise` (of the loss, in nats) and
+        a point of accuracy), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and
         `target` (the forget error).
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.

@@ -73,8 +73,8 @@ def fitted(params, batch):
 original = fitted(fresh_params(jax.random.key(0)), at(np.concatenate([forget, retain])))
 
 # %% [markdown]
-# Any method runs on it. "EUPMU" without settings holds the retain loss within a limit; the figures say what became of
-# the forget set, the retain set and data that the model never saw.
+# Any method runs on it. "EUPMU" forgets until the error is that of data that the model never saw, within a limit on the
+# retain loss; the figures say what became of the forget set, the retain set and the data held out.
 
 # %%
 settings = {"learning_rate": 3e-3, "forget_objective": "bounded_ascent", "allowed_rise": 0.05}

@@ -67,5 +67,7 @@ def test_errors_of_both_batches_go_to_the_controllers():
 
 def test_it_can_be_told_a_limit_and_nothing_else():
     task = classification(lambda params, inputs: inputs @ params, num_classes=3)
-    found = resolve_settings("EUPMU", method("EUPMU"), task, {"allowed_error": 0.005})
-    assert dict(found) == {"learning_rate": 0.00173, "forget_objective": "bounded_ascent", "allowed_error": 0.005}
+    rest = {"learning_rate": 0.00173, "forget_objective": "bounded_ascent"}
+    for limit in ({"allowed_error": 0.005}, {"allowed_rise": 0.02}, {"limit": 0.1}):
+        assert dict(resolve_settings("EUPMU", method("EUPMU"), task, limit)) == rest | limit
+    assert "allowed_error" in resolve_settings("EUPMU", method("EUPMU"), task, {"target": 0.5})
