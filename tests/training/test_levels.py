@@ -119,7 +119,7 @@ def digits():
     return Digits()
 
 
-@pytest.mark.parametrize("learning_rate", [3e-4, 1e-2])
+@pytest.mark.parametrize("learning_rate", [pytest.param(3e-4, marks=pytest.mark.slow), 1e-2])
 def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learning_rate):
     run = digits.unlearn(np.arange(300) < 60, held_out=digits.held_out, settings={"learning_rate": learning_rate})
     level = eupmu.unseen_level(digits.task, digits.params, digits.held_out)
@@ -146,6 +146,7 @@ def test_a_class_that_the_retain_set_lacks_is_to_go(digits):
     assert run.level.retain_error <= run.level.limit
 
 
+@pytest.mark.slow
 def test_a_class_that_stays_has_its_own_level(digits):
     of_class = digits.known["labels"] == 8
     is_forgotten = of_class & (np.arange(300) % 2 == 0)
@@ -161,12 +162,14 @@ def test_without_held_out_data_the_target_is_that_of_chance_and_said(digits, cap
     assert "held_out: got None, so the level of unseen data is not known" in caplog.text
 
 
+@pytest.mark.slow
 def test_few_held_out_examples_are_said(digits, caplog):
     few = jax.tree.map(lambda leaf: leaf[:20], digits.held_out)
     digits.unlearn(np.arange(300) < 30, steps=1, held_out=few)
     assert "held_out: got 20 examples, whose error of" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_target_and_a_limit_of_ones_own(digits):
     settings = {"target": 0.3, "limit": 0.5, "allowed_rise": 10.0}
     run = digits.unlearn(np.arange(300) < 60, settings=settings)
@@ -174,6 +177,7 @@ def test_a_target_and_a_limit_of_ones_own(digits):
     assert 0.1 < run.level.forget_error < 0.5
 
 
+@pytest.mark.slow
 def test_a_limit_in_nats_holds_at_the_measured_end(digits):
     settings = {"learning_rate": 0.03, "allowed_rise": 1e-3, "target": 0.9}
     run = digits.unlearn(np.arange(300) < 150, settings=settings)
@@ -181,6 +185,7 @@ def test_a_limit_in_nats_holds_at_the_measured_end(digits):
     assert rise < 2e-3
 
 
+@pytest.mark.slow
 def test_a_limit_below_the_start_and_a_target_cannot_be_had_together(digits):
     run = digits.unlearn(np.arange(300) < 60, settings={"target": 0.5, "limit": 0.0, "learning_rate": 0.03}, steps=20)
     assert run.level.retain_error <= 0.05
