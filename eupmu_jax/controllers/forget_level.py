@@ -34,9 +34,9 @@ def forget_level(
     **Noise.** The error rate of n examples has the standard deviation :math:`\sqrt{\ell (1 - \ell) / n}`, 3.8 points
     for n = 64 and a level of 10 %. Smoothing leaves :math:`\sqrt{(1 - \beta) / (1 + \beta)}` of it, 0.9 points for
     :math:`\beta = 0.9`, in which the weight sees about :math:`1 / (1 - \beta)` steps: a :math:`K_P` far above
-    :math:`w_{max}` over 0.9 points makes a switch of the control. The weight is no less than 0, so with noise it is
-    not 0 on average at the target, and the level settles above where it would without: at most by about
-    :math:`0.4 \sigma`, the mean of the positive part.
+    :math:`w_{max}` over 0.9 points makes a switch of the control. The weight is no less than 0: where P control sees a
+    level at the target with noise :math:`\sigma`, its mean is :math:`0.4 K_P \sigma` and not 0, so that the level
+    settles somewhat above where it would without noise.
 
     **Guarantee.** The rows of the retain objectives are as they were, so a surgery behind keeps
     :math:`\langle d, g_k \rangle \ge -\epsilon_k`, whatever the weight: how much is forgotten never costs more utility

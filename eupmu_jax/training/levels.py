@@ -126,7 +126,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
 
 
-def spread(count: int, most: int) -> np.ndarray:
+def _spread(count: int, most: int) -> np.ndarray:
     """At most so many positions, spread over a set, which may be sorted."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
 
@@ -158,7 +158,7 @@ def _level(errors: np.ndarray) -> Level:
 
 def _figures(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example."""
-    positions = spread(len(examples), most or len(examples))
+    positions = _spread(len(examples), most or len(examples))
     parts = [_of_batch(task, params, batch) for batch in _batches(examples, positions)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
     return errors, losses
