@@ -1,8 +1,10 @@
-"""Twenty steps on one device and on a mesh of eight, for `test_mesh.py`; prints what each kind of step came to as JSON.
+"""Twenty steps on one device and on meshes of eight, for `test_mesh.py`; prints what each kind of step came to as JSON.
 
-Run as a script, since the number of devices is fixed when JAX starts: `python mesh_run.py OBJECTIVE DATA MODEL AXES`.
+Run as a script, since the number of devices is fixed when JAX starts: `python mesh_run.py MESHES`, a JSON object whose
+values are OBJECTIVE, DATA, MODEL and AXES. All in one process, so that what one device does is compiled once.
 """
 
+import functools
 import json
 import sys
 
@@ -129,11 +131,17 @@ def run_plain(mesh, axes):
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(params, batch).compile()
 
 
-def main(objective, data, model, axes):
+@functools.cache
+def run_on_one(kind):
+    return run(kind, lambda optimizer, *arguments: (*arguments, None, None))[0]
+
+
+def on_mesh(objective, data, model, axes):
+    """What each kind of step comes to on that mesh, and how far from one device."""
     mesh, axes = sharding.make_mesh(data, model, objective), axes.split(",")
     by_objective = objective > 1
 
-    def on_mesh(optimizer, params, state, batches):
+    def placed(optimizer, params, state, batches):
         shardings = sharding.param_shardings(params, mesh, axes=axes)
         state_shardings = sharding.state_shardings(optimizer, params, shardings)
         if by_objective:
@@ -147,8 +155,8 @@ def main(objective, data, model, axes):
     if (data, model, axes) == (4, 2, ["model"]) and not by_objective:
         kinds = list(KINDS)
     for kind in kinds:
-        one, _ = run(kind, lambda optimizer, *arguments: (*arguments, None, None))
-        many, compiled = run(kind, on_mesh)
+        one = run_on_one(kind)
+        many, compiled = run(kind, placed)
         distance = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))), many, one)
         moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), one["params"], initial_params())
         rows[kind] = {
@@ -158,8 +166,8 @@ def main(objective, data, model, axes):
             "specs": {name: list(leaf.sharding.spec) for name, leaf in many["params"].items()},
             "collectives": collectives(compiled),
         }
-    print(json.dumps(rows))
+    return rows
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), sys.argv[4])
+    print(json.dumps({name: on_mesh(*mesh) for name, mesh in json.loads(sys.argv[1]).items()}))

@@ -25,9 +25,7 @@ def benchmark(out, *more):
 
 
 def environment(home, **more):
-    # XLA's optimizations take longer than they save in programs this small.
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(home), "COLUMNS": "200"} | quick | more
+    return os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(home), "COLUMNS": "200"} | more
 
 
 def made(out):
@@ -146,7 +144,6 @@ def test_rows_of_workers_of_which_two_are_killed_are_those_of_this_machine(local
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_worker_returns_a_row_and_does_not_write_it(local):
     place = jobs.Place(local, "a command")
     before = place.rows.read_bytes()

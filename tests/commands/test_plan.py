@@ -25,7 +25,7 @@ for step in steps.split(","):
 def run(folder, *steps, **options):
     """What `eupmu plan` prints, and its rows by step, all made by one process that finds its own platform."""
     out = folder / "new" / "rows.jsonl"
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, ",".join(steps), *(f"--{k}={v}" for k, v in options.items()), f"--out={out}"],
         # Code for the CPU that never runs need not be fast.

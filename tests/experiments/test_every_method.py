@@ -13,15 +13,6 @@ pytestmark = pytest.mark.slow
 RTOL = 2e-3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_compile():
-    """Compiling is what takes time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 @pytest.fixture(scope="module")
 def saved():
     return rows.read(run.ROWS)

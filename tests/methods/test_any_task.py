@@ -14,7 +14,7 @@ from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training.unlearning import unlearn
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 FORGET = 42
 # They add a class, or look for the boundary of one.

@@ -10,7 +10,7 @@ from flax import nnx
 
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, ResNet20, SmallCNN, ViT, functional
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 MODELS = {
     "mlp": lambda **options: MLP((64, 8, 3), nnx.Rngs(0), **options),

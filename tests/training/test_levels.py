@@ -11,8 +11,6 @@ from eupmu_jax import data, tasks
 from eupmu_jax.training import fitting
 from eupmu_jax.training.levels import compare
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def guess(params, inputs):
     return jax.nn.one_hot(jnp.zeros(len(inputs), int), 3) * params

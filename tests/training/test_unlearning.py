@@ -20,8 +20,6 @@ from eupmu_jax.sharding import make_mesh
 from eupmu_jax.tasks import Examples, as_examples, classification
 from eupmu_jax.training import fitting
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PASSES = {
     "fine-tuning": ((0, 1), (0, 1)),
     "gradient ascent": ((1, 0), (1, 0)),
@@ -388,7 +386,7 @@ def of_length(tree, **lengths):
 
 WEIGHTED = SETTINGS["weighted sum"]
 BAD = {
-    "an unknown method": ({"method": "magic"}, r"method: got 'magic', expected EUPMU or one of fine-tuning"),
+    "an unknown method": ({"method": "magic"}, r"method: got 'magic', expected one of EUPMU, fine-tuning"),
     "no task": ({"task": apply}, r"task: got function, expected a Task"),
     "settings of another kind": ({"settings": [1]}, r"settings: got list, expected a dict"),
     "an unknown setting": (
