@@ -1,7 +1,6 @@
 """What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
 
 import functools
-import hashlib
 
 import chex
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._digest import digest
 
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
@@ -118,16 +118,6 @@ def trainable(task: Task, params, frozen):
         fresh_params=None if fresh is None else lambda key: without(fresh(key)),
     )
     return task, without(params), whole
-
-
-def digest(tree) -> str:
-    """SHA-256 of a tree of arrays, their names, shapes and dtypes."""
-    total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
 
 
 def digest_of_examples(examples) -> str:

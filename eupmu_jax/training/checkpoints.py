@@ -1,4 +1,4 @@
-"""Orbax checkpoints of parameters, with the JSON that says what they are."""
+"""Orbax checkpoints of parameters, with the JSON that says what they are and a digest that tells a damaged one."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,18 @@ from typing import Any
 import chex
 import orbax.checkpoint as ocp
 
+from eupmu_jax.training._digest import digest
+
+_DIGEST = "sha256"
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read, or that is not what was written."""
+
 
 def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new."""
+    meta = meta | {_DIGEST: digest(params)}
     with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
         step = (manager.latest_step() or 0) + 1
         manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta)))
@@ -25,16 +34,30 @@ def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[c
 
     Returns:
       The parameters and the saved metadata, or None.
+
+    Raises:
+      DamagedError: For a checkpoint that cannot be read, or whose parameters are not those that were saved.
     """
     if not directory.is_dir():
         return None
-    with ocp.CheckpointManager(directory.absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        saved = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
-        if any(saved.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
-            return None
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-        return manager.restore(step, args=args)["params"], saved
+    try:
+        with ocp.CheckpointManager(directory.absolute()) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            saved = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
+            if any(saved.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
+                return None
+            args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+            params = manager.restore(step, args=args)["params"]
+    except Exception as error:
+        # Whatever Orbax and its file formats raise for files that are cut off or changed.
+        raise DamagedError(_message(directory, "that cannot be read")) from error
+    if saved.pop(_DIGEST, None) != digest(params):
+        raise DamagedError(_message(directory, "whose parameters are not those that were saved"))
+    return params, saved
+
+
+def _message(directory, what):
+    return f"directory: got a checkpoint in {directory} {what}, expected a whole one; delete the folder"

@@ -18,7 +18,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from eupmu_jax.training._digest import digest
 from eupmu_jax.training.mesh.placement import Carry
+
+# The place of the carry's digest in the saved history.
+_DIGEST = "sha256"
 
 
 class Progress(NamedTuple):
@@ -101,11 +105,16 @@ def run(
                 items = ocp.args.Composite(
                     state=ocp.args.StandardSave(carry),
                     meta=ocp.args.JsonSave(meta),
-                    history=ocp.args.JsonSave(history),
+                    history=ocp.args.JsonSave(history | {_DIGEST: _digest(carry)}),
                 )
                 # By force, or the manager would go by an interval of its own.
                 manager.save(count, args=items, force=True)
         return Progress(carry, count, stopped)
+
+
+def _digest(carry):
+    """Of what this process can see whole; None on a mesh of several processes."""
+    return digest(carry) if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(carry)) else None
 
 
 def _checkpoints(directory):
@@ -146,11 +155,19 @@ def _restore(manager, carry, meta, first, history):
             f"directory: {manager.directory} holds another run; got {listed}; expected the saved values, or an empty "
             "directory"
         )
+    expected = found["history"].pop(_DIGEST, None)
     history.update(found["history"])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
     # Or a device would have to hold two of them.
     jax.tree.map(lambda leaf: leaf.delete(), carry)
-    return count, manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    damaged = f"directory: the checkpoint of step {count} in {manager.directory} is damaged; delete its folder to go on"
+    try:
+        restored = manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    except Exception as error:
+        raise ValueError(damaged) from error
+    if expected is not None and _digest(restored) != expected:
+        raise ValueError(damaged)
+    return count, restored
 
 
 @contextlib.contextmanager

@@ -1,7 +1,12 @@
+import shutil
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
+from eupmu_jax.benchmark import problems
 from eupmu_jax.training import checkpoints
 
 PARAMS = {"dense": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3, jnp.bfloat16)}}
@@ -27,3 +32,50 @@ def test_nothing_is_loaded_where_nothing_fits(tmp_path):
     assert checkpoints.load(tmp_path / "absent", PARAMS, META) is None
     checkpoints.save(tmp_path / "model", PARAMS, META)
     assert checkpoints.load(tmp_path / "model", PARAMS, META | {"recipe": [1, 64, 0.001]}) is None
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_a_flipped_bit_never_changes_the_parameters_unseen(tmp_path):
+    checkpoints.save(tmp_path / "model", PARAMS, META)
+    rng, noticed = np.random.default_rng(0), 0
+    for index in range(24):
+        copy = tmp_path / f"copy{index}"
+        shutil.copytree(tmp_path / "model", copy)
+        found = files(copy)
+        path = found[rng.integers(len(found))]
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            loaded = checkpoints.load(copy, PARAMS, META)
+        except checkpoints.DamagedError:
+            loaded = None
+        noticed += loaded is None
+        if loaded is not None:
+            chex.assert_trees_all_equal(loaded[0], PARAMS)
+    assert noticed > 0
+
+
+@pytest.mark.parametrize("keep", [0, 10])
+def test_a_checkpoint_that_is_cut_off_names_its_folder(keep, tmp_path):
+    checkpoints.save(tmp_path / "model", PARAMS, META)
+    largest = max(files(tmp_path / "model"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:keep])
+    with pytest.raises(checkpoints.DamagedError, match=r"directory: got a checkpoint in .*model .* delete the folder"):
+        checkpoints.load(tmp_path / "model", PARAMS, META)
+
+
+def test_a_damaged_model_of_the_cache_is_made_again(tmp_path):
+    prepared = problems.make("digits", "random:10%", 0, recipe=problems.Recipe(1, 64, 1e-3))
+    train = lambda: problems.train(prepared, np.arange(200), init_seed=0, cache=tmp_path, on_step=lambda: None)
+    whole = train()
+    largest = max(files(tmp_path), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.warns(UserWarning, match="it is made again"):
+        again = train()
+    chex.assert_trees_all_equal(again.params, whole.params)
