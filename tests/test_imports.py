@@ -43,8 +43,8 @@ PUBLIC = {
         "dualproj famo gdr_gma imtl_g mean mgda nash_mtl ngdiff omd_tch owa pcgrad upgrad "
     ),
     "eupmu_jax.controllers": (
-        "AugmentedLagrangianState NuPIState QuadraticPenaltyState SteeringState augmented_lagrangian forget_level "
-        "nu_pi quadratic_penalty retain_limit "
+        "AugmentedLagrangianState NuPIState QuadraticPenaltyState ScaleByLimitState SteeringState "
+        "augmented_lagrangian forget_level nu_pi quadratic_penalty retain_limit scale_by_limit "
     ),
     "eupmu_jax.objectives": "bounded_ascent cross_entropy gradient_ascent kl_to_teacher kl_to_uniform random_labels",
     "eupmu_jax.sharding": "batch_shardings gram_matrix make_mesh param_shardings stacked_shardings state_shardings",

@@ -181,15 +181,15 @@ def check_losses(losses: chex.ArrayTree | None, num_objectives: int, *, needed: 
     return losses
 
 
-def check_errors(errors: chex.ArrayTree | None, num_objectives: int) -> Any:
-    """Returns `errors` as a `(K,)` array; raises `ValueError` for None or any other shape."""
-    wanted = f"({num_objectives},): one figure for the batch of each objective, the forget batch first"
+def check_errors(errors: chex.ArrayTree | None, num_objectives: int | None = None) -> Any:
+    """Returns `errors` as a `(K,)` array, K at least 2; raises `ValueError` for None or any other shape."""
+    wanted = f"({num_objectives or 'K'},): one figure for the batch of each objective, the forget batch first"
     if errors is None:
         raise ValueError(
             f"errors: got None, expected {wanted}; call update(..., errors=errors), or explicit_step(..., errors=...)"
         )
     errors = jnp.asarray(errors)
-    if errors.shape != (num_objectives,):
+    if errors.ndim != 1 or errors.size < 2 or errors.size != (num_objectives or errors.size):
         raise ValueError(f"errors: got shape {errors.shape}, expected {wanted}")
     return errors
 

@@ -1,7 +1,8 @@
 """Controllers: what decides how much each objective counts.
 
 `forget_level` and `retain_limit` stand before any surgery or aggregator and weigh the rows of stacked gradients by
-figures of their batches. The others are optax transforms over the multipliers.
+figures of their batches; `scale_by_limit` stands behind an optimizer and shortens its steps. The others are optax
+transforms over the multipliers.
 
 Such a controller receives the dual gradient estimate in descent sign (minus the violation) and the multipliers as its
 `params`; its update is added to the multipliers, which `implicit_surgery` then projects to >= 0. Any optax optimizer is
@@ -16,15 +17,18 @@ from eupmu_jax.controllers.forget_level import forget_level
 from eupmu_jax.controllers.nu_pi import NuPIState, nu_pi
 from eupmu_jax.controllers.quadratic_penalty import QuadraticPenaltyState, quadratic_penalty
 from eupmu_jax.controllers.retain_limit import retain_limit
+from eupmu_jax.controllers.scale_by_limit import ScaleByLimitState, scale_by_limit
 
 __all__ = [
     "AugmentedLagrangianState",
     "NuPIState",
     "QuadraticPenaltyState",
+    "ScaleByLimitState",
     "SteeringState",
     "augmented_lagrangian",
     "forget_level",
     "nu_pi",
     "quadratic_penalty",
     "retain_limit",
+    "scale_by_limit",
 ]

@@ -47,5 +47,5 @@ def test_vmap_equals_one_after_the_other(controller):
 
 
 def test_every_exported_controller_is_in_the_table():
-    of_stacks = {"forget_level", "retain_limit"}
-    assert set(CONTROLLERS) | of_stacks == {name for name in controllers.__all__ if name.islower()}
+    of_steps = {"forget_level", "retain_limit", "scale_by_limit"}
+    assert set(CONTROLLERS) | of_steps == {name for name in controllers.__all__ if name.islower()}

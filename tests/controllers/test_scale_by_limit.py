@@ -1,0 +1,114 @@
+"""`scale_by_limit`: its rule by hand, what it leaves alone, and a learning rate that would ruin a model without it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eupmu_jax import unlearn
+from eupmu_jax.controllers import scale_by_limit
+from experiments.level import run as level
+
+NAMES = ("forget", "retain", "held_out")
+
+
+def run(tx, figures):
+    """The scales of the updates for these figures of the retain batch, and the last state."""
+    state, scales = tx.init(jnp.zeros(3)), []
+    for figure in figures:
+        updates, state = tx.update(jnp.ones(3), state, errors=jnp.array([0.9, figure]))
+        scales.append(float(updates[0]))
+    return scales, state
+
+
+def by_hand(figures, limit, start=0.1, growth=1.3, shrink=0.5, least=1e-3):
+    scale, average, scales = start, 0.0, []
+    for figure in figures:
+        scale = max(shrink * scale, least) if figure > limit and figure >= average else min(growth * scale, 1.0)
+        average = (average + figure) / 2
+        scales.append(scale)
+    return scales
+
+
+@given(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=12), st.sampled_from([0.0, 0.25, 0.5]))
+def test_scales_are_those_of_the_rule(figures, limit):
+    scales, _ = run(scale_by_limit(limit), figures)
+    np.testing.assert_allclose(scales, by_hand(figures, limit), rtol=1e-5)
+
+
+def test_steps_grow_to_the_optimizers_own_and_no_further():
+    scales, _ = run(scale_by_limit(0.1), [0.0] * 20)
+    assert scales[0] == pytest.approx(0.13)
+    assert scales[-1] == 1.0
+    assert np.all(np.diff(scales) >= 0)
+
+
+def test_one_error_within_the_margin_shortens_nothing():
+    assert run(scale_by_limit(0.1, 0.05), [0.14])[0] == pytest.approx([0.13])
+    assert run(scale_by_limit(0.1, 0.05), [0.16])[0] == pytest.approx([0.05])
+
+
+def test_a_repair_is_not_slowed_down():
+    scales, _ = run(scale_by_limit(0.1), [0.8, 0.5, 0.3, 0.2])
+    assert scales[0] < 0.1
+    # The second figure is still above the average of those before it, from 0 on.
+    assert np.all(np.diff(scales[1:]) > 0)
+
+
+def test_the_largest_of_several_retain_figures_counts_and_the_forget_figure_does_not():
+    tx = scale_by_limit(0.1)
+    one = lambda errors: float(tx.update(jnp.ones(1), tx.init(jnp.ones(1)), errors=jnp.array(errors))[0][0])
+    assert one([1.0, 0.0, 0.0]) == pytest.approx(0.13)
+    assert one([0.0, 0.0, 0.2]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("figure", [np.nan, np.inf])
+def test_a_figure_that_is_not_finite_changes_no_state(figure):
+    _, state = run(scale_by_limit(0.1), [0.3])
+    _, after = scale_by_limit(0.1).update(jnp.ones(3), state, errors=jnp.array([0.0, figure]))
+    chex.assert_trees_all_equal(after, state)
+
+
+def test_updates_keep_their_types():
+    updates = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    tx = scale_by_limit(0.1)
+    scaled, _ = jax.jit(tx.update)(updates, tx.init(updates), errors=jnp.zeros(2))
+    chex.assert_trees_all_equal_dtypes(scaled, updates)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: scale_by_limit(-0.1), "limit: got -0.1, expected a finite number >= 0"),
+        (lambda: scale_by_limit(0.1, np.nan), "margin: got nan, expected a finite number >= 0"),
+        (lambda: scale_by_limit(0.1, growth=0.9), "growth: got 0.9, expected a finite number >= 1"),
+        (lambda: scale_by_limit(0.1, shrink=1.0), "shrink: got 1.0, expected a positive number < 1"),
+        (lambda: scale_by_limit(0.1, start=0.0), "start: got 0.0, expected a finite positive number"),
+        (lambda: scale_by_limit(0.1).update(jnp.ones(1), None), "errors: got None, expected (K,): one figure for"),
+        (
+            lambda: scale_by_limit(0.1).update(jnp.ones(1), None, errors=jnp.ones(1)),
+            "errors: got shape (1,), expected (K,): one figure for",
+        ),
+    ],
+)
+def test_bad_numbers_are_named(make, message):
+    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(").replace(")", r"\)")):
+        make()
+
+
+@pytest.mark.slow
+def test_a_rate_that_ruins_a_trained_model_leaves_it_whole():
+    """Digits known by heart, at ten times the largest rate that is searched."""
+    parts, before = level.split("random:10%", 0), level.original(0)
+
+    def worst(method, **settings):
+        sizes = {"steps": 30, "forget_batch": 16, "retain_batch": 48, "probes": 30}
+        settings = {"learning_rate": 0.1, "forget_objective": "random_labels", **settings}
+        found = unlearn(method, level.TASK, before, *(parts[name] for name in NAMES), settings=settings, **sizes)
+        return max(found.history["retain_error"])
+
+    assert worst("weighted sum", retain_weight=3.0) > 0.5
+    assert worst("EUPMU") < 0.25
