@@ -39,6 +39,7 @@ class Design(NamedTuple):
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
       relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
+      held_out: Training examples that are taken out before anything else, see `tuning.blind_score`.
       test_size: The first examples of the test set, all of them if None.
       augment: Whether training and unlearning see images cropped and flipped at random.
       version: To be raised with every change of code that changes figures.
@@ -57,6 +58,7 @@ class Design(NamedTuple):
     shadow_size: int = 2_000
     relearning_steps: int = 40
     relearning_examples: int = 500
+    held_out: int = 0
     test_size: int | None = None
     augment: bool = False
     version: int = 1
@@ -101,6 +103,21 @@ DESIGNS = {
         relearning_steps=12,
         test_size=3_000,
     ),
+    "emoji-resnet": Design(
+        "emoji_32",
+        "resnet8-stride2",
+        None,
+        Recipe(40, 64, 1e-3),
+        (Case("random:10%", 60, 16, 48), Case("class:{}", 60, 16, 48)),
+        "adam",
+        trials=6,
+        seeds=(0, 1, 2, 3, 4),
+        scores=("blind",),
+        shadow_size=500,
+        relearning_steps=12,
+        relearning_examples=100,
+        held_out=400,
+    ),
     "cifar10-resnet18": Design(
         "cifar10",
         "resnet18",
@@ -116,18 +133,22 @@ DESIGNS = {
         trials=8,
         seeds=tuple(range(10)),
         shadow_size=10_000,
+        held_out=2_000,
         augment=True,
+        version=2,
     ),
     "digits": Design(
         "digits",
         "mlp",
         None,
-        Recipe(100, 64, 1e-3),
+        Recipe(50, 64, 1e-3),
         (Case("random:10%", 60, 16, 48), Case("random:50%", 40, 16, 48), Case("class:{}", 40, 16, 48)),
         "adam",
         trials=4,
         seeds=(0, 1),
         shadow_size=300,
+        held_out=250,
+        version=2,
     ),
 }
 

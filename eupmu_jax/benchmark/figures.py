@@ -19,8 +19,8 @@ WIDTH = 4.6
 
 
 def family(name: str) -> str:
-    """EUPMU, an aggregator of gradients, or another method."""
-    return METHODS[name].family
+    """EUPMU, an aggregator of gradients, or another method; of a line of `summary.lines_of`."""
+    return METHODS[name.split(", ")[0]].family
 
 
 def color(name: str) -> str:
@@ -108,7 +108,7 @@ def _gaps(axis, lines):
         axis.barh(height, gap, color=color(line.name), height=0.72, alpha=1.0 if line.tied else 0.55)
         if line.gap:
             axis.plot([line.gap.low, line.gap.high], [height, height], color="#111418", lw=1.2)
-        median = np.median(line.trials)
+        median = np.median(line.trials) if line.trials else np.nan
         axis.plot([median, median], [height - 0.36, height + 0.36], color="#8a8f98", lw=1.6)
     axis.set_yticks(range(len(methods)), [line.name for line in methods], fontsize=7)
     axis.grid(axis="y", visible=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import designs, problems, protocol, rows, saved, tuning
-from eupmu_jax.methods import METHODS
+from eupmu_jax.methods import METHODS, default_settings
 from eupmu_jax.methods.passes import affordable_steps
 from eupmu_jax.training.unlearning import unlearn
 
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
       design, case, seed: Which problem.
       kind: "model", "trial" or "run".
       model: "original" or "retrained", of the kind "model".
-      method, trial: Of the other kinds; the trial is the number of its settings.
+      method, trial: Of the other kinds; the trial is the number of its settings, or `tuning.UNTUNED`.
     """
 
     design: str
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
     kind: str
     model: str | None = None
     method: str | None = None
-    trial: int | None = None
+    trial: int | str | None = None
 
     def key(self) -> dict:
         """The fields that make the row the only one of its kind."""
@@ -99,7 +99,8 @@ def missing(job: Job, made: list[dict]) -> list[Piece]:
             pieces += lacking
             continue
         found = tuning.trials_of(made, of_method.key())
-        chosen = sorted({tuning.best(found, score) for score in design.scores})
+        chosen: list[int | str] = sorted({tuning.best(found, score) for score in design.scores})
+        chosen += [tuning.UNTUNED] if METHODS[job.method].steers else []
         pieces += [of_method._replace(kind="run", seed=s, trial=index) for s in job.seeds for index in chosen]
     return [piece for piece in pieces if not rows.select(made, **piece.key())]
 
@@ -153,6 +154,7 @@ def _model_row(piece, design, place):
 def _unlearn(piece, design, reference, warm):
     problem, case = reference.problem, piece.case
     settings = tuning.settings(METHODS[piece.method], piece.trial)
+    settings = settings or default_settings(METHODS[piece.method], problem.task)
     full = settings | {"optimizer": design.optimizer}
     forget, retain, batches = problem.forget, problem.retain, (case.forget_batch, case.retain_batch)
     result = unlearn(
@@ -161,7 +163,10 @@ def _unlearn(piece, design, reference, warm):
         reference.original.params,
         forget,
         retain,
-        steps=affordable_steps(piece.method, full, problem.task, (len(forget), len(retain)), case.steps, batches),
+        problem.held_out,
+        steps=affordable_steps(
+            piece.method, full, problem.task, (len(forget), len(retain)), case.steps, batches, design.held_out
+        ),
         settings=full,
         seed=problem.seed,
         forget_batch=case.forget_batch,

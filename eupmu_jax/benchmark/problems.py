@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import math
+import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from eupmu_jax.data import dataset as datasets
 from eupmu_jax.models import MLP, VGG16, ResNet8, ResNet18, SmallCNN, ViT
 from eupmu_jax.models.functional import fold, functional
 from eupmu_jax.objectives import cross_entropy
-from eupmu_jax.tasks import Examples, Task, classification
+from eupmu_jax.tasks import Examples, Task, as_examples, classification
 from eupmu_jax.training import checkpoints, fitting
 
 
@@ -94,6 +96,7 @@ class Problem(NamedTuple):
       functions: Of the model.
       task: For unlearning.
       tree: The training set on device, a dict of `inputs` and `labels`.
+      held_out: Examples that were taken out of the training set before anything else; None if there are none.
       augment: Whether steps, of training and of unlearning, see images cropped and flipped at random.
     """
 
@@ -105,6 +108,7 @@ class Problem(NamedTuple):
     functions: Functions
     task: Task
     tree: dict[str, chex.Array]
+    held_out: Examples | None = None
     augment: bool = False
 
     @property
@@ -133,6 +137,7 @@ def make(
     seed: int,
     *,
     size: int | None = None,
+    held_out: int = 0,
     model: str | None = None,
     recipe: Recipe | None = None,
     dataset: data.Dataset | None = None,
@@ -142,7 +147,9 @@ def make(
 
     Args:
       name, forget, seed: See `data.load` and `data.split`.
-      size: Number of training examples to draw; all of them if None.
+      size: Number of training examples to draw; all that are left if None.
+      held_out: Number of training examples to take out first: no model learns them, and what may know how a model
+        treats unseen data reads them in place of the test set.
       model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
       recipe: None is that of `RECIPES`.
       dataset: The data, if they are loaded already.
@@ -155,15 +162,23 @@ def make(
     if recipe is None and (name, model) not in RECIPES:
         known = [known_model for known_name, known_model in RECIPES if known_name == name]
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(known)} for {name}")
-    if size is not None:
-        drawn = np.random.default_rng(seed).permutation(len(dataset.train_labels))[:size]
-        dataset = dataset._replace(train_images=dataset.train_images[drawn], train_labels=dataset.train_labels[drawn])
+    unseen = None
+    if size is not None or held_out:
+        drawn = np.random.default_rng(seed).permutation(len(dataset.train_labels))
+        unseen = _part(dataset, drawn[:held_out]) if held_out else None
+        dataset = _part(dataset, drawn[held_out:][:size])
     split = data.split(dataset.train_labels, forget, num_classes=dataset.num_classes, seed=seed)
     pure = functions(model, dataset.train_images.shape[1:], dataset.num_classes)
     task = classification(
         pure.apply, dataset.num_classes, fresh_params=pure.fresh_params, augment=data.augment if augment else None
     )
-    return Problem(dataset, split, seed, model, recipe or RECIPES[name, model], pure, task, as_tree(dataset), augment)
+    recipe = recipe or RECIPES[name, model]
+    kept = None if unseen is None else as_examples("held_out", as_tree(unseen))
+    return Problem(dataset, split, seed, model, recipe, pure, task, as_tree(dataset), kept, augment)
+
+
+def _part(dataset: data.Dataset, ids: np.ndarray) -> data.Dataset:
+    return dataset._replace(train_images=dataset.train_images[ids], train_labels=dataset.train_labels[ids])
 
 
 def as_tree(dataset: data.Dataset) -> dict[str, chex.Array]:
@@ -190,7 +205,13 @@ def train(problem: Problem, ids, *, init_seed: int, cache: Path, on_step: Callab
         "jax": jax.__version__,
     } | ({"augment": True} if problem.augment else {})
     directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    if (found := checkpoints.load(directory, params, meta)) is not None:
+    try:
+        found = checkpoints.load(directory, params, meta)
+    except checkpoints.DamagedError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        shutil.rmtree(directory)
+        found = None
+    if found is not None:
         params, saved = found
         return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
     loss = functools.partial(_training_loss, problem.functions.forward, problem.augment)
@@ -215,6 +236,15 @@ def logits_of(problem: Problem, params: chex.ArrayTree) -> tuple[np.ndarray, np.
     apply = problem.functions.apply
     train_logits = fitting.predict(apply, params, problem.tree["inputs"])
     return train_logits, fitting.predict(apply, params, jnp.asarray(problem.dataset.test_images))
+
+
+def held_out_accuracy(problem: Problem, params: chex.ArrayTree) -> float:
+    """On the held-out examples, in percent; if a class is to go, on those of the other classes."""
+    assert problem.held_out is not None
+    tree = problem.held_out.tree
+    labels = np.asarray(tree["labels"])
+    kept = labels != (-1 if problem.split.forget_class is None else problem.split.forget_class)
+    return metrics.accuracy(fitting.predict(problem.functions.apply, params, tree["inputs"])[kept], labels[kept])
 
 
 def start_of(figures: Mapping[str, float]) -> dict[str, float]:

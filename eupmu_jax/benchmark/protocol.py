@@ -54,8 +54,17 @@ def make_problem(design: Design, case: Case, seed: int) -> problems.Problem:
     dataset = _dataset(design.data, seed if design.data == "digits" else 0)
     images, labels = dataset.test_images[: design.test_size], dataset.test_labels[: design.test_size]
     dataset = dataset._replace(test_images=images, test_labels=labels)
-    make = functools.partial(problems.make, size=design.size, model=design.model, recipe=design.recipe, dataset=dataset)
-    return make(design.data, case.of(seed), seed, augment=design.augment)
+    return problems.make(
+        design.data,
+        case.of(seed),
+        seed,
+        size=design.size,
+        held_out=design.held_out,
+        model=design.model,
+        recipe=design.recipe,
+        dataset=dataset,
+        augment=design.augment,
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,11 +122,13 @@ def _cached(path, make):
 
 
 def judge(made: problems.Problem, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
-    """Logits and `metrics.evaluate`."""
+    """Logits, `metrics.evaluate`, and VA, the accuracy on held-out data, if there are any."""
     train_logits, test_logits = problems.logits_of(made, params)
     figures = metrics.evaluate(
         train_logits, test_logits, made.dataset, made.split, made.seed, shadow_size=shadow_size, attacks=attacks
     )
+    if made.held_out is not None:
+        figures["VA"] = problems.held_out_accuracy(made, params)
     return Judged(train_logits, test_logits, figures)
 
 

@@ -8,11 +8,13 @@ What the rows of one run of a program share (`SHARED`) is kept once, in a line a
 `append` and `replace` take rows with these fields among the others, and `read` gives them back like that.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ PACKAGES = (
     "scikit-learn",
 )
 _PROVENANCE = "provenance"
+# How soon a process notices that it was left alone.
+ALONE_SECONDS = 0.5
 
 
 def provenance(command: str, device: str | None = None) -> dict:
@@ -94,6 +98,27 @@ def _fields(line):
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder of rows; what a killed run left behind may take a moment to go.
+
+    Raises:
+      ValueError: If another process holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        for _ in range(10):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(ALONE_SECONDS)
+        else:
+            raise ValueError(f"out: another run is at work in {folder}; expected a folder of its own")
+        # Shared from here on: processes that this one begins hold it too, until they are gone.
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def select(rows: Iterable[dict], **fields: Any) -> list[dict]:

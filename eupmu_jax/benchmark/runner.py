@@ -1,6 +1,5 @@
 """`eupmu benchmark classification`: all that is missing of a design, by one process for each core or on a cluster."""
 
-import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -16,12 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eupmu_jax.benchmark import cluster as on_cluster
-from eupmu_jax.benchmark import designs, jobs
+from eupmu_jax.benchmark import designs, jobs, rows
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
-
-# How soon a process notices that it was left alone.
-_ALONE_SECONDS = 0.5
 
 
 def jobs_of(
@@ -37,18 +33,20 @@ def jobs_of(
     for chosen in forget:
         if chosen not in known:
             raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
+    compared = [method for method in METHODS if design.held_out or not METHODS[method].steers]
     for method in methods:
         known_method(method)
-        if method not in METHODS:
+        if method not in compared:
             raise ValueError(
-                f"methods: got {method!r}, which no design compares yet; expected some of {', '.join(METHODS)}"
+                f"methods: got {method!r}, which takes its target from held-out data, and {name} holds out none; "
+                f"expected some of {', '.join(compared)}"
             )
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     cases = tuple(case for case in design.cases if not forget or case.forget in forget)
     reported = tuple(seeds) or design.seeds
     training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or METHODS for case in cases]
+    unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or compared for case in cases]
     return training, unlearning
 
 
@@ -80,7 +78,7 @@ def run(
     """
     training, unlearning = jobs_of(name, forget, methods, seeds)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with rows.alone(out):
         place = jobs.Place(out, command)
         counted = place.read()
         unlearning = [job for job in unlearning if jobs.missing(job, counted)]
@@ -144,7 +142,7 @@ def _start(queue, out, parent):
     def watch(lock):
         # The lock is held until this process ends, so that no other run begins while it may still write.
         while os.getppid() == parent:
-            time.sleep(_ALONE_SECONDS)
+            time.sleep(rows.ALONE_SECONDS)
         os._exit(1)
 
     # Before the core is asked for: there may be nobody left to tell it.
@@ -153,22 +151,6 @@ def _start(queue, out, parent):
     if core is not None:
         os.sched_setaffinity(0, {core})
     jobs.keep_compiled_code(out / "cache" / "compiled")
-
-
-@contextlib.contextmanager
-def _alone(out):
-    """Holds the folder's lock; what a killed run left behind may take a moment to go."""
-    with (out / ".lock").open("w") as lock:
-        for _ in range(10):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_ALONE_SECONDS)
-        else:
-            raise ValueError(f"out: another benchmark is at work in {out}; expected a folder of its own")
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
 
 
 def _has_accelerator():

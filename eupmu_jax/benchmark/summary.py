@@ -53,6 +53,9 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
         if found:
             lines.append(_line(model, found, []))
     unlearned = []
+    for row_name in dict.fromkeys(row["method"] for row in rows if row.get("trial") == tuning.UNTUNED):
+        found = saved_rows.select(rows, kind="run", method=row_name, trial=tuning.UNTUNED)
+        unlearned.append(_line(f"{row_name}, {tuning.UNTUNED}", found, []))
     for method in dict.fromkeys(row["method"] for row in rows if row["kind"] == "trial"):
         trials = tuning.trials_of(rows, {"kind": "trial", "method": method})
         if len(trials) < design.trials:

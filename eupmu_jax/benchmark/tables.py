@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmu_jax.benchmark import designs, saved, summary
-from eupmu_jax.methods import EUPMU, METHODS
+from eupmu_jax.methods import METHODS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
 # A terminal of fewer columns lacks some of the table's.
@@ -116,7 +116,7 @@ def show_methods(console: Console) -> None:
     shown = len(heads) if console.width >= WIDE else 3
     for head in heads[:shown]:
         table.add_column(head, no_wrap=head == "method")
-    for name, method in {"EUPMU": EUPMU, **METHODS}.items():
+    for name, method in METHODS.items():
         cells = name, method.paper, method.passes, method.needs, ", ".join(method.space)
         table.add_row(*cells[:shown])
     console.print(table)

@@ -7,6 +7,8 @@ from eupmu_jax.methods import Choice, Method
 
 # The score of a trial whose parameters are not finite: worse than any other can be.
 DIVERGED = 100.0
+# In place of the number of a trial: a method that needs no tuning, with the settings that it has by itself.
+UNTUNED = "untuned"
 
 
 def point(index: int, dimensions: int) -> np.ndarray:
@@ -14,8 +16,10 @@ def point(index: int, dimensions: int) -> np.ndarray:
     return Sobol(dimensions, rng=0).random_base2(index.bit_length())[index]
 
 
-def settings(method: Method, index: int) -> dict:
+def settings(method: Method, index: int | str) -> dict:
     """The settings of a trial: the same point of the cube for every method, so that none has more luck than another."""
+    if isinstance(index, str):
+        return {}
     return settings_at(method, point(index, len(method.space)))
 
 
@@ -39,11 +43,13 @@ def settings_at(method: Method, position: np.ndarray) -> dict:
 def blind_score(figures: dict, original: dict) -> float:
     """How far a model is from what the original one shows on data it never saw; no retrained model is asked.
 
-    The mean of the distances of RA and TA to the original model's, and of UA to its test error, or to 100 if a class
-    is to go (methods that are told to forget a class know that it should not be recognised).
+    The mean of the distances of RA and VA to the original model's, and of UA to its error on held-out data, or to 100
+    if a class is to go (methods that are told to forget a class know that it should not be recognised). A design
+    without held-out data takes the test set, TA, in its place.
     """
-    unseen = 100.0 if "test_UA" in figures else 100 - original["TA"]
-    targets = {"UA": unseen, "RA": original["RA"], "TA": original["TA"]}
+    known = "VA" if "VA" in original else "TA"
+    unseen = 100.0 if "test_UA" in figures else 100 - original[known]
+    targets = {"UA": unseen, "RA": original["RA"], known: original[known]}
     return float(np.mean([abs(figures[name] - target) for name, target in targets.items()]))
 
 

@@ -43,7 +43,7 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
     | cifar10, cifar100 | 32x32 colour | 10, 100 | 50,000, 10,000 | `cifar` |
     | svhn_cropped | 32x32 colour | 10 | 73,257, 26,032 | prepared by tensorflow-datasets |
     | imagenette | 64x64 colour, central square | 10 | 9,469, 3,925 | prepared by tensorflow-datasets |
-    | emoji | 64x64 colour | 9 | 3,082, 699 | `emoji` |
+    | emoji, emoji_32 | 64x64, or 32x32, colour | 9 | 3,082, 699 | `emoji` |
 
     Args:
       name: one of the table.
@@ -100,4 +100,5 @@ _LOADERS: dict[str, tuple[_Read, int]] = {
     "svhn_cropped": _stock("svhn_cropped"),
     "imagenette": _stock("imagenette"),
     "emoji": (lambda seed, data_dir: emoji.load(data_dir), len(emoji.CATEGORIES)),
+    "emoji_32": (lambda seed, data_dir: emoji.halved(*emoji.load(data_dir)), len(emoji.CATEGORIES)),
 }

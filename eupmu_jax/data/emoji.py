@@ -79,6 +79,12 @@ def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
         return stock.arrays(_builder(data_dir, {}).as_data_source(split=["train", "test"]), SIZE)
 
 
+def halved(train_images, train_labels, test_images, test_labels) -> stock.Arrays:
+    """The same with images of half the height and width, each pixel the mean of four."""
+    mean = lambda images: images.reshape(len(images), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
+    return mean(train_images), train_labels, mean(test_images), test_labels
+
+
 def prepare(data_dir: str | os.PathLike[str] | None) -> None:
     """Writes the emoji to `data_dir` from the npm package, all or nothing.
 

@@ -36,6 +36,7 @@ from eupmu_jax.methods.method import (
 )
 
 METHODS: dict[str, Method] = {
+    "EUPMU": eupmu_level.METHOD,
     "fine-tuning": fine_tuning.METHOD,
     "gradient ascent": gradient_ascent.METHOD,
     "random labels": random_labels.METHOD,
@@ -61,21 +62,14 @@ METHODS: dict[str, Method] = {
 }
 
 
-# What `unlearn` takes for EUPMU; no row of a benchmark has it yet.
-EUPMU = eupmu_level.METHOD
-
-
 def method(name: str) -> Method:
     """The method of that name; raises `ValueError` that lists the known ones if there is none."""
-    if name == "EUPMU":
-        return EUPMU
     if name not in METHODS:
-        raise ValueError(f"method: got {name!r}, expected EUPMU or one of {', '.join(METHODS)}")
+        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 __all__ = [
-    "EUPMU",
     "METHODS",
     "Choice",
     "Cost",

@@ -81,7 +81,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
         if isinstance(dimension, LogUniform) and value < 0:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
-    if "target" not in method.optional:
+    if not method.steers:
         return complete(settings)
     # What needs no tuning can be told a limit and nothing else; and that limit is then the only one.
     filled = default_settings(method, task)

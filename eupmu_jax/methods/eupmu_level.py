@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.controllers import forget_level, retain_limit
+from eupmu_jax.controllers import forget_level, retain_limit, scale_by_limit
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
 from eupmu_jax.methods.eupmu_budget import FIRMNESS
 from eupmu_jax.methods.eupmu_explicit import FAMILY, PAPER, barrier
@@ -36,11 +36,11 @@ DECAY = 0.9
 # Of the averaged parameters, in shares of the run.
 AVERAGED = 0.1
 
-# How many examples of each set the end is measured on, and where on the way back to the original parameters. A sixth of
-# a small set would say next to nothing, and the whole of a large one would cost more than the steps.
+# How many examples of each set the end is measured on, and where on the way back to the original parameters. A twelfth
+# of a small set would say next to nothing, and the whole of a large one would cost more than the steps.
 MEASURED, LEAST = 1_000, 100
-SHARE = 6
-_WAY = (0.9, 0.8, 0.65, 0.5, 0.25, 0.0)
+SHARE = 12
+_WAY = (0.85, 0.65, 0.4, 0.0)
 _PASSES = 2 + len(_WAY)
 # Above every distance from a target.
 _WORST = 1e9
@@ -50,13 +50,14 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     r"""Surgery whose forget gradient has a weight that vanishes at `target`, the error of data that was never seen.
 
     The chain is `forget_level`, `retain_limit`, `unilateral_surgery` with tolerance 0 and a least multiplier of 3,
-    and the descent of all methods. `forget_level` reads the error of each forget batch; `retain_limit` that of each
-    retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the unit of
-    `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is set. With `allowed_rise` the
-    retain loss may rise by so many nats at most, under the budget of `eupmu_budget`.
+    the descent of all methods, and `scale_by_limit`. `forget_level` reads the error of each forget batch, the other two
+    that of each retain batch, which may exceed the original model's on the whole retain set by `allowed_error`, in the
+    unit of `task.error` (0.01 is a point of accuracy), or go up to an absolute `limit`, if that is set. The learning
+    rate is that of the longest step; the first ones are a tenth of it. With `allowed_rise` the retain loss may rise by
+    so many nats at most, under the budget of `eupmu_budget`, and all steps have their full length.
 
-    The end is measured, on a sixth of each set, 100 to 1,000 examples: of the last parameters, their average over the
-    end of the run, and five points on the way from the original to the last ones, that one is returned that keeps the
+    The end is measured, on a twelfth of each set, 100 to 1,000 examples: of the last parameters, their average over the
+    end of the run, and three points on the way from the original to the last ones, that one is returned that keeps the
     limit and is nearest to the target, up to the noise of the sample. With `allowed_error` the original parameters keep
     it always; with an absolute `limit` perhaps none does, and that with the least retain error is returned.
     """
@@ -78,6 +79,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
             else retain_limit(limit, proportional=RETAIN_GAIN, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT),
             unilateral_surgery(tolerance, retain_weight=settings.get("retain_weight", RETAIN_WEIGHT)),
             descent(terms, settings),
+            optax.identity() if limit is None else scale_by_limit(limit, _margin(task, limit, terms.retain_batch)),
         )
     )
     take = explicit_step(loss, optimizer, has_aux=True, errors=lambda aux: aux)
@@ -111,6 +113,14 @@ def error_limit(retain_error: chex.Numeric, settings: Settings) -> chex.Numeric 
     if "limit" in settings:
         return settings["limit"]
     return retain_error + settings["allowed_error"] if "allowed_error" in settings else None
+
+
+def _margin(task, limit, count):
+    """What a retain batch may exceed the limit by: two standard deviations of a rate; of other errors, the limit."""
+    if task.num_classes is None:
+        return limit
+    rate = jnp.clip(limit, 1 / (count + 1), count / (count + 1))
+    return 2 * jnp.sqrt(rate * (1 - rate) / count)
 
 
 def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
@@ -155,9 +165,10 @@ def _best_end(task, samples, target, allowed, original, last, averaged):
 METHOD = Method(
     eupmu_level,
     PAPER + ", to the level of unseen data",
-    f"1F 1B forget and retain, {_PASSES}F of a sixth of both sets after, {LEAST} to {MEASURED:,} examples",
+    f"1F 1B forget and retain, {_PASSES}F of a twelfth of both sets after, {LEAST} to {MEASURED:,} examples",
     "forget, retain and held-out set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_error": LogUniform(0.003, 0.03)},
     optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,
+    version=2,
 )

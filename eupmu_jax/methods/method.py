@@ -51,6 +51,7 @@ class Terms(NamedTuple):
       retain_loss: The original model's mean loss over the whole retain set.
       passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
       retain_error: The original model's mean error over the whole retain set, or its loss where the task has no error.
+      retain_batch: Examples of the retain set in each step.
     """
 
     num_forget: int
@@ -59,6 +60,7 @@ class Terms(NamedTuple):
     retain_loss: chex.Numeric
     passes: float = math.inf
     retain_error: chex.Numeric = 0.0
+    retain_batch: int = 1
 
 
 class Cost(NamedTuple):
@@ -122,6 +124,11 @@ class Method(NamedTuple):
     optional: tuple[str, ...] = ()
     family: str = "other methods"
     version: int = 1
+
+    @property
+    def steers(self) -> bool:
+        """Whether it brings the forget error to a target, which it takes from held-out data."""
+        return "target" in self.optional
 
 
 def loss_of(task: Task, forget_objective: str) -> SharedForward:

@@ -17,10 +17,12 @@ def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> t
     a backward pass counted as two forward.
 
     >>> terms_of((100, 900), 10, (64, 1000))
-    (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0), (64, 900))
+    (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0, retain_batch=900),
+     (64, 900))
     """
     sizes = min(batches[0], counts[0]), min(batches[1], counts[1])
-    return Terms(*counts, steps, retain_loss=0.0, passes=3 * steps * sum(sizes)), sizes
+    passes = 3 * steps * sum(sizes)
+    return Terms(*counts, steps, retain_loss=0.0, passes=passes, retain_batch=sizes[1]), sizes
 
 
 def with_start(terms: Terms, start: Mapping[str, chex.Numeric]) -> Terms:
@@ -39,22 +41,34 @@ def examples_passed(cost: Cost, steps: int, sizes: tuple[int, int]) -> tuple[int
 
 
 def affordable_steps(
-    name: str, settings: Settings, task: Task, counts: tuple[int, int], steps: int, batches: tuple[int, int]
+    name: str,
+    settings: Settings,
+    task: Task,
+    counts: tuple[int, int],
+    steps: int,
+    batches: tuple[int, int],
+    held_out: int = 0,
 ) -> int:
     """Steps of a method that pass no more examples than `steps` plain ones, and at most as many.
 
-    Passes before the first and after the last step count too.
+    Passes before the first and after the last step count too, and one over the held-out examples for a method that
+    takes its target from them.
 
     Raises:
       ValueError: For an unknown method, settings that it lacks, or terms that do not pay for one step.
     """
     terms, sizes = terms_of(counts, steps, batches)
+    method = methods.method(name)
+    if method.steers:
+        # No number of passes depends on it.
+        settings = {"target": 0.0, **settings}
 
     def passes(steps):
-        cost = methods.method(name).make(task, terms._replace(steps=steps), settings).cost
+        cost = method.make(task, terms._replace(steps=steps), settings).cost
         parts = zip(cost.forward, cost.backward, sizes, strict=True)
         each = sum((forward + 2 * backward) * size for forward, backward, size in parts)
-        return steps * each + cost.outside_forward + 2 * cost.outside_backward
+        measured = held_out if method.steers else 0
+        return steps * each + cost.outside_forward + 2 * cost.outside_backward + measured
 
     found = bisect.bisect_right(range(1, steps + 1), terms.passes, key=passes)
     if not found:

@@ -34,7 +34,8 @@ class Reached(NamedTuple):
       source: Of the target: "settings", "unseen data", "unseen data by class", or "chance" without held-out data.
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
       forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
-      limit: Of the retain error: the original model's on the whole retain set, and what it may rise by; or infinity.
+      start: The original model's error on the whole retain set.
+      limit: Of the retain error: its start, and what it may rise by; or infinity.
       kept: Whether the retain error is within the limit, up to the sampling error of those examples.
       comparison: Of forgotten and unseen examples under the returned parameters; None without held-out data, and where
         classes are to go, which unseen data has too.
@@ -45,6 +46,7 @@ class Reached(NamedTuple):
     unseen: Level | None
     forget_error: float
     retain_error: float
+    start: float
     limit: float
     kept: bool
     comparison: Comparison | None
@@ -97,9 +99,9 @@ def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Re
     found = error_limit(start["retain_error"], settings)
     limit = np.inf if found is None else float(found)
     comparison = None if held_out is None or aim.target >= 1 else compare(task, params, sets.forget, held_out)
-    return Reached(
-        aim.target, aim.source, aim.level, forget.error, retain.error, limit, retain.low <= limit, comparison
-    )
+    kept = retain.low <= limit
+    errors = forget.error, retain.error, start["retain_error"]
+    return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
 
 
 def _classes(task, sets, held_out):

@@ -143,11 +143,10 @@ def unlearn(
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
-    steers = "target" in chosen.optional
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(params, sets, held_out, **counts, probes=probes, seed=seed)
     task, params, whole = trainable(task, params, frozen)
-    aim = aim_of(task, params, sets, held_out, settings.get("target")) if steers else None
+    aim = aim_of(task, params, sets, held_out, settings.get("target")) if chosen.steers else None
     if aim is not None:
         settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))

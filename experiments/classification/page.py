@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.benchmark import figures, saved, summary, tables
+from eupmu_jax.benchmark import figures, saved, summary, tables, tuning
 from eupmu_jax.benchmark.designs import DESIGNS, Case, Design
 from eupmu_jax.training.relearning import Curve, area_between
 from experiments import parts
@@ -17,8 +17,8 @@ ROWS = FOLDER / "rows.jsonl"
 # Some methods once more from scratch, on other seeds.
 AGAIN = FOLDER / "again" / "rows.jsonl"
 SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
-EUPMU = ("EUPMU budget", "EUPMU explicit")
-DESIGN_NAMES = {"fashion_mnist-cnn": "small CNN", "fashion_mnist-resnet": "ResNet"}
+EUPMU = (f"EUPMU, {tuning.UNTUNED}", "EUPMU", "EUPMU budget")
+DESIGN_NAMES = {"fashion_mnist-cnn": "small CNN", "fashion_mnist-resnet": "ResNet", "emoji-resnet": "emoji, ResNet"}
 KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}
 
 
@@ -83,21 +83,21 @@ def in_short(found: list[dict]) -> str:
     for name, design, case in shown():
         everything = summary.lines_of(found, name, design, case)
         lines = [line for line in everything if line.name not in ("original", "retrained")]
-        medians = sorted(lines, key=lambda line: np.median(line.trials))
-        if not set(EUPMU) <= {line.name for line in lines}:
+        if not lines:
             continue
-        counts.add(len(lines))
+        tuned = [line for line in lines if line.trials]
+        medians = sorted(tuned, key=lambda line: np.median(line.trials))
+        counts.add(len(tuned))
         figure = lambda line: f"{line.figures['gap']:.2f}{'*' if line.tied else ''}"
         median = lambda line: f"{np.median(line.trials):.2f}"
         cells = [f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}", f"{everything[0].figures['gap']:.2f}"]
-        for ranked, show in ((lines, figure), (medians, median)):
-            places = [(number, line) for number, line in enumerate(ranked, 1) if line.name in EUPMU]
-            places.sort(key=lambda place: EUPMU.index(place[1].name))
-            cells += [f"{show(ranked[0])} ({ranked[0].name})", *(f"{show(line)} ({number})" for number, line in places)]
+        for ranked, show, names in ((lines, figure, EUPMU), (medians, median, EUPMU[1:])):
+            places = {line.name: f"{show(line)} ({number})" for number, line in enumerate(ranked, 1)}
+            cells += [f"{show(ranked[0])} ({ranked[0].name})", *(places.get(name, "") for name in names)]
         body.append(cells)
-    eupmu = [f"{name} (place)" for name in EUPMU]
-    head = ["", "original", "least gap", *eupmu, "least median of trials", *eupmu]
-    return parts.table(head, body) + f"\nPlaces among {' or '.join(map(str, sorted(counts)))} methods.\n"
+    head = ["", "original", "least gap", *EUPMU, "least median of trials", *EUPMU[1:]]
+    methods = f"\nPlaces in brackets, among {' or '.join(map(str, sorted(counts)))} methods.\n"
+    return parts.table(head, body) + methods
 
 
 def again(first, second):

@@ -6,18 +6,20 @@ import numpy as np
 
 from eupmu_jax.benchmark import rows
 from experiments import parts
-from experiments.level.run import NAMES, reaches
+from experiments.level.run import NAMES, VERSION, reaches
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 SHOWN = 8
+# Of the method, when its gains were searched.
+SEARCHED_VERSION = 1
 
 
 def blocks() -> dict[str, str]:
     """The gains by their score, and the share of runs that end at their target."""
     found = rows.read(ROWS)
-    robust = rows.select(found, kind="robustness")
+    robust = rows.select(found, kind="robustness", method_version=VERSION)
     return {
-        "gains": gains(rows.select(found, kind="search")),
+        "gains": gains(rows.select(found, kind="search", method_version=SEARCHED_VERSION)),
         "level by rate": ends(robust, "learning rate", lambda row: row["settings"]["learning_rate"]),
         "level by batch": ends(robust, "forget batch", lambda row: row["batch"]),
         "level in short": in_short(robust),

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 import eupmu_jax as eupmu
 from eupmu_jax.benchmark import rows
+from eupmu_jax.methods import METHODS
 from eupmu_jax.tasks import Examples, as_examples
 from eupmu_jax.training.fitting import fit
 from eupmu_jax.training.levels import compare, measured_level
@@ -33,6 +34,8 @@ GAINS = tuple(itertools.product((20.0, 50.0, 100.0, 200.0), (0.0, 0.2, 1.0), (2.
 WEIGHTS = tuple((50.0, 0.2, 2.0, weight) for weight in (0.5, 1.0, 3.0, 6.0))
 SEARCHED, REPORTED = (100, 101), (0, 1)
 BATCHES, STEPS = (16, 64, 256), (100, 300, 1_000)
+# Rows of other versions stay in the file, and do not count.
+VERSION = METHODS["EUPMU"].version
 NAMES = ("proportional", "integral", "max_weight", "retain_weight")
 TASK = eupmu.tasks.classification(lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["out"], num_classes=10)
 
@@ -101,7 +104,14 @@ def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> d
         found = compare(TASK, result.params, parts["forget"], parts["held_out"])
         apart = [round(value, 5) for value in found]
     rounded = lambda found: {name: round(value, 5) for name, value in found.items()}
-    about = {"case": case, "seed": seed, "steps": steps, "batch": batch, "settings": settings}
+    about = {
+        "method_version": VERSION,
+        "case": case,
+        "seed": seed,
+        "steps": steps,
+        "batch": batch,
+        "settings": settings,
+    }
     figures = errors | start | {"target": reached.target, "blind": 100 * float(np.mean(distances))}
     return about | rounded(figures) | {"apart": apart}
 
@@ -113,17 +123,27 @@ def reaches(row: dict) -> bool:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--robustness", action="store_true", help="without the search")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("rows.jsonl"))
     arguments = parser.parse_args()
     made, made_by = rows.read(arguments.out), origin.of(__file__)
 
     def add(kind, case, seed, steps, batch, settings):
-        key = {"kind": kind, "case": case, "seed": seed, "steps": steps, "batch": batch, "settings": settings}
+        key = {
+            "kind": kind,
+            "method_version": VERSION,
+            "case": case,
+            "seed": seed,
+            "steps": steps,
+            "batch": batch,
+            "settings": settings,
+        }
         if not rows.select(made, **key):
             row = run(case, seed, steps=steps, batch=batch, **settings)
             rows.append(arguments.out, {"kind": kind} | row | made_by)
 
-    for gains, rate, case, seed in itertools.product(GAINS + WEIGHTS, RATES, CASES, SEARCHED):
+    searched = () if arguments.robustness else GAINS + WEIGHTS
+    for gains, rate, case, seed in itertools.product(searched, RATES, CASES, SEARCHED):
         add("search", case, seed, 100, 16, {"learning_rate": rate, **dict(zip(NAMES, gains, strict=True))})
     for steps, batch, rate, case, seed in itertools.product(STEPS, BATCHES, RATES, CASES, REPORTED):
         add("robustness", case, seed, steps, batch, {"learning_rate": rate})

@@ -93,7 +93,7 @@ def test_rows_of_an_earlier_version_of_a_method_do_not_count(tmp_path):
 
 def test_rows_of_an_earlier_version_of_a_design_do_not_count(tmp_path, monkeypatch):
     found = make()
-    monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(version=2))
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(version=DESIGN.version + 1))
     assert kept(tmp_path, found) == []
     new = [row | saved.versions(NAME) for row in found]
     assert kept(tmp_path, [*found, *new]) == new

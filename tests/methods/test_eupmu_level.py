@@ -34,10 +34,10 @@ def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings)
         ({"allowed_error": 1.0}, 0.61, 0.6, (0.61, 1.0)),  # As good as its noise tells, so the first of them.
         ({"allowed_error": 1.0}, 1.0, 0.59, (0.59, 1.0)),
         ({"allowed_error": 1.0}, 1.0, 1.0, (0.65, 0.65)),
-        ({"allowed_error": 0.055}, 1.0, 1.0, (0.5, 0.5)),
+        ({"allowed_error": 0.055}, 1.0, 1.0, (0.4, 0.4)),
         ({"allowed_error": 0.0}, 1.0, 1.0, (0.0, 0.0)),
-        ({"allowed_error": 1.0, "allowed_rise": 0.0026}, 1.0, 1.0, (0.5, 0.5)),
-        ({"limit": 0.03}, 1.0, 1.0, (0.25, 0.25)),
+        ({"allowed_error": 1.0, "allowed_rise": 0.0026}, 1.0, 1.0, (0.4, 0.4)),
+        ({"limit": 0.03}, 1.0, 1.0, (0.0, 0.0)),
     ],
 )
 def test_the_end_keeps_the_limit_and_is_nearest_to_the_target(settings, last, averaged, expected):

@@ -30,6 +30,8 @@ class Chip(NamedTuple):
     largest: int
 
 
+# Each CPU device has threads of its own.
+MOST_CPU_DEVICES = 1_024
 # cloud.google.com/tpu/docs/v5e, v5p and v6e; interconnect figures there count both directions.
 CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 200e9, 2, 256),
@@ -94,6 +96,8 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
 
 
 def _cpu_devices(count):
+    if count > MOST_CPU_DEVICES:
+        raise ValueError(f"topology: got cpu:{count}, expected at most cpu:{MOST_CPU_DEVICES}")
     # JAX may have started, and may have enough devices all the same.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
