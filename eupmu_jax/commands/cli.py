@@ -1,11 +1,17 @@
 """The command `eupmu`."""
 
+import io
+import multiprocessing
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Literal
 
-BAD_INPUT = 2
+from eupmu_jax.service.user_file import UserFileError
+
+BAD_INPUT, NOT_MET = 2, 3
 
 
 def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path = Path("eupmu_runs/demo")) -> None:
@@ -81,7 +87,8 @@ def benchmark(
 
     Args:
         name: The benchmark.
-        design: What is compared, and at what size: fashion_mnist-cnn, fashion_mnist-resnet, cifar10-resnet18, digits.
+        design: What is compared, and at what size: fashion_mnist-cnn, fashion_mnist-resnet, emoji-resnet,
+            cifar10-resnet18, digits.
         forget: Forget sets, such as random:10%; all of the design if none is given.
         methods: Names as eupmu methods lists them; all if none is given.
         seeds: All of the design if none is given.
@@ -105,27 +112,144 @@ def benchmark(
     figures.draw(design, out)
 
 
+def unlearn(
+    file: Path,
+    forget: Path = Path("ids.txt"),
+    out: Path = Path("eupmu_runs/unlearn"),
+    limit: float = 1.0,
+    steps: int = 300,
+    seed: int = 0,
+    forget_batch: int = 64,
+    retain_batch: int = 192,
+) -> None:
+    """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
+
+    Exit code 3: the error of unseen data could not be reached within the limit. The nearest point is kept and printed.
+
+    Args:
+        file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out`.
+        forget: A text file of positions in the data, one in a line.
+        out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
+        limit: Points that the error on the retained examples may rise by.
+        steps: Optimizer steps.
+        seed: Of the order of the examples.
+        forget_batch: Examples to forget in each step.
+        retain_batch: Examples to retain in each step.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.commands import unlearn as command
+    from eupmu_jax.service.deletion import Asked
+
+    asked = Asked(limit, steps, seed, forget_batch, retain_batch)
+    if not command.run(file, forget, out, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
+        sys.exit(NOT_MET)
+
+
+LEDGER = Path("eupmu_runs/requests.db")
+
+
+def add(file: Path, ids: Path, reason: str = "", ledger: Path = LEDGER) -> None:
+    """Adds a request, or finds the same one: positions in the data of a file of yours, to be deleted.
+
+    Args:
+        file: A Python file of yours that defines `data`: a tree of arrays with one leading axis, or anything with
+            len(data) and data[positions].
+        ids: A text file with one position in a line.
+        reason: In your words.
+        ledger: The SQLite file of all requests; made if it is not there.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.commands import request
+
+    request.add(file, ids, reason, ledger, Console())
+
+
+def list_requests(ledger: Path = LEDGER) -> None:
+    """Lists all requests.
+
+    Args:
+        ledger: The SQLite file of all requests.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.commands import request
+
+    request.show_all(ledger, Console())
+
+
+def show(number: int, ledger: Path = LEDGER) -> None:
+    """Shows a request with its positions.
+
+    Args:
+        number: Of the request.
+        ledger: The SQLite file of all requests.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.commands import request
+
+    request.show_one(number, ledger, Console())
+
+
 def main() -> None:
-    """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault."""
+    """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault, with 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows ASCII alone shows question marks.
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         import tyro
 
         import eupmu_jax.commands.demo  # noqa: F401
+
+        app = tyro.extras.SubcommandApp()
+        app.command(demo)
+        app.command(plan)
+        app.command(methods)
+        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
+        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(unlearn))
+        requests = tyro.extras.SubcommandApp()
+        requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(add))
+        requests.command(name="list")(list_requests)
+        requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(show))
+        app.command(requests, name="request", help="Keeps a ledger of what is to be deleted.")
+        app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
-    app = tyro.extras.SubcommandApp()
-    app.command(demo)
-    app.command(plan)
-    app.command(methods)
-    app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
-    try:
-        app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
+    except InterruptedError as error:
+        _end(str(error), 143)
+    except OSError as error:
+        # No space left, a folder that cannot be written, a file in the place of one.
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except UserFileError as error:
+        print(error, file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except ChildProcessError as error:
         sys.exit(f"eupmu: {error}")
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms is None or "backend" not in str(error):
+            raise
+        _fail(f"JAX_PLATFORMS: got {platforms!r}, which JAX cannot start here; expected cpu, or none")
     except KeyboardInterrupt:
-        sys.exit("eupmu: interrupted; trained models are kept, and the same command will use them")
+        _end("interrupted; what was finished is kept, and the same command goes on from it", 130)
+
+
+def _terminated(*_):
+    _end("terminated; what was finished is kept, and the same command goes on from it", 143)
+
+
+def _end(message, code):
+    print(f"eupmu: {message}", file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()
+    # Not by way of the interpreter's end, which XLA's threads at work may not survive.
+    os._exit(code)
 
 
 def _fail(message):

@@ -2,7 +2,7 @@
 
 import functools
 import json
-import math
+import re
 import shlex
 import sys
 from importlib.resources import files
@@ -25,10 +25,13 @@ from eupmu_jax.training.unlearning import unlearn
 
 # Points in time at which a run is measured.
 PROBES = 20
+# Training examples that no model learns; EUPMU reads the level of unseen data from them.
+HELD_OUT = {"digits": 250, "fashion_mnist": 2_000}
 METHODS = (
     "fine-tuning",
     "gradient ascent",
     "random labels",
+    "EUPMU",
     "EUPMU explicit",
     "EUPMU implicit",
     "EUPMU next-batch",
@@ -48,10 +51,13 @@ class Size(NamedTuple):
 
 
 def settings_for(name: str, split: data.Split) -> tuple[Size, dict[str, dict]]:
-    """The run's size and every method's settings, as tuned with equal trials by `experiments/demo/tune.py`."""
+    """The run's size and every method's settings, as tuned with equal trials by `experiments/demo/tune.py`.
+
+    EUPMU has none: it is the untuned default.
+    """
     tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
-    return Size(**chosen["plan"]), {method: chosen["methods"][method]["settings"] for method in METHODS}
+    return Size(**chosen["plan"]), {method: found["settings"] for method, found in chosen["methods"].items()}
 
 
 def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[dict]:
@@ -71,8 +77,13 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
       ValueError: Before any work, for an unknown data set, an impossible forget set or an unwritable folder.
       FileNotFoundError: If the data set is not on this machine.
     """
-    _check_writable(out)
-    prepared = problems.make(name, forget, seed)
+    _check(name, forget, seed, out)
+    with saved_rows.alone(out):
+        return _run(name, forget, seed, out, console)
+
+
+def _run(name, forget, seed, out, console):
+    prepared = problems.make(name, forget, seed, held_out=HELD_OUT[name])
     size, settings = settings_for(name, prepared.split)
     steps = size.steps(len(prepared.forget))
     everything, retained = np.arange(len(prepared.dataset.train_labels)), prepared.split.retain_ids
@@ -95,6 +106,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
                 "data": name,
                 "forget": forget,
                 "seed": seed,
+                "examples": {"forget": len(prepared.forget), "test": len(prepared.dataset.test_labels)},
                 **figures,
                 "gap": metrics.average_gap(figures, retrained_figures),
                 "rise": figures["retain_loss"] - original_figures["retain_loss"],
@@ -116,14 +128,16 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
         ]
         for method in METHODS:
             bar = progress.add_task(method, total=steps)
+            tuned = settings.get(method)
             result = unlearn(
                 method,
                 prepared.task,
                 original.params,
                 prepared.forget,
                 prepared.retain,
+                prepared.held_out,
                 steps=steps,
-                settings={"optimizer": "sgd"} | settings[method],
+                settings=None if tuned is None else {"optimizer": "sgd"} | tuned,
                 seed=seed,
                 forget_batch=size.forget_batch,
                 retain_batch=size.retain_batch,
@@ -134,11 +148,13 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
             )
             figures = problems.evaluate(prepared, result.params, attacks=())
             more = {
-                "allowed_rise": settings[method]["allowed_rise"] if ALL_METHODS[method].family == "EUPMU" else None,
+                "allowed_rise": (tuned or {}).get("allowed_rise") if ALL_METHODS[method].family == "EUPMU" else None,
+                "level": page.of_level(result.level),
                 "compile_seconds": result.compile_seconds,
-                "settings": settings[method],
+                "settings": tuned,
                 "plan": size._asdict() | {"steps": steps},
                 "history": result.history,
+                "returned": None if result.share is None else result.figures["returned"],
             }
             rows.append(row(method, figures, result.seconds, result.forward, result.backward, **more))
             folder = out / "checkpoints" / method.replace(" ", "-")
@@ -160,19 +176,30 @@ def _print(rows, out, console):
     table.add_column("", no_wrap=True)
     for name in page.COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    best = min(rows[2:], key=lambda row: math.inf if row["gap"] is None else row["gap"])
+    best = page.best_of(rows)
     for row in rows:
-        style = "dim" if row in rows[:2] else "bold green" if row is best else None
+        style = "dim" if row in rows[:2] else "bold green" if row in best else None
         table.add_row(row["method"], *page.cells(row), style=style, end_section=row is rows[1])
     console.print(table)
     key = Table.grid(padding=(0, 2, 0, 0))
     for term, meaning in page.LEGEND:
         key.add_row(term, meaning)
     console.print(key, style="dim")
+    console.print(f"\n{page.headline(rows)}", highlight=False)
     console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
 
 
-def _check_writable(out):
+def _check(name, forget, seed, out):
+    """Raises what is wrong with the arguments, in the command's own words, before any work."""
+    if name not in HELD_OUT:
+        raise ValueError(f"data: got {name!r}, expected {' or '.join(HELD_OUT)}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
+    if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
+        raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
+    rows = saved_rows.read(out / "rows.jsonl") if (out / "rows.jsonl").is_file() else []
+    if any("kind" in row or "gap" not in row for row in rows):
+        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"

@@ -1,19 +1,22 @@
 """One self-contained HTML page from the demo's rows, and the cells of its table."""
 
 import html
-import io
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark.style import STYLE
+from eupmu_jax.commands import picture
+from eupmu_jax.commands.picture import SMALLEST_LOSS
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap", "rise", "limit", "time%", "F", "B")
 LEGEND = (
     ("UA", "100 - accuracy on the forget set, RA and TA accuracy on the retain and test set, in %"),
     ("MIA", "% of the forget set that an attack on confidences takes for never seen; the aim is the retrained value"),
     ("gap", "mean distance of UA, RA, TA and MIA to the retrained model: the smaller the better"),
-    ("rise", "of the loss on the whole retain set over the original model's; limit: what tolerance allows in all"),
+    ("rise", "of the loss on the whole retain set, in nats; limit: of the rise, or of the retain error in points (pt)"),
     ("time%", "steps alone, as a share of retraining; F, B: forward and backward passes over the training set"),
 )
 COLORS = {
@@ -22,12 +25,11 @@ COLORS = {
     "fine-tuning": "#9aa7b8",
     "gradient ascent": "#d9822b",
     "random labels": "#b8468c",
-    "EUPMU explicit": "#0b6e4f",
+    "EUPMU": "#0b6e4f",
+    "EUPMU explicit": "#7cc4a3",
     "EUPMU implicit": "#1f77d0",
     "EUPMU next-batch": "#6bb8e8",
 }
-# A loss of 0 has no place on a logarithmic axis.
-SMALLEST_LOSS = 1e-6
 
 
 def cells(row: dict) -> list[str]:
@@ -37,119 +39,144 @@ def cells(row: dict) -> list[str]:
         *(number(key, ".1f") for key in ("UA", "RA", "TA", "MIA")),
         number("gap", ".2f"),
         number("rise", "+.4f" if abs(row["rise"] or 0) < 10 else "+.1f"),
-        number("allowed_rise", ".4f"),
+        _limit(row),
         number("share_of_retraining", ".1f"),
         number("forward_passes", ".1f"),
         number("backward_passes", ".1f"),
     ]
 
 
+def _limit(row):
+    if row.get("allowed_rise") is not None:
+        return format(row["allowed_rise"], ".4f")
+    return f"{100 * row['level']['allowed']:.2f}pt" if row.get("level") else "-"
+
+
+def of_level(reached: Any) -> dict | None:
+    """What a row keeps of `Unlearned.level`."""
+    if reached is None:
+        return None
+    unseen = reached.unseen
+    return {
+        "target": reached.target,
+        "interval": None if unseen is None or reached.target == 1 else [unseen.low, unseen.high],
+        "limit": reached.limit,
+        "allowed": reached.limit - reached.start,
+        "kept": reached.kept,
+    }
+
+
+def sampling_error(rows: list[dict]) -> float:
+    """Half the width of a 95 % interval of a gap, in points, that is due to the examples it is measured on.
+
+    That of UA and MIA on the forget set and of TA on the test set, by the rates of the retrained model; an example more
+    and one less of each kind keep it from 0 at the ends.
+    """
+
+    def variance(name, count):
+        rate = (rows[1][name] / 100 * count + 1) / (count + 2)
+        return rate * (1 - rate) / count
+
+    counts = rows[0]["examples"]
+    total = 2 * variance("UA", counts["forget"]) + variance("TA", counts["test"])
+    return 100 * 1.96 * total**0.5 / 4
+
+
+def best_of(rows: list[dict]) -> list[dict]:
+    """The method with the least gap, and those that the sampling error does not tell from it, nearest first."""
+    ranked = sorted((row for row in rows[2:] if row["gap"] is not None), key=lambda row: row["gap"])
+    return [row for row in ranked if row["gap"] <= ranked[0]["gap"] + sampling_error(rows)]
+
+
+def headline(rows: list[dict]) -> str:
+    """Who comes nearest to the retrained model, who ties, and what the untouched model would score."""
+    best, untouched = best_of(rows), rows[0]["gap"]
+    if not best:
+        return "No method ended with finite figures."
+    names = [row["method"] for row in best]
+    gaps = f"{best[0]['gap']:.2f}" + (f" to {best[-1]['gap']:.2f}" if len(best) > 1 else "")
+    who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    tie = f", which {sampling_error(rows):.2f} points of sampling error do not tell apart" if len(best) > 1 else ""
+    text = (
+        f"{who} come{'s' * (len(best) == 1)} nearest to the retrained model: an average gap of {gaps} points{tie}. The "
+        f"untouched model has {untouched:.2f}."
+    )
+    if untouched <= best[0]["gap"] + sampling_error(rows):
+        text += " So this forget set says little: the original model treats it nearly as the retrained one does."
+    return text
+
+
 def render(rows: list[dict]) -> str:
     """The page, with its figures inside; `rows` as `demo.run` writes them."""
-    first = rows[0]
-    best = min((row for row in rows[2:] if row["gap"] is not None), key=lambda row: row["gap"])
+    first, best = rows[0], best_of(rows)
     table_rows = []
     for row in rows:
         entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
         swatch = f'<i style="background:{COLORS[row["method"]]}"></i>'
-        kind = ' class="best"' if row is best else ' class="anchor"' if row in rows[:2] else ""
+        kind = ' class="best"' if row in best else ' class="anchor"' if row in rows[:2] else ""
         table_rows.append(f"<tr{kind}><th>{swatch}{html.escape(row['method'])}</th>{entries}</tr>")
     legend = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND)
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     return _PAGE.format(
         title=html.escape(f"{first['data']}: forget {first['forget']}, seed {first['seed']}"),
-        headline=html.escape(
-            f"{best['method']} comes nearest to the retrained model: an average gap of {best['gap']:.2f} points, for "
-            f"{best['share_of_retraining']:.1f} % of the time that retraining took."
-        ),
+        headline=html.escape(headline(rows)),
         head="".join(f"<th>{name}</th>" for name in COLUMNS),
         body="\n".join(table_rows),
         legend=legend,
-        tradeoff=_tradeoff(rows),
-        timeline=_timeline(rows),
+        gaps=picture.svg(_gaps(rows)),
+        timeline=picture.svg(timeline(rows)),
         provenance=html.escape(f"{first['command']} | {versions} | {first['device']} | split {first['split'][:12]}"),
     )
 
 
-def _svg(figure):
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _tradeoff(rows):
+def _gaps(rows):
+    """Gap of every method, the sampling error around the least one, and the untouched model's."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 4.3), layout="constrained")
-        accuracy, losses = figure.subplots(1, 2)
+        figure = Figure(figsize=(10.4, 3.2), layout="constrained")
+        axes, losses = figure.subplots(1, 2, width_ratios=(3, 2))
+        shown = [row for row in rows[2:] if row["gap"] is not None][::-1]
+        heights = np.arange(len(shown))
+        axes.barh(heights, [row["gap"] for row in shown], color=[COLORS[row["method"]] for row in shown], height=0.68)
+        for height, row in zip(heights, shown, strict=True):
+            axes.text(row["gap"], height, f" {row['gap']:.2f}", va="center", fontsize=8, color="#3b4048")
+        axes.set_yticks(heights, [row["method"] for row in shown])
+        axes.axvline(rows[0]["gap"], color=COLORS["original"], ls="--", lw=1)
+        axes.annotate("untouched", (rows[0]["gap"], len(shown) - 0.4), fontsize=7.5, color=COLORS["original"])
+        if shown:
+            least = min(row["gap"] for row in shown)
+            axes.axvspan(least, least + sampling_error(rows), color="#0b6e4f", alpha=0.1, lw=0, zorder=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.1)
+        axes.set_title("Gap to the retrained model, points (shaded: sampling error)")
         for row in rows:
-            color, marker = COLORS[row["method"]], {"original": "s", "retrained": "*"}.get(row["method"], "o")
-            size, order = (200, 5) if marker == "*" else (56, 4)
-            style = {"color": color, "marker": marker, "s": size, "zorder": order, "edgecolor": "white"}
-            accuracy.scatter(row["UA"], row["RA"], label=row["method"], **style)
-            losses.scatter(*_losses(row), **style)
-            if "history" in row:
-                path = row["history"]
-                losses.plot(*map(_positive, (path["forget_loss"], path["retain_loss"])), color=color, alpha=0.6, lw=1.2)
-        _magnify(accuracy, rows)
-        accuracy.set(xlabel="UA: error on the forget set, %", ylabel="RA: accuracy on the retain set, %")
-        accuracy.set_title("Where the models end")
-        losses.set(
-            xscale="log", yscale="log", xlabel="loss on the forget set, nats", ylabel="loss on the retain set, nats"
-        )
-        losses.set_title("How they got there: right is forgotten, down is preserved")
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        return _svg(figure)
+            marker = {"original": "s", "retrained": "*"}.get(row["method"], "o")
+            size, order = (170, 5) if marker == "*" else (44, 4)
+            place = max(row["forget_loss"], SMALLEST_LOSS), max(row["retain_loss"], SMALLEST_LOSS)
+            losses.scatter(*place, color=COLORS[row["method"]], marker=marker, s=size, zorder=order, edgecolor="white")
+        losses.set(xscale="log", yscale="log", xlabel="loss on the forget set, nats", ylabel="on the retain set")
+        losses.set_title("Losses: right is forgotten, down is kept")
+        return figure
 
 
-def _magnify(axes, rows):
-    """An inset of the points around the retrained model, where good methods crowd, if others lie far away."""
-    target = rows[1]
-    spread = max(max(abs(row[name] - target[name]) for row in rows) for name in ("UA", "RA"))
-    if spread < 15:
-        return
-    inset = axes.inset_axes((0.14, 0.14, 0.42, 0.42))
-    for row in rows[1:]:
-        marker, size, order = ("*", 420, 1) if row is target else ("o", 40, 2)
-        style = {"color": COLORS[row["method"]], "marker": marker, "s": size, "zorder": order}
-        inset.scatter(row["UA"], row["RA"], edgecolor="white", **style)
-    inset.set(xlim=(target["UA"] - 6, target["UA"] + 6), ylim=(target["RA"] - 4, target["RA"] + 1))
-    inset.tick_params(labelsize=7)
-    inset.patch.set_alpha(0.9)
-    axes.indicate_inset_zoom(inset, edgecolor="#b0b5bd")
-
-
-def _timeline(rows):
-    panels = (
-        ("retain_loss", "loss on the retain set, nats", "log"),
-        ("forget_loss", "loss on the forget set, nats", "log"),
-        ("multiplier", "multiplier on the retain loss", "symlog"),
-        ("cosine", "cosine between forget and retain gradient", "linear"),
+def timeline(rows: list[dict]) -> Figure:
+    """The picture of all runs, EUPMU's on top; see `picture.of_runs`."""
+    runs = sorted((row for row in rows if row.get("history")), key=lambda row: row["method"] != "EUPMU")
+    (level,) = [row["level"] for row in runs if row.get("level")] or [None]
+    retrained = rows[1]
+    return picture.of_runs(
+        {row["method"]: row["history"] for row in runs},
+        COLORS,
+        ends={row["method"]: row["returned"] for row in runs if row["returned"]},
+        target=level and level["target"],
+        interval=level and level["interval"],
+        limit=level and level["limit"],
+        retrained={
+            "forget_error": retrained["UA"] / 100,
+            "retain_error": 1 - retrained["RA"] / 100,
+            "retain_loss": retrained["retain_loss"],
+        },
     )
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 6.4), layout="constrained")
-        for axes, (name, title, scale) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            for row in rows:
-                values = row.get("history", {}).get(name, [])
-                if any(value is not None for value in values):
-                    shown = _positive(values) if scale == "log" else [float("nan") if v is None else v for v in values]
-                    axes.plot(row["history"]["step"], shown, color=COLORS[row["method"]], lw=1.6)
-                elif row["method"] == "retrained" and name.endswith("loss"):
-                    axes.axhline(max(row[name], SMALLEST_LOSS), color=COLORS["retrained"], ls=":", lw=1.2)
-            axes.set_title(title)
-            axes.set_yscale(scale)
-            axes.set_xlabel("step")
-            if name == "cosine":
-                axes.axhline(0, color="#b0b5bd", lw=0.8)
-        return _svg(figure)
-
-
-def _losses(row):
-    return max(row["forget_loss"], SMALLEST_LOSS), max(row["retain_loss"], SMALLEST_LOSS)
-
-
-def _positive(values):
-    return [float("nan") if value is None else max(value, SMALLEST_LOSS) for value in values]
 
 
 _PAGE = """<!doctype html>
@@ -158,35 +185,50 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>eupmu demo: {title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c2026; max-width: 1040px; margin: 40px auto; padding: 0 20px; }}
+:root {{ color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #e6e8eb; --muted: #9aa0a8; --line: #2a2f36; --best: #14281f; --page: #14171b; }}
+  svg {{ filter: invert(0.92) hue-rotate(180deg); }}
+}}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1040px;
+  margin: 40px auto; padding: 0 20px; }}
 h1 {{ font-size: 26px; margin: 0; }} h2 {{ font-size: 17px; margin: 36px 0 8px; }}
-.sub {{ color: #6b7078; margin: 4px 0 20px; }} .headline {{ font-size: 17px; }}
+.sub {{ color: var(--muted); margin: 4px 0 20px; }} .headline {{ font-size: 17px; }}
+.wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 6px 10px; text-align: right; border-bottom: 1px solid #eceef1; }}
-th:first-child {{ text-align: left; font-weight: 500; white-space: nowrap; }}
-thead th {{ color: #6b7078; font-weight: 500; font-size: 13px; }}
-tr.anchor {{ color: #6b7078; }} tr.best {{ background: #eef7f2; font-weight: 600; }}
+th, td {{ padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th:first-child {{ text-align: left; font-weight: 500; }}
+thead th {{ color: var(--muted); font-weight: 500; font-size: 13px; }}
+tr.anchor {{ color: var(--muted); }} tr.best {{ background: var(--best); font-weight: 600; }}
 i {{ display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }}
-dl {{ display: grid; grid-template-columns: 70px 1fr; gap: 2px 12px; color: #4b5058; font-size: 13px; }}
-dt {{ font-weight: 600; }} dd {{ margin: 0; }} svg {{ width: 100%; height: auto; }}
-footer {{ color: #8a8f98; font-size: 12px; margin-top: 36px; overflow-wrap: anywhere; }}
+dl {{ display: grid; grid-template-columns: 70px 1fr; gap: 2px 12px; color: var(--muted); font-size: 13px; }}
+dt {{ font-weight: 600; }} dd {{ margin: 0; }} svg {{ width: 100%; height: auto; background: #fff; }}
+footer {{ color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: anywhere; }}
+@media (max-width: 640px) {{
+  body {{ margin: 20px auto; padding: 0 12px; }}
+  th, td {{ padding: 5px 4px; font-size: 13px; }} th:nth-child(n+7), td:nth-child(n+7) {{ display: none; }}
+  i {{ margin-right: 4px; }} .figure {{ overflow-x: auto; }} .figure svg {{ min-width: 640px; }}
+}}
+@media print {{ body {{ margin: 0; max-width: none; }} h2, .figure {{ break-inside: avoid; }} }}
 </style>
 <h1>Unlearning, side by side</h1>
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
-<table><thead><tr><th></th>{head}</tr></thead><tbody>
+<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
 {body}
-</tbody></table>
+</tbody></table></div>
 <dl>{legend}</dl>
-<h2>Forgetting against preserving</h2>
-{tradeoff}
+<h2>Where the models end</h2>
+<div class="figure">{gaps}</div>
 <h2>Over time</h2>
-{timeline}
-<p class="sub">Losses over time are cross-entropies on at most 2,000 examples of each set; the dotted line is the
-retrained model. Methods without a multiplier have no line in that panel.</p>
+<div class="figure">{timeline}</div>
+<p class="sub">Errors and losses over time are of at most 2,000 examples of each set; lines may leave the frame.
+Dotted: the retrained model. Dashed green: the error of the original model on data that it never saw, with its 95 %
+interval, to which EUPMU brings the forget set; dashed red: the limit of its retain error. The dot is what it returns:
+after the last step it measures points of the way back too, and the average of the last parameters.</p>
 <h2>What this page does not show</h2>
-<p>One seed, one attack on confidences, one small model. A model that passes may still reveal the forgotten data to a
-stronger attack, or relearn it quickly.</p>
+<p>This is one seed, one attack on confidences and one small model. A model that passes may still reveal the forgotten
+data to a stronger attack, or relearn it quickly.</p>
 <footer>{provenance}</footer>
 </html>
 """

@@ -57,6 +57,8 @@ def _implicit(loss, shardings):
     return optimizer, implicit_step(loss, optimizer, mode="vmap")
 
 
+# Of sequences, tokens and devices: far beyond it, the compiler's own sizes overflow.
+LARGEST = 1_000_000
 # Name of a step: how to make the optimizer (whatever has an `init`) and the step of it.
 STEPS: dict[str, Callable] = {
     "plain": _plain,
@@ -91,8 +93,8 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
     for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
-        if count < 1:
-            raise ValueError(f"{argument}: got {count}, expected at least 1")
+        if not 1 <= count <= LARGEST:
+            raise ValueError(f"{argument}: got {count}, expected a number from 1 to {LARGEST:,}")
     devices, chip = topology.devices(name)
     if tensor > len(devices):
         raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")

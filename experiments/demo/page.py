@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 
 from eupmu_jax.benchmark import rows
+from eupmu_jax.commands import page
 from experiments import parts
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -16,6 +18,17 @@ def blocks() -> dict[str, str]:
     found = rows.read(ROWS)
     cases = dict.fromkeys((row["data"], row["forget"]) for row in found)
     return {f"demo {data} {forget}": table(rows.select(found, data=data, forget=forget)) for data, forget in cases}
+
+
+def draw(folder: Path) -> None:
+    """A run of EUPMU over its steps."""
+    found = rows.read(ROWS)
+    data = "fashion_mnist" if rows.select(found, method="EUPMU", data="fashion_mnist") else "digits"
+    case = {"data": data, "forget": "random:10%", "seed": 0}
+    (run,), (retrained,) = (rows.select(found, method=method, **case) for method in ("EUPMU", "retrained"))
+    with matplotlib.rc_context(parts.STYLE):
+        figure = page.timeline([{}, retrained, run])
+        parts.save(figure, folder / "run.svg")
 
 
 def table(found: list[dict]) -> str:

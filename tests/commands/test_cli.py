@@ -1,13 +1,19 @@
 """`eupmu demo` on the real digits, as a user runs it, and what it says to bad input."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from eupmu_jax.benchmark import rows as store
 from eupmu_jax.commands import cli, page
-from eupmu_jax.commands.demo import METHODS
+from eupmu_jax.commands.demo import HELD_OUT, METHODS
+
+QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,7 @@ def demo(tmp_path_factory):
         capture_output=True,
         text=True,
         cwd=tmp_path_factory.mktemp("elsewhere"),
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "80", "JAX_PLATFORMS": "cpu", "HOME": str(out.parent)},
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "80", "HOME": str(out.parent)} | QUICK,
     )
     assert finished.returncode == 0, finished.stderr
     return out, finished.stdout, {row["method"]: row for row in store.read(out / "rows.jsonl")}
@@ -33,9 +39,11 @@ def test_rows_hold_every_method_and_their_provenance(demo):
         assert row["command"].startswith("eupmu demo")
     assert rows["retrained"]["gap"] == 0
     assert rows["EUPMU implicit"]["forward_passes"] > rows["EUPMU next-batch"]["forward_passes"]
+    assert rows["EUPMU"]["settings"] is None
+    assert rows["EUPMU"]["level"]["target"] == 1
 
 
-@pytest.mark.parametrize("method", ["EUPMU explicit", "EUPMU implicit"])
+@pytest.mark.parametrize("method", ["EUPMU", "EUPMU explicit", "EUPMU implicit"])
 def test_the_class_is_forgotten_and_the_rest_is_kept(demo, method):
     _, _, rows = demo
     assert rows[method]["UA"] >= 95
@@ -48,7 +56,7 @@ def test_the_table_fits_a_terminal_and_shows_what_the_rows_say(demo):
     lines = printed.splitlines()
     assert all(len(line) <= 80 for line in lines if "report.html" not in line)
     for method, row in rows.items():
-        (line,) = [line for line in lines if line.strip().startswith(method)]
+        (line,) = [line for line in lines if re.match(rf" *{method} +[0-9]", line)]
         assert line.split()[-len(page.COLUMNS) :] == page.cells(row)
 
 
@@ -56,6 +64,7 @@ def test_the_page_is_self_contained_and_shows_every_method(demo):
     out, _, rows = demo
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 2
+    assert "prefers-color-scheme: dark" in page
     assert all(method in page for method in rows)
     assert "src=" not in page
     assert "href=" not in page.replace("xlink:href=", "")
@@ -70,7 +79,7 @@ def test_unlearned_models_can_be_restored(demo):
     from eupmu_jax.training import checkpoints
 
     out, _, rows = demo
-    prepared = problems.make("digits", "class:3", seed=0)
+    prepared = problems.make("digits", "class:3", seed=0, held_out=HELD_OUT["digits"])
     like = problems.train(
         prepared, np.arange(len(prepared.dataset.train_labels)), init_seed=0, cache=out / "models", on_step=pytest.fail
     ).params
@@ -84,14 +93,13 @@ def test_unlearned_models_can_be_restored(demo):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "mnist"], "name: got 'mnist', want 'digits' or 'fashion_mnist'"),
+        (["--data", "mnist"], "data: got 'mnist', expected digits or fashion_mnist"),
+        (["--seed", "-1"], "seed: got -1, expected a number from 0 to"),
         (["--forget", "class:11"], "forget: got 'class:11', want a class from 0 to 9"),
         (["--forget", "random:0%"], "forget: got 'random:0%', want a percentage above 0 and below 100"),
         (["--forget", "random:100%"], "forget: got 'random:100%'"),
-        (
-            ["--forget", "everything"],
-            "forget: got 'everything', want 'class:<index>', 'random:<number>%' or 'memorised:<number>%'",
-        ),
+        (["--forget", "everything"], "forget: got 'everything', expected a class such as class:3, or a share such as"),
+        (["--forget", "memorised:5%"], "forget: got 'memorised:5%', expected a class such as class:3, or a share such"),
         (["--out", "FILE/folder"], "out: cannot write to"),
     ],
 )
@@ -107,3 +115,66 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, m
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "eupmu_runs" / "demo" / "models").exists()
+
+
+def test_rows_of_something_else_are_not_overwritten(tmp_path, monkeypatch, capsys):
+    store.append(tmp_path / "rows.jsonl", {"kind": "trial", "gap": 1.0})
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert "whose rows.jsonl has rows of something else" in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "ALONE_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--out", str(tmp_path)])
+    with store.alone(tmp_path), pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert "another run is at work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["methods"], {"PYTHONIOENCODING": "ascii"}, None),
+        (["plan", "--topology", "cpu:100000000"], {}, "topology: got cpu:100000000, expected at most cpu:1024"),
+        (
+            ["plan", "--topology", "cpu:1", "--sequence", "1000000000"],
+            {},
+            "sequence: got 1000000000, expected a number",
+        ),
+        (["demo"], {"JAX_PLATFORMS": "foo"}, "JAX_PLATFORMS: got 'foo', which JAX cannot start here; expected cpu"),
+    ],
+)
+def test_a_strange_environment_is_no_traceback(arguments, environment, message, tmp_path):
+    program = "from eupmu_jax.commands.cli import main; main()"
+    command = [sys.executable, "-c", program, *arguments]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)} | environment
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert "Traceback" not in finished.stderr
+    if message:
+        assert finished.returncode == 2
+        assert message in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code", "seconds"), [("SIGINT", 130, 0), ("SIGINT", 130, 6), ("SIGTERM", 143, 3)])
+def test_a_demo_that_is_stopped_says_so_in_one_line(sent, code, seconds, tmp_path):
+    program = "from eupmu_jax.commands.cli import main; main()"
+    env = os.environ | QUICK
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, "demo", "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True, env=env
+    )
+    while not (tmp_path / ".lock").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    time.sleep(seconds)
+    run.send_signal(getattr(signal, sent))
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert said.strip().splitlines()[-1].startswith("eupmu: ")
+    assert "Traceback" not in said

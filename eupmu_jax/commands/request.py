@@ -1,0 +1,58 @@
+"""`eupmu request add`, `list` and `show`: a durable ledger of what is to be deleted."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eupmu_jax.service import ledger, read_ids, user_file
+from eupmu_jax.tasks import as_examples
+
+# Positions that `show` prints before it says how many more there are.
+SHOWN = 20
+
+
+def add(file: Path, ids: Path, reason: str, path: Path, console: Console) -> None:
+    """Adds the positions in `ids`, of the data that a user's file defines; see `ledger.add`."""
+    data = user_file.load(file, ("data",))["data"]
+    positions = read_ids(ids, len(as_examples("data", data)))
+    digest = user_file.data_digest(data)
+    with ledger.opened(path) as connection:
+        request, is_new = ledger.add(connection, digest, positions, reason)
+    said = "added" if is_new else f"is there already, made at {request.made}, {request.state}"
+    console.print(f"Request {request.number}, {request.examples:,} examples: {said}.", highlight=False)
+
+
+def show_all(path: Path, console: Console) -> None:
+    """Prints all requests of a ledger."""
+    with _known(path) as connection:
+        found = ledger.listed(connection)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("", "right"), ("examples", "right"), ("state", "left"), ("made, UTC", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("reason")
+    for request in found:
+        when = request.made[:16].replace("T", " ")
+        table.add_row(str(request.number), f"{request.examples:,}", request.state, when, escape(request.reason))
+    console.print(table if found else "The ledger has no requests.")
+
+
+def show_one(number: int, path: Path, console: Console) -> None:
+    """Prints a request with its positions."""
+    with _known(path) as connection:
+        request = ledger.find(connection, number)
+        ids = ledger.ids_of(connection, number)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in request._asdict().items():
+        table.add_row(name, escape(str(value)))
+    more = f", and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else ""
+    table.add_row("ids", ", ".join(map(str, ids[:SHOWN])) + more)
+    console.print(table)
+
+
+def _known(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
+    return ledger.opened(path)

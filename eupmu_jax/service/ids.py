@@ -1,0 +1,53 @@
+"""Files of ids: which examples of a data set are meant, one position in a line."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+# How many of many are named in an error.
+NAMED = 5
+
+
+def read_ids(path: Path, count: int) -> np.ndarray:
+    """Reads positions in a data set, one in each line; empty lines and what follows a `#` are left out.
+
+    Args:
+      path: Of a UTF-8 text file.
+      count: Examples of the data set.
+
+    Returns:
+      `(n,)` int64, in increasing order.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: For a line that is no number, a position that the data do not have, one that is there twice, no
+        positions at all, or a file that is no text. The message names the file and the lines.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"ids: {path} is not there; expected a text file with one position in a line") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise ValueError(f"ids: got {path}, expected a text file with one position in a line") from None
+    found: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        text, place = line.split("#", 1)[0].strip(), f"ids: {path}, line {number}"
+        if not text:
+            continue
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise ValueError(f"{place}: got {text[:40]!r}, expected a position from 0 to {count - 1}")
+        position = int(text)
+        if position >= count:
+            raise ValueError(
+                f"{place}: got {position}, which the {count} examples of the data do not have; "
+                f"expected a position from 0 to {count - 1}"
+            )
+        if position in found:
+            raise ValueError(
+                f"{place}: got {position}, which line {found[position]} has already; expected each position once"
+            )
+        found[position] = number
+    if not found:
+        raise ValueError(f"ids: {path} has no positions, expected at least one")
+    return np.sort(np.fromiter(found, np.int64, len(found)))

@@ -1,0 +1,199 @@
+"""A durable ledger of deletion requests, in a SQLite file that several processes may use at once.
+
+A request is a set of positions in one data set, with a reason, the time it was made and a state. Nothing is ever
+deleted from a ledger; a kill at any moment leaves a request whole or absent.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eupmu_jax.service.ids import NAMED
+
+STATES = ("open", "unlearned", "infeasible", "failed")
+# The step from each version of the schema to the next; the number of the version is that of the steps made. The columns
+# of a key come first, or the integrity check of SQLite 3.40 finds faults where there are none.
+MIGRATIONS = (
+    """
+    CREATE TABLE request (
+      number INTEGER PRIMARY KEY,
+      data TEXT NOT NULL,
+      digest TEXT NOT NULL,
+      reason TEXT NOT NULL,
+      state TEXT NOT NULL CHECK (state IN ('open', 'unlearned', 'infeasible', 'failed')),
+      made TEXT NOT NULL,
+      UNIQUE (data, digest)
+    ) STRICT;
+    CREATE TABLE requested (
+      data TEXT NOT NULL,
+      id INTEGER NOT NULL CHECK (id >= 0),
+      request INTEGER NOT NULL REFERENCES request (number),
+      PRIMARY KEY (data, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX of_request ON requested (request);
+    """,
+)
+# How long one process waits for another.
+BUSY_SECONDS = 60
+
+
+class Request(NamedTuple):
+    """A row of the ledger.
+
+    Attributes:
+      number: 1 for the first.
+      data: SHA-256 of the data set, `user_file.data_digest`.
+      examples: How many are to be deleted.
+      digest: SHA-256 of their positions.
+      reason: In the user's words.
+      state: One of `STATES`.
+      made: When, in UTC, as the clock of that machine had it; the order of requests is that of their numbers.
+    """
+
+    number: int
+    data: str
+    examples: int
+    digest: str
+    reason: str
+    state: str
+    made: str
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to the ledger, which is made, or brought to this version's schema, where that is needed.
+
+    Raises:
+      ValueError: For a file that is no ledger, or one of a newer version.
+      OSError: Where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA journal_mode = WAL")
+            _migrate(connection, path)
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise OSError(0, f"the ledger cannot be used ({error})", str(path)) from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"ledger: got {path}, which is damaged or no ledger ({error}); expected another file"
+        ) from error
+
+
+def _migrate(connection, path):
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise ValueError(
+            f"ledger: {path} is of version {version}, and this eupmu-jax knows versions up to {len(MIGRATIONS)}; "
+            "expected a newer eupmu-jax"
+        )
+    while version < len(MIGRATIONS):
+        with _transaction(connection):
+            # Another process may have been first.
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version < len(MIGRATIONS):
+                for statement in filter(str.strip, MIGRATIONS[version].split(";")):
+                    connection.execute(statement)
+                version += 1
+                connection.execute(f"PRAGMA user_version = {version}")
+
+
+@contextlib.contextmanager
+def _transaction(connection):
+    # Immediate, so that nothing that was read before the first write can have changed by then.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str) -> tuple[Request, bool]:
+    """Adds a request, or finds the one that is the same.
+
+    Args:
+      connection: To the ledger.
+      data: Digest of the data set.
+      ids: `(n,)` positions in it, as `read_ids` returns them.
+      reason: In the user's words.
+
+    Returns:
+      The request, and whether it is new: the same positions of the same data are one request, made once.
+
+    Raises:
+      ValueError: For positions some of which an earlier request has; nothing is added then.
+    """
+    digest = hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
+    with _transaction(connection):
+        known = connection.execute(
+            "SELECT number FROM request WHERE data = ? AND digest = ?", (data, digest)
+        ).fetchone()
+        if known:
+            return find(connection, known[0]), False
+        made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        row = (data, digest, reason, "open", made)
+        statement = "INSERT INTO request (data, digest, reason, state, made) VALUES (?, ?, ?, ?, ?)"
+        number = connection.execute(statement, row).lastrowid
+        assert number is not None
+        rows = ((number, data, int(position)) for position in ids)
+        try:
+            connection.executemany("INSERT INTO requested (request, data, id) VALUES (?, ?, ?)", rows)
+        except sqlite3.IntegrityError:
+            raise ValueError(_overlap(connection, data, ids, number)) from None
+        return find(connection, number), True
+
+
+def _overlap(connection, data, ids, number):
+    wanted = set(ids.tolist())
+    earlier = connection.execute("SELECT id, request FROM requested WHERE data = ? AND request < ?", (data, number))
+    found = sorted((request, position) for position, request in earlier if position in wanted)
+    some = ", ".join(str(position) for _, position in found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+    return (
+        f"ids: got {len(found)} of {len(ids)} that an earlier request has ({some}; the first is in request "
+        f"{found[0][0]}), expected positions that none has"
+    )
+
+
+_COLUMNS = """
+  SELECT number, data, (SELECT count(*) FROM requested WHERE request = number), digest, reason, state, made FROM request
+"""
+
+
+def listed(connection: sqlite3.Connection) -> list[Request]:
+    """All requests by their number."""
+    return [Request(*row) for row in connection.execute(f"{_COLUMNS} ORDER BY number")]
+
+
+def find(connection: sqlite3.Connection, number: int) -> Request:
+    """The request of that number; raises `ValueError` if there is none."""
+    row = connection.execute(f"{_COLUMNS} WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        count = connection.execute("SELECT count(*) FROM request").fetchone()[0]
+        known = f"a number from 1 to {count}" if count else "a ledger that has requests"
+        raise ValueError(f"number: got {number}, which the ledger does not have; expected {known}")
+    return Request(*row)
+
+
+def ids_of(connection: sqlite3.Connection, number: int) -> np.ndarray:
+    """The positions of a request, in increasing order."""
+    rows = connection.execute("SELECT id FROM requested WHERE request = ? ORDER BY id", (number,)).fetchall()
+    return np.array([row[0] for row in rows], np.int64)
+
+
+def set_state(connection: sqlite3.Connection, number: int, state: str) -> None:
+    """Says what became of a request; raises `ValueError` for one that is not there, or another state than `STATES`."""
+    if state not in STATES:
+        raise ValueError(f"state: got {state!r}, expected one of {', '.join(STATES)}")
+    with _transaction(connection):
+        find(connection, number)
+        connection.execute("UPDATE request SET state = ? WHERE number = ?", (state, number))

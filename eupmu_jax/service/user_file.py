@@ -1,0 +1,79 @@
+"""A Python file that a user names: his data, and later his task and model."""
+
+import hashlib
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.training._digest import digest
+
+# Examples that are read at a time.
+CHUNK = 1_000
+
+
+class UserFileError(Exception):
+    """What a user's own file raised, with the lines of that file alone."""
+
+
+def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+    """Runs a user's file and returns the names it defines.
+
+    The file is code that the user chose; nothing that is read from a checkpoint, a ledger or a report is ever run.
+
+    Args:
+      path: Of a Python file. Modules beside it can be imported.
+      needed: Names that it has to define.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: For something else than a Python file, or without a name that is needed.
+      UserFileError: For whatever the file itself raises, `SystemExit` included.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"file: {path} is not there; expected a Python file that defines {_listed(needed)}")
+    if path.suffix != ".py":
+        raise ValueError(f"file: got {path}, expected a Python file that defines {_listed(needed)}")
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        found = runpy.run_path(str(path), run_name="eupmu_user_file")
+    except (Exception, SystemExit) as error:
+        raise UserFileError(_own_lines(error, path)) from error
+    finally:
+        sys.path.remove(folder)
+    if lacking := [name for name in needed if name not in found]:
+        raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
+    return found
+
+
+def data_digest(data: Any) -> str:
+    """SHA-256 in hex of all examples of a data set in their order; reads each once.
+
+    >>> data_digest({"x": np.arange(3)}) == data_digest({"x": np.arange(3)})
+    True
+    >>> data_digest({"x": np.arange(3)}) == data_digest({"x": np.array([0, 2, 1])})
+    False
+    """
+    examples, found = as_examples("data", data), hashlib.sha256()
+    for start in range(0, len(examples), CHUNK):
+        found.update(digest(examples[np.arange(start, min(start + CHUNK, len(examples)))]).encode())
+    return found.hexdigest()
+
+
+def _listed(names):
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _own_lines(error, path):
+    """The traceback without the frames of other files before the first of this one, and what was raised."""
+    if isinstance(error, SyntaxError):
+        return "".join(traceback.format_exception_only(error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == path]
+    lines = traceback.format_list(own) + traceback.format_exception_only(error)
+    return "".join(["Traceback, the lines of your file:\n", *lines]).strip()

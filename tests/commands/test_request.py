@@ -1,0 +1,65 @@
+"""`eupmu request` as a user runs it."""
+
+import sys
+
+import pytest
+
+from eupmu_jax.commands import cli
+
+
+@pytest.fixture
+def eupmu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "mytask.py").write_text("import numpy as np\ndata = {'x': np.arange(10)}\n")
+    (tmp_path / "ids.txt").write_text("1\n2\n")
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["eupmu", "request", *arguments])
+        if code:
+            with pytest.raises(SystemExit) as exit_info:
+                cli.main()
+            assert exit_info.value.code == code
+        else:
+            cli.main()
+        return capsys.readouterr()
+
+    return run
+
+
+def test_a_request_is_added_listed_and_shown(eupmu):
+    assert "Request 1, 2 examples: added." in eupmu("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
+    assert "is there already" in eupmu("add", "mytask.py", "ids.txt", "--reason", "again").out
+    listed = eupmu("list").out
+    assert "a [letter]" in listed
+    assert "open" in listed
+    shown = eupmu("show", "1").out
+    assert "1, 2" in shown
+    assert "a [letter]" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list"], "eupmu: ledger: eupmu_runs/requests.db is not there; `eupmu request add` makes it"),
+        (["show", "1"], "eupmu: ledger: eupmu_runs/requests.db is not there"),
+        (["add", "absent.py", "ids.txt"], "eupmu: file: absent.py is not there"),
+        (["add", "mytask.py", "absent.txt"], "eupmu: ids: absent.txt is not there"),
+        (["add", "mytask.py", "mytask.py"], "eupmu: ids: mytask.py, line 1: got 'import numpy as np'"),
+        (["add", "mytask.py", "ids.txt", "--ledger", "mytask.py"], "eupmu: ledger: got mytask.py, which is"),
+        (["add", "mytask.py", "ids.txt", "--ledger", "mytask.py/a.db"], "eupmu: mytask.py"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, eupmu, tmp_path):
+    error = eupmu(*arguments, code=2).err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "eupmu_runs" / "requests.db").exists()
+
+
+def test_a_file_of_ones_own_that_raises_shows_its_own_lines(eupmu, tmp_path):
+    (tmp_path / "mytask.py").write_text("data = {}\ndata['x'] / 2\n")
+    error = eupmu("add", "mytask.py", "ids.txt", code=2).err
+    assert error.splitlines()[0] == "Traceback, the lines of your file:"
+    assert error.splitlines()[-1] == "KeyError: 'x'"
+    assert "runpy" not in error

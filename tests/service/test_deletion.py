@@ -1,0 +1,171 @@
+"""From ids to parameters in a folder: what is asked, what is reached, and that no kill changes it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from eupmu_jax.commands import cli
+from eupmu_jax.service import deletion
+from eupmu_jax.training import checkpoints
+
+# A plain JAX model that knows 300 real digits by heart.
+FILE = """
+import numpy as np
+from experiments.level import run as level
+
+parts = level.split("random:10%", 0)
+ids = np.concatenate([parts["forget"].ids, parts["retain"].ids])
+at = lambda ids: {name: array[ids] for name, array in level.data().items()}
+data, held_out, task = at(ids), at(parts["held_out"].ids), level.TASK
+with np.load("params.npz") as saved:
+    params = dict(saved)
+"""
+IDS = np.arange(30)
+ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from experiments.level import run as level
+
+    path = tmp_path_factory.mktemp("trained") / "params.npz"
+    np.savez(path, **level.original(0))
+    return path
+
+
+@pytest.fixture
+def file(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained, tmp_path)
+    (tmp_path / "mytask.py").write_text(FILE)
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, IDS)))
+    return tmp_path / "mytask.py"
+
+
+def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None):
+    return deletion.run(file, ids, out, asked, "a command", on_step)
+
+
+def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
+    steps, out = [], tmp_path / "run"
+    reached = run(file, out, on_step=lambda: steps.append(1))
+    assert len(steps) == ASKED.steps
+    assert reached["met"]
+    level = reached["level"]
+    assert level["forget_error"] > 0
+    assert level["retain_error"] <= level["limit"] == pytest.approx(level["start"] + 0.01)
+    assert reached["examples"] == {"forget": 30, "retain": 270}
+    assert {"versions", "device", "command"} <= set(reached)
+    with np.load("params.npz") as saved:
+        params, meta = checkpoints.load(out / "params", dict(saved), {})
+    assert deletion.digest(params) == reached["params"]
+    assert meta["asked"] == json.loads((out / "asked.json").read_text()) == reached["asked"]
+    assert run(file, out, on_step=pytest.fail) == reached
+
+
+def test_a_folder_of_another_run_says_what_differs_and_stays_as_it_is(file, tmp_path):
+    out = tmp_path / "run"
+    run(file, out, ASKED._replace(steps=2))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ValueError, match=r"is of another run; got limit 2.0 \(there: 1.0\), ids .* expected the same"):
+        run(file, out, ASKED._replace(steps=2, limit=2.0), ids=IDS[1:])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, out: run(f, out, ids=np.arange(300)), "ids: got all 300 examples, expected some to retain"),
+        (lambda f, out: run(f, out, ASKED._replace(limit=0.0)), "limit: got 0.0, expected points of accuracy above 0"),
+        (lambda f, out: run(f, out, ASKED._replace(limit=float("nan"))), "limit: got nan"),
+        (lambda f, out: run(f, f.parent), "is no folder of a run; expected an empty folder"),
+        (lambda f, out: f.write_text("data = 1") and run(f, out), "does not define `task`, `params`; expected"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(change, message, file, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        change(file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_record_is_named(file, tmp_path):
+    out = tmp_path / "run"
+    run(file, out, ASKED._replace(steps=2))
+    (out / "asked.json").write_text('{"limit": 1')
+    with pytest.raises(ValueError, match=r"out: .*asked.json is damaged; expected another folder"):
+        run(file, out, ASKED._replace(steps=2))
+
+
+class Source:
+    """Examples that are made when they are asked for."""
+
+    def __init__(self, tree):
+        self.tree = tree
+
+    def __len__(self):
+        return len(self.tree["labels"])
+
+    def __getitem__(self, positions):
+        return {name: array[positions] for name, array in self.tree.items()}
+
+
+def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
+    file.write_text(FILE + "from tests.service.test_deletion import Source\ndata = Source(data)\n")
+    lazy = run(file, tmp_path / "lazy", ASKED._replace(steps=5))
+    file.write_text(FILE)
+    tree = run(file, tmp_path / "tree", ASKED._replace(steps=5))
+    assert lazy["asked"] == tree["asked"]
+    assert lazy["figures"]["returned"]["retain_loss"] == pytest.approx(tree["figures"]["returned"]["retain_loss"], 1e-3)
+
+
+def eupmu(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    return exit_info.value.code
+
+
+def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monkeypatch, capsys):
+    # Of so many, none wrong can be told from the error of unseen digits.
+    (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
+    assert eupmu(monkeypatch, "mytask.py", "--steps", "1", "--out", "run") == 3
+    assert "Both could not be had; this is the nearest point found." in capsys.readouterr().out
+    assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
+
+
+def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
+    assert eupmu(monkeypatch, "mytask.py", "--forget", "absent.txt") == 2
+    assert (
+        capsys.readouterr().err
+        == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_in_the_same_parameters_to_the_bit(file, tmp_path):
+    asked = ["--steps", "400", "--forget-batch", "16", "--retain-batch", "48"]
+    program = "from eupmu_jax.commands.cli import main; main()"
+    start = lambda out: subprocess.Popen(
+        [sys.executable, "-c", program, "unlearn", "mytask.py", *asked, "--out", out],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+    )
+    assert start("whole").wait() == 0
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(4):
+        process = start("killed")
+        time.sleep(rng.uniform(5, 15))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills > 0
+    assert start("killed").wait() == 0
+    one, other = (json.loads((tmp_path / out / "reached.json").read_text()) for out in ("whole", "killed"))
+    assert one["params"] == other["params"]
+    assert one["history"] == other["history"]

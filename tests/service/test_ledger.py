@@ -1,0 +1,184 @@
+"""The ledger: a request is whole or absent, made once, whoever asks and whatever happens meanwhile."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from eupmu_jax.service import ledger
+
+DATA = "d" * 64
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "new" / "requests.db"
+
+
+def add(path, ids, data=DATA, reason="a letter"):
+    with ledger.opened(path) as connection:
+        return ledger.add(connection, data, np.array(ids), reason)
+
+
+def listed(path):
+    with ledger.opened(path) as connection:
+        return ledger.listed(connection)
+
+
+def test_a_request_is_kept_with_all_that_it_says(path):
+    request, is_new = add(path, [3, 1, 2])
+    assert is_new
+    assert request[:1] + request[1:3] + request[4:6] == (1, DATA, 3, "a letter", "open")
+    assert request.made.endswith("+00:00")
+    assert listed(path) == [request]
+    with ledger.opened(path) as connection:
+        assert ledger.ids_of(connection, 1).tolist() == [1, 2, 3]
+
+
+def test_the_same_request_is_made_once(path):
+    first, _ = add(path, [3, 1, 2])
+    again, is_new = add(path, [1, 2, 3], reason="another letter")
+    assert not is_new
+    assert again == first
+    assert len(listed(path)) == 1
+
+
+def test_positions_of_an_earlier_request_are_refused_and_nothing_is_added(path):
+    add(path, [1, 2, 3])
+    add(path, [7])
+    with pytest.raises(
+        ValueError, match=r"ids: got 2 of 3 that an earlier request has \(3, 7; the first is in request 1\)"
+    ):
+        add(path, [3, 7, 9])
+    assert [request.examples for request in listed(path)] == [3, 1]
+    assert add(path, [9])[0].number == 3
+
+
+def test_other_data_have_positions_of_their_own(path):
+    add(path, [1, 2])
+    assert add(path, [1, 2], data="e" * 64)[1]
+
+
+def test_states(path):
+    add(path, [1])
+    with ledger.opened(path) as connection:
+        ledger.set_state(connection, 1, "unlearned")
+        assert ledger.find(connection, 1).state == "unlearned"
+        with pytest.raises(ValueError, match="state: got 'gone', expected one of open, unlearned, infeasible, failed"):
+            ledger.set_state(connection, 1, "gone")
+        with pytest.raises(ValueError, match="number: got 2, which the ledger does not have; expected a number from 1"):
+            ledger.set_state(connection, 2, "open")
+
+
+def test_a_file_that_is_no_ledger_is_named_and_left_as_it_is(tmp_path):
+    path = tmp_path / "requests.db"
+    path.write_text("not a database, and longer than a page header would be" * 40)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"ledger: got .*requests.db, which is damaged or no ledger"):
+        add(path, [1])
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_that_is_cut_off_is_named(path):
+    add(path, range(2_000))
+    with ledger.opened(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes()[: 3 * 4096 + 100])
+    with pytest.raises(ValueError, match=r"ledger: got .*, which is damaged"):
+        add(path, [5_000])
+
+
+def test_a_ledger_of_a_newer_version_is_left_to_it(path):
+    add(path, [1])
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    with pytest.raises(ValueError, match=r"is of version 7, .* expected a newer eupmu-jax"):
+        add(path, [2])
+
+
+def test_an_older_schema_is_brought_up_to_date_with_its_requests(path, monkeypatch):
+    add(path, [1, 2])
+    monkeypatch.setattr(
+        ledger, "MIGRATIONS", (*ledger.MIGRATIONS, "CREATE TABLE audit (request INTEGER REFERENCES request (number))")
+    )
+    assert add(path, [3])[0].number == 2
+    with ledger.opened(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert connection.execute("SELECT count(*) FROM audit").fetchone()[0] == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=r"requests\.db"):
+        add(tmp_path / "requests.db", [1])
+
+
+def test_many_ids_and_many_requests_take_seconds(path):
+    begun = time.process_time()
+    assert add(path, np.arange(100_000))[0].examples == 100_000
+    with ledger.opened(path) as connection:
+        for number in range(1_000):
+            ledger.add(connection, DATA, np.array([200_000 + number]), "one")
+        assert len(ledger.listed(connection)) == 1_001
+    assert time.process_time() - begun < 60
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from eupmu_jax.service import ledger
+from pathlib import Path
+
+path, first, step, count = Path(sys.argv[1]), *map(int, sys.argv[2:])
+for start in range(first, count, step):
+    with ledger.opened(path) as connection:
+        ledger.add(connection, "d" * 64, np.arange(100 * start, 100 * start + 100), "a letter")
+    print(start, flush=True)
+"""
+
+
+def adding(path, first, step, count):
+    command = [sys.executable, "-c", SCRIPT, *map(str, (path, first, step, count))]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def whole(path):
+    """The requests, after a check that each has all of its positions and that no position is in two."""
+    with ledger.opened(path) as connection:
+        found = ledger.listed(connection)
+        positions = [ledger.ids_of(connection, request.number) for request in found]
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert all(len(ids) == 100 for ids in positions)
+    assert len(set(np.concatenate(positions).tolist())) == 100 * len(found)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_lose_and_double_nothing(path):
+    processes = [adding(path, first, 2, 60) for first in (0, 1)]
+    for process in processes:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert [request.number for request in whole(path)] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_every_request_is_whole_or_absent(path):
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = adding(path, 0, 1, 4_000)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate()
+        found = whole(path)
+        # What was told to be there is there.
+        assert len(found) >= max([int(line) + 1 for line in said.split()], default=0)

@@ -1,0 +1,66 @@
+"""A user's own file: what it defines, and what is said where it does not work."""
+
+import numpy as np
+import pytest
+
+from eupmu_jax.service import user_file
+
+
+def write(folder, text, name="mytask.py"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_names_are_those_of_the_file_and_modules_beside_it_can_be_imported(tmp_path):
+    write(tmp_path, "count = 5", "beside_it.py")
+    path = write(tmp_path, "import numpy as np\nfrom beside_it import count\ndata = {'x': np.arange(count)}\n")
+    assert user_file.load(path, ("data",))["data"]["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_lacks_a_name_says_which(tmp_path):
+    with pytest.raises(ValueError, match=r"file: .*mytask.py does not define `data`; expected `data`, `task` in it"):
+        user_file.load(write(tmp_path, "task = 1"), ("data", "task"))
+
+
+def test_a_file_that_is_not_there_or_no_python(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"file: .* is not there; expected a Python file that defines `data`"):
+        user_file.load(tmp_path / "absent.py", ("data",))
+    with pytest.raises(ValueError, match=r"file: got .*ids.txt, expected a Python file"):
+        user_file.load(write(tmp_path, "1", "ids.txt"), ("data",))
+
+
+@pytest.mark.parametrize("raised", ["1 / 0", "raise SystemExit(3)", "import a_module_that_is_not_there"])
+def test_what_it_raises_is_shown_with_its_own_lines_alone(raised, tmp_path):
+    path = write(tmp_path, f"def inner():\n    {raised}\n\n\ninner()\n")
+    with pytest.raises(user_file.UserFileError) as caught:
+        user_file.load(path, ("data",))
+    said = str(caught.value)
+    assert "line 2, in inner" in said
+    assert "line 5, in <module>" in said
+    assert "runpy" not in said
+    assert "user_file.py" not in said
+
+
+def test_a_syntax_error_names_the_line(tmp_path):
+    with pytest.raises(user_file.UserFileError, match=r'mytask.py", line 2'):
+        user_file.load(write(tmp_path, "x = 1\nthis is no python\n"), ("data",))
+
+
+class Lazy:
+    """Examples that are made when they are asked for."""
+
+    def __len__(self):
+        return 2_500
+
+    def __getitem__(self, positions):
+        return {"x": np.asarray(positions) * 2}
+
+
+def test_the_digest_is_that_of_the_examples_whatever_they_are_kept_in():
+    array = {"x": np.arange(2_500) * 2}
+    assert user_file.data_digest(Lazy()) == user_file.data_digest(array)
+    changed = {"x": array["x"].copy()}
+    changed["x"][2_400] += 1
+    assert user_file.data_digest(changed) != user_file.data_digest(array)
+    assert user_file.data_digest({"y": array["x"]}) != user_file.data_digest(array)
