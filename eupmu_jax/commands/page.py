@@ -188,7 +188,7 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ --text: #e6e8eb; --muted: #9aa0a8; --line: #2a2f36; --best: #14281f; --page: #14171b; }}
-  svg {{ filter: invert(0.92) hue-rotate(180deg); }}
+  svg, i {{ filter: invert(0.92) hue-rotate(180deg); }}
 }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1040px;
   margin: 40px auto; padding: 0 20px; }}

@@ -72,7 +72,6 @@ def of_runs(
             if name == "retain_loss":
                 axes.set_yscale("log")
                 continue
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             if name != "weight":
                 # What leaves the frame is far from everything that matters.
                 marks = {"forget_error": [target, *(interval or [])], "retain_error": [limit]}[name]
@@ -80,7 +79,8 @@ def of_runs(
                 marks.append((retrained or {}).get(name))
                 known = [100 * v for v in (*marks, *first_run) if v is not None and np.isfinite(v)]
                 highest = min(axes.get_ylim()[1], FRAME * max([1.0, *known]))
-                axes.set_ylim(top=max([highest, *(125 * v for v in marks if v is not None and v < 1)]))
+                highest = max([highest, *(125 * v for v in marks if v is not None and v < 1)])
+                axes.set_ylim(-0.04 * highest, highest)
         forget, weight, retain, _ = figure.axes
         if interval is not None:
             forget.axhspan(*(100 * end for end in interval), color="#0b6e4f", alpha=0.12, lw=0)
