@@ -11,7 +11,7 @@ from typing import Literal
 
 from eupmu_jax.service.user_file import UserFileError
 
-BAD_INPUT, NOT_MET = 2, 3
+BAD_INPUT, NOT_MET, AUDIT_FAILED, INCONCLUSIVE = 2, 3, 4, 5
 
 
 def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path = Path("eupmu_runs/demo")) -> None:
@@ -146,6 +146,24 @@ def unlearn(
         sys.exit(NOT_MET)
 
 
+def audit(run: Path, file: Path) -> None:
+    """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
+
+    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has neither `held_out` nor `retrained`).
+
+    Args:
+        run: Folder of the run.
+        file: The Python file that it was made of. Nothing that the folder says is executed.
+    """
+    from rich.console import Console
+
+    from eupmu_jax.service import audit
+
+    found = audit.run(file, run)
+    Console().print(audit.said(found), highlight=False, markup=False, soft_wrap=True)
+    sys.exit({audit.PASSED: 0, audit.FAILED: AUDIT_FAILED, audit.INCONCLUSIVE: INCONCLUSIVE}[found["verdict"]])
+
+
 LEDGER = Path("eupmu_runs/requests.db")
 
 
@@ -211,6 +229,7 @@ def main() -> None:
         app.command(methods)
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(unlearn))
+        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(audit))
         requests = tyro.extras.SubcommandApp()
         requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(add))
         requests.command(name="list")(list_requests)

@@ -85,24 +85,22 @@ def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_s
         "method": METHOD,
         "data": user_file.data_digest(data),
         "ids": digest(ids),
+        "positions": ids.tolist(),
         "params": digest(own["params"]),
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
     }
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, record)
     if (out / "reached.json").exists():
-        return json.loads((out / "reached.json").read_text())
-    _write(out / "asked.json", record)
-    retained = np.setdiff1d(np.arange(len(data)), ids)
-    part = lambda positions: (
-        Examples(data.tree, data.ids[positions]) if isinstance(data, Examples) else Part(data, positions)
-    )
+        return read(out / "reached.json")
+    write(out / "asked.json", record)
+    forget, retain = parts(data, ids)
     result = unlearn(
         METHOD,
         own["task"],
         own["params"],
-        part(ids),
-        part(retained),
+        forget,
+        retain,
         own.get("held_out"),
         settings={"allowed_error": asked.limit / 100},
         directory=out / "steps",
@@ -124,14 +122,34 @@ def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_s
         "history": result.history,
         "share": result.share,
         "passes": {"forward": result.forward, "backward": result.backward},
-        "examples": {"forget": len(ids), "retain": len(retained)},
+        "examples": {"forget": len(ids), "retain": len(retain)},
         "params": digest(result.params),
         "asked": record,
         **provenance(command),
     }
     checkpoints.save(out / "params", result.params, {"asked": record})
-    _write(out / "reached.json", finite(reached))
-    return json.loads((out / "reached.json").read_text())
+    write(out / "reached.json", reached)
+    return read(out / "reached.json")
+
+
+def parts(data: Any, ids: np.ndarray) -> tuple[Any, Any]:
+    """The examples at these positions, and all others."""
+    others = np.setdiff1d(np.arange(len(data)), ids)
+    if isinstance(data, Examples):
+        return Examples(data.tree, data.ids[ids]), Examples(data.tree, data.ids[others])
+    return Part(data, ids), Part(data, others)
+
+
+def read(path: Path) -> dict:
+    """A record of a run's folder; raises `ValueError` where it is not there or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"out: {path} is not there; expected the folder of a finished run of `eupmu unlearn`"
+        ) from None
+    except ValueError:
+        raise ValueError(f"out: {path} is damaged; expected another folder") from None
 
 
 def _check_same(out, record):
@@ -144,12 +162,13 @@ def _check_same(out, record):
                 f"out: {out} has {', '.join(others[:NAMED])}, and is no folder of a run; expected an empty folder"
             )
         return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"out: {path} is damaged; expected another folder") from None
+    saved = read(path)
     if differing := [name for name in record if saved.get(name) != record[name]]:
-        listed = ", ".join(f"{name} {_short(record[name])} (there: {_short(saved.get(name))})" for name in differing)
+        listed = ", ".join(
+            f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
+            for name in differing
+            if name != "positions"
+        )
         raise ValueError(f"out: {out} is of another run; got {listed}; expected the same, or another folder")
 
 
@@ -157,11 +176,11 @@ def _short(value):
     return value[:12] if isinstance(value, str) else value
 
 
-def _write(path, record):
-    """Whole or not at all, on the disk before it has its name."""
+def write(path: Path, record: dict) -> None:
+    """Writes a record whole or not at all, on the disk before it has its name; NaN and infinity become null."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("w") as file:
-        json.dump(record, file, indent=1, allow_nan=False)
+        json.dump(finite(record), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

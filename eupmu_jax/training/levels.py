@@ -77,7 +77,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
 
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
     """The level of any examples, at most so many, spread over the set; see `unseen_level`."""
-    errors, _ = _figures(task, params, examples, most)
+    errors, _ = figures_of(task, params, examples, most)
     return _level(errors)
 
 
@@ -100,7 +100,7 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     examples, groups = as_examples("held_out", held_out), np.asarray(groups)
     if groups.shape != (len(examples),):
         raise ValueError(f"groups: got shape {groups.shape}, expected ({len(examples)},): one for each example")
-    errors, _ = _figures(task, params, examples)
+    errors, _ = figures_of(task, params, examples)
     return {group: _level(errors[groups == group]) for group in np.unique(groups)}
 
 
@@ -117,7 +117,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     from scipy import stats
 
     forgotten, unseen = (
-        _figures(task, params, as_examples(name, data), most)
+        figures_of(task, params, as_examples(name, data), most)
         for name, data in (("forget", forget), ("held_out", held_out))
     )
     difference = float(np.mean(forgotten[0]) - np.mean(unseen[0]))
@@ -156,7 +156,7 @@ def _level(errors: np.ndarray) -> Level:
     return Level(mean, mean - width, mean + width, count)
 
 
-def _figures(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example."""
     positions = _spread(len(examples), most or len(examples))
     parts = [_of_batch(task, params, batch) for batch in _batches(examples, positions)]

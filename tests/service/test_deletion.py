@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,38 +14,8 @@ from eupmu_jax.commands import cli
 from eupmu_jax.service import deletion
 from eupmu_jax.training import checkpoints
 
-# A plain JAX model that knows 300 real digits by heart.
-FILE = """
-import numpy as np
-from experiments.level import run as level
-
-parts = level.split("random:10%", 0)
-ids = np.concatenate([parts["forget"].ids, parts["retain"].ids])
-at = lambda ids: {name: array[ids] for name, array in level.data().items()}
-data, held_out, task = at(ids), at(parts["held_out"].ids), level.TASK
-with np.load("params.npz") as saved:
-    params = dict(saved)
-"""
 IDS = np.arange(30)
 ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    from experiments.level import run as level
-
-    path = tmp_path_factory.mktemp("trained") / "params.npz"
-    np.savez(path, **level.original(0))
-    return path
-
-
-@pytest.fixture
-def file(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(trained, tmp_path)
-    (tmp_path / "mytask.py").write_text(FILE)
-    (tmp_path / "ids.txt").write_text("\n".join(map(str, IDS)))
-    return tmp_path / "mytask.py"
 
 
 def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None):
@@ -117,9 +86,10 @@ class Source:
 
 
 def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
-    file.write_text(FILE + "from tests.service.test_deletion import Source\ndata = Source(data)\n")
+    whole = file.read_text()
+    file.write_text(whole + "from tests.service.test_deletion import Source\ndata = Source(data)\n")
     lazy = run(file, tmp_path / "lazy", ASKED._replace(steps=5))
-    file.write_text(FILE)
+    file.write_text(whole)
     tree = run(file, tmp_path / "tree", ASKED._replace(steps=5))
     assert lazy["asked"] == tree["asked"]
     assert lazy["figures"]["returned"]["retain_loss"] == pytest.approx(tree["figures"]["returned"]["retain_loss"], 1e-3)

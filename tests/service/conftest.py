@@ -1,0 +1,36 @@
+import shutil
+
+import numpy as np
+import pytest
+
+# A plain JAX model that knows 300 real digits by heart.
+FILE = """
+import numpy as np
+from experiments.level import run as level
+
+parts = level.split("random:10%", 0)
+ids = np.concatenate([parts["forget"].ids, parts["retain"].ids])
+at = lambda ids: {name: array[ids] for name, array in level.data().items()}
+data, held_out, task = at(ids), at(parts["held_out"].ids), level.TASK
+with np.load("params.npz") as saved:
+    params = dict(saved)
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    from experiments.level import run as level
+
+    path = tmp_path_factory.mktemp("trained") / "params.npz"
+    np.savez(path, **level.original(0))
+    return path
+
+
+@pytest.fixture
+def file(trained, tmp_path, monkeypatch):
+    """A user's file, in the working folder, and 30 positions in `ids.txt`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained, tmp_path)
+    (tmp_path / "mytask.py").write_text(FILE)
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(30))))
+    return tmp_path / "mytask.py"

@@ -1,0 +1,108 @@
+"""The audit: what an attack tells, what rounding and classes show, and the verdict with its exit code."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eupmu_jax.commands import cli
+from eupmu_jax.service import audit, deletion
+
+NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
+
+
+@given(NUMBERS, NUMBERS)
+def test_the_auc_is_the_share_of_pairs_and_turns_with_the_sides(losses, unseen):
+    pairs = [(a < b) + 0.5 * (a == b) for a in losses for b in unseen]
+    found = audit.attack(np.array(losses), np.array(unseen))
+    assert found.auc == pytest.approx(np.mean(pairs))
+    assert audit.attack(np.array(unseen), np.array(losses)).auc == pytest.approx(1 - found.auc)
+    assert found.low < found.auc < found.high
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = [not audit.attack(rng.normal(size=80), rng.normal(size=120)).tells for _ in range(400)]
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20), st.sampled_from([2, 4, 8]))
+def test_rounding_moves_no_entry_by_more_than_half_a_step_and_only_once(entries, bits):
+    tree = {"w": jnp.array(entries, jnp.float32)}
+    once = audit.rounded(tree, bits)
+    step = max(map(abs, entries)) / (2 ** (bits - 1) - 1)
+    np.testing.assert_allclose(once["w"], tree["w"], atol=step * 0.5001 + 1e-30)
+    assert len(np.unique(np.asarray(once["w"]))) <= 2**bits - 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), audit.rounded(once, bits), once)
+
+
+def run(file, steps=60, ids=30, name="run"):
+    asked = deletion.Asked(steps=steps, forget_batch=16, retain_batch=48)
+    deletion.run(file, np.arange(ids), file.parent / name, asked, "a command")
+    return file.parent / name
+
+
+def eupmu_audit(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eupmu", "audit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    return exit_info.value.code
+
+
+def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, monkeypatch, capsys):
+    out = run(file)
+    assert eupmu_audit(monkeypatch, out, "mytask.py") == 0
+    assert capsys.readouterr().out.endswith("Verdict: passed.\n")
+    found = json.loads((out / "audit.json").read_text())
+    assert found["reasons"] == []
+    assert set(found["rounding"]) == {"8", "4"}
+    assert set(found["classes"]) == {"original", "unlearned"}
+    assert set(found["classes"]["unlearned"]) == set("0123456789")
+    for model in ("original", "unlearned"):
+        assert set(found[model]["attacks"]) == {"forgotten", "retained"}
+        assert set(found[model]["errors"]) == {"forgotten", "retained", "unseen"}
+        assert len(found[model]["relearning"]["on retained"]["step"]) == 5
+
+
+def test_what_is_still_known_fails(file, monkeypatch, capsys):
+    assert eupmu_audit(monkeypatch, run(file, steps=1, ids=150), "mytask.py") == 4
+    assert "The forgotten are still known: an error of 0.0" in capsys.readouterr().out
+
+
+def test_with_nothing_to_compare_with_it_is_inconclusive(file, monkeypatch, capsys):
+    file.write_text(file.read_text() + "held_out = None\n")
+    assert eupmu_audit(monkeypatch, run(file, steps=5), "mytask.py") == 5
+    assert "neither held-out data nor a retrained model" in capsys.readouterr().out
+
+
+def test_a_retrained_model_is_audited_beside(file):
+    file.write_text(file.read_text() + "retrained = params\n")
+    found = audit.run(file, run(file, steps=1, ids=150))
+    assert found["retrained"]["errors"] == found["original"]["errors"]
+    # The retrained one is as good on them, so there is nothing to find.
+    assert found["verdict"] == audit.PASSED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, out: f.write_text(f.read_text() + "data['labels'][0] += 1\n"), "has other data or parameters than"),
+        (
+            lambda f, out: (out / "reached.json").unlink(),
+            "reached.json is not there; expected the folder of a finished",
+        ),
+        (lambda f, out: (out / "asked.json").write_text("{"), "asked.json is damaged"),
+        (lambda f, out: (out / "params" / "1" / "params" / "manifest.ocdbt").write_bytes(b""), "that cannot be read"),
+    ],
+)
+def test_other_data_and_damage_are_named(change, message, file):
+    out = run(file, steps=2)
+    change(file, out)
+    with pytest.raises(ValueError, match=message):
+        audit.run(file, out)
+    assert not (out / "audit.json").exists()
