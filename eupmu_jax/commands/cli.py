@@ -164,6 +164,34 @@ def audit(run: Path, file: Path) -> None:
     sys.exit({audit.PASSED: 0, audit.FAILED: AUDIT_FAILED, audit.INCONCLUSIVE: INCONCLUSIVE}[found["verdict"]])
 
 
+def report(run: Path) -> None:
+    """Writes the report of an audited run: report.json, and report.html, one self-contained page.
+
+    Args:
+        run: Folder of the run.
+    """
+    from eupmu_jax.commands import report
+
+    print(report.run(run))
+
+
+def verify(report: Path, file: Path) -> None:
+    """Checks a report: all hashes again, and the audit again from the saved parameters; says what differs.
+
+    Exit code 4 if anything does.
+
+    Args:
+        report: The report.json in the folder of the run.
+        file: The Python file that the run was made of. Nothing that the folder says is executed.
+    """
+    from eupmu_jax.service.report import verify
+
+    if wrong := verify(report, file):
+        print("\n".join(wrong))
+        sys.exit(AUDIT_FAILED)
+    print("All hashes and figures are as reported.")
+
+
 LEDGER = Path("eupmu_runs/requests.db")
 
 
@@ -230,6 +258,8 @@ def main() -> None:
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(unlearn))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(audit))
+        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(report))
+        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(verify))
         requests = tyro.extras.SubcommandApp()
         requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(add))
         requests.command(name="list")(list_requests)

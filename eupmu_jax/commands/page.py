@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark.style import STYLE
 from eupmu_jax.commands import picture
+from eupmu_jax.commands.document import document
 from eupmu_jax.commands.picture import SMALLEST_LOSS
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap", "rise", "limit", "time%", "F", "B")
@@ -117,8 +118,9 @@ def render(rows: list[dict]) -> str:
         table_rows.append(f"<tr{kind}><th>{swatch}{html.escape(row['method'])}</th>{entries}</tr>")
     legend = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND)
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    return _PAGE.format(
-        title=html.escape(f"{first['data']}: forget {first['forget']}, seed {first['seed']}"),
+    title = html.escape(f"{first['data']}: forget {first['forget']}, seed {first['seed']}")
+    body = _PAGE.format(
+        title=title,
         headline=html.escape(headline(rows)),
         head="".join(f"<th>{name}</th>" for name in COLUMNS),
         body="\n".join(table_rows),
@@ -127,6 +129,7 @@ def render(rows: list[dict]) -> str:
         timeline=picture.svg(timeline(rows)),
         provenance=html.escape(f"{first['command']} | {versions} | {first['device']} | split {first['split'][:12]}"),
     )
+    return document(f"eupmu demo: {title}", body)
 
 
 def _gaps(rows):
@@ -179,42 +182,10 @@ def timeline(rows: list[dict]) -> Figure:
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>eupmu demo: {title}</title>
-<style>
-:root {{ color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --text: #e6e8eb; --muted: #9aa0a8; --line: #2a2f36; --best: #14281f; --page: #14171b; }}
-  svg, i {{ filter: invert(0.92) hue-rotate(180deg); }}
-}}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1040px;
-  margin: 40px auto; padding: 0 20px; }}
-h1 {{ font-size: 26px; margin: 0; }} h2 {{ font-size: 17px; margin: 36px 0 8px; }}
-.sub {{ color: var(--muted); margin: 4px 0 20px; }} .headline {{ font-size: 17px; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th:first-child {{ text-align: left; font-weight: 500; }}
-thead th {{ color: var(--muted); font-weight: 500; font-size: 13px; }}
-tr.anchor {{ color: var(--muted); }} tr.best {{ background: var(--best); font-weight: 600; }}
-i {{ display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }}
-dl {{ display: grid; grid-template-columns: 70px 1fr; gap: 2px 12px; color: var(--muted); font-size: 13px; }}
-dt {{ font-weight: 600; }} dd {{ margin: 0; }} svg {{ width: 100%; height: auto; background: #fff; }}
-footer {{ color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: anywhere; }}
-@media (max-width: 640px) {{
-  body {{ margin: 20px auto; padding: 0 12px; }}
-  th, td {{ padding: 5px 4px; font-size: 13px; }} th:nth-child(n+7), td:nth-child(n+7) {{ display: none; }}
-  i {{ margin-right: 4px; }} .figure {{ overflow-x: auto; }} .figure svg {{ min-width: 640px; }}
-}}
-@media print {{ body {{ margin: 0; max-width: none; }} h2, .figure {{ break-inside: avoid; }} }}
-</style>
-<h1>Unlearning, side by side</h1>
+_PAGE = """<h1>Unlearning, side by side</h1>
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
-<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
+<div class="wide"><table class="long"><thead><tr><th></th>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div>
 <dl>{legend}</dl>
@@ -230,5 +201,4 @@ after the last step it measures points of the way back too, and the average of t
 <p>This is one seed, one attack on confidences and one small model. A model that passes may still reveal the forgotten
 data to a stronger attack, or relearn it quickly.</p>
 <footer>{provenance}</footer>
-</html>
 """

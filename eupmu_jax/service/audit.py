@@ -84,7 +84,13 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
 
 
 def run(path: Path, out: Path) -> dict:
-    """Audits a finished run of `deletion.run`, and writes `audit.json` beside its parameters.
+    """Writes `audit.json` in the folder of a finished run, see `make`; returns it."""
+    deletion.write(out / "audit.json", make(path, out))
+    return deletion.read(out / "audit.json")
+
+
+def make(path: Path, out: Path) -> dict:
+    """Audits a finished run of `deletion.run`.
 
     Args:
       path: Of the user's file. It is named by the user each time: nothing that a run's folder says is executed. With
@@ -121,9 +127,7 @@ def run(path: Path, out: Path) -> dict:
     audited["rounding"] = {str(bits): _errors(task, rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain)
     verdict, reasons = _verdict(audited, reached["level"], unseen is not None)
-    record = {"verdict": verdict, "reasons": reasons} | audited | {"params": reached["params"]}
-    deletion.write(out / "audit.json", record)
-    return deletion.read(out / "audit.json")
+    return {"verdict": verdict, "reasons": reasons} | audited | {"params": reached["params"]}
 
 
 def _of_model(task, params, sides, unseen):

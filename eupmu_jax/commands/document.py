@@ -1,0 +1,39 @@
+"""The look of every page: one self-contained HTML document, for a screen of any width, in the dark, and in print."""
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --muted: #9aa0a8; --line: #2a2f36; --best: #14281f; --page: #14171b; }
+  svg, i { filter: invert(0.92) hue-rotate(180deg); }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1040px;
+  margin: 40px auto; padding: 0 20px; }
+h1 { font-size: 26px; margin: 0; } h2 { font-size: 17px; margin: 36px 0 8px; }
+.sub { color: var(--muted); margin: 4px 0 20px; } .headline { font-size: 17px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child { text-align: left; font-weight: 500; }
+thead th { color: var(--muted); font-weight: 500; font-size: 13px; }
+tr.anchor { color: var(--muted); } tr.best { background: var(--best); font-weight: 600; }
+i { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }
+dl { display: grid; grid-template-columns: 70px 1fr; gap: 2px 12px; color: var(--muted); font-size: 13px; }
+dl.facts { grid-template-columns: max-content 1fr; font-size: 14px; color: var(--text); }
+code { overflow-wrap: anywhere; font-size: 12px; }
+dt { font-weight: 600; } dd { margin: 0; } svg { width: 100%; height: auto; background: #fff; }
+footer { color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: anywhere; }
+@media (max-width: 640px) {
+  body { margin: 20px auto; padding: 0 12px; }
+  th, td { padding: 5px 4px; font-size: 13px; } .long th:nth-child(n+7), .long td:nth-child(n+7) { display: none; }
+  i { margin-right: 4px; } .figure { overflow-x: auto; } .figure svg { min-width: 640px; }
+}
+@media print { body { margin: 0; max-width: none; } h2, .figure { break-inside: avoid; } }
+"""
+
+
+def document(title: str, body: str) -> str:
+    """An HTML document; both arguments are HTML already, so what comes from a user has been escaped."""
+    head = '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (
+        f'<!doctype html>\n<html lang="en">\n{head}\n<title>{title}</title>\n<style>{_STYLE}</style>\n{body}</html>\n'
+    )

@@ -1,0 +1,146 @@
+"""`eupmu report`: one page of what was asked, done, and found by the audit."""
+
+import html
+from pathlib import Path
+
+from eupmu_jax.commands import picture
+from eupmu_jax.commands.document import document
+from eupmu_jax.service import report
+
+COLORS = {"EUPMU": "#0b6e4f"}
+VERDICTS = {
+    "passed": "The audit found no trace of the forgotten examples, and the others keep their limit.",
+    "failed": "The audit found that something does not hold.",
+    "inconclusive": "There was nothing to compare with, so the audit says nothing.",
+}
+
+
+def run(out: Path) -> Path:
+    """Writes `report.json` and `report.html` in the folder of an audited run; returns the path of the page."""
+    made = report.make(out)
+    (out / "report.html").write_text(render(made))
+    return out / "report.html"
+
+
+def render(made: dict) -> str:
+    """The page of a report."""
+    asked, reached, audited = made["asked"], made["reached"], made["audit"]
+    level, examples = reached["level"], reached["examples"]
+    percent = lambda value: "-" if value is None else f"{100 * value:.1f} %"
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in audited["reasons"])
+    body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
+<p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
+<p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
+<h2>What was asked and reached</h2>
+<dl class="facts">
+<dt>forget error</dt><dd>{percent(level["forget_error"])}, aimed at {percent(level["target"])}, that of
+{html.escape(level["source"])}</dd>
+<dt>retain error</dt><dd>{percent(level["retain_error"])}; it was {percent(level["start"])}, the limit is
+{percent(level["limit"])}</dd>
+<dt>both</dt><dd>{"hold" if reached["met"] else "could not be had together"}</dd>
+<dt>passes</dt><dd>{reached["passes"]["forward"]:,} forward, {reached["passes"]["backward"]:,} backward</dd>
+</dl>
+<h2>The run</h2>
+<div class="figure">{_picture(reached)}</div>
+<h2>What an audit finds</h2>
+<div class="wide">{_models(audited)}</div>
+<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is smaller
+than that of an example never seen; 0.5 tells nothing. Relearned: accuracy on the other half of the forgotten before and
+after {_steps(audited)} steps on half of them, and on retained examples alone. Below, the unlearned parameters,
+rounded.</p>
+<div class="wide">{_rounding(audited)}</div>
+{_classes(audited)}
+<h2>What this page does not show</h2>
+<p>One attack, by the loss, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the model.
+That no trace was found is no proof that there is none.</p>
+<h2>To check it</h2>
+<dl class="facts">{_facts(made)}</dl>
+<footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
+check with: eupmu verify report.json FILE.py</footer>
+"""
+    return document("eupmu report", body)
+
+
+def _picture(reached):
+    level, unseen = reached["level"], reached["level"]["unseen"]
+    interval = (unseen["low"], unseen["high"]) if unseen and level["target"] < 1 else None
+    ends = {"EUPMU": reached["figures"]["returned"]}
+    shown = {"target": level["target"], "interval": interval, "limit": level["limit"]}
+    return picture.svg(picture.of_runs({"EUPMU": reached["history"]}, COLORS, ends=ends, **shown))
+
+
+def _table(head, lines):
+    cells = lambda kind, line: "".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in line)
+    body = "".join(f"<tr><th>{html.escape(line[0])}</th>{cells('td', line[1:])}</tr>" for line in lines)
+    return f"<table><thead><tr><th></th>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _level(level):
+    return f"{100 * level['error']:.1f} ({100 * level['low']:.1f} to {100 * level['high']:.1f})"
+
+
+def _models(audited):
+    lines = []
+    for name in ("original", "unlearned", "retrained"):
+        if name not in audited:
+            continue
+        found = audited[name]
+        attacks = found.get("attacks", {})
+        auc = lambda side, attacks=attacks: (
+            "-" if side not in attacks else "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attacks[side])
+        )
+        errors = [_level(found["errors"][side]) if side in found["errors"] else "-" for side in SIDES]
+        curves = found.get("relearning", {})
+        ends = [f"{curve['accuracy'][0]:.0f} to {curve['accuracy'][-1]:.0f}" for curve in curves.values()] or ["-", "-"]
+        lines.append([name, *errors, auc("forgotten"), auc("retained"), *ends])
+    head = [
+        *(f"error, {side}, %" for side in SIDES),
+        "AUC, forgotten",
+        "AUC, retained",
+        "relearned, %",
+        "by retaining, %",
+    ]
+    return _table(head, lines)
+
+
+SIDES = ("forgotten", "retained", "unseen")
+
+
+def _steps(audited):
+    curves = audited["unlearned"].get("relearning", {})
+    return next((curve["step"][-1] for curve in curves.values()), 0)
+
+
+def _rounding(audited):
+    lines = [
+        [f"{bits} bits", *(_level(errors[side]) for side in SIDES[:2])] for bits, errors in audited["rounding"].items()
+    ]
+    return _table([f"error, {side}, %" for side in SIDES[:2]], lines)
+
+
+def _classes(audited):
+    if not audited["classes"]:
+        return ""
+    models = list(audited["classes"])
+    of_each = sorted(audited["classes"]["original"], key=int)
+    lines = [[f"class {c}", *(f"{100 * audited['classes'][model][c]:.1f}" for model in models)] for c in of_each]
+    table = _table([f"retain error, {model}, %" for model in models], lines)
+    return f'<h2>Each class</h2>\n<div class="wide">{table}</div>'
+
+
+def _facts(made):
+    asked, reached = made["asked"], made["reached"]
+    digests = {name: asked[name] for name in ("data", "ids", "params", "held_out")}
+    facts = [
+        *((f"SHA-256, {name}", value or "none") for name, value in digests.items()),
+        ("SHA-256, unlearned", reached["params"]),
+        (
+            "steps, batches",
+            f"{asked['steps']} of {asked['forget_batch']} + {asked['retain_batch']}, seed {asked['seed']}",
+        ),
+    ]
+    return "".join(f"<dt>{html.escape(n)}</dt><dd><code>{html.escape(str(v))}</code></dd>" for n, v in facts)
+
+
+def _versions(reached):
+    return ", ".join(f"{name} {number}" for name, number in reached["versions"].items())

@@ -1,0 +1,106 @@
+"""A report of a finished and audited run that somebody else can check: what was asked and reached, with all hashes."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from eupmu_jax.service import audit, deletion
+
+VERSION = 1
+# What a report has, and of what type; an object's fields are in braces. See `check`.
+SCHEMA: dict[str, Any] = {
+    "version": int,
+    "asked": dict,
+    "reached": dict,
+    "audit": dict,
+    "files": dict,
+}
+# Relative, of figures that are computed again, on another processor too.
+TOLERANCE = 1e-3
+
+
+def make(out: Path) -> dict:
+    """Writes `report.json` for a run of `deletion.run` that was audited; returns it.
+
+    Raises:
+      ValueError: Where the run is not finished or not audited, or a record is damaged.
+    """
+    names = ("asked", "reached", "audit")
+    missing = "expected a run that `eupmu unlearn` finished and `eupmu audit` audited"
+    for name in names:
+        if not (out / f"{name}.json").is_file():
+            raise ValueError(f"out: {out / name}.json is not there; {missing}")
+    records = {name: deletion.read(out / f"{name}.json") for name in names}
+    paths = [out / f"{name}.json" for name in names] + sorted(p for p in (out / "params").rglob("*") if p.is_file())
+    files = {path.relative_to(out).as_posix(): _sha256(path) for path in paths}
+    deletion.write(out / "report.json", {"version": VERSION, **records, "files": files})
+    return read(out / "report.json")
+
+
+def read(path: Path) -> dict:
+    """A report that is one by its version and its fields; raises `ValueError` for anything else."""
+    record = deletion.read(path)
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        version = record.get("version") if isinstance(record, dict) else None
+        raise ValueError(f"report: {path} has version {version!r}, expected {VERSION}")
+    for name, kind in SCHEMA.items():
+        if not isinstance(record.get(name), kind):
+            found = type(record[name]).__name__ if name in record else "nothing"
+            raise ValueError(f"report: {path} has {found} for {name!r}, expected {kind.__name__}")
+    return record
+
+
+def verify(path: Path, file: Path) -> list[str]:
+    """What of a report does not hold; nothing if all does.
+
+    Hashes of all files are made again; the records in the report are compared with those beside it; and the audit is
+    run again from the user's file and the saved parameters, and its errors and attacks compared.
+
+    Args:
+      path: Of `report.json`, in the folder of the run.
+      file: The user's file that the run was made of.
+
+    Raises:
+      ValueError: For a file that is no report, or a file of other data or parameters.
+    """
+    report, out = read(path), path.parent
+    wrong = []
+    for name, expected in sorted(report["files"].items()):
+        # Nothing outside of the folder is looked at, whatever a report says.
+        if (
+            Path(name).is_absolute()
+            or ".." in Path(name).parts
+            or not (out / name).resolve().is_relative_to(out.resolve())
+        ):
+            wrong.append(f"{name}: leads out of the folder")
+        elif not (out / name).is_file():
+            wrong.append(f"{name}: is not there")
+        elif _sha256(out / name) != expected:
+            wrong.append(f"{name}: is not the file that was reported")
+    for name in ("asked", "reached", "audit"):
+        if not wrong and report[name] != deletion.read(out / f"{name}.json"):
+            wrong.append(f"report.json: {name} is not what {name}.json says")
+    if not wrong:
+        wrong += _differences("audit", report["audit"], json.loads(json.dumps(audit.make(file, out))))
+    return wrong
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _differences(place, reported, found):
+    if isinstance(reported, dict) and isinstance(found, dict):
+        lines = [f"{place}.{name}: is reported and not found" for name in reported if name not in found]
+        shared = [name for name in reported if name in found]
+        return lines + [
+            line for name in shared for line in _differences(f"{place}.{name}", reported[name], found[name])
+        ]
+    if isinstance(reported, list) and isinstance(found, list) and len(reported) == len(found):
+        pairs = enumerate(zip(reported, found, strict=True))
+        return [line for index, pair in pairs for line in _differences(f"{place}[{index}]", *pair)]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (reported, found))
+    same = math.isclose(reported, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE) if numbers else reported == found
+    return [] if same else [f"{place}: reported {reported!r}, found {found!r}"]

@@ -1,0 +1,156 @@
+"""The report: what it says, that it is one page of its own, and that a check finds what was changed."""
+
+import html
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eupmu_jax.commands import cli
+from eupmu_jax.commands import report as page
+from eupmu_jax.service import audit, deletion, report
+
+from .conftest import FILE
+
+NASTY = "eupmu unlearn '<script>alert(1)</script>' & \"more\""
+
+
+@pytest.fixture(scope="module")
+def finished(trained, tmp_path_factory):
+    """A folder with a user's file and an audited, reported run."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(trained, folder)
+    (folder / "mytask.py").write_text(FILE.replace('"params.npz"', f"{str(trained)!r}"))
+    asked = deletion.Asked(steps=20, forget_batch=16, retain_batch=48)
+    deletion.run(folder / "mytask.py", np.arange(30), folder / "run", asked, NASTY)
+    audit.run(folder / "mytask.py", folder / "run")
+    page.run(folder / "run")
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def verify(folder):
+    return report.verify(folder / "run" / "report.json", folder / "mytask.py")
+
+
+def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
+    text = (finished / "run" / "report.html").read_text()
+    assert "<script" not in text
+    assert html.escape(NASTY) in text
+    assert "src=" not in text
+    assert "href=" not in text.replace("xlink:href=", "")
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_figures_on_the_page_are_those_of_the_report(finished):
+    made = report.read(finished / "run" / "report.json")
+    text = (finished / "run" / "report.html").read_text()
+    level = made["reached"]["level"]
+    assert f"{100 * level['forget_error']:.1f} %, aimed at {100 * level['target']:.1f} %" in text
+    auc = made["audit"]["unlearned"]["attacks"]["forgotten"]["auc"]
+    assert f"<td>{auc:.2f} (" in text
+    assert made["reached"]["params"] in text
+    assert not re.search(r"certified|compliant", text, re.IGNORECASE)
+
+
+def test_what_nobody_changed_holds(finished):
+    assert verify(finished) == []
+
+
+def change_report(folder, change):
+    path = folder / "run" / "report.json"
+    made = json.loads(path.read_text())
+    change(made)
+    path.write_text(json.dumps(made))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest_file(folder):
+    files = [path for path in (folder / "run" / "params").rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda f: flip(largest_file(f)), "is not the file that was reported"),
+        (lambda f: largest_file(f).unlink(), "is not there"),
+        (lambda f: (f / "run" / "audit.json").write_text("{}"), "audit.json: is not the file that was reported"),
+        (
+            lambda f: change_report(f, lambda made: made["audit"].update(verdict="failed")),
+            "report.json: audit is not what audit.json says",
+        ),
+        (
+            lambda f: change_report(f, lambda made: made["reached"]["level"].update(forget_error=0.5)),
+            "report.json: reached is not what reached.json says",
+        ),
+        (
+            lambda f: change_report(f, lambda made: made["files"].update({"../mytask.py": "0" * 64})),
+            "../mytask.py: leads out of the folder",
+        ),
+        (
+            lambda f: change_report(f, lambda made: made["files"].update({"/etc/hostname": "0" * 64})),
+            "/etc/hostname: leads out of the folder",
+        ),
+    ],
+)
+def test_what_was_changed_is_named(change, expected, copy):
+    change(copy)
+    assert any(expected in line for line in verify(copy))
+
+
+def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_again(copy):
+    path = copy / "run" / "audit.json"
+    audited = json.loads(path.read_text())
+    audited["unlearned"]["errors"]["forgotten"]["error"] += 0.2
+    deletion.write(path, audited)
+    report.make(copy / "run")
+    (line,) = verify(copy)
+    assert line.startswith("audit.unlearned.errors.forgotten.error: reported ")
+
+
+def test_the_command_says_what_differs_with_exit_code_4(copy, monkeypatch, capsys):
+    arguments = ["eupmu", "verify", str(copy / "run" / "report.json"), str(copy / "mytask.py")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    cli.main()
+    assert capsys.readouterr().out == "All hashes and figures are as reported.\n"
+    flip(largest_file(copy))
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 4
+    assert "is not the file that was reported" in capsys.readouterr().out
+
+
+def test_a_run_that_was_not_audited_has_no_report(copy):
+    (copy / "run" / "audit.json").unlink()
+    with pytest.raises(ValueError, match=r"audit.json is not there; expected a run that `eupmu unlearn` finished and"):
+        report.make(copy / "run")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+)
+
+
+@given(found=JSON | st.fixed_dictionaries({"version": st.just(1), "asked": JSON, "files": JSON}))
+def test_any_json_is_a_report_or_a_value_error_that_names_it(found, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "report.json"
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"report: .*report.json has "):
+        report.read(path)
