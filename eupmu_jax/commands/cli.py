@@ -192,6 +192,18 @@ def verify(report: Path, file: Path) -> None:
     print("All hashes and figures are as reported.")
 
 
+def init(file: Path = Path("mytask.py")) -> None:
+    """Writes a commented file for a classifier of your own, to be filled in.
+
+    Args:
+        file: Where; a file that is there already is left alone.
+    """
+    from eupmu_jax.commands import init
+
+    init.write(file)
+    print(f"{file}: change what is marked CHANGE, then `eupmu unlearn {file} --forget ids.txt --out RUN`")
+
+
 LEDGER = Path("eupmu_runs/requests.db")
 
 
@@ -258,6 +270,7 @@ def main() -> None:
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(unlearn))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(audit))
+        app.command(init)
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(report))
         app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(verify))
         requests = tyro.extras.SubcommandApp()

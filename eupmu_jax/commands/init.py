@@ -1,0 +1,57 @@
+"""`eupmu init`: a commented file for a classifier, to be filled in."""
+
+from pathlib import Path
+
+TEMPLATE = '''"""My task: what `eupmu unlearn`, `audit` and `verify` need to know. Change what is marked.
+
+    eupmu request add {name} ids.txt --reason "a letter of 3 May"
+    eupmu unlearn {name} --forget ids.txt --limit 1.0 --out RUN
+    eupmu audit RUN {name}
+    eupmu report RUN
+"""
+
+import jax
+import numpy as np
+
+import eupmu_jax as eupmu
+
+
+# CHANGE: the model, (params, inputs) -> logits; any pytree of parameters. With Flax NNX:
+#   graph, params = nnx.split(model, nnx.Param)
+#   def apply(params, inputs):
+#       return nnx.merge(graph, params)(inputs)
+def apply(params, inputs):
+    return jax.nn.relu(inputs @ params["hidden"]) @ params["out"]
+
+
+# CHANGE: the trained parameters. With Orbax: ocp.StandardCheckpointer().restore(path, like).
+with np.load("params.npz") as saved:
+    params = dict(saved)
+
+# CHANGE: the data that the model was trained on: a dict of arrays with one leading axis, in an order that never
+# changes, or anything with len(data) and data[positions]. The lines of ids.txt are positions in it, from 0.
+with np.load("data.npz") as saved:
+    data = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
+
+# CHANGE: examples that it never saw, a few hundred or more. They tell how a model treats data that it does not know,
+# which is where forgetting ends. None if there are none: the aim is then the error of chance.
+with np.load("held_out.npz") as saved:
+    held_out = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
+
+# Parameters of a model that was trained without the forgotten examples, if you have one: the audit compares with it.
+retrained = None
+
+# For a language model: eupmu.tasks.language(apply). For anything else a Task of your own.
+task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
+'''
+
+
+def write(path: Path) -> None:
+    """Writes the file; raises `ValueError` where there is one already, or for a name that is not one of Python."""
+    if path.suffix != ".py":
+        raise ValueError(f"file: got {path}, expected the name of a Python file, such as mytask.py")
+    try:
+        with path.open("x") as file:
+            file.write(TEMPLATE.format(name=path.name))
+    except FileExistsError:
+        raise ValueError(f"file: {path} is there already; expected a new name") from None

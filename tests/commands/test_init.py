@@ -1,0 +1,45 @@
+"""`eupmu init`: what it writes is run as it is."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from eupmu_jax.commands import cli
+from eupmu_jax.service import deletion, user_file
+
+
+def eupmu(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
+    cli.main()
+
+
+def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    eupmu(monkeypatch, "init")
+    assert "change what is marked CHANGE" in capsys.readouterr().out
+    rng = np.random.default_rng(0)
+    np.savez("params.npz", hidden=rng.normal(size=(5, 8)).astype(np.float32), out=rng.normal(size=(8, 10)).astype("f4"))
+    for name, count in (("data.npz", 200), ("held_out.npz", 100)):
+        np.savez(name, inputs=rng.normal(size=(count, 5)).astype(np.float32), labels=rng.integers(10, size=count))
+    assert {"task", "params", "data", "held_out", "retrained"} <= set(user_file.load(tmp_path / "mytask.py", ()))
+    asked = deletion.Asked(limit=5.0, steps=2, forget_batch=8, retain_batch=24)
+    reached = deletion.run(tmp_path / "mytask.py", np.arange(20), tmp_path / "run", asked, "a command")
+    assert reached["level"]["source"] == "unseen data by class"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mytask.py", "file: mytask.py is there already; expected a new name"),
+        ("task.txt", "file: got task.txt, expected"),
+    ],
+)
+def test_nothing_is_overwritten(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mytask.py").write_text("mine")
+    with pytest.raises(SystemExit) as exit_info:
+        eupmu(monkeypatch, "init", "--file", name)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "mytask.py").read_text() == "mine"
