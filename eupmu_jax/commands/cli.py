@@ -116,6 +116,7 @@ def unlearn(
     file: Path,
     forget: Path = Path("ids.txt"),
     out: Path = Path("eupmu_runs/unlearn"),
+    after: Path | None = None,
     limit: float = 1.0,
     steps: int = 300,
     seed: int = 0,
@@ -130,6 +131,7 @@ def unlearn(
         file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out`.
         forget: A text file of positions in the data, one in a line.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
+        after: Folder of a finished run to go on from: its parameters, without what it forgot.
         limit: Points that the error on the retained examples may rise by.
         steps: Optimizer steps.
         seed: Of the order of the examples.
@@ -142,7 +144,7 @@ def unlearn(
     from eupmu_jax.service.deletion import Asked
 
     asked = Asked(limit, steps, seed, forget_batch, retain_batch)
-    if not command.run(file, forget, out, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
+    if not command.run(file, forget, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
         sys.exit(NOT_MET)
 
 

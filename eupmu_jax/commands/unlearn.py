@@ -9,13 +9,15 @@ from eupmu_jax.service import deletion, read_ids, user_file
 from eupmu_jax.tasks import as_examples
 
 
-def run(file: Path, forget: Path, out: Path, asked: deletion.Asked, command: str, console: Console) -> bool:
+def run(
+    file: Path, forget: Path, out: Path, after: Path | None, asked: deletion.Asked, command: str, console: Console
+) -> bool:
     """Runs `deletion.run` with a progress bar and prints what was reached; returns whether that is what was asked."""
-    data = as_examples("data", user_file.load(file, deletion.NEEDED)["data"])
-    ids = read_ids(forget, len(data))
+    own = user_file.load(file, deletion.NEEDED)
+    ids = read_ids(forget, len(as_examples("data", own["data"])))
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("unlearning", total=asked.steps)
-        reached = deletion.run(file, ids, out, asked, command, lambda: progress.advance(bar))
+        reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
     console.print(said(reached, out), highlight=False, soft_wrap=True)
     return reached["met"]
 

@@ -100,7 +100,7 @@ def make(path: Path, out: Path) -> dict:
     Returns:
       `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `errors`, and
       `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned parameters; `classes`
-      with the retain error of each.
+      with the retain error of each; `earlier`: what earlier runs forgot, under the parameters of this one.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data or another model than the file has, or
@@ -109,7 +109,8 @@ def make(path: Path, out: Path) -> dict:
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (deletion.read(out / f"{name}.json") for name in ("asked", "reached"))
     data, task = as_examples("data", own["data"]), own["task"]
-    if asked["data"] != user_file.data_digest(data) or asked["params"] != deletion.digest(own["params"]):
+    start = deletion.start_of(out, own["params"], asked["data"])
+    if asked["data"] != user_file.data_digest(data) or asked["params"] != deletion.digest(start):
         raise ValueError(
             f"file: {path} has other data or parameters than the run in {out}, expected those it was made of"
         )
@@ -117,16 +118,21 @@ def make(path: Path, out: Path) -> dict:
     if found is None:
         raise ValueError(f"out: {out / 'params'} has parameters of another run, expected those of {out / 'asked.json'}")
     ids = np.array(asked["positions"])
-    forget, retain = deletion.parts(data, ids)
+    forget, retain = deletion.parts(data, ids, deletion.positions_of(asked["earlier"]))
     unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
-    models = {"original": own["params"], "unlearned": found[0]}
+    models = {"original": start, "unlearned": found[0]}
     if own.get("retrained") is not None:
         models["retrained"] = own["retrained"]
     sides = {"forgotten": forget, "retained": retain}
     audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen) for name, params in models.items()}
     audited["rounding"] = {str(bits): _errors(task, rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain)
+    gone = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
+    audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen) for part in gone]
     verdict, reasons = _verdict(audited, reached["level"], unseen is not None)
+    for number, (again, run) in enumerate(zip(audited["earlier"], asked["earlier"], strict=True), 1):
+        if again["errors"]["forgotten"]["high"] < run["target"]:
+            verdict, reasons = FAILED, [*reasons, f"What run {number} of those before forgot is known again."]
     return {"verdict": verdict, "reasons": reasons} | audited | {"params": reached["params"]}
 
 
@@ -137,7 +143,7 @@ def _of_model(task, params, sides, unseen):
         reference = losses(unseen)
         found["attacks"] = {name: attack(losses(part), reference)._asdict() for name, part in sides.items()}
         found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
-    if task.error is not None and all(isinstance(part, Examples) for part in sides.values()):
+    if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
 

@@ -1,12 +1,13 @@
 """A user's model without some of his data: unlearned parameters in a folder, with what was asked and what was reached.
 
-The folder has `asked.json`, what makes the run what it is; `steps/`, checkpoints from which the same call goes on; and
-at the end `params/`, the unlearned parameters, and `reached.json`. Each is whole or absent at any moment.
+The folder has `asked.json`, what makes the run what it is; `start/`, the parameters of the run before, if there is one;
+`steps/`, checkpoints from which the same call goes on; and at the end `params/`, the unlearned parameters, and
+`reached.json`. Each is whole or absent at any moment.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from eupmu_jax.training import checkpoints
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training.unlearning import unlearn
 
-METHOD = "EUPMU"
+METHOD, START = "EUPMU", "start"
 NEEDED = ("task", "params", "data")
 
 
@@ -53,15 +54,25 @@ class Part(NamedTuple):
         return self.source[self.ids[np.asarray(positions)]]
 
 
-def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_step: Callable = lambda: None) -> dict:
+def run(
+    own: Mapping[str, Any],
+    ids: np.ndarray,
+    out: Path,
+    asked: Asked,
+    command: str,
+    after: Path | None = None,
+    on_step: Callable = lambda: None,
+) -> dict:
     """Unlearns examples of a user's data, or goes on from where the same call was stopped.
 
     Args:
-      path: Of a Python file that defines `task`, `params` and `data`, and perhaps `held_out`; see `user_file.load`.
+      own: `task`, `params`, `data`, and perhaps `held_out`: what `user_file.load` finds in a user's file.
       ids: Positions in its data, as `read_ids` returns them.
       out: Folder of the run.
       asked: See `Asked`.
       command: For the record.
+      after: Folder of a finished run on the same data: this one begins with its parameters, and what that and those
+        before it forgot is retained no more.
       on_step: Called after each step.
 
     Returns:
@@ -69,24 +80,28 @@ def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_s
       the errors and the limit, `met` (whether the level was reached within the limit), digests, versions and device.
 
     Raises:
-      ValueError: For a folder of another run (with what differs), a file without what is needed, positions of all
-        examples, or numbers out of range.
-      UserFileError: For what the file itself raises.
+      ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
+        already, a run to go on from that is not finished or of other data, or numbers out of range.
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     if not 0 < asked.limit <= 100:
         raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0, at most 100")
-    own = user_file.load(path, NEEDED)
     check_task(own["task"])
     data = as_examples("data", own["data"])
-    if len(ids) == len(data):
+    data_digest = user_file.data_digest(data)
+    params, earlier = (own["params"], []) if after is None else _end_of(after, own["params"], data_digest)
+    if len(again := np.intersect1d(ids, positions_of(earlier))):
+        some = ", ".join(map(str, again[:NAMED]))
+        raise ValueError(f"ids: got {some}, which an earlier run forgot, expected positions that are still retained")
+    if len(ids) + len(positions_of(earlier)) == len(data):
         raise ValueError(f"ids: got all {len(data)} examples, expected some to retain")
     record = asked._asdict() | {
         "method": METHOD,
-        "data": user_file.data_digest(data),
+        "data": data_digest,
         "ids": digest(ids),
         "positions": ids.tolist(),
-        "params": digest(own["params"]),
+        "params": digest(params),
+        "earlier": earlier,
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -94,11 +109,13 @@ def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_s
     if (out / "reached.json").exists():
         return read(out / "reached.json")
     write(out / "asked.json", record)
-    forget, retain = parts(data, ids)
+    if after is not None:
+        checkpoints.save(out / START, params, {"data": data_digest})
+    forget, retain = parts(data, ids, positions_of(earlier))
     result = unlearn(
         METHOD,
         own["task"],
-        own["params"],
+        params,
         forget,
         retain,
         own.get("held_out"),
@@ -132,12 +149,38 @@ def run(path: Path, ids: np.ndarray, out: Path, asked: Asked, command: str, on_s
     return read(out / "reached.json")
 
 
-def parts(data: Any, ids: np.ndarray) -> tuple[Any, Any]:
-    """The examples at these positions, and all others."""
-    others = np.setdiff1d(np.arange(len(data)), ids)
-    if isinstance(data, Examples):
-        return Examples(data.tree, data.ids[ids]), Examples(data.tree, data.ids[others])
-    return Part(data, ids), Part(data, others)
+def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:
+    """The examples at these positions, and all others that are not gone already."""
+    others = np.setdiff1d(np.arange(len(data)), np.concatenate([ids, gone]))
+    return part(data, ids), part(data, others)
+
+
+def part(data: Any, ids: np.ndarray) -> Any:
+    """The examples at these positions."""
+    return Examples(data.tree, data.ids[ids]) if isinstance(data, Examples) else Part(data, ids)
+
+
+def positions_of(earlier: list[dict]) -> np.ndarray:
+    """All that earlier runs forgot."""
+    return np.array([position for run in earlier for position in run["positions"]], np.int64)
+
+
+def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayTree:
+    """The parameters that a run began with: those of the user's file, or those of the run before, which it keeps."""
+    found = checkpoints.load(out / START, params, {"data": data_digest})
+    return params if found is None else found[0]
+
+
+def _end_of(after, like, data_digest):
+    """The parameters that a finished run ended with, and what it and those before it forgot."""
+    asked, reached = read(after / "asked.json"), read(after / "reached.json")
+    if asked["data"] != data_digest:
+        raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
+    found = checkpoints.load(after / "params", like, {})
+    if found is None or digest(found[0]) != reached["params"]:
+        raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")
+    gone = {"positions": asked["positions"], "target": reached["level"]["target"]}
+    return found[0], [*asked["earlier"], gone]
 
 
 def read(path: Path) -> dict:
@@ -167,7 +210,7 @@ def _check_same(out, record):
         listed = ", ".join(
             f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
             for name in differing
-            if name != "positions"
+            if name not in ("positions", "earlier")
         )
         raise ValueError(f"out: {out} is of another run; got {listed}; expected the same, or another folder")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import audit, deletion
+from eupmu_jax.service import audit, deletion, user_file
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 
@@ -41,9 +41,10 @@ def test_rounding_moves_no_entry_by_more_than_half_a_step_and_only_once(entries,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), audit.rounded(once, bits), once)
 
 
-def run(file, steps=60, ids=30, name="run"):
+def run(file, steps=60, ids=30, name="run", first=0, after=None):
     asked = deletion.Asked(steps=steps, forget_batch=16, retain_batch=48)
-    deletion.run(file, np.arange(ids), file.parent / name, asked, "a command")
+    own, positions = user_file.load(file, deletion.NEEDED), np.arange(first, ids)
+    deletion.run(own, positions, file.parent / name, asked, "a command", after)
     return file.parent / name
 
 
@@ -86,6 +87,26 @@ def test_a_retrained_model_is_audited_beside(file):
     assert found["retrained"]["errors"] == found["original"]["errors"]
     # The retrained one is as good on them, so there is nothing to find.
     assert found["verdict"] == audit.PASSED
+
+
+def test_what_an_earlier_run_forgot_is_audited_again(file, monkeypatch):
+    first = run(file, name="first")
+    second = run(file, name="second", first=30, ids=50, after=first)
+    found = audit.run(file, second)
+    assert found["verdict"] == audit.PASSED
+    (earlier,) = found["earlier"]
+    assert earlier["errors"]["forgotten"]["examples"] == 30
+    # This run began where that one ended.
+    assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
+    # As if far more had been forgotten then.
+    read = deletion.read
+    known_again = lambda path: read(path) | {"earlier": [{"positions": list(range(30)), "target": 0.9}]}
+    monkeypatch.setattr(deletion, "read", lambda path: known_again(path) if path.name == "asked.json" else read(path))
+    monkeypatch.setattr(audit.checkpoints, "load", lambda folder, like, meta: LOAD(folder, like, {}))
+    assert "What run 1 of those before forgot is known again." in audit.make(file, second)["reasons"]
+
+
+LOAD = audit.checkpoints.load
 
 
 @pytest.mark.parametrize(

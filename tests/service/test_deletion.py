@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import deletion
+from eupmu_jax.service import deletion, user_file
 from eupmu_jax.training import checkpoints
 
 IDS = np.arange(30)
 ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
 
 
-def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None):
-    return deletion.run(file, ids, out, asked, "a command", on_step)
+def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None, after=None):
+    return deletion.run(user_file.load(file, deletion.NEEDED), ids, out, asked, "a command", after, on_step)
 
 
 def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
@@ -70,6 +70,44 @@ def test_a_damaged_record_is_named(file, tmp_path):
     (out / "asked.json").write_text('{"limit": 1')
     with pytest.raises(ValueError, match=r"out: .*asked.json is damaged; expected another folder"):
         run(file, out, ASKED._replace(steps=2))
+
+
+def test_a_second_run_goes_on_from_the_first_and_retains_no_more_what_that_forgot(file, tmp_path):
+    first = run(file, tmp_path / "first")
+    second = run(file, tmp_path / "second", ids=np.arange(30, 50), after=tmp_path / "first")
+    assert second["asked"]["params"] == first["params"]
+    assert second["examples"] == {"forget": 20, "retain": 250}
+    (earlier,) = second["asked"]["earlier"]
+    assert earlier == {"positions": IDS.tolist(), "target": first["level"]["target"]}
+    third = run(file, tmp_path / "third", ASKED._replace(steps=2), ids=np.array([50]), after=tmp_path / "second")
+    assert [len(one["positions"]) for one in third["asked"]["earlier"]] == [30, 20]
+
+
+def other_data(file):
+    file.write_text(file.read_text() + "data['labels'][0] += 1\n")
+    return np.arange(30, 40)
+
+
+def not_finished(first):
+    (first / "reached.json").unlink()
+    return np.arange(30, 40)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, first: IDS[5:], "ids: got 5, 6, 7, 8, 9, which an earlier run forgot, expected positions that are"),
+        (lambda f, first: np.arange(30, 300), "ids: got all 300 examples, expected some to retain"),
+        (lambda f, first: not_finished(first), "reached.json is not there"),
+        (lambda f, first: other_data(f), "is of other data, expected a run on those of the file"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_named(change, message, file, tmp_path):
+    run(file, tmp_path / "first", ASKED._replace(steps=2))
+    ids = change(file, tmp_path / "first")
+    with pytest.raises(ValueError, match=message):
+        run(file, tmp_path / "second", ids=ids, after=tmp_path / "first")
+    assert not (tmp_path / "second").exists()
 
 
 class Source:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import audit, deletion, report
+from eupmu_jax.service import audit, deletion, report, user_file
 
 from .conftest import FILE
 
@@ -27,7 +27,8 @@ def finished(trained, tmp_path_factory):
     shutil.copy(trained, folder)
     (folder / "mytask.py").write_text(FILE.replace('"params.npz"', f"{str(trained)!r}"))
     asked = deletion.Asked(steps=20, forget_batch=16, retain_batch=48)
-    deletion.run(folder / "mytask.py", np.arange(30), folder / "run", asked, NASTY)
+    own = user_file.load(folder / "mytask.py", deletion.NEEDED)
+    deletion.run(own, np.arange(30), folder / "run", asked, NASTY)
     audit.run(folder / "mytask.py", folder / "run")
     page.run(folder / "run")
     return folder
