@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 ROWS = FOLDER / "rows.jsonl"
 # Some methods once more from scratch, on other seeds.
 AGAIN = FOLDER / "again" / "rows.jsonl"
-SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet")
+SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet")
 EUPMU = (f"EUPMU, {tuning.UNTUNED}", "EUPMU", "EUPMU budget")
 DESIGN_NAMES = {"fashion_mnist-cnn": "small CNN", "fashion_mnist-resnet": "ResNet", "emoji-resnet": "emoji, ResNet"}
 KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:{}": "a class"}

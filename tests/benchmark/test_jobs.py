@@ -74,7 +74,7 @@ def test_a_raised_version_of_a_method_makes_its_rows_again(monkeypatch):
     assert len(jobs.missing(UNLEARNING, made)) == DESIGN.trials
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist-cnn", "fashion_mnist-resnet"])
+@pytest.mark.parametrize("name", ["fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet"])
 def test_the_saved_rows_finish_every_job_and_a_key_finds_one_of_them(name):
     made = rows.select(saved.read(ROWS), design=name)
     training, unlearning = runner.jobs_of(name, [], [], [])
