@@ -112,9 +112,13 @@ def benchmark(
     figures.draw(design, out)
 
 
+LEDGER = Path("eupmu_runs/requests.db")
+
+
 def unlearn(
     file: Path,
     forget: Path = Path("ids.txt"),
+    request: int = 0,
     out: Path = Path("eupmu_runs/unlearn"),
     after: Path | None = None,
     limit: float = 1.0,
@@ -122,6 +126,7 @@ def unlearn(
     seed: int = 0,
     forget_batch: int = 64,
     retain_batch: int = 192,
+    ledger: Path = LEDGER,
 ) -> None:
     """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
 
@@ -130,6 +135,7 @@ def unlearn(
     Args:
         file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out`.
         forget: A text file of positions in the data, one in a line.
+        request: Number of a request in the ledger, in place of such a file; its state is set at the end.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
         limit: Points that the error on the retained examples may rise by.
@@ -137,6 +143,7 @@ def unlearn(
         seed: Of the order of the examples.
         forget_batch: Examples to forget in each step.
         retain_batch: Examples to retain in each step.
+        ledger: The SQLite file of all requests.
     """
     from rich.console import Console
 
@@ -144,7 +151,8 @@ def unlearn(
     from eupmu_jax.service.deletion import Asked
 
     asked = Asked(limit, steps, seed, forget_batch, retain_batch)
-    if not command.run(file, forget, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
+    wanted = (ledger, request) if request else forget
+    if not command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
         sys.exit(NOT_MET)
 
 
@@ -204,9 +212,6 @@ def init(file: Path = Path("mytask.py")) -> None:
 
     init.write(file)
     print(f"{file}: change what is marked CHANGE, then `eupmu unlearn {file} --forget ids.txt --out RUN`")
-
-
-LEDGER = Path("eupmu_runs/requests.db")
 
 
 def add(file: Path, ids: Path, reason: str = "", ledger: Path = LEDGER) -> None:

@@ -27,7 +27,7 @@ def add(file: Path, ids: Path, reason: str, path: Path, console: Console) -> Non
 
 def show_all(path: Path, console: Console) -> None:
     """Prints all requests of a ledger."""
-    with _known(path) as connection:
+    with ledger.known(path) as connection:
         found = ledger.listed(connection)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("", "right"), ("examples", "right"), ("state", "left"), ("made, UTC", "left")):
@@ -41,7 +41,7 @@ def show_all(path: Path, console: Console) -> None:
 
 def show_one(number: int, path: Path, console: Console) -> None:
     """Prints a request with its positions."""
-    with _known(path) as connection:
+    with ledger.known(path) as connection:
         request = ledger.find(connection, number)
         ids = ledger.ids_of(connection, number)
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -50,9 +50,3 @@ def show_one(number: int, path: Path, console: Console) -> None:
     more = f", and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else ""
     table.add_row("ids", ", ".join(map(str, ids[:SHOWN])) + more)
     console.print(table)
-
-
-def _known(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
-    return ledger.opened(path)

@@ -5,21 +5,49 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from eupmu_jax.service import deletion, read_ids, user_file
+from eupmu_jax.service import deletion, ledger, read_ids, user_file
 from eupmu_jax.tasks import as_examples
 
 
 def run(
-    file: Path, forget: Path, out: Path, after: Path | None, asked: deletion.Asked, command: str, console: Console
+    file: Path,
+    forget: "Path | tuple[Path, int]",
+    out: Path,
+    after: Path | None,
+    asked: deletion.Asked,
+    command: str,
+    console: Console,
 ) -> bool:
-    """Runs `deletion.run` with a progress bar and prints what was reached; returns whether that is what was asked."""
+    """Runs `deletion.run` with a progress bar and prints what was reached; returns whether that is what was asked.
+
+    Args:
+      file: Of the user.
+      forget: A file of ids, or a ledger and the number of a request in it, whose state is then set.
+      out, after, asked, command: See `deletion.run`.
+      console: Where the progress and the result go.
+    """
     own = user_file.load(file, deletion.NEEDED)
-    ids = read_ids(forget, len(as_examples("data", own["data"])))
+    if isinstance(forget, Path):
+        ids = read_ids(forget, len(as_examples("data", own["data"])))
+    else:
+        ids = _requested(own["data"], *forget)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
     console.print(said(reached, out), highlight=False, soft_wrap=True)
+    if not isinstance(forget, Path):
+        with ledger.opened(forget[0]) as connection:
+            ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
     return reached["met"]
+
+
+def _requested(data, path, number):
+    """The positions of a request, which has to be one on these data."""
+    with ledger.known(path) as connection:
+        request = ledger.find(connection, number)
+        if request.data != user_file.data_digest(data):
+            raise ValueError(f"request: {number} is on other data than the file has, expected one on those")
+        return ledger.ids_of(connection, number)
 
 
 def said(reached: dict, out: Path) -> str:

@@ -88,6 +88,13 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
+def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+    """As `opened`, for a ledger that is there; raises `FileNotFoundError` if it is not."""
+    if not path.is_file():
+        raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
+    return opened(path)
+
+
 def _migrate(connection, path):
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):

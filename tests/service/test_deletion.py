@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import deletion, user_file
+from eupmu_jax.service import deletion, ledger, user_file
 from eupmu_jax.training import checkpoints
 
 IDS = np.arange(30)
@@ -146,6 +146,23 @@ def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monke
     assert eupmu(monkeypatch, "mytask.py", "--steps", "1", "--out", "run") == 3
     assert "Both could not be had; this is the nearest point found." in capsys.readouterr().out
     assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
+
+
+def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["eupmu", "request", "add", "mytask.py", "ids.txt"])
+    cli.main()
+    sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
+    monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes])
+    cli.main()
+    assert "Both hold." in capsys.readouterr().out
+    assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == IDS.tolist()
+    with ledger.known(cli.LEDGER) as connection:
+        assert ledger.find(connection, 1).state == "unlearned"
+    assert eupmu(monkeypatch, "mytask.py", "--request", "2", "--out", "other") == 2
+    assert "number: got 2, which the ledger does not have" in capsys.readouterr().err
+    file.write_text(file.read_text() + "data['labels'][0] += 1\n")
+    assert eupmu(monkeypatch, "mytask.py", "--request", "1", "--out", "other") == 2
+    assert "request: 1 is on other data than the file has" in capsys.readouterr().err
 
 
 def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
