@@ -290,6 +290,8 @@ def main() -> None:
         _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
+    except ChildProcessError as error:
+        sys.exit(f"eupmu: {error}")
     except InterruptedError as error:
         _end(str(error), 143)
     except OSError as error:
@@ -298,8 +300,6 @@ def main() -> None:
     except UserFileError as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except ChildProcessError as error:
-        sys.exit(f"eupmu: {error}")
     except RuntimeError as error:
         platforms = os.environ.get("JAX_PLATFORMS")
         if platforms is None or "backend" not in str(error):

@@ -101,7 +101,8 @@ def test_no_forward_pass_of_a_step_is_without_a_key(name, fitted):
         return outputs(params, batch, key)
 
     task, method = TASK._replace(outputs=recorded), METHODS[name]
-    procedure = method.make(task, Terms(FORGET, 400, 20, 0.48), methods.default_settings(method, task))
+    settings = methods.default_settings(method, task) | {"target": 0.5}
+    procedure = method.make(task, Terms(FORGET, 400, 20, 0.48), settings)
     sets = as_examples("forget", forget), as_examples("retain", retain)
     prepared = procedure.prepare(params, *sets, jax.random.key(0)) if procedure.prepare else ()
     keys.clear()

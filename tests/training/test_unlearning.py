@@ -14,7 +14,6 @@ import pytest
 from flax import nnx
 
 from eupmu_jax import data, unlearn
-from eupmu_jax.commands.demo import METHODS
 from eupmu_jax.methods import loss_of
 from eupmu_jax.sharding import make_mesh
 from eupmu_jax.tasks import Examples, as_examples, classification
@@ -79,7 +78,7 @@ def digits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PASSES)
 def test_a_run_counts_its_passes_and_is_watched(digits, method):
     before = jax.tree.map(np.asarray, digits.params)
     ticks = []
