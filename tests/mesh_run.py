@@ -154,6 +154,9 @@ def on_mesh(objective, data, model, axes):
     kinds = ("explicit vmap", "owa") if by_objective else [kind for kind in KINDS if kind not in MORE_AGGREGATORS]
     if (data, model, axes) == (4, 2, ["model"]) and not by_objective:
         kinds = list(KINDS)
+    if model == 1:
+        # What is split here is the batch alone.
+        kinds = ["explicit vmap", "explicit unroll", "explicit of 3", "two passes", "implicit"]
     for kind in kinds:
         one = run_on_one(kind)
         many, compiled = run(kind, placed)

@@ -73,7 +73,7 @@ def count(row, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mesh_of_eight_equals_one_device(rows, kind):
     if kind not in rows:
-        pytest.skip("objectives over devices: for vmapped steps; aggregators: on 4x2, the newer ones")
+        pytest.skip("objectives over devices: for vmapped steps; 8x1: a few; aggregators: on 4x2, the newer ones")
     row = rows[kind]
     assert row["moved"] > 0.05
     assert row["weight"] > 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from eupmu_jax.benchmark import rows
@@ -47,7 +48,17 @@ def test_a_model_of_ones_own_is_short_and_forgets(capsys):
     assert accuracy["unlearned"][1] > 99
 
 
+@pytest.fixture
+def optimized():
+    """Where it is the computing that takes long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_passages_are_forgotten_by_a_language_model(tmp_path):
     try:
         passages.load(passages_run.LENGTH)
