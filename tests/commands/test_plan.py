@@ -110,12 +110,12 @@ def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
         (["--topology", "gpu:8"], "topology: got 'gpu:8', expected a slice such as v5e:16x16"),
         (["--topology", "cpu:1000"], "topology: got cpu:1000, but JAX has started with"),
         (["--topology", "v5e:2x2x2"], "topology: got 'v5e:2x2x2', expected 2 axes and at most 256 chips"),
-        (["--tensor", "0"], "tensor: got 0, expected at least 1"),
+        (["--tensor", "0"], "tensor: got 0, expected a number from 1 to"),
         (["--tensor", "2"], "tensor: got 2, expected at most the 1 devices of cpu:1"),
         (["--data", "-1"], "data: got -1, expected at least 1"),
         (["--data", "3"], "devices: got 1, expected at least 3"),
-        (["--batch", "0"], "batch: got 0, expected at least 1"),
-        (["--sequence", "-3"], "sequence: got -3, expected at least 1"),
+        (["--batch", "0"], "batch: got 0, expected a number from 1 to"),
+        (["--sequence", "-3"], "sequence: got -3, expected a number from 1 to"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):

@@ -66,12 +66,14 @@ def test_shapes_range_and_class_counts(data, split):
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, SIZES[split] // 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
 def test_images_and_labels_are_those_of_the_files(data, files, split):
     images = np.rint(getattr(data, f"{split}_images") * 255).astype(np.uint8)
     assert pairs(images, getattr(data, f"{split}_labels")) == pairs(*upstream(files, split))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
 def test_stock_reader_sees_the_same_first_image(data, prepared, split):
     source = tfds.data_source("fashion_mnist", split=split, data_dir=prepared, download=False)
@@ -82,15 +84,18 @@ def test_stock_reader_sees_the_same_first_image(data, prepared, split):
     assert source[0]["label"] == getattr(data, f"{split}_labels")[0]
 
 
+@pytest.mark.slow
 def test_preparing_leaves_nothing_else_behind(prepared):
     assert [path.name for path in prepared.iterdir()] == ["fashion_mnist"]
     assert [path.name for path in (prepared / "fashion_mnist").iterdir()] == ["3.0.1"]
 
 
+@pytest.mark.slow
 def test_subclass_is_not_registered(prepared):
     assert tfds.builder_cls("fashion_mnist") is FashionMNIST
 
 
+@pytest.mark.slow
 def test_prepared_data_needs_no_files(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv(fashion_mnist.SOURCE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(fashion_mnist, "read", lambda data_dir: (data_dir,) * 4)
@@ -141,6 +146,7 @@ def test_missing_file(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_other_process_prepared_first(files, prepared, tmp_path, monkeypatch):
     stage = fashion_mnist._stage_files
 

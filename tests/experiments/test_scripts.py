@@ -22,6 +22,7 @@ def test_a_training_loop_that_is_there_already_gets_the_surgery(capsys):
     assert "of the way" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own(capsys):
     runpy.run_path(str(EXPERIMENTS / "examples" / "own_task.py"))
     assert "task.num_classes: got None, but boundary shrink needs it" in capsys.readouterr().out
