@@ -16,6 +16,14 @@ MUTED = "#8a8f98"
 FRAME = 3
 
 
+PANELS = {
+    "forget_error": "error on the forget set, %",
+    "weight": "weight of the forget gradient",
+    "retain_error": "error on the retain set, %",
+    "retain_loss": "loss on the retain set, nats",
+}
+
+
 def of_runs(
     histories: Mapping[str, Mapping[str, Sequence]],
     colors: Mapping[str, str],
@@ -25,7 +33,6 @@ def of_runs(
     interval: tuple[float, float] | None = None,
     limit: float | None = None,
     retrained: Mapping[str, float] | None = None,
-    width: float = 10.4,
 ) -> Figure:
     """Four panels over the steps: forget error, weight of the forget gradient, retain error, retain loss.
 
@@ -36,67 +43,64 @@ def of_runs(
       target, interval: Of the forget error, if it was steered.
       limit: Of the retain error.
       retrained: `forget_error`, `retain_error` and `retain_loss` of a retrained model, for dotted lines.
-      width: In inches.
     """
-    panels = (
-        ("forget_error", "error on the forget set, %"),
-        ("weight", "weight of the forget gradient"),
-        ("retain_error", "error on the retain set, %"),
-        ("retain_loss", "loss on the retain set, nats"),
-    )
-    ends = ends or {}
+    retrained = retrained or {}
+    marks = {"forget_error": [target, *(interval or ())], "retain_error": [limit]}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.58 * width), layout="constrained")
-        for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            scale = 100 if name.endswith("error") else 1
-            for order, (run, history) in enumerate(reversed(list(histories.items()))):
-                values = scale * np.array([np.nan if v is None else v for v in history.get(name, ())], float)
-                if np.isfinite(values).any():
-                    if name == "retain_loss":
-                        values = np.maximum(values, SMALLEST_LOSS)
-                    first = order == len(histories) - 1
-                    width_of_line, alpha = (2.2, 1.0) if first else (1.2, 0.85)
-                    style = {"color": colors[run], "alpha": alpha, "zorder": 3 + order}
-                    axes.plot(history["step"], values, lw=width_of_line, **style)
-                    if name in ends.get(run, {}):
-                        end = max(scale * ends[run][name], SMALLEST_LOSS if name == "retain_loss" else 0)
-                        axes.plot(history["step"][-1], end, "o", ms=6 if first else 4, clip_on=False, **style)
-            if retrained is not None and name in retrained:
-                axes.axhline(
-                    max(scale * retrained[name], SMALLEST_LOSS if name == "retain_loss" else 0),
-                    color="#111418",
-                    ls=":",
-                    lw=1.2,
-                )
-            axes.set_title(title)
-            if name == "retain_loss":
-                axes.set_yscale("log")
-                continue
-            if name != "weight":
-                # What leaves the frame is far from everything that matters.
-                marks = {"forget_error": [target, *(interval or [])], "retain_error": [limit]}[name]
-                first_run = [v for v in next(iter(histories.values()))[name] if v is not None]
-                marks.append((retrained or {}).get(name))
-                known = [100 * v for v in (*marks, *first_run) if v is not None and np.isfinite(v)]
-                highest = min(axes.get_ylim()[1], FRAME * max([1.0, *known]))
-                highest = max([highest, *(125 * v for v in marks if v is not None and v < 1)])
-                axes.set_ylim(-0.04 * highest, highest)
-        forget, weight, retain, _ = figure.axes
+        figure = Figure(figsize=(10.4, 6), layout="constrained")
+        axes_of = dict(zip(PANELS, figure.subplots(2, 2).flat, strict=True))
+        for name, axes in axes_of.items():
+            _lines(axes, name, histories, colors, ends or {})
+            axes.set_title(PANELS[name])
+            if name in retrained:
+                axes.axhline(_shown(name, retrained[name]), color="#111418", ls=":", lw=1.2)
+            if name in marks:
+                first = next(iter(histories.values()))[name]
+                _frame(axes, [*marks[name], retrained.get(name)], [v for v in first if v is not None])
+        forget, weight, retain, loss = axes_of.values()
+        loss.set_yscale("log")
         if interval is not None:
             forget.axhspan(*(100 * end for end in interval), color="#0b6e4f", alpha=0.12, lw=0)
         if target is not None:
             forget.axhline(100 * target, color="#0b6e4f", ls="--", lw=1)
             _say(forget, "unseen data" if interval else "target", 100 * target)
-        if retrained is not None and (target is None or abs(target - retrained["forget_error"]) > 0.02):
+        if retrained and (target is None or abs(target - retrained["forget_error"]) > 0.02):
             _say(forget, "retrained", 100 * retrained["forget_error"])
         if limit is not None and np.isfinite(limit):
             retain.axhline(100 * limit, color="#b3261e", ls="--", lw=1)
             _say(retain, "limit", 100 * limit)
         if not weight.lines:
             weight.set_axis_off()
-        for axes in figure.axes[2:]:
+        for axes in (retain, loss):
             axes.set_xlabel("step")
         return figure
+
+
+def _lines(axes, name, histories, colors, ends):
+    """A line for each run that has the figure, and a dot for what it returned."""
+    for order, (run, history) in enumerate(reversed(list(histories.items()))):
+        values = np.array([np.nan if v is None else _shown(name, v) for v in history.get(name, ())], float)
+        if not np.isfinite(values).any():
+            continue
+        first = order == len(histories) - 1
+        style = {"color": colors[run], "alpha": 1.0 if first else 0.85, "zorder": 3 + order}
+        axes.plot(history["step"], values, lw=2.2 if first else 1.2, **style)
+        if name in ends.get(run, {}):
+            end = _shown(name, ends[run][name])
+            axes.plot(history["step"][-1], end, "o", ms=6 if first else 4, clip_on=False, **style)
+
+
+def _shown(name, value):
+    """Errors in percent, and losses that a logarithmic axis can show."""
+    return max(value, SMALLEST_LOSS) if name == "retain_loss" else value * (100 if name.endswith("error") else 1)
+
+
+def _frame(axes, marks, first_run):
+    """All marks and the first run are within the frame; what leaves it is far from everything that matters."""
+    marks = [100 * v for v in marks if v is not None and np.isfinite(v)]
+    highest = min(axes.get_ylim()[1], FRAME * max([1.0, *marks, *(100 * v for v in first_run)]))
+    highest = max([highest, *(min(1.25 * mark, 105) for mark in marks)])
+    axes.set_ylim(-0.04 * highest, highest)
 
 
 def _say(axes, text, height):

@@ -9,7 +9,7 @@ from typing import Any
 from eupmu_jax.service import audit, deletion
 
 VERSION = 1
-# What a report has, and of what type; an object's fields are in braces. See `check`.
+# What a report has, and of what type.
 SCHEMA: dict[str, Any] = {
     "version": int,
     "asked": dict,

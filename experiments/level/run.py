@@ -75,6 +75,12 @@ def error(params, examples) -> float:
     return measured_level(TASK, params, as_examples("examples", examples)).error
 
 
+def key(case: str, seed: int, steps: int, batch: int, settings: dict) -> dict:
+    """The fields that make a row the only one of its kind."""
+    fields = {"case": case, "seed": seed, "steps": steps, "batch": batch, "settings": settings}
+    return {"method_version": VERSION, **fields}
+
+
 def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> dict:
     """A row: errors before and after, the target, and whether forgotten and unseen examples can be told apart."""
     parts, before = split(case, seed), original(seed)
@@ -104,14 +110,7 @@ def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> d
         found = compare(TASK, result.params, parts["forget"], parts["held_out"])
         apart = [round(value, 5) for value in found]
     rounded = lambda found: {name: round(value, 5) for name, value in found.items()}
-    about = {
-        "method_version": VERSION,
-        "case": case,
-        "seed": seed,
-        "steps": steps,
-        "batch": batch,
-        "settings": settings,
-    }
+    about = key(case, seed, steps, batch, settings)
     figures = errors | start | {"target": reached.target, "blind": 100 * float(np.mean(distances))}
     return about | rounded(figures) | {"apart": apart}
 
@@ -129,16 +128,7 @@ def main():
     made, made_by = rows.read(arguments.out), origin.of(__file__)
 
     def add(kind, case, seed, steps, batch, settings):
-        key = {
-            "kind": kind,
-            "method_version": VERSION,
-            "case": case,
-            "seed": seed,
-            "steps": steps,
-            "batch": batch,
-            "settings": settings,
-        }
-        if not rows.select(made, **key):
+        if not rows.select(made, kind=kind, **key(case, seed, steps, batch, settings)):
             row = run(case, seed, steps=steps, batch=batch, **settings)
             rows.append(arguments.out, {"kind": kind} | row | made_by)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
 from eupmu_jax.service import audit, deletion, user_file
+from eupmu_jax.training import checkpoints
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 
@@ -89,7 +90,7 @@ def test_a_retrained_model_is_audited_beside(file):
     assert found["verdict"] == audit.PASSED
 
 
-def test_what_an_earlier_run_forgot_is_audited_again(file, monkeypatch):
+def test_what_an_earlier_run_forgot_is_audited_again(file):
     first = run(file, name="first")
     second = run(file, name="second", first=30, ids=50, after=first)
     found = audit.run(file, second)
@@ -99,14 +100,15 @@ def test_what_an_earlier_run_forgot_is_audited_again(file, monkeypatch):
     # This run began where that one ended.
     assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
     # As if far more had been forgotten then.
-    read = deletion.read
-    known_again = lambda path: read(path) | {"earlier": [{"positions": list(range(30)), "target": 0.9}]}
-    monkeypatch.setattr(deletion, "read", lambda path: known_again(path) if path.name == "asked.json" else read(path))
-    monkeypatch.setattr(audit.checkpoints, "load", lambda folder, like, meta: LOAD(folder, like, {}))
-    assert "What run 1 of those before forgot is known again." in audit.make(file, second)["reasons"]
-
-
-LOAD = audit.checkpoints.load
+    asked = deletion.read(second / "asked.json")
+    with np.load("params.npz") as saved:
+        params, _ = checkpoints.load(second / "params", dict(saved), {})
+    asked["earlier"][0]["target"] = 0.9
+    deletion.write(second / "asked.json", asked)
+    checkpoints.save(second / "params", params, {"asked": asked})
+    again = audit.run(file, second)
+    assert again["verdict"] == audit.FAILED
+    assert again["reasons"] == ["What run 1 of those before forgot is known again."]
 
 
 @pytest.mark.parametrize(
