@@ -1,5 +1,6 @@
 """The command `eupmu`."""
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -265,6 +266,7 @@ def main() -> None:
             # A terminal that knows ASCII alone shows question marks.
             stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         import tyro
 
@@ -305,8 +307,10 @@ def main() -> None:
         if platforms is None or "backend" not in str(error):
             raise
         _fail(f"JAX_PLATFORMS: got {platforms!r}, which JAX cannot start here; expected cpu, or none")
-    except KeyboardInterrupt:
-        _end("interrupted; what was finished is kept, and the same command goes on from it", 130)
+
+
+def _interrupted(*_):
+    _end("interrupted; what was finished is kept, and the same command goes on from it", 130)
 
 
 def _terminated(*_):
@@ -314,7 +318,11 @@ def _terminated(*_):
 
 
 def _end(message, code):
-    print(f"eupmu: {message}", file=sys.stderr, flush=True)
+    # At once, and not by an exception: raised in a callback of the garbage collector, it would be dropped.
+    show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+    with contextlib.suppress(RuntimeError):  # the signal may have come within a write
+        print(show_cursor, end="", flush=True)
+        print(f"eupmu: {message}", file=sys.stderr, flush=True)
     for child in multiprocessing.active_children():
         child.kill()
     # Not by way of the interpreter's end, which XLA's threads at work may not survive.
