@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from eupmu_jax.service.user_file import UserFileError
+from eupmu_jax.service.user_file import UserFileError, own_errors
 
 BAD_INPUT, NOT_MET, AUDIT_FAILED, INCONCLUSIVE = 2, 3, 4, 5
 
@@ -128,13 +128,14 @@ def unlearn(
     forget_batch: int = 64,
     retain_batch: int = 192,
     ledger: Path = LEDGER,
+    retrain: bool = False,
 ) -> None:
     """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
 
     Exit code 3: the error of unseen data could not be reached within the limit. The nearest point is kept and printed.
 
     Args:
-        file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out`.
+        file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out` and `retrain`.
         forget: A text file of positions in the data, one in a line.
         request: Number of a request in the ledger, in place of such a file; its state is set at the end.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
@@ -145,6 +146,7 @@ def unlearn(
         forget_batch: Examples to forget in each step.
         retain_batch: Examples to retain in each step.
         ledger: The SQLite file of all requests.
+        retrain: Whether to train the exact answer too, by the file's retrain(positions); the audit compares with it.
     """
     from rich.console import Console
 
@@ -153,14 +155,16 @@ def unlearn(
 
     asked = Asked(limit, steps, seed, forget_batch, retain_batch)
     wanted = (ledger, request) if request else forget
-    if not command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console()):
+    with own_errors(file):
+        met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console(), retrain)
+    if not met:
         sys.exit(NOT_MET)
 
 
 def audit(run: Path, file: Path) -> None:
     """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
 
-    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has neither `held_out` nor `retrained`).
+    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has no `held_out`, and the run no retrained model).
 
     Args:
         run: Folder of the run.
@@ -170,7 +174,8 @@ def audit(run: Path, file: Path) -> None:
 
     from eupmu_jax.service import audit
 
-    found = audit.run(file, run)
+    with own_errors(file):
+        found = audit.run(file, run)
     Console().print(audit.said(found), highlight=False, markup=False, soft_wrap=True)
     sys.exit({audit.PASSED: 0, audit.FAILED: AUDIT_FAILED, audit.INCONCLUSIVE: INCONCLUSIVE}[found["verdict"]])
 
@@ -197,7 +202,9 @@ def verify(report: Path, file: Path) -> None:
     """
     from eupmu_jax.service.report import verify
 
-    if wrong := verify(report, file):
+    with own_errors(file):
+        wrong = verify(report, file)
+    if wrong:
         print("\n".join(wrong))
         sys.exit(AUDIT_FAILED)
     print("All hashes and figures are as reported.")

@@ -38,8 +38,12 @@ with np.load("data.npz") as saved:
 with np.load("held_out.npz") as saved:
     held_out = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
 
-# Parameters of a model that was trained without the forgotten examples, if you have one: the audit compares with it.
-retrained = None
+# If you can afford it: `eupmu unlearn --retrain` calls this for an exact answer, and the audit compares with that.
+#   def retrain(positions):
+#       return train(initial_params, data at these positions alone)
+
+# If you have models of the same kind that were trained on parts of the data, for an attack on each example:
+#   shadows = [(params, positions that these were trained on), ...]
 
 # For a language model: eupmu.tasks.language(apply). For anything else a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.

@@ -17,6 +17,7 @@ def run(
     asked: deletion.Asked,
     command: str,
     console: Console,
+    retrain: bool = False,
 ) -> bool:
     """Runs `deletion.run` with a progress bar and prints what was reached; returns whether that is what was asked.
 
@@ -25,8 +26,9 @@ def run(
       forget: A file of ids, or a ledger and the number of a request in it, whose state is then set.
       out, after, asked, command: See `deletion.run`.
       console: Where the progress and the result go.
+      retrain: Whether to call the file's `retrain` too.
     """
-    own = user_file.load(file, deletion.NEEDED)
+    own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     if isinstance(forget, Path):
         ids = read_ids(forget, len(as_examples("data", own["data"])))
     else:
@@ -38,6 +40,10 @@ def run(
     if not isinstance(forget, Path):
         with ledger.opened(forget[0]) as connection:
             ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
+    if retrain:
+        with console.status("training without the forgotten examples"):
+            deletion.retrain(own, out)
+        console.print(f"Retrained parameters: {out / deletion.RETRAINED}", highlight=False, soft_wrap=True)
     return reached["met"]
 
 

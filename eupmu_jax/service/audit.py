@@ -1,14 +1,15 @@
 """What a sceptic asks of unlearned parameters: can the forgotten be told from data never seen, and what was lost?"""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax.service import deletion, user_file
+from eupmu_jax.service import attacks, deletion, user_file
+from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training import checkpoints, levels, relearning
 
@@ -18,55 +19,6 @@ MOST = 2_000
 BITS = (8, 4)
 # Of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
-
-
-class Attack(NamedTuple):
-    """How well the loss of an example tells some from those that were never seen.
-
-    Attributes:
-      auc: The probability that one of them has a smaller loss than one never seen; 0.5 tells nothing.
-      low, high: Its 95 % interval.
-      examples: `(n, m)`.
-    """
-
-    auc: float
-    low: float
-    high: float
-    examples: tuple[int, int]
-
-    @property
-    def tells(self) -> bool:
-        """Whether they can be told from what was never seen, in either direction: a loss too large betrays them too."""
-        return not self.low <= 0.5 <= self.high
-
-
-def attack(losses: np.ndarray, unseen: np.ndarray) -> Attack:
-    r"""The population attack: an example is called a member where its loss is small.
-
-    .. math:: A = P(\ell < \ell') + \tfrac12 P(\ell = \ell')
-
-    with the standard error of Hanley and McNeil (1982, "The meaning and use of the area under a ROC curve"), in which a
-    pair more on each side keeps it from 0.
-
-    Args:
-      losses: `(n,)`, of the examples in question.
-      unseen: `(m,)`, of examples that were never seen.
-
-    >>> found = attack(np.arange(100.0), np.arange(100.0))
-    >>> found.auc, found.tells
-    (0.5, False)
-    >>> attack(np.arange(100.0), np.arange(100.0) + 60).tells
-    True
-    """
-    from scipy import stats
-
-    n, m = len(losses), len(unseen)
-    auc = float(stats.mannwhitneyu(unseen, losses).statistic) / (n * m)
-    a = (auc * n * m + 1) / (n * m + 2)
-    q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
-    variance = (a * (1 - a) + (n - 1) * (q1 - a**2) + (m - 1) * (q2 - a**2)) / (n * m)
-    width = 1.96 * max(variance, 0.0) ** 0.5
-    return Attack(auc, auc - width, auc + width, (n, m))
 
 
 def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
@@ -94,17 +46,19 @@ def make(path: Path, out: Path) -> dict:
 
     Args:
       path: Of the user's file. It is named by the user each time: nothing that a run's folder says is executed. With
-        `retrained`, parameters of a model that never saw the forgotten examples, these are audited beside.
-      out: Folder of the run.
+        `shadows`, pairs of parameters and of the positions that they were trained on, there is an attack on each
+        example beside that on all.
+      out: Folder of the run. Where it has retrained parameters (`deletion.retrain`), these are audited beside.
 
     Returns:
-      `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `errors`, and
-      `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned parameters; `classes`
-      with the retain error of each; `earlier`: what earlier runs forgot, under the parameters of this one.
+      `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `canaries` and
+      with shadow models `lira` of the forgotten, `errors`, and `relearning` on half of the forgotten and on retained
+      examples; `rounding` of the unlearned parameters; `classes` with the retain error of each; `earlier`: what
+      earlier runs forgot, under the parameters of this one.
 
     Raises:
-      ValueError: For a folder without a finished run, one of other data or another model than the file has, or
-        damaged parameters.
+      ValueError: For a folder without a finished run, one of other data or another model than the file has, damaged
+        parameters, or shadow models that are no such pairs.
     """
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (deletion.read(out / f"{name}.json") for name in ("asked", "reached"))
@@ -121,10 +75,13 @@ def make(path: Path, out: Path) -> dict:
     forget, retain = deletion.parts(data, ids, deletion.positions_of(asked["earlier"]))
     unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
     models = {"original": start, "unlearned": found[0]}
-    if own.get("retrained") is not None:
-        models["retrained"] = own["retrained"]
+    if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
+        models["retrained"] = retrained
     sides = {"forgotten": forget, "retained": retain}
+    shadows = _Shadows(task, own.get("shadows") or (), data, ids, unseen)
     audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen) for name, params in models.items()}
+    for name, params in models.items():
+        audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): _errors(task, rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain)
     gone = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
@@ -137,15 +94,46 @@ def make(path: Path, out: Path) -> dict:
 
 
 def _of_model(task, params, sides, unseen):
-    losses = lambda part: levels.figures_of(task, params, part, MOST)[1]
+    losses = lambda part: _losses(task, params, part)
     found = {"errors": _errors(task, params, sides)}
     if unseen is not None:
         reference = losses(unseen)
         found["attacks"] = {name: attack(losses(part), reference)._asdict() for name, part in sides.items()}
+        privacy = attacks.canaries(losses(sides["forgotten"]), reference)
+        found["canaries"] = privacy and privacy._asdict()
         found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
+
+
+class _Shadows:
+    """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
+
+    def __init__(self, task, shadows, data, ids, unseen):
+        self.seen = attacks.check_shadows(shadows, len(data))
+        if not self.seen or unseen is None:
+            self.parts = None
+            return
+        ids = ids[np.unique(np.linspace(0, len(ids) - 1, MOST).astype(int))]
+        self.parts = deletion.part(data, ids), unseen
+        self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
+        self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
+
+    def figures(self, task, params):
+        """The attack on the forgotten, of one model; nothing without shadow models or held-out data."""
+        if self.parts is None:
+            return {}
+        scores = [
+            attacks.shadow_scores(_losses(task, params, part), losses, mask)
+            for part, losses, mask in zip(self.parts, self.losses, self.masks, strict=True)
+        ]
+        known, unseen = (part[np.isfinite(part)] for part in scores)
+        return {"lira": attack(known, unseen)._asdict()} if len(known) and len(unseen) else {}
+
+
+def _losses(task, params, part):
+    return levels.figures_of(task, params, part, MOST)[1]
 
 
 def _errors(task: Task, params, sides):
@@ -181,13 +169,15 @@ def _verdict(audited, level, has_unseen):
     if not level["kept"]:
         reasons.append("The retain error is above its limit.")
     if has_unseen and level["target"] < 1:
-        found = Attack(**unlearned["attacks"]["forgotten"])
-        # What a model that never saw them cannot hide either is no trace.
-        if found.tells and not (retrained and _overlap(found, Attack(**retrained["attacks"]["forgotten"]))):
-            reasons.append(
-                f"An attack by the loss tells the forgotten from data never seen: AUC {found.auc:.2f} "
-                f"({found.low:.2f} to {found.high:.2f})."
-            )
+        of_models = [(model["attacks"]["forgotten"], model.get("lira")) for model in (unlearned, retrained) if model]
+        for kind, of_kind in zip(("by the loss", "with shadow models"), zip(*of_models, strict=True), strict=True):
+            known = [Attack(**found) for found in of_kind if found]
+            # What a model that never saw them cannot hide either is no trace.
+            if known and known[0].tells and not _overlap(known[0], known[-1] if retrained else None):
+                reasons.append(
+                    f"An attack {kind} tells the forgotten from data never seen: AUC {known[0].auc:.2f} "
+                    f"({known[0].low:.2f} to {known[0].high:.2f})."
+                )
     reference = retrained or {"errors": {"forgotten": {"low": level["target"], "high": level["target"]}}}
     error, wanted = unlearned["errors"]["forgotten"], reference["errors"]["forgotten"]
     if error["high"] < wanted["low"]:
@@ -201,7 +191,7 @@ def _verdict(audited, level, has_unseen):
 
 
 def _overlap(one, other):
-    return one.low <= other.high and other.low <= one.high
+    return other is not None and one.low <= other.high and other.low <= one.high
 
 
 def said(audited: dict) -> str:
@@ -210,8 +200,9 @@ def said(audited: dict) -> str:
     lines = []
     for name in ("original", "unlearned", "retrained"):
         if name in audited:
-            errors, attacks = audited[name]["errors"], audited[name].get("attacks", {})
+            errors, found = audited[name]["errors"], audited[name].get("attacks", {})
             shown = ", ".join(f"{side} {percent(level)} %" for side, level in errors.items())
-            told = ", ".join(f"{side} {found['auc']:.2f}" for side, found in attacks.items())
+            told = ", ".join(f"{side} {of_side['auc']:.2f}" for side, of_side in found.items())
+            told += f", with shadow models {audited[name]['lira']['auc']:.2f}" if "lira" in audited[name] else ""
             lines.append(f"{name}: error on {shown}" + (f"; AUC of the attack on {told}" if told else ""))
     return "\n".join([*lines, *audited["reasons"], f"Verdict: {audited['verdict']}."])

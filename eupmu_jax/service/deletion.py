@@ -1,8 +1,8 @@
 """A user's model without some of his data: unlearned parameters in a folder, with what was asked and what was reached.
 
 The folder has `asked.json`, what makes the run what it is; `start/`, the parameters of the run before, if there is one;
-`steps/`, checkpoints from which the same call goes on; and at the end `params/`, the unlearned parameters, and
-`reached.json`. Each is whole or absent at any moment.
+`steps/`, checkpoints from which the same call goes on; at the end `params/`, the unlearned parameters, and
+`reached.json`; and, where that was wanted, `retrained/`. Each is whole or absent at any moment.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import numpy as np
 
 from eupmu_jax.benchmark.rows import finite, provenance
@@ -22,7 +23,7 @@ from eupmu_jax.training import checkpoints
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training.unlearning import unlearn
 
-METHOD, START = "EUPMU", "start"
+METHOD, START, RETRAINED = "EUPMU", "start", "retrained"
 NEEDED = ("task", "params", "data")
 
 
@@ -147,6 +148,36 @@ def run(
     checkpoints.save(out / "params", result.params, {"asked": record})
     write(out / "reached.json", reached)
     return read(out / "reached.json")
+
+
+def retrain(own: Mapping[str, Any], out: Path) -> None:
+    """Trains the exact reference of a finished run, by the user's own `retrain(positions)`; done once.
+
+    Args:
+      own: What `user_file.load` found, with `data`, `params` and `retrain`: a function of the positions that are still
+        retained, `(n,)` int64, which returns parameters that were trained on these alone.
+      out: Folder of the run.
+
+    Raises:
+      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`.
+    """
+    asked, data = read(out / "asked.json"), as_examples("data", own["data"])
+    if retrained_of(out, own["params"], asked) is not None:
+        return
+    if asked["data"] != user_file.data_digest(data):
+        raise ValueError(f"out: {out} is of other data than the file has, expected a run on those")
+    gone = np.concatenate([asked["positions"], positions_of(asked["earlier"])]).astype(np.int64)
+    params = own["retrain"](np.setdiff1d(np.arange(len(data)), gone))
+    found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
+    if str(found) != str(wanted):
+        raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
+    checkpoints.save(out / RETRAINED, params, {"asked": asked})
+
+
+def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:
+    """The parameters that `retrain` saved for the run; None if there are none."""
+    found = checkpoints.load(out / RETRAINED, like, {"asked": asked})
+    return None if found is None else found[0]
 
 
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:

@@ -1,9 +1,11 @@
-"""A Python file that a user names: his data, and later his task and model."""
+"""A Python file that a user names: his data, his task and his model."""
 
+import contextlib
 import hashlib
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +43,28 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        found = runpy.run_path(str(path), run_name="eupmu_user_file")
-    except (Exception, SystemExit) as error:
-        raise UserFileError(_own_lines(error, path)) from error
+        with own_errors(path):
+            found = runpy.run_path(str(path), run_name="eupmu_user_file")
+    except SyntaxError as error:
+        raise UserFileError("".join(traceback.format_exception_only(error)).strip()) from error
     finally:
         sys.path.remove(folder)
     if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
     return found
+
+
+@contextlib.contextmanager
+def own_errors(path: Path) -> Iterator[None]:
+    """Turns what code of a user's file raises, whenever it is called, into a `UserFileError` with its lines."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not (own := [frame for frame in frames if frame.filename == str(path)]):
+            raise
+        lines = traceback.format_list(own) + traceback.format_exception_only(error)
+        raise UserFileError("".join(["Traceback, the lines of your file:\n", *lines]).strip()) from error
 
 
 def data_digest(data: Any) -> str:
@@ -67,13 +83,3 @@ def data_digest(data: Any) -> str:
 
 def _listed(names):
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _own_lines(error, path):
-    """The traceback without the frames of other files before the first of this one, and what was raised."""
-    if isinstance(error, SyntaxError):
-        return "".join(traceback.format_exception_only(error)).strip()
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename) == path]
-    lines = traceback.format_list(own) + traceback.format_exception_only(error)
-    return "".join(["Traceback, the lines of your file:\n", *lines]).strip()

@@ -63,11 +63,15 @@ def split(case: str, seed: int) -> dict[str, Examples]:
 def original(seed: int):
     """Parameters that know the digits of that seed by heart."""
     parts = split(CASES[0], seed)
+    return trained(np.concatenate([parts["forget"].ids, parts["retain"].ids]), seed)
+
+
+def trained(ids: np.ndarray, seed: int):
+    """Parameters trained on these digits alone."""
     keys = jax.random.split(jax.random.key(seed))
     start = {"hidden": jax.random.normal(keys[0], (64, 128)) / 8, "out": jax.random.normal(keys[1], (128, 10)) / 12}
     loss = lambda params, stats, batch, key: (TASK.retain(TASK.outputs(params, batch, key), batch), stats)
-    examples = Examples(data(), np.concatenate([parts["forget"].ids, parts["retain"].ids]))
-    return fit(loss, start, {}, examples, epochs=100, batch_size=50, learning_rate=3e-3, seed=seed).params
+    return fit(loss, start, {}, Examples(data(), ids), epochs=100, batch_size=50, learning_rate=3e-3, seed=seed).params
 
 
 def error(params, examples) -> float:

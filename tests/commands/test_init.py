@@ -23,7 +23,7 @@ def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monk
     for name, count in (("data.npz", 200), ("held_out.npz", 100)):
         np.savez(name, inputs=rng.normal(size=(count, 5)).astype(np.float32), labels=rng.integers(10, size=count))
     own = user_file.load(tmp_path / "mytask.py", deletion.NEEDED)
-    assert {"held_out", "retrained"} <= set(own)
+    assert "held_out" in own
     asked = deletion.Asked(limit=5.0, steps=2, forget_batch=8, retain_batch=24)
     reached = deletion.run(own, np.arange(20), tmp_path / "run", asked, "a command")
     assert reached["level"]["source"] == "unseen data by class"

@@ -83,11 +83,26 @@ def test_with_nothing_to_compare_with_it_is_inconclusive(file, monkeypatch, caps
 
 
 def test_a_retrained_model_is_audited_beside(file):
-    file.write_text(file.read_text() + "retrained = params\n")
-    found = audit.run(file, run(file, steps=1, ids=150))
+    file.write_text(file.read_text() + "retrain = lambda positions: params if 149 not in positions else None\n")
+    out = run(file, steps=1, ids=150)
+    deletion.retrain(user_file.load(file, deletion.NEEDED), out)
+    found = audit.run(file, out)
     assert found["retrained"]["errors"] == found["original"]["errors"]
     # The retrained one is as good on them, so there is nothing to find.
     assert found["verdict"] == audit.PASSED
+
+
+def test_shadow_models_tell_of_each_example_what_the_attack_on_all_does_not(file, monkeypatch, capsys):
+    shadows = """
+halves = [np.random.default_rng(n).permutation(300)[:150] for n in range(6)]
+shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
+"""
+    file.write_text(file.read_text() + shadows)
+    out = run(file, steps=1, ids=100)
+    assert eupmu_audit(monkeypatch, out, "mytask.py") == 4
+    found = json.loads((out / "audit.json").read_text())
+    assert found["original"]["lira"]["low"] > found["original"]["attacks"]["forgotten"]["auc"]
+    assert "An attack with shadow models tells the forgotten" in capsys.readouterr().out
 
 
 def test_what_an_earlier_run_forgot_is_audited_again(file):

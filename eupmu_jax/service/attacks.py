@@ -1,0 +1,158 @@
+"""Attacks of an audit: can some examples be told from those that a model never saw?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Of the bound on epsilon, and of the intervals.
+SIGNIFICANCE = 0.05
+FALSE_POSITIVES = 0.01
+# Shadow models that never saw an example, below which nothing is said of it.
+LEAST_SHADOWS = 2
+
+
+class Attack(NamedTuple):
+    """How well a score of an example tells some from those that were never seen.
+
+    Attributes:
+      auc: The probability that one of them has a smaller score than one never seen; 0.5 tells nothing.
+      low, high: Its 95 % interval.
+      examples: `(n, m)`.
+    """
+
+    auc: float
+    low: float
+    high: float
+    examples: tuple[int, int]
+
+    @property
+    def tells(self) -> bool:
+        """Whether they can be told from what was never seen, in either direction: a loss too large betrays them too."""
+        return not self.low <= 0.5 <= self.high
+
+
+class Canaries(NamedTuple):
+    """What the same scores say of privacy, where chance alone decided which examples were learned.
+
+    Attributes:
+      epsilon: Lower bound, at 95 % confidence, of the epsilon of any differentially private training that could have
+        given these scores.
+      true_positives: Share of the learned that are called so at 1 % false positives.
+      low, high: Its 95 % interval, by bootstrap.
+    """
+
+    epsilon: float
+    true_positives: float
+    low: float
+    high: float
+
+
+def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
+    r"""The population attack: an example is called a member where its score, such as its loss, is small.
+
+    .. math:: A = P(\ell < \ell') + \tfrac12 P(\ell = \ell')
+
+    with the standard error of Hanley and McNeil (1982, "The meaning and use of the area under a ROC curve"), in which a
+    pair more on each side keeps it from 0.
+
+    Args:
+      scores: `(n,)`, of the examples in question.
+      unseen: `(m,)`, of examples that were never seen.
+
+    >>> found = attack(np.arange(100.0), np.arange(100.0))
+    >>> found.auc, found.tells
+    (0.5, False)
+    >>> attack(np.arange(100.0), np.arange(100.0) + 60).tells
+    True
+    """
+    from scipy import stats
+
+    n, m = len(scores), len(unseen)
+    auc = float(stats.mannwhitneyu(unseen, scores).statistic) / (n * m)
+    a = (auc * n * m + 1) / (n * m + 2)
+    q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
+    variance = (a * (1 - a) + (n - 1) * (q1 - a**2) + (m - 1) * (q2 - a**2)) / (n * m)
+    width = 1.96 * max(variance, 0.0) ** 0.5
+    return Attack(auc, auc - width, auc + width, (n, m))
+
+
+def canaries(scores: np.ndarray, unseen: np.ndarray) -> Canaries | None:
+    """Bounds on privacy by jax-privacy's auditor; None without that library, the extra `audit`.
+
+    Args:
+      scores, unseen: As in `attack`. The bound holds where both were drawn alike and chance decided which were learned,
+        as for canaries that somebody planted; else it tells how far apart the two are.
+
+    >>> found = canaries(np.arange(100.0), np.arange(100.0) + 500)
+    >>> found is None or (found.epsilon > 2 and found.true_positives == 1)
+    True
+    """
+    try:
+        from jax_privacy.auditing import BootstrapParams, CanaryScoreAuditor
+    except ModuleNotFoundError:
+        return None
+    auditor = CanaryScoreAuditor(-np.asarray(scores, np.float64), -np.asarray(unseen, np.float64))
+    bootstrap = BootstrapParams.confidence_interval(confidence=1 - SIGNIFICANCE, num_samples=200, seed=0)
+    low, high = np.asarray(auditor.tpr_at_given_fpr(FALSE_POSITIVES, bootstrap_params=bootstrap)).tolist()
+    found = float(auditor.tpr_at_given_fpr(FALSE_POSITIVES))
+    return Canaries(float(auditor.epsilon_clopper_pearson(SIGNIFICANCE)), found, low, high)
+
+
+def log_odds(losses: np.ndarray) -> np.ndarray:
+    r"""The statistic of LiRA for a loss that is a negative log-likelihood: log p - log(1 - p) of p = exp(-loss).
+
+    >>> log_odds(np.array([np.log(2.0), 0.0])).round(2).tolist()
+    [0.0, 16.12]
+    """
+    losses = np.clip(np.asarray(losses, np.float64), 1e-7, None)
+    return -losses - np.log(-np.expm1(-losses))
+
+
+def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    r"""LiRA without models that saw the example (Carlini et al., arXiv 2112.03570, section 4.3), per example.
+
+    .. math:: z_i = (\bar\phi_i - \phi_i) / s
+
+    where the mean of phi is over the shadow models that never saw example i, and s^2 is one variance of all examples,
+    the mean within each: with few shadow models those of single examples are noise. Small for a member, as a loss is.
+
+    Args:
+      losses: `(n,)` under the model in question.
+      shadow_losses: `(shadows, n)`.
+      seen: `(shadows, n)` bools, whether the shadow model learned the example.
+
+    Returns:
+      `(n,)`; NaN for an example that fewer than two shadow models have not seen.
+
+    >>> shadow_losses = np.array([[1.0, 1.0], [1.4, 1.4]])
+    >>> shadow_scores(np.array([0.1, 2.0]), shadow_losses, np.zeros((2, 2), bool)).round(1).tolist()
+    [-7.6, 2.5]
+    """
+    phi = np.where(seen, np.nan, log_odds(shadow_losses))
+    enough = (~seen).sum(axis=0) >= LEAST_SHADOWS
+    if not enough.any():
+        return np.full(len(losses), np.nan)
+    chosen = phi[:, enough]
+    spread = np.sqrt(np.mean(np.nanvar(chosen, axis=0, ddof=1)) + 1e-6)
+    scores = np.full(len(losses), np.nan)
+    scores[enough] = (np.nanmean(chosen, axis=0) - log_odds(losses)[enough]) / spread
+    return scores
+
+
+def check_shadows(shadows: Sequence, count: int) -> list[np.ndarray]:
+    """Which of `count` examples each shadow model learned: bools `(count,)`.
+
+    Raises:
+      ValueError: For anything but pairs of parameters and positions in the data.
+    """
+    wanted = "expected pairs of parameters and the positions in the data that they were trained on"
+    seen = []
+    for number, shadow in enumerate(shadows):
+        if not isinstance(shadow, tuple) or len(shadow) != 2:
+            raise ValueError(f"shadows: got {type(shadow).__name__} as number {number}, {wanted}")
+        ids = np.asarray(shadow[1])
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (len(ids) and not 0 <= ids.min() <= ids.max() < count):
+            raise ValueError(f"shadows: got positions of number {number} outside of the data, {wanted}")
+        seen.append(np.isin(np.arange(count), ids))
+    return seen
