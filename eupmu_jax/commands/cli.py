@@ -8,10 +8,11 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
+LEDGER = Path("eupmu_runs/requests.db")
 BAD_INPUT, NOT_MET, AUDIT_FAILED, INCONCLUSIVE = 2, 3, 4, 5
 
 
@@ -32,6 +33,12 @@ def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path
 
 
 def plan(
+    file: Path | None = None,
+    forget: Path = Path("ids.txt"),
+    request: int = 0,
+    config: Path | None = None,
+    ledger: Path = LEDGER,
+    epochs: int = 0,
     topology: str = "v5e:16x16",
     model: str = "7b",
     step: str = "explicit",
@@ -41,9 +48,18 @@ def plan(
     sequence: int = 1024,
     out: Path | None = None,
 ) -> None:
-    """Compiles a step for devices that need not be there: memory, collectives, operations, roofline.
+    """Says what unlearning would take, and changes nothing: of a file of yours, or of a decoder on many devices.
+
+    With a file: memory of a step as compiled, passes, earlier requests of the same examples, and what an audit can
+    compare with. Without: memory, collectives, operations and roofline of a step on devices that need not be there.
 
     Args:
+        file: A Python file of yours, as `eupmu unlearn` takes it.
+        forget: With a file: a text file of positions in its data, one in a line.
+        request: With a file: number of a request in the ledger, in place of positions.
+        config: With a file: a TOML file of the numbers of a run, as `eupmu init` writes it.
+        ledger: With a file: the SQLite file of all requests.
+        epochs: With a file: passes over the data that training took, for the share of retraining.
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
         model: Size of a decoder: tiny, 135m, 7b or 70b.
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
@@ -51,13 +67,21 @@ def plan(
         tensor: Devices along which heads and features are split.
         batch: Sequences of the forget batch, and of the retain batch.
         sequence: Tokens of a sequence.
-        out: JSON lines file to append the figures to.
+        out: JSON lines file to append the figures of a decoder to.
     """
     from rich.console import Console
 
+    console = Console()
+    if file is not None:
+        from eupmu_jax.commands import unlearn as command
+        from eupmu_jax.service import config as toml
+
+        with own_errors(file):
+            command.plan(file, (ledger, request) if request else forget, toml.asked(config), ledger, epochs, console)
+        return
+
     from eupmu_jax.commands import plan
 
-    console = Console()
     with console.status(f"compiling for {topology}"):
         row = plan.make(topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence)
     plan.show(row, out, console)
@@ -113,20 +137,18 @@ def benchmark(
     figures.draw(design, out)
 
 
-LEDGER = Path("eupmu_runs/requests.db")
-
-
 def unlearn(
     file: Path,
     forget: Path = Path("ids.txt"),
     request: int = 0,
     out: Path = Path("eupmu_runs/unlearn"),
     after: Path | None = None,
-    limit: float = 1.0,
-    steps: int = 300,
-    seed: int = 0,
-    forget_batch: int = 64,
-    retain_batch: int = 192,
+    config: Path | None = None,
+    limit: float | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    forget_batch: int | None = None,
+    retain_batch: int | None = None,
     ledger: Path = LEDGER,
     retrain: bool = False,
 ) -> None:
@@ -140,20 +162,22 @@ def unlearn(
         request: Number of a request in the ledger, in place of such a file; its state is set at the end.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
-        limit: Points that the error on the retained examples may rise by.
-        steps: Optimizer steps.
-        seed: Of the order of the examples.
-        forget_batch: Examples to forget in each step.
-        retain_batch: Examples to retain in each step.
+        config: A TOML file of the numbers that follow, as `eupmu init` writes it; the command line goes before it.
+        limit: Points that the error on the retained examples may rise by; 1.0 if nothing says.
+        steps: Optimizer steps; 300.
+        seed: Of the order of the examples; 0.
+        forget_batch: Examples to forget in each step; 64.
+        retain_batch: Examples to retain in each step; 192.
         ledger: The SQLite file of all requests.
         retrain: Whether to train the exact answer too, by the file's retrain(positions); the audit compares with it.
     """
     from rich.console import Console
 
     from eupmu_jax.commands import unlearn as command
-    from eupmu_jax.service.deletion import Asked
+    from eupmu_jax.service import config as toml
 
-    asked = Asked(limit, steps, seed, forget_batch, retain_batch)
+    numbers = {"steps": steps, "seed": seed, "forget_batch": forget_batch, "retain_batch": retain_batch}
+    asked = toml.asked(config, limit=limit, **numbers)
     wanted = (ledger, request) if request else forget
     with own_errors(file):
         met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console(), retrain)
@@ -211,15 +235,16 @@ def verify(report: Path, file: Path) -> None:
 
 
 def init(file: Path = Path("mytask.py")) -> None:
-    """Writes a commented file for a classifier of your own, to be filled in.
+    """Writes a commented file for a classifier of your own, to be filled in, and a TOML file of numbers beside it.
 
     Args:
-        file: Where; a file that is there already is left alone.
+        file: Where; files that are there already are left alone.
     """
     from eupmu_jax.commands import init
 
     init.write(file)
-    print(f"{file}: change what is marked CHANGE, then `eupmu unlearn {file} --forget ids.txt --out RUN`")
+    numbers = file.with_suffix(".toml")
+    print(f"{file}, {numbers}: change what is marked CHANGE, then `eupmu unlearn {file} --forget ids.txt --out RUN`")
 
 
 def add(file: Path, ids: Path, reason: str = "", ledger: Path = LEDGER) -> None:
@@ -279,6 +304,9 @@ def main() -> None:
 
         import eupmu_jax.commands.demo  # noqa: F401
 
+        # Tyro is no dependency of the library, so no annotation above can name it.
+        own_file = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")]
+        plan.__annotations__["file"] = own_file
         app = tyro.extras.SubcommandApp()
         app.command(demo)
         app.command(plan)

@@ -1,11 +1,12 @@
-"""`eupmu init`: a commented file for a classifier, to be filled in."""
+"""`eupmu init`: a commented file for a classifier, to be filled in, and one of numbers."""
 
 from pathlib import Path
 
 TEMPLATE = '''"""My task: what `eupmu unlearn`, `audit` and `verify` need to know. Change what is marked.
 
     eupmu request add {name} ids.txt --reason "a letter of 3 May"
-    eupmu unlearn {name} --forget ids.txt --limit 1.0 --out RUN
+    eupmu plan {name} --request 1
+    eupmu unlearn {name} --request 1 --config {stem}.toml --out RUN
     eupmu audit RUN {name}
     eupmu report RUN
 """
@@ -50,12 +51,23 @@ task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number o
 '''
 
 
+NUMBERS = """# The numbers of a run, for `eupmu unlearn {name} --config {stem}.toml`; the command line goes before them.
+limit = 1.0         # points that the error on the retained examples may rise by
+steps = 300         # of the optimizer
+seed = 0            # of the order of the examples
+forget_batch = 64   # examples in each step
+retain_batch = 192
+"""
+
+
 def write(path: Path) -> None:
-    """Writes the file; raises `ValueError` where there is one already, or for a name that is not one of Python."""
+    """Writes both files; raises `ValueError` where one is there already, or for a name that is not one of Python."""
     if path.suffix != ".py":
         raise ValueError(f"file: got {path}, expected the name of a Python file, such as mytask.py")
-    try:
-        with path.open("x") as file:
-            file.write(TEMPLATE.format(name=path.name))
-    except FileExistsError:
-        raise ValueError(f"file: {path} is there already; expected a new name") from None
+    numbers = path.with_suffix(".toml")
+    for found in (path, numbers):
+        if found.exists():
+            raise ValueError(f"file: {found} is there already; expected a new name")
+    for to, text in ((path, TEMPLATE), (numbers, NUMBERS)):
+        with to.open("x") as file:
+            file.write(text.format(name=path.name, stem=path.stem))

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eupmu_jax.service import deletion, ledger, read_ids, user_file
+from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
 
 
@@ -29,10 +30,7 @@ def run(
       retrain: Whether to call the file's `retrain` too.
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
-    if isinstance(forget, Path):
-        ids = read_ids(forget, len(as_examples("data", own["data"])))
-    else:
-        ids = _requested(own["data"], *forget)
+    ids = _ids(own["data"], forget)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
@@ -45,6 +43,23 @@ def run(
             deletion.retrain(own, out)
         console.print(f"Retrained parameters: {out / deletion.RETRAINED}", highlight=False, soft_wrap=True)
     return reached["met"]
+
+
+def plan(
+    file: Path, forget: "Path | tuple[Path, int]", asked: deletion.Asked, requests: Path, epochs: int, console: Console
+) -> None:
+    """Prints what `run` would take; see `service.plan.make`."""
+    own = user_file.load(file, deletion.NEEDED)
+    ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
+    with console.status("compiling a step"):
+        made = planned.make(own, ids, asked, requests=requests, number=number, epochs=epochs)
+    console.print(planned.said(made), highlight=False, soft_wrap=True)
+
+
+def _ids(data, forget):
+    if isinstance(forget, Path):
+        return read_ids(forget, len(as_examples("data", data)))
+    return _requested(data, *forget)
 
 
 def _requested(data, path, number):

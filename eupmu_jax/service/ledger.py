@@ -4,6 +4,7 @@ A request is a set of positions in one data set, with a reason, the time it was 
 deleted from a ledger; a kill at any moment leaves a request whole or absent.
 """
 
+import collections
 import contextlib
 import datetime
 import hashlib
@@ -160,10 +161,20 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
         return find(connection, number), True
 
 
-def _overlap(connection, data, ids, number):
+def overlaps(connection: sqlite3.Connection, data: str, ids: np.ndarray, but: int = 0) -> dict[int, int]:
+    """How many of these positions each request on the same data has, but one; those that have some."""
+    found = collections.Counter(request for _, request in _requested(connection, data, ids) if request != but)
+    return dict(sorted(found.items()))
+
+
+def _requested(connection, data, ids):
     wanted = set(ids.tolist())
-    earlier = connection.execute("SELECT id, request FROM requested WHERE data = ? AND request < ?", (data, number))
-    found = sorted((request, position) for position, request in earlier if position in wanted)
+    rows = connection.execute("SELECT id, request FROM requested WHERE data = ?", (data,))
+    return [(position, request) for position, request in rows if position in wanted]
+
+
+def _overlap(connection, data, ids, number):
+    found = sorted((request, position) for position, request in _requested(connection, data, ids) if request < number)
     some = ", ".join(str(position) for _, position in found[:NAMED]) + (", ..." if len(found) > NAMED else "")
     return (
         f"ids: got {len(found)} of {len(ids)} that an earlier request has ({some}; the first is in request "

@@ -1,0 +1,46 @@
+"""A TOML file with what is not code: the numbers of a run."""
+
+import tomllib
+from pathlib import Path
+
+from eupmu_jax.service.deletion import Asked
+
+KINDS = {"limit": "a number", "steps": "a whole number"} | dict.fromkeys(
+    ("seed", "forget_batch", "retain_batch"), "a whole number"
+)
+
+
+def asked(path: Path | None, **given: float | int | None) -> Asked:
+    """What is asked of a run: what is given, else what the TOML file says, else the default.
+
+    Args:
+      path: Of a TOML file with any of the fields of `Asked`; None for none.
+      given: The same fields; None where the file is to say.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: For a file that is no TOML, a field that is none of them, or one of another type.
+
+    >>> asked(None, limit=0.5, steps=None)
+    Asked(limit=0.5, steps=300, seed=0, forget_batch=64, retain_batch=192)
+    """
+    found = {} if path is None else _read(path)
+    return Asked(**(found | {name: value for name, value in given.items() if value is not None}))
+
+
+def _read(path):
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"config: {path} is not there; expected a TOML file, as `eupmu init` writes one"
+        ) from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"config: {path} cannot be read ({error}); expected a TOML file") from None
+    for name, value in found.items():
+        if name not in KINDS:
+            raise ValueError(f"config: {path} has {name!r}, expected some of {', '.join(KINDS)}")
+        wanted = int if KINDS[name] == "a whole number" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise ValueError(f"config: {path} has {str(value)[:40]!r} for {name}, expected {KINDS[name]}")
+    return found

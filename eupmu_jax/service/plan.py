@@ -1,0 +1,132 @@
+"""What it would take to unlearn some of a user's data, before anything is done."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from eupmu_jax.service import deletion, ledger, user_file
+from eupmu_jax.service.ids import NAMED
+from eupmu_jax.tasks import as_examples, check_task
+from eupmu_jax.training.footprint import footprint
+
+# Of a device's memory; the rest is for what else runs there.
+SHARE = 0.9
+
+
+def make(
+    own: Mapping[str, Any],
+    ids: np.ndarray,
+    asked: deletion.Asked,
+    *,
+    requests: Path | None = None,
+    number: int = 0,
+    epochs: int = 0,
+    device_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Plans a run of `deletion.run`; reads alone.
+
+    Args:
+      own: What `user_file.load` found.
+      ids: Positions in its data.
+      asked: See `deletion.Asked`.
+      requests: A ledger, to look for earlier requests of the same examples; one that is not there has none.
+      number: Of the request that these positions are, if they are one.
+      epochs: Passes over the data that training took; 0 if unknown.
+      device_bytes: Memory of the device; None asks it.
+
+    Returns:
+      `examples` of each set; `bytes`, `arguments`, `temporary` of a step as compiled, and the device's `device_bytes`;
+      `forward`, `backward`; `epochs`, as many of training without the forgotten as the run costs, a backward pass
+      counted as two forward, and `share` of retraining in %; `overlap`: which earlier requests have how many of these
+      examples; `retrain`: whether the file can train the exact answer; `smaller`: batches that fit where these do not.
+    """
+    check_task(own["task"])
+    data = as_examples("data", own["data"])
+    forget, retain = deletion.parts(data, ids, np.empty(0, np.int64))
+    held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
+    if len(retain) == 0:
+        raise ValueError(f"ids: got all {len(data)} examples, expected some to retain")
+
+    def of_batches(forget_batch, retain_batch):
+        sizes = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
+        settings = {"allowed_error": asked.limit / 100}
+        return footprint(
+            deletion.METHOD, own["task"], own["params"], forget, retain, held_out, settings=settings, **sizes
+        )
+
+    available = device_bytes or memory_of_device()
+    found = of_batches(asked.forget_batch, asked.retain_batch)
+    smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
+    while smaller is None and found.bytes > SHARE * available and min(sizes) > 1:
+        sizes = sizes[0] // 2, sizes[1] // 2
+        if (less := of_batches(*sizes).bytes) <= SHARE * available:
+            smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
+    cost = (found.forward + 2 * found.backward) / (3 * len(retain))
+    return {
+        "examples": {
+            "forget": len(ids),
+            "retain": len(retain),
+            "held_out": 0 if held_out is None else len(held_out),
+        },
+        **found._asdict(),
+        "bytes": found.bytes,
+        "device_bytes": available,
+        "epochs": cost,
+        "share": 100 * cost / epochs if epochs else None,
+        "overlap": _overlap(requests, own["data"], ids, number),
+        "retrain": "retrain" in own,
+        "smaller": smaller,
+    }
+
+
+def memory_of_device() -> int:
+    """Bytes of the first device; of a CPU, those of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _overlap(path, data, ids, number):
+    if path is None or not path.is_file():
+        return {}
+    with ledger.opened(path) as connection:
+        return ledger.overlaps(connection, user_file.data_digest(data), ids, but=number)
+
+
+def said(plan: Mapping[str, Any]) -> str:
+    """The plan in a few lines."""
+    examples, lines = plan["examples"], []
+    size = lambda count: f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    lines.append(
+        f"Examples: {examples['forget']:,} to forget, {examples['retain']:,} to retain, {examples['held_out']:,} held "
+        "out."
+    )
+    lines.append(
+        f"Memory of a step, compiled: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
+        f"({size(plan['arguments'])} of parameters, optimizer and data; {size(plan['temporary'])} to compute with)."
+    )
+    if smaller := plan["smaller"]:
+        lines.append(
+            f"That is too much. --forget-batch {smaller['forget_batch']} --retain-batch {smaller['retain_batch']} take "
+            f"{size(smaller['bytes'])}."
+        )
+    elif plan["bytes"] > SHARE * plan["device_bytes"]:
+        lines.append("That is too much, with the smallest batches too.")
+    share = f"; {plan['share']:.1f} % of training again" if plan["share"] is not None else ""
+    lines.append(
+        f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, as many as {plan['epochs']:.1f} "
+        f"epochs of training without the forgotten{share}."
+    )
+    for number, count in list(plan["overlap"].items())[:NAMED]:
+        lines.append(f"Request {number} has {count:,} of these examples already.")
+    if len(plan["overlap"]) > NAMED:
+        lines.append(f"So have {len(plan['overlap']) - NAMED:,} more requests.")
+    if not examples["held_out"]:
+        lines.append("Without held-out data the forget error is brought to that of chance.")
+    reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]
+    judged = " and ".join(filter(None, reference)) or "nothing, so it will be inconclusive"
+    lines.append(f"The audit can compare with {judged}.")
+    return "\n".join(lines)

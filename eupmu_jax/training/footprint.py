@@ -1,0 +1,85 @@
+"""What a run would take: memory of a step as compiled, and passes; nothing is trained."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax import methods
+from eupmu_jax.methods.method import Settings
+from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
+from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.training._inputs import Sets, check_arguments
+from eupmu_jax.training._step import jitted_step
+
+
+class Footprint(NamedTuple):
+    """Of a run of `unlearn`.
+
+    Attributes:
+      arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, state of the
+        optimizer, examples in memory), and what it computes with.
+      forward, backward: Examples passed through the model, in all.
+    """
+
+    arguments: int
+    temporary: int
+    forward: int
+    backward: int
+
+    @property
+    def bytes(self) -> int:
+        """In all."""
+        return self.arguments + self.temporary
+
+
+def footprint(
+    method: str,
+    task: Task,
+    params: chex.ArrayTree,
+    forget: Any,
+    retain: Any,
+    held_out: Any = None,
+    *,
+    steps: int = 300,
+    settings: Settings | None = None,
+    forget_batch: int = 64,
+    retain_batch: int = 192,
+) -> Footprint:
+    """The footprint of `unlearn` with the same arguments, on one device.
+
+    >>> from eupmu_jax import tasks
+    >>> data = {"inputs": jnp.ones((100, 8)), "labels": jnp.zeros(100, int)}
+    >>> task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=3)
+    >>> found = footprint("weighted sum", task, jnp.zeros((8, 3)), data, data, steps=10)
+    >>> found.backward, found.arguments > 2 * data["inputs"].nbytes
+    (1640, True)
+    """
+    chosen = methods.method(method)
+    methods.check_requirements(method, chosen, task)
+    settings = methods.resolve_settings(method, chosen, task, settings)
+    sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
+    held_out = None if held_out is None else as_examples("held_out", held_out)
+    check_arguments(params, sets, held_out, steps=steps, forget_batch=forget_batch, retain_batch=retain_batch)
+    if chosen.steers:
+        # No size depends on the number.
+        settings = methods.complete({"target": 0.5, **settings})
+    terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
+    start = {"retain_loss": 0.0, "retain_error": 0.0}
+    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
+    choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
+    procedure = chosen.make(task, with_start(terms, start), settings)
+    key = jax.random.key(0)
+    prepared = ()
+    if procedure.prepare:
+        prepared = procedure.prepare(params, sets.forget, sets.retain, key)
+    state = jax.eval_shape(procedure.init, params, prepared)
+    fed = sets.feed(task, key, 0, tuple(np.arange(size) for size in sizes))
+    take = jitted_step(chosen.make, task, terms, choices, sets.in_memory)
+    extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
+    memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
+    forward, backward = examples_passed(procedure.cost, steps, sizes)
+    forward += len(held_out) if chosen.steers and held_out is not None else 0
+    return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, forward, backward)

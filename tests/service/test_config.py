@@ -1,0 +1,59 @@
+"""The TOML file of numbers: what goes before what, and that anything else is one clear error."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eupmu_jax.commands import init
+from eupmu_jax.service import config
+from eupmu_jax.service.deletion import Asked
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
+    path = tmp_path / "numbers.toml"
+    path.write_text("limit = 2\nsteps = 50\n")
+    assert config.asked(path, limit=0.5, steps=None) == Asked(limit=0.5, steps=50)
+    assert config.asked(None) == Asked()
+
+
+def test_what_init_writes_says_the_defaults(tmp_path):
+    init.write(tmp_path / "mytask.py")
+    assert config.asked(tmp_path / "mytask.toml") == Asked()
+    assert set(tomllib.loads((tmp_path / "mytask.toml").read_text())) == set(Asked._fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("limit = 'much'", "has 'much' for limit, expected a number"),
+        ("steps = 1.5", "has '1.5' for steps, expected a whole number"),
+        ("seed = true", "has 'True' for seed, expected a whole number"),
+        ("method = 'EUPMU'", "has 'method', expected some of limit, steps, seed, forget_batch, retain_batch"),
+        ("[limit]", "has '{}' for limit, expected a number"),
+        ("limit =", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(text, message, tmp_path):
+    path = tmp_path / "numbers.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config: .*numbers\.toml") as raised:
+        config.asked(path)
+    assert message in str(raised.value)
+
+
+WORDS = st.sampled_from(["limit", "steps", "seed", "=", "1", "[", "]", "'", '"', "\n", "#", "{", ".", "nan", "1e999"])
+TEXT = st.lists(WORDS | st.text(max_size=3), max_size=12).map(" ".join)
+
+
+@given(content=TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=30))
+def test_any_file_gives_numbers_or_a_value_error_that_names_it(content, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "numbers.toml"
+    path.write_bytes(content)
+    said = ""
+    try:
+        assert isinstance(config.asked(path), Asked)
+    except ValueError as error:
+        said = str(error)
+    assert not said or (said.startswith(f"config: {path}") and "expected" in said)

@@ -1,0 +1,81 @@
+"""The plan of a run: what it says is what the run takes, and it changes nothing."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import eupmu_jax as eupmu
+from eupmu_jax.commands import cli
+from eupmu_jax.methods import METHODS
+from eupmu_jax.service import deletion, ledger, plan, user_file
+from eupmu_jax.training.footprint import footprint
+
+IDS = np.arange(30)
+ASKED = deletion.Asked(steps=5, forget_batch=8, retain_batch=24)
+
+
+def make(file, **options):
+    return plan.make(user_file.load(file, deletion.NEEDED), IDS, ASKED, **options)
+
+
+def eupmu_plan(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eupmu", "plan", *map(str, arguments)])
+    cli.main()
+
+
+def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
+    made = make(file)
+    reached = deletion.run(user_file.load(file, deletion.NEEDED), IDS, tmp_path / "run", ASKED, "a command")
+    assert {name: made[name] for name in ("forward", "backward")} == reached["passes"]
+    assert {name: made["examples"][name] for name in ("forget", "retain")} == reached["examples"]
+
+
+def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file):
+    fits = make(file)
+    assert fits["smaller"] is None
+    device = int((fits["bytes"] - 1) / plan.SHARE)
+    tight = make(file, device_bytes=device)
+    smaller = tight["smaller"]
+    assert smaller["forget_batch"] < ASKED.forget_batch
+    assert smaller["bytes"] <= plan.SHARE * device < fits["bytes"]
+    assert f"--forget-batch {smaller['forget_batch']} --retain-batch" in plan.said(tight)
+    assert "with the smallest batches too" in plan.said(make(file, device_bytes=1_000))
+
+
+def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, monkeypatch, capsys):
+    data = user_file.data_digest(user_file.load(file, ("data",))["data"])
+    with ledger.opened(tmp_path / "requests.db") as connection:
+        ledger.add(connection, data, IDS[20:], "")
+        ledger.add(connection, data, np.arange(40, 50), "")
+        ledger.add(connection, "0" * 64, IDS, "")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--epochs", 100)
+    said = capsys.readouterr().out
+    assert "Request 1 has 10 of these examples already." in said
+    assert "Request 2" not in said
+    assert "% of training again" in said
+    eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--request", 1)
+    assert "already" not in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_it_says_with_what_an_audit_can_compare(file):
+    assert "compare with held-out data." in plan.said(make(file))
+    file.write_text(file.read_text() + "held_out = None\nretrain = print\n")
+    assert "compare with a retrained model (--retrain)." in plan.said(make(file))
+    file.write_text(file.read_text() + "del retrain\n")
+    assert "so it will be inconclusive" in plan.said(make(file))
+
+
+@pytest.mark.parametrize("method", ["EUPMU", "weighted sum", "SalUn", "SCRUB", "random labels", "EUPMU budget"])
+def test_a_footprint_counts_the_passes_of_the_method(method, file):
+    own = user_file.load(file, deletion.NEEDED)
+    forget, retain = ({k: v[ids] for k, v in own["data"].items()} for ids in (IDS, np.arange(30, 300)))
+    numbers = {"steps": 2, "forget_batch": 8, "retain_batch": 24}
+    found = footprint(method, own["task"], own["params"], forget, retain, **numbers)
+    run = eupmu.unlearn(method, own["task"], own["params"], forget, retain, **numbers, probes=0)
+    assert (found.forward, found.backward) == (run.forward, run.backward)
+    assert method in METHODS
+    assert found.bytes > sum(leaf.nbytes for leaf in jax.tree.leaves(own["params"]))
