@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax.service import attacks, deletion, user_file
+from eupmu_jax.service import attacks, deletion, records, user_file
 from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training import checkpoints, levels, relearning
@@ -37,8 +37,8 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
 
 def run(path: Path, out: Path) -> dict:
     """Writes `audit.json` in the folder of a finished run, see `make`; returns it."""
-    deletion.write(out / "audit.json", make(path, out))
-    return deletion.read(out / "audit.json")
+    records.write(out / "audit.json", make(path, out))
+    return records.read(out / "audit.json", "audit")
 
 
 def make(path: Path, out: Path) -> dict:
@@ -61,7 +61,7 @@ def make(path: Path, out: Path) -> dict:
         parameters, or shadow models that are no such pairs.
     """
     own = user_file.load(path, deletion.NEEDED)
-    asked, reached = (deletion.read(out / f"{name}.json") for name in ("asked", "reached"))
+    asked, reached = (records.read(out / f"{name}.json", name) for name in ("asked", "reached"))
     data, task = as_examples("data", own["data"]), own["task"]
     start = deletion.start_of(out, own["params"], asked["data"])
     if asked["data"] != user_file.data_digest(data) or asked["params"] != deletion.digest(start):

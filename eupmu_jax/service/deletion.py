@@ -5,8 +5,7 @@ The folder has `asked.json`, what makes the run what it is; `start/`, the parame
 `reached.json`; and, where that was wanted, `retrained/`. Each is whole or absent at any moment.
 """
 
-import json
-import os
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ import chex
 import jax
 import numpy as np
 
-from eupmu_jax.benchmark.rows import finite, provenance
-from eupmu_jax.service import user_file
+from eupmu_jax.benchmark.rows import provenance
+from eupmu_jax.service import records, user_file
 from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import Examples, as_examples, check_task
 from eupmu_jax.training import checkpoints
@@ -108,8 +107,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, record)
     if (out / "reached.json").exists():
-        return read(out / "reached.json")
-    write(out / "asked.json", record)
+        return records.read(out / "reached.json", "reached")
+    records.write(out / "asked.json", record)
     if after is not None:
         checkpoints.save(out / START, params, {"data": data_digest})
     forget, retain = parts(data, ids, positions_of(earlier))
@@ -142,12 +141,12 @@ def run(
         "passes": {"forward": result.forward, "backward": result.backward},
         "examples": {"forget": len(ids), "retain": len(retain)},
         "params": digest(result.params),
-        "asked": record,
+        "code": _code(own),
         **provenance(command),
     }
     checkpoints.save(out / "params", result.params, {"asked": record})
-    write(out / "reached.json", reached)
-    return read(out / "reached.json")
+    records.write(out / "reached.json", reached)
+    return records.read(out / "reached.json", "reached")
 
 
 def retrain(own: Mapping[str, Any], out: Path) -> None:
@@ -161,7 +160,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     Raises:
       ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`.
     """
-    asked, data = read(out / "asked.json"), as_examples("data", own["data"])
+    asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
     if retrained_of(out, own["params"], asked) is not None:
         return
     if asked["data"] != user_file.data_digest(data):
@@ -204,7 +203,7 @@ def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayT
 
 def _end_of(after, like, data_digest):
     """The parameters that a finished run ended with, and what it and those before it forgot."""
-    asked, reached = read(after / "asked.json"), read(after / "reached.json")
+    asked, reached = (records.read(after / f"{name}.json", name) for name in ("asked", "reached"))
     if asked["data"] != data_digest:
         raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
     found = checkpoints.load(after / "params", like, {})
@@ -214,16 +213,10 @@ def _end_of(after, like, data_digest):
     return found[0], [*asked["earlier"], gone]
 
 
-def read(path: Path) -> dict:
-    """A record of a run's folder; raises `ValueError` where it is not there or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"out: {path} is not there; expected the folder of a finished run of `eupmu unlearn`"
-        ) from None
-    except ValueError:
-        raise ValueError(f"out: {path} is damaged; expected another folder") from None
+def _code(own):
+    """SHA-256 of the user's file, where the names come from one."""
+    path = own.get("__file__")
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _check_same(out, record):
@@ -236,7 +229,7 @@ def _check_same(out, record):
                 f"out: {out} has {', '.join(others[:NAMED])}, and is no folder of a run; expected an empty folder"
             )
         return
-    saved = read(path)
+    saved = records.read(path, "asked")
     if differing := [name for name in record if saved.get(name) != record[name]]:
         listed = ", ".join(
             f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
@@ -248,13 +241,3 @@ def _check_same(out, record):
 
 def _short(value):
     return value[:12] if isinstance(value, str) else value
-
-
-def write(path: Path, record: dict) -> None:
-    """Writes a record whole or not at all, on the disk before it has its name; NaN and infinity become null."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w") as file:
-        json.dump(finite(record), file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

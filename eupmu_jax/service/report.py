@@ -4,19 +4,10 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-from eupmu_jax.service import audit, deletion
+from eupmu_jax.service import audit, records
 
-VERSION = 1
-# What a report has, and of what type.
-SCHEMA: dict[str, Any] = {
-    "version": int,
-    "asked": dict,
-    "reached": dict,
-    "audit": dict,
-    "files": dict,
-}
+NAMES = ("asked", "reached", "audit")
 # Relative, of figures that are computed again, on another processor too.
 TOLERANCE = 1e-3
 
@@ -27,29 +18,11 @@ def make(out: Path) -> dict:
     Raises:
       ValueError: Where the run is not finished or not audited, or a record is damaged.
     """
-    names = ("asked", "reached", "audit")
-    missing = "expected a run that `eupmu unlearn` finished and `eupmu audit` audited"
-    for name in names:
-        if not (out / f"{name}.json").is_file():
-            raise ValueError(f"out: {out / name}.json is not there; {missing}")
-    records = {name: deletion.read(out / f"{name}.json") for name in names}
-    paths = [out / f"{name}.json" for name in names] + sorted(p for p in (out / "params").rglob("*") if p.is_file())
+    found = {name: records.read(out / f"{name}.json", name) for name in NAMES}
+    paths = [out / f"{name}.json" for name in NAMES] + sorted(p for p in (out / "params").rglob("*") if p.is_file())
     files = {path.relative_to(out).as_posix(): _sha256(path) for path in paths}
-    deletion.write(out / "report.json", {"version": VERSION, **records, "files": files})
-    return read(out / "report.json")
-
-
-def read(path: Path) -> dict:
-    """A report that is one by its version and its fields; raises `ValueError` for anything else."""
-    record = deletion.read(path)
-    if not isinstance(record, dict) or record.get("version") != VERSION:
-        version = record.get("version") if isinstance(record, dict) else None
-        raise ValueError(f"report: {path} has version {version!r}, expected {VERSION}")
-    for name, kind in SCHEMA.items():
-        if not isinstance(record.get(name), kind):
-            found = type(record[name]).__name__ if name in record else "nothing"
-            raise ValueError(f"report: {path} has {found} for {name!r}, expected {kind.__name__}")
-    return record
+    records.write(out / "report.json", {"version": records.VERSION, **found, "files": files})
+    return records.read(out / "report.json", "report")
 
 
 def verify(path: Path, file: Path) -> list[str]:
@@ -65,7 +38,7 @@ def verify(path: Path, file: Path) -> list[str]:
     Raises:
       ValueError: For a file that is no report, or a file of other data or parameters.
     """
-    report, out = read(path), path.parent
+    report, out = records.read(path, "report"), path.parent
     wrong = []
     for name, expected in sorted(report["files"].items()):
         # Nothing outside of the folder is looked at, whatever a report says.
@@ -79,8 +52,8 @@ def verify(path: Path, file: Path) -> list[str]:
             wrong.append(f"{name}: is not there")
         elif _sha256(out / name) != expected:
             wrong.append(f"{name}: is not the file that was reported")
-    for name in ("asked", "reached", "audit"):
-        if not wrong and report[name] != deletion.read(out / f"{name}.json"):
+    for name in NAMES:
+        if not wrong and report[name] != records.read(out / f"{name}.json", name):
             wrong.append(f"report.json: {name} is not what {name}.json says")
     if not wrong:
         wrong += _differences("audit", report["audit"], json.loads(json.dumps(audit.make(file, out))))

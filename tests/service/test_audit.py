@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import audit, deletion, user_file
+from eupmu_jax.service import audit, deletion, records, user_file
 from eupmu_jax.training import checkpoints
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
@@ -115,11 +115,11 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     # This run began where that one ended.
     assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
     # As if far more had been forgotten then.
-    asked = deletion.read(second / "asked.json")
+    asked = records.read(second / "asked.json", "asked")
     with np.load("params.npz") as saved:
         params, _ = checkpoints.load(second / "params", dict(saved), {})
     asked["earlier"][0]["target"] = 0.9
-    deletion.write(second / "asked.json", asked)
+    records.write(second / "asked.json", asked)
     checkpoints.save(second / "params", params, {"asked": asked})
     again = audit.run(file, second)
     assert again["verdict"] == audit.FAILED

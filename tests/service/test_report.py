@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import audit, deletion, report, user_file
+from eupmu_jax.service import audit, deletion, records, report, user_file
 
 from .conftest import FILE
 
@@ -55,7 +55,7 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
 
 
 def test_figures_on_the_page_are_those_of_the_report(finished):
-    made = report.read(finished / "run" / "report.json")
+    made = records.read(finished / "run" / "report.json", "report")
     text = (finished / "run" / "report.html").read_text()
     level = made["reached"]["level"]
     assert f"{100 * level['forget_error']:.1f} %, aimed at {100 * level['target']:.1f} %" in text
@@ -120,7 +120,7 @@ def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_ag
     path = copy / "run" / "audit.json"
     audited = json.loads(path.read_text())
     audited["unlearned"]["errors"]["forgotten"]["error"] += 0.2
-    deletion.write(path, audited)
+    records.write(path, audited)
     report.make(copy / "run")
     (line,) = verify(copy)
     assert line.startswith("audit.unlearned.errors.forgotten.error: reported ")
@@ -140,7 +140,7 @@ def test_the_command_says_what_differs_with_exit_code_4(copy, monkeypatch, capsy
 
 def test_a_run_that_was_not_audited_has_no_report(copy):
     (copy / "run" / "audit.json").unlink()
-    with pytest.raises(ValueError, match=r"audit.json is not there; expected a run that `eupmu unlearn` finished and"):
+    with pytest.raises(ValueError, match=r"audit.json is not there; expected the folder of a finished and audited run"):
         report.make(copy / "run")
 
 
@@ -149,9 +149,9 @@ JSON = st.recursive(
 )
 
 
-@given(found=JSON | st.fixed_dictionaries({"version": st.just(1), "asked": JSON, "files": JSON}))
+@given(found=JSON | st.fixed_dictionaries({"version": st.just(records.VERSION), "asked": JSON, "files": JSON}))
 def test_any_json_is_a_report_or_a_value_error_that_names_it(found, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "report.json"
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"report: .*report.json has "):
-        report.read(path)
+        records.read(path, "report")

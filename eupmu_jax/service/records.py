@@ -1,0 +1,75 @@
+"""Records in the folder of a run: JSON that is whole or absent, and of the published form."""
+
+import functools
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from eupmu_jax.benchmark.rows import finite
+
+VERSION = 2
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a report, with those of the records that it is made of in `$defs`.
+
+    >>> schema()["$defs"]["report"]["required"]
+    ['version', 'asked', 'reached', 'audit', 'files']
+    """
+    return json.loads(resources.files("eupmu_jax.service").joinpath("records.schema.json").read_text("utf-8"))
+
+
+@functools.cache
+def _validator(kind):
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": schema()["$defs"]})
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """A record of that kind, "asked", "reached", "audit" or "report".
+
+    Raises:
+      ValueError: Where it is not there, is no JSON, or does not have the form of the schema.
+    """
+    argument = "report" if kind == "report" else "out"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        made = {"audit": "audit", "report": "report"}.get(kind, "unlearn")
+        wanted = "finished and audited run" if kind == "audit" else "finished run"
+        raise ValueError(
+            f"{argument}: {path} is not there; expected the folder of a {wanted}, of `eupmu {made}`"
+        ) from None
+    except (ValueError, RecursionError, IsADirectoryError):
+        raise ValueError(f"{argument}: {path} is damaged; expected JSON that `eupmu` wrote") from None
+    check(record, kind, f"{argument}: {path}")
+    return record
+
+
+def check(record: Any, kind: str, place: str) -> None:
+    """Raises `ValueError` where a record does not have the form of its kind; `place` begins the message."""
+    if kind == "report" and isinstance(record, dict) and record.get("version") != VERSION:
+        raise ValueError(f"{place} has version {_short(record.get('version'))}, expected {VERSION}")
+    if error := next(_validator(kind).iter_errors(record), None):
+        where = "/".join(map(str, error.absolute_path)) or "the whole"
+        wanted = json.dumps({error.validator: error.validator_value})[:200]
+        raise ValueError(f"{place} has {_short(error.instance)} for {where}, expected by the schema: {wanted}")
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record whole or not at all, on the disk before it has its name; NaN and infinity become null."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w") as file:
+        json.dump(finite(record), file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
