@@ -302,8 +302,6 @@ def main() -> None:
     try:
         import tyro
 
-        import eupmu_jax.commands.demo  # noqa: F401
-
         # Tyro is no dependency of the library, so no annotation above can name it.
         own_file = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")]
         plan.__annotations__["file"] = own_file

@@ -43,6 +43,9 @@ with np.load("held_out.npz") as saved:
 #   def retrain(positions):
 #       return train(initial_params, data at these positions alone)
 
+# On many devices: examples are split along the axis `data` of the mesh, large parameters along `model`.
+#   mesh = eupmu.sharding.make_mesh(data=4, model=2)
+
 # If you have models of the same kind that were trained on parts of the data, for an attack on each example:
 #   shadows = [(params, positions that these were trained on), ...]
 

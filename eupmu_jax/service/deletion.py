@@ -66,7 +66,7 @@ def run(
     """Unlearns examples of a user's data, or goes on from where the same call was stopped.
 
     Args:
-      own: `task`, `params`, `data`, and perhaps `held_out`: what `user_file.load` finds in a user's file.
+      own: `task`, `params`, `data`, and perhaps `held_out` and `mesh`: what `user_file.load` finds in a user's file.
       ids: Positions in its data, as `read_ids` returns them.
       out: Folder of the run.
       asked: See `Asked`.
@@ -119,6 +119,7 @@ def run(
         forget,
         retain,
         own.get("held_out"),
+        mesh=own.get("mesh"),
         settings={"allowed_error": asked.limit / 100},
         directory=out / "steps",
         on_step=on_step,

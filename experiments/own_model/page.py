@@ -1,0 +1,38 @@
+"""The page of the journey: three requests, and what the audit found after each, from `rows.jsonl`."""
+
+from pathlib import Path
+
+from eupmu_jax.benchmark import rows
+from experiments import parts
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+
+
+def blocks() -> dict[str, str]:
+    """What each run reached, and what the last audit found of all requests."""
+    found = rows.read(ROWS)
+    return {"requests": requests(found), "all requests": again(found[-1], found)}
+
+
+def requests(found: list[dict]) -> str:
+    """A line for each run."""
+    lines = []
+    for row in found:
+        level, attacks = row["level"], row["unlearned"]["attacks"]["forgotten"]
+        errors = (level["forget_error"], level["target"], level["start"], level["retain_error"])
+        # A class that is gone is recognised by its error, whatever its loss.
+        told = "-" if level["target"] == 1 else f"{attacks['auc']:.2f} ({attacks['low']:.2f} to {attacks['high']:.2f})"
+        codes = ", ".join(map(str, row["codes"]))
+        lines.append([row["reason"], *(f"{100 * error:.1f}" for error in errors), told, row["verdict"], codes])
+    head = ["forgotten", "error, %", "aimed at", "retain error before", "after", "AUC", "audit", "exit codes"]
+    return parts.table(head, lines)
+
+
+def again(last: dict, found: list[dict]) -> str:
+    """What the last audit found of all that was forgotten."""
+    lines = []
+    for row, audited in zip(found, [*last["earlier"], last["unlearned"]], strict=True):
+        level = audited["errors"]["forgotten"]
+        interval = f"{100 * level['low']:.1f} to {100 * level['high']:.1f}"
+        lines.append([row["reason"], f"{100 * row['level']['target']:.1f}", f"{100 * level['error']:.1f}", interval])
+    return parts.table(["forgotten", "aimed at, %", "error after the last request", "95 % interval"], lines)

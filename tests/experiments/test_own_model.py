@@ -1,0 +1,94 @@
+"""The files that a user copies go through the whole journey: one request, three of them, and on a mesh."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eupmu_jax.commands import cli
+from experiments.own_model import journey
+
+FILES = Path(journey.__file__).parent
+ON_MESH = """
+import sys
+from eupmu_jax.commands import cli
+for arguments in sys.argv[1:]:
+    sys.argv = ["eupmu", *arguments.split()]
+    try:
+        cli.main()
+    except SystemExit as found:
+        assert not found.code, found.code
+"""
+
+
+def eupmu(*arguments):
+    """In this process, which has compiled already what the next command needs."""
+    sys.argv = ["eupmu", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as found:
+        return found.code or 0
+    return 0
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a copy of the plain-JAX file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    shutil.copy(FILES / "digits.py", tmp_path)
+    return tmp_path
+
+
+def record(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_files_to_copy_are_short():
+    assert len((FILES / "digits.py").read_text().splitlines()) < 80
+    assert all(len((FILES / f"{name}.py").read_text().splitlines()) < 90 for name in ("fashion_mnist", "decoder"))
+
+
+@pytest.mark.slow
+def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(here, monkeypatch):
+    monkeypatch.setattr(journey, "eupmu", eupmu)
+    found = journey.run(here / "journey", Path("digits.py"))
+    assert [row["codes"] for row in found] == [[0] * 6] * 3
+    assert [row["verdict"] for row in found] == ["passed"] * 3
+    assert [len(row["earlier"]) for row in found] == [0, 1, 2]
+    assert found[-1]["level"]["target"] == 1
+    again = [audited["errors"]["forgotten"]["high"] for audited in found[-1]["earlier"]]
+    assert all(high >= row["level"]["target"] for high, row in zip(again, found, strict=False))
+
+
+@pytest.mark.slow
+def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here):
+    np.savetxt("ids.txt", np.arange(100), "%d")
+    asked = "--forget ids.txt --steps 60 --forget-batch 16 --retain-batch 48 --retrain --out"
+    assert eupmu("unlearn", "digits.py", *asked.split(), "alone") == eupmu("audit", "alone", "digits.py") == 0
+    mesh = "\nmesh = eupmu.sharding.make_mesh(data=4, model=2)\n"
+    (here / "meshed.py").write_text((here / "digits.py").read_text() + mesh)
+    commands = [
+        f"unlearn meshed.py {asked} run",
+        "audit run meshed.py",
+        "report run",
+        "verify run/report.json meshed.py",
+    ]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    finished = subprocess.run(
+        [sys.executable, "-c", ON_MESH, *commands], capture_output=True, text=True, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    one, eight = (record(here / name, "reached")["figures"]["returned"] for name in ("alone", "run"))
+    assert eight == pytest.approx(one, rel=1e-3, abs=1e-4)
+    one, eight = (record(here / name, "audit") for name in ("alone", "run"))
+    assert one["verdict"] == eight["verdict"] == "passed"
+    for model in ("unlearned", "retrained"):
+        assert one[model]["errors"] == eight[model]["errors"]
+    # Somebody with a single device checks what eight made.
+    assert eupmu("verify", "run/report.json", "digits.py") == 0
