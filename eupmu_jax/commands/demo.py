@@ -84,6 +84,8 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
 
 def _run(name, forget, seed, out, console):
     prepared = problems.make(name, forget, seed, held_out=HELD_OUT[name])
+    # What the same command finished before it was stopped.
+    before = [row for row in _saved(out) if row["method"] in METHODS]
     size, settings = settings_for(name, prepared.split)
     steps = size.steps(len(prepared.forget))
     everything, retained = np.arange(len(prepared.dataset.train_labels)), prepared.split.retain_ids
@@ -126,9 +128,21 @@ def _run(name, forget, seed, out, console):
                 ("retrained", retrained_figures, retrained),
             )
         ]
+        saved_rows.replace(out / "rows.jsonl", saved_rows.finite([*rows, *before]))
         for method in METHODS:
             bar = progress.add_task(method, total=steps)
             tuned = settings.get(method)
+            identity = {
+                "method": method,
+                "method_version": ALL_METHODS[method].version,
+                "settings": tuned,
+                "plan": size._asdict() | {"steps": steps},
+                **{key: rows[0][key] for key in ("data", "forget", "seed", "split", "versions", "device")},
+            }
+            if finished := saved_rows.select(before, **identity):
+                rows.append(finished[0])
+                progress.update(bar, completed=steps)
+                continue
             result = unlearn(
                 method,
                 prepared.task,
@@ -151,12 +165,12 @@ def _run(name, forget, seed, out, console):
                 "allowed_rise": (tuned or {}).get("allowed_rise") if ALL_METHODS[method].family == "EUPMU" else None,
                 "level": page.of_level(result.level),
                 "compile_seconds": result.compile_seconds,
-                "settings": tuned,
-                "plan": size._asdict() | {"steps": steps},
                 "history": result.history,
                 "returned": None if result.share is None else result.figures["returned"],
             }
+            more |= {key: identity[key] for key in ("method_version", "settings", "plan")}
             rows.append(row(method, figures, result.seconds, result.forward, result.backward, **more))
+            saved_rows.append(out / "rows.jsonl", rows[-1])
             folder = out / "checkpoints" / method.replace(" ", "-")
             checkpoints.save(
                 folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
@@ -189,6 +203,10 @@ def _print(rows, out, console):
     console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
 
 
+def _saved(out):
+    return saved_rows.read(out / "rows.jsonl") if (out / "rows.jsonl").is_file() else []
+
+
 def _check(name, forget, seed, out):
     """Raises what is wrong with the arguments, in the command's own words, before any work."""
     if name not in HELD_OUT:
@@ -197,8 +215,7 @@ def _check(name, forget, seed, out):
         raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
-    rows = saved_rows.read(out / "rows.jsonl") if (out / "rows.jsonl").is_file() else []
-    if any("kind" in row or "gap" not in row for row in rows):
+    if any("kind" in row or "gap" not in row for row in _saved(out)):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
     try:
         out.mkdir(parents=True, exist_ok=True)

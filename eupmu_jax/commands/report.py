@@ -1,6 +1,7 @@
 """`eupmu report`: one page of what was asked, done, and found by the audit."""
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 
 from eupmu_jax.commands import picture
@@ -45,9 +46,11 @@ def render(made: dict) -> str:
 <h2>What an audit finds</h2>
 <div class="wide">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is smaller
-than that of an example never seen; 0.5 tells nothing. Relearned: accuracy on the other half of the forgotten before and
-after {_steps(audited)} steps on half of them, and on retained examples alone. Below, the unlearned parameters,
-rounded.</p>
+than that of an example never seen; 0.5 tells nothing. With shadow models: the same, each example judged by models that
+never saw it. TPR: how many of the forgotten are known by their loss where 1 % of those never seen are taken for them;
+epsilon: what any differential privacy would have to allow, had chance alone decided which were learned. Relearned:
+accuracy on the other half of the forgotten before and after {_steps(audited)} steps on half of them, and on retained
+examples alone. Below, the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 <h2>What this page does not show</h2>
@@ -76,31 +79,44 @@ def _table(head, lines):
 
 
 def _level(level):
-    return f"{100 * level['error']:.1f} ({100 * level['low']:.1f} to {100 * level['high']:.1f})"
+    return "-" if not level else f"{100 * level['error']:.1f} ({100 * level['low']:.1f} to {100 * level['high']:.1f})"
 
 
 def _models(audited):
-    lines = []
-    for name in ("original", "unlearned", "retrained"):
-        if name not in audited:
-            continue
-        found = audited[name]
-        attacks = found.get("attacks", {})
-        auc = lambda side, attacks=attacks: (
-            "-" if side not in attacks else "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attacks[side])
-        )
-        errors = [_level(found["errors"][side]) if side in found["errors"] else "-" for side in SIDES]
-        curves = found.get("relearning", {})
-        ends = [f"{curve['accuracy'][0]:.0f} to {curve['accuracy'][-1]:.0f}" for curve in curves.values()] or ["-", "-"]
-        lines.append([name, *errors, auc("forgotten"), auc("retained"), *ends])
-    head = [
-        *(f"error, {side}, %" for side in SIDES),
-        "AUC, forgotten",
-        "AUC, retained",
-        "relearned, %",
-        "by retaining, %",
-    ]
-    return _table(head, lines)
+    """A line for each model; columns of what none of them has are left out."""
+    shown = {name: audited[name] for name in ("original", "unlearned", "retrained") if name in audited}
+    columns: dict[str, Callable] = {}
+    for side in SIDES:
+        columns[f"error, {side}, %"] = lambda found, side=side: _level(found["errors"].get(side))
+    for side in SIDES[:2]:
+        columns[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
+    columns |= {
+        "AUC, shadow models": lambda found: _auc(found.get("lira")),
+        "TPR at 1 % FPR, %": lambda found: _true_positives(found.get("canaries")),
+        "epsilon at least": lambda found: "-" if not found.get("canaries") else f"{found['canaries']['epsilon']:.2f}",
+        "relearned, %": lambda found: _relearned(found, "on half of them"),
+        "by retaining, %": lambda found: _relearned(found, "on retained"),
+    }
+    cells = {head: [text(found) for found in shown.values()] for head, text in columns.items()}
+    kept = {head: texts for head, texts in cells.items() if set(texts) != {"-"}}
+    return _table(
+        list(kept), [[name, *line] for name, line in zip(shown, zip(*kept.values(), strict=True), strict=True)]
+    )
+
+
+def _auc(attack):
+    return "-" if not attack else "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
+
+
+def _true_positives(canaries):
+    if not canaries:
+        return "-"
+    return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * canaries[name] for name in ("true_positives", "low", "high")))
+
+
+def _relearned(found, how):
+    curve = found.get("relearning", {}).get(how)
+    return "-" if not curve else f"{curve['accuracy'][0]:.0f} to {curve['accuracy'][-1]:.0f}"
 
 
 SIDES = ("forgotten", "retained", "unseen")
@@ -134,6 +150,7 @@ def _facts(made):
     facts = [
         *((f"SHA-256, {name}", value or "none") for name, value in digests.items()),
         ("SHA-256, unlearned", reached["params"]),
+        ("SHA-256, your file", reached["code"] or "none"),
         (
             "steps, batches",
             f"{asked['steps']} of {asked['forget_batch']} + {asked['retain_batch']}, seed {asked['seed']}",

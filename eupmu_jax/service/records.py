@@ -38,7 +38,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
     argument = "report" if kind == "report" else "out"
     try:
         record = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         made = {"audit": "audit", "report": "report"}.get(kind, "unlearn")
         wanted = "finished and audited run" if kind == "audit" else "finished run"
         raise ValueError(

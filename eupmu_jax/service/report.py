@@ -55,9 +55,11 @@ def verify(path: Path, file: Path) -> list[str]:
     for name in NAMES:
         if not wrong and report[name] != records.read(out / f"{name}.json", name):
             wrong.append(f"report.json: {name} is not what {name}.json says")
+    other_code = report["reached"]["code"] not in (None, _sha256(file))
+    code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
-        wrong += _differences("audit", report["audit"], json.loads(json.dumps(audit.make(file, out))))
-    return wrong
+        wrong = _differences("audit", report["audit"], json.loads(json.dumps(audit.make(file, out))))
+    return code + wrong
 
 
 def _sha256(path):

@@ -2,15 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from eupmu_jax.benchmark import rows as store
 from eupmu_jax.commands import cli, page
+from eupmu_jax.commands import demo as demo_command
 from eupmu_jax.commands.demo import HELD_OUT, METHODS
 
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -88,6 +91,21 @@ def test_unlearned_models_can_be_restored(demo):
     figures = problems.evaluate(prepared, params)
     assert figures["UA"] == pytest.approx(rows["EUPMU implicit"]["UA"])
     assert figures["retain_loss"] == pytest.approx(rows["EUPMU implicit"]["retain_loss"], rel=1e-5)
+
+
+def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkeypatch):
+    out, _, rows = demo
+    shutil.copytree(out, tmp_path / "out")
+    store.replace(tmp_path / "out" / "rows.jsonl", list(rows.values())[:-1])
+    made = []
+    unlearn = demo_command.unlearn
+    monkeypatch.setattr(
+        demo_command, "unlearn", lambda method, *a, **k: made.append(method) or unlearn(method, *a, **k)
+    )
+    again = demo_command.run("digits", "class:3", 0, tmp_path / "out", Console(quiet=True))
+    assert made == [METHODS[-1]]
+    assert again[2:-1] == list(rows.values())[2:-1] == store.read(tmp_path / "out" / "rows.jsonl")[2:-1]
+    assert again[-1]["retain_loss"] == pytest.approx(rows[METHODS[-1]]["retain_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
 """From ids to parameters in a folder: what is asked, what is reached, and that no kill changes it."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -175,28 +171,3 @@ def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
         capsys.readouterr().err
         == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
     )
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_in_the_same_parameters_to_the_bit(file, tmp_path):
-    asked = ["--steps", "400", "--forget-batch", "16", "--retain-batch", "48"]
-    program = "from eupmu_jax.commands.cli import main; main()"
-    start = lambda out: subprocess.Popen(
-        [sys.executable, "-c", program, "unlearn", "mytask.py", *asked, "--out", out],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-    )
-    began = time.monotonic()
-    assert start("whole").wait() == 0
-    whole = time.monotonic() - began
-    rng, kills = np.random.default_rng(0), 0
-    for _ in range(4):
-        process = start("killed")
-        time.sleep(rng.uniform(0.2, 0.8) * whole)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills > 0
-    assert start("killed").wait() == 0
-    one, other = (json.loads((tmp_path / out / "reached.json").read_text()) for out in ("whole", "killed"))
-    assert one["params"] == other["params"]
-    assert one["history"] == other["history"]
