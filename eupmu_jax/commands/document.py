@@ -25,7 +25,8 @@ footer { color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: 
 @media (max-width: 640px) {
   body { margin: 20px auto; padding: 0 12px; }
   th, td { padding: 5px 4px; font-size: 13px; } .long th:nth-child(n+7), .long td:nth-child(n+7) { display: none; }
-  i { margin-right: 4px; } .figure { overflow-x: auto; } .figure svg { min-width: 640px; }
+  .wrap td { white-space: normal; } i { margin-right: 4px; }
+  .figure { overflow-x: auto; } .figure svg { min-width: 640px; }
 }
 @media print { body { margin: 0; max-width: none; } h2, .figure { break-inside: avoid; } }
 """

@@ -44,7 +44,7 @@ def render(made: dict) -> str:
 <h2>The run</h2>
 <div class="figure">{_picture(reached)}</div>
 <h2>What an audit finds</h2>
-<div class="wide">{_models(audited)}</div>
+<div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is smaller
 than that of an example never seen; 0.5 tells nothing. With shadow models: the same, each example judged by models that
 never saw it. TPR: how many of the forgotten are known by their loss where 1 % of those never seen are taken for them;
@@ -54,8 +54,8 @@ examples alone. Below, the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 <h2>What this page does not show</h2>
-<p>One attack, by the loss, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the model.
-That no trace was found is no proof that there is none.</p>
+<p>Attacks by the loss alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
+model. That no trace was found is no proof that there is none.</p>
 <h2>To check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
@@ -83,25 +83,22 @@ def _level(level):
 
 
 def _models(audited):
-    """A line for each model; columns of what none of them has are left out."""
+    """A column for each model; lines of what none of them has are left out."""
     shown = {name: audited[name] for name in ("original", "unlearned", "retrained") if name in audited}
-    columns: dict[str, Callable] = {}
+    figures: dict[str, Callable] = {}
     for side in SIDES:
-        columns[f"error, {side}, %"] = lambda found, side=side: _level(found["errors"].get(side))
+        figures[f"error, {side}, %"] = lambda found, side=side: _level(found["errors"].get(side))
     for side in SIDES[:2]:
-        columns[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
-    columns |= {
+        figures[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
+    figures |= {
         "AUC, shadow models": lambda found: _auc(found.get("lira")),
         "TPR at 1 % FPR, %": lambda found: _true_positives(found.get("canaries")),
         "epsilon at least": lambda found: "-" if not found.get("canaries") else f"{found['canaries']['epsilon']:.2f}",
         "relearned, %": lambda found: _relearned(found, "on half of them"),
         "by retaining, %": lambda found: _relearned(found, "on retained"),
     }
-    cells = {head: [text(found) for found in shown.values()] for head, text in columns.items()}
-    kept = {head: texts for head, texts in cells.items() if set(texts) != {"-"}}
-    return _table(
-        list(kept), [[name, *line] for name, line in zip(shown, zip(*kept.values(), strict=True), strict=True)]
-    )
+    cells = {head: [text(found) for found in shown.values()] for head, text in figures.items()}
+    return _table(list(shown), [[head, *texts] for head, texts in cells.items() if set(texts) != {"-"}])
 
 
 def _auc(attack):
@@ -140,8 +137,8 @@ def _classes(audited):
     models = list(audited["classes"])
     of_each = sorted(audited["classes"]["original"], key=int)
     lines = [[f"class {c}", *(f"{100 * audited['classes'][model][c]:.1f}" for model in models)] for c in of_each]
-    table = _table([f"retain error, {model}, %" for model in models], lines)
-    return f'<h2>Each class</h2>\n<div class="wide">{table}</div>'
+    table = _table(models, lines)
+    return f'<h2>Each class: retain error, %</h2>\n<div class="wide">{table}</div>'
 
 
 def _facts(made):

@@ -4,9 +4,11 @@ import html
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,29 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
     assert "@media print" in text
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser, Debian's package chromium")
+@pytest.mark.parametrize("width", [400, 1_200])
+def test_in_a_browser_the_page_is_drawn_and_nothing_is_wider_than_the_screen(width, finished, tmp_path):
+    page = (finished / "run" / "report.html").read_text()
+    (tmp_path / "page.html").write_text(page)
+    # In a frame, as no window of a browser without a screen is as narrow as a phone.
+    frame = f'<iframe width="{width}" style="border: 0" srcdoc="{html.escape(page)}" onload="measure(this)"></iframe>'
+    measure = "document.title = frame.contentDocument.documentElement.scrollWidth"
+    (tmp_path / "frame.html").write_text(f"<script>function measure(frame) {{ {measure} }}</script>{frame}")
+    options = "--headless --no-sandbox --disable-gpu --hide-scrollbars"
+    browser = ["chromium", *options.split(), f"--window-size={width},900"]
+    address = [(tmp_path / f"{name}.html").as_uri() for name in ("frame", "page")]
+    dumped = subprocess.run([*browser, "--dump-dom", address[0]], capture_output=True, text=True, timeout=60).stdout
+    assert f"<title>{width}</title>" in dumped
+    subprocess.run([*browser, f"--screenshot={tmp_path / 'page.png'}", address[1]], capture_output=True, timeout=60)
+    pixels = np.asarray(PIL.Image.open(tmp_path / "page.png").convert("RGB"))
+    assert pixels.shape == (900, width, 3)
+    colors = {tuple(color) for color in pixels.reshape(-1, 3)[::7].tolist()}
+    # The line of the run and the band of unseen data are on the screen, not text alone.
+    assert {(11, 110, 79), (255, 255, 255)} <= colors
+
+
 def test_figures_on_the_page_are_those_of_the_report(finished):
     made = records.read(finished / "run" / "report.json", "report")
     text = (finished / "run" / "report.html").read_text()
@@ -61,6 +86,7 @@ def test_figures_on_the_page_are_those_of_the_report(finished):
     assert f"{100 * level['forget_error']:.1f} %, aimed at {100 * level['target']:.1f} %" in text
     auc = made["audit"]["unlearned"]["attacks"]["forgotten"]["auc"]
     assert f"<td>{auc:.2f} (" in text
+    assert "epsilon at least" in text
     assert made["reached"]["params"] in text
     assert not re.search(r"certified|compliant", text, re.IGNORECASE)
 
