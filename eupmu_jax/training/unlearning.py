@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
+from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
@@ -145,6 +146,9 @@ def unlearn(
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(params, sets, held_out, **counts, probes=probes, seed=seed)
+    if mesh is not None:
+        # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
+        params = jax.device_put(params, param_shardings(params, mesh))
     task, params, whole = trainable(task, params, frozen)
     aim = aim_of(task, params, sets, held_out, settings.get("target")) if chosen.steers else None
     if aim is not None:
