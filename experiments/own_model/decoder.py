@@ -1,10 +1,9 @@
 """A file of your own for `eupmu unlearn`, on a mesh: a small decoder that knows dictionary entries by heart.
 
-It needs Debian's package dict-devil. The mesh takes all devices there are; the same file runs on one.
-
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 eupmu unlearn experiments/own_model/decoder.py ...
-
-The model is trained at the first use, in about two minutes on 2 cores.
+It needs Debian's package dict-devil. The mesh takes all devices there are; the same file runs on one. The model is
+trained at the first use, in two minutes on 2 cores. One CPU can pretend to be eight devices, with
+XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"; without the
+second flag the eight may wait for each other for ever on few cores.
 """
 
 from pathlib import Path
