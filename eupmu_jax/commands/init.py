@@ -43,6 +43,9 @@ with np.load("held_out.npz") as saved:
 #   def retrain(positions):
 #       return train(initial_params, data at these positions alone)
 
+# For errors by group in place of class in the audit:
+#   groups = an array with the group of each example of the data
+
 # On many devices: examples are split along the axis `data` of the mesh, large parameters along `model`.
 #   mesh = eupmu.sharding.make_mesh(data=4, model=2)
 

@@ -135,10 +135,11 @@ def _classes(audited):
     if not audited["classes"]:
         return ""
     models = list(audited["classes"])
-    of_each = sorted(audited["classes"]["original"], key=int)
-    lines = [[f"class {c}", *(f"{100 * audited['classes'][model][c]:.1f}" for model in models)] for c in of_each]
+    of_each = sorted(audited["classes"]["original"], key=lambda name: name.zfill(9) if name.isdigit() else name)
+    percent = lambda model, name: f"{100 * audited['classes'][model][name]:.1f}"
+    lines = [[name, *(percent(model, name) for model in models)] for name in of_each]
     table = _table(models, lines)
-    return f'<h2>Each class: retain error, %</h2>\n<div class="wide">{table}</div>'
+    return f'<h2>Retain error of each class or group, %</h2>\n<div class="wide">{table}</div>'
 
 
 def _facts(made):

@@ -47,14 +47,14 @@ def make(path: Path, out: Path) -> dict:
     Args:
       path: Of the user's file. It is named by the user each time: nothing that a run's folder says is executed. With
         `shadows`, pairs of parameters and of the positions that they were trained on, there is an attack on each
-        example beside that on all.
+        example beside that on all. With `groups`, one for each example of the data, errors are by group, not by class.
       out: Folder of the run. Where it has retrained parameters (`deletion.retrain`), these are audited beside.
 
     Returns:
       `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `canaries` and
       with shadow models `lira` of the forgotten, `errors`, and `relearning` on half of the forgotten and on retained
-      examples; `rounding` of the unlearned parameters; `classes` with the retain error of each; `earlier`: what
-      earlier runs forgot, under the parameters of this one.
+      examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or group;
+      `earlier`: what earlier runs forgot, under the parameters of this one.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data or another model than the file has, damaged
@@ -83,7 +83,7 @@ def make(path: Path, out: Path) -> dict:
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): _errors(task, rounded(found[0], bits), sides) for bits in BITS}
-    audited["classes"] = _of_classes(task, models, retain)
+    audited["classes"] = _of_classes(task, models, retain, _groups(own, data))
     gone = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen) for part in gone]
     verdict, reasons = _verdict(audited, reached["level"], unseen is not None)
@@ -150,14 +150,23 @@ def _relearning(task, params, forget, retain):
     return curves
 
 
-def _of_classes(task, models, retain):
-    """The retain error of each class under each model, where the examples have labels."""
-    labels = retain.tree.get("labels") if isinstance(retain, Examples) and isinstance(retain.tree, dict) else None
-    if task.num_classes is None or labels is None or np.ndim(labels) != 1:
+def _of_classes(task, models, retain, groups):
+    """The retain error of each group, or else each class where the examples have labels, under each model."""
+    if groups is None and task.num_classes is not None and isinstance(retain, Examples):
+        groups = retain.tree.get("labels") if isinstance(retain.tree, dict) else None
+    if groups is None or np.ndim(groups) != 1:
         return None
-    of_each = np.asarray(labels)[retain.ids]
+    of_each = np.asarray(groups)[retain.ids]
     found = {name: levels.unseen_levels(task, params, retain, of_each) for name, params in models.items()}
     return {name: {str(c): level.error for c, level in errors.items()} for name, errors in found.items()}
+
+
+def _groups(own, data):
+    """The user's group of each example, if he names any; raises `ValueError` for another number of them."""
+    groups = own.get("groups")
+    if groups is not None and np.shape(groups) != (len(data),):
+        raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
+    return groups
 
 
 def _verdict(audited, level, has_unseen):

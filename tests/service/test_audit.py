@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eupmu_jax.commands import cli
+from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, user_file
 from eupmu_jax.training import checkpoints
 
@@ -103,6 +104,18 @@ shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
     found = json.loads((out / "audit.json").read_text())
     assert found["original"]["lira"]["low"] > found["original"]["attacks"]["forgotten"]["auc"]
     assert "An attack with shadow models tells the forgotten" in capsys.readouterr().out
+
+
+def test_errors_are_by_the_groups_that_the_file_names(file, tmp_path):
+    before = file.read_text()
+    file.write_text(f"{before}groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n")
+    out = run(file, steps=2)
+    assert set(audit.run(file, out)["classes"]["unlearned"]) == {"clinic <A>", "clinic <B>"}
+    page.run(out)
+    assert "<th>clinic &lt;A&gt;</th>" in (out / "report.html").read_text()
+    file.write_text(f"{before}groups = [1, 2]\n")
+    with pytest.raises(ValueError, match=r"groups: got shape \(2,\), expected \(300,\)"):
+        audit.run(file, out)
 
 
 def test_what_an_earlier_run_forgot_is_audited_again(file):

@@ -171,3 +171,13 @@ def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
         capsys.readouterr().err
         == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
     )
+
+
+def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monkeypatch, capsys):
+    broken = "\ndef outputs(params, batch, key):\n    return batch['no such name']\n\n\n"
+    file.write_text(f"{file.read_text()}{broken}task = task._replace(outputs=outputs)\n")
+    assert eupmu(monkeypatch, "mytask.py", "--out", "run") == 2
+    said = capsys.readouterr().err
+    assert "in outputs" in said
+    assert said.strip().endswith("KeyError: 'no such name'")
+    assert "eupmu_jax" not in said
