@@ -63,8 +63,8 @@ def own_errors(path: Path) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         if not (own := [frame for frame in frames if frame.filename == str(path)]):
             raise
-        lines = traceback.format_list(own) + traceback.format_exception_only(error)
-        raise UserFileError("".join(["Traceback, the lines of your file:\n", *lines]).strip()) from error
+        lines = "".join(["Traceback, the lines of your file:\n", *traceback.format_list(own)])
+        raise UserFileError(f"{lines}{type(error).__qualname__}: {error}") from error
 
 
 def data_digest(data: Any) -> str:
