@@ -53,6 +53,7 @@ accuracy on the other half of the forgotten before and after {_steps(audited)} s
 examples alone. Below, the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
+{_earlier(asked, audited)}
 <h2>What this page does not show</h2>
 <p>Attacks by the loss alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
 model. That no trace was found is no proof that there is none.</p>
@@ -140,6 +141,22 @@ def _classes(audited):
     lines = [[name, *(percent(model, name) for model in models)] for name in of_each]
     table = _table(models, lines)
     return f'<h2>Retain error of each class or group, %</h2>\n<div class="wide">{table}</div>'
+
+
+def _earlier(asked, audited):
+    if not asked["earlier"]:
+        return ""
+    lines = [
+        [
+            f"run {number}, {len(run['positions']):,} examples",
+            f"{100 * run['target']:.1f}",
+            _level(found["errors"]["forgotten"]),
+            _auc(found.get("attacks", {}).get("forgotten")),
+        ]
+        for number, (run, found) in enumerate(zip(asked["earlier"], audited["earlier"], strict=True), 1)
+    ]
+    table = _table(["aimed at, %", "error now, %", "AUC"], lines)
+    return f'<h2>What earlier runs forgot</h2>\n<div class="wide wrap">{table}</div>'
 
 
 def _facts(made):

@@ -125,6 +125,8 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     assert found["verdict"] == audit.PASSED
     (earlier,) = found["earlier"]
     assert earlier["errors"]["forgotten"]["examples"] == 30
+    page.run(second)
+    assert "<th>run 1, 30 examples</th>" in (second / "report.html").read_text()
     # This run began where that one ended.
     assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
     # As if far more had been forgotten then.
