@@ -122,6 +122,7 @@ def as_task_batch(data):
     return {"inputs": data["x"], "labels": data["y"]}
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_readme_forget_a_class_and_keep_the_limit(digits):
     """They run as they stand, given what they call the reader's own."""
     start, data = digits

@@ -93,6 +93,7 @@ def test_unlearned_models_can_be_restored(demo):
     assert figures["retain_loss"] == pytest.approx(rows["EUPMU implicit"]["retain_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkeypatch):
     out, _, rows = demo
     shutil.copytree(out, tmp_path / "out")
@@ -155,6 +156,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     assert "another run is at work" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [

@@ -14,6 +14,7 @@ def eupmu(monkeypatch, *arguments):
     cli.main()
 
 
+@pytest.mark.slow
 def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     eupmu(monkeypatch, "init")

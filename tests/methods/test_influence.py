@@ -74,6 +74,7 @@ def test_products_are_those_of_the_whole_matrix(data, kind, chunks, task):
     np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_the_gauss_newton_matrix_of_a_linear_model_is_the_hessian(data):
     sample = part(data, 0, 80)
     params = 0.3 * jax.random.normal(jax.random.key(0), (16, 10))
@@ -82,6 +83,7 @@ def test_the_gauss_newton_matrix_of_a_linear_model_is_the_hessian(data):
     np.testing.assert_allclose(curvature_of(LINEAR, params, sample, "gauss_newton"), hessian, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 def test_the_step_is_the_exact_solution(data, kind):
     forget, retain = part(data, 0, 50), part(data, 50, 450)
@@ -113,6 +115,7 @@ def test_the_first_iteration_is_the_exact_step_along_the_gradient_for_many_image
     np.testing.assert_allclose(ravel_pytree(step)[0], length * change, atol=1e-4 * jnp.abs(length * change).max())
 
 
+@pytest.mark.slow
 def test_short_of_passes_it_iterates_less_over_fewer_examples(digits):
     settings = {"learning_rate": 1.0, "damping": 0.01, "curvature": "gauss_newton"}
     known = digits.terms(steps=1)

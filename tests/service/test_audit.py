@@ -72,6 +72,7 @@ def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, 
         assert len(found[model]["relearning"]["on retained"]["step"]) == 5
 
 
+@pytest.mark.slow
 def test_what_is_still_known_fails(file, monkeypatch, capsys):
     assert eupmu_audit(monkeypatch, run(file, steps=1, ids=150), "mytask.py") == 4
     assert "The forgotten are still known: an error of 0.0" in capsys.readouterr().out
@@ -93,6 +94,7 @@ def test_a_retrained_model_is_audited_beside(file):
     assert found["verdict"] == audit.PASSED
 
 
+@pytest.mark.slow
 def test_shadow_models_tell_of_each_example_what_the_attack_on_all_does_not(file, monkeypatch, capsys):
     shadows = """
 halves = [np.random.default_rng(n).permutation(300)[:150] for n in range(6)]
@@ -106,6 +108,7 @@ shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
     assert "An attack with shadow models tells the forgotten" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_errors_are_by_the_groups_that_the_file_names(file, tmp_path):
     before = file.read_text()
     file.write_text(f"{before}groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n")
@@ -118,6 +121,7 @@ def test_errors_are_by_the_groups_that_the_file_names(file, tmp_path):
         audit.run(file, out)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_forgot_is_audited_again(file):
     first = run(file, name="first")
     second = run(file, name="second", first=30, ids=50, after=first)

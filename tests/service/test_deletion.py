@@ -72,6 +72,7 @@ def test_a_damaged_record_is_named(file, tmp_path):
         run(file, out, ASKED._replace(steps=2))
 
 
+@pytest.mark.slow
 def test_a_second_run_goes_on_from_the_first_and_retains_no_more_what_that_forgot(file, tmp_path):
     first = run(file, tmp_path / "first")
     second = run(file, tmp_path / "second", ids=np.arange(30, 50), after=tmp_path / "first")
@@ -123,6 +124,7 @@ class Source:
         return {name: array[positions] for name, array in self.tree.items()}
 
 
+@pytest.mark.slow
 def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
     whole = file.read_text()
     file.write_text(whole + "from tests.service.test_deletion import Source\ndata = Source(data)\n")
@@ -140,6 +142,7 @@ def eupmu(monkeypatch, *arguments):
     return exit_info.value.code
 
 
+@pytest.mark.slow
 def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monkeypatch, capsys):
     # Of so many, none wrong can be told from the error of unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))

@@ -103,6 +103,7 @@ def test_requests_keep_their_order_when_the_clock_goes_back(tmp_path, monkeypatc
         assert [(r.number, r.made[:4]) for r in ledger.listed(connection)] == [(1, "2030"), (2, "1999")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["data['inputs'][5] = np.nan", "data['inputs'][50:60] = np.inf"])
 def test_examples_that_are_no_numbers_end_in_finite_parameters(broken, file, tmp_path):
     file.write_text(f"{file.read_text()}data = {{name: array.copy() for name, array in data.items()}}\n{broken}\n")

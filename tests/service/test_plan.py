@@ -32,6 +32,7 @@ def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
     assert {name: made["examples"][name] for name in ("forget", "retain")} == reached["examples"]
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file):
     fits = make(file)
     assert fits["smaller"] is None
@@ -44,6 +45,7 @@ def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file):
     assert "with the smallest batches too" in plan.said(make(file, device_bytes=1_000))
 
 
+@pytest.mark.slow
 def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, monkeypatch, capsys):
     data = user_file.data_digest(user_file.load(file, ("data",))["data"])
     with ledger.opened(tmp_path / "requests.db") as connection:
@@ -69,6 +71,7 @@ def test_it_says_with_what_an_audit_can_compare(file):
     assert "so it will be inconclusive" in plan.said(make(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["EUPMU", "weighted sum", "SalUn", "SCRUB", "random labels", "EUPMU budget"])
 def test_a_footprint_counts_the_passes_of_the_method(method, file):
     own = user_file.load(file, deletion.NEEDED)

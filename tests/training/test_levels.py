@@ -153,6 +153,7 @@ def test_a_class_that_stays_has_its_own_level(digits):
     assert run.level.target == pytest.approx(levels[8].error)
 
 
+@pytest.mark.slow
 def test_without_held_out_data_the_target_is_that_of_chance_and_said(digits, caplog):
     run = digits.unlearn(np.arange(300) < 30, steps=2)
     assert run.level.target == pytest.approx(0.9)

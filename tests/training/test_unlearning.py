@@ -100,11 +100,13 @@ def test_a_run_counts_its_passes_and_is_watched(digits, method):
     assert run.share is None
 
 
+@pytest.mark.slow
 def test_without_probes_nothing_is_measured(digits):
     run = digits.unlearn("weighted sum", held_out=digits.held_out)
     assert run.history == run.figures == {}
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_by_its_seed(digits):
     first, again, other = (digits.unlearn("random labels", seed=s, probes=2) for s in (0, 0, 1))
     chex.assert_trees_all_equal(first.params, again.params)
@@ -201,6 +203,7 @@ def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
 # Parameters of other kinds.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [{"hidden": True, "head": False, "bias": False}, lambda params: FROZEN])
 def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(digits, is_frozen):
     run = digits.unlearn("EUPMU", frozen=is_frozen)
@@ -315,6 +318,7 @@ def assert_same(run, whole):
     assert run.share == whole.share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["EUPMU", "EUPMU implicit", "random labels"])
 def test_interrupted_and_called_again_it_is_the_same_to_the_bit(digits, method, tmp_path):
     run = functools.partial(digits.unlearn, method, probes=4, save_every=5)
