@@ -1,0 +1,93 @@
+"""Samples of a diffusion model: DDIM and ancestral, with classifier-free guidance."""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.objectives import diffusion
+
+
+def sample(
+    denoise: Callable,
+    params: chex.ArrayTree,
+    schedule: diffusion.Schedule,
+    labels: chex.Array,
+    shape: tuple[int, ...],
+    key: chex.PRNGKey,
+    *,
+    nothing: int,
+    prediction: diffusion.Prediction = "v",
+    steps: int = 50,
+    guidance: float = 2.0,
+    eta: float = 0.0,
+) -> chex.Array:
+    r"""Images for conditions, from noise (Song et al. 2021, arXiv 2010.02502, equation 12).
+
+    .. math:: x_u = a_u \hat x + \sqrt{s_u^2 - \sigma^2}\, \hat\epsilon + \sigma z, \quad
+              \sigma = \eta\, \frac{s_u}{s_t} \sqrt{1 - a_t^2 / a_u^2}
+
+    from each time t to the next, u, with what the guided prediction means for the image and the noise; the image is cut
+    to [-1, 1]. Everything is drawn from the key, so one key gives one set of samples, on any devices.
+
+    Args:
+      denoise: `denoise(params, x_t, t, labels) -> prediction`.
+      params: Its parameters; the moving average of training, if there is one.
+      schedule: Of training.
+      labels: Ints `(n,)`.
+      shape: Of an image.
+      key: Of all noise.
+      nothing: The label that stands for no condition.
+      prediction: What the model predicts.
+      steps: Calls of the model, spread evenly over the schedule; two evaluations each.
+      guidance: w of `diffusion.guided`; 0 is the model's own conditional prediction.
+      eta: 0 is DDIM, deterministic after the first noise; 1 is ancestral sampling.
+
+    Returns:
+      `(n, *shape)` in [-1, 1].
+
+    Raises:
+      ValueError: For more steps than the schedule has, or none; an eta outside [0, 1]; or an unknown prediction.
+
+    >>> zero = lambda params, x_t, t, labels: 0 * x_t
+    >>> schedule = diffusion.cosine_schedule(20)
+    >>> images = sample(zero, None, schedule, jnp.zeros(3, int), (2, 2, 1), jax.random.key(0), nothing=1, steps=5)
+    >>> images.shape
+    (3, 2, 2, 1)
+    """
+    if not 1 <= steps <= schedule.steps:
+        raise ValueError(f"steps: got {steps}, expected from 1 to those of the schedule, {schedule.steps}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
+    if prediction not in diffusion.PREDICTIONS:
+        raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(diffusion.PREDICTIONS)}")
+    return _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels, key, guidance, eta)
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels, key, guidance, eta):
+    n = len(labels)
+    times = np.linspace(schedule.steps - 1, 0, steps).round().astype(np.int32)
+    left = np.asarray(schedule.alpha_bar, np.float32)
+    now, after = left[times], np.append(left[times[1:]], np.float32(1))
+    first, noises = jax.random.split(key)
+    both = jnp.concatenate([labels, jnp.full_like(labels, nothing)])
+
+    def step(x_t, given):
+        t, now, after, key = given
+        at = jnp.full(n, t)
+        conditional, unconditional = jnp.split(
+            denoise(params, jnp.concatenate([x_t, x_t]), jnp.concatenate([at, at]), both), 2
+        )
+        predicted = diffusion.guided(conditional, unconditional, guidance)
+        x = jnp.clip(diffusion.x_of(prediction, schedule, predicted, x_t, at), -1, 1)
+        noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(1 - now)
+        sigma = eta * jnp.sqrt((1 - after) / (1 - now)) * jnp.sqrt(jnp.maximum(1 - now / after, 0))
+        kept = jnp.sqrt(jnp.maximum(1 - after - sigma**2, 0))
+        return jnp.sqrt(after) * x + kept * noise + sigma * jax.random.normal(key, x_t.shape), None
+
+    start = jax.random.normal(first, (n, *shape))
+    return jax.lax.scan(step, start, (times, now, after, jax.random.split(noises, steps)))[0]

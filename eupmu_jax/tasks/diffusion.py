@@ -1,0 +1,156 @@
+"""Conditional diffusion models as tasks: batches are dicts of `inputs`, images in [-1, 1], and int `labels`."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from eupmu_jax.objectives import diffusion as objectives
+from eupmu_jax.tasks.task import Task
+
+# Of evaluation, so that two models are compared on the same noise at the same times.
+FIXED = 0
+
+
+def diffusion(
+    denoise: Callable,
+    schedule: objectives.Schedule,
+    *,
+    num_conditions: int,
+    prediction: objectives.Prediction = "v",
+    original: chex.ArrayTree | None = None,
+    dropout: float = 0.1,
+    gamma: float | None = None,
+    guidance: float = 1.0,
+    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+) -> Task:
+    r"""The task of a diffusion model with classes or words as conditions; its retain loss is the denoising loss.
+
+    .. math:: l = \frac1n \sum_i w(t_i)\, \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2 / d
+
+    with d numbers in an image. Times are stratified; times and noise come from the key, so that all losses of a step
+    share them. Evaluation, with no key, draws always the same: only the difference of two models on the same noise
+    tells a small rise. A share of the conditions is left out in training, and counts in the retain loss alone.
+
+    Forget losses, each the mean squared error of the prediction for the forgotten condition, against
+
+    - `unconditional`: the prediction for no condition, :math:`f_0(x_t, \varnothing)`;
+    - `other_condition`: that for the next one, :math:`f_0(x_t, c + 1)` (SalUn, Fan et al., arXiv 2310.12508);
+    - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD);
+    - `noise`: uniform noise in place of the Gaussian (EraseDiff, Wu et al., arXiv 2401.05779);
+    - `surrogate`: the denoising loss of images of uniform noise (Selective Amnesia, Heng & Soh, arXiv 2305.10120);
+    - `bounded_ascent`: ascent on the denoising loss until it is that of predicting 0, the mean square of the target.
+
+    :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
+
+    Args:
+      denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints
+        in [0, num_conditions], of which the last stands for no condition.
+      schedule: Of `objectives.diffusion`.
+      num_conditions: At least 2.
+      prediction: What the model predicts: "epsilon", "v" or "x".
+      original: Parameters of the original model, a constant of the compiled programs.
+      dropout: Share of the conditions left out in training.
+      gamma: Of `min_snr_weights`; None weighs all times alike.
+      guidance: Of `negative_guidance`.
+      fresh_params: `fresh_params(key)`: untrained parameters.
+
+    Returns:
+      The task. Its error is the denoising loss of each example.
+
+    Raises:
+      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, or a share outside
+        of [0, 1).
+
+    >>> schedule = objectives.cosine_schedule(10)
+    >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
+    >>> batch = {"inputs": jnp.zeros((4, 8)), "labels": jnp.zeros(4, int)}
+    >>> outputs = task.outputs(1.0, batch, None)
+    >>> bool(task.retain(outputs, batch) > 0), task.error(outputs, batch).shape
+    (True, (4,))
+    """
+    if not callable(denoise):
+        raise ValueError(f"denoise: got {denoise!r}, expected a function (params, x_t, t, labels) -> prediction")
+    if num_conditions < 2:
+        raise ValueError(f"num_conditions: got {num_conditions}, expected at least 2")
+    if prediction not in objectives.PREDICTIONS:
+        raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(objectives.PREDICTIONS)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
+
+    def outputs(params, batch, key):
+        x, labels = batch["inputs"], batch["labels"]
+        keys = jax.random.split(jax.random.key(FIXED) if key is None else key, 5)
+        t = objectives.stratified_times(keys[0], len(x), schedule.steps)
+        noise = jax.random.normal(keys[1], x.shape, x.dtype)
+        left_out = jnp.zeros(len(x), bool) if key is None else jax.random.bernoulli(keys[2], dropout, (len(x),))
+        x_t, nothing = objectives.noised(schedule, x, t, noise), jnp.full_like(labels, num_conditions)
+        teacher = jax.lax.stop_gradient(params if original is None else original)
+        images = jax.random.uniform(keys[3], x.shape, x.dtype, -1, 1)
+        a, s = schedule.at(t, x.ndim)
+        flat = jax.random.uniform(keys[4], x.shape, x.dtype)
+        weights = jnp.ones(len(x)) if gamma is None else objectives.min_snr_weights(prediction, schedule, t, gamma)
+        unconditional, conditional = (denoise(teacher, x_t, t, c) for c in (nothing, labels))
+        return {
+            "prediction": denoise(params, x_t, t, jnp.where(left_out, nothing, labels)),
+            "target": objectives.target(prediction, schedule, x, t, noise),
+            "weights": weights,
+            "counts": 1.0 - left_out,
+            "unconditional": unconditional,
+            "other_condition": denoise(teacher, x_t, t, (labels + 1) % num_conditions),
+            "negative_guidance": objectives.negative_guidance(conditional, unconditional, guidance),
+            # Of the noise that the image's share of x_t leaves, in what the model predicts.
+            "noise": {"epsilon": flat, "x": (x_t - s * flat) / a, "v": (flat - s * x_t) / a}[prediction],
+            "surrogate_prediction": denoise(params, objectives.noised(schedule, images, t, noise), t, labels),
+            "surrogate": objectives.target(prediction, schedule, images, t, noise),
+        }
+
+    return Task(
+        outputs=outputs,
+        retain=_denoising,
+        forget=FORGET,
+        divergence=lambda ours, teacher: jnp.mean(jnp.square(ours["prediction"] - teacher["prediction"])),
+        error=_errors,
+        fresh_params=fresh_params,
+    )
+
+
+def _errors(outputs, batch):
+    return outputs["weights"] * objectives.squared_errors(outputs["prediction"], outputs["target"])
+
+
+def _denoising(outputs, batch):
+    return jnp.mean(_errors(outputs, batch))
+
+
+def _mean(values, outputs):
+    """Over the examples whose condition was not left out."""
+    return jnp.sum(values * outputs["counts"]) / jnp.maximum(jnp.sum(outputs["counts"]), 1)
+
+
+def _towards(name):
+    def loss(outputs, batch):
+        return _mean(objectives.squared_errors(outputs["prediction"], outputs[name]), outputs)
+
+    return loss
+
+
+def _surrogate(outputs, batch):
+    return jnp.mean(objectives.squared_errors(outputs["surrogate_prediction"], outputs["surrogate"]))
+
+
+def _bounded_ascent(outputs, batch):
+    bound = objectives.squared_errors(jnp.zeros_like(outputs["target"]), outputs["target"])
+    found = objectives.squared_errors(outputs["prediction"], outputs["target"])
+    return _mean(jnp.maximum(bound - found, 0), outputs)
+
+
+FORGET = {
+    "unconditional": _towards("unconditional"),
+    "other_condition": _towards("other_condition"),
+    "negative_guidance": _towards("negative_guidance"),
+    "noise": _towards("noise"),
+    "surrogate": _surrogate,
+    "bounded_ascent": _bounded_ascent,
+}

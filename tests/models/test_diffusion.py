@@ -1,0 +1,103 @@
+"""The diffusion transformer and the samplers: parameters counted, exact solutions, one key one sample."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from eupmu_jax.models.dit import DiT
+from eupmu_jax.models.sampling import sample
+from eupmu_jax.objectives import diffusion
+
+SCHEDULE = diffusion.cosine_schedule(200)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=2, heads=2, rngs=nnx.Rngs(0))
+
+
+def test_parameters_are_as_many_as_the_layers_say(model):
+    w, numbers, patches = 16, 32, 4
+    block = (w * 6 * w + 6 * w) + 4 * (w * w + w) + (w * 4 * w + 4 * w) + (4 * w * w + w)
+    ends = (numbers * w + w) + patches * w + (w * w + w) + 4 * w + (w * 2 * w + 2 * w) + (w * numbers + numbers)
+    counted = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert counted == 2 * block + ends
+
+
+def test_the_first_prediction_is_zero_and_patches_go_back_to_their_places(model):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
+    np.testing.assert_array_equal(model(x, jnp.array([0, 9]), jnp.array([0, 3])), 0)
+    # With a last layer that looks at one patch alone, a change there changes nothing elsewhere.
+    alone = DiT(3, in_channels=2, image_size=8, patch_size=4, width=32, layers=0, heads=2, rngs=nnx.Rngs(0))
+    alone.out.kernel[...] = jax.random.normal(jax.random.key(1), alone.out.kernel.shape)
+    moved = x.at[:, 4:, :4].add(1.0)
+    t, labels = jnp.array([0, 9]), jnp.array([0, 3])
+    differs = np.any(np.asarray(alone(x, t, labels) != alone(moved, t, labels)), axis=(0, 3))
+    expected = np.zeros((8, 8), bool)
+    expected[4:, :4] = True
+    np.testing.assert_array_equal(differs, expected)
+
+
+def exact(params, x_t, t, labels):
+    """Predicts x for data that are one point for each condition, and their mean for none."""
+    points = jnp.concatenate([params, params.mean(axis=0, keepdims=True)])
+    return jnp.broadcast_to(points[labels][:, None], x_t.shape)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 7, 200])
+def test_a_perfect_model_of_points_samples_these_points(steps, eta):
+    points, labels = jnp.array([[-0.5], [0.25]]), jnp.array([0, 1, 1])
+    options = {"nothing": 2, "prediction": "x", "steps": steps, "eta": eta}
+    found = sample(exact, points, SCHEDULE, labels, (4, 1), jax.random.key(0), guidance=0.0, **options)
+    np.testing.assert_allclose(found[:, :, 0], np.broadcast_to([[-0.5], [0.25], [0.25]], (3, 4)), atol=1e-5)
+    # Guidance goes on from the mean through the point.
+    pushed = sample(exact, points, SCHEDULE, labels, (4, 1), jax.random.key(0), guidance=1.0, **options)
+    np.testing.assert_allclose(pushed[0, :, 0], 2 * -0.5 - -0.125, atol=1e-5)
+
+
+def gaussian(params, x_t, t, labels):
+    """Predicts the noise for data that are normal with mean 0 and this standard deviation: linear in x_t."""
+    a, s = SCHEDULE.at(t, x_t.ndim)
+    return s * x_t / (a**2 * params**2 + s**2)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_exact_model_of_a_gaussian_samples_its_standard_deviation(eta):
+    labels = jnp.zeros(4_000, int)
+    options = {"nothing": 1, "prediction": "epsilon", "steps": 200, "guidance": 0.0, "eta": eta}
+    found = sample(gaussian, 0.25, SCHEDULE, labels, (1,), jax.random.key(0), **options)
+    np.testing.assert_allclose([found.mean(), found.std()], [0.0, 0.25], atol=0.015)
+
+
+def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
+    graph, params = nnx.split(model, nnx.Param)
+    denoise = lambda params, x_t, t, labels: x_t + nnx.merge(graph, params)(x_t, t, labels)
+    draw = lambda key: sample(denoise, params, SCHEDULE, jnp.arange(3), (8, 8, 2), key, nothing=3, steps=3)
+    one = draw(jax.random.key(0))
+    np.testing.assert_array_equal(one, draw(jax.random.key(0)))
+    assert np.any(one != draw(jax.random.key(1)))
+    assert np.abs(one).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 201}, "steps: got 201, expected from 1 to those of the schedule, 200"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"eta": 2.0}, "eta: got 2.0, expected a number from 0"),
+        ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
+    ],
+)
+def test_what_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        sample(exact, None, SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=1, **change)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="patch_size: got 3, expected a divisor of the image size 8"):
+        DiT(3, patch_size=3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="width: got 10, expected an even multiple of heads, 4"):
+        DiT(3, width=10, rngs=nnx.Rngs(0))

@@ -1,0 +1,94 @@
+"""Schedules against published values, and the identities between what a diffusion model may predict."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eupmu_jax.objectives import diffusion
+
+SCHEDULES = {"linear": diffusion.linear_schedule(), "cosine": diffusion.cosine_schedule()}
+
+
+def images(seed, count=6):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(count, 4, 4, 1)), jnp.float32) for _ in range(3))
+
+
+def test_the_linear_schedule_is_that_of_ddpm():
+    # 4.0358e-05 is what is left after 1,000 steps of 1e-4 to 0.02, and half is left near step 260.
+    left = np.array(SCHEDULES["linear"].alpha_bar)
+    np.testing.assert_allclose([left[0], left[-1]], [0.9999, 4.0358e-05], rtol=1e-4)
+    assert abs(int(np.argmax(left < 0.5)) - 260) <= 5
+
+
+def test_the_cosine_schedule_is_its_formula_where_no_variance_is_cut():
+    steps, f = 1_000, lambda t: np.cos((t / 1_000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    expected = [f(t) / f(0) for t in (1, 250, 500, 900)]
+    np.testing.assert_allclose([SCHEDULES["cosine"].alpha_bar[t - 1] for t in (1, 250, 500, 900)], expected, rtol=1e-6)
+    left = np.array(SCHEDULES["cosine"].alpha_bar)
+    assert SCHEDULES["cosine"].steps == steps
+    assert np.all(np.diff(left) < 0)
+    np.testing.assert_allclose(1 - left[-1] / left[-2], 0.999, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@given(seed=st.integers(0, 99), at=st.integers(0, 899))
+def test_every_prediction_means_the_same_image_and_noise(name, seed, at):
+    schedule, (x, noise, _) = SCHEDULES[name], images(seed)
+    t = jnp.full(len(x), at)
+    x_t = diffusion.noised(schedule, x, t, noise)
+    for prediction in diffusion.PREDICTIONS:
+        perfect = diffusion.target(prediction, schedule, x, t, noise)
+        # Where little of either is left, it is found by a division.
+        a, s = (float(part.ravel()[0]) for part in schedule.at(t, 4))
+        np.testing.assert_allclose(diffusion.x_of(prediction, schedule, perfect, x_t, t), x, atol=2e-6 / a)
+        np.testing.assert_allclose(diffusion.epsilon_of(prediction, schedule, perfect, x_t, t), noise, atol=2e-6 / s)
+
+
+@given(seed=st.integers(0, 99), at=st.integers(20, 899))
+def test_losses_of_epsilon_v_and_x_agree_after_conversion(seed, at):
+    schedule, (x, noise, wrong) = SCHEDULES["cosine"], images(seed)
+    t = jnp.full(len(x), at)
+    x_t = diffusion.noised(schedule, x, t, noise)
+    found = {}
+    for prediction in diffusion.PREDICTIONS:
+        # The same wrong noise, in the words of each.
+        predicted = diffusion.target(prediction, schedule, diffusion.x_of("epsilon", schedule, wrong, x_t, t), t, wrong)
+        errors = diffusion.squared_errors(predicted, diffusion.target(prediction, schedule, x, t, noise))
+        found[prediction] = diffusion.min_snr_weights(prediction, schedule, t) * errors
+    np.testing.assert_allclose(found["v"], found["epsilon"], rtol=2e-3)
+    np.testing.assert_allclose(found["x"], found["epsilon"], rtol=2e-3)
+
+
+@given(seed=st.integers(0, 999), count=st.integers(1, 64), steps=st.sampled_from([2, 50, 1_000]))
+def test_there_is_a_time_in_every_part(seed, count, steps):
+    times = np.sort(diffusion.stratified_times(jax.random.key(seed), count, steps))
+    assert times.min() >= 0
+    assert times.max() < steps
+    parts = np.arange(count) * steps / count
+    assert np.all(times >= np.floor(parts))
+    assert np.all(times <= parts + steps / count)
+
+
+def test_negative_guidance_of_zero_is_the_unconditional_target_and_guidance_of_zero_the_conditional():
+    conditional, unconditional, _ = images(0)
+    np.testing.assert_array_equal(diffusion.negative_guidance(conditional, unconditional, 0.0), unconditional)
+    np.testing.assert_array_equal(diffusion.guided(conditional, unconditional, 0.0), conditional)
+    # ESD turns the guidance of sampling around.
+    np.testing.assert_allclose(
+        diffusion.negative_guidance(conditional, unconditional, 2.0),
+        diffusion.guided(conditional, unconditional, -3.0),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("call", [lambda p: diffusion.target(p, SCHEDULES["linear"], *[None] * 3)])
+def test_what_is_unknown_is_named(call):
+    with pytest.raises(ValueError, match="prediction: got 'noise', expected one of epsilon, v, x"):
+        call("noise")
+    with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
+        diffusion.linear_schedule(1)

@@ -1,0 +1,125 @@
+"""The diffusion task: its losses by hand, what a key decides, and that methods run on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax import tasks, unlearn
+from eupmu_jax.objectives import diffusion
+
+SCHEDULE, CLASSES = diffusion.cosine_schedule(100), 3
+
+
+def denoise(params, x_t, t, labels):
+    """Linear in the noised image, with a shift for each condition."""
+    return x_t * params["scale"] + params["shift"][labels]
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    return {"scale": jnp.float32(0.7), "shift": jnp.asarray(rng.normal(size=(CLASSES + 1, 5)), jnp.float32)}
+
+
+def batch_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = jnp.asarray(rng.uniform(-1, 1, size=(count, 5)), jnp.float32)
+    return {"inputs": inputs, "labels": jnp.asarray(rng.integers(CLASSES, size=count))}
+
+
+def task(**options):
+    return tasks.diffusion(denoise, SCHEDULE, num_conditions=CLASSES, **options)
+
+
+def test_forget_losses_are_the_distances_to_their_targets(params):
+    made, batch = task(), batch_of(8)
+    outputs = made.outputs(params, batch, None)
+    shift, labels = np.asarray(params["shift"]), np.asarray(batch["labels"])
+    by_hand = {
+        "unconditional": np.mean((shift[labels] - shift[CLASSES]) ** 2),
+        "other_condition": np.mean((shift[labels] - shift[(labels + 1) % CLASSES]) ** 2),
+        "negative_guidance": np.mean((2 * (shift[labels] - shift[CLASSES])) ** 2),
+    }
+    for name, expected in by_hand.items():
+        np.testing.assert_allclose(made.forget[name](outputs, batch), expected, rtol=1e-4, err_msg=name)
+    assert set(made.forget) == {*by_hand, "noise", "surrogate", "bounded_ascent"}
+    assert float(made.forget["bounded_ascent"](outputs | {"prediction": outputs["target"]}, batch)) > 0.1
+    assert float(made.forget["bounded_ascent"](outputs | {"prediction": 0 * outputs["target"]}, batch)) == 0
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_uniform_noise_is_the_target_of_every_prediction(prediction, params):
+    made, batch = task(prediction=prediction), batch_of(6)
+    outputs = made.outputs(params, batch, None)
+    keys = jax.random.split(jax.random.key(0), 5)
+    t, noise = diffusion.stratified_times(keys[0], 6, 100), jax.random.normal(keys[1], (6, 5))
+    x_t = diffusion.noised(SCHEDULE, batch["inputs"], t, noise)
+    meant = diffusion.epsilon_of(prediction, SCHEDULE, outputs["noise"], x_t, t)
+    np.testing.assert_allclose(meant, jax.random.uniform(keys[4], (6, 5)), atol=1e-3)
+
+
+def test_no_gradient_flows_through_a_target_and_the_original_may_stand_for_it(params):
+    batch = batch_of(8)
+    loss = lambda made: lambda p: made.forget["unconditional"](made.outputs(p, batch, None), batch)
+    gradient = jax.grad(loss(task()))(params)
+    np.testing.assert_array_equal(gradient["shift"][CLASSES], 0)
+    moved = jax.tree.map(lambda leaf: leaf + 1, params)
+    frozen = task(original=params).outputs(moved, batch, None)
+    np.testing.assert_allclose(frozen["unconditional"], task().outputs(params, batch, None)["unconditional"])
+
+
+def test_one_key_gives_one_noise_and_another_another(params):
+    made, batch = task(), batch_of(8)
+    outputs = lambda key: made.outputs(params, batch, key)["target"]
+    np.testing.assert_array_equal(outputs(jax.random.key(1)), outputs(jax.random.key(1)))
+    assert np.any(outputs(jax.random.key(1)) != outputs(jax.random.key(2)))
+    np.testing.assert_array_equal(outputs(None), outputs(None))
+
+
+def test_conditions_left_out_count_in_the_retain_loss_alone(params):
+    made, batch = task(dropout=0.5), batch_of(64)
+    outputs = made.outputs(params, batch, jax.random.key(0))
+    left_out = np.asarray(outputs["counts"]) == 0
+    assert 0.3 < left_out.mean() < 0.7
+    other = outputs | {"prediction": jnp.where(left_out[:, None], 9.0, outputs["prediction"])}
+    for name in ("unconditional", "other_condition", "negative_guidance", "noise", "bounded_ascent"):
+        np.testing.assert_array_equal(made.forget[name](outputs, batch), made.forget[name](other, batch))
+    assert made.retain(outputs, batch) != made.retain(other, batch)
+    assert np.all(np.asarray(made.outputs(params, batch, None)["counts"]) == 1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Parameters that denoise well, by gradient descent."""
+    made, batch = task(), batch_of(64, seed=1)
+    start = {"scale": jnp.float32(0.0), "shift": jnp.zeros((CLASSES + 1, 5))}
+
+    def step(params, key):
+        gradient = jax.grad(lambda p: made.retain(made.outputs(p, batch, key), batch))(params)
+        return jax.tree.map(lambda leaf, slope: leaf - 0.3 * slope, params, gradient), None
+
+    return jax.lax.scan(step, start, jax.random.split(jax.random.key(0), 200))[0]
+
+
+@pytest.mark.parametrize("method", ["weighted sum", "EUPMU", "SCRUB"])
+def test_methods_run_on_it(method, trained):
+    forget, retain, held_out = (batch_of(count, seed) for count, seed in ((16, 0), (64, 1), (64, 2)))
+    result = unlearn(method, task(), trained, forget, retain, held_out, steps=5, probes=1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+    assert result.figures["returned"]["retain_loss"] < 1.1 * result.figures["original"]["retain_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction": "noise"}, "prediction: got 'noise', expected one of epsilon, v, x"),
+        ({"num_conditions": 1}, "num_conditions: got 1, expected at least 2"),
+        ({"dropout": 1.0}, r"dropout: got 1.0, expected a share in \[0, 1\)"),
+        ({"denoise": None}, "denoise: got None, expected a function"),
+    ],
+)
+def test_what_is_refused(change, message):
+    options = {"denoise": denoise, "schedule": SCHEDULE, "num_conditions": CLASSES} | change
+    with pytest.raises(ValueError, match=message):
+        tasks.diffusion(options.pop("denoise"), options.pop("schedule"), **options)
