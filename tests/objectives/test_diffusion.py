@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eupmu_jax.objectives import diffusion
@@ -63,7 +63,8 @@ def test_losses_of_epsilon_v_and_x_agree_after_conversion(seed, at):
     np.testing.assert_allclose(found["x"], found["epsilon"], rtol=2e-3)
 
 
-@given(seed=st.integers(0, 999), count=st.integers(1, 64), steps=st.sampled_from([2, 50, 1_000]))
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999), count=st.sampled_from([1, 7, 64]), steps=st.sampled_from([2, 50, 1_000]))
 def test_there_is_a_time_in_every_part(seed, count, steps):
     times = np.sort(diffusion.stratified_times(jax.random.key(seed), count, steps))
     assert times.min() >= 0

@@ -102,6 +102,7 @@ def trained():
     return jax.lax.scan(step, start, jax.random.split(jax.random.key(0), 200))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["weighted sum", "EUPMU", "SCRUB"])
 def test_methods_run_on_it(method, trained):
     forget, retain, held_out = (batch_of(count, seed) for count, seed in ((16, 0), (64, 1), (64, 2)))
