@@ -66,12 +66,12 @@ def test_in_a_browser_the_page_is_drawn_and_nothing_is_wider_than_the_screen(wid
     frame = f'<iframe width="{width}" style="border: 0" srcdoc="{html.escape(page)}" onload="measure(this)"></iframe>'
     measure = "document.title = frame.contentDocument.documentElement.scrollWidth"
     (tmp_path / "frame.html").write_text(f"<script>function measure(frame) {{ {measure} }}</script>{frame}")
-    options = "--headless --no-sandbox --disable-gpu --hide-scrollbars"
+    options = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
     browser = ["chromium", *options.split(), f"--window-size={width},900"]
     address = [(tmp_path / f"{name}.html").as_uri() for name in ("frame", "page")]
-    dumped = subprocess.run([*browser, "--dump-dom", address[0]], capture_output=True, text=True, timeout=60).stdout
+    dumped = subprocess.run([*browser, "--dump-dom", address[0]], capture_output=True, text=True, timeout=120).stdout
     assert f"<title>{width}</title>" in dumped
-    subprocess.run([*browser, f"--screenshot={tmp_path / 'page.png'}", address[1]], capture_output=True, timeout=60)
+    subprocess.run([*browser, f"--screenshot={tmp_path / 'page.png'}", address[1]], capture_output=True, timeout=120)
     pixels = np.asarray(PIL.Image.open(tmp_path / "page.png").convert("RGB"))
     assert pixels.shape == (900, width, 3)
     colors = {tuple(color) for color in pixels.reshape(-1, 3)[::7].tolist()}
