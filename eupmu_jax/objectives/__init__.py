@@ -1,5 +1,6 @@
 """Forget and retain losses. Everything is minimised."""
 
+from eupmu_jax.objectives import diffusion
 from eupmu_jax.objectives.classification import (
     bounded_ascent,
     cross_entropy,
@@ -9,4 +10,12 @@ from eupmu_jax.objectives.classification import (
     random_labels,
 )
 
-__all__ = ["bounded_ascent", "cross_entropy", "gradient_ascent", "kl_to_teacher", "kl_to_uniform", "random_labels"]
+__all__ = [
+    "bounded_ascent",
+    "cross_entropy",
+    "diffusion",
+    "gradient_ascent",
+    "kl_to_teacher",
+    "kl_to_uniform",
+    "random_labels",
+]
