@@ -12,6 +12,9 @@ from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.methods.boundary_shrink import nearest_wrong_labels
 from eupmu_jax.tasks import as_examples, classification
 
+# The contract of every method is in test_table.
+pytestmark = pytest.mark.slow
+
 
 def linear(params, inputs):
     return inputs @ params[0] + params[1]

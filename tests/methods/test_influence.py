@@ -15,6 +15,9 @@ from eupmu_jax.methods.influence import curvature_product, influence, removal_st
 from eupmu_jax.models import conv2d
 from eupmu_jax.tasks import as_examples, classification
 
+# The contract of every method is in test_table.
+pytestmark = pytest.mark.slow
+
 DAMPING = 0.01
 
 

@@ -7,6 +7,9 @@ from jax.flatten_util import ravel_pytree
 
 from eupmu_jax.methods.salun import saliency_mask
 
+# The contract of every method is in test_table.
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"learning_rate": 0.3, "forget_objective": "random_labels", "mask_fraction": 0.3}
 RETAIN_SHARE = 4.0  # batches of 128 and 32
 

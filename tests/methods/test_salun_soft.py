@@ -10,6 +10,9 @@ from jax.flatten_util import ravel_pytree
 
 from eupmu_jax.methods.salun_soft import kth_smallest, soft_threshold
 
+# The contract of every method is in test_table.
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"learning_rate": 0.3, "forget_objective": "random_labels", "sparsity": 0.7}
 # Without subnormal numbers, which XLA takes for 0 on CPU.
 magnitudes = st.just(0.0) | st.floats(2.0**-90, 2.0**90, width=32) | st.sampled_from([1.0, 2.0])

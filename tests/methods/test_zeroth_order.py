@@ -8,6 +8,9 @@ from jax.flatten_util import ravel_pytree
 from eupmu_jax.methods.zeroth_order import estimate
 from eupmu_jax.tasks import classification
 
+# The contract of every method is in test_table.
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"learning_rate": 1.0, "forget_objective": "bounded_ascent", "retain_weight": 3.0}
 
 
