@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from eupmu_jax.commands.own_model import LEDGER, add, audit, init, list_requests, report, show, unlearn, verify
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
-LEDGER = Path("eupmu_runs/requests.db")
-BAD_INPUT, NOT_MET, AUDIT_FAILED, INCONCLUSIVE = 2, 3, 4, 5
+BAD_INPUT = 2
 
 
 def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path = Path("eupmu_runs/demo")) -> None:
@@ -48,7 +48,7 @@ def plan(
     sequence: int = 1024,
     out: Path | None = None,
 ) -> None:
-    """Says what unlearning would take, and changes nothing: of a file of yours, or of a decoder on many devices.
+    """Says what unlearning your own data would take, or a step of a decoder on many devices; changes nothing.
 
     With a file: memory of a step as compiled, passes, earlier requests of the same examples, and what an audit can
     compare with. Without: memory, collectives, operations and roofline of a step on devices that need not be there.
@@ -137,168 +137,22 @@ def benchmark(
     figures.draw(design, out)
 
 
-def unlearn(
-    file: Path,
-    forget: Path = Path("ids.txt"),
-    request: int = 0,
-    out: Path = Path("eupmu_runs/unlearn"),
-    after: Path | None = None,
-    config: Path | None = None,
-    limit: float | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    forget_batch: int | None = None,
-    retain_batch: int | None = None,
-    ledger: Path = LEDGER,
-    retrain: bool = False,
-) -> None:
-    """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
-
-    Exit code 3: the error of unseen data could not be reached within the limit. The nearest point is kept and printed.
-
-    Args:
-        file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out` and `retrain`.
-        forget: A text file of positions in the data, one in a line.
-        request: Number of a request in the ledger, in place of such a file; its state is set at the end.
-        out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
-        after: Folder of a finished run to go on from: its parameters, without what it forgot.
-        config: A TOML file of the numbers that follow, as `eupmu init` writes it; the command line goes before it.
-        limit: Points that the error on the retained examples may rise by; 1.0 if nothing says.
-        steps: Optimizer steps; 300.
-        seed: Of the order of the examples; 0.
-        forget_batch: Examples to forget in each step; 64.
-        retain_batch: Examples to retain in each step; 192.
-        ledger: The SQLite file of all requests.
-        retrain: Whether to train the exact answer too, by the file's retrain(positions); the audit compares with it.
-    """
-    from rich.console import Console
-
-    from eupmu_jax.commands import unlearn as command
-    from eupmu_jax.service import config as toml
-
-    numbers = {"steps": steps, "seed": seed, "forget_batch": forget_batch, "retain_batch": retain_batch}
-    asked = toml.asked(config, limit=limit, **numbers)
-    wanted = (ledger, request) if request else forget
-    with own_errors(file):
-        met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console(), retrain)
-    if not met:
-        sys.exit(NOT_MET)
-
-
-def audit(run: Path, file: Path) -> None:
-    """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
-
-    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has no `held_out`, and the run no retrained model).
-
-    Args:
-        run: Folder of the run.
-        file: The Python file that it was made of. Nothing that the folder says is executed.
-    """
-    from rich.console import Console
-
-    from eupmu_jax.service import audit
-
-    with own_errors(file):
-        found = audit.run(file, run)
-    Console().print(audit.said(found), highlight=False, markup=False, soft_wrap=True)
-    sys.exit({audit.PASSED: 0, audit.FAILED: AUDIT_FAILED, audit.INCONCLUSIVE: INCONCLUSIVE}[found["verdict"]])
-
-
-def report(run: Path) -> None:
-    """Writes the report of an audited run: report.json, and report.html, one self-contained page.
-
-    Args:
-        run: Folder of the run.
-    """
-    from eupmu_jax.commands import report
-
-    print(report.run(run))
-
-
-def verify(report: Path, file: Path) -> None:
-    """Checks a report: all hashes again, and the audit again from the saved parameters; says what differs.
-
-    Exit code 4 if anything does.
-
-    Args:
-        report: The report.json in the folder of the run.
-        file: The Python file that the run was made of. Nothing that the folder says is executed.
-    """
-    from eupmu_jax.service.report import verify
-
-    with own_errors(file):
-        wrong = verify(report, file)
-    if wrong:
-        print("\n".join(wrong))
-        sys.exit(AUDIT_FAILED)
-    print("All hashes and figures are as reported.")
-
-
-def init(file: Path = Path("mytask.py")) -> None:
-    """Writes a commented file for a classifier of your own, to be filled in, and a TOML file of numbers beside it.
-
-    Args:
-        file: Where; files that are there already are left alone.
-    """
-    from eupmu_jax.commands import init
-
-    init.write(file)
-    numbers = file.with_suffix(".toml")
-    print(f"{file}, {numbers}: change what is marked CHANGE, then `eupmu unlearn {file} --forget ids.txt --out RUN`")
-
-
-def add(file: Path, ids: Path, reason: str = "", ledger: Path = LEDGER) -> None:
-    """Adds a request, or finds the same one: positions in the data of a file of yours, to be deleted.
-
-    Args:
-        file: A Python file of yours that defines `data`: a tree of arrays with one leading axis, or anything with
-            len(data) and data[positions].
-        ids: A text file with one position in a line.
-        reason: In your words.
-        ledger: The SQLite file of all requests; made if it is not there.
-    """
-    from rich.console import Console
-
-    from eupmu_jax.commands import request
-
-    request.add(file, ids, reason, ledger, Console())
-
-
-def list_requests(ledger: Path = LEDGER) -> None:
-    """Lists all requests.
-
-    Args:
-        ledger: The SQLite file of all requests.
-    """
-    from rich.console import Console
-
-    from eupmu_jax.commands import request
-
-    request.show_all(ledger, Console())
-
-
-def show(number: int, ledger: Path = LEDGER) -> None:
-    """Shows a request with its positions.
-
-    Args:
-        number: Of the request.
-        ledger: The SQLite file of all requests.
-    """
-    from rich.console import Console
-
-    from eupmu_jax.commands import request
-
-    request.show_one(number, ledger, Console())
-
-
 def main() -> None:
     """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault, with 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that knows ASCII alone shows question marks.
             stream.reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGINT, _interrupted)
+    handlers = {signal.SIGTERM: _terminated, signal.SIGINT: _interrupted}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        _run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run():
     try:
         import tyro
 

@@ -170,11 +170,12 @@ def _run(name, forget, seed, out, console):
             }
             more |= {key: identity[key] for key in ("method_version", "settings", "plan")}
             rows.append(row(method, figures, result.seconds, result.forward, result.backward, **more))
-            saved_rows.append(out / "rows.jsonl", rows[-1])
             folder = out / "checkpoints" / method.replace(" ", "-")
             checkpoints.save(
                 folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
             )
+            # Last, as a method that has its row is not run again.
+            saved_rows.append(out / "rows.jsonl", rows[-1])
 
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)

@@ -2,12 +2,13 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from eupmu_jax.service.deletion import Asked
 
-KINDS = {"limit": "a number", "steps": "a whole number"} | dict.fromkeys(
-    ("seed", "forget_batch", "retain_batch"), "a whole number"
-)
+# The fields and their types, each with what else may stand for it and its name.
+KINDS = get_type_hints(Asked)
+ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((int, float), "a number")}
 
 
 def asked(path: Path | None, **given: float | int | None) -> Asked:
@@ -40,7 +41,7 @@ def _read(path):
     for name, value in found.items():
         if name not in KINDS:
             raise ValueError(f"config: {path} has {name!r}, expected some of {', '.join(KINDS)}")
-        wanted = int if KINDS[name] == "a whole number" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ValueError(f"config: {path} has {str(value)[:40]!r} for {name}, expected {KINDS[name]}")
+        accepted, described = ACCEPTED[KINDS[name]]
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise ValueError(f"config: {path} has {str(value)[:40]!r} for {name}, expected {described}")
     return found

@@ -105,13 +105,13 @@ def said(plan: Mapping[str, Any]) -> str:
         "out."
     )
     lines.append(
-        f"Memory of a step, compiled: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
+        f"Memory of a step, compiled for one device: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
         f"({size(plan['arguments'])} of parameters, optimizer and data; {size(plan['temporary'])} to compute with)."
     )
     if smaller := plan["smaller"]:
         lines.append(
-            f"That is too much. --forget-batch {smaller['forget_batch']} --retain-batch {smaller['retain_batch']} take "
-            f"{size(smaller['bytes'])}."
+            f"That is too much. `eupmu unlearn --forget-batch {smaller['forget_batch']} --retain-batch "
+            f"{smaller['retain_batch']}` takes {size(smaller['bytes'])}."
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
         lines.append("That is too much, with the smallest batches too.")

@@ -9,8 +9,6 @@ from typing import Any
 
 from eupmu_jax.benchmark.rows import finite
 
-VERSION = 2
-
 
 @functools.cache
 def schema() -> dict[str, Any]:
@@ -20,6 +18,9 @@ def schema() -> dict[str, Any]:
     ['version', 'asked', 'reached', 'audit', 'files']
     """
     return json.loads(resources.files("eupmu_jax.service").joinpath("records.schema.json").read_text("utf-8"))
+
+
+VERSION = schema()["$defs"]["report"]["properties"]["version"]["const"]
 
 
 @functools.cache

@@ -29,9 +29,10 @@ def diffusion(
 
     .. math:: l = \frac1n \sum_i w(t_i)\, \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2 / d
 
-    with d numbers in an image. Times are stratified; times and noise come from the key, so that all losses of a step
-    share them. Evaluation, with no key, draws always the same: only the difference of two models on the same noise
-    tells a small rise. A share of the conditions is left out in training, and counts in the retain loss alone.
+    with d numbers in an image. Times are stratified; times and noise come from the key alone, so that two models, or
+    one before and after a step, can be compared on the same. Evaluation, which has no key, always draws the same: on
+    other noise a small rise cannot be told. A share of the conditions is left out in training; these examples count in
+    the retain loss alone.
 
     Forget losses, each the mean squared error of the prediction for the forgotten condition, against
 

@@ -14,16 +14,7 @@ from eupmu_jax.commands import cli
 from experiments.own_model import journey
 
 FILES = Path(journey.__file__).parent
-ON_MESH = """
-import sys
-from eupmu_jax.commands import cli
-for arguments in sys.argv[1:]:
-    sys.argv = ["eupmu", *arguments.split()]
-    try:
-        cli.main()
-    except SystemExit as found:
-        assert not found.code, found.code
-"""
+MANY = Path(__file__).parents[1] / "many_commands.py"
 
 
 def eupmu(*arguments):
@@ -80,9 +71,7 @@ def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here):
         "verify run/report.json meshed.py",
     ]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    finished = subprocess.run(
-        [sys.executable, "-c", ON_MESH, *commands], capture_output=True, text=True, env=environment
-    )
+    finished = subprocess.run([sys.executable, str(MANY), *commands], capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr[-2000:]
     one, eight = (record(here / name, "reached")["figures"]["returned"] for name in ("alone", "run"))
     assert eight == pytest.approx(one, rel=1e-3, abs=1e-4)

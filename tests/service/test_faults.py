@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,17 +20,7 @@ from eupmu_jax.training import checkpoints
 
 # More of them by hand: KILLS=30 pytest -m slow tests/service/test_faults.py
 KILLS = int(os.environ.get("KILLS", "5"))
-JOURNEY = """
-import sys
-from eupmu_jax.commands import cli
-for command in sys.argv[1:]:
-    sys.argv = ["eupmu", *command.split()]
-    try:
-        cli.main()
-    except SystemExit as found:
-        if found.code:
-            raise
-"""
+MANY = Path(__file__).parents[1] / "many_commands.py"
 UNLEARN = "unlearn mytask.py --request 1 --ledger L/requests.db --out L/run"
 NUMBERS = "--steps 300 --forget-batch 16 --retain-batch 48"
 
@@ -42,7 +33,7 @@ def commands(folder):
 def start(*arguments, limit=()):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*limit, sys.executable, "-c", JOURNEY, *arguments], env=environment, **pipes)
+    return subprocess.Popen([*limit, sys.executable, str(MANY), *arguments], env=environment, **pipes)
 
 
 def ended(process):

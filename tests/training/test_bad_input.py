@@ -1,0 +1,187 @@
+"""What `unlearn` refuses before any step, each with a line that names it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax import unlearn
+from eupmu_jax.methods import loss_of
+from eupmu_jax.sharding import make_mesh
+from eupmu_jax.tasks import Examples
+
+from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
+
+
+def without(tree, *names):
+    return {name: leaf for name, leaf in tree.items() if name not in names}
+
+
+def of_length(tree, **lengths):
+    return {name: leaf[: lengths.get(name)] for name, leaf in tree.items()}
+
+
+WEIGHTED = SETTINGS["weighted sum"]
+BAD = {
+    "an unknown method": ({"method": "magic"}, r"method: got 'magic', expected one of EUPMU, fine-tuning"),
+    "no task": ({"task": apply}, r"task: got function, expected a Task"),
+    "settings of another kind": ({"settings": [1]}, r"settings: got list, expected a dict"),
+    "an unknown setting": (
+        {"settings": WEIGHTED | {"tolerance": 1.0}},
+        r"settings: got 'tolerance', which weighted sum does not read; expected some of learning_rate, ",
+    ),
+    "a setting that is not finite": (
+        {"settings": WEIGHTED | {"learning_rate": np.nan}},
+        r"settings\['learning_rate'\]: got nan, expected a finite number",
+    ),
+    "an infinite setting": (
+        {"settings": WEIGHTED | {"retain_weight": np.inf}},
+        r"settings\['retain_weight'\]: got inf, expected a finite number",
+    ),
+    "a setting that is no number": (
+        {"settings": WEIGHTED | {"learning_rate": None}},
+        r"settings\['learning_rate'\]: got None, expected a finite number",
+    ),
+    "a word for a number": (
+        {"settings": WEIGHTED | {"learning_rate": "0.1"}},
+        r"settings\['learning_rate'\]: got '0\.1', expected a finite number",
+    ),
+    "an unknown forget loss": (
+        {"settings": WEIGHTED | {"forget_objective": "kindness"}},
+        r"settings\['forget_objective'\]: got 'kindness', expected one of bounded_ascent, random_labels, ",
+    ),
+    "an unknown optimizer": (
+        {"settings": WEIGHTED | {"optimizer": "lion"}},
+        r"optimizer: got 'lion', expected 'adam' or 'sgd'",
+    ),
+    "no forget loss": (
+        {"settings": without(WEIGHTED, "forget_objective")},
+        r"settings: got \{.*\}, expected 'forget_objective' among them too",
+    ),
+    "no weight": (
+        {"settings": without(WEIGHTED, "retain_weight")},
+        r"settings: got \{.*\}, expected 'retain_weight' among them too",
+    ),
+    "no fraction to prepare with": (
+        {"method": "SalUn", "settings": BOUNDED},
+        r"settings: got \{.*\}, expected 'mask_fraction' among them too",
+    ),
+    "an empty forget set": ({"forget": lambda d: of_length(d.forget, inputs=0, labels=0)}, r"forget: got an empty set"),
+    "an empty retain set": ({"retain": lambda d: of_length(d.retain, inputs=0, labels=0)}, r"retain: got an empty set"),
+    "an empty source": ({"forget": lambda d: Store({"labels": []})}, r"forget: got an empty set"),
+    "nothing held out": ({"held_out": lambda d: Examples(d.tree, np.array([]))}, r"held_out: got an empty set"),
+    "leaves of unequal length": (
+        {"retain": lambda d: of_length(d.retain, labels=7)},
+        r"retain: leaves have leading axes .*\(7,\).*, expected one number of examples in all",
+    ),
+    "a leaf without examples": (
+        {"forget": lambda d: d.forget | {"weight": np.float32(1)}},
+        r"forget: leaves have leading axes .*\(\).*, expected one number of examples in all",
+    ),
+    "unequal leaves behind ids": (
+        {"forget": lambda d: Examples(of_length(d.tree, labels=7), np.arange(3))},
+        r"forget: leaves have leading axes",
+    ),
+    "an id beyond the data": (
+        {"forget": lambda d: Examples(d.tree, np.array([0, 1437]))},
+        r"forget: got id 1437, expected ids from 0 to 1436",
+    ),
+    "a negative id": (
+        {"retain": lambda d: Examples(d.tree, np.array([3, -1]))},
+        r"retain: got id -1, expected ids from 0 to 1436",
+    ),
+    "a mask for ids": (
+        {"forget": lambda d: Examples(d.tree, d.tree["labels"] == 3)},
+        r"forget: got ids of shape \(1437,\) and type bool, expected \(n,\) ints",
+    ),
+    "a number": ({"forget": lambda d: 3}, r"forget: got int, expected a tree of arrays with one leading axis, or"),
+    "lists": (
+        {"forget": lambda d: {"inputs": [[0.0]], "labels": [3]}},
+        r"forget: got dict, which gives no batch for an array of positions; expected a tree of arrays",
+    ),
+    "a source that drops examples": (
+        {
+            "retain": lambda d: type("Short", (Store,), {"__getitem__": lambda self, at: self.tree["inputs"][at[1:]]})(
+                d.retain
+            )
+        },
+        r"retain: data\[positions\] gave leaves of shapes \[\(1, 64\)\] for 2 positions",
+    ),
+    "another structure": (
+        {"retain": lambda d: without(d.retain, "labels")},
+        r"retain: got examples .*, expected those of the forget set",
+    ),
+    "another shape": (
+        {"retain": lambda d: d.retain | {"inputs": d.retain["inputs"][:, :63]}},
+        r"retain: got examples .*, expected those of the forget set",
+    ),
+    "another type": (
+        {"retain": lambda d: d.retain | {"labels": d.retain["labels"] * 1.0}},
+        r"retain: got examples .*, expected those of the forget set",
+    ),
+    "another structure held out": (
+        {"held_out": lambda d: without(d.held_out, "labels")},
+        r"held_out: got examples .*, expected those of the forget set",
+    ),
+    "no steps": ({"steps": 0}, r"steps: got 0, expected an int of at least 1"),
+    "negative steps": ({"steps": -3}, r"steps: got -3, expected an int of at least 1"),
+    "an empty forget batch": ({"forget_batch": 0}, r"forget_batch: got 0, expected an int of at least 1"),
+    "an empty retain batch": ({"retain_batch": 0}, r"retain_batch: got 0, expected an int of at least 1"),
+    "no checkpoint ever": ({"save_every": 0}, r"save_every: got 0, expected an int of at least 1"),
+    "negative probes": ({"probes": -1}, r"probes: got -1, expected an int of at least 0"),
+    "half a step": ({"steps": 2.5}, r"steps: got 2\.5, expected an int of at least 1"),
+    "a negative seed": ({"seed": -1}, r"seed: got -1, expected an int of at least 0"),
+    "steps that ascend": (
+        {"settings": WEIGHTED | {"learning_rate": -0.1}},
+        r"settings\['learning_rate'\]: got -0\.1, expected a number >= 0",
+    ),
+    "no parameters": ({"params": lambda d: {}}, r"params: got a tree without leaves"),
+    "a counter among the parameters": (
+        {"params": lambda d: d.params | {"count": jnp.int32(3)}},
+        r"params: leaf \['count'\] is int32, expected floating point arrays alone",
+    ),
+    "a key among the parameters": (
+        {"params": lambda d: d.params | {"key": jax.random.key(0)}},
+        r"params: leaf \['key'\] is key<fry>, expected floating point arrays alone",
+    ),
+    "a mask of another structure": (
+        {"frozen": {"hidden": True}},
+        r"frozen: got structure .*, expected that of params, ",
+    ),
+    "everything frozen": (
+        {"frozen": dict.fromkeys(FROZEN, True)},
+        r"frozen: every leaf is frozen, expected at least one trainable leaf",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named_before_any_step(digits, changes, message, tmp_path):
+    def given(name, default):
+        value = changes.get(name, default)
+        of_digits = callable(value) and name in ("params", "forget", "retain", "held_out")
+        return value(digits) if of_digits else value
+
+    sets = [given(name, getattr(digits, name)) for name in ("params", "forget", "retain")]
+    options = {"steps": 2, "settings": WEIGHTED, "probes": 0} | {
+        name: given(name, None) for name in changes if name not in ("method", "task", "params", "forget", "retain")
+    }
+    with pytest.raises(ValueError, match=f"^{message}"):
+        unlearn(
+            changes.get("method", "weighted sum"),
+            changes.get("task", TASK),
+            *sets,
+            directory=tmp_path / "run",
+            on_step=lambda: pytest.fail("made a step"),
+            **options,
+        )
+
+
+def test_a_mesh_that_cannot_share_out_a_batch_is_told(digits):
+    with pytest.raises(ValueError, match=r"^devices: got 1, expected at least 2"):
+        digits.unlearn("weighted sum", mesh=make_mesh(jax.device_count() + 1))
+
+
+def test_an_unknown_forget_objective_lists_the_known():
+    with pytest.raises(ValueError, match=r"^forget_objective: got 'kindness', expected one of bounded_ascent, "):
+        loss_of(TASK, "kindness")

@@ -1,0 +1,99 @@
+"""Runs of `unlearn` that are stopped go on to the same end, and a folder of another run is refused."""
+
+import functools
+import os
+import signal
+
+import chex
+import numpy as np
+import pytest
+
+from eupmu_jax import unlearn
+
+from .conftest import FROZEN, SETTINGS, TASK
+
+
+class Stopped(Exception):  # noqa: N818
+    """What the user's own callback raised."""
+
+
+def stop(count, action):
+    """A callback that does something after so many steps."""
+    made = []
+
+    def on_step():
+        made.append(1)
+        if len(made) == count:
+            action()
+
+    return on_step
+
+
+def raise_stopped():
+    raise Stopped
+
+
+def assert_same(run, whole):
+    chex.assert_trees_all_equal(run.params, whole.params)
+    for name, values in whole.history.items():
+        np.testing.assert_array_equal(run.history[name], values)
+    assert run.figures == whole.figures
+    assert run.share == whole.share
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["EUPMU", "EUPMU implicit", "random labels"])
+def test_interrupted_and_called_again_it_is_the_same_to_the_bit(digits, method, tmp_path):
+    run = functools.partial(digits.unlearn, method, probes=4, save_every=5)
+    whole = run()
+    with pytest.raises(Stopped):
+        run(directory=tmp_path, on_step=stop(8, raise_stopped))
+    made = []
+    assert_same(run(directory=tmp_path, on_step=lambda: made.append(1)), whole)
+    assert len(made) == 7
+    assert_same(run(directory=tmp_path, on_step=lambda: pytest.fail("made a step")), whole)
+
+
+def test_sigterm_ends_a_run_that_can_go_on(digits, tmp_path):
+    whole = digits.unlearn("weighted sum")
+    on_step = stop(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(InterruptedError, match=rf"^SIGTERM after step [67], which is saved in {tmp_path}; call again"):
+        digits.unlearn("weighted sum", directory=tmp_path, on_step=on_step)
+    made = []
+    assert_same(digits.unlearn("weighted sum", directory=tmp_path, on_step=lambda: made.append(1)), whole)
+    assert len(made) in (5, 6)
+
+
+@pytest.fixture(scope="module")
+def saved(digits, tmp_path_factory):
+    """Where the checkpoints of a run of the weighted sum lie."""
+    directory = tmp_path_factory.mktemp("saved")
+    digits.unlearn("weighted sum", directory=directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"settings": SETTINGS["weighted sum"] | {"retain_weight": 2.0}}, "settings"),
+        ({"seed": 1}, "seed 1"),
+        ({"steps": 13}, "steps 13"),
+        ({"retain_batch": 49}, "batches"),
+        ({"method": "EUPMU explicit"}, "method 'EUPMU explicit'"),
+        ({"forget": lambda tree: {name: leaf[:-1] for name, leaf in tree.items()}}, "forget"),
+        ({"retain": lambda tree: tree | {"labels": tree["labels"][::-1]}}, "retain"),
+        ({"params": lambda tree: tree | {"bias": tree["bias"] + 1}}, "params"),
+        ({"params": lambda tree: tree | {"head": tree["head"][:, :9], "bias": tree["bias"][:9]}}, "params"),
+        ({"params": lambda tree: tree | {"more": tree["bias"]}}, "params"),
+        ({"frozen": FROZEN}, "params"),
+    ],
+)
+def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
+    options = {"steps": 12, "forget_batch": 16, "retain_batch": 48, "probes": 0} | changes
+    method = options.pop("method", "weighted sum")
+    options = {"settings": SETTINGS[method]} | options
+    same = lambda tree: tree
+    given = [options.pop(name, same)(getattr(digits, name)) for name in ("params", "forget", "retain")]
+    on_step = lambda: pytest.fail("made a step")
+    with pytest.raises(ValueError, match=rf"^directory: .* holds another run; got .*\b{named}"):
+        unlearn(method, TASK, *given, directory=saved, on_step=on_step, **options)
