@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.objectives import diffusion
+from eupmu_jax.tasks.examples import check_labels
 
 
 def sample(
@@ -50,7 +51,8 @@ def sample(
       `(n, *shape)` in [-1, 1].
 
     Raises:
-      ValueError: For more steps than the schedule has, or none; an eta outside [0, 1]; or an unknown prediction.
+      ValueError: For more steps than the schedule has, or none; an eta outside [0, 1]; a label that the model does not
+        know; or a prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -62,8 +64,9 @@ def sample(
         raise ValueError(f"steps: got {steps}, expected from 1 to those of the schedule, {schedule.steps}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
-    if prediction not in diffusion.PREDICTIONS:
-        raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(diffusion.PREDICTIONS)}")
+    diffusion.check_fit(prediction, schedule)
+    if not isinstance(labels, jax.core.Tracer):
+        check_labels(labels, nothing + 1)
     return _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels, key, guidance, eta)
 
 

@@ -121,6 +121,30 @@ def x_of(
     return {"epsilon": (x_t - s * predicted) / a, "x": predicted, "v": a * x_t - s * predicted}[prediction]
 
 
+def check_fit(prediction: Prediction, schedule: Schedule) -> None:
+    """Raises `ValueError` for a schedule under which a prediction cannot tell the image.
+
+    What is left of the image falls within [0, 1]. Where nothing is left at the end, epsilon says nothing of the image,
+    and where all is left at the beginning, x says nothing of the noise; v does both.
+
+    >>> check_fit("epsilon", Schedule((0.5, 0.0)))
+    Traceback (most recent call last):
+    ValueError: schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'
+    """
+    _check_prediction(prediction)
+    left = np.asarray(schedule.alpha_bar)
+    if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
+        raise ValueError("schedule: got alpha_bar that is not within [0, 1] or does not fall, expected falling shares")
+    if prediction == "epsilon" and left[-1] == 0:
+        raise ValueError(
+            "schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'"
+        )
+    if prediction == "x" and left[0] == 1:
+        raise ValueError(
+            "schedule: got one that leaves all of the image at first, expected noise, or the prediction 'v'"
+        )
+
+
 def _check_prediction(prediction):
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")

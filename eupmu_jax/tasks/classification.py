@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax import objectives
+from eupmu_jax.tasks.examples import check_labels
 from eupmu_jax.tasks.task import Task
 
 # One object for all tasks, so that equal tasks are equal.
@@ -73,6 +74,7 @@ def classification(
         error=_is_wrong,
         fresh_params=fresh_params,
         num_classes=num_classes,
+        check=lambda batch: check_labels(batch["labels"], num_classes),
     )
 
 

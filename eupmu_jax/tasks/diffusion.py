@@ -5,12 +5,16 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eupmu_jax.objectives import diffusion as objectives
+from eupmu_jax.tasks.examples import check_labels
 from eupmu_jax.tasks.task import Task
 
 # Of evaluation, so that two models are compared on the same noise at the same times.
 FIXED = 0
+# What rounding may make of 1.
+ROUNDED = 1.001
 
 
 def diffusion(
@@ -61,8 +65,9 @@ def diffusion(
       The task. Its error is the denoising loss of each example.
 
     Raises:
-      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, or a share outside
-        of [0, 1).
+      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that does
+        not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1] and labels that are no
+        conditions.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
@@ -75,8 +80,7 @@ def diffusion(
         raise ValueError(f"denoise: got {denoise!r}, expected a function (params, x_t, t, labels) -> prediction")
     if num_conditions < 2:
         raise ValueError(f"num_conditions: got {num_conditions}, expected at least 2")
-    if prediction not in objectives.PREDICTIONS:
-        raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(objectives.PREDICTIONS)}")
+    objectives.check_fit(prediction, schedule)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
 
@@ -107,6 +111,12 @@ def diffusion(
             "surrogate": objectives.target(prediction, schedule, images, t, noise),
         }
 
+    def check(batch):
+        check_labels(batch["labels"], num_conditions + 1)
+        least, most = float(np.min(batch["inputs"])), float(np.max(batch["inputs"]))
+        if not (least >= -ROUNDED and most <= ROUNDED):
+            raise ValueError(f"inputs: got images from {least:g} to {most:g}, expected numbers in [-1, 1]")
+
     return Task(
         outputs=outputs,
         retain=_denoising,
@@ -114,6 +124,7 @@ def diffusion(
         divergence=lambda ours, teacher: jnp.mean(jnp.square(ours["prediction"] - teacher["prediction"])),
         error=_errors,
         fresh_params=fresh_params,
+        check=check,
     )
 
 

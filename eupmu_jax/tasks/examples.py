@@ -67,6 +67,20 @@ def as_examples(name: str, data: Any) -> Any:
     return data
 
 
+def check_labels(labels: chex.Array, count: int) -> None:
+    """Raises `ValueError` for labels that are no ints in [0, count).
+
+    >>> check_labels(np.array([0, 3]), 3)
+    Traceback (most recent call last):
+    ValueError: labels: got 3, expected ints from 0 to 2
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: got {labels.dtype}, expected ints from 0 to {count - 1}")
+    if len(missing := labels[(labels < 0) | (labels >= count)]):
+        raise ValueError(f"labels: got {missing[0]}, expected ints from 0 to {count - 1}")
+
+
 def _is_tree_of_arrays(data):
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)

@@ -13,6 +13,8 @@ from eupmu_jax.training._digest import digest
 
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
+# Examples that a task checks at a time.
+CHECKED = 10_000
 
 
 class Sets:
@@ -67,7 +69,7 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def check_arguments(params, sets: Sets, held_out, **counts: int) -> None:
+def check_arguments(task: Task, params, sets: Sets, held_out, **counts: int) -> None:
     """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1."""
     for name, value in counts.items():
         least = 0 if name in ("probes", "seed") else 1
@@ -86,6 +88,20 @@ def check_arguments(params, sets: Sets, held_out, **counts: int) -> None:
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
         if part is not None and (found := _described(part)) != wanted:
             raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
+    for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
+        if part is not None and task.check is not None:
+            _check_examples(task, name, part)
+
+
+def _check_examples(task, name, examples):
+    """All that lie in memory, else some that are spread over the set."""
+    count = len(examples) if isinstance(examples, Examples) else min(HASHED, len(examples))
+    positions = np.linspace(0, len(examples) - 1, count).astype(int)
+    for start in range(0, count, CHECKED):
+        try:
+            task.check(examples[positions[start : start + CHECKED]])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def _described(examples):

@@ -62,7 +62,7 @@ def footprint(
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
     held_out = None if held_out is None else as_examples("held_out", held_out)
-    check_arguments(params, sets, held_out, steps=steps, forget_batch=forget_batch, retain_batch=retain_batch)
+    check_arguments(task, params, sets, held_out, steps=steps, forget_batch=forget_batch, retain_batch=retain_batch)
     if chosen.steers:
         # No size depends on the number.
         settings = methods.complete({"target": 0.5, **settings})

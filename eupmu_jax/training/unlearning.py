@@ -145,7 +145,7 @@ def unlearn(
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
-    check_arguments(params, sets, held_out, **counts, probes=probes, seed=seed)
+    check_arguments(task, params, sets, held_out, **counts, probes=probes, seed=seed)
     if mesh is not None:
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
         params = jax.device_put(params, param_shardings(params, mesh))

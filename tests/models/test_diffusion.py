@@ -88,12 +88,14 @@ def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
         ({"steps": 201}, "steps: got 201, expected from 1 to those of the schedule, 200"),
         ({"steps": 0}, "steps: got 0"),
         ({"eta": 2.0}, "eta: got 2.0, expected a number from 0"),
+        ({"nothing": 1, "labels": jnp.array([2])}, "labels: got 2, expected ints from 0 to 1"),
         ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
     ],
 )
 def test_what_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        sample(exact, None, SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=1, **change)
+        options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
+        sample(exact, None, SCHEDULE, **options)
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -118,9 +118,37 @@ def test_methods_run_on_it(method, trained):
         ({"num_conditions": 1}, "num_conditions: got 1, expected at least 2"),
         ({"dropout": 1.0}, r"dropout: got 1.0, expected a share in \[0, 1\)"),
         ({"denoise": None}, "denoise: got None, expected a function"),
+        (
+            {"schedule": diffusion.Schedule((0.5, 0.0)), "prediction": "epsilon"},
+            "schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'",
+        ),
+        (
+            {"schedule": diffusion.Schedule((1.0, 0.5)), "prediction": "x"},
+            "schedule: got one that leaves all of the image at first, expected noise, or the prediction 'v'",
+        ),
+        ({"schedule": diffusion.Schedule((0.5, 0.6))}, "schedule: got alpha_bar that is not within"),
     ],
 )
 def test_what_is_refused(change, message):
     options = {"denoise": denoise, "schedule": SCHEDULE, "num_conditions": CLASSES} | change
     with pytest.raises(ValueError, match=message):
         tasks.diffusion(options.pop("denoise"), options.pop("schedule"), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"inputs": lambda found: 255 * found},
+            r"retain: inputs: got images from -.* to .*, expected numbers in \[-1, 1\]",
+        ),
+        ({"inputs": lambda found: found.at[0].set(jnp.nan)}, "retain: inputs: got images from nan to nan"),
+        ({"labels": lambda found: found.at[0].set(CLASSES + 1)}, "retain: labels: got 4, expected ints from 0 to 3"),
+        ({"labels": lambda found: found.at[0].set(-1)}, "retain: labels: got -1, expected ints from 0 to 3"),
+    ],
+)
+def test_examples_that_the_model_cannot_take_are_refused_before_any_step(change, message, params):
+    retain = batch_of(16)
+    ((name, changed),) = change.items()
+    with pytest.raises(ValueError, match=message):
+        unlearn("weighted sum", task(), params, batch_of(8), retain | {name: changed(retain[name])}, steps=1)
