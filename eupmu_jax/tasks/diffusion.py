@@ -65,9 +65,9 @@ def diffusion(
       The task. Its error is the denoising loss of each example.
 
     Raises:
-      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that does
-        not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1] and labels that are no
-        conditions.
+      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that
+        does not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1], and labels that are
+        no conditions.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")

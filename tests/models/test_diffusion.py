@@ -93,8 +93,8 @@ def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
     ],
 )
 def test_what_is_refused(change, message):
+    options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
     with pytest.raises(ValueError, match=message):
-        options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
         sample(exact, None, SCHEDULE, **options)
 
 
