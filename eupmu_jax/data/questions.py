@@ -1,0 +1,105 @@
+"""Question and answer pairs, and the arrays of tokens that a language model is trained and measured on."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PROMPT = "Question: {question}\nAnswer: {answer}"
+
+
+class Questions(NamedTuple):
+    """N pairs of a question and its answer, column by column; a column that the data does not have is None.
+
+    Attributes:
+      question, answer: N strings each.
+      person: (N,) int32, whom the question is about; -1 where that is nobody or not known.
+      paraphrased_question, paraphrased_answer: the same in other words.
+      wrong_answers: N tuples of equally many false answers, in the words of the paraphrased answer.
+      refusal: an answer that gives nothing away ("I don't know.").
+    """
+
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
+    person: np.ndarray
+    paraphrased_question: tuple[str, ...] | None = None
+    paraphrased_answer: tuple[str, ...] | None = None
+    wrong_answers: tuple[tuple[str, ...], ...] | None = None
+    refusal: tuple[str, ...] | None = None
+
+    def take(self, rows: Iterable[int]) -> "Questions":
+        """The pairs at these rows, in their order.
+
+        >>> pairs = Questions(("Who?", "When?"), ("Ada.", "1815."), np.array([7, 8]))
+        >>> pairs.take([1]).answer, int(pairs.take([1]).person[0])
+        (('1815.',), 8)
+        """
+        rows = [int(row) for row in rows]
+        columns: dict[str, Any] = {
+            name: column if column is None else tuple(column[row] for row in rows)
+            for name, column in self._asdict().items()
+        }
+        return Questions(**columns | {"person": self.person[np.array(rows, int)]})
+
+
+def tokenized(
+    questions: Sequence[str],
+    answers: Sequence[str],
+    encode: Callable[[str], Sequence[int]],
+    *,
+    length: int,
+    end: int,
+    template: str = PROMPT,
+) -> dict[str, np.ndarray]:
+    r"""A batch for `tasks.language`: the answers are predicted, each after its question.
+
+    A row is prompt, answer, end token, padding. The prompt is the template up to the answer; prompt and answer are
+    encoded apart, so that the same prompt has the same tokens before every answer. A blank between the two goes with
+    the answer, as tokenizers of byte pairs expect. Padding repeats the end token and counts for nothing.
+
+    For wrong answers call it once for each: `[wrong[j] for wrong in pairs.wrong_answers]`.
+
+    Args:
+      questions, answers: N strings each.
+      encode: text -> ids, without any tokens of its own making; a begin token is text of the template.
+      length: of every row.
+      end: id of the end token.
+      template: text with `{question}` in it once, which ends in `{answer}`.
+
+    Returns:
+      tokens (N, length) int32, and mask (N, length) bool, true for the tokens of the answer and its end token.
+
+    Raises:
+      ValueError: If there are not as many questions as answers; the template is none; `end` is no id; an answer is
+        empty; or a row has more tokens than `length`.
+
+    >>> encode = lambda text: list(text.encode())
+    >>> batch = tokenized(["Hm?"], ["Ah."], encode, length=12, end=0, template="{question} {answer}")
+    >>> bytes(batch["tokens"][0].tolist()), batch["mask"][0].astype(int).tolist()
+    (b'Hm? Ah.\x00\x00\x00\x00\x00', [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    """
+    if len(questions) != len(answers):
+        raise ValueError(f"answers: got {len(answers)}, expected one for each of {len(questions)} questions")
+    if template.count("{question}") != 1 or template.count("{answer}") != 1 or not template.endswith("{answer}"):
+        raise ValueError(f"template: got {template!r}, expected one {{question}}, and {{answer}} at the end")
+    if isinstance(end, bool) or not isinstance(end, int | np.integer) or end < 0:
+        raise ValueError(f"end: got {end!r}, expected the id of the end token")
+    before = template.removesuffix("{answer}")
+    blank = " " if before.endswith(" ") else ""
+    before = before.removesuffix(" ")
+    tokens = np.full((len(answers), length), end, np.int32)
+    mask = np.zeros((len(answers), length), bool)
+    for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        prompt = list(encode(before.replace("{question}", question)))
+        predicted = list(encode(blank + answer)) if answer.strip() else []
+        if not predicted:
+            raise ValueError(f"answers[{row}]: got {answer!r}, expected some text after {question!r}")
+        ids = [*prompt, *predicted, end]
+        if len(ids) > length:
+            raise ValueError(
+                f"answers[{row}]: got {len(ids)} tokens with prompt and end, {len(ids) - length} more than length "
+                f"{length}: {question!r}"
+            )
+        tokens[row, : len(ids)] = ids
+        mask[row, len(prompt) : len(ids)] = True
+    return {"tokens": tokens, "mask": mask}
