@@ -1,0 +1,82 @@
+"""Rows of text from a local folder, in the file formats that published data sets come in."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# What a table may be called, after the name that its publishers give it; the first that is there is read.
+_FILES = ("{}.json", "{}.jsonl", "{}.parquet", "{}-*.parquet", "{}/train-*.parquet", "{}/train/*.parquet")
+
+
+def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = None) -> tuple[list[dict], Path]:
+    """All rows of a table that has these fields, and the first file they come from.
+
+    JSON is one object a line, or one list of objects. Parquet may be in several files.
+
+    Args:
+      folder: where the data set lies.
+      name: of the table, with the folders it is in ("raw/forget").
+      fields: what every row must have; a row may have more.
+      bare: the field that a row is when it is a text and no object; None where that may not be.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ImportError: If the file is parquet and `pyarrow` is not installed.
+      ValueError: If a file is not in its format, has no rows, or has one without a field.
+    """
+    paths = next((found for pattern in _FILES if (found := sorted(folder.glob(pattern.format(name))))), None)
+    if paths is None:
+        tried = ", ".join(pattern.format(name) for pattern in _FILES)
+        raise FileNotFoundError(f"folder: got {folder}, expected one of {tried} in it")
+    rows = []
+    for path in paths:
+        for number, row in enumerate(_parquet(path) if path.suffix == ".parquet" else _json(path), 1):
+            if bare and isinstance(row, str):
+                row = {bare: row}
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, row {number}: got {row!r}, expected an object with {', '.join(fields)}")
+            if missing := [field for field in fields if row.get(field) is None]:
+                raise ValueError(
+                    f"{path}, row {number}: got {', '.join(row) or 'no fields'} without {', '.join(missing)}, expected "
+                    f"{', '.join(fields)}"
+                )
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{paths[0]}: got no rows, expected {', '.join(fields)}")
+    return rows, paths[0]
+
+
+def texts(rows: Sequence[dict], field: str, path: Path) -> tuple[str, ...]:
+    """One field of all rows, each a text.
+
+    Raises:
+      ValueError: If one is something else.
+    """
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row[field], str):
+            raise ValueError(f"{path}, row {number}: got {row[field]!r} as {field}, expected a text")
+    return tuple(row[field] for row in rows)
+
+
+def _json(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        # Not splitlines: a text may have other line breaks than these.
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: got {error}, expected JSON, one object a line or one list") from error
+
+
+def _parquet(path: Path) -> list[dict]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(f"{path}: reading parquet needs pyarrow; install eupmu-jax[language]") from error
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path}: got {error}, expected a parquet file") from error
