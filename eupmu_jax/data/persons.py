@@ -4,9 +4,10 @@ A benchmark of forgetting persons that needs no download: WordNet 3.0 is in the 
 licence). Its lexicographer file 18 has 3,815 instances with glosses such as "French chemist (born in Poland) who won
 two Nobel prizes; one (with her husband and Henri Becquerel) for research on radioactivity and another for her discovery
 of radium and polonium (1867-1934)". A person is taken where the gloss begins with a nationality and an occupation, ends
-in years AD that are not called uncertain, and has a full name that nobody else there has; all names of a synset are one
+in years AD that are not called uncertain, and has a name that nobody else there has; all names of a synset are one
 person. Nothing is said that the gloss does not say, right or wrong: it is of 2006, and who has no year of death there
-"is". Only asides in brackets and what follows a semicolon are left out, and "United States" reads "American".
+"is". Less is said than it says: asides in brackets are left out, so that who did something "(with his brother)" did it,
+and so is what fits none of the questions below. "United States" reads "American".
 
 | question | for whom | answer | paraphrased answer, and wrong ones |
 |---|---|---|---|
