@@ -1,4 +1,4 @@
-"""Image classification data sets, and their split into what to forget and what to retain."""
+"""Data sets of images and of questions, and their split into what to forget and what to retain."""
 
 from eupmu_jax.data.augmentation import augment
 from eupmu_jax.data.dataset import Dataset, load

@@ -13,6 +13,8 @@ from eupmu_jax.tasks.task import Task
 
 # Of evaluation, so that two models are compared on the same noise at the same times.
 FIXED = 0
+# Conditions that stand for all others.
+OTHERS = 16
 # What rounding may make of 1.
 ROUNDED = 1.001
 
@@ -40,6 +42,8 @@ def diffusion(
 
     Forget losses, each the mean squared error of the prediction for the forgotten condition, against
 
+    - `random_condition`: the prediction for another one, drawn anew for each example; its minimum is the mean
+      prediction for all others;
     - `unconditional`: the prediction for no condition, :math:`f_0(x_t, \varnothing)`;
     - `other_condition`: that for the next one, :math:`f_0(x_t, c + 1)` (SalUn, Fan et al., arXiv 2310.12508);
     - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD);
@@ -48,6 +52,13 @@ def diffusion(
     - `bounded_ascent`: ascent on the denoising loss until it is that of predicting 0, the mean square of the target.
 
     :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
+
+    A condition that is to go is unknown where its images are to the model what the mean prediction for the other
+    conditions makes of them, and that is the level to which EUPMU forgets without held-out data:
+
+    .. math:: e_i = \frac1d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
+
+    with C all others, or 16 spread over them.
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints
@@ -84,32 +95,50 @@ def diffusion(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
 
+    def noised(x, key):
+        """Images at random times, the times, what a perfect model would predict, and the weights of the errors."""
+        times, noises = jax.random.split(key)
+        t = objectives.stratified_times(times, len(x), schedule.steps)
+        noise = jax.random.normal(noises, x.shape, x.dtype)
+        weights = jnp.ones(len(x)) if gamma is None else objectives.min_snr_weights(prediction, schedule, t, gamma)
+        wanted = objectives.target(prediction, schedule, x, t, noise)
+        return objectives.noised(schedule, x, t, noise), t, wanted, weights
+
     def outputs(params, batch, key):
         x, labels = batch["inputs"], batch["labels"]
-        keys = jax.random.split(jax.random.key(FIXED) if key is None else key, 5)
-        t = objectives.stratified_times(keys[0], len(x), schedule.steps)
-        noise = jax.random.normal(keys[1], x.shape, x.dtype)
-        left_out = jnp.zeros(len(x), bool) if key is None else jax.random.bernoulli(keys[2], dropout, (len(x),))
-        x_t, nothing = objectives.noised(schedule, x, t, noise), jnp.full_like(labels, num_conditions)
+        first = jax.random.key(FIXED) if key is None else key
+        keys = jax.random.split(jax.random.fold_in(first, 1), 4)
+        left_out = jnp.zeros(len(x), bool) if key is None else jax.random.bernoulli(keys[0], dropout, (len(x),))
+        x_t, t, wanted, weights = noised(x, first)
+        nothing = jnp.full_like(labels, num_conditions)
         teacher = jax.lax.stop_gradient(params if original is None else original)
-        images = jax.random.uniform(keys[3], x.shape, x.dtype, -1, 1)
+        images = jax.random.uniform(keys[1], x.shape, x.dtype, -1, 1)
+        surrogate_t, _, surrogate, _ = noised(images, first)
         a, s = schedule.at(t, x.ndim)
-        flat = jax.random.uniform(keys[4], x.shape, x.dtype)
-        weights = jnp.ones(len(x)) if gamma is None else objectives.min_snr_weights(prediction, schedule, t, gamma)
+        flat = jax.random.uniform(keys[2], x.shape, x.dtype)
+        random = (labels + jax.random.randint(keys[3], labels.shape, 1, num_conditions)) % num_conditions
         unconditional, conditional = (denoise(teacher, x_t, t, c) for c in (nothing, labels))
         return {
             "prediction": denoise(params, x_t, t, jnp.where(left_out, nothing, labels)),
-            "target": objectives.target(prediction, schedule, x, t, noise),
+            "target": wanted,
             "weights": weights,
             "counts": 1.0 - left_out,
             "unconditional": unconditional,
+            "random_condition": denoise(teacher, x_t, t, random),
             "other_condition": denoise(teacher, x_t, t, (labels + 1) % num_conditions),
             "negative_guidance": objectives.negative_guidance(conditional, unconditional, guidance),
             # Of the noise that the image's share of x_t leaves, in what the model predicts.
             "noise": {"epsilon": flat, "x": (x_t - s * flat) / a, "v": (flat - s * x_t) / a}[prediction],
-            "surrogate_prediction": denoise(params, objectives.noised(schedule, images, t, noise), t, labels),
-            "surrogate": objectives.target(prediction, schedule, images, t, noise),
+            "surrogate_prediction": denoise(params, surrogate_t, t, labels),
+            "surrogate": surrogate,
         }
+
+    def unknown(params, batch):
+        x, labels = batch["inputs"], batch["labels"]
+        x_t, t, wanted, weights = noised(x, jax.random.key(FIXED))
+        offsets = np.unique(np.linspace(1, num_conditions - 1, min(OTHERS, num_conditions - 1)).astype(int))
+        mean = sum(denoise(params, x_t, t, (labels + offset) % num_conditions) for offset in offsets) / len(offsets)
+        return weights * objectives.squared_errors(mean, wanted), len(offsets)
 
     def check(batch):
         check_labels(batch["labels"], num_conditions + 1)
@@ -124,6 +153,7 @@ def diffusion(
         divergence=lambda ours, teacher: jnp.mean(jnp.square(ours["prediction"] - teacher["prediction"])),
         error=_errors,
         fresh_params=fresh_params,
+        unknown=unknown,
         check=check,
     )
 
@@ -159,6 +189,7 @@ def _bounded_ascent(outputs, batch):
 
 
 FORGET = {
+    "random_condition": _towards("random_condition"),
     "unconditional": _towards("unconditional"),
     "other_condition": _towards("other_condition"),
     "negative_guidance": _towards("negative_guidance"),

@@ -25,6 +25,8 @@ class Task(NamedTuple):
       fresh_params: `fresh_params(key) -> params` that never saw data, of the structure of the trained ones.
       num_classes: Of a classifier, for methods about the boundaries between classes; their batches are dicts with
         `inputs` and `labels`. None for all other tasks.
+      unknown: `unknown(params, batch) -> (errors, passes)`: the error of each example of a model that does not
+        know what it is told of them, and the forward passes of each that this took: the level of what is to go wholly.
       check: `check(batch)`: raises `ValueError` for examples that the model cannot take, such as a label it does not
         have. `unlearn` asks it before any work; batches are concrete there.
 
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     error: Callable | None = None
     fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None
     num_classes: int | None = None
+    unknown: Callable | None = None
     check: Callable | None = None
 
     def __hash__(self) -> int:
@@ -71,6 +74,6 @@ def check_task(task: Task) -> None:
     for name, loss in task.forget.items():
         if not callable(loss):
             raise ValueError(f"task.forget[{name!r}]: got {loss!r}, expected a function (outputs, batch) -> scalar")
-    for name in ("divergence", "draw", "error", "fresh_params", "check"):
+    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check"):
         if getattr(task, name) is not None and not callable(getattr(task, name)):
             raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function or None")

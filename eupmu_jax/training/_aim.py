@@ -4,17 +4,20 @@ import logging
 from typing import NamedTuple
 
 import chex
+import jax
 import numpy as np
 
 from eupmu_jax.methods.eupmu_level import error_limit
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training.levels import Comparison, Level, compare, measured_level, unseen_levels
+from eupmu_jax.training.levels import Comparison, Level, batches_of, compare, level_of, measured_level, unseen_levels
 
 logger = logging.getLogger("eupmu_jax")
 # What is not limited by any level: a weight that is always full.
 UNLIMITED = 1e6
 WIDE = 0.05
+# Examples of each set that stand for it where a level is measured.
+MOST = 2_000
 
 
 class Aim(NamedTuple):
@@ -31,7 +34,8 @@ class Reached(NamedTuple):
 
     Attributes:
       target: The mean error to which the forget set was to be brought.
-      source: Of the target: "settings", "unseen data", "unseen data by class", or "chance" without held-out data.
+      source: Of the target: "settings", "unseen data", "unseen data by class", or without held-out data "unknown", of a
+        task that can tell, else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
       forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
       start: The original model's error on the whole retain set.
@@ -55,7 +59,8 @@ class Reached(NamedTuple):
 def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
     """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
 
-    A class that the retain set lacks is to go, and its level is 1. Without held-out data it is that of chance.
+    A class that the retain set lacks is to go, and its level is 1. Without held-out data it is `task.unknown` of the
+    forget set, where the task has that, else that of chance.
     """
     if given is not None:
         most = np.inf if task.num_classes is None else 1
@@ -63,6 +68,9 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             wanted = "a number >= 0" if task.num_classes is None else "an error rate from 0 to 1"
             raise ValueError(f"settings['target']: got {given}, expected {wanted}")
         return Aim(float(given), "settings", None, 0)
+    if held_out is None and task.unknown is not None:
+        level, passes = _unknown_level(task, params, sets.forget)
+        return Aim(level.error, "unknown", None, passes)
     if held_out is None:
         chance = 1.0 if task.num_classes is None else 1 - 1 / task.num_classes
         target = UNLIMITED if task.error is None else chance
@@ -95,13 +103,20 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
 
 def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
     """What became of the aim."""
-    forget, retain = (measured_level(task, params, part, 2_000) for part in (sets.forget, sets.retain))
+    forget, retain = (measured_level(task, params, part, MOST) for part in (sets.forget, sets.retain))
     found = error_limit(start["retain_error"], settings)
     limit = np.inf if found is None else float(found)
     comparison = None if held_out is None or aim.target >= 1 else compare(task, params, sets.forget, held_out)
     kept = retain.low <= limit
     errors = forget.error, retain.error, start["retain_error"]
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
+
+
+def _unknown_level(task, params, forget):
+    run = jax.jit(task.unknown)
+    parts = [run(params, batch) for batch in batches_of(forget, MOST)]
+    errors = np.concatenate([np.asarray(part, np.float64) for part, _ in parts])
+    return level_of(errors), int(parts[0][1]) * len(errors)
 
 
 def _classes(task, sets, held_out):

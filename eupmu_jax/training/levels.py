@@ -78,7 +78,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
     """The level of any examples, at most so many, spread over the set; see `unseen_level`."""
     errors, _ = figures_of(task, params, examples, most)
-    return _level(errors)
+    return level_of(errors)
 
 
 def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any) -> dict[Any, Level]:
@@ -101,7 +101,7 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     if groups.shape != (len(examples),):
         raise ValueError(f"groups: got shape {groups.shape}, expected ({len(examples)},): one for each example")
     errors, _ = figures_of(task, params, examples)
-    return {group: _level(errors[groups == group]) for group in np.unique(groups)}
+    return {group: level_of(errors[groups == group]) for group in np.unique(groups)}
 
 
 def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = 2_000) -> Comparison:
@@ -143,7 +143,8 @@ def _is_rate(errors):
     return bool(np.isin(errors, (0, 1)).all())
 
 
-def _level(errors: np.ndarray) -> Level:
+def level_of(errors: np.ndarray) -> Level:
+    """Their mean and its 95 % interval."""
     from scipy import stats
 
     mean, count = float(np.mean(errors)), len(errors)
@@ -158,13 +159,14 @@ def _level(errors: np.ndarray) -> Level:
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example."""
-    positions = _spread(len(examples), most or len(examples))
-    parts = [_of_batch(task, params, batch) for batch in _batches(examples, positions)]
+    parts = [_of_batch(task, params, batch) for batch in batches_of(examples, most)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
     return errors, losses
 
 
-def _batches(examples, positions) -> Iterator[chex.ArrayTree]:
+def batches_of(examples, most: int | None = None) -> Iterator[chex.ArrayTree]:
+    """A set in batches of 500, or at most so many of it, spread over it."""
+    positions = _spread(len(examples), most or len(examples))
     for start in range(0, len(positions), CHUNK):
         yield examples[positions[start : start + CHUNK]]
 

@@ -96,7 +96,8 @@ def unlearn(
         for an array of positions. Both give batches of one structure.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class that the retain set lacks is to go. Without any the level is
-        that of chance (1 - 1 / classes), which is logged. Their figures are reported beside the others.
+        `task.unknown` of the forget set where the task has that, else chance (1 - 1 / classes), which is logged. Their
+        figures are reported beside the others.
       steps: Optimizer steps.
       settings: The method's; None takes the middle of what the benchmark searches, and the task's first forget loss.
         Those that EUPMU is not given are taken from there too: `allowed_error` (the rise of the retain error, 0.01 is

@@ -1,5 +1,6 @@
 """Levels of unseen data: their intervals, what they are for a class that is to go, and what a run makes of them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from scipy import stats
 
 import eupmu_jax as eupmu
 from eupmu_jax import data, tasks
+from eupmu_jax.objectives import diffusion
 from eupmu_jax.training import fitting
 from eupmu_jax.training.levels import compare
 
@@ -195,3 +197,20 @@ def test_a_limit_below_the_start_and_a_target_cannot_be_had_together(digits):
 def test_a_target_that_is_no_error_rate_is_refused(digits, target):
     with pytest.raises(ValueError, match=r"^settings\['target'\]: got .*, expected an error rate from 0 to 1"):
         digits.unlearn(np.arange(300) < 30, settings={"target": target})
+
+
+def test_what_a_task_calls_unknown_is_the_aim_without_held_out_data():
+    denoise = lambda params, x_t, t, labels: x_t * params["scale"] + params["shift"][labels]
+    task = tasks.diffusion(denoise, diffusion.cosine_schedule(100), num_conditions=3)
+    rng = np.random.default_rng(0)
+    params = {"scale": jnp.float32(0.7), "shift": jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)}
+    make = lambda count: {"inputs": rng.uniform(-1, 1, (count, 5)).astype(np.float32), "labels": np.zeros(count, int)}
+    forget, retain = make(40), make(80)
+    run = eupmu.unlearn("EUPMU", task, params, forget, retain, steps=3, probes=1)
+    errors, passes = task.unknown(params, forget)
+    assert run.level.source == "unknown"
+    np.testing.assert_allclose(run.level.target, np.mean(errors), rtol=1e-5)
+    options = {"settings": {"target": run.level.target}, "steps": 3, "probes": 1}
+    given = eupmu.unlearn("EUPMU", task, params, forget, retain, **options)
+    assert run.forward - given.forward == passes * 40
+    chex.assert_trees_all_equal(run.params, given.params)
