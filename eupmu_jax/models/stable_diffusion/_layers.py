@@ -1,0 +1,77 @@
+"""Layers that the U-Net and the autoencoder share."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from eupmu_jax.models.convolution import Conv
+
+conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
+
+
+class ResidualBlock(nnx.Module):
+    """Two normalised 3x3 convolutions around a shortcut, with features of the time added between them.
+
+    Args:
+      in_channels: Of the input.
+      channels: Of the output; where they differ, the shortcut is a 1x1 convolution.
+      groups: Of group normalisation.
+      epsilon: Of group normalisation.
+      time: Width of the features of the time; None for none.
+      rngs: Source of the keys of the parameters.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, groups: int, epsilon: float, time: int | None = None, *, rngs: nnx.Rngs
+    ):
+        self.norm1 = nnx.GroupNorm(in_channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
+        self.conv1 = conv(in_channels, channels, rngs=rngs)
+        if time is not None:
+            self.time_emb_proj = nnx.Linear(time, channels, rngs=rngs)
+        self.norm2 = nnx.GroupNorm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
+        self.conv2 = conv(channels, channels, rngs=rngs)
+        self.projects = in_channels != channels
+        if self.projects:
+            self.conv_shortcut = nnx.Linear(in_channels, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        """Maps `(n, height, width, in_channels)` to `(n, height, width, channels)`, at times `(n, time)`."""
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        if time is not None:
+            y = y + self.time_emb_proj(nnx.silu(time))[:, None, None]
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return (self.conv_shortcut(x) if self.projects else x) + y
+
+
+class Attention(nnx.Module):
+    """Attention of places of an image to each other or to tokens.
+
+    Args:
+      width: Of queries and of the output, a multiple of `heads`.
+      heads: Of attention.
+      context: Width of what keys and values are made from; None means the input itself.
+      bias: Whether queries, keys and values have a bias; the output has one.
+      rngs: Source of the keys of the parameters.
+    """
+
+    def __init__(self, width: int, heads: int, context: int | None = None, *, bias: bool = False, rngs: nnx.Rngs):
+        self.heads = heads
+        self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_k = nnx.Linear(context or width, width, use_bias=bias, rngs=rngs)
+        self.to_v = nnx.Linear(context or width, width, use_bias=bias, rngs=rngs)
+        self.to_out = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Maps `(n, places, width)` to the same shape, from `(n, tokens, context)` or from itself."""
+        source = x if context is None else context
+        query, key, value = (
+            part.reshape(*part.shape[:-1], self.heads, -1)
+            for part in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
+        return self.to_out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """An image of twice the height and width, each pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
