@@ -116,6 +116,9 @@ def main(folder=None):
     shapes = lambda model: {name: tuple(p.shape) for name, p in model.named_parameters()}
     golden["layouts"] = {name: layout(shapes(model)) for name, model in models.items()}
 
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    golden["alpha_bar"] = {t: scheduler.alphas_cumprod[t].item() for t in (0, 1, 500, 999)}
+
     first = lambda array: torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
     last = lambda tensor: tensor.permute(0, 2, 3, 1).numpy().tolist()
     given = inputs()

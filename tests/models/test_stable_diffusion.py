@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from eupmu_jax import tasks
 from eupmu_jax.models import stable_diffusion as sd
 from eupmu_jax.models.stable_diffusion import autoencoder, text_encoder, unet, weights
 
@@ -201,3 +202,36 @@ def test_latents_are_scaled_draws():
     mean, logvar = jnp.full((4_000,), 2.0), jnp.full((4_000,), np.log(0.25))
     found = sd.latents(mean, logvar, jax.random.key(0)) / 0.18215
     np.testing.assert_allclose([found.mean(), found.std()], [2.0, 0.5], atol=0.03)
+
+
+def test_the_schedule_is_that_of_diffusers():
+    found = sd.published_schedule().alpha_bar
+    for t, expected in GOLDEN["alpha_bar"].items():
+        np.testing.assert_allclose(found[int(t)], expected, rtol=2e-5)
+    with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
+        sd.published_schedule(1)
+
+
+@pytest.mark.slow
+def test_the_diffusion_task_takes_the_unet_with_a_table_of_prompts():
+    model = shapes_of("unet", sd.UNetConfig(widths=(8,), blocks=1, heads=2, context=6, groups=4))
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    params = jax.tree.map(lambda leaf: 0.3 * normal(*leaf.shape), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    table, denoise, latents = 3 * normal(4, 5, 6), sd.denoiser(model), normal(3, 4, 4, 4)
+    by_label = lambda params, x_t, t, labels: denoise(params, x_t, t, table[labels])
+    task = tasks.diffusion(by_label, sd.published_schedule(), num_conditions=3, prediction="epsilon")
+
+    @jax.jit
+    def losses(labels):
+        batch = {"inputs": latents, "labels": labels}
+        outputs = task.outputs(params, batch, None)
+        forget = [task.forget[name](outputs, batch) for name in ("unconditional", "negative_guidance")]
+        return task.retain(outputs, batch), *forget
+
+    assert max(losses(jnp.full(3, 3))[1:]) < 1e-12
+    retain, unconditional, negative = losses(jnp.arange(3))
+    assert np.isfinite(retain)
+    assert float(unconditional) > 1e-6
+    # With guidance 1, ESD's target lies as far beyond the empty prompt's prediction as this one before it.
+    np.testing.assert_allclose(negative, 4 * unconditional, rtol=1e-3)

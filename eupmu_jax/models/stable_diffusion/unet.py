@@ -224,7 +224,12 @@ class ConditionalUNet(nnx.Module):
 
 
 def denoiser(model: nnx.Module) -> Callable[[chex.ArrayTree, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """A model as the pure function that `tasks.diffusion` and `models.sampling` take.
+    """A model as a pure function of its parameters.
+
+    `tasks.diffusion` gives labels, ints, to what it calls. Where prompts are few, these are rows of a table of embedded
+    prompts, the last of which is the empty text:
+
+        lambda params, x_t, t, labels: denoise(params, x_t, t, table[labels])
 
     Args:
       model: Called with `(x_t, t, embeddings)`; only its structure is used, so it may come from `nnx.eval_shape`.
