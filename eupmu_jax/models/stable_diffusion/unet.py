@@ -142,7 +142,7 @@ class ConditionalUNet(nnx.Module):
 
     Modules are named as in the published weights, so that `attn2` is attention to the text, of which `to_k` and `to_v`
     alone see it. The default configuration has 859,520,964 parameters. Computation takes place in the promoted dtype of
-    parameters and inputs: cast both to bfloat16 for half the memory.
+    parameters and inputs: cast parameters, latent images and embeddings to bfloat16 for half the memory.
 
     Args:
       config: Sizes.
