@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -223,7 +222,7 @@ class ConditionalUNet(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
-def denoiser(model: nnx.Module) -> Callable[[chex.ArrayTree, jax.Array, jax.Array, jax.Array], jax.Array]:
+def denoiser(model: nnx.Module) -> Callable:
     """A model as a pure function of its parameters.
 
     `tasks.diffusion` gives labels, ints, to what it calls. Where prompts are few, these are rows of a table of embedded
