@@ -14,7 +14,7 @@ from flax import nnx
 
 from eupmu_jax import tasks
 from eupmu_jax.models import stable_diffusion as sd
-from eupmu_jax.models.stable_diffusion import autoencoder, text_encoder, unet, weights
+from eupmu_jax.models.stable_diffusion import _layers, autoencoder, text_encoder, unet, weights
 
 FOLDER = Path(__file__).parent
 RULES = runpy.run_path(str(FOLDER / "make_golden_stable_diffusion.py"))
@@ -102,6 +102,12 @@ def test_every_norm_has_the_epsilon_of_the_original(part):
         if isinstance(module, nnx.GroupNorm | nnx.LayerNorm):
             found[weights.published_name(path).rpartition(".")[0]] = module.epsilon
     assert found == GOLDEN["epsilons"][part]
+
+
+def test_a_large_mean_costs_group_norm_no_accuracy():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 4, 4)), jnp.float32)
+    layer = _layers.norm(4, num_groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(layer(x + 1_000), layer(x), atol=1e-3)
 
 
 OLD_NAMES = {

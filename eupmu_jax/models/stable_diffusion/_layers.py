@@ -8,6 +8,8 @@ from flax import nnx
 from eupmu_jax.models.convolution import Conv
 
 conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
+# The variance of centred values, which a large mean does not drown in rounding.
+norm = functools.partial(nnx.GroupNorm, use_fast_variance=False)
 
 
 class ResidualBlock(nnx.Module):
@@ -25,11 +27,11 @@ class ResidualBlock(nnx.Module):
     def __init__(
         self, in_channels: int, channels: int, groups: int, epsilon: float, time: int | None = None, *, rngs: nnx.Rngs
     ):
-        self.norm1 = nnx.GroupNorm(in_channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
+        self.norm1 = norm(in_channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
         self.conv1 = conv(in_channels, channels, rngs=rngs)
         if time is not None:
             self.time_emb_proj = nnx.Linear(time, channels, rngs=rngs)
-        self.norm2 = nnx.GroupNorm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
+        self.norm2 = norm(channels, num_groups=groups, epsilon=epsilon, rngs=rngs)
         self.conv2 = conv(channels, channels, rngs=rngs)
         self.projects = in_channels != channels
         if self.projects:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled
+from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled, norm
 
 # Latent images of the published weights have about unit variance after multiplication with it.
 SCALE = 0.18215
@@ -57,7 +57,7 @@ class _SelfAttention(nnx.Module):
     """Attention of all places of an image to each other, by one head, around a shortcut."""
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
-        self.group_norm = nnx.GroupNorm(channels, num_groups=groups, epsilon=EPSILON, rngs=rngs)
+        self.group_norm = norm(channels, num_groups=groups, epsilon=EPSILON, rngs=rngs)
         self.attention = Attention(channels, 1, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ class _Encoder(nnx.Module):
             inputs, stride = [before, *[width] * (config.blocks - 1)], 2 if i < len(widths) - 1 else None
             self.down_blocks.append(_Level(inputs, width, groups, stride=stride, rngs=rngs))
         self.mid_block = _MidBlock(widths[-1], groups, rngs=rngs)
-        self.conv_norm_out = nnx.GroupNorm(widths[-1], num_groups=groups, epsilon=EPSILON, rngs=rngs)
+        self.conv_norm_out = norm(widths[-1], num_groups=groups, epsilon=EPSILON, rngs=rngs)
         self.conv_out = conv(widths[-1], 2 * config.latent_channels, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ class _Decoder(nnx.Module):
         for i, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
             inputs, stride = [before, *[width] * config.blocks], 1 if i < len(widths) - 1 else None
             self.up_blocks.append(_Level(inputs, width, groups, stride=stride, rngs=rngs))
-        self.conv_norm_out = nnx.GroupNorm(widths[-1], num_groups=groups, epsilon=EPSILON, rngs=rngs)
+        self.conv_norm_out = norm(widths[-1], num_groups=groups, epsilon=EPSILON, rngs=rngs)
         self.conv_out = conv(widths[-1], config.channels, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.dit import time_features
-from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled
+from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled, norm
 
 # Of residual blocks and the last layer; norms before attention have one of their own.
 EPSILON, ATTENTION_EPSILON = 1e-5, 1e-6
@@ -87,7 +87,7 @@ class _SpatialTransformer(nnx.Module):
     """A `TransformerBlock` over the places of an image, between 1x1 convolutions and around a shortcut."""
 
     def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
-        self.norm = nnx.GroupNorm(channels, num_groups=config.groups, epsilon=ATTENTION_EPSILON, rngs=rngs)
+        self.norm = norm(channels, num_groups=config.groups, epsilon=ATTENTION_EPSILON, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
         self.block = TransformerBlock(channels, config.heads, config.context, rngs=rngs)
         self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
@@ -183,7 +183,7 @@ class ConditionalUNet(nnx.Module):
             stride = 1 if i < len(widths) - 1 else None
             self.up_blocks.append(_Level(inputs, width, config, attends=i > 0, stride=stride, rngs=rngs))
             before = width
-        self.conv_norm_out = nnx.GroupNorm(widths[0], num_groups=config.groups, epsilon=EPSILON, rngs=rngs)
+        self.conv_norm_out = norm(widths[0], num_groups=config.groups, epsilon=EPSILON, rngs=rngs)
         self.conv_out = conv(widths[0], config.channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, embeddings: jax.Array) -> jax.Array:
