@@ -1,6 +1,6 @@
 """Forget and retain losses. Everything is minimised."""
 
-from eupmu_jax.objectives import diffusion
+from eupmu_jax.objectives import diffusion, language
 from eupmu_jax.objectives.classification import (
     bounded_ascent,
     cross_entropy,
@@ -17,5 +17,6 @@ __all__ = [
     "gradient_ascent",
     "kl_to_teacher",
     "kl_to_uniform",
+    "language",
     "random_labels",
 ]

@@ -1,0 +1,347 @@
+"""Losses of language models against float64 formulas of numpy, the identities between them, and their limits."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, log_softmax, rel_entr, softmax
+
+from eupmu_jax.objectives import language
+from eupmu_jax.objectives.language import Answers
+
+N, T, V, D = 4, 6, 9, 5
+RNG = np.random.default_rng(0)
+LOGITS, REFERENCE, OTHER = (2 * RNG.normal(size=(N, T, V)).astype(np.float32) for _ in range(3))
+TARGETS = RNG.integers(V, size=(N, T))
+# A prompt before each answer and padding after, answers of lengths 3, 1, 0 and 5; and of 2, 4, 3 and 0.
+MASK = np.array([[0, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]])
+OTHER_MASK = np.array([[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+HIDDEN, REFERENCE_HIDDEN = (RNG.normal(size=(N, T, D)).astype(np.float32) for _ in range(2))
+VECTOR = RNG.normal(size=D).astype(np.float32)
+
+
+def nll64(logits):
+    return -np.take_along_axis(log_softmax(logits.astype(np.float64), -1), TARGETS[..., None], -1)[..., 0]
+
+
+def sums(logits, mask):
+    return np.array(
+        [sum(loss for loss, m in zip(*row, strict=True) if m) for row in zip(nll64(logits), mask, strict=True)]
+    )
+
+
+NLL, REFERENCE_NLL = nll64(LOGITS), sums(REFERENCE, MASK)
+OTHER_NLL, OTHER_REFERENCE = sums(OTHER, OTHER_MASK), sums(REFERENCE, OTHER_MASK)
+LENGTHS, SUMS = MASK.sum(1), sums(LOGITS, MASK)
+KEPT = [0, 1, 3]  # with an answer
+PAIRS = [0, 1]  # with both
+
+
+def over_tokens(values):
+    return values[MASK == 1].mean()
+
+
+def softplus(x):
+    return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+
+
+def rho():
+    return (OTHER_REFERENCE - OTHER_NLL - (REFERENCE_NLL - SUMS))[PAIRS]
+
+
+def modulated(x, tau):
+    s = expit(x / tau)
+    return ((1 - s) * softplus(-x) + s * np.exp(-x)).mean()
+
+
+def rmu64(target):
+    squares = ((HIDDEN.astype(np.float64) - target) ** 2).sum(-1) / D
+    return np.mean([squares[i][MASK[i] == 1].mean() for i in KEPT])
+
+
+def forgotten(logits=LOGITS, mask=MASK):
+    return Answers(language.token_nll(jnp.asarray(logits), TARGETS), jnp.asarray(mask), jnp.float32(REFERENCE_NLL))
+
+
+def alternative():
+    return Answers(
+        language.token_nll(jnp.asarray(OTHER), TARGETS), jnp.asarray(OTHER_MASK), jnp.float32(OTHER_REFERENCE)
+    )
+
+
+def of_nll(loss, **constants):
+    return lambda logits, mask: loss(language.token_nll(logits, TARGETS), mask, **constants)
+
+
+# Each a function of the logits (or hidden states) and the mask.
+LOSSES = {
+    "token_mean": of_nll(language.token_mean),
+    "gradient_ascent": of_nll(language.gradient_ascent),
+    "wga": of_nll(language.wga, beta=0.7),
+    "satimp": of_nll(language.satimp),
+    "kl_to_reference": lambda logits, mask: language.kl_to_reference(logits, jnp.asarray(REFERENCE), mask),
+    "undial": lambda logits, mask: language.undial(logits, jnp.asarray(REFERENCE), TARGETS, mask, beta=3.0),
+    "npo": lambda logits, mask: language.npo(forgotten(logits, mask)),
+    "simnpo": of_nll(language.simnpo, delta=0.3),
+    "dpo": lambda logits, mask: language.dpo(forgotten(logits, mask), alternative()),
+    "lrml": lambda logits, mask: language.lrml(forgotten(logits, mask), alternative()),
+}
+EXPECTED = {
+    "token_mean": over_tokens(NLL),
+    "gradient_ascent": -over_tokens(NLL),
+    "wga": -over_tokens(np.exp(-NLL) ** 0.7 * NLL),
+    "satimp": -over_tokens(np.exp(-NLL) ** 5 * (1 - np.exp(-NLL)) * NLL),
+    "kl_to_reference": over_tokens(
+        rel_entr(softmax(REFERENCE.astype(float), -1), softmax(LOGITS.astype(float), -1)).sum(-1)
+    ),
+    "undial": over_tokens(
+        -(softmax(REFERENCE.astype(float) - 3 * np.eye(V)[TARGETS], -1) * log_softmax(LOGITS.astype(float), -1)).sum(-1)
+    ),
+    "npo": 20 * softplus(-0.1 * (SUMS - REFERENCE_NLL))[KEPT].mean(),
+    "simnpo": 0.8 * softplus(-2.5 * (SUMS / np.maximum(LENGTHS, 1) - 0.3))[KEPT].mean(),
+    "dpo": 20 * softplus(-0.1 * rho()).mean(),
+    "lrml": modulated(0.05 * rho(), 0.05),
+}
+EVERY = pytest.mark.parametrize("name", LOSSES)
+
+
+@functools.cache
+def compiled(name):
+    """The value of a loss and its gradient, compiled once for all tests."""
+    return jax.jit(jax.value_and_grad(LOSSES[name]))
+
+
+@EVERY
+def test_formulas(name):
+    np.testing.assert_allclose(compiled(name)(LOGITS, MASK)[0], EXPECTED[name], rtol=2e-5)
+
+
+def test_sums_and_lengths_of_answers():
+    np.testing.assert_allclose(language.sequence_nll(jnp.float32(NLL), MASK), SUMS, rtol=1e-6)
+    np.testing.assert_array_equal(language.answer_lengths(jnp.asarray(MASK)), LENGTHS)
+
+
+@pytest.mark.parametrize("target", [VECTOR, REFERENCE_HIDDEN], ids=["forget", "retain"])
+def test_rmu(target):
+    np.testing.assert_allclose(language.rmu(jnp.asarray(HIDDEN), jnp.asarray(target), MASK), rmu64(target), rtol=1e-5)
+
+
+def test_numbers_by_hand():
+    # Two tokens of probability 1/2 and 1/4, so L = 3 ln 2; the reference gives 1/8 in all, hence a log ratio of 0.
+    nll, mask = jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2))
+    same = Answers(nll, mask, jnp.log(jnp.array([8.0])))
+    half = same._replace(reference_nll=jnp.log(jnp.array([4.0])))  # the model finds it half as likely
+    twice = same._replace(reference_nll=jnp.log(jnp.array([16.0])))
+    for got, expected in [
+        (language.token_mean(nll, mask), 1.5 * np.log(2)),
+        (language.wga(nll, mask), -(np.log(2) / 2 + np.log(4) / 4) / 2),
+        (language.satimp(nll, mask, 1.0, 1.0), -(np.log(2) / 4 + np.log(4) * 3 / 16) / 2),
+        (language.npo(same, beta=0.5), 4 * np.log(2)),
+        (language.npo(half, beta=1.0), -2 * np.log(2 / 3)),
+        (language.simnpo(nll, mask, beta=2.0), -np.log(8 / 9)),
+        (language.dpo(same, same, beta=0.1), 20 * np.log(2)),
+        (language.dpo(half, twice, beta=1.0), -2 * np.log(4 / 5)),
+        (language.lrml(same, same), (np.log(2) + 1) / 2),
+        (language.lrml(half, twice, beta=1.0, tau=1.0), 0.2 * -np.log(4 / 5) + 0.8 / 4),
+    ]:
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@EVERY
+def test_prompts_and_padding_change_nothing(name):
+    other = np.where(MASK[..., None] == 1, LOGITS, 50 * np.cos(np.arange(V, dtype=np.float32)))
+    (one, slope), (two, its) = (compiled(name)(logits, MASK) for logits in (LOGITS, other))
+    np.testing.assert_array_equal(one, two)
+    chex.assert_trees_all_equal(slope, its)
+    np.testing.assert_array_equal(slope[MASK == 0], 0)
+
+
+@EVERY
+def test_a_batch_without_any_answer_has_loss_and_gradient_zero(name):
+    value, slope = compiled(name)(LOGITS, np.zeros_like(MASK))
+    assert float(value) == 0
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_rmu_without_an_answer_is_zero():
+    value, slope = jax.value_and_grad(language.rmu)(jnp.asarray(HIDDEN), jnp.asarray(VECTOR), jnp.zeros_like(MASK))
+    assert float(value) == 0
+    np.testing.assert_array_equal(slope, 0)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [jnp.bfloat16])
+def test_losses_are_those_of_the_rounded_logits_in_float32(name, dtype):
+    logits = jnp.asarray(LOGITS, dtype)
+    value, slope = compiled(name)(logits, MASK)
+    assert value.dtype == jnp.float32
+    assert slope.dtype == dtype
+    np.testing.assert_allclose(value, compiled(name)(np.asarray(logits, np.float32), MASK)[0], rtol=1e-6)
+
+
+@EVERY
+def test_gradients_are_finite_where_the_model_is_sure_or_has_forgotten(name):
+    for scale in (300.0, -300.0):
+        value, slope = compiled(name)(np.float32(scale * np.eye(V)[TARGETS]), MASK)
+        assert np.isfinite(value)
+        chex.assert_tree_all_finite(slope)
+
+
+def slope_of(loss):
+    return jax.jit(jax.grad(lambda logits: loss(language.token_nll(logits, TARGETS))))(LOGITS)
+
+
+def ascent_of_answers(nll):
+    """Ascent on L, a mean over answers."""
+    return -jnp.mean(language.sequence_nll(nll, MASK)[jnp.array(KEPT)])
+
+
+@pytest.mark.parametrize(("beta", "close"), [(1e-1, 0.5), (1e-2, 0.06), (1e-4, 6e-4)])
+def test_npo_tends_to_ascent_as_beta_does_to_zero(beta, close):
+    found = slope_of(lambda nll: language.npo(Answers(nll, jnp.asarray(MASK), jnp.float32(REFERENCE_NLL)), beta))
+    expected = slope_of(ascent_of_answers)
+    # sigma(beta rho) = 1/2 + O(beta), so the error falls as beta does.
+    assert np.abs(found - expected).max() < close * np.abs(expected).max()
+
+
+def test_npo_less_its_constant_tends_to_ascent():
+    beta = 1e-3
+    value = language.npo(forgotten(), beta) - 2 / beta * np.log(2)
+    np.testing.assert_allclose(value, -(SUMS - REFERENCE_NLL)[KEPT].mean(), rtol=0.02)
+
+
+def test_npo_saturates_where_ascent_does_not():
+    gone = Answers(jnp.full((1, 2), 1e4), jnp.ones((1, 2)), jnp.zeros(1))
+    value, slope = jax.value_and_grad(lambda nll: language.npo(gone._replace(nll=nll)))(gone.nll)
+    assert float(value) == 0
+    np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_simnpo_does_not_depend_on_the_length_of_answers_whose_tokens_are_alike(length):
+    p, beta = 0.3, 2.5
+    value = language.simnpo(jnp.full((2, length), -np.log(p)), jnp.ones((2, length)), beta)
+    np.testing.assert_allclose(value, 2 / beta * np.log1p(p**beta), rtol=1e-6)
+
+
+def test_weights_of_one_make_ascent():
+    ascent = slope_of(lambda nll: language.gradient_ascent(nll, MASK))
+    for loss in (functools.partial(language.wga, beta=0.0), functools.partial(language.satimp, beta1=0.0, beta2=0.0)):
+        chex.assert_trees_all_close(slope_of(lambda nll, loss=loss: loss(nll, MASK)), ascent, rtol=1e-6)
+
+
+def test_satimp_without_importance_is_wga():
+    np.testing.assert_allclose(
+        language.satimp(jnp.float32(NLL), MASK, 2.0, 0.0), language.wga(jnp.float32(NLL), MASK, 2.0), rtol=1e-6
+    )
+
+
+def test_weights_are_fixed():
+    slope = jax.grad(language.wga)(jnp.float32(NLL), jnp.asarray(MASK))
+    np.testing.assert_allclose(slope, -np.exp(-NLL) * MASK / MASK.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z: language.kl_to_reference(z, jnp.asarray(REFERENCE), MASK),
+        lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=0.0),
+    ],
+)
+def test_distillation_rests_at_the_reference_and_nowhere_else(loss):
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(REFERENCE), 0, atol=1e-7)
+    assert jnp.abs(jax.jit(jax.grad(loss))(LOGITS)).max() > 1e-3
+
+
+def test_undial_rests_where_the_true_logit_is_lower_by_beta():
+    rest = REFERENCE - 4 * np.eye(V)[TARGETS]
+    slope = jax.grad(lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=4.0))(jnp.float32(rest))
+    np.testing.assert_allclose(slope, 0, atol=1e-7)
+
+
+def test_lrml_is_logistic_for_small_x_and_exponential_for_large():
+    answer = Answers(jnp.full((1, 1), 20.0), jnp.ones((1, 1)), jnp.full(1, 20.0))
+    one = lambda x: (answer, answer._replace(nll=jnp.full((1, 1), 20.0 - x)))
+    for x in (-3.0, -1.0):
+        np.testing.assert_allclose(language.lrml(*one(x), beta=1.0), softplus(-x), rtol=1e-4)
+    for x in (1.0, 3.0):
+        np.testing.assert_allclose(language.lrml(*one(x), beta=1.0), np.exp(-x), rtol=1e-5)
+
+
+@jax.jit
+@jax.value_and_grad
+def lrml_of(shift, tau):
+    answer = Answers(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
+    return language.lrml(answer, answer._replace(nll=jnp.full((1, 1), shift)), 1.0, tau)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-1e4, 1e4), st.floats(0.01, 0.9))
+def test_lrml_is_finite_everywhere(x, tau):
+    value, slope = lrml_of(-x, tau)
+    assert np.isfinite(value)
+    assert value >= 0
+    assert np.isfinite(slope)
+
+
+def test_rmu_does_not_depend_on_the_rest_of_the_batch():
+    # A published implementation divides (b,) sums by (b, 1) counts, which mixes every answer with every length.
+    alone = [language.rmu(HIDDEN[i : i + 1], VECTOR, MASK[i : i + 1]) for i in KEPT]
+    np.testing.assert_allclose(language.rmu(HIDDEN, VECTOR, MASK), np.mean(alone), rtol=1e-6)
+    slope = jax.grad(lambda h: language.rmu(h, VECTOR, MASK[:2]) * 2)(jnp.asarray(HIDDEN[:2]))
+    lone = jax.grad(lambda h: language.rmu(h, VECTOR, MASK[:1]))(jnp.asarray(HIDDEN[:1]))
+    np.testing.assert_allclose(slope[:1], lone, rtol=1e-6)
+
+
+def test_the_control_vector_is_one_direction_of_the_length_asked_for():
+    first, again, other = (language.control_vector(jax.random.key(seed), 64, 20.0) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(jnp.linalg.norm(first), 20.0, rtol=1e-6)
+    assert jnp.all(first >= 0)
+    assert not jnp.allclose(first, other)
+
+
+def test_references_are_constants():
+    def total(reference_nll, logits, hidden):
+        answers = forgotten()._replace(reference_nll=reference_nll)
+        return (
+            language.npo(answers)
+            + language.dpo(answers, answers)
+            + language.undial(jnp.asarray(LOGITS), logits, TARGETS, MASK)
+            + language.kl_to_reference(jnp.asarray(LOGITS), logits, MASK)
+            + language.rmu(jnp.asarray(HIDDEN), hidden, MASK)
+        )
+
+    slopes = jax.grad(total, argnums=(0, 1, 2))(jnp.float32(REFERENCE_NLL), jnp.asarray(REFERENCE), REFERENCE_HIDDEN)
+    chex.assert_trees_all_equal(slopes, jax.tree.map(jnp.zeros_like, slopes))
+
+
+BAD = {
+    "mask": (
+        lambda: language.token_mean(jnp.zeros((2, 3)), jnp.ones(3)),
+        r"mask: got shape \(3,\), expected that of nll",
+    ),
+    "reference of tokens": (
+        lambda: language.npo(Answers(jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.zeros((2, 1)))),
+        r"reference_nll: got shape \(2, 1\), expected one number for each sequence, \(2,\)",
+    ),
+    "another vocabulary": (
+        lambda: language.undial(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int), jnp.ones((2, 3))),
+        r"reference_logits: got shape \(2, 3, 4\), expected that of logits, \(2, 3, 5\)",
+    ),
+    "other hidden states": (
+        lambda: language.rmu(jnp.zeros((2, 3, 5)), jnp.zeros((3, 5)), jnp.ones((2, 3))),
+        r"target: got shape \(3, 5\), expected \(5,\) or that of hidden, \(2, 3, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_shapes_that_would_broadcast_are_refused(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        jax.eval_shape(call)
