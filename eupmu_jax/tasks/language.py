@@ -1,106 +1,209 @@
-"""Token prediction as a task: batches are dicts of `tokens`, ints `(n, length)`, and perhaps `mask`."""
+"""Token prediction as a task: batches are dicts of `tokens`, ints `(n, length)`, and perhaps `mask` and more."""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 
 from eupmu_jax import objectives
+from eupmu_jax.objectives import language as losses
+from eupmu_jax.tasks._language_losses import (
+    FORGET,
+    RETAIN,
+    as_dict,
+    logits_of,
+    mask_of,
+    nll_of,
+    share_not_predicted,
+)
 from eupmu_jax.tasks.task import Task
 
 
-@functools.lru_cache(maxsize=64)
-def language(apply: Callable, *, fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None) -> Task:
+def language(
+    apply: Callable,
+    *,
+    hidden: Callable | None = None,
+    original: chex.ArrayTree | None = None,
+    retain: str = "cross_entropy",
+    constants: Mapping[str, Mapping[str, float]] | None = None,
+    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+) -> Task:
     r"""The task of a causal language model, with the mean loss of the next token as its retain loss.
 
     .. math:: l = \frac{\sum_{i, t} m_{i, t}\, (-\log p(x_{i, t} \mid x_{i, < t}))}{\sum_{i, t} m_{i, t}}, \quad t \ge 1
 
-    Forget losses, over the same tokens: `bounded_ascent` (leaves a token alone once its loss has reached that of a
-    uniform guess, ln V), `random_labels` (other tokens, drawn anew in every pass over the forget set),
-    `kl_to_uniform` and `gradient_ascent`. The divergence is the mean of KL(teacher || model) over all positions. The
-    error of a sequence is the share of its tokens that the model would not have predicted, that is 1 less its exact
-    memorisation.
+    Forget losses that need nothing but `tokens`: `bounded_ascent` (leaves a token alone once its loss has reached that
+    of a uniform guess, ln V), `random_labels` (other tokens, drawn anew in every pass over the forget set),
+    `kl_to_uniform`, `gradient_ascent`, `wga`, `satimp` and `simnpo`. Others compare with the original model, and `dpo`
+    and `lrml` with an alternative answer to the same prompt besides. Formulas are in `objectives.language`.
+
+    ============= =================================================================================
+    forget loss   needs
+    ============= =================================================================================
+    `npo`         `reference_nll`
+    `dpo`, `lrml` `reference_nll`, `alternative_tokens`, `reference_alternative_nll`
+    `undial`      `reference_logits`
+    `rmu`         `hidden`
+    ============= =================================================================================
+
+    The retain loss may be `"kl"`, the KL to the original (`reference_logits`), or `"rmu"`, the distance of hidden
+    states to its own (`hidden` and `reference_hidden`). Both are 0 at the original, so not for log scale.
+
+    What starts with `reference_` is read from the batch, where `with_reference` puts it, or else computed in each step
+    from `original`. A step computes only what its losses use.
+
+    The divergence is the mean of KL(teacher || model) over all positions. The error of a sequence is the share of its
+    tokens that the model would not have predicted, that is 1 less its exact memorisation.
 
     Args:
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
+      hidden: `hidden(params, tokens) -> (n, length, d)`, the states that RMU moves, of one layer. XLA shares its work
+        with that of `apply` where they are the same.
+      original: Parameters of the original model, a constant of the compiled programs.
+      retain: `"cross_entropy"`, `"kl"` or `"rmu"`.
+      constants: Those of forget losses, by loss and name, such as `{"npo": {"beta": 0.5}, "rmu": {"steering": 20.0}}`;
+        others keep the defaults of `objectives.language`.
       fresh_params: `fresh_params(key)`: untrained parameters.
 
     Returns:
-      The task; the same object for the same arguments. `mask` has the shape of `tokens` and marks those that are
-      predicted (no prompt, no padding); without it all but the first are.
+      The task; equal ones for the same arguments, but for `original`. `mask` has the shape of
+      `tokens` and marks those that are predicted (no prompt, no padding), `alternative_mask` those of
+      `alternative_tokens`; without it all but the first are. The outputs are the logits of all next tokens, `(n,
+      length - 1, V)`; if the task or the batch has more, a dict with these as `logits`.
 
     Raises:
-      ValueError: If `apply` is no function.
+      ValueError: If `apply` or `hidden` is no function, for an unknown retain loss or constant, a retain loss that
+        needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it in
+        another shape.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
-    >>> batch = {"tokens": jnp.array([[0, 1, 2, 0]])}
+    >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
     >>> float(task.error(task.outputs(9.0, batch, None), batch)[0])
     0.3333...
     """
     if not callable(apply):
         raise ValueError(f"apply: got {apply!r}, expected a function (params, tokens) -> logits")
+    if hidden is not None and not callable(hidden):
+        raise ValueError(f"hidden: got {hidden!r}, expected a function (params, tokens) -> hidden states, or None")
+    if retain not in RETAIN:
+        raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
+    if retain == "rmu" and hidden is None:
+        raise ValueError("hidden: got None, but retain='rmu' needs it; expected (params, tokens) -> hidden states")
+    task = _task(apply, hidden, retain, fresh_params)
+    if constants:
+        task = task._replace(forget=_with_constants(constants))
+    return task if original is None else task._replace(outputs=_with_original(task.outputs, original))
+
+
+@functools.lru_cache(maxsize=64)
+def _task(apply, hidden, retain, fresh_params):
+    def outputs(params, batch, key):
+        found = {"logits": apply(params, batch["tokens"])[:, :-1]}
+        if "alternative_tokens" in batch:
+            found["alternative_logits"] = apply(params, batch["alternative_tokens"])[:, :-1]
+        if hidden is not None:
+            found["hidden"] = hidden(params, batch["tokens"])[:, 1:]
+        return found if len(found) > 1 else found["logits"]
 
     def draw(key, epoch, batch):
         # Shares of the vocabulary, whose size only the logits tell.
         return batch | {"random_labels": jax.random.uniform(jax.random.fold_in(key, epoch), batch["tokens"].shape)}
 
     return Task(
-        outputs=lambda params, batch, key: apply(params, batch["tokens"])[:, :-1],
-        retain=_mean_loss,
+        outputs=outputs,
+        retain=RETAIN[retain],
         forget=FORGET,
-        divergence=objectives.kl_to_teacher,
+        divergence=lambda ours, teacher: objectives.kl_to_teacher(logits_of(ours), logits_of(teacher)),
         draw=draw,
-        error=_share_not_predicted,
+        error=share_not_predicted,
         fresh_params=fresh_params,
     )
 
 
-def _mask(batch):
-    tokens = batch["tokens"][:, 1:]
-    return batch["mask"][:, 1:].astype(jnp.float32) if "mask" in batch else jnp.ones(tokens.shape, jnp.float32)
+def _with_original(outputs, original):
+    def both(params, batch, key):
+        ours, reference = (as_dict(outputs(p, batch, key)) for p in (params, original))
+        return ours | {f"reference_{name}": jax.lax.stop_gradient(leaf) for name, leaf in reference.items()}
+
+    return both
 
 
-def _mean(values, batch):
-    mask = _mask(batch)
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+def _with_constants(constants):
+    for name, given in constants.items():
+        if name not in FORGET:
+            raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
+        known = list(inspect.signature(FORGET[name]).parameters)[2:]
+        if unknown := [key for key in given if key not in known]:
+            raise ValueError(
+                f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
+            )
+    return {name: _with(name, tuple(sorted(constants.get(name, {}).items()))) for name in FORGET}
 
 
-def _losses(logits, tokens):
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+@functools.lru_cache(maxsize=64)
+def _with(name, given):
+    """One object for equal constants, so that equal tasks are equal."""
+    return functools.partial(FORGET[name], **dict(given)) if given else FORGET[name]
 
 
-def _mean_loss(logits, batch):
-    return _mean(_losses(logits, batch["tokens"][:, 1:]), batch)
+def with_reference(
+    task: Task, params: chex.ArrayTree, batch: Mapping[str, chex.Array], *, batch_size: int = 32, whole: bool = False
+) -> dict[str, chex.Array]:
+    """A set of sequences with what the original model makes of each, computed once.
+
+    Sets of one run have one structure, so the retain set and held-out data need these values too.
+
+    Args:
+      task: Of `language`.
+      params: Of the original model.
+      batch: A whole set: `tokens`, perhaps `mask`, `alternative_tokens`, `alternative_mask`.
+      batch_size: Sequences in a forward pass.
+      whole: Whether to add `reference_logits` `(n, length - 1, V)` and, if the task has `hidden`, `reference_hidden`
+        `(n, length - 1, d)`: as many numbers for each token. For more than a small vocabulary give the task the
+        `original` parameters instead.
+
+    Returns:
+      The set with `reference_nll` `(n,)`, and with `reference_alternative_nll` if there is an alternative.
+
+    Raises:
+      ValueError: For a mask of another shape than its tokens, a sequence that has no token to predict, or a batch size
+        below 1.
+
+    >>> task = language(lambda params, tokens: jax.numpy.zeros((*tokens.shape, 4)))
+    >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
+    [2.7725...]
+    """
+    if "tokens" not in batch:
+        raise ValueError(f"batch: got {', '.join(batch)}, expected tokens among them")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    for prefix in ("", "alternative_"):
+        if f"{prefix}tokens" in batch:
+            _check_answers(f"{prefix}mask", np.asarray(mask_of(batch, prefix)))
+    parts = [
+        _reference_of(task, whole, params, {name: leaf[start : start + batch_size] for name, leaf in batch.items()})
+        for start in range(0, len(batch["tokens"]), batch_size)
+    ]
+    return dict(batch) | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _bounded_ascent(logits, batch):
-    return _mean(jnp.maximum(jnp.log(logits.shape[-1]) - _losses(logits, batch["tokens"][:, 1:]), 0), batch)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reference_of(task, whole, params, batch):
+    outputs = as_dict(task.outputs(params, batch, None))
+    found = {"reference_nll": losses.sequence_nll(nll_of(outputs, batch), mask_of(batch))}
+    if "alternative_logits" in outputs:
+        nll = nll_of(outputs, batch, "alternative_")
+        found["reference_alternative_nll"] = losses.sequence_nll(nll, mask_of(batch, "alternative_"))
+    if whole:
+        found |= {f"reference_{name}": outputs[name] for name in ("logits", "hidden") if name in outputs}
+    return found
 
 
-def _random_labels(logits, batch):
-    vocabulary = logits.shape[-1]
-    shift = 1 + (batch["random_labels"][:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
-    return _mean(_losses(logits, (batch["tokens"][:, 1:] + shift) % vocabulary), batch)
-
-
-def _kl_to_uniform(logits, batch):
-    return _mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1) - jnp.log(logits.shape[-1]), batch)
-
-
-def _share_not_predicted(logits, batch):
-    mask = _mask(batch)
-    wrong = (jnp.argmax(logits, axis=-1) != batch["tokens"][:, 1:]) * mask
-    return jnp.sum(wrong, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-
-
-# One object for all tasks, so that equal tasks are equal.
-FORGET = {
-    "bounded_ascent": _bounded_ascent,
-    "random_labels": _random_labels,
-    "kl_to_uniform": _kl_to_uniform,
-    "gradient_ascent": lambda logits, batch: -_mean_loss(logits, batch),
-}
+def _check_answers(name, mask):
+    if len(empty := np.flatnonzero(~mask.any(axis=1))):
+        raise ValueError(
+            f"{name}: got no token to predict in sequence {empty[0]}, expected one after the first token of each"
+        )

@@ -1,0 +1,164 @@
+"""Losses of `tasks.language`: functions of the outputs of a model and a batch, which may lack what they need."""
+
+import jax
+import jax.numpy as jnp
+
+from eupmu_jax.objectives import language as losses
+
+# Of the control vector of RMU, so that every step and every run pushes the same way.
+DIRECTION = 0
+
+
+def as_dict(outputs):
+    return outputs if isinstance(outputs, dict) else {"logits": outputs}
+
+
+def logits_of(outputs):
+    return as_dict(outputs)["logits"]
+
+
+def mask_of(batch, prefix=""):
+    tokens, name = batch[f"{prefix}tokens"], f"{prefix}mask"
+    if name not in batch:
+        return jnp.ones((tokens.shape[0], tokens.shape[1] - 1), bool)
+    if batch[name].shape != tokens.shape:
+        raise ValueError(f"{name}: got shape {batch[name].shape}, expected that of {prefix}tokens, {tokens.shape}")
+    return batch[name][:, 1:].astype(bool)
+
+
+def nll_of(outputs, batch, prefix=""):
+    return losses.token_nll(as_dict(outputs)[f"{prefix}logits"], batch[f"{prefix}tokens"][:, 1:])
+
+
+def _needed(loss, name, outputs, batch):
+    """A value of the original model, from the batch or from the outputs of a task that has its parameters."""
+    if name in batch:
+        return batch[name]
+    if isinstance(outputs, dict) and name in outputs:
+        return outputs[name]
+    raise ValueError(
+        f"batch: got {', '.join(batch)}, but {loss} needs {name}; expected it from tasks.with_reference, or a task "
+        "with the original parameters, tasks.language(apply, original=params)"
+    )
+
+
+def _hidden(outputs):
+    if isinstance(outputs, dict) and "hidden" in outputs:
+        return outputs["hidden"]
+    raise ValueError("hidden: got None, but rmu needs it; expected tasks.language(apply, hidden=hidden)")
+
+
+def _answers(loss, outputs, batch, prefix=""):
+    nll, mask = nll_of(outputs, batch, prefix), mask_of(batch, prefix)
+    name = f"reference_{prefix}nll"
+    if name not in batch and isinstance(outputs, dict) and f"reference_{prefix}logits" in outputs:
+        reference = losses.token_nll(outputs[f"reference_{prefix}logits"], batch[f"{prefix}tokens"][:, 1:])
+        return losses.Answers(nll, mask, losses.sequence_nll(reference, mask))
+    return losses.Answers(nll, mask, _needed(loss, name, outputs, batch))
+
+
+def _pairs(loss, outputs, batch):
+    if "alternative_tokens" not in batch:
+        raise ValueError(
+            f"batch: got {', '.join(batch)}, but {loss} needs alternative_tokens; expected the prompt and another "
+            "answer for each sequence, (n, length), and perhaps alternative_mask"
+        )
+    return _answers(loss, outputs, batch), _answers(loss, outputs, batch, "alternative_")
+
+
+def _cross_entropy(outputs, batch):
+    return losses.token_mean(nll_of(outputs, batch), mask_of(batch))
+
+
+def _kl(outputs, batch):
+    reference = _needed("retain='kl'", "reference_logits", outputs, batch)
+    return losses.kl_to_reference(logits_of(outputs), reference, mask_of(batch))
+
+
+def _still(outputs, batch):
+    reference = _needed("retain='rmu'", "reference_hidden", outputs, batch)
+    return losses.rmu(_hidden(outputs), reference, mask_of(batch))
+
+
+def _bounded_ascent(outputs, batch):
+    limit = jnp.log(logits_of(outputs).shape[-1])
+    return losses.token_mean(jnp.maximum(limit - nll_of(outputs, batch), 0), mask_of(batch))
+
+
+def _random_labels(outputs, batch):
+    vocabulary = logits_of(outputs).shape[-1]
+    shift = 1 + (batch["random_labels"][:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
+    drawn = (batch["tokens"][:, 1:] + shift) % vocabulary
+    return losses.token_mean(losses.token_nll(logits_of(outputs), drawn), mask_of(batch))
+
+
+def _kl_to_uniform(outputs, batch):
+    logits = logits_of(outputs)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return losses.token_mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1) - jnp.log(logits.shape[-1]), mask_of(batch))
+
+
+def _gradient_ascent(outputs, batch):
+    return -_cross_entropy(outputs, batch)
+
+
+def _npo(outputs, batch, beta=0.1):
+    return losses.npo(_answers("npo", outputs, batch), beta)
+
+
+def _simnpo(outputs, batch, beta=2.5, delta=0.0):
+    return losses.simnpo(nll_of(outputs, batch), mask_of(batch), beta, delta)
+
+
+def _dpo(outputs, batch, beta=0.1):
+    forget, alternative = _pairs("dpo", outputs, batch)
+    return losses.dpo(forget, alternative, beta)
+
+
+def _lrml(outputs, batch, beta=0.05, tau=0.05):
+    forget, alternative = _pairs("lrml", outputs, batch)
+    return losses.lrml(forget, alternative, beta, tau)
+
+
+def _wga(outputs, batch, beta=1.0):
+    return losses.wga(nll_of(outputs, batch), mask_of(batch), beta)
+
+
+def _satimp(outputs, batch, beta1=5.0, beta2=1.0):
+    return losses.satimp(nll_of(outputs, batch), mask_of(batch), beta1, beta2)
+
+
+def _undial(outputs, batch, beta=10.0):
+    reference = _needed("undial", "reference_logits", outputs, batch)
+    return losses.undial(logits_of(outputs), reference, batch["tokens"][:, 1:], mask_of(batch), beta)
+
+
+def _rmu(outputs, batch, steering=6.5):
+    hidden = _hidden(outputs)
+    target = losses.control_vector(jax.random.key(DIRECTION), hidden.shape[-1], steering)
+    return losses.rmu(hidden, target, mask_of(batch))
+
+
+def share_not_predicted(outputs, batch):
+    mask = mask_of(batch)
+    wrong = (jnp.argmax(logits_of(outputs), axis=-1) != batch["tokens"][:, 1:]) & mask
+    return jnp.sum(wrong, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
+
+
+RETAIN = {"cross_entropy": _cross_entropy, "kl": _kl, "rmu": _still}
+
+# One object for all tasks, so that equal tasks are equal.
+FORGET = {
+    "bounded_ascent": _bounded_ascent,
+    "random_labels": _random_labels,
+    "kl_to_uniform": _kl_to_uniform,
+    "gradient_ascent": _gradient_ascent,
+    "npo": _npo,
+    "simnpo": _simnpo,
+    "dpo": _dpo,
+    "lrml": _lrml,
+    "wga": _wga,
+    "satimp": _satimp,
+    "undial": _undial,
+    "rmu": _rmu,
+}

@@ -1,0 +1,254 @@
+"""Losses of the language task that need more than tokens: where their values come from, and what is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from eupmu_jax import tasks
+from eupmu_jax.objectives import language as losses
+from eupmu_jax.tasks import with_reference
+from eupmu_jax.training.unlearning import unlearn
+
+N, LENGTH, VOCABULARY, WIDTH = 5, 6, 7, 4
+RNG = np.random.default_rng(0)
+
+
+def apply(params, tokens):
+    return hidden(params, tokens) @ params["out"]
+
+
+def hidden(params, tokens):
+    return params["in"][tokens]
+
+
+def make_params(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"in": (VOCABULARY, WIDTH), "out": (WIDTH, VOCABULARY)}
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+ORIGINAL, PARAMS = make_params(0), make_params(1)
+MASKS = (np.arange(LENGTH) >= start for start in (2, 3, 1, 5, 4))
+BATCH = {
+    "tokens": RNG.integers(VOCABULARY, size=(N, LENGTH)),
+    "mask": np.stack(list(MASKS)),
+    "alternative_tokens": RNG.integers(VOCABULARY, size=(N, 4)),
+    "alternative_mask": np.array([[0, 1, 1, 0]] * N),
+}
+TASK = tasks.language(apply, hidden=hidden)
+WITH_ORIGINAL = tasks.language(apply, hidden=hidden, original=ORIGINAL)
+CACHED = with_reference(TASK, ORIGINAL, BATCH, batch_size=2, whole=True)
+COMPARING = ("npo", "dpo", "lrml", "undial")
+EVERY = pytest.mark.parametrize("name", [name for name in TASK.forget if name != "random_labels"])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_of(task, name, params, batch):
+    loss = task.retain if name == "retain" else task.forget[name]
+    return jax.value_and_grad(lambda p: loss(task.outputs(p, batch, None), batch))(params)
+
+
+def sums64(params, tokens, mask):
+    logits = np.asarray(params["in"], float)[tokens] @ np.asarray(params["out"], float)
+    logs = np.take_along_axis(log_softmax(logits, -1)[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    return -(logs * mask[:, 1:]).sum(1)
+
+
+def test_references_are_the_losses_of_the_original():
+    nll = sums64(ORIGINAL, BATCH["tokens"], BATCH["mask"])
+    other = sums64(ORIGINAL, BATCH["alternative_tokens"], BATCH["alternative_mask"])
+    np.testing.assert_allclose(CACHED["reference_nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(CACHED["reference_alternative_nll"], other, rtol=1e-5)
+    logits = np.asarray(apply(ORIGINAL, BATCH["tokens"]))[:, :-1]
+    np.testing.assert_allclose(CACHED["reference_logits"], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(CACHED["reference_hidden"], hidden(ORIGINAL, BATCH["tokens"])[:, 1:], rtol=1e-6)
+
+
+def test_references_do_not_depend_on_the_slices_and_are_no_larger_than_asked_for():
+    whole = with_reference(TASK, ORIGINAL, BATCH)
+    assert set(whole) - set(BATCH) == {"reference_nll", "reference_alternative_nll"}
+    np.testing.assert_allclose(whole["reference_nll"], CACHED["reference_nll"], rtol=1e-6)
+    plain = with_reference(tasks.language(apply), ORIGINAL, {"tokens": BATCH["tokens"]})
+    np.testing.assert_allclose(
+        plain["reference_nll"], sums64(ORIGINAL, BATCH["tokens"], np.ones((N, LENGTH))), rtol=1e-5
+    )
+
+
+def test_npo_and_dpo_are_those_of_the_sums():
+    def ratios(prefix=""):
+        tokens, mask = BATCH[f"{prefix}tokens"], BATCH[f"{prefix}mask"]
+        return sums64(ORIGINAL, tokens, mask) - sums64(PARAMS, tokens, mask)
+
+    npo = 20 * np.log1p(np.exp(0.1 * ratios())).mean()
+    dpo = 20 * np.log1p(np.exp(-0.1 * (ratios("alternative_") - ratios()))).mean()
+    np.testing.assert_allclose(value_of(TASK, "npo", PARAMS, CACHED)[0], npo, rtol=1e-5)
+    np.testing.assert_allclose(value_of(TASK, "dpo", PARAMS, CACHED)[0], dpo, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_cached_references_and_the_original_parameters_give_the_same_loss(name):
+    cached, computed = value_of(TASK, name, PARAMS, CACHED), value_of(WITH_ORIGINAL, name, PARAMS, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), cached, computed)
+
+
+@pytest.mark.parametrize("retain", ["kl", "rmu"])
+def test_retain_losses_rest_at_the_original_and_nowhere_else(retain):
+    cached = tasks.language(apply, hidden=hidden, retain=retain)
+    task = tasks.language(apply, hidden=hidden, retain=retain, original=ORIGINAL)
+    value, slope = value_of(task, "retain", ORIGINAL, BATCH)
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0, atol=1e-6), slope)
+    value, _ = value_of(task, "retain", PARAMS, BATCH)
+    assert value > 0.1
+    np.testing.assert_allclose(value_of(cached, "retain", PARAMS, CACHED)[0], value, rtol=1e-5)
+
+
+def test_rmu_moves_hidden_states_of_answers_to_one_vector():
+    target = losses.control_vector(jax.random.key(0), WIDTH, 6.5)
+    states = np.asarray(hidden(PARAMS, BATCH["tokens"]), float)
+    squares = ((states - np.asarray(target)) ** 2).mean(-1)
+    expected = np.mean([row[mask].mean() for row, mask in zip(squares, BATCH["mask"], strict=True)])
+    value, slope = value_of(TASK, "rmu", PARAMS, BATCH)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_array_equal(slope["out"], 0)
+    assert np.abs(slope["in"]).max() > 0
+
+
+@EVERY
+def test_what_the_masks_leave_out_changes_nothing(name):
+    # The last token of an answer that is cut short there, and the tokens of padding after it.
+    kept = BATCH["mask"] & (np.arange(LENGTH) < LENGTH - 1) | (np.arange(LENGTH) == 1)
+    one = with_reference(TASK, ORIGINAL, BATCH | {"mask": kept}, whole=True)
+    moved = {key: leaf.copy() for key, leaf in BATCH.items()} | {"mask": kept}
+    moved["tokens"][:, -1] = (moved["tokens"][:, -1] + 3) % VOCABULARY
+    moved["alternative_tokens"][:, -1] = (moved["alternative_tokens"][:, -1] + 2) % VOCABULARY
+    other = with_reference(TASK, ORIGINAL, moved, whole=True)
+    for a, b in zip(*(jax.tree.leaves(value_of(TASK, name, PARAMS, part)) for part in (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_constants_reach_their_losses_and_equal_tasks_are_equal():
+    constants = {"npo": {"beta": 1.0}, "rmu": {"steering": 0.0}}
+    task = tasks.language(apply, hidden=hidden, constants=constants)
+    npo = 2 * np.log1p(np.exp(sums64(ORIGINAL, *plain(BATCH)) - sums64(PARAMS, *plain(BATCH)))).mean()
+    np.testing.assert_allclose(value_of(task, "npo", PARAMS, CACHED)[0], npo, rtol=1e-5)
+    states = np.asarray(hidden(PARAMS, BATCH["tokens"]), float)
+    squares = (states**2).mean(-1)
+    rmu = np.mean([row[mask].mean() for row, mask in zip(squares, BATCH["mask"], strict=True)])
+    np.testing.assert_allclose(value_of(task, "rmu", PARAMS, CACHED)[0], rmu, rtol=1e-5)
+    assert value_of(task, "simnpo", PARAMS, CACHED)[0] == value_of(TASK, "simnpo", PARAMS, CACHED)[0]
+    again = tasks.language(apply, hidden=hidden, constants={"rmu": {"steering": 0.0}, "npo": {"beta": 1.0}})
+    assert task == again
+    assert hash(task) == hash(again)
+    assert tasks.language(apply) is tasks.language(apply)
+
+
+def plain(batch):
+    return batch["tokens"], batch["mask"]
+
+
+def test_a_step_computes_only_what_its_losses_use():
+    flops = lambda task, name: value_of.lower(task, name, PARAMS, BATCH).compile().cost_analysis()["flops"]
+    few = value_of.lower(tasks.language(apply), "simnpo", PARAMS, {name: BATCH[name] for name in ("tokens", "mask")})
+    least = few.compile().cost_analysis()["flops"]
+    assert flops(WITH_ORIGINAL, "simnpo") == least
+    assert flops(WITH_ORIGINAL, "undial") > least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["npo", "lrml"])
+def test_unlearning_lowers_a_loss_whose_references_are_cached(name):
+    forget, retain = ({key: leaf[part] for key, leaf in CACHED.items()} for part in (slice(2), slice(2, N)))
+    settings = {"learning_rate": 0.05, "forget_objective": name, "retain_weight": 0.1}
+    result = unlearn("weighted sum", TASK, ORIGINAL, forget, retain, steps=20, settings=settings, probes=1)
+    before, after = (float(value_of(TASK, name, params, forget)[0]) for params in (ORIGINAL, result.params))
+    assert after < 0.9 * before
+
+
+TOKENS = {"tokens": BATCH["tokens"]}
+PAIRS = TOKENS | {"alternative_tokens": BATCH["alternative_tokens"]}
+MISSING = {
+    "npo": (TOKENS, r"batch: got tokens, but npo needs reference_nll; expected it from tasks\.with_reference"),
+    "undial": (TOKENS, r"batch: got tokens, but undial needs reference_logits"),
+    "dpo": (TOKENS, r"batch: got tokens, but dpo needs alternative_tokens; expected the prompt and another answer"),
+    "lrml": (
+        PAIRS | {"reference_nll": CACHED["reference_nll"]},
+        r"batch: got .*, but lrml needs reference_alternative_nll",
+    ),
+    "rmu": (TOKENS, r"hidden: got None, but rmu needs it"),
+}
+
+
+@pytest.mark.parametrize(("name", "batch", "message"), [(name, *row) for name, row in MISSING.items()], ids=MISSING)
+def test_what_a_loss_lacks_is_named_when_it_is_traced(name, batch, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        value_of(tasks.language(apply), name, PARAMS, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "message"),
+    [
+        ("npo", {"reference_nll": np.zeros((N, LENGTH))}, r"reference_nll: got shape \(5, 6\), expected one number"),
+        (
+            "dpo",
+            {"reference_alternative_nll": np.zeros(N + 1)},
+            r"reference_nll: got shape \(6,\), expected one number",
+        ),
+        ("undial", {"reference_logits": np.zeros((N, LENGTH, VOCABULARY))}, r"reference_logits: got shape \(5, 6, 7\)"),
+        ("wga", {"mask": np.ones((N, LENGTH - 1))}, r"mask: got shape \(5, 5\), expected that of tokens, \(5, 6\)"),
+        (
+            "dpo",
+            {"alternative_mask": np.ones((N, LENGTH))},
+            r"alternative_mask: got shape \(5, 6\), expected that of alt",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_when_traced(name, leaf, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        value_of(TASK, name, PARAMS, CACHED | leaf)
+
+
+EMPTY = np.where(np.arange(N)[:, None] == 3, np.arange(LENGTH) == 0, True)
+BAD = {
+    "an empty answer": (
+        lambda: with_reference(TASK, ORIGINAL, BATCH | {"mask": EMPTY}),
+        r"mask: got no token to predict in sequence 3, expected one after the first token",
+    ),
+    "an empty alternative": (
+        lambda: with_reference(TASK, ORIGINAL, BATCH | {"alternative_mask": np.zeros((N, 4))}),
+        r"alternative_mask: got no token to predict in sequence 0",
+    ),
+    "no tokens": (lambda: with_reference(TASK, ORIGINAL, {"inputs": 1}), r"batch: got inputs, expected tokens"),
+    "no slices": (
+        lambda: with_reference(TASK, ORIGINAL, BATCH, batch_size=0),
+        r"batch_size: got 0, expected at least 1",
+    ),
+    "no hidden states": (lambda: tasks.language(apply, hidden=3), r"hidden: got 3, expected a function"),
+    "a retain loss": (
+        lambda: tasks.language(apply, retain="l2"),
+        r"retain: got 'l2', expected one of cross_entropy, kl",
+    ),
+    "nothing to hold still": (lambda: tasks.language(apply, retain="rmu"), r"hidden: got None, but retain='rmu' needs"),
+    "no such loss": (
+        lambda: tasks.language(apply, constants={"nop": {"beta": 1.0}}),
+        r"constants: got 'nop', expected some of bounded_ascent, ",
+    ),
+    "no such constant": (
+        lambda: tasks.language(apply, constants={"lrml": {"beta": 1.0, "gamma": 1.0}}),
+        r"constants\['lrml'\]: got gamma, expected some of beta, tau",
+    ),
+    "no constants": (
+        lambda: tasks.language(apply, constants={"gradient_ascent": {"beta": 1.0}}),
+        r"constants\['gradient_ascent'\]: got beta, expected some of none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named_before_any_work(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
