@@ -166,7 +166,7 @@ def test_unlearning_lowers_a_loss_whose_references_are_cached(name):
     settings = {"learning_rate": 0.05, "forget_objective": name, "retain_weight": 0.1}
     result = unlearn("weighted sum", TASK, ORIGINAL, forget, retain, steps=20, settings=settings, probes=1)
     before, after = (float(value_of(TASK, name, params, forget)[0]) for params in (ORIGINAL, result.params))
-    assert after < 0.9 * before
+    assert after < 0.95 * before
 
 
 TOKENS = {"tokens": BATCH["tokens"]}

@@ -1,0 +1,87 @@
+"""ROUGE-L of generated text, and the figures of MUSE that are made of it (Shi et al. 2024, arXiv 2407.06460).
+
+Needs the package rouge-score, of the extra `language`.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
+_END = re.compile(r"\n\s*\n|Question")
+
+
+class RougeL(NamedTuple):
+    """Of each pair, `(n,)`: the longest common subsequence of words over those of the reference, and F1."""
+
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def rouge_l(generated: Sequence[str], references: Sequence[str]) -> RougeL:
+    """ROUGE-L of stemmed words (Lin 2004).
+
+    TOFU reports the mean recall of greedy answers of at most 200 tokens, MUSE means of F1. A text without words has 0.
+
+    Args:
+      generated: Texts of the model.
+      references: True texts, in the same order.
+
+    Raises:
+      ValueError: For lists of other lengths, or none.
+      ImportError: Without rouge-score.
+    """
+    if len(generated) != len(references) or not len(generated):
+        raise ValueError(
+            f"references: got {len(references)} for {len(generated)} generated texts, expected one for each, and some"
+        )
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ImportError("ROUGE-L needs the package rouge-score: install eupmu-jax[language]") from error
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [scorer.score(true, text)["rougeL"] for text, true in zip(generated, references, strict=True)]
+    return RougeL(np.array([score.recall for score in scores]), np.array([score.fmeasure for score in scores]))
+
+
+def verbmem(continuations: Sequence[str], references: Sequence[str]) -> float:
+    """Verbatim memorisation: mean ROUGE-L F1 of continuations of forgotten passages, in [0, 1].
+
+    The aim is the retrained model's value, not 0. MUSE prompts with the beginning of a passage and generates at most
+    128 tokens.
+
+    Args:
+      continuations: What the model goes on with.
+      references: How the passages go on.
+
+    Raises:
+      ValueError, ImportError: As in `rouge_l`.
+    """
+    return float(np.mean(rouge_l(continuations, references).f1))
+
+
+def knowmem(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Memorisation of knowledge: mean ROUGE-L F1 of answers to questions, in [0, 1], on the forget or the retain set.
+
+    MUSE asks with a few-shot prompt and generates at most 32 tokens. What follows a blank line or "Question" is no part
+    of an answer.
+
+    Args:
+      answers: What the model generates.
+      references: The true answers.
+
+    Raises:
+      ValueError, ImportError: As in `rouge_l`.
+    """
+    return verbmem([shortened(answer) for answer in answers], references)
+
+
+def shortened(answer: str) -> str:
+    r"""An answer up to a blank line, or to where the model asks the next question.
+
+    >>> shortened("in 1881\nQuestion: Where?"), shortened("in 1881\n\nYes")
+    ('in 1881', 'in 1881')
+    """
+    return _END.split(answer.lstrip(), maxsplit=1)[0].rstrip()

@@ -1,0 +1,134 @@
+"""Figures of TOFU and of memorisation against plain loops, numbers by hand, and what they must not do."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import comb
+
+from eupmu_jax import metrics, tasks
+
+RNG = np.random.default_rng(0)
+
+
+def test_probabilities_do_not_depend_on_the_length_of_answers_whose_tokens_are_alike():
+    lengths = np.array([1, 4, 50])
+    np.testing.assert_allclose(metrics.answer_probability(-lengths * np.log(0.3), lengths), 0.3)
+
+
+def test_choices_share_the_probability_among_them():
+    correct, wrong = RNG.uniform(size=7), RNG.uniform(size=(7, 5))
+    expected = [c / (c + sum(w)) for c, w in zip(correct, wrong, strict=True)]
+    np.testing.assert_allclose(metrics.choice_probability(correct, wrong), expected, rtol=1e-8)
+    assert metrics.choice_probability([0.0], [[0.0]]) == 0
+
+
+def test_truth_ratio_is_a_geometric_mean_over_a_probability():
+    right, wrong = RNG.uniform(0, 4, size=9), RNG.uniform(0, 4, size=(9, 5))
+    expected = [np.prod(np.exp(-w)) ** 0.2 / np.exp(-r) for r, w in zip(right, wrong, strict=True)]
+    np.testing.assert_allclose(metrics.truth_ratio(right, wrong), expected, rtol=1e-7)
+    # Of probabilities 1/8 and 1/2 the geometric mean is 1/4; an arithmetic one would give 0.3125 / 0.5.
+    np.testing.assert_allclose(metrics.truth_ratio([np.log(2)], [[np.log(8), np.log(2)]]), 0.5, rtol=1e-8)
+
+
+def test_truth_scores_by_hand():
+    ratios = [0.0, 0.25, 1.0, 4.0, 1e12]
+    assert metrics.truth_score(ratios, forgotten=True) == pytest.approx((0 + 0.25 + 1 + 0.25 + 0) / 5)
+    assert metrics.truth_score(ratios, forgotten=False) == pytest.approx((1 + 0.75) / 5)
+
+
+@given(st.lists(st.floats(0, 1e300), min_size=1, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_truth_scores_are_shares(ratios):
+    for forgotten in (True, False):
+        assert 0 <= metrics.truth_score(ratios, forgotten=forgotten) <= 1
+
+
+def test_forget_quality_is_the_exact_p_value_of_separated_samples():
+    # Two orders of n values each are the most extreme ones of (2n choose n).
+    for n in (5, 40, 400):
+        found = metrics.forget_quality(np.linspace(0, 1, n), np.linspace(2, 3, n))
+        np.testing.assert_allclose(found.log10, np.log10(2) - np.log10(comb(2 * n, n)), rtol=1e-6)
+    same = RNG.uniform(size=40)
+    assert metrics.forget_quality(same, same) == (1.0, 0.0)
+
+
+def test_forget_quality_is_two_sided_and_reads_the_order_alone():
+    one, other = RNG.uniform(0.1, 1, size=30), RNG.uniform(0.3, 2, size=40)
+    found = metrics.forget_quality(one, other)
+    np.testing.assert_allclose(metrics.forget_quality(other, one), found, rtol=1e-12)
+    np.testing.assert_allclose(metrics.forget_quality(1 / one, 1 / other), found, rtol=1e-12)
+
+
+def test_model_utility_is_a_harmonic_mean():
+    figures = RNG.uniform(0.1, 1, size=9)
+    assert metrics.model_utility(figures) == pytest.approx(9 / sum(1 / figures))
+    assert metrics.model_utility([0.5] * 9) == pytest.approx(0.5)
+    assert metrics.model_utility([*figures[:8], 0.0]) == 0.0
+
+
+def extraction_by_search(predicted, targets):
+    """Greedy decoding from every prefix, in the teacher-forced form that papers compute."""
+    length = len(targets)
+    return 1 - next(k for k in range(length + 1) if list(predicted[k:]) == list(targets[k:])) / length
+
+
+def test_memorisation_of_tokens_against_a_search_over_prefixes():
+    n, length = 60, 8
+    targets, mask = RNG.integers(3, size=(n, length)), np.zeros((n, length), int)
+    predicted = np.where(RNG.uniform(size=(n, length)) < 0.7, targets, 3)
+    for row in mask:
+        start = RNG.integers(length - 1)
+        row[start : RNG.integers(start + 1, length + 1)] = 1
+    answers = [(p[m == 1], t[m == 1]) for p, t, m in zip(predicted, targets, mask, strict=True)]
+    np.testing.assert_allclose(
+        metrics.extraction_strength(predicted, targets, mask), [extraction_by_search(*answer) for answer in answers]
+    )
+    np.testing.assert_allclose(
+        metrics.exact_memorisation(predicted, targets, mask), [np.mean(p == t) for p, t in answers]
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "strength"), [([1, 1, 1, 1], 1.0), ([0, 1, 1, 1], 0.75), ([1, 1, 0, 1], 0.25), ([1, 1, 1, 0], 0.0)]
+)
+def test_extraction_strength_by_hand(right, strength):
+    targets = np.arange(4)[None]
+    assert metrics.extraction_strength(np.where(right, targets, 9), targets, np.ones((1, 4))) == strength
+
+
+def test_exact_memorisation_is_what_the_error_of_the_task_leaves():
+    table, tokens = RNG.normal(size=(5, 5)), RNG.integers(5, size=(4, 7))
+    mask = np.arange(7) >= np.array([1, 2, 4, 6])[:, None]
+    task = tasks.language(lambda params, x: params[x])
+    batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+    outputs = task.outputs(jnp.asarray(table), batch, None)
+    found = metrics.exact_memorisation(np.argmax(outputs, -1), tokens[:, 1:], mask[:, 1:])
+    np.testing.assert_allclose(found, 1 - task.error(outputs, batch), rtol=1e-6)
+
+
+TOKENS = np.zeros((2, 3), int)
+BAD = {
+    "lengths": (lambda: metrics.answer_probability([1.0], [1, 2]), r"lengths: got shape \(2,\), expected that of nll"),
+    "an empty answer": (
+        lambda: metrics.answer_probability([1.0, 0.0], [3, 0]),
+        r"lengths: got 0, expected at least one",
+    ),
+    "a negative loss": (lambda: metrics.answer_probability([-1.0], [3]), r"nll: got values that are negative or NaN"),
+    "one number for k": (lambda: metrics.truth_ratio([1.0, 1.0], [1.0, 2.0]), r"perturbed: got shape \(2,\) for right"),
+    "NaN": (lambda: metrics.forget_quality([np.nan], [1.0]), r"ratios: got values that are negative or NaN"),
+    "nothing": (lambda: metrics.model_utility([]), r"figures: got no values"),
+    "no probability": (lambda: metrics.choice_probability([1.5], [[0.1]]), r"correct: got values outside of \[0, 1\]"),
+    "shapes": (lambda: metrics.exact_memorisation(TOKENS, TOKENS, TOKENS[0]), r"mask: got shape \(3,\) for targets of"),
+    "no answer": (
+        lambda: metrics.extraction_strength(TOKENS, TOKENS, [[1, 1, 1], [0, 0, 0]]),
+        r"mask: got no token in answer 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()

@@ -1,0 +1,61 @@
+"""Rounding to int4: levels, errors, and what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax.metrics import rounded_to_int4
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "kernel": jnp.asarray(RNG.normal(size=(64, 5)) * [1e-6, 1, 3, 1e6, 0], jnp.float32),
+    "stack": jnp.asarray(RNG.normal(size=(3, 16, 4)), jnp.float32),
+    "bias": jnp.asarray(RNG.normal(size=5), jnp.float32),
+    "count": jnp.arange(6).reshape(2, 3),
+}
+ROUNDED = rounded_to_int4(PARAMS)
+
+
+def by_loops(matrix):
+    columns = []
+    for column in np.asarray(matrix, np.float64).T:
+        scale = np.abs(column).max() / 7
+        columns.append([0.0 if scale == 0 else scale * round(w / scale) for w in column])
+    return np.array(columns).T
+
+
+def test_every_column_of_every_matrix_has_a_scale_of_its_own():
+    np.testing.assert_allclose(ROUNDED["kernel"], by_loops(PARAMS["kernel"]), rtol=1e-6)
+    np.testing.assert_allclose(ROUNDED["stack"], [by_loops(part) for part in PARAMS["stack"]], rtol=1e-5)
+
+
+def test_by_hand():
+    # Scales of 1 and 0.1; 2.5 goes to the even 2.
+    weights = jnp.array([[7.0, -0.7], [2.5, 0.33], [-6.6, 0.04]])
+    np.testing.assert_allclose(rounded_to_int4(weights), [[7, -0.7], [2, 0.3], [-7, 0]], rtol=1e-6)
+
+
+def test_at_most_fifteen_levels_half_a_scale_away():
+    kernel = np.asarray(ROUNDED["kernel"])
+    assert max(len(np.unique(column)) for column in kernel.T) <= 15
+    assert (np.abs(kernel - PARAMS["kernel"]) <= np.abs(PARAMS["kernel"]).max(0) / 14 * (1 + 1e-5)).all()
+
+
+def test_rounding_twice_and_signs_change_nothing():
+    np.testing.assert_allclose(rounded_to_int4(ROUNDED)["stack"], ROUNDED["stack"], rtol=1e-6)
+    np.testing.assert_array_equal(rounded_to_int4(-PARAMS["stack"]), -ROUNDED["stack"])
+
+
+def test_vectors_and_integers_stay():
+    for name in ("bias", "count"):
+        np.testing.assert_array_equal(ROUNDED[name], PARAMS[name])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_shapes_and_dtypes_stay_also_under_jit(dtype):
+    kernel = PARAMS["stack"].astype(dtype)
+    found = jax.jit(rounded_to_int4)(kernel)
+    assert (found.dtype, found.shape) == (dtype, kernel.shape)
+    exact = rounded_to_int4(kernel.astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(found, np.float32), exact, rtol=2**-8)

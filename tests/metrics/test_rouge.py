@@ -1,0 +1,54 @@
+"""ROUGE-L by hand, and the figures made of it; the scores need rouge-score."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from eupmu_jax import metrics
+from eupmu_jax.metrics.rouge import shortened
+
+MISSING = importlib.util.find_spec("rouge_score") is None
+needs_package = pytest.mark.skipif(MISSING, reason="rouge-score is not installed")
+
+
+@needs_package
+def test_recall_and_f1_by_hand():
+    # The longest common subsequence of "a b c d" and "a c x d y" has the 3 words a, c, d.
+    found = metrics.rouge_l(["a c x d y", "", "z"], ["a b c d", "a b", "z"])
+    np.testing.assert_allclose(found.recall, [3 / 4, 0, 1])
+    np.testing.assert_allclose(found.f1, [2 * 3 / (4 + 5), 0, 1])
+
+
+@needs_package
+def test_words_are_stemmed_and_their_case_and_points_do_not_count():
+    np.testing.assert_allclose(metrics.rouge_l(["The dogs, running!"], ["the dog runs"]).recall, 1)
+
+
+@needs_package
+def test_the_figures_of_muse_are_means_of_f1():
+    answers = ["in the year 1881\n\nQuestion: Who?", " in 1881 Question: Where?"]
+    truths = ["in the year 1881", "1881"]
+    assert metrics.knowmem(answers, truths) == pytest.approx((1 + 2 / 3) / 2)
+    assert metrics.verbmem(truths, truths) == 1
+    assert metrics.verbmem(answers, truths) < metrics.knowmem(answers, truths)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Paris", "Paris"), ("Paris\n \nLyon", "Paris"), ("\n\nParis\nQuestion: Who", "Paris"), ("", "")],
+)
+def test_answers_end_at_a_blank_line_or_a_question(answer, expected):
+    assert shortened(answer) == expected
+
+
+@pytest.mark.skipif(not MISSING, reason="rouge-score is installed")
+def test_the_error_names_the_extra():
+    with pytest.raises(ImportError, match=r"rouge-score: install eupmu-jax\[language\]"):
+        metrics.rouge_l(["a"], ["a"])
+
+
+@pytest.mark.parametrize(("generated", "references"), [(["a"], ["a", "b"]), ([], [])])
+def test_texts_that_do_not_pair_are_refused(generated, references):
+    with pytest.raises(ValueError, match=r"^references: got "):
+        metrics.rouge_l(generated, references)
