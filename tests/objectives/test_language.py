@@ -110,15 +110,20 @@ EXPECTED = {
 EVERY = pytest.mark.parametrize("name", LOSSES)
 
 
-@functools.cache
-def compiled(name):
-    """The value of a loss and its gradient, compiled once for all tests."""
-    return jax.jit(jax.value_and_grad(LOSSES[name]))
+@jax.jit
+def every(logits, mask):
+    """The value of every loss and its gradient: one program for all tests."""
+    return {name: jax.value_and_grad(loss)(logits, mask) for name, loss in LOSSES.items()}
+
+
+def traced(loss, *args):
+    """Its gradient, compiled as a whole."""
+    return jax.jit(jax.grad(loss))(*args)
 
 
 @EVERY
 def test_formulas(name):
-    np.testing.assert_allclose(compiled(name)(LOGITS, MASK)[0], EXPECTED[name], rtol=2e-5)
+    np.testing.assert_allclose(every(LOGITS, MASK)[name][0], EXPECTED[name], rtol=2e-5)
 
 
 def test_sums_and_lengths_of_answers():
@@ -128,34 +133,48 @@ def test_sums_and_lengths_of_answers():
 
 @pytest.mark.parametrize("target", [VECTOR, REFERENCE_HIDDEN], ids=["forget", "retain"])
 def test_rmu(target):
-    np.testing.assert_allclose(language.rmu(jnp.asarray(HIDDEN), jnp.asarray(target), MASK), rmu64(target), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(language.rmu)(HIDDEN, target, MASK), rmu64(target), rtol=1e-5)
 
 
 def test_numbers_by_hand():
     # Two tokens of probability 1/2 and 1/4, so L = 3 ln 2; the reference gives 1/8 in all, hence a log ratio of 0.
-    nll, mask = jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2))
-    same = Answers(nll, mask, jnp.log(jnp.array([8.0])))
-    half = same._replace(reference_nll=jnp.log(jnp.array([4.0])))  # the model finds it half as likely
-    twice = same._replace(reference_nll=jnp.log(jnp.array([16.0])))
-    for got, expected in [
-        (language.token_mean(nll, mask), 1.5 * np.log(2)),
-        (language.wga(nll, mask), -(np.log(2) / 2 + np.log(4) / 4) / 2),
-        (language.satimp(nll, mask, 1.0, 1.0), -(np.log(2) / 4 + np.log(4) * 3 / 16) / 2),
-        (language.npo(same, beta=0.5), 4 * np.log(2)),
-        (language.npo(half, beta=1.0), -2 * np.log(2 / 3)),
-        (language.simnpo(nll, mask, beta=2.0), -np.log(8 / 9)),
-        (language.dpo(same, same, beta=0.1), 20 * np.log(2)),
-        (language.dpo(half, twice, beta=1.0), -2 * np.log(4 / 5)),
-        (language.lrml(same, same), (np.log(2) + 1) / 2),
-        (language.lrml(half, twice, beta=1.0, tau=1.0), 0.2 * -np.log(4 / 5) + 0.8 / 4),
-    ]:
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    def found(nll, mask):
+        same = Answers(nll, mask, jnp.log(jnp.array([8.0])))
+        half = same._replace(reference_nll=jnp.log(jnp.array([4.0])))  # the model finds it half as likely
+        twice = same._replace(reference_nll=jnp.log(jnp.array([16.0])))
+        return {
+            "mean": language.token_mean(nll, mask),
+            "wga": language.wga(nll, mask),
+            "satimp": language.satimp(nll, mask, 1.0, 1.0),
+            "npo at the reference": language.npo(same, beta=0.5),
+            "npo": language.npo(half, beta=1.0),
+            "simnpo": language.simnpo(nll, mask, beta=2.0),
+            "dpo at the reference": language.dpo(same, same, beta=0.1),
+            "dpo": language.dpo(half, twice, beta=1.0),
+            "lrml at the reference": language.lrml(same, same),
+            "lrml": language.lrml(half, twice, beta=1.0, tau=1.0),
+        }
+
+    expected = {
+        "mean": 1.5 * np.log(2),
+        "wga": -(np.log(2) / 2 + np.log(4) / 4) / 2,
+        "satimp": -(np.log(2) / 4 + np.log(4) * 3 / 16) / 2,
+        "npo at the reference": 4 * np.log(2),
+        "npo": -2 * np.log(2 / 3),
+        "simnpo": -np.log(8 / 9),
+        "dpo at the reference": 20 * np.log(2),
+        "dpo": -2 * np.log(4 / 5),
+        "lrml at the reference": (np.log(2) + 1) / 2,
+        "lrml": 0.2 * -np.log(4 / 5) + 0.8 / 4,
+    }
+    values = jax.jit(found)(np.log(np.float32([[2.0, 4.0]])), np.ones((1, 2)))
+    assert values == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
 
 
 @EVERY
 def test_prompts_and_padding_change_nothing(name):
     other = np.where(MASK[..., None] == 1, LOGITS, 50 * np.cos(np.arange(V, dtype=np.float32)))
-    (one, slope), (two, its) = (compiled(name)(logits, MASK) for logits in (LOGITS, other))
+    (one, slope), (two, its) = (every(logits, MASK)[name] for logits in (LOGITS, other))
     np.testing.assert_array_equal(one, two)
     chex.assert_trees_all_equal(slope, its)
     np.testing.assert_array_equal(slope[MASK == 0], 0)
@@ -163,37 +182,36 @@ def test_prompts_and_padding_change_nothing(name):
 
 @EVERY
 def test_a_batch_without_any_answer_has_loss_and_gradient_zero(name):
-    value, slope = compiled(name)(LOGITS, np.zeros_like(MASK))
+    value, slope = every(LOGITS, np.zeros_like(MASK))[name]
     assert float(value) == 0
     np.testing.assert_array_equal(slope, 0)
 
 
 def test_rmu_without_an_answer_is_zero():
-    value, slope = jax.value_and_grad(language.rmu)(jnp.asarray(HIDDEN), jnp.asarray(VECTOR), jnp.zeros_like(MASK))
+    value, slope = jax.jit(jax.value_and_grad(language.rmu))(HIDDEN, VECTOR, np.zeros_like(MASK))
     assert float(value) == 0
     np.testing.assert_array_equal(slope, 0)
 
 
 @EVERY
-@pytest.mark.parametrize("dtype", [jnp.bfloat16])
-def test_losses_are_those_of_the_rounded_logits_in_float32(name, dtype):
-    logits = jnp.asarray(LOGITS, dtype)
-    value, slope = compiled(name)(logits, MASK)
+def test_losses_are_those_of_the_rounded_logits_in_float32(name):
+    logits = LOGITS.astype(jnp.bfloat16)
+    value, slope = every(logits, MASK)[name]
     assert value.dtype == jnp.float32
-    assert slope.dtype == dtype
-    np.testing.assert_allclose(value, compiled(name)(np.asarray(logits, np.float32), MASK)[0], rtol=1e-6)
+    assert slope.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, every(np.asarray(logits, np.float32), MASK)[name][0], rtol=1e-6)
 
 
 @EVERY
 def test_gradients_are_finite_where_the_model_is_sure_or_has_forgotten(name):
     for scale in (300.0, -300.0):
-        value, slope = compiled(name)(np.float32(scale * np.eye(V)[TARGETS]), MASK)
+        value, slope = every(np.float32(scale * np.eye(V)[TARGETS]), MASK)[name]
         assert np.isfinite(value)
         chex.assert_tree_all_finite(slope)
 
 
 def slope_of(loss):
-    return jax.jit(jax.grad(lambda logits: loss(language.token_nll(logits, TARGETS))))(LOGITS)
+    return traced(lambda logits: loss(language.token_nll(logits, TARGETS)), LOGITS)
 
 
 def ascent_of_answers(nll):
@@ -211,13 +229,13 @@ def test_npo_tends_to_ascent_as_beta_does_to_zero(beta, close):
 
 def test_npo_less_its_constant_tends_to_ascent():
     beta = 1e-3
-    value = language.npo(forgotten(), beta) - 2 / beta * np.log(2)
+    value = jax.jit(lambda: language.npo(forgotten(), beta))() - 2 / beta * np.log(2)
     np.testing.assert_allclose(value, -(SUMS - REFERENCE_NLL)[KEPT].mean(), rtol=0.02)
 
 
 def test_npo_saturates_where_ascent_does_not():
     gone = Answers(jnp.full((1, 2), 1e4), jnp.ones((1, 2)), jnp.zeros(1))
-    value, slope = jax.value_and_grad(lambda nll: language.npo(gone._replace(nll=nll)))(gone.nll)
+    value, slope = jax.jit(jax.value_and_grad(lambda nll: language.npo(gone._replace(nll=nll))))(gone.nll)
     assert float(value) == 0
     np.testing.assert_array_equal(slope, 0)
 
@@ -225,7 +243,7 @@ def test_npo_saturates_where_ascent_does_not():
 @pytest.mark.parametrize("length", [1, 3])
 def test_simnpo_does_not_depend_on_the_length_of_answers_whose_tokens_are_alike(length):
     p, beta = 0.3, 2.5
-    value = language.simnpo(jnp.full((2, length), -np.log(p)), jnp.ones((2, length)), beta)
+    value = jax.jit(language.simnpo)(np.full((2, length), -np.log(p), np.float32), np.ones((2, length)), beta)
     np.testing.assert_allclose(value, 2 / beta * np.log1p(p**beta), rtol=1e-6)
 
 
@@ -242,7 +260,7 @@ def test_satimp_without_importance_is_wga():
 
 
 def test_weights_are_fixed():
-    slope = jax.grad(language.wga)(jnp.float32(NLL), jnp.asarray(MASK))
+    slope = traced(language.wga, np.float32(NLL), MASK)
     np.testing.assert_allclose(slope, -np.exp(-NLL) * MASK / MASK.sum(), rtol=1e-5)
 
 
@@ -254,23 +272,14 @@ def test_weights_are_fixed():
     ],
 )
 def test_distillation_rests_at_the_reference_and_nowhere_else(loss):
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(REFERENCE), 0, atol=1e-7)
-    assert jnp.abs(jax.jit(jax.grad(loss))(LOGITS)).max() > 1e-3
+    np.testing.assert_allclose(traced(loss, REFERENCE), 0, atol=1e-7)
+    assert jnp.abs(traced(loss, LOGITS)).max() > 1e-3
 
 
 def test_undial_rests_where_the_true_logit_is_lower_by_beta():
     rest = REFERENCE - 4 * np.eye(V)[TARGETS]
-    slope = jax.grad(lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=4.0))(jnp.float32(rest))
+    slope = traced(lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=4.0), np.float32(rest))
     np.testing.assert_allclose(slope, 0, atol=1e-7)
-
-
-def test_lrml_is_logistic_for_small_x_and_exponential_for_large():
-    answer = Answers(jnp.full((1, 1), 20.0), jnp.ones((1, 1)), jnp.full(1, 20.0))
-    one = lambda x: (answer, answer._replace(nll=jnp.full((1, 1), 20.0 - x)))
-    for x in (-3.0, -1.0):
-        np.testing.assert_allclose(language.lrml(*one(x), beta=1.0), softplus(-x), rtol=1e-4)
-    for x in (1.0, 3.0):
-        np.testing.assert_allclose(language.lrml(*one(x), beta=1.0), np.exp(-x), rtol=1e-5)
 
 
 @jax.jit
@@ -278,6 +287,13 @@ def test_lrml_is_logistic_for_small_x_and_exponential_for_large():
 def lrml_of(shift, tau):
     answer = Answers(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
     return language.lrml(answer, answer._replace(nll=jnp.full((1, 1), shift)), 1.0, tau)
+
+
+def test_lrml_is_logistic_for_small_x_and_exponential_for_large():
+    for x in (-3.0, -1.0):
+        np.testing.assert_allclose(lrml_of(-x, 0.05)[0], softplus(-x), rtol=1e-4)
+    for x in (1.0, 3.0):
+        np.testing.assert_allclose(lrml_of(-x, 0.05)[0], np.exp(-x), rtol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)
@@ -291,10 +307,11 @@ def test_lrml_is_finite_everywhere(x, tau):
 
 def test_rmu_does_not_depend_on_the_rest_of_the_batch():
     # A published implementation divides (b,) sums by (b, 1) counts, which mixes every answer with every length.
-    alone = [language.rmu(HIDDEN[i : i + 1], VECTOR, MASK[i : i + 1]) for i in KEPT]
-    np.testing.assert_allclose(language.rmu(HIDDEN, VECTOR, MASK), np.mean(alone), rtol=1e-6)
-    slope = jax.grad(lambda h: language.rmu(h, VECTOR, MASK[:2]) * 2)(jnp.asarray(HIDDEN[:2]))
-    lone = jax.grad(lambda h: language.rmu(h, VECTOR, MASK[:1]))(jnp.asarray(HIDDEN[:1]))
+    value = jax.jit(language.rmu)
+    alone = [value(HIDDEN[i : i + 1], VECTOR, MASK[i : i + 1]) for i in KEPT]
+    np.testing.assert_allclose(value(HIDDEN, VECTOR, MASK), np.mean(alone), rtol=1e-6)
+    slope = traced(lambda h: language.rmu(h, VECTOR, MASK[:2]) * 2, HIDDEN[:2])
+    lone = traced(lambda h: language.rmu(h, VECTOR, MASK[:1]), HIDDEN[:1])
     np.testing.assert_allclose(slope[:1], lone, rtol=1e-6)
 
 
@@ -317,7 +334,7 @@ def test_references_are_constants():
             + language.rmu(jnp.asarray(HIDDEN), hidden, MASK)
         )
 
-    slopes = jax.grad(total, argnums=(0, 1, 2))(jnp.float32(REFERENCE_NLL), jnp.asarray(REFERENCE), REFERENCE_HIDDEN)
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(np.float32(REFERENCE_NLL), REFERENCE, REFERENCE_HIDDEN)
     chex.assert_trees_all_equal(slopes, jax.tree.map(jnp.zeros_like, slopes))
 
 
