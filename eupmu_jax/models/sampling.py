@@ -25,14 +25,17 @@ def sample(
     steps: int = 50,
     guidance: float = 2.0,
     eta: float = 0.0,
+    start: chex.Array | None = None,
+    share: float = 1.0,
+    clip: bool = True,
 ) -> chex.Array:
     r"""Images for conditions, from noise (Song et al. 2021, arXiv 2010.02502, equation 12).
 
     .. math:: x_u = a_u \hat x + \sqrt{s_u^2 - \sigma^2}\, \hat\epsilon + \sigma z, \quad
               \sigma = \eta\, \frac{s_u}{s_t} \sqrt{1 - a_t^2 / a_u^2}
 
-    from each time t to the next, u, with what the guided prediction means for the image and the noise; the image is cut
-    to [-1, 1]. Everything is drawn from the key, so one key gives one set of samples, on any devices.
+    from each time t to the next, u, with what the guided prediction means for the image and the noise. Everything is
+    drawn from the key, so one key gives one set of samples, on any devices.
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction`.
@@ -46,13 +49,17 @@ def sample(
       steps: Calls of the model, spread evenly over the schedule; two evaluations each.
       guidance: w of `diffusion.guided`; 0 is the model's own conditional prediction.
       eta: 0 is DDIM, deterministic after the first noise; 1 is ancestral sampling.
+      start: Images `(n, *shape)` to begin from in place of pure noise, noised up to `share` (Meng et al. 2022, SDEdit,
+        arXiv 2108.01073).
+      share: Of the schedule, in (0, 1], that is gone back from there; `steps` are spread over it.
+      clip: Whether to cut what is predicted for the image to [-1, 1] in every step; not for latent images.
 
     Returns:
-      `(n, *shape)` in [-1, 1].
+      `(n, *shape)`.
 
     Raises:
-      ValueError: For more steps than the schedule has, or none; an eta outside [0, 1]; a label that the model does not
-        know; or a prediction that is unknown or does not fit the schedule.
+      ValueError: For more steps than the schedule has, or none; an eta or share outside of its range; images of another
+        shape; a label that the model does not know; or a prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -64,16 +71,23 @@ def sample(
         raise ValueError(f"steps: got {steps}, expected from 1 to those of the schedule, {schedule.steps}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
+    if start is not None and np.shape(start) != (len(labels), *shape):
+        raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
     diffusion.check_fit(prediction, schedule)
     if not isinstance(labels, jax.core.Tracer):
         check_labels(labels, nothing + 1)
-    return _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels, key, guidance, eta)
+    fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip
+    return _sample(*fixed, params, labels, key, guidance, eta, start)
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
-def _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels, key, guidance, eta):
+@functools.partial(jax.jit, static_argnums=range(8))
+def _sample(
+    denoise, schedule, shape, nothing, prediction, steps, share, clip, params, labels, key, guidance, eta, start
+):
     n = len(labels)
-    times = np.linspace(schedule.steps - 1, 0, steps).round().astype(np.int32)
+    times = np.linspace(share * (schedule.steps - 1), 0, steps).round().astype(np.int32)
     left = np.asarray(schedule.alpha_bar, np.float32)
     now, after = left[times], np.append(left[times[1:]], np.float32(1))
     first, noises = jax.random.split(key)
@@ -86,11 +100,14 @@ def _sample(denoise, schedule, shape, nothing, prediction, steps, params, labels
             denoise(params, jnp.concatenate([x_t, x_t]), jnp.concatenate([at, at]), both), 2
         )
         predicted = diffusion.guided(conditional, unconditional, guidance)
-        x = jnp.clip(diffusion.x_of(prediction, schedule, predicted, x_t, at), -1, 1)
+        x = diffusion.x_of(prediction, schedule, predicted, x_t, at)
+        x = jnp.clip(x, -1, 1) if clip else x
         noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(1 - now)
         sigma = eta * jnp.sqrt((1 - after) / (1 - now)) * jnp.sqrt(jnp.maximum(1 - now / after, 0))
         kept = jnp.sqrt(jnp.maximum(1 - after - sigma**2, 0))
         return jnp.sqrt(after) * x + kept * noise + sigma * jax.random.normal(key, x_t.shape), None
 
-    start = jax.random.normal(first, (n, *shape))
-    return jax.lax.scan(step, start, (times, now, after, jax.random.split(noises, steps)))[0]
+    x_t = jax.random.normal(first, (n, *shape))
+    if start is not None:
+        x_t = diffusion.noised(schedule, start, jnp.full(n, times[0]), x_t)
+    return jax.lax.scan(step, x_t, (times, now, after, jax.random.split(noises, steps)))[0]

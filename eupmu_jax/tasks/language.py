@@ -77,7 +77,7 @@ def language(
     Raises:
       ValueError: If `apply` or `hidden` is no function, for an unknown retain loss or constant, a retain loss that
         needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it in
-        another shape.
+        another shape. `unlearn` refuses sequences without any token to predict.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
     >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
@@ -120,6 +120,7 @@ def _task(apply, hidden, retain, fresh_params):
         draw=draw,
         error=share_not_predicted,
         fresh_params=fresh_params,
+        check=_check_answers,
     )
 
 
@@ -180,9 +181,7 @@ def with_reference(
         raise ValueError(f"batch: got {', '.join(batch)}, expected tokens among them")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
-    for prefix in ("", "alternative_"):
-        if f"{prefix}tokens" in batch:
-            _check_answers(f"{prefix}mask", np.asarray(mask_of(batch, prefix)))
+    _check_answers(batch)
     parts = [
         _reference_of(task, whole, params, {name: leaf[start : start + batch_size] for name, leaf in batch.items()})
         for start in range(0, len(batch["tokens"]), batch_size)
@@ -202,8 +201,12 @@ def _reference_of(task, whole, params, batch):
     return found
 
 
-def _check_answers(name, mask):
-    if len(empty := np.flatnonzero(~mask.any(axis=1))):
-        raise ValueError(
-            f"{name}: got no token to predict in sequence {empty[0]}, expected one after the first token of each"
-        )
+def _check_answers(batch):
+    for prefix in ("", "alternative_"):
+        if f"{prefix}tokens" not in batch:
+            continue
+        if len(empty := np.flatnonzero(~np.asarray(mask_of(batch, prefix)).any(axis=1))):
+            raise ValueError(
+                f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "
+                "each"
+            )

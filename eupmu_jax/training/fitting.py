@@ -33,9 +33,10 @@ def fit(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    average: float | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Fitted:
-    """Trains a model with Adam and a cosine schedule.
+    r"""Trains a model with Adam and a cosine schedule.
 
     Args:
       loss: `loss(params, statistics, batch, key) -> (scalar, statistics)`.
@@ -43,36 +44,47 @@ def fit(
       examples: The training set.
       epochs, batch_size, learning_rate: The schedule decays from `learning_rate` to 0.
       seed: Seed of the order of the examples, and of the keys.
+      average: Decay d of a moving average of the parameters, which is what is returned then; diffusion models are
+        sampled from it. In step n = 0, 1, ... it is :math:`\min(d, (1 + n) / (10 + n))`, so that the beginning is
+        forgotten.
       on_step: Called after each step, for a progress bar.
 
     Returns:
-      The parameters after the last step, and what they cost.
+      The parameters after the last step, or their average, and what they cost.
     """
     batch_size = min(batch_size, len(examples))
     steps = epochs * (len(examples) // batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     key = jax.random.key(seed)
 
-    def step(params, statistics, state, tree, ids, count):
+    def step(params, statistics, state, averaged, tree, ids, count):
         batch = jax.tree.map(lambda leaf: leaf[ids], tree)
         step_key = jax.random.fold_in(key, count)
         gradient, statistics = jax.grad(loss, has_aux=True)(params, statistics, batch, step_key)
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), statistics, state
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            decay = jnp.minimum(average, (1 + count) / (10 + count))
+            averaged = optax.incremental_update(params, averaged, 1 - decay)
+        return params, statistics, state, averaged
 
     state = optimizer.init(params)
     batches = id_batches(examples.ids, batch_size, np.random.default_rng(seed))
     # The step donates its arguments; the caller keeps the initial ones.
     params, statistics = jax.tree.map(jnp.array, (params, statistics))
+    averaged = () if average is None else jax.tree.map(jnp.array, params)
     tree = jax.tree.map(jnp.asarray, examples.tree)
-    step = jax.jit(step, donate_argnums=(0, 1, 2))
-    compiled = step.lower(params, statistics, state, tree, next(batches), np.int32(0)).compile()
+    step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
+    carry = params, statistics, state, averaged
+    compiled = step.lower(*carry, tree, next(batches), np.int32(0)).compile()
     start = Seconds.now()
     for count in range(steps):
-        params, statistics, state = compiled(params, statistics, state, tree, next(batches), np.int32(count))
+        carry = compiled(*carry, tree, next(batches), np.int32(count))
         on_step()
-    jax.block_until_ready(params)
-    return Fitted(params, statistics, Seconds.now().since(start), steps * batch_size)
+    jax.block_until_ready(carry)
+    params, statistics, _, averaged = carry
+    returned = params if average is None else averaged
+    return Fitted(returned, statistics, Seconds.now().since(start), steps * batch_size)
 
 
 def predict(apply: Callable, params: chex.ArrayTree, inputs: chex.Array, batch_size: int = 2_000) -> np.ndarray:

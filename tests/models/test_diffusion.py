@@ -72,6 +72,20 @@ def test_the_exact_model_of_a_gaussian_samples_its_standard_deviation(eta):
     np.testing.assert_allclose([found.mean(), found.std()], [0.0, 0.25], atol=0.015)
 
 
+def test_samples_may_begin_from_noised_images_and_need_not_be_cut():
+    # A model that predicts no noise takes what it gets for the image, so that the start comes back, and noise with it.
+    silent = lambda params, x_t, t, labels: 0 * x_t
+    options = {"nothing": 1, "prediction": "epsilon", "steps": 20, "guidance": 0.0, "clip": False}
+    labels, start = jnp.zeros(500, int), jnp.full((500, 1), 3.0)
+    draw = lambda **more: sample(silent, None, SCHEDULE, labels, (1,), jax.random.key(0), **options | more)
+    found = draw(start=start, share=0.1)
+    a, s = (float(part[0]) for part in SCHEDULE.at(jnp.array([round(0.1 * (SCHEDULE.steps - 1))]), 1))
+    np.testing.assert_allclose(found.mean(), 3.0, atol=0.1)
+    np.testing.assert_allclose(found.std(), s / a, rtol=0.1)
+    assert np.abs(draw(start=start, share=0.1, clip=True)).max() <= 1
+    assert np.abs(draw()).max() > 1
+
+
 def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
     graph, params = nnx.split(model, nnx.Param)
     denoise = lambda params, x_t, t, labels: x_t + nnx.merge(graph, params)(x_t, t, labels)
@@ -89,6 +103,8 @@ def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
         ({"steps": 0}, "steps: got 0"),
         ({"eta": 2.0}, "eta: got 2.0, expected a number from 0"),
         ({"nothing": 1, "labels": jnp.array([2])}, "labels: got 2, expected ints from 0 to 1"),
+        ({"share": 0.0}, "share: got 0.0, expected a share of the schedule"),
+        ({"start": jnp.zeros((2, 1))}, r"start: got shape \(2, 1\), expected \(1, 1\)"),
         ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
     ],
 )

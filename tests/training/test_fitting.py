@@ -1,11 +1,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from eupmu_jax.benchmark import problems
 from eupmu_jax.metrics import accuracy
 from eupmu_jax.objectives import cross_entropy
+from eupmu_jax.tasks import Examples
 from eupmu_jax.training import fitting
 from eupmu_jax.training._streams import id_batches
 
@@ -63,3 +66,24 @@ def test_training_is_cached_and_other_recipes_or_data_are_not_mixed_up(tmp_path)
     other = prepared._replace(dataset=prepared.dataset._replace(train_labels=prepared.dataset.train_labels[::-1]))
     problems.train(other, prepared.split.retain_ids, **arguments)
     assert len(steps) == 4 * made
+
+
+def test_the_average_of_the_parameters_is_that_of_its_formula():
+    examples = Examples({"x": jnp.arange(6.0)}, np.arange(6))
+    loss = lambda params, statistics, batch, key: (jnp.mean((params - batch["x"]) ** 2), statistics)
+    options = {"epochs": 4, "batch_size": 2, "learning_rate": 0.3, "seed": 0}
+    batches = id_batches(examples.ids, 2, np.random.default_rng(0))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.3, 12))
+    # The compiler was shown the first.
+    next(batches)
+    params = expected = jnp.float32(0)
+    state = optimizer.init(params)
+    for n in range(12):
+        slope = 2 * (params - jnp.mean(examples.tree["x"][next(batches)]))
+        updates, state = optimizer.update(slope, state)
+        params = params + updates
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * params
+    averaged = fitting.fit(loss, jnp.float32(0), {}, examples, average=0.4, **options)
+    np.testing.assert_allclose(averaged.params, expected, rtol=1e-5)
+    np.testing.assert_allclose(fitting.fit(loss, jnp.float32(0), {}, examples, **options).params, params, rtol=1e-5)

@@ -1,0 +1,214 @@
+"""A diffusion model of digits that is to forget a class: its training, what judges it, and what attacks it.
+
+The model is a DiT of 0.3 million parameters on the 8 x 8 digits of scikit-learn, predicting v; what is unlearned and
+sampled is the moving average of its training. The judge is a classifier that has seen real digits alone.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from eupmu_jax import tasks
+from eupmu_jax.metrics.frechet import frechet_distance
+from eupmu_jax.models import MLP
+from eupmu_jax.models.dit import DiT
+from eupmu_jax.models.sampling import sample
+from eupmu_jax.objectives.diffusion import cosine_schedule
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.fitting import fit
+
+CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
+EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 150, 64, 2e-3, 0.995
+# Samples of the forgotten class, and of each other one; and of the forgotten class after an attack.
+FORGOTTEN, RETAINED, ATTACKED = 256, 32, 128
+
+
+class Model(NamedTuple):
+    """A trained model, and what it cost."""
+
+    params: chex.ArrayTree
+    seconds: float
+    processor_seconds: float
+
+
+@functools.cache
+def digits() -> dict[str, np.ndarray]:
+    """All 1,797 digits, with pixels in [-1, 1], and their labels."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return {"inputs": (pixels / 8 - 1).astype(np.float32).reshape(-1, *SHAPE), "labels": labels.astype(np.int32)}
+
+
+def sets(forgotten: int) -> tuple[Examples, Examples]:
+    """The images of a class, and all others."""
+    labels = digits()["labels"]
+    return tuple(Examples(digits(), np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
+
+
+@functools.cache
+def functions() -> tuple[Callable, Callable]:
+    """The network as a function of its parameters, and its fresh parameters as one of a key."""
+    graph, _ = nnx.split(DiT(CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
+    fresh = lambda key: nnx.to_pure_dict(nnx.state(DiT(CLASSES, rngs=nnx.Rngs(key)), nnx.Param))
+    return lambda params, x_t, t, labels: nnx.merge(graph, params)(x_t, t, labels), fresh
+
+
+def task(original: chex.ArrayTree | None = None) -> Task:
+    """The task, whose targets are those of the original model where there is one."""
+    denoise, fresh = functions()
+    return tasks.diffusion(denoise, SCHEDULE, num_conditions=CLASSES, original=original, fresh_params=fresh)
+
+
+@functools.cache
+def plain_task() -> Task:
+    """The task without an original model, one object for all who measure."""
+    return task()
+
+
+def steps_of(ids: np.ndarray, epochs: int = EPOCHS) -> int:
+    """Optimizer steps that `train` makes on these examples."""
+    return epochs * (len(ids) // BATCH)
+
+
+def train(
+    ids: np.ndarray, seed: int, cache: Path, epochs: int = EPOCHS, on_step: Callable[[], None] = lambda: None
+) -> Model:
+    """Trains on these digits alone, or returns the checkpoint in `cache` of the same training."""
+    made = plain_task()
+    params = made.fresh_params(jax.random.key(seed))  # type: ignore[misc]
+    recipe = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
+    chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+    meta = {"data": "digits", "model": "dit", "ids": chosen, "seed": seed, "recipe": recipe, "jax": jax.__version__}
+    directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        found = checkpoints.load(directory, params, meta)
+    except checkpoints.DamagedError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        shutil.rmtree(directory)
+        found = None
+    if found is not None:
+        return Model(found[0], found[1]["seconds"], found[1]["processor_seconds"])
+    fitted = fit(_denoising, params, {}, Examples(digits(), ids), seed=seed, on_step=on_step, **recipe)
+    seconds = {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
+    checkpoints.save(directory, fitted.params, meta | seconds)
+    return Model(fitted.params, **seconds)
+
+
+def _denoising(params, statistics, batch, key):
+    return plain_task().retain(plain_task().outputs(params, batch, key), batch), statistics
+
+
+@functools.cache
+def classifier() -> Callable:
+    """`images -> (logits, features)`, by a network that has seen real digits alone."""
+    graph, params = nnx.split(MLP((64, 128, 64, CLASSES), nnx.Rngs(0)), nnx.Param)
+    made = tasks.classification(lambda params, x: nnx.merge(graph, params)(x), CLASSES)
+    loss = lambda params, statistics, batch, key: (made.retain(made.outputs(params, batch, key), batch), statistics)
+    everything = Examples(digits(), np.arange(len(digits()["labels"])))
+    options = {"epochs": 60, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
+    fitted = nnx.merge(graph, fit(loss, nnx.to_pure_dict(params), {}, everything, **options).params)
+
+    @jax.jit
+    def both(images):
+        hidden = images.reshape(len(images), -1)
+        for layer in fitted.layers[:-1]:
+            hidden = nnx.relu(layer(hidden))
+        return fitted.layers[-1](hidden), hidden
+
+    return both
+
+
+def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, **options) -> chex.Array:
+    """Images for these classes, by 50 DDIM steps under guidance 2 unless options of `sample` say otherwise."""
+    key = jax.random.key(seed)
+    return sample(functions()[0], params, SCHEDULE, labels, SHAPE, key, nothing=CLASSES, **options)
+
+
+def judge(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]:
+    """Figures of a model's samples; with one seed every model's come from the same noise.
+
+    Returns:
+      UA, % of the samples for the forgotten class that are taken for another; RA, % of those for the other classes that
+      are taken for what was asked for; FD, the Frechet distance of the classifier's features of the latter to those of
+      the real images of these classes.
+    """
+    others = np.delete(np.arange(CLASSES), forgotten)
+    labels = jnp.asarray(np.concatenate([np.full(FORGOTTEN, forgotten), np.repeat(others, RETAINED)]))
+    logits, features = classifier()(samples(params, labels, seed))
+    right = np.asarray(jnp.argmax(logits, -1) == labels)
+    real = np.asarray(classifier()(sets(forgotten)[1][np.arange(len(sets(forgotten)[1]))]["inputs"])[1])
+    distance = frechet_distance(np.asarray(features)[FORGOTTEN:], real)
+    ua, ra = 100 * (1 - right[:FORGOTTEN].mean()), 100 * right[FORGOTTEN:].mean()
+    return {"UA": float(ua), "RA": float(ra), "FD": distance}
+
+
+def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]:
+    """UA after each of what may bring a forgotten class back; the less, the more was only hidden.
+
+    Returns:
+      UA by the name of the attack. `embedding`: the class's row of the embedding alone is trained again on its images
+      (textual inversion, Gal et al. 2022, arXiv 2208.01618), 200 steps. `forgotten data` and `retained data`: the whole
+      model is fine-tuned on such images, 20 steps. `no guidance` and `ancestral`: another way to sample. `noised
+      images`: real images of the class, noised half of the way.
+    """
+    forget, retain = sets(forgotten)
+    whole = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
+    tuned = functools.partial(_tuned, params, seed=seed)
+    image = forget[np.arange(ATTACKED) % len(forget)]["inputs"]
+    ua = functools.partial(_ua, forgotten=forgotten, seed=seed)
+    return {
+        "embedding": ua(relearned_row(params, forgotten, seed)),
+        "forgotten data": ua(tuned(whole, forget, steps=20, learning_rate=1e-4)),
+        "retained data": ua(tuned(whole, retain, steps=20, learning_rate=1e-4)),
+        "no guidance": ua(params, guidance=0.0),
+        "ancestral": ua(params, eta=1.0),
+        "noised images": ua(params, start=image, share=0.5),
+    }
+
+
+def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.ArrayTree:
+    """Parameters whose row of the forgotten class alone is trained again on its images."""
+    mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
+    mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[forgotten].set(True)
+    return _tuned(params, mask, sets(forgotten)[0], steps=200, learning_rate=1e-2, seed=seed)
+
+
+def _ua(params, forgotten, seed, **options):
+    images = samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
+    return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))
+
+
+def _tuned(params, mask, examples, steps, learning_rate, seed):
+    """Adam on the denoising loss of these examples, where the mask is true."""
+    keys = jax.random.split(jax.random.key(seed), steps)
+    return _scan(params, mask, jnp.asarray(examples.ids), keys, learning_rate)
+
+
+@jax.jit
+def _scan(params, mask, ids, keys, learning_rate):
+    optimizer, tree = optax.adam(learning_rate), jax.tree.map(jnp.asarray, digits())
+
+    def step(carry, key):
+        params, state = carry
+        chosen = jax.random.choice(key, ids, (BATCH,))
+        batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
+        slopes = jax.grad(lambda params: _denoising(params, (), batch, key)[0])(params)
+        # The leaves that stay have moments of 0, and steps of 0.
+        updates, state = optimizer.update(jax.tree.map(jnp.multiply, slopes, mask), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]

@@ -1,0 +1,58 @@
+"""The diffusion model of digits: its training, the attack on one row of the embedding, and the judge."""
+
+import jax
+import numpy as np
+import pytest
+
+from eupmu_jax.benchmark import diffusion
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = diffusion.functions()[1](jax.random.key(0))
+    # Layers that are not zero, or no gradient would reach the row.
+    for layer in ("out", "modulation"):
+        made[layer]["kernel"] += jax.random.normal(jax.random.key(1), made[layer]["kernel"].shape)
+    return made
+
+
+@pytest.mark.slow
+def test_relearning_changes_the_row_of_the_forgotten_class_alone(params):
+    found = diffusion.relearned_row(params, 4, seed=0)
+    rows = np.any(np.asarray(found["conditions"]["embedding"] != params["conditions"]["embedding"]), axis=1)
+    rest = [{name: part for name, part in tree.items() if name != "conditions"} for tree in (params, found)]
+    jax.tree.map(np.testing.assert_array_equal, *rest)
+    assert np.flatnonzero(rows).tolist() == [4]
+
+
+@pytest.mark.slow
+def test_the_judge_knows_real_digits(monkeypatch):
+    real = diffusion.digits()
+    logits, features = diffusion.classifier()(real["inputs"])
+    assert np.mean(np.argmax(logits, -1) == real["labels"]) > 0.99
+    assert diffusion.frechet_distance(np.asarray(features), np.asarray(features)) < 1e-3
+
+    def perfect(params, labels, seed):
+        rng = np.random.default_rng(seed)
+        return real["inputs"][[rng.choice(np.flatnonzero(real["labels"] == label)) for label in np.asarray(labels)]]
+
+    monkeypatch.setattr(diffusion, "samples", perfect)
+    figures = diffusion.judge({}, forgotten=3, seed=0)
+    assert figures["UA"] < 1
+    assert figures["RA"] > 99
+    monkeypatch.setattr(diffusion, "samples", lambda params, labels, seed: perfect({}, (labels + 1) % 10, seed))
+    figures = diffusion.judge({}, forgotten=3, seed=0)
+    assert figures["UA"] > 99
+    assert figures["RA"] < 1
+
+
+@pytest.mark.slow
+def test_a_training_is_read_from_its_cache(tmp_path):
+    ids = np.arange(128)
+    made = diffusion.train(ids, 0, tmp_path, epochs=2)
+    again = diffusion.train(ids, 0, tmp_path, epochs=2)
+    jax.tree.map(np.testing.assert_array_equal, made.params, again.params)
+    assert made[1:] == again[1:]
+    assert len(list(tmp_path.iterdir())) == 1
+    diffusion.train(ids, 1, tmp_path, epochs=2)
+    assert len(list(tmp_path.iterdir())) == 2
