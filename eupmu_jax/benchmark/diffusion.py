@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -56,7 +56,8 @@ def digits() -> dict[str, np.ndarray]:
 def sets(forgotten: int) -> tuple[Examples, Examples]:
     """The images of a class, and all others."""
     labels = digits()["labels"]
-    return tuple(Examples(digits(), np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
+    forget, retain = (Examples(digits(), np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
+    return forget, retain
 
 
 @functools.cache
@@ -90,7 +91,7 @@ def train(
     """Trains on these digits alone, or returns the checkpoint in `cache` of the same training."""
     made = plain_task()
     params = made.fresh_params(jax.random.key(seed))  # type: ignore[misc]
-    recipe = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
+    recipe: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
     chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     meta = {"data": "digits", "model": "dit", "ids": chosen, "seed": seed, "recipe": recipe, "jax": jax.__version__}
     directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,7 +120,7 @@ def classifier() -> Callable:
     made = tasks.classification(lambda params, x: nnx.merge(graph, params)(x), CLASSES)
     loss = lambda params, statistics, batch, key: (made.retain(made.outputs(params, batch, key), batch), statistics)
     everything = Examples(digits(), np.arange(len(digits()["labels"])))
-    options = {"epochs": 60, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
+    options: dict[str, Any] = {"epochs": 60, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
     fitted = nnx.merge(graph, fit(loss, nnx.to_pure_dict(params), {}, everything, **options).params)
 
     @jax.jit

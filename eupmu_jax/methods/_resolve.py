@@ -48,7 +48,9 @@ def default_settings(method: Method, task: Task) -> dict:
     """
     settings: dict = {}
     for name, dimension in method.space.items():
-        if isinstance(dimension, Choice) and name in OBJECTIVES:
+        if name == "forget_objective":
+            settings[name] = next(iter(task.forget))
+        elif isinstance(dimension, Choice) and name in OBJECTIVES:
             shared = [loss for loss in task.forget if loss in dimension.options]
             settings[name] = (shared or list(task.forget))[0]
         elif isinstance(dimension, Choice):

@@ -112,6 +112,13 @@ def test_no_forward_pass_of_a_step_is_without_a_key(name, fitted):
     assert bool(keys) != (name == "influence")
 
 
+def test_the_forget_loss_by_default_is_the_first_of_the_task():
+    own = lambda outputs, batch: jnp.float32(0)
+    task = TASK._replace(forget={"own": own, "bounded_ascent": own})
+    assert methods.default_settings(METHODS["EUPMU"], task)["forget_objective"] == "own"
+    assert methods.default_settings(METHODS["gradient ascent"], task)["ascent_objective"] == "bounded_ascent"
+
+
 def test_few_methods_are_for_classifiers():
     assert len(FOR_ALL) >= 36
     assert [name for name, method in METHODS.items() if "num_classes" in method.requires] == list(FOR_CLASSIFIERS)
