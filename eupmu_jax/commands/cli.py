@@ -48,7 +48,7 @@ def plan(
     sequence: int = 1024,
     out: Path | None = None,
 ) -> None:
-    """Says what unlearning your own data would take, or a step of a decoder on many devices; changes nothing.
+    """Says what unlearning your own data would take, or a step of a large model on many devices; changes nothing.
 
     With a file: memory of a step as compiled, passes, earlier requests of the same examples, and what an audit can
     compare with. Without: memory, collectives, operations and roofline of a step on devices that need not be there.
@@ -61,13 +61,13 @@ def plan(
         ledger: With a file: the SQLite file of all requests.
         epochs: With a file: passes over the data that training took, for the share of retraining.
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
-        model: Size of a decoder: tiny, 135m, 7b or 70b.
+        model: Size of a decoder, tiny, 135m, 7b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
         data: Devices along which the batch is split; 0 takes all that tensor leaves.
         tensor: Devices along which heads and features are split.
-        batch: Sequences of the forget batch, and of the retain batch.
-        sequence: Tokens of a sequence.
-        out: JSON lines file to append the figures of a decoder to.
+        batch: Sequences or images of the forget batch, and of the retain batch.
+        sequence: Tokens of a sequence, of a decoder.
+        out: JSON lines file to append the figures of a step to.
     """
     from rich.console import Console
 

@@ -11,16 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from eupmu_jax._stack.jaxpr import matmul_flops
 from eupmu_jax.benchmark import rows
+from eupmu_jax.commands.plan_models import MODELS, planned
 from eupmu_jax.gradients.accumulation import accumulate
-from eupmu_jax.models.decoder import SIZES, Decoder, decoder_shardings
+from eupmu_jax.models.decoder import SIZES
 from eupmu_jax.sharding import batch_shardings, make_mesh, state_shardings
 from eupmu_jax.surgery.eupmu import eupmu
 from eupmu_jax.surgery.explicit import unilateral_surgery
@@ -71,15 +70,15 @@ STEPS: dict[str, Callable] = {
 
 
 def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int, sequence: int) -> dict[str, Any]:
-    """Compiles `step` for a decoder on a topology; returns the row of figures.
+    """Compiles `step` for a model on a topology; returns the row of figures.
 
     Args:
       name: A topology, see `training.mesh.topology.devices`.
-      model: A key of `models.decoder.SIZES`; computed in bfloat16, parameters and optimizer state in float32.
+      model: One of `MODELS`; computed in bfloat16, parameters and optimizer state in float32.
       step: A key of `STEPS`.
       data, tensor: Devices along the mesh axes `data` and `model`; data 0 takes all that the topology has.
-      batch: Sequences of each of the two objectives.
-      sequence: Tokens of a sequence.
+      batch: Sequences or images of each of the two objectives.
+      sequence: Tokens of a sequence, of a decoder.
 
     Returns:
       A row: sizes in bytes on each device, collectives by kind as `[count, bytes received]`, `flops` on each device,
@@ -89,7 +88,7 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
       ValueError: For an unknown model or step, a number that is not positive, a mesh that does not fit topology, batch
         or model, and a step that needs more memory than a chip has.
     """
-    for argument, value, known in (("model", model, SIZES), ("step", step, STEPS)):
+    for argument, value, known in (("model", model, MODELS), ("step", step, STEPS)):
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
     for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
@@ -100,26 +99,10 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
     data = data or len(devices) // tensor
     mesh = make_mesh(data, tensor, devices=devices)
-    size = SIZES[model]
-    if size.kv_heads % tensor or size.width % (data * tensor) or batch % data:
-        raise ValueError(
-            f"tensor, batch: got a mesh of data {data} x tensor {tensor} and batch {batch}; expected tensor to divide "
-            f"the {size.kv_heads} key and value heads, data to divide the batch, and both the width {size.width}"
-        )
-    activations = NamedSharding(mesh, PartitionSpec("data"))
-    abstract = nnx.eval_shape(lambda: Decoder(size, jnp.bfloat16, activations=activations, rngs=nnx.Rngs(0)))
-    graph, parameters = nnx.split(abstract, nnx.Param)
-    params = nnx.to_pure_dict(parameters)
-    shardings = decoder_shardings(params, mesh)
-
-    def loss(params, batch):
-        logits = nnx.merge(graph, params)(batch["tokens"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
-
+    params, shardings, loss, shapes, examples = planned(model, mesh, batch, sequence)
     optimizer, update = STEPS[step](loss, shardings)
     layout = (shardings, state_shardings(optimizer, params, shardings))
-    tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
-    batches = ({"tokens": tokens, "labels": tokens},) * 2
+    batches = (shapes, shapes)
     place = lambda tree, to: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, to)
     arguments = (
         *place((params, jax.eval_shape(optimizer.init, params)), layout),
@@ -138,7 +121,8 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "mesh": {"data": data, "tensor": tensor},
         "batch": [batch, batch],
-        "sequence": sequence,
+        "sequence": sequence if model in SIZES else None,
+        "examples": examples,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "bytes": memory.argument_size_in_bytes
@@ -162,7 +146,7 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     """Prints the figures of a row, and appends it to the JSON lines of `out`."""
     mesh = row["mesh"]
     table = Table(
-        title=f"{row['step']} step, {row['model']} decoder ({row['parameters']:,} parameters) on {row['topology']}",
+        title=f"{row['step']} step, {_name(row['model'])} ({row['parameters']:,} parameters) on {row['topology']}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_header=False,
@@ -171,7 +155,7 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     table.add_column(overflow="fold")
     add = lambda *cells: table.add_row(*cells)
     add("mesh", f"data {mesh['data']} x tensor {mesh['tensor']}")
-    add("batch", f"{row['batch'][0]} forget + {row['batch'][1]} retain sequences of {row['sequence']:,} tokens")
+    add("batch", f"{row['batch'][0]} forget + {row['batch'][1]} retain {row['examples']}")
     limit = f" of {_readable(row['limit_bytes'])}" if row["limit_bytes"] else ""
     add("memory on a device", f"{_readable(row['bytes'])}{limit}")
     add("  arguments, temporary", f"{_readable(row['argument_bytes'])}, {_readable(row['temporary_bytes'])}")
@@ -189,6 +173,10 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     console.print(table)
     if out is not None:
         rows.append(out, row)
+
+
+def _name(model):
+    return f"{model} decoder" if model in SIZES else model
 
 
 def _readable(count, unit="B"):

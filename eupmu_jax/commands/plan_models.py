@@ -1,0 +1,111 @@
+"""What `eupmu plan` can compile a step of: decoders by their sizes, and two denoisers of images."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eupmu_jax.models.decoder import SIZES, Decoder, decoder_shardings
+from eupmu_jax.models.stable_diffusion import ConditionalUNet, TextEncoderConfig, UNetConfig
+from eupmu_jax.models.unet import UNet
+from eupmu_jax.objectives.diffusion import squared_errors
+from eupmu_jax.sharding import param_shardings
+
+DDPM = "ddpm-cifar10"
+STABLE_DIFFUSION = "stable-diffusion"
+MODELS = (*SIZES, DDPM, STABLE_DIFFUSION)
+# Of a denoiser of 32 x 32 images, as in Ho et al. 2020, appendix B, but with attention at the lowest level alone.
+WIDTHS, BLOCKS, GROUPS = (128, 256, 256, 256), 2, 32
+# Latent images of 512 x 512 pixels.
+LATENT = (64, 64, UNetConfig().channels)
+
+
+class Planned(NamedTuple):
+    """A model that is to be compiled; nothing of it is in memory.
+
+    Attributes:
+      params: Shapes of the parameters, in float32; the loss computes in bfloat16.
+      shardings: How they lie on the mesh.
+      loss: `loss(params, batch) -> scalar`.
+      batch: Shapes of a batch.
+      examples: What a batch is of, in words.
+    """
+
+    params: chex.ArrayTree
+    shardings: chex.ArrayTree
+    loss: Callable
+    batch: chex.ArrayTree
+    examples: str
+
+
+def planned(model: str, mesh: Mesh, batch: int, sequence: int) -> Planned:
+    """The model of that name.
+
+    Raises:
+      ValueError: For an unknown model, or a mesh that does not fit model or batch.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model: got {model!r}, expected one of {', '.join(MODELS)}")
+    data, tensor = mesh.shape["data"], mesh.shape["model"]
+    if model in SIZES:
+        return _decoder(model, mesh, batch, sequence)
+    if batch % data:
+        raise ValueError(f"batch: got {batch} on a mesh of data {data} x tensor {tensor}, expected a multiple of data")
+    return (_ddpm if model == DDPM else _stable_diffusion)(mesh, batch)
+
+
+def _decoder(model, mesh, batch, sequence):
+    size, data, tensor = SIZES[model], mesh.shape["data"], mesh.shape["model"]
+    if size.kv_heads % tensor or size.width % (data * tensor) or batch % data:
+        raise ValueError(
+            f"tensor, batch: got a mesh of data {data} x tensor {tensor} and batch {batch}; expected tensor to divide "
+            f"the {size.kv_heads} key and value heads, data to divide the batch, and both the width {size.width}"
+        )
+    activations = NamedSharding(mesh, PartitionSpec("data"))
+    abstract = nnx.eval_shape(lambda: Decoder(size, jnp.bfloat16, activations=activations, rngs=nnx.Rngs(0)))
+    graph, parameters = nnx.split(abstract, nnx.Param)
+    params = nnx.to_pure_dict(parameters)
+
+    def loss(params, batch):
+        logits = nnx.merge(graph, params)(batch["tokens"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
+
+    tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
+    shapes = {"tokens": tokens, "labels": tokens}
+    return Planned(params, decoder_shardings(params, mesh), loss, shapes, f"sequences of {sequence:,} tokens")
+
+
+def _ddpm(mesh, batch):
+    sizes: dict[str, Any] = {"in_channels": 3, "patch_size": 1, "widths": WIDTHS, "blocks": BLOCKS, "groups": GROUPS}
+    abstract = nnx.eval_shape(lambda: UNet(10, **sizes, rngs=nnx.Rngs(0)))
+    conditions = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return _denoiser(abstract, mesh, (batch, 32, 32, 3), conditions, "images of 32 x 32 pixels")
+
+
+def _stable_diffusion(mesh, batch):
+    abstract = nnx.eval_shape(lambda: ConditionalUNet(rngs=nnx.Rngs(0)))
+    text = jax.ShapeDtypeStruct((batch, TextEncoderConfig().length, UNetConfig().context), jnp.bfloat16)
+    return _denoiser(abstract, mesh, (batch, *LATENT), text, "latent images of 512 x 512 pixels")
+
+
+def _denoiser(abstract, mesh, shape, conditions, examples):
+    graph, parameters = nnx.split(abstract, nnx.Param)
+    params = nnx.to_pure_dict(parameters)
+
+    def loss(params, batch):
+        low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        predicted = nnx.merge(graph, low)(batch["x_t"], batch["t"], batch["conditions"])
+        return jnp.mean(squared_errors(predicted.astype(jnp.float32), batch["target"]))
+
+    shapes = {
+        "x_t": jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        "t": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "target": jax.ShapeDtypeStruct(shape, jnp.float32),
+        "conditions": conditions,
+    }
+    return Planned(params, param_shardings(params, mesh, axes=("data", "model")), loss, shapes, examples)

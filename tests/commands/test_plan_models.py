@@ -1,0 +1,35 @@
+"""Models that `eupmu plan` compiles: their sizes as published, losses that trace, and meshes that do not fit."""
+
+import chex
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from eupmu_jax.commands import plan_models
+from eupmu_jax.sharding import make_mesh
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "examples"),
+    [
+        ("tiny", 361_088, "sequences of 16 tokens"),
+        ("ddpm-cifar10", 26_871_427, "images of 32 x 32 pixels"),
+        # As published.
+        pytest.param("stable-diffusion", 859_520_964, "latent images of 512 x 512 pixels", marks=pytest.mark.slow),
+    ],
+)
+def test_every_model_has_its_size_and_a_loss_that_can_be_differentiated(model, parameters, examples):
+    planned = plan_models.planned(model, make_mesh(1, 1), batch=2, sequence=16)
+    assert sum(leaf.size for leaf in jax.tree.leaves(planned.params)) == parameters
+    assert planned.examples == examples
+    gradient = jax.eval_shape(jax.grad(planned.loss), planned.params, planned.batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, planned.params)
+    assert jax.tree.structure(planned.shardings) == jax.tree.structure(planned.params)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_named():
+    mesh = AbstractMesh((4, 1), ("data", "model"))
+    with pytest.raises(ValueError, match="batch: got 6 on a mesh of data 4 x tensor 1, expected a multiple of data"):
+        plan_models.planned("ddpm-cifar10", mesh, batch=6, sequence=16)
+    with pytest.raises(ValueError, match="model: got 'dit', expected one of tiny, 135m, 7b, 70b, ddpm-cifar10"):
+        plan_models.planned("dit", mesh, batch=4, sequence=16)
