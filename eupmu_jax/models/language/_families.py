@@ -1,0 +1,156 @@
+"""Which class of google-tunix computes a configuration, given as Hugging Face writes it in config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+
+
+class Settings:
+    """A configuration; what it lacks, or what google-tunix does not compute, is an error that names the file."""
+
+    def __init__(self, entries: Mapping[str, Any], where: str):
+        self.entries, self.where = entries, where
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry, or the default where there is none."""
+        value = self.entries.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise ValueError(f"{self.where}: got no {name}, expected one")
+        return value
+
+    def expect(self, name: str, wanted: Any, value: Any = None) -> None:
+        """Refuses an entry (or the value found for it) that is stated and differs from the only one computed."""
+        value = self.entries.get(name) if value is None else value
+        if value is not None and value != wanted:
+            raise ValueError(f"{self.where}: got {name} {value}, expected {wanted}, all that google-tunix computes")
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes under the names that all configurations of google-tunix share."""
+        heads, width = self.get("num_attention_heads"), self.get("hidden_size")
+        return {
+            "num_layers": self.get("num_hidden_layers"),
+            "embed_dim": width,
+            "hidden_dim": self.get("intermediate_size"),
+            "num_heads": heads,
+            "num_kv_heads": self.get("num_key_value_heads", heads),
+            "head_dim": self.get("head_dim", width // heads),
+        }
+
+    def rope_base(self, default: float, attention: str | None = None) -> float:
+        """Base of the rotary positions; of one kind of attention, where the file tells them apart."""
+        rope = self.entries.get("rope_parameters") or self.entries.get("rope_scaling") or {}
+        rope = rope.get(attention) or rope
+        self.expect("rope_type", "default", rope.get("rope_type", rope.get("type")))
+        old = self.entries.get("rope_local_base_freq" if attention == "sliding_attention" else "rope_theta")
+        return rope.get("rope_theta") or old or default
+
+    def expect_attention(self, *pattern: str) -> None:
+        """Refuses blocks whose kinds of attention do not repeat the pattern."""
+        wanted = [pattern[i % len(pattern)] for i in range(self.get("num_hidden_layers"))]
+        self.expect("layer_types", wanted)
+
+
+def model_of(settings: Settings, tied: bool, dtype: Any) -> Any:
+    """The model, with parameters of no meaning.
+
+    Raises:
+      ValueError: If google-tunix has no class for the architecture, or computes other settings than these.
+    """
+    family = settings.entries.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{settings.where}: got architecture {family}, expected one of {', '.join(FAMILIES)}")
+    if family == "gemma3_text":
+        return _gemma_3(settings, dtype)
+    if family.startswith("gemma"):
+        return _gemma(settings, family == "gemma2", dtype)
+    return _llama_or_qwen(settings, family, tied, dtype)
+
+
+def _llama_or_qwen(settings, family, tied, dtype):
+    from tunix.models.qwen2.model import ModelConfig, Qwen2
+    from tunix.models.qwen3.model import ModelConfig as Config3
+    from tunix.models.qwen3.model import Qwen3
+
+    settings.expect("hidden_act", "silu")
+    settings.expect("use_sliding_window", False)
+    settings.expect_attention("full_attention")
+    entries = settings.sizes() | {
+        "vocab_size": settings.get("vocab_size"),
+        "rope_theta": settings.rope_base(10_000.0),
+        "norm_eps": settings.get("rms_norm_eps"),
+        "use_tied_embedding": tied,
+        "dtype": dtype,
+        "param_dtype": dtype,
+    }
+    if family == "qwen3":
+        # Its class, and that of Llama 3, has the base written into the code.
+        settings.expect("rope_theta", 1_000_000, entries["rope_theta"])
+        return Qwen3(Config3(**entries), rngs=nnx.Rngs(0))
+    model = Qwen2(ModelConfig(**entries), rngs=nnx.Rngs(0))
+    if family == "llama":
+        # A Llama is a Qwen 2 whose three biases are zero and no parameters.
+        for layer in model.layers:
+            for name in ("q_bias", "k_bias", "v_bias"):
+                setattr(layer.attn, name, nnx.Variable(jnp.zeros_like(getattr(layer.attn, name)[...])))
+    return model
+
+
+def _gemma(settings, second, dtype):
+    from tunix.models.gemma.model import AttentionType, Gemma, ModelConfig
+
+    _expect_gemma(settings)
+    settings.expect("rope_theta", 10_000, settings.rope_base(10_000.0))
+    kinds = (AttentionType.LOCAL_SLIDING, AttentionType.GLOBAL) if second else (AttentionType.GLOBAL,)
+    if second:
+        settings.expect_attention("sliding_attention", "full_attention")
+    layers = settings.get("num_hidden_layers")
+    config = ModelConfig(
+        **settings.sizes(),
+        num_embed=settings.get("vocab_size"),
+        # An entry that is null says that there is no cap.
+        final_logit_softcap=settings.entries.get("final_logit_softcapping", 30.0) if second else None,
+        attn_logits_soft_cap=settings.entries.get("attn_logit_softcapping", 50.0) if second else None,
+        use_post_attn_norm=second,
+        use_post_ffw_norm=second,
+        attention_types=tuple(kinds[i % len(kinds)] for i in range(layers)),
+        sliding_window_size=settings.get("sliding_window", 4_096) if second else None,
+    )
+    return _cast(Gemma(config, rngs=nnx.Rngs(0)), dtype)
+
+
+def _gemma_3(settings, dtype):
+    from tunix.models.gemma3.model import Gemma3, ModelConfig
+
+    _expect_gemma(settings)
+    settings.expect("final_logit_softcapping", "null")
+    settings.expect("attn_logit_softcapping", "null")
+    settings.expect("sliding_window_pattern", 6)
+    settings.expect_attention(*["sliding_attention"] * 5, "full_attention")
+    config = ModelConfig(
+        **settings.sizes(),
+        num_embed=settings.get("vocab_size"),
+        sliding_window_size=settings.get("sliding_window", 4_096),
+        local_base_frequency=settings.rope_base(10_000.0, "sliding_attention"),
+        global_base_frequency=settings.rope_base(1_000_000.0, "full_attention"),
+        param_dtype=dtype,
+    )
+    return _cast(Gemma3(config, rngs=nnx.Rngs(0)), dtype)
+
+
+def _expect_gemma(settings):
+    settings.expect("hidden_activation", "gelu_pytorch_tanh")
+    settings.expect("rms_norm_eps", 1e-6)
+    settings.expect("tie_word_embeddings", True)
+    settings.expect("use_bidirectional_attention", False)
+    settings.expect("query_pre_attn_scalar", settings.sizes()["head_dim"])
+
+
+def _cast(model, dtype):
+    """These classes compute in the dtype of their parameters, and not all of them take one."""
+    nnx.update(model, nnx.map(lambda _, leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
+    return model

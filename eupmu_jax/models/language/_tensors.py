@@ -1,0 +1,140 @@
+"""From the tensors of a checkpoint, named as Hugging Face names them, to a model."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eupmu_jax.models.language._families import Settings, model_of
+from eupmu_jax.models.language.adapter import LanguageModel, from_parts
+
+
+class Tensors(NamedTuple):
+    """A checkpoint of which nothing but the index has been read.
+
+    Attributes:
+      where: Names its file in errors.
+      shapes: By the names of the tensors.
+      read: One tensor by its name.
+    """
+
+    where: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+
+# The end of a parameter's path -> the tensors that go there, one or a stack of them.
+_SELF = "self_attn.{}_proj.weight"
+_NAMES = {
+    "embedder.input_embedding": ["model.embed_tokens.weight"],
+    "final_norm.w": ["model.norm.weight"],
+    "final_norm.scale": ["model.norm.weight"],
+    "lm_head.w": ["lm_head.weight"],
+    **{f"attn.{part}_proj.w": [_SELF.format(part)] for part in "qkvo"},
+    **{f"attn.{part}_bias": [f"self_attn.{part}_proj.bias"] for part in "qkv"},
+    "attn.attn_vec_einsum.w": [_SELF.format("o")],
+    "attn.q_einsum.w": [_SELF.format("q")],
+    "attn.kv_einsum.w": [_SELF.format("k"), _SELF.format("v")],
+    "attn.qkv_einsum.w": [_SELF.format("q"), _SELF.format("k"), _SELF.format("v")],
+    "attn.q_norm.w": ["self_attn.q_norm.weight"],
+    "attn.k_norm.w": ["self_attn.k_norm.weight"],
+    "attn._query_norm.scale": ["self_attn.q_norm.weight"],
+    "attn._key_norm.scale": ["self_attn.k_norm.weight"],
+    **{f"mlp.{part}_proj.kernel": [f"mlp.{part}_proj.weight"] for part in ("gate", "up", "down")},
+    "input_layernorm.w": ["input_layernorm.weight"],
+    "pre_attention_norm.scale": ["input_layernorm.weight"],
+    "post_attention_layernorm.w": ["post_attention_layernorm.weight"],
+    "post_attn_norm.scale": ["post_attention_layernorm.weight"],
+    "post_attention_norm.scale": ["post_attention_layernorm.weight"],
+    "pre_ffw_norm.scale": ["pre_feedforward_layernorm.weight"],
+    "post_ffw_norm.scale": ["post_feedforward_layernorm.weight"],
+}
+# The first Gemma has one norm less around each part, and the name that Llama gave the one before the MLP.
+_FIRST_GEMMA = {"pre_ffw_norm.scale": ["post_attention_layernorm.weight"]}
+
+
+def build(config: Mapping[str, Any], tensors: Tensors, dtype: jax.typing.DTypeLike) -> LanguageModel:
+    """The model of a checkpoint.
+
+    Raises:
+      ImportError: Without google-tunix.
+      ValueError: If google-tunix does not compute the configuration, or tensors are missing, left over or of other
+        shapes. Nothing has been read then.
+    """
+    try:
+        import tunix  # noqa: F401
+    except ImportError as error:
+        raise ImportError("language models need google-tunix: pip install 'eupmu-jax[language]'") from error
+    settings = Settings(config, tensors.where)
+    tied = settings.get("tie_word_embeddings", "lm_head.weight" not in tensors.shapes)
+    dtype = jnp.dtype(dtype)
+    model = nnx.eval_shape(lambda: model_of(settings, tied, dtype))
+    state, rest = nnx.state(model, nnx.Param, ...)
+    # All that is not a parameter is a bias that the architecture lacks.
+    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+    paths, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+    leaves = [_Leaf.of(path, leaf, config["model_type"]) for path, leaf in paths]
+    _check(tensors, leaves, tied)
+    params = jax.tree.unflatten(structure, [leaf.read(tensors) for leaf in leaves])
+    return from_parts(nnx.graphdef(model), params, rest, model.config, config.get("max_position_embeddings"))
+
+
+class _Leaf(NamedTuple):
+    """A parameter's place: its shape, the tensors that go there, and whether their axes are those of the parameter."""
+
+    names: list[str]
+    shape: tuple[int, ...]
+    dtype: Any
+    module: str
+
+    @classmethod
+    def of(cls, path, leaf, family):
+        *_, last, name = keys = [str(entry.key) for entry in path]
+        found = {**_NAMES, **(_FIRST_GEMMA if family == "gemma" else {})}
+        if keys[0] == "layers":
+            names = [f"model.layers.{keys[1]}.{tensor}" for tensor in found[".".join(keys[2:])]]
+        else:
+            names = found[".".join(keys)]
+        return cls(names, leaf.shape, leaf.dtype, last if name == "w" else name)
+
+    def tensor_shape(self):
+        """Of one of its tensors: PyTorch keeps outputs first, and heads and their features as one axis."""
+        if len(self.shape) == 1 or self.module == "input_embedding":
+            return self.shape
+        if self.module in ("o_proj", "attn_vec_einsum"):
+            heads, size, width = self.shape
+            return width, heads * size
+        if self.module in ("q_einsum", "kv_einsum", "qkv_einsum"):
+            heads, width, size = self.shape[-3:]
+            return heads * size, width
+        width, *outputs = self.shape
+        return int(np.prod(outputs)), width
+
+    def read(self, tensors):
+        parts = [np.asarray(tensors.read(name)) for name in self.names]
+        if self.module in ("q_einsum", "kv_einsum", "qkv_einsum"):
+            heads, width, size = self.shape[-3:]
+            parts = [part.reshape(heads, size, width).swapaxes(1, 2) for part in parts]
+        elif len(self.shape) > 1 and self.module != "input_embedding":
+            parts = [part.T for part in parts]
+        value = np.stack(parts) if len(parts) > 1 else parts[0]
+        return jnp.asarray(value.reshape(self.shape), self.dtype)
+
+
+def _check(tensors, leaves, tied):
+    wanted = {name: leaf.tensor_shape() for leaf in leaves for name in leaf.names}
+    # Buffers that old files hold, and the output layer that some write although it is the embedding.
+    needless = re.compile(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
+    missing = [name for name in wanted if name not in tensors.shapes]
+    others = [name for name in tensors.shapes if name not in wanted and not needless.fullmatch(name)]
+    for words, names in (("no tensor", missing), ("a tensor that the architecture lacks,", others)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{tensors.where}: got {words} {names[0]}{more}, expected those of the architecture")
+    for name, shape in wanted.items():
+        if tuple(tensors.shapes[name]) != shape:
+            raise ValueError(f"{tensors.where}: got {name} of shape {tuple(tensors.shapes[name])}, expected {shape}")

@@ -1,0 +1,123 @@
+"""A decoder of google-tunix as pure functions of plain trees."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# What every decoder of google-tunix has, and the functions here rely on.
+PARTS = ("config", "embedder", "layers", "final_norm")
+
+
+class LanguageModel(NamedTuple):
+    """A causal language model: its parameters, and pure functions of them and of tokens `(n, length)`.
+
+    Position t sees tokens up to t. So pad at the right: what stands after a token changes nothing before it, and no
+    padding mask is needed.
+
+    Attributes:
+      params: Nested dicts of arrays.
+      apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`, as `tasks.language` takes it.
+      hidden: `hidden(params, tokens, layer) -> activations` of shape `(n, length, width)`: the residual stream after so
+        many blocks. 0 is the embedding, `layers` what the last norm reads; `layer` is static under `jax.jit`.
+      decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
+        positions from the cache. Token and position have shape `(n, length)`; the cache takes them in turn, and its
+        slot of a token is the token's position.
+      empty_cache: `empty_cache(n, length)`: room for so many tokens.
+      layers: Number of blocks.
+      context: The most tokens that the model was made for, or None where that is not known.
+    """
+
+    params: chex.ArrayTree
+    apply: Callable[[chex.ArrayTree, chex.Array], chex.Array]
+    hidden: Callable[[chex.ArrayTree, chex.Array, int], chex.Array]
+    decode: Callable[..., tuple[chex.Array, chex.ArrayTree]]
+    empty_cache: Callable[[int, int], chex.ArrayTree]
+    layers: int
+    context: int | None
+
+
+def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = None) -> LanguageModel:
+    """Splits a decoder of google-tunix into parameters and pure functions; positions and causal mask are made inside.
+
+    Its functions work under `jax.jit`, `jax.grad`, `jax.vmap` and `jax.checkpoint`. State that is not trainable is
+    closed over as it is.
+
+    In google-tunix 0.1.7 the Llama 3 and Qwen 3 classes compute rotary positions with base 1,000,000 whatever
+    `config.rope_theta` says. Here they do what they do there; `load_huggingface` and `load_gguf` never give a model
+    that is wrong by that.
+
+    Args:
+      model: Of `tunix.models`: `llama3`, `qwen2`, `qwen3`, `gemma`, `gemma3`, text only. It is left as it is; the trees
+        share its arrays, so a program that donates them deletes the model's.
+      trainable: Filter of Flax NNX for the parameters, such as `nnx.LoRAParam`.
+      context: The most tokens that the model was made for.
+
+    Raises:
+      ValueError: If it is no such model, or nothing in it is trainable.
+
+    >>> from types import SimpleNamespace
+    >>> from_tunix(SimpleNamespace(config=None))
+    Traceback (most recent call last):
+    ValueError: model: got SimpleNamespace without embedder, layers, final_norm, expected a decoder of google-tunix
+    """
+    if missing := [name for name in PARTS if not hasattr(model, name)]:
+        found = f"{type(model).__name__} without {', '.join(missing)}"
+        raise ValueError(f"model: got {found}, expected a decoder of google-tunix")
+    graph = nnx.graphdef(model)
+    params, rest = nnx.state(model, trainable, ...)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"trainable: got {trainable}, expected a filter that finds parameters of the model")
+    return from_parts(graph, nnx.to_pure_dict(params), rest, model.config, context)
+
+
+def from_parts(
+    graph: nnx.GraphDef, params: chex.ArrayTree, rest: nnx.State, config: Any, context: int | None
+) -> LanguageModel:
+    """The same, from a model that is split already: for parameters that are read into their places."""
+    depth = config.num_layers
+    # The cache is written with what the model computes in; classes without a dtype compute in that of their parameters.
+    dtype = getattr(config, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
+
+    def apply(params, tokens):
+        return nnx.merge(graph, params, rest)(tokens, _positions(tokens), None, _causal(tokens))[0]
+
+    def hidden(params, tokens, layer):
+        if not 0 <= layer <= depth:
+            raise ValueError(f"layer: got {layer}, expected 0 to {depth}")
+        model = nnx.merge(graph, params, rest)
+        model.layers = nnx.List(list(model.layers)[:layer])
+        stream = []
+
+        def keep(x):
+            stream.append(x)
+            return x
+
+        # Of the shortened model only what its last norm reads is kept; XLA leaves out the rest.
+        model.final_norm = keep
+        model(tokens, _positions(tokens), None, _causal(tokens))
+        return stream[0]
+
+    def decode(params, tokens, positions, cache):
+        slots = jnp.arange(cache["layer_0"]["k"].shape[1])
+        seen = slots <= positions[:, :, None]
+        return nnx.merge(graph, params, rest)(tokens, positions, cache, seen)
+
+    def empty_cache(n, length):
+        shape = (n, length, config.num_kv_heads, config.head_dim)
+        layer = {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "end_index": jnp.zeros(n, jnp.int32)}
+        return {f"layer_{i}": dict(layer) for i in range(depth)}
+
+    return LanguageModel(params, apply, hidden, decode, empty_cache, depth, context)
+
+
+def _positions(tokens):
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+
+def _causal(tokens):
+    n, length = tokens.shape
+    return jnp.broadcast_to(jnp.tri(length, dtype=bool), (n, length, length))

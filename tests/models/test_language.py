@@ -1,0 +1,193 @@
+"""Language models against those of transformers, with the same weights; see make_golden_language.py."""
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from eupmu_jax import tasks
+from eupmu_jax.models.language import from_tunix, load_huggingface
+
+pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
+
+RULES = runpy.run_path(str(Path(__file__).with_name("make_golden_language.py")))
+GOLDEN = json.loads(RULES["FILE"].read_text())
+TOKENS = RULES["tokens"]()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the checkpoint of a case, with other settings and without some tensors if asked."""
+    from safetensors.numpy import save_file
+
+    def write(case, without=(), also=(), **settings):
+        tensors = {name: RULES["seeded"](name, shape) for name, shape in GOLDEN[case]["shapes"].items()}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in without}
+        names = [*tensors, *also]
+        # In two files, as large checkpoints come.
+        for k in range(2):
+            part = {name: tensors.get(name, np.zeros(2, np.float32)) for name in names[k::2]}
+            save_file(part, tmp_path / f"model-{k}.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(GOLDEN[case]["config"] | settings))
+        return tmp_path
+
+    return write
+
+
+SLOW = ("gemma", "gemma_multi_head", "gemma3")
+CASES = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in GOLDEN]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_hidden_activations_are_those_of_transformers(case, write):
+    model = load_huggingface(write(case))
+    both = jax.jit(lambda params, tokens: (model.apply(params, tokens), model.hidden(params, tokens, 1)))
+    logits, hidden = both(model.params, TOKENS)
+    assert np.ptp(GOLDEN[case]["logits"]) > 1
+    np.testing.assert_allclose(logits, GOLDEN[case]["logits"], atol=1e-4)
+    np.testing.assert_allclose(hidden[:, -1], GOLDEN[case]["hidden"], atol=1e-4)
+    assert model.context == 64
+    parameters = sum(int(np.prod(shape)) for shape in GOLDEN[case]["shapes"].values())
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == parameters
+
+
+def test_what_stands_at_the_right_changes_nothing_before_it(write):
+    model = load_huggingface(write("gemma2"))
+    apply = jax.jit(model.apply)
+    padded = np.where(np.arange(TOKENS.shape[1]) < 6, TOKENS, 0)
+    np.testing.assert_array_equal(apply(model.params, TOKENS)[:, :6], apply(model.params, padded)[:, :6])
+
+
+def test_it_is_a_model_of_the_language_task(write):
+    model = load_huggingface(write("llama"))
+    task = tasks.language(model.apply)
+    batch = {"tokens": jnp.asarray(TOKENS)}
+
+    def loss(params):
+        return task.retain(task.outputs(params, batch, None), batch)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(model.params)
+    probabilities = jax.nn.log_softmax(np.array(GOLDEN["llama"]["logits"]))[:, :-1]
+    expected = -np.take_along_axis(np.asarray(probabilities), TOKENS[:, 1:, None], -1).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert not [path for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not jnp.any(leaf)]
+
+
+@pytest.mark.slow
+def test_bfloat16(write):
+    model = load_huggingface(write("qwen3"), dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
+    logits = jax.jit(model.apply)(model.params, TOKENS)
+    np.testing.assert_allclose(logits, GOLDEN["qwen3"]["logits"], atol=0.1)
+
+
+@pytest.mark.slow
+def test_old_configurations_say_the_same(write):
+    new = GOLDEN["gemma3"]["config"]
+    old = {"rope_parameters": None, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "layer_types": None}
+    folder = write("gemma3", **old, head_dim=new["head_dim"], sliding_window_pattern=6)
+    model = load_huggingface(folder)
+    np.testing.assert_allclose(jax.jit(model.apply)(model.params, TOKENS), GOLDEN["gemma3"]["logits"], atol=1e-4)
+
+
+SCALED = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "llama3", "factor": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "words"),
+    [
+        ("llama", {"model_type": "mistral"}, "got architecture mistral, expected one of llama, qwen2"),
+        ("llama", {"hidden_act": "gelu"}, "got hidden_act gelu, expected silu"),
+        ("llama", SCALED, "got rope_type llama3, expected default"),
+        ("llama", {"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "got rope_type linear"),
+        ("llama", {"rms_norm_eps": None}, "got no rms_norm_eps, expected one"),
+        ("qwen2", {"use_sliding_window": True}, "got use_sliding_window True, expected False"),
+        ("qwen3", {"rope_parameters": {"rope_theta": 5e6}}, "got rope_theta 5000000.0, expected 1000000"),
+        ("gemma", {"rope_parameters": {"rope_theta": 2e4}}, "got rope_theta 20000.0, expected 10000"),
+        ("gemma", {"rms_norm_eps": 1e-5}, "got rms_norm_eps 1e-05, expected 1e-06"),
+        ("gemma2", {"query_pre_attn_scalar": 16}, "got query_pre_attn_scalar 16, expected 8"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "got layer_types"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "got final_logit_softcapping 30.0, expected null"),
+    ],
+)
+def test_what_google_tunix_does_not_compute_is_refused(case, settings, words, write):
+    folder = write(case, **settings)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_huggingface(folder)
+    assert str(caught.value).startswith(f"{folder}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"without": ["model.norm.weight"]}, "got no tensor model.norm.weight, expected"),
+        (
+            {"without": ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]},
+            "model.norm.weight and 1 more",
+        ),
+        ({"also": ["model.layers.0.self_attn.q_proj.bias"]}, "lacks, model.layers.0.self_attn.q_proj.bias"),
+        ({"vocab_size": 30}, r"got model.embed_tokens.weight of shape \(29, 24\), expected \(30, 24\)"),
+        ({"num_key_value_heads": 1}, r"k_proj.weight of shape \(16, 24\), expected \(8, 24\)"),
+        ({"num_hidden_layers": 1}, "a tensor that the architecture lacks, model.layers.1"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(change, words, write):
+    with pytest.raises(ValueError, match=words):
+        load_huggingface(write("llama", **change))
+
+
+def test_needless_tensors_are_left(write):
+    load_huggingface(write("llama", also=["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]))
+
+
+def test_missing_files(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"without config.json and \*.safetensors, expected"):
+        load_huggingface(tmp_path)
+
+
+def test_layers_are_checked(write):
+    model = load_huggingface(write("llama"))
+    for layer in (-1, 3):
+        with pytest.raises(ValueError, match=f"layer: got {layer}, expected 0 to 2"):
+            model.hidden(model.params, TOKENS, layer)
+
+
+def tiny_of_tunix(module, kind, **more):
+    """A decoder as a user of google-tunix makes it."""
+    sizes = {"num_layers": 1, "embed_dim": 8, "hidden_dim": 16, "num_heads": 2, "head_dim": 4, "num_kv_heads": 1}
+    config = module.ModelConfig(**sizes, vocab_size=11, norm_eps=1e-6, **more)
+    return getattr(module, kind)(config, rngs=nnx.Rngs(0))
+
+
+def test_a_model_of_tunix_computes_what_it_computed():
+    from tunix.models.llama3 import model as llama3
+
+    made = tiny_of_tunix(llama3, "Llama3", rope_theta=1_000_000)
+    tokens, positions = jnp.array([[1, 5, 3, 7]]), jnp.arange(4)[None]
+    expected = jax.jit(lambda: made(tokens, positions, None, jnp.tri(4, dtype=bool)[None])[0])()
+    model = from_tunix(made, context=16)
+    np.testing.assert_allclose(jax.jit(model.apply)(model.params, tokens), expected, rtol=1e-6)
+    assert (model.layers, model.context) == (1, 16)
+    with pytest.raises(ValueError, match="expected a filter that finds parameters"):
+        from_tunix(made, trainable=nnx.LoRAParam)
+    with pytest.raises(ValueError, match="model: got SimpleNamespace without config, embedder, layers, final_norm"):
+        from_tunix(SimpleNamespace())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+def test_google_tunix_still_ignores_the_base_of_positions(name):
+    """If this fails, it no longer does: then refuse no Qwen 3 for its base, and read Llama into its own class."""
+    import importlib
+
+    module = importlib.import_module(f"tunix.models.{name}.model")
+    inputs = jnp.array([[1, 5, 3]]), jnp.arange(3)[None], None, jnp.tri(3, dtype=bool)[None]
+    first, second = (tiny_of_tunix(module, name.capitalize(), rope_theta=base)(*inputs)[0] for base in (10, 1_000_000))
+    np.testing.assert_array_equal(first, second)
