@@ -1,16 +1,20 @@
 """Logits and hidden activations of tiny language models of transformers, one for each architecture.
 
-Command: python tests/models/make_golden_language.py (needs numpy, torch 2.15 and transformers 5.12; seconds)
-Result: golden_language.json next to this file, which test_language.py compares with the models of this package.
+Command: python tests/models/make_golden_language.py [SMOLLM2.gguf]
+(needs numpy, torch 2.15 and transformers 5.12, and for the real model gguf and accelerate; a minute)
+Result: golden_language.json and, if the file is given, golden_smollm2.json next to this file, which the tests of
+language models compare with those of this package.
 """
 
 import json
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 FILE = Path(__file__).with_name("golden_language.json")
+SMOLLM2 = Path(__file__).with_name("golden_smollm2.json")
 SIZES = {
     "vocab_size": 29,
     "hidden_size": 24,
@@ -78,6 +82,30 @@ def main():
     for case in golden.values():
         case["config"] = {key: value for key, value in case["config"].items() if any(word in key for word in kept)}
     FILE.write_text(json.dumps(golden) + "\n")
+    for argument in sys.argv[1:]:
+        SMOLLM2.write_text(json.dumps(smollm2(Path(argument))) + "\n")
+
+
+def smollm2(path):
+    """The answer of the real model to a question, and the first of its logits before it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    question = "What is the capital of Japan?"
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**chat).logits[0, -1]
+        answer = model.generate(**chat, max_new_tokens=12, do_sample=False)[0, chat["input_ids"].shape[1] :]
+    return {
+        "question": question,
+        "tokens": chat["input_ids"][0].tolist(),
+        "logits": np.asarray(logits[:512], float).round(4).tolist(),
+        "answer": tokenizer.decode(answer, skip_special_tokens=True),
+    }
 
 
 if __name__ == "__main__":

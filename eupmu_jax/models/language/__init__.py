@@ -1,6 +1,18 @@
 """Language models of google-tunix as plain functions; needs the extra `language`."""
 
 from eupmu_jax.models.language.adapter import LanguageModel, from_tunix
+from eupmu_jax.models.language.generation import generate
+from eupmu_jax.models.language.gguf import gguf_tokenizer, load_gguf, smollm2
 from eupmu_jax.models.language.huggingface import load_huggingface
+from eupmu_jax.models.language.tokenizer import Tokenizer
 
-__all__ = ["LanguageModel", "from_tunix", "load_huggingface"]
+__all__ = [
+    "LanguageModel",
+    "Tokenizer",
+    "from_tunix",
+    "generate",
+    "gguf_tokenizer",
+    "load_gguf",
+    "load_huggingface",
+    "smollm2",
+]

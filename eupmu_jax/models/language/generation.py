@@ -1,0 +1,104 @@
+"""Greedy generation with a cache of keys and values."""
+
+import functools
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.models.language.adapter import LanguageModel
+
+# Prompts are padded to a multiple, so that few lengths are compiled.
+_MULTIPLE = 16
+
+
+def generate(
+    model: LanguageModel,
+    params: chex.ArrayTree,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    end: int | None = None,
+) -> list[list[int]]:
+    """Continues each prompt with the most likely next token, again and again.
+
+    All prompts run in one compiled loop, which stops once every answer has ended. Each has a cache of its own, where
+    the slot of a token is its position, and sees no padding. So an answer does not depend on the prompts beside it, but
+    for rounding, which can tip a tie between two tokens.
+
+    It compiles once for each number of prompts, length of the longest one (rounded up to a multiple of 16) and
+    `max_new_tokens`, whatever the parameters. Memory: the cache, and the logits of all prompts.
+
+    Args:
+      model: Its functions are used.
+      params: As `model.params`, unlearned or not.
+      prompts: Tokens of each, of any lengths but 0.
+      max_new_tokens: The most tokens of an answer.
+      end: The token that ends an answer; without one, all answers have `max_new_tokens`.
+
+    Returns:
+      The answers' tokens, without prompt and end.
+
+    Raises:
+      ValueError: Before any work: for an empty prompt, no prompts, no new tokens, or if the longest prompt and its
+        answer may exceed the model's context.
+
+    >>> def decode(params, tokens, positions, cache):
+    ...     return jax.nn.one_hot(tokens + params, 9), cache
+    >>> model = LanguageModel(1, None, None, decode, lambda n, length: {}, 0, 64)
+    >>> generate(model, 1, [[3], [0, 5]], 4, end=7)
+    [[4, 5, 6], [6]]
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) == 0:
+        raise ValueError(f"prompts: got lengths {lengths}, expected one prompt or more, of a token or more each")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    if model.context is not None and max(lengths) + max_new_tokens > model.context:
+        raise ValueError(
+            f"prompts: got {max(lengths)} tokens and {max_new_tokens} new ones, expected no more than the model's "
+            f"context of {model.context}"
+        )
+    padded = np.zeros((len(prompts), -(-max(lengths) // _MULTIPLE) * _MULTIPLE), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    tokens, counts = _run(
+        model.decode, model.empty_cache, params, padded, np.array(lengths), max_new_tokens, -1 if end is None else end
+    )
+    return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames=("decode", "empty_cache", "max_new_tokens"))
+def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end):
+    n, width = prompts.shape
+
+    # Each prompt by itself, as google-tunix writes all rows of a batch into the same slots of its cache.
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0))
+    def step(tokens, start, cache):
+        positions = start + jnp.arange(tokens.shape[0])
+        # Slots from here on hold padding, or nothing, and are written before they are seen.
+        cache = {name: layer | {"end_index": start[None]} for name, layer in cache.items()}
+        logits, cache = decode(params, tokens[None], positions[None], cache)
+        return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), cache
+
+    cache = jax.vmap(lambda _: empty_cache(1, width + max_new_tokens))(lengths)
+    next_tokens, cache = step(prompts, jnp.zeros_like(lengths), cache)
+    token = jnp.take_along_axis(next_tokens, lengths[:, None] - 1, axis=1)[:, 0]
+
+    def unfinished(carry):
+        i, token, done, *_ = carry
+        return (i < max_new_tokens) & ~jnp.all(done | (token == end))
+
+    def body(carry):
+        i, token, done, counts, answers, cache = carry
+        done = done | (token == end)
+        answers = answers.at[:, i].set(token)
+        counts = counts + ~done
+        following, cache = step(token[:, None], lengths + i, cache)
+        return i + 1, following[:, 0], done, counts, answers, cache
+
+    start = (0, token, jnp.zeros(n, bool), jnp.zeros(n, jnp.int32), jnp.zeros((n, max_new_tokens), jnp.int32), cache)
+    *_, counts, answers, _ = jax.lax.while_loop(unfinished, body, start)
+    return answers, counts

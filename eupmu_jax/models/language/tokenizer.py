@@ -1,0 +1,104 @@
+"""Text to tokens and back, with the special tokens and the chat template of an instructed model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Single digits are tokens in these; the rest is split as in GPT-2.
+_DIGITS = ("smollm",)
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer.
+
+    Attributes:
+      tokenizer: Of the package tokenizers, for what is not here.
+      end: The token that ends an answer.
+      template: Jinja template of conversations, or None.
+      vocabulary: Number of tokens.
+    """
+
+    tokenizer: Any
+    end: int
+    template: str | None
+    vocabulary: int
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; special tokens are recognised where they are written out."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+        """The text of a conversation, up to where the model's answer begins.
+
+        Args:
+          messages: Each with `role`, one of system, user and assistant, and `content`.
+          answer: Whether the model's answer is to follow.
+
+        Raises:
+          ValueError: If the model has no chat template.
+        """
+        if self.template is None:
+            raise ValueError("template: got none, expected a model with a chat template")
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        # As transformers sets it up, which templates are written for.
+        template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
+        return template.render(messages=messages, add_generation_prompt=answer)
+
+
+def bytes_tokenizer(
+    where: str,
+    kind: tuple[str | None, str | None],
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    special: Sequence[int],
+    end: int | None,
+    template: str | None,
+) -> Tokenizer:
+    """Byte-level BPE of the given tokens and merges.
+
+    Args:
+      where: Names the file in errors.
+      kind: Of the tokenizer and of what it does before BPE, in the words of GGUF.
+      tokens, merges: As in the files of GPT-2.
+      special: Ids of the tokens that no text is merged into.
+      end: Id of the token that ends an answer.
+      template: Jinja template of conversations.
+
+    Raises:
+      ImportError: Without the package tokenizers.
+      ValueError: For another kind; without tokens, merges or the end; if the template writes special tokens that there
+        are not.
+
+    >>> bytes_tokenizer("a.gguf", ("llama", "default"), [], [], [], None, None)
+    Traceback (most recent call last):
+    ValueError: a.gguf: got a tokenizer of kind llama, default, expected gpt2, smollm
+    """
+    if kind[0] != "gpt2" or kind[1] not in _DIGITS:
+        raise ValueError(
+            f"{where}: got a tokenizer of kind {kind[0]}, {kind[1]}, expected gpt2, {' or '.join(_DIGITS)}"
+        )
+    if not tokens or not merges:
+        raise ValueError(f"{where}: got {len(tokens)} tokens and {len(merges)} merges, expected some")
+    names = [tokens[i] for i in special]
+    if end is None or end not in special:
+        raise ValueError(f"{where}: got {end} as the token that ends an answer, expected the id of a special token")
+    if missing := sorted(set(re.findall(r"<\|\w+\|>", template or "")) - set(names)):
+        raise ValueError(f"{where}: got no special token {missing[0]}, expected those that the chat template writes")
+    try:
+        from tokenizers import AddedToken, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Fast
+    except ImportError as error:
+        raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    fast = Fast(models.BPE(vocabulary, [tuple(merge.split(" ", 1)) for merge in merges]))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return Tokenizer(fast, end, template, len(tokens))

@@ -1,0 +1,37 @@
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def language():
+    """The tiny language models: `golden[case]`, `tensors(case)` and their tokens; see make_golden_language.py."""
+    rules = runpy.run_path(str(Path(__file__).with_name("make_golden_language.py")))
+    golden = json.loads(rules["FILE"].read_text())
+
+    def tensors(case):
+        return {name: rules["seeded"](name, shape) for name, shape in golden[case]["shapes"].items()}
+
+    smollm2 = json.loads(rules["SMOLLM2"].read_text())
+    return SimpleNamespace(golden=golden, tensors=tensors, tokens=rules["tokens"](), smollm2=smollm2)
+
+
+@pytest.fixture
+def write(tmp_path, language):
+    """Writes the checkpoint of a case, with other settings, without some tensors or with more of them."""
+    from safetensors.numpy import save_file
+
+    def write(case, without=(), also=(), **settings):
+        tensors = {name: tensor for name, tensor in language.tensors(case).items() if name not in without}
+        tensors |= {name: np.zeros(2, np.float32) for name in also}
+        # In two files, as large checkpoints come.
+        for k in range(2):
+            save_file(dict(list(tensors.items())[k::2]), tmp_path / f"model-{k}.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(language.golden[case]["config"] | settings))
+        return tmp_path
+
+    return write

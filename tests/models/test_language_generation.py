@@ -1,0 +1,68 @@
+import jax
+import numpy as np
+import pytest
+
+from eupmu_jax.models.language import generate, load_huggingface
+from eupmu_jax.models.language.generation import _run
+
+pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
+
+NEW = 6
+
+
+@pytest.fixture
+def load(write):
+    def load(case):
+        """A tiny model whose attention is sharp, so that its answers are not one token again and again."""
+        model = load_huggingface(write(case))
+        return model._replace(
+            params=model.params | {"layers": jax.tree.map(lambda leaf: 3 * leaf, model.params["layers"])}
+        )
+
+    return load
+
+
+def uncached(apply, params, prompt):
+    """Argmax decoding that computes the whole sequence again for each token."""
+    tokens = np.zeros((1, 16), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    for i in range(len(prompt), len(prompt) + NEW):
+        tokens[0, i] = np.argmax(np.asarray(apply(params, tokens))[0, i - 1])
+    return tokens[0, len(prompt) : len(prompt) + NEW].tolist()
+
+
+@pytest.mark.parametrize(
+    "case", ["qwen2", *(pytest.param(case, marks=pytest.mark.slow) for case in ("gemma2", "gemma3"))]
+)
+def test_prompts_of_all_lengths_are_continued_as_one_by_one_without_a_cache(case, load, language):
+    """The windows of Gemma 2 and 3 are shorter than these prompts."""
+    model = load(case)
+    prompts = [[5], language.tokens[0, :4].tolist(), language.tokens[1].tolist()]
+    answers = generate(model, model.params, prompts, NEW)
+    apply = jax.jit(model.apply)
+    assert answers == [uncached(apply, model.params, prompt) for prompt in prompts]
+    assert max(len(set(answer)) for answer in answers) > 2
+
+
+def test_answers_stop_before_the_end_token_and_compile_once(load, language):
+    model = load("llama")
+    prompts = [language.tokens[0].tolist(), language.tokens[1, :7].tolist()]
+    whole = generate(model, model.params, prompts, NEW)
+    compiled = _run._cache_size()
+    for end in range(language.golden["llama"]["config"]["vocab_size"]):
+        cut = [answer[: answer.index(end)] if end in answer else answer for answer in whole]
+        assert generate(model, model.params, prompts, NEW, end=end) == cut
+    assert generate(model, jax.tree.map(jax.numpy.negative, model.params), prompts, NEW) != whole
+    assert _run._cache_size() == compiled
+
+
+def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
+    model = load_huggingface(write("llama"))._replace(decode=None)
+    with pytest.raises(ValueError, match=r"prompts: got 60 tokens and 5 new ones, expected no more than .* 64"):
+        generate(model, model.params, [[1] * 60, [2]], 5)
+    with pytest.raises(ValueError, match=r"prompts: got lengths \[2, 0\], expected"):
+        generate(model, model.params, [[1, 2], []], 5)
+    with pytest.raises(ValueError, match=r"prompts: got lengths \[\], expected"):
+        generate(model, model.params, [], 5)
+    with pytest.raises(ValueError, match="max_new_tokens: got 0, expected at least 1"):
+        generate(model, model.params, [[1]], 0)
