@@ -150,6 +150,7 @@ def test_a_model_of_tunix_computes_what_it_computed():
     model = from_tunix(made, context=16)
     np.testing.assert_allclose(jax.jit(model.apply)(model.params, tokens), expected, rtol=1e-6)
     assert (model.layers, model.context) == (1, 16)
+    np.testing.assert_array_equal(model.module(model.params).final_norm.w[...], made.final_norm.w[...])
     with pytest.raises(ValueError, match="expected a filter that finds parameters"):
         from_tunix(made, trainable=nnx.LoRAParam)
     with pytest.raises(ValueError, match="model: got SimpleNamespace without config, embedder, layers, final_norm"):

@@ -4,6 +4,7 @@ from eupmu_jax.models.language.adapter import LanguageModel, from_tunix
 from eupmu_jax.models.language.generation import generate
 from eupmu_jax.models.language.gguf import gguf_tokenizer, load_gguf, smollm2
 from eupmu_jax.models.language.huggingface import load_huggingface
+from eupmu_jax.models.language.lora import with_lora
 from eupmu_jax.models.language.tokenizer import Tokenizer
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "load_gguf",
     "load_huggingface",
     "smollm2",
+    "with_lora",
 ]

@@ -80,7 +80,7 @@ def build(config: Mapping[str, Any], tensors: Tensors, dtype: jax.typing.DTypeLi
     leaves = [_Leaf.of(path, leaf, config["model_type"]) for path, leaf in paths]
     _check(tensors, leaves, tied)
     params = jax.tree.unflatten(structure, [leaf.read(tensors) for leaf in leaves])
-    return from_parts(nnx.graphdef(model), params, rest, model.config, config.get("max_position_embeddings"))
+    return from_parts(nnx.graphdef(model), params, (rest,), model.config, config.get("max_position_embeddings"))
 
 
 class _Leaf(NamedTuple):

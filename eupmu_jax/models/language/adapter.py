@@ -27,6 +27,7 @@ class LanguageModel(NamedTuple):
         positions from the cache. Token and position have shape `(n, length)`; the cache takes them in turn, and its
         slot of a token is the token's position.
       empty_cache: `empty_cache(n, length)`: room for so many tokens.
+      module: `module(params)`: the Flax NNX model again, for what else google-tunix has for it.
       layers: Number of blocks.
       context: The most tokens that the model was made for, or None where that is not known.
     """
@@ -36,6 +37,7 @@ class LanguageModel(NamedTuple):
     hidden: Callable[[chex.ArrayTree, chex.Array, int], chex.Array]
     decode: Callable[..., tuple[chex.Array, chex.ArrayTree]]
     empty_cache: Callable[[int, int], chex.ArrayTree]
+    module: Callable[[chex.ArrayTree], Any]
     layers: int
     context: int | None
 
@@ -71,24 +73,27 @@ def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = 
     params, rest = nnx.state(model, trainable, ...)
     if not jax.tree.leaves(params):
         raise ValueError(f"trainable: got {trainable}, expected a filter that finds parameters of the model")
-    return from_parts(graph, nnx.to_pure_dict(params), rest, model.config, context)
+    return from_parts(graph, nnx.to_pure_dict(params), (rest,), model.config, context)
 
 
 def from_parts(
-    graph: nnx.GraphDef, params: chex.ArrayTree, rest: nnx.State, config: Any, context: int | None
+    graph: nnx.GraphDef, params: chex.ArrayTree, rest: tuple, config: Any, context: int | None
 ) -> LanguageModel:
     """The same, from a model that is split already: for parameters that are read into their places."""
     depth = config.num_layers
     # The cache is written with what the model computes in; classes without a dtype compute in that of their parameters.
     dtype = getattr(config, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
 
+    def module(params):
+        return nnx.merge(graph, params, *rest)
+
     def apply(params, tokens):
-        return nnx.merge(graph, params, rest)(tokens, _positions(tokens), None, _causal(tokens))[0]
+        return module(params)(tokens, _positions(tokens), None, _causal(tokens))[0]
 
     def hidden(params, tokens, layer):
         if not 0 <= layer <= depth:
             raise ValueError(f"layer: got {layer}, expected 0 to {depth}")
-        model = nnx.merge(graph, params, rest)
+        model = module(params)
         model.layers = nnx.List(list(model.layers)[:layer])
         stream = []
 
@@ -104,14 +109,14 @@ def from_parts(
     def decode(params, tokens, positions, cache):
         slots = jnp.arange(cache["layer_0"]["k"].shape[1])
         seen = slots <= positions[:, :, None]
-        return nnx.merge(graph, params, rest)(tokens, positions, cache, seen)
+        return module(params)(tokens, positions, cache, seen)
 
     def empty_cache(n, length):
         shape = (n, length, config.num_kv_heads, config.head_dim)
         layer = {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "end_index": jnp.zeros(n, jnp.int32)}
         return {f"layer_{i}": dict(layer) for i in range(depth)}
 
-    return LanguageModel(params, apply, hidden, decode, empty_cache, depth, context)
+    return LanguageModel(params, apply, hidden, decode, empty_cache, module, depth, context)
 
 
 def _positions(tokens):

@@ -47,7 +47,7 @@ def generate(
 
     >>> def decode(params, tokens, positions, cache):
     ...     return jax.nn.one_hot(tokens + params, 9), cache
-    >>> model = LanguageModel(1, None, None, decode, lambda n, length: {}, 0, 64)
+    >>> model = LanguageModel(1, None, None, decode, lambda n, length: {}, None, 0, 64)
     >>> generate(model, 1, [[3], [0, 5]], 4, end=7)
     [[4, 5, 6], [6]]
     """
