@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`
 NEW = 6
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def load(write):
+    @functools.cache
     def load(case):
         """A tiny model whose blocks outweigh its embedding, so that its answers are not one token again and again."""
         model = load_huggingface(write(case))
@@ -48,11 +51,11 @@ def test_prompts_of_all_lengths_are_continued_as_one_by_one_without_a_cache(case
 
 
 def test_answers_stop_before_the_end_token_and_compile_once(load, language):
-    model = load("llama")
-    prompts = [language.tokens[0].tolist(), language.tokens[1, :7].tolist()]
+    model = load("qwen2")
+    prompts = [language.tokens[0].tolist(), language.tokens[1, :7].tolist(), [3]]
     whole = generate(model, model.params, prompts, NEW)
     compiled = _run._cache_size()
-    for end in range(language.golden["llama"]["config"]["vocab_size"]):
+    for end in range(language.golden["qwen2"]["config"]["vocab_size"]):
         cut = [answer[: answer.index(end)] if end in answer else answer for answer in whole]
         assert generate(model, model.params, prompts, NEW, end=end) == cut
     assert generate(model, jax.tree.map(jax.numpy.negative, model.params), prompts, NEW) != whole

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from eupmu_jax.models.language import generate, load_huggingface, with_lora
+from eupmu_jax.models.language import load_huggingface, with_lora
 
 pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
 pytest.importorskip("qwix", reason="needs qwix, of the extra `language`")
@@ -53,10 +53,7 @@ def test_adapters_add_low_rank_matrices_and_nothing_at_first(write, language):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_every_block_of_gemma_has_adapters_and_the_model_generates(write, language):
+def test_every_block_of_gemma_has_adapters(write):
     base = load_huggingface(write("gemma2"))
     model = with_lora(base, base.params, RANK, key=jax.random.key(0))
     assert len(jax.tree.leaves(model.params)) == base.layers * 6 * 2
-    prompts = [language.tokens[0].tolist()]
-    assert generate(model, model.params, prompts, 4) == generate(base, base.params, prompts, 4)

@@ -155,12 +155,12 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _open(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: got {path}, which does not exist, expected a GGUF file")
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise ImportError("GGUF files need gguf: pip install 'eupmu-jax[language]'") from error
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: got {path}, which does not exist, expected a GGUF file")
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
