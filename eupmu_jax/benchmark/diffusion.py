@@ -31,7 +31,7 @@ from eupmu_jax.training import checkpoints
 from eupmu_jax.training.fitting import fit
 
 CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
-EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 150, 64, 2e-3, 0.995
+EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 100, 64, 2e-3, 0.995
 # Samples of the forgotten class, and of each other one; and of the forgotten class after an attack.
 FORGOTTEN, RETAINED, ATTACKED = 256, 32, 128
 
@@ -170,14 +170,14 @@ def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, floa
     whole = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
     tuned = functools.partial(_tuned, params, seed=seed)
     image = forget[np.arange(ATTACKED) % len(forget)]["inputs"]
-    ua = functools.partial(_ua, forgotten=forgotten, seed=seed)
+    after = functools.partial(ua, forgotten=forgotten, seed=seed)
     return {
-        "embedding": ua(relearned_row(params, forgotten, seed)),
-        "forgotten data": ua(tuned(whole, forget, steps=20, learning_rate=1e-4)),
-        "retained data": ua(tuned(whole, retain, steps=20, learning_rate=1e-4)),
-        "no guidance": ua(params, guidance=0.0),
-        "ancestral": ua(params, eta=1.0),
-        "noised images": ua(params, start=image, share=0.5),
+        "embedding": after(relearned_row(params, forgotten, seed)),
+        "forgotten data": after(tuned(whole, forget, steps=20, learning_rate=1e-4)),
+        "retained data": after(tuned(whole, retain, steps=20, learning_rate=1e-4)),
+        "no guidance": after(params, guidance=0.0),
+        "ancestral": after(params, eta=1.0),
+        "noised images": after(params, start=image, share=0.5),
     }
 
 
@@ -188,7 +188,8 @@ def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.Arr
     return _tuned(params, mask, sets(forgotten)[0], steps=200, learning_rate=1e-2, seed=seed)
 
 
-def _ua(params, forgotten, seed, **options):
+def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:
+    """UA of `ATTACKED` samples, with options of `sample`."""
     images = samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
     return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))
 

@@ -20,15 +20,19 @@ def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path
     """Makes a real model forget real data: original, retrained and unlearned models, side by side.
 
     Args:
-        data: digits (ships with scikit-learn) or fashion_mnist (through tensorflow-datasets).
+        data: digits (ships with scikit-learn), fashion_mnist (through tensorflow-datasets), or digits-diffusion: a
+            diffusion model draws digits, and forgets a class of them.
         forget: What to forget: a whole class, class:N, or a random share of the training set, random:10%.
         seed: Seed of the split, the models and the methods.
         out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models.
     """
     from rich.console import Console
 
-    from eupmu_jax.commands import demo
+    from eupmu_jax.commands import demo, demo_diffusion
 
+    if data == demo_diffusion.NAME:
+        demo_diffusion.run(forget, seed, out, Console())
+        return
     demo.run(data, forget, seed, out, Console())
 
 

@@ -211,13 +211,18 @@ def _saved(out):
 def _check(name, forget, seed, out):
     """Raises what is wrong with the arguments, in the command's own words, before any work."""
     if name not in HELD_OUT:
-        raise ValueError(f"data: got {name!r}, expected {' or '.join(HELD_OUT)}")
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
+        raise ValueError(f"data: got {name!r}, expected {', '.join(HELD_OUT)} or digits-diffusion")
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
+    check_folder(seed, out)
     if any("kind" in row or "gap" not in row for row in _saved(out)):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+
+
+def check_folder(seed: int, out: Path) -> None:
+    """Raises `ValueError` for a seed that cannot be one, and a folder that cannot be written to."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"

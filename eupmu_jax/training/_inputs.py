@@ -128,9 +128,10 @@ def trainable(task: Task, params, frozen):
     def without(tree):
         return [leaf for flag, leaf in zip(flags, jax.tree.leaves(tree), strict=True) if not flag]
 
-    outputs, fresh = task.outputs, task.fresh_params
+    outputs, fresh, unknown = task.outputs, task.fresh_params, task.unknown
     task = task._replace(
         outputs=lambda part, batch, key: outputs(whole(part), batch, key),
+        unknown=None if unknown is None else lambda part, batch: unknown(whole(part), batch),
         fresh_params=None if fresh is None else lambda key: without(fresh(key)),
     )
     return task, without(params), whole

@@ -214,3 +214,6 @@ def test_what_a_task_calls_unknown_is_the_aim_without_held_out_data():
     given = eupmu.unlearn("EUPMU", task, params, forget, retain, **options)
     assert run.forward - given.forward == passes * 40
     chex.assert_trees_all_equal(run.params, given.params)
+    part = eupmu.unlearn("EUPMU", task, params, forget, retain, frozen={"scale": True, "shift": False}, steps=3)
+    np.testing.assert_allclose(part.level.target, run.level.target, rtol=1e-6)
+    assert part.params["scale"] == params["scale"]

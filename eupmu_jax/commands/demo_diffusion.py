@@ -1,0 +1,136 @@
+"""`eupmu demo --data digits-diffusion`: a diffusion model forgets a class, beside one retrained without it."""
+
+import functools
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eupmu_jax.benchmark import diffusion
+from eupmu_jax.benchmark import rows as saved_rows
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
+from eupmu_jax.commands import demo, diffusion_page
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.levels import measured_level
+from eupmu_jax.training.unlearning import unlearn
+
+NAME = "digits-diffusion"
+METHODS = ("fine-tuning", "weighted sum", "EUPMU")
+STEPS, FORGET_BATCH, RETAIN_BATCH, PROBES = 150, 32, 96, 10
+
+
+def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
+    """Trains, unlearns, judges, prints a table, and writes rows, checkpoints and a page to `out`.
+
+    Every method has its settings by default.
+
+    Args:
+      forget: "class:N".
+      seed: Of models, methods and samples.
+      out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of trained models.
+      console: Where progress and table go.
+
+    Returns:
+      The rows: original, retrained, then one for each method.
+
+    Raises:
+      ValueError: Before any work, for a class that digits do not have, or an unwritable folder.
+    """
+    if not re.fullmatch(r"class:\d", forget):
+        raise ValueError(f"forget: got {forget!r}, expected a class from class:0 to class:9")
+    demo.check_folder(seed, out)
+    with saved_rows.alone(out):
+        return _run(forget, seed, out, console)
+
+
+def _run(forget, seed, out, console):
+    forgotten = int(forget.split(":")[1])
+    forget_set, retain_set = diffusion.sets(forgotten)
+    everything = np.arange(len(diffusion.digits()["labels"]))
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def train(description, ids, init_seed):
+            bar = progress.add_task(description, total=diffusion.steps_of(ids))
+            model = diffusion.train(ids, init_seed, out / "models", on_step=functools.partial(progress.advance, bar))
+            progress.update(bar, completed=diffusion.steps_of(ids))
+            return model
+
+        original = train("original model", everything, seed)
+        retrained = train("retrained model", retain_set.ids, seed + RETRAINED_SEED_OFFSET)
+        level = lambda params, part: measured_level(diffusion.plain_task(), params, part).error
+        start, rows, images = level(original.params, retain_set), [], {}
+
+        def add(method, params, seconds, **more):
+            losses = {"forget_loss": level(params, forget_set), "retain_loss": level(params, retain_set)}
+            figures = diffusion.judge(params, forgotten, seed)
+            figures |= {"relearned": diffusion.ua(diffusion.relearned_row(params, forgotten, seed), forgotten, seed)}
+            asked = {"method": method, "data": NAME, "forget": forget, "seed": seed}
+            spent = {"seconds": seconds, "share_of_retraining": 100 * seconds / retrained.seconds}
+            made_by = saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]))
+            rows.append(asked | figures | losses | {"rise": losses["retain_loss"] - start} | spent | more | made_by)
+            images[method] = _samples(params, seed)
+
+        add("original", original.params, original.seconds)
+        add("retrained", retrained.params, retrained.seconds)
+        task = diffusion.task(original.params)
+        for method in METHODS:
+            bar = progress.add_task(method, total=STEPS)
+            result = unlearn(
+                method,
+                task,
+                original.params,
+                forget_set,
+                retain_set,
+                steps=STEPS,
+                seed=seed,
+                forget_batch=FORGET_BATCH,
+                retain_batch=RETAIN_BATCH,
+                probes=PROBES,
+                warm=True,
+                on_step=functools.partial(progress.advance, bar),
+            )
+            more: dict[str, Any] = {"history": result.history}
+            if (reached := result.level) is not None:
+                more |= {"level": {"target": reached.target, "limit": reached.limit}}
+                more |= {"limit": reached.limit - reached.start}
+            add(method, result.params, result.seconds, **more)
+            folder = out / "checkpoints" / method.replace(" ", "-")
+            checkpoints.save(folder, result.params, {"method": method, "data": NAME, "forget": forget, "seed": seed})
+
+    rows = saved_rows.finite(rows)
+    saved_rows.replace(out / "rows.jsonl", rows)
+    (out / "report.html").write_text(diffusion_page.render(rows, images))
+    _print(rows, out, console)
+    return rows
+
+
+def _samples(params, seed):
+    count = diffusion_page.SHOWN[0] * diffusion_page.SHOWN[1]
+    labels = np.repeat(np.arange(diffusion.CLASSES), count)
+    return np.asarray(diffusion.samples(params, labels, seed)).reshape(diffusion.CLASSES, count, *diffusion.SHAPE[:2])
+
+
+def _print(rows, out, console):
+    title = f"{NAME}: forget {rows[0]['forget']}, seed {rows[0]['seed']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in diffusion_page.COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        style = "dim" if row in rows[:2] else "bold green" if row["method"] == "EUPMU" else None
+        table.add_row(row["method"], *diffusion_page.cells(row), style=style, end_section=row is rows[1])
+    console.print(table)
+    key = Table.grid(padding=(0, 2, 0, 0))
+    for term, meaning in diffusion_page.LEGEND:
+        key.add_row(term, meaning)
+    console.print(key, style="dim")
+    console.print(f"\n{diffusion_page.headline(rows)}", highlight=False)
+    console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
