@@ -94,6 +94,8 @@ def diffusion(
     objectives.check_fit(prediction, schedule)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
+    # The model is called for many targets, of which a step uses one: traced once, the rest costs next to nothing.
+    denoise = jax.jit(denoise)
 
     def noised(x, key):
         """Images at random times, the times, what a perfect model would predict, and the weights of the errors."""

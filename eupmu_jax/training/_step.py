@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Terms
@@ -32,3 +34,14 @@ def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gather
         return procedure.step(params, prepared, state, batches, count, jax.random.fold_in(step_key, count))
 
     return jax.jit(step, donate_argnums=(0, 1))
+
+
+def together(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree committed to the one device that any of its leaves is committed to, such as those of a checkpoint.
+
+    A step commits all that it returns as soon as one of its arguments is, and would be compiled again for that.
+    """
+    found = {leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed}
+    if len(found) != 1 or not isinstance(next(iter(found)), SingleDeviceSharding):
+        return tree
+    return jax.device_put(tree, found.pop())

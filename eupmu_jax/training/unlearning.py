@@ -20,7 +20,7 @@ from eupmu_jax.training import loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._inputs import Sets, check_arguments, identity, trainable
-from eupmu_jax.training._step import jitted_step
+from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
 from eupmu_jax.training.mesh.placement import Carry, spread
@@ -176,8 +176,7 @@ def unlearn(
     original, params = params, jax.tree.map(jnp.array, params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
     take = jitted_step(chosen.make, task, terms, choices, sets.in_memory)
-    if mesh is not None:
-        carry, take = spread(carry, take, mesh)
+    carry, take = (together(carry), take) if mesh is None else spread(carry, take, mesh)
     epoch = lambda count: count // -(-len(sets.forget) // sizes[0])
 
     def advance(carry, count, positions):

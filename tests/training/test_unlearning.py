@@ -102,6 +102,24 @@ def test_progress_shows_the_figures(digits, capsys):
     assert f"{100 * run.share:.0f} % of the way" in printed
 
 
+def test_a_step_is_compiled_once_wherever_the_parameters_come_from(digits, monkeypatch):
+    from eupmu_jax.training import unlearning
+
+    made, taken = unlearning.jitted_step, []
+    monkeypatch.setattr(unlearning, "jitted_step", lambda *given: taken.append(made(*given)) or taken[-1])
+    # As a checkpoint that was restored is.
+    committed = jax.device_put(digits.params, jax.devices()[0])
+    options = {"steps": 4, "settings": SETTINGS["weighted sum"], "probes": 0}
+    runs = [
+        unlearn("weighted sum", TASK, start, digits.forget, digits.retain, **options)
+        for start in (committed, digits.params)
+    ]
+    assert taken[0] is taken[1]
+    # Once for each of the two, and not again after the first step.
+    assert taken[0]._cache_size() == 2
+    chex.assert_trees_all_equal(runs[0].params, runs[1].params)
+
+
 def test_compiling_beforehand_changes_nothing(digits):
     warm, cold = (digits.unlearn("EUPMU", warm=warm, probes=2) for warm in (True, False))
     chex.assert_trees_all_equal(warm.params, cold.params)
