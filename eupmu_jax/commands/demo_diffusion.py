@@ -22,8 +22,9 @@ from eupmu_jax.training.levels import measured_level
 from eupmu_jax.training.unlearning import unlearn
 
 NAME = "digits-diffusion"
-METHODS = ("fine-tuning", "weighted sum", "EUPMU")
-STEPS, FORGET_BATCH, RETAIN_BATCH, PROBES = 150, 32, 96, 10
+METHODS = ("weighted sum", "EUPMU")
+EPOCHS = diffusion.EPOCHS
+STEPS, FORGET_BATCH, RETAIN_BATCH, PROBES = 150, 32, 96, 6
 
 
 def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
@@ -58,9 +59,11 @@ def _run(forget, seed, out, console):
     with Progress(*columns, console=console, transient=True) as progress:
 
         def train(description, ids, init_seed):
-            bar = progress.add_task(description, total=diffusion.steps_of(ids))
-            model = diffusion.train(ids, init_seed, out / "models", on_step=functools.partial(progress.advance, bar))
-            progress.update(bar, completed=diffusion.steps_of(ids))
+            steps = diffusion.steps_of(ids, EPOCHS)
+            bar = progress.add_task(description, total=steps)
+            advance = functools.partial(progress.advance, bar)
+            model = diffusion.train(ids, init_seed, out / "models", EPOCHS, advance)
+            progress.update(bar, completed=steps)
             return model
 
         original = train("original model", everything, seed)

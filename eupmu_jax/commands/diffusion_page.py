@@ -20,7 +20,7 @@ LEGEND = (
     ("rise", "of the denoising loss on the other classes, on the same noise; limit: what EUPMU may let it rise by"),
     ("time%", "steps alone, as a share of retraining"),
 )
-COLORS = {"EUPMU": "#0b6e4f", "weighted sum": "#d9822b", "fine-tuning": "#9aa7b8"}
+COLORS = {"EUPMU": "#0b6e4f", "weighted sum": "#d9822b"}
 # Samples of a class, in rows.
 SHOWN = (2, 3)
 
@@ -112,7 +112,7 @@ def timeline(rows: list[dict]) -> Figure:
         forget.axhline(level["target"], color="#0b6e4f", ls="--", lw=1, label="target")
         retain.axhline(level["limit"], color="#b3261e", ls="--", lw=1, label="limit")
         for axes in (forget, retain):
-            axes.legend(fontsize=7.5, loc="lower right")
+            axes.legend(fontsize=7.5)
         return figure
 
 
