@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from eupmu_jax.benchmark import cluster, designs, jobs, rows
+from eupmu_jax.benchmark import cluster, rows
 from eupmu_jax.commands import cli
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "weighted sum", "--seeds", "0"]
@@ -141,17 +141,6 @@ def test_rows_of_workers_of_which_two_are_killed_are_those_of_this_machine(local
     for name in ("alone", "nursed"):
         assert not list((tmp_path / name).glob("**/*.jsonl"))
         assert not (tmp_path / name / "out").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_returns_a_row_and_does_not_write_it(local):
-    place = jobs.Place(local, "a command")
-    before = place.rows.read_bytes()
-    piece = jobs.Piece("digits", designs.design("digits").cases[2], 0, "model", "original")
-    (row,) = cluster._make([(piece, piece.key())], None, place)
-    (known,) = rows.select(rows.read(place.rows), **piece.key())
-    assert row["UA"] == known["UA"]
-    assert place.rows.read_bytes() == before
 
 
 def given_up(driver):
