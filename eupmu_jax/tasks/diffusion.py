@@ -42,14 +42,17 @@ def diffusion(
 
     Forget losses, each the mean squared error of the prediction for the forgotten condition, against
 
+    - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD). Where p of all images that x_t may have
+      come from are of the class, guidance p / (1 - p) gives the prediction for the others together;
     - `random_condition`: the prediction for another one, drawn anew for each example; its minimum is the mean
       prediction for all others;
     - `unconditional`: the prediction for no condition, :math:`f_0(x_t, \varnothing)`;
     - `other_condition`: that for the next one, :math:`f_0(x_t, c + 1)` (SalUn, Fan et al., arXiv 2310.12508);
-    - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD);
     - `noise`: uniform noise in place of the Gaussian (EraseDiff, Wu et al., arXiv 2401.05779);
     - `surrogate`: the denoising loss of images of uniform noise (Selective Amnesia, Heng & Soh, arXiv 2305.10120);
     - `bounded_ascent`: ascent on the denoising loss until it is that of predicting 0, the mean square of the target.
+
+    Conditions that are no classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label.
 
     :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
 
@@ -191,10 +194,10 @@ def _bounded_ascent(outputs, batch):
 
 
 FORGET = {
+    "negative_guidance": _towards("negative_guidance"),
     "random_condition": _towards("random_condition"),
     "unconditional": _towards("unconditional"),
     "other_condition": _towards("other_condition"),
-    "negative_guidance": _towards("negative_guidance"),
     "noise": _towards("noise"),
     "surrogate": _surrogate,
     "bounded_ascent": _bounded_ascent,
