@@ -25,8 +25,7 @@ class SmallCNN(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Example:
-      >>> model = SmallCNN(10, image_size=8, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 8, 8, 1))).shape
+      >>> nnx.eval_shape(lambda: SmallCNN(10, image_size=8, rngs=nnx.Rngs(0))(jnp.zeros((2, 8, 8, 1)))).shape
       (2, 10)
     """
 

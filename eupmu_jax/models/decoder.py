@@ -65,7 +65,7 @@ class DecoderBlock(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Example:
-      >>> DecoderBlock(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 128))).shape
+      >>> nnx.eval_shape(lambda: DecoderBlock(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 128)))).shape
       (1, 5, 128)
     """
 
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
       ValueError: If `heads` does not divide `width`, or `kv_heads` does not divide `heads`.
 
     Example:
-      >>> Decoder(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((2, 5), jnp.int32)).shape
+      >>> nnx.eval_shape(lambda: Decoder(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((2, 5), jnp.int32))).shape
       (2, 5, 512)
     """
 
@@ -169,7 +169,8 @@ def decoder_shardings(params: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
       Tree of `NamedSharding`s.
 
     >>> from eupmu_jax.sharding import make_mesh
-    >>> params = nnx.to_pure_dict(nnx.state(Decoder(SIZES["tiny"], rngs=nnx.Rngs(0)), nnx.Param))
+    >>> model = nnx.eval_shape(lambda: Decoder(SIZES["tiny"], rngs=nnx.Rngs(0)))
+    >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     >>> tuple(decoder_shardings(params, make_mesh())["blocks"]["down"]["kernel"].spec)
     (None, 'model', 'data')
     """

@@ -75,8 +75,8 @@ class DiT(nnx.Module):
       ValueError: If `patch_size` does not divide `image_size`, or `heads` or 2 the width.
 
     Example:
-      >>> model = DiT(10, in_channels=1, image_size=8, patch_size=2, width=8, layers=1, heads=2, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((3, 8, 8, 1)), jnp.array([0, 5, 9]), jnp.array([0, 1, 10])).shape
+      >>> make = lambda: DiT(10, in_channels=1, image_size=8, patch_size=2, width=8, heads=2, rngs=nnx.Rngs(0))
+      >>> nnx.eval_shape(lambda: make()(jnp.ones((3, 8, 8, 1)), jnp.array([0, 5, 9]), jnp.array([0, 1, 10]))).shape
       (3, 8, 8, 1)
     """
 

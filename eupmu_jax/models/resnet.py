@@ -32,8 +32,7 @@ class ResidualBlock(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Example:
-      >>> block = ResidualBlock(4, 8, stride=2, rngs=nnx.Rngs(0))
-      >>> block(jnp.zeros((1, 6, 6, 4))).shape
+      >>> nnx.eval_shape(lambda: ResidualBlock(4, 8, stride=2, rngs=nnx.Rngs(0))(jnp.zeros((1, 6, 6, 4)))).shape
       (1, 3, 3, 8)
     """
 
@@ -129,10 +128,8 @@ class ResNet20(_ResNet):
       rngs: Source of the keys of the parameters.
 
     Example:
-      >>> model = ResNet20(10, rngs=nnx.Rngs(0))
-      >>> graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-      >>> evaluated = nnx.view(nnx.merge(graphdef, params, batch_stats), use_running_average=True)
-      >>> jax.eval_shape(evaluated, jnp.zeros((2, 32, 32, 3))).shape
+      >>> evaluated = lambda: nnx.view(ResNet20(10, rngs=nnx.Rngs(0)), use_running_average=True)
+      >>> nnx.eval_shape(lambda: evaluated()(jnp.zeros((2, 32, 32, 3)))).shape
       (2, 10)
     """
 

@@ -19,7 +19,7 @@ class Block(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Example:
-      >>> Block(width=8, heads=2, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 8))).shape
+      >>> nnx.eval_shape(lambda: Block(width=8, heads=2, rngs=nnx.Rngs(0))(jnp.zeros((1, 5, 8)))).shape
       (1, 5, 8)
     """
 
@@ -62,8 +62,8 @@ class Transformer(nnx.Module):
       ValueError: If `heads` does not divide `width`.
 
     Example:
-      >>> model = Transformer(vocab=16, width=8, layers=1, heads=2, max_length=6, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 5), jnp.int32)).shape
+      >>> make = lambda: Transformer(vocab=16, width=8, layers=1, heads=2, max_length=6, rngs=nnx.Rngs(0))
+      >>> nnx.eval_shape(lambda: make()(jnp.zeros((2, 5), jnp.int32))).shape
       (2, 5, 16)
     """
 

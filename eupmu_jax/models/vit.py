@@ -38,8 +38,8 @@ class ViT(nnx.Module):
     Cost: attention takes memory `n * heads * (N + 1)^2` per block: 50 tokens for 28x28 images, 65 for 32x32.
 
     Example:
-      >>> model = ViT(10, in_channels=1, image_size=28, width=12, layers=1, heads=3, rngs=nnx.Rngs(0))
-      >>> model(jnp.zeros((2, 28, 28, 1))).shape
+      >>> make = lambda: ViT(10, in_channels=1, image_size=28, width=12, layers=1, heads=3, rngs=nnx.Rngs(0))
+      >>> nnx.eval_shape(lambda: make()(jnp.zeros((2, 28, 28, 1)))).shape
       (2, 10)
     """
 
