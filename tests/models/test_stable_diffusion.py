@@ -16,6 +16,8 @@ from eupmu_jax import tasks
 from eupmu_jax.models import stable_diffusion as sd
 from eupmu_jax.models.stable_diffusion import _layers, autoencoder, text_encoder, unet, weights
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 RULES = runpy.run_path(str(FOLDER / "make_golden_stable_diffusion.py"))
 GOLDEN = json.loads((FOLDER / "golden_stable_diffusion.json").read_text())
@@ -51,7 +53,6 @@ def loaded(folder, part):
     return nnx.graphdef(model), sd.load(write(folder, part, published(part)), model)
 
 
-@pytest.mark.slow
 def test_the_unet_predicts_what_that_of_diffusers_does(tmp_path):
     _, params = loaded(tmp_path, "unet")
     denoise = jax.jit(sd.denoiser(shapes_of("unet", TINY["unet"])))
@@ -79,7 +80,7 @@ def test_the_text_encoder_embeds_as_that_of_transformers(tmp_path):
     assert np.all(np.any(changed[:, 4:] != found[:, 4:], axis=-1))
 
 
-@pytest.mark.parametrize("part", [pytest.param("unet", marks=pytest.mark.slow), "vae", "text_encoder"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_the_full_models_have_the_published_parameters(part):
     params = nnx.to_pure_dict(nnx.state(shapes_of(part), nnx.Param))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == GOLDEN["parameters"][part]
@@ -218,7 +219,6 @@ def test_the_schedule_is_that_of_diffusers():
         sd.published_schedule(1)
 
 
-@pytest.mark.slow
 def test_the_diffusion_task_takes_the_unet_with_a_table_of_prompts():
     model = shapes_of("unet", sd.UNetConfig(widths=(8,), blocks=1, heads=2, context=6, groups=4))
     rng = np.random.default_rng(0)
