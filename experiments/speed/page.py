@@ -124,18 +124,15 @@ def pods_summary(rows: list[dict]) -> str:
     """The README's sentences on slices of v5e."""
     found = {(row["model"], row["step"]): row for row in rows if row["topology"] == "v5e:16x16"}
     small, plain, large = found["7b", "explicit"], found["7b", "plain"], found["70b", "explicit"]
-    twice = found["7b", "two-pass"]
-    operations = twice["flops"] / small["flops"]
     size = lambda row: f"{row['bytes'] / 1e9:.1f} GB"
     received = lambda row: f"{sum(received for _, received in row['collectives'].values()) / 1e9:.1f} GB"
     text = (
         f"Compiled on a CPU for 256 chips of TPU v5e (16 GB each): explicit surgery on a decoder of "
         f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
         f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step "
-        f"{size(plain)}, two passes {size(twice)} for {operations:.1f} times the operations), one of "
-        f"{large['parameters'] / 1e9:.0f} billion {size(large)}; compiling took {small['compile_seconds']:.0f} and "
-        f"{large['compile_seconds']:.0f} s. A chip receives {received(small)} in a step (in a plain one "
-        f"{received(plain)}); the surgery's own part is {small['gram_all_reduces']} all-reduce of three numbers."
+        f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)}. A chip receives "
+        f"{received(small)} in a step (in a plain one {received(plain)}); surgery itself adds "
+        f"{small['gram_all_reduces']} all-reduce of three numbers."
     )
     return parts.paragraph(text)
 
