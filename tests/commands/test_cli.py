@@ -112,7 +112,7 @@ def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "mnist"], "data: got 'mnist', expected digits or fashion_mnist"),
+        (["--data", "mnist"], "data: got 'mnist', expected digits, fashion_mnist or digits-diffusion"),
         (["--seed", "-1"], "seed: got -1, expected a number from 0 to"),
         (["--forget", "class:11"], "forget: got 'class:11', want a class from 0 to 9"),
         (["--forget", "random:0%"], "forget: got 'random:0%', want a percentage above 0 and below 100"),

@@ -13,7 +13,7 @@ from eupmu_jax.sharding import make_mesh
     ("model", "parameters", "examples"),
     [
         ("tiny", 361_088, "sequences of 16 tokens"),
-        ("ddpm-cifar10", 26_871_427, "images of 32 x 32 pixels"),
+        pytest.param("ddpm-cifar10", 26_871_427, "images of 32 x 32 pixels", marks=pytest.mark.slow),
         # As published.
         pytest.param("stable-diffusion", 859_520_964, "latent images of 512 x 512 pixels", marks=pytest.mark.slow),
     ],

@@ -49,6 +49,7 @@ def test_parameters_are_as_many_as_the_layers_say():
     assert sum(leaf.size for leaf in counted) == ends + condition + levels
 
 
+@pytest.mark.slow
 def test_the_first_prediction_is_zero(trained):
     apply, params = trained
     first = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)))()

@@ -199,6 +199,7 @@ def test_a_target_that_is_no_error_rate_is_refused(digits, target):
         digits.unlearn(np.arange(300) < 30, settings={"target": target})
 
 
+@pytest.mark.slow
 def test_what_a_task_calls_unknown_is_the_aim_without_held_out_data():
     denoise = lambda params, x_t, t, labels: x_t * params["scale"] + params["shift"][labels]
     task = tasks.diffusion(denoise, diffusion.cosine_schedule(100), num_conditions=3)
