@@ -6,9 +6,6 @@ sampled is the moving average of its training. The judge is a classifier that ha
 
 import functools
 import hashlib
-import json
-import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,19 +91,13 @@ def train(
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
     chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     meta = {"data": "digits", "model": "dit", "ids": chosen, "seed": seed, "recipe": recipe, "jax": jax.__version__}
-    directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        found = checkpoints.load(directory, params, meta)
-    except checkpoints.DamagedError as error:
-        warnings.warn(f"{error}; it is made again", stacklevel=2)
-        shutil.rmtree(directory)
-        found = None
-    if found is not None:
-        return Model(found[0], found[1]["seconds"], found[1]["processor_seconds"])
-    fitted = fit(_denoising, params, {}, Examples(digits(), ids), seed=seed, on_step=on_step, **recipe)
-    seconds = {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
-    checkpoints.save(directory, fitted.params, meta | seconds)
-    return Model(fitted.params, **seconds)
+
+    def make():
+        fitted = fit(_denoising, params, {}, Examples(digits(), ids), seed=seed, on_step=on_step, **recipe)
+        return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
+
+    found, saved = checkpoints.cached(cache, params, meta, make)
+    return Model(found, saved["seconds"], saved["processor_seconds"])
 
 
 def _denoising(params, statistics, batch, key):

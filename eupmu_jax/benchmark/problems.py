@@ -2,10 +2,7 @@
 
 import functools
 import hashlib
-import json
 import math
-import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -204,25 +201,19 @@ def train(problem: Problem, ids, *, init_seed: int, cache: Path, on_step: Callab
         "structure": hashlib.sha256(str(jax.tree.map(jnp.shape, params)).encode()).hexdigest(),
         "jax": jax.__version__,
     } | ({"augment": True} if problem.augment else {})
-    directory = cache / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        found = checkpoints.load(directory, params, meta)
-    except checkpoints.DamagedError as error:
-        warnings.warn(f"{error}; it is made again", stacklevel=2)
-        shutil.rmtree(directory)
-        found = None
-    if found is not None:
-        params, saved = found
-        return Model(params, saved["seconds"], saved["processor_seconds"], saved["examples"])
-    loss = functools.partial(_training_loss, problem.functions.forward, problem.augment)
-    examples = Examples(problem.tree, ids)
-    fitted = fitting.fit(
-        loss, params, batch_stats, examples, **problem.recipe._asdict(), seed=init_seed, on_step=on_step
-    )
-    params, _ = fold(fitted.params, fitted.statistics)
-    made = Model(params, *fitted.seconds, fitted.examples)
-    checkpoints.save(directory, params, meta | {key: value for key, value in made._asdict().items() if key != "params"})
-    return made
+
+    def make():
+        loss = functools.partial(_training_loss, problem.functions.forward, problem.augment)
+        examples = Examples(problem.tree, ids)
+        fitted = fitting.fit(
+            loss, params, batch_stats, examples, **problem.recipe._asdict(), seed=init_seed, on_step=on_step
+        )
+        folded, _ = fold(fitted.params, fitted.statistics)
+        spent = {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
+        return folded, spent | {"examples": fitted.examples}
+
+    made, saved = checkpoints.cached(cache, params, meta, make)
+    return Model(made, saved["seconds"], saved["processor_seconds"], saved["examples"])
 
 
 def _training_loss(forward, augment, params, batch_stats, batch, key):

@@ -7,6 +7,7 @@ import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -180,27 +181,25 @@ def _run(name, forget, seed, out, console):
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
     (out / "report.html").write_text(page.render(rows))
-    _print(rows, out, console)
+    show(f"{name}: forget {forget}, seed {seed}", rows, page.best_of(rows), page, out, console)
     return rows
 
 
-def _print(rows, out, console):
-    first = rows[0]
-    title = f"{first['data']}: forget {first['forget']}, seed {first['seed']}"
+def show(title: str, rows: list[dict], best: list[dict], view: ModuleType, out: Path, console: Console) -> None:
+    """Prints a row for each model, the best ones green, and says what the page of `view` says."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in page.COLUMNS:
+    for name in view.COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    best = page.best_of(rows)
     for row in rows:
         style = "dim" if row in rows[:2] else "bold green" if row in best else None
-        table.add_row(row["method"], *page.cells(row), style=style, end_section=row is rows[1])
+        table.add_row(row["method"], *view.cells(row), style=style, end_section=row is rows[1])
     console.print(table)
     key = Table.grid(padding=(0, 2, 0, 0))
-    for term, meaning in page.LEGEND:
+    for term, meaning in view.LEGEND:
         key.add_row(term, meaning)
     console.print(key, style="dim")
-    console.print(f"\n{page.headline(rows)}", highlight=False)
+    console.print(f"\n{view.headline(rows)}", highlight=False)
     console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from eupmu_jax.benchmark import diffusion
 from eupmu_jax.benchmark import rows as saved_rows
@@ -111,7 +109,7 @@ def _run(forget, seed, out, console):
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
     (out / "report.html").write_text(diffusion_page.render(rows, images))
-    _print(rows, out, console)
+    demo.show(f"{NAME}: forget {forget}, seed {seed}", rows, [rows[-1]], diffusion_page, out, console)
     return rows
 
 
@@ -119,21 +117,3 @@ def _samples(params, seed):
     count = diffusion_page.SHOWN[0] * diffusion_page.SHOWN[1]
     labels = np.repeat(np.arange(diffusion.CLASSES), count)
     return np.asarray(diffusion.samples(params, labels, seed)).reshape(diffusion.CLASSES, count, *diffusion.SHAPE[:2])
-
-
-def _print(rows, out, console):
-    title = f"{NAME}: forget {rows[0]['forget']}, seed {rows[0]['seed']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in diffusion_page.COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        style = "dim" if row in rows[:2] else "bold green" if row["method"] == "EUPMU" else None
-        table.add_row(row["method"], *diffusion_page.cells(row), style=style, end_section=row is rows[1])
-    console.print(table)
-    key = Table.grid(padding=(0, 2, 0, 0))
-    for term, meaning in diffusion_page.LEGEND:
-        key.add_row(term, meaning)
-    console.print(key, style="dim")
-    console.print(f"\n{diffusion_page.headline(rows)}", highlight=False)
-    console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)

@@ -1,6 +1,10 @@
 """Orbax checkpoints of parameters, with the JSON that says what they are and a digest that tells a damaged one."""
 
+import hashlib
 import json
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,37 @@ def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[c
     if saved.pop(_DIGEST, None) != digest(params):
         raise DamagedError(_message(directory, "whose parameters are not those that were saved"))
     return params, saved
+
+
+def cached(
+    folder: Path,
+    like: chex.ArrayTree,
+    meta: dict[str, Any],
+    make: Callable[[], tuple[chex.ArrayTree, dict[str, Any]]],
+) -> tuple[chex.ArrayTree, dict[str, Any]]:
+    """What `make` returned when it was called for this metadata; it is called if that is not in the folder, or damaged.
+
+    Args:
+      folder: Has a checkpoint for each metadata.
+      like: Parameters of the expected structure, shapes and dtypes.
+      meta: All that decides what is made.
+      make: Returns parameters, and more entries for the metadata.
+
+    Returns:
+      The parameters and the metadata with these entries.
+    """
+    directory = folder / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        found = load(directory, like, meta)
+    except DamagedError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        shutil.rmtree(directory)
+        found = None
+    if found is None:
+        params, more = make()
+        found = params, meta | more
+        save(directory, *found)
+    return found
 
 
 def _message(directory, what):
