@@ -31,6 +31,8 @@ CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
 EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 100, 64, 2e-3, 0.995
 # Samples of the forgotten class, and of each other one; and of the forgotten class after an attack.
 FORGOTTEN, RETAINED, ATTACKED = 256, 32, 128
+# Steps in which the row of the embedding is trained again.
+RELEARNING = 200
 
 
 class Model(NamedTuple):
@@ -176,7 +178,7 @@ def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.Arr
     """Parameters whose row of the forgotten class alone is trained again on its images."""
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[forgotten].set(True)
-    return _tuned(params, mask, sets(forgotten)[0], steps=200, learning_rate=1e-2, seed=seed)
+    return _tuned(params, mask, sets(forgotten)[0], steps=RELEARNING, learning_rate=1e-2, seed=seed)
 
 
 def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:

@@ -17,7 +17,8 @@ def params():
 
 
 @pytest.mark.slow
-def test_relearning_changes_the_row_of_the_forgotten_class_alone(params):
+def test_relearning_changes_the_row_of_the_forgotten_class_alone(params, monkeypatch):
+    monkeypatch.setattr(diffusion, "RELEARNING", 3)
     found = diffusion.relearned_row(params, 4, seed=0)
     rows = np.any(np.asarray(found["conditions"]["embedding"] != params["conditions"]["embedding"]), axis=1)
     rest = [{name: part for name, part in tree.items() if name != "conditions"} for tree in (params, found)]
