@@ -16,7 +16,7 @@ from eupmu_jax.service.user_file import UserFileError, own_errors
 BAD_INPUT = 2
 
 
-def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path = Path("eupmu_runs/demo")) -> None:
+def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path | None = None) -> None:
     """Makes a real model forget real data: original, retrained and unlearned models, side by side.
 
     Args:
@@ -24,16 +24,17 @@ def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path
             diffusion model draws digits, and forgets a class of them.
         forget: What to forget: a whole class, class:N, or a random share of the training set, random:10%.
         seed: Seed of the split, the models and the methods.
-        out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models.
+        out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models; eupmu_runs/demo, or
+            eupmu_runs/demo-diffusion.
     """
     from rich.console import Console
 
     from eupmu_jax.commands import demo, demo_diffusion
 
     if data == demo_diffusion.NAME:
-        demo_diffusion.run(forget, seed, out, Console())
+        demo_diffusion.run(forget, seed, out or Path("eupmu_runs/demo-diffusion"), Console())
         return
-    demo.run(data, forget, seed, out, Console())
+    demo.run(data, forget, seed, out or Path("eupmu_runs/demo"), Console())
 
 
 def plan(

@@ -40,11 +40,15 @@ def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
       The rows: original, retrained, then one for each method.
 
     Raises:
-      ValueError: Before any work, for a class that digits do not have, or an unwritable folder.
+      ValueError: Before any work, for a class that digits do not have, or a folder that is unwritable or has
+        rows of something else.
     """
     if not re.fullmatch(r"class:\d", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class from class:0 to class:9")
     demo.check_folder(seed, out)
+    found = out / "rows.jsonl"
+    if found.is_file() and any(row.get("data") != NAME for row in saved_rows.read(found)):
+        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
     with saved_rows.alone(out):
         return _run(forget, seed, out, console)
 

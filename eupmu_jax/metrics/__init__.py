@@ -16,7 +16,7 @@ from eupmu_jax.metrics.language import (
 from eupmu_jax.metrics.lira import attack_figures, leave_pair_out, lira_statistic, u_lira
 from eupmu_jax.metrics.membership import FEATURES, features, svc_attack, svc_confidence_attack
 from eupmu_jax.metrics.memorisation import memorisation_scores
-from eupmu_jax.metrics.quantisation import rounded_to_int4
+from eupmu_jax.metrics.quantisation import rounded
 from eupmu_jax.metrics.rouge import RougeL, knowmem, rouge_l, verbmem
 from eupmu_jax.metrics.text_membership import min_k, privleak, separation
 
@@ -48,7 +48,7 @@ __all__ = [
     "paired_interval",
     "privleak",
     "rouge_l",
-    "rounded_to_int4",
+    "rounded",
     "separation",
     "svc_attack",
     "svc_confidence_attack",

@@ -18,6 +18,30 @@ def time_features(t: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def patches_of(images: jax.Array, size: int) -> jax.Array:
+    """Square patches of images `(n, height, width, channels)`: `(n, height / size, width / size, numbers)`.
+
+    >>> patches_of(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0, 0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    n, height, width, channels = images.shape
+    cut = images.reshape(n, height // size, size, width // size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(n, height // size, width // size, size * size * channels)
+
+
+def images_of(patches: jax.Array, size: int) -> jax.Array:
+    """The images that `patches_of` makes these patches of.
+
+    >>> images = jnp.arange(48).reshape(2, 4, 6, 1)
+    >>> bool(jnp.all(images_of(patches_of(images, 2), 2) == images))
+    True
+    """
+    n, rows, columns, numbers = patches.shape
+    channels = numbers // size**2
+    cut = patches.reshape(n, rows, columns, size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(n, rows * size, columns * size, channels)
+
+
 class DiTBlock(nnx.Module):
     """Pre-norm attention and MLP whose norms are shifted, scaled and gated by a condition (adaLN-Zero).
 
@@ -119,13 +143,10 @@ class DiT(nnx.Module):
         Returns:
           Like `x`.
         """
-        n, rows, columns, channels = x.shape
-        p = self.patch_size
-        cut = x.reshape(n, rows // p, p, columns // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        h = self.patches(cut.reshape(n, -1, p * p * channels)) + self.positions[...]
+        cut = patches_of(x, self.patch_size)
+        h = self.patches(cut.reshape(len(x), -1, cut.shape[-1])) + self.positions[...]
         condition = self.times(time_features(t, self.width)) + self.conditions(labels)
         for block in self.blocks:
             h = block(h, condition)
         shift, scale = jnp.split(self.modulation(nnx.silu(condition))[:, None], 2, axis=-1)
-        cut = self.out(self.norm(h) * (1 + scale) + shift).reshape(n, rows // p, columns // p, p, p, channels)
-        return cut.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        return images_of(self.out(self.norm(h) * (1 + scale) + shift).reshape(cut.shape), self.patch_size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.convolution import Conv
-from eupmu_jax.models.dit import time_features
+from eupmu_jax.models.dit import images_of, patches_of, time_features
 
 # One zero on every side, so that windows of a stride of two lie as they do without.
 _conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
@@ -140,13 +140,10 @@ class UNet(nnx.Module):
         Raises:
           ValueError: If height or width is no multiple of the patch size times 2 for each halving.
         """
-        n, rows, columns, channels = x.shape
-        p = self.patch_size
-        unit = p * 2 ** len(self.shrink)
-        if rows % unit or columns % unit:
+        unit = self.patch_size * 2 ** len(self.shrink)
+        if x.shape[1] % unit or x.shape[2] % unit:
             raise ValueError(f"x: got shape {x.shape}, expected height and width to be multiples of {unit}")
-        cut = x.reshape(n, rows // p, p, columns // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        h = self.patches(cut.reshape(n, rows // p, columns // p, -1))
+        h = self.patches(patches_of(x, self.patch_size))
         condition = self.times_out(nnx.silu(self.times(time_features(t, self.width)))) + self.conditions(labels)
 
         kept = []
@@ -156,12 +153,11 @@ class UNet(nnx.Module):
             for block in blocks:
                 h = block(h, condition)
                 kept.append(h)
-        h = h + self.attention(self.attention_norm(h).reshape(n, -1, h.shape[-1])).reshape(h.shape)
+        h = h + self.attention(self.attention_norm(h).reshape(len(h), -1, h.shape[-1])).reshape(h.shape)
         for level, blocks in enumerate(self.up):
             if level:
                 h = self.grow[level - 1](h.repeat(2, axis=1).repeat(2, axis=2))
             for block in blocks:
                 h = block(jnp.concatenate([h, kept.pop()], axis=-1), condition)
 
-        cut = self.out(nnx.silu(self.norm(h))).reshape(n, rows // p, columns // p, p, p, channels)
-        return cut.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        return images_of(self.out(nnx.silu(self.norm(h))), self.patch_size)

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax import metrics
 from eupmu_jax.service import attacks, deletion, records, user_file
 from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
@@ -19,20 +17,6 @@ MOST = 2_000
 BITS = (8, 4)
 # Of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
-
-
-def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
-    """Parameters as integers of so many bits hold them, each leaf in steps of its largest entry by 2^(bits-1) - 1.
-
-    >>> rounded({"w": jnp.array([1.0, 0.4, -0.2])}, 2)["w"].tolist()
-    [1.0, 0.0, -0.0]
-    """
-
-    def of_leaf(leaf):
-        step = jnp.max(jnp.abs(leaf)) / (2 ** (bits - 1) - 1)
-        return jnp.where(step > 0, jnp.round(leaf / jnp.where(step > 0, step, 1)) * step, leaf).astype(leaf.dtype)
-
-    return jax.tree.map(of_leaf, params)
 
 
 def run(path: Path, out: Path) -> dict:
@@ -82,7 +66,7 @@ def make(path: Path, out: Path) -> dict:
     audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen) for name, params in models.items()}
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
-    audited["rounding"] = {str(bits): _errors(task, rounded(found[0], bits), sides) for bits in BITS}
+    audited["rounding"] = {str(bits): _errors(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain, _groups(own, data))
     gone = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen) for part in gone]

@@ -71,7 +71,11 @@ def _gap(found, row):
 
 
 def _median_gap(found, method):
-    return float(np.median([_gap(found, row) for row in rows.select(found, model=method)]))
+    return float(np.median([_gap(found, row) for row in _trials_of(found, method)]))
+
+
+def _trials_of(found, method):
+    return [row for row in rows.select(found, model=method) if row["trial"] != tuning.UNTUNED]
 
 
 def _as_retrained(found, row):
@@ -80,7 +84,7 @@ def _as_retrained(found, row):
 
 
 def _trials(found, method):
-    mine = [row for row in rows.select(found, model=method) if row["trial"] != tuning.UNTUNED]
+    mine = _trials_of(found, method)
     gaps, rises = [_gap(found, row) for row in mine], [parts.number(row["rise"]) for row in mine]
     return [
         str(len(mine)),
@@ -115,8 +119,7 @@ def _said(found):
 
 
 def _short(found):
-    of = lambda key: [row for row in found if (row["model"], row["trial"]) == key]
-    ours, wanted = of(("EUPMU", tuning.UNTUNED)), of(("retrained", ""))
+    ours, wanted = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
     mean = lambda mine, get: f"{np.mean([get(row) for row in mine]):.0f}"
     ua, row = (lambda row: row["UA"]), (lambda row: row["attacks"]["embedding"])
     return (

@@ -82,10 +82,11 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
         figures = diffusion.judge(params, forgotten, seed) | {"attacks": attack(params, forgotten, seed)}
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
         row = {"model": model, "trial": trial, "forget": f"class:{forgotten}", "seed": seed, **figures, **more}
-        rows.append(out, row | made_by)
-        print(seed, model, trial, {name: round(row[name], 4) for name in ("UA", "RA", "FD", "rise")}, flush=True)
         if seed == 0 and (model, trial) in PICTURED:
             keep(f"{model}, {trial}".removesuffix(", "), params, out.with_name(SAMPLES.name))
+        # Last, as a model that has its row is not made again.
+        rows.append(out, row | made_by)
+        print(seed, model, trial, {name: round(row[name], 4) for name in ("UA", "RA", "FD", "rise")}, flush=True)
 
     table = original.params["conditions"]["embedding"]
     copied = table.at[forgotten].set(table[(forgotten + 1) % diffusion.CLASSES])

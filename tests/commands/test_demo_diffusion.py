@@ -72,3 +72,11 @@ def test_only_a_class_of_digits_can_be_forgotten(forget, tmp_path):
     with pytest.raises(ValueError, match=f"forget: got '{forget}', expected a class from class:0 to class:9"):
         demo_diffusion.run(forget, 0, tmp_path, Console())
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_something_else_are_left_alone(tmp_path):
+    rows.append(tmp_path / "rows.jsonl", {"data": "digits", "gap": 1.0})
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="has rows of something else; expected a folder of its own"):
+        demo_diffusion.run("class:4", 0, tmp_path, Console())
+    assert (tmp_path / "rows.jsonl").read_bytes() == before

@@ -1,11 +1,16 @@
-"""Rounding to int4: levels, errors, and what it leaves alone."""
+"""Rounding to few bits: levels, errors, and what it leaves alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eupmu_jax.metrics import rounded_to_int4
+from eupmu_jax import metrics
+
+
+def rounded_to_int4(params):
+    return metrics.rounded(params, 4)
+
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -59,3 +64,16 @@ def test_shapes_and_dtypes_stay_also_under_jit(dtype):
     assert (found.dtype, found.shape) == (dtype, kernel.shape)
     exact = rounded_to_int4(kernel.astype(jnp.float32))
     np.testing.assert_allclose(np.asarray(found, np.float32), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_other_numbers_of_bits_have_as_many_levels(bits):
+    found = np.asarray(metrics.rounded(PARAMS["kernel"], bits))
+    most = 2 ** (bits - 1) - 1
+    scales = np.abs(np.asarray(PARAMS["kernel"])).max(0) / most
+    np.testing.assert_allclose(found, np.round(PARAMS["kernel"] / np.where(scales > 0, scales, 1)) * scales, rtol=1e-5)
+
+
+def test_one_bit_is_refused():
+    with pytest.raises(ValueError, match="bits: got 1, expected at least 2"):
+        metrics.rounded(PARAMS, 1)
