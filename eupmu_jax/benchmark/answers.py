@@ -1,0 +1,177 @@
+"""How a language model answers questions: TOFU's figures, from losses of answers and from its own."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.data import questions
+from eupmu_jax.data.questions import Questions
+from eupmu_jax.metrics import language as metrics
+from eupmu_jax.metrics.rouge import rouge_l
+from eupmu_jax.models.language import LanguageModel, Tokenizer, generate
+from eupmu_jax.objectives import language as losses
+from eupmu_jax.tasks import Examples
+
+
+class Asked(NamedTuple):
+    """A language model, and how it is asked.
+
+    Attributes:
+      language, tokenizer: The model; its functions are used.
+      template: As `questions.tokenized` takes it.
+      length: Tokens of a row with a right answer, which is trained on too.
+      longer: The same with a paraphrased or a wrong answer.
+      answer: The most tokens of an answer of the model's own.
+      batch: Rows in a forward pass.
+    """
+
+    language: LanguageModel
+    tokenizer: Tokenizer
+    template: str
+    length: int
+    longer: int
+    answer: int
+    batch: int = 32
+
+
+def fitting(asked: Asked, part: Questions) -> Questions:
+    """The questions whose answers, right, paraphrased and wrong, have no more tokens than there is room for."""
+
+    def fits(row, answer, room):
+        text = asked.template.format(question=part.question[row], answer=answer)
+        # One more is the end.
+        return len(asked.tokenizer.encode(text)) < room
+
+    def all_fit(row):
+        wrong = () if part.wrong_answers is None else part.wrong_answers[row]
+        others = (_right(part)[row], *wrong)
+        return fits(row, part.answer[row], asked.length) and all(fits(row, one, asked.longer) for one in others)
+
+    return part.take([row for row in range(len(part.question)) if all_fit(row)])
+
+
+def encoded(asked: Asked, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
+    """The batch of these questions with their answers, or with others in rows of another length."""
+    return questions.tokenized(
+        part.question,
+        part.answer if answers is None else answers,
+        asked.tokenizer.encode,
+        length=length or asked.length,
+        end=asked.tokenizer.end,
+        template=asked.template,
+    )
+
+
+def examples(batch: dict[str, np.ndarray]) -> Examples:
+    """The whole batch, as `unlearn` and `fit` take it."""
+    return Examples(batch, np.arange(len(batch["tokens"])))
+
+
+def told(asked: Asked, params: chex.ArrayTree, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The loss of each answer, its length, and the most likely token at every place of the row but the first."""
+    count = len(batch["tokens"])
+    # The last part is filled up, so that one size is compiled.
+    rows = np.arange(-(-count // asked.batch) * asked.batch).clip(max=count - 1).reshape(-1, asked.batch)
+    apply = asked.language.apply
+    found = [_told(apply, params, batch["tokens"][chosen], batch["mask"][chosen]) for chosen in rows]
+    nll, lengths, predicted = (np.concatenate([np.asarray(part[k]) for part in found])[:count] for k in range(3))
+    return nll, lengths, predicted
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _told(apply: Callable, params, tokens, mask):
+    logits = apply(params, tokens)[:, :-1]
+    nll = losses.sequence_nll(losses.token_nll(logits, tokens[:, 1:]), mask[:, 1:])
+    return nll, losses.answer_lengths(mask[:, 1:]), jnp.argmax(logits, axis=-1)
+
+
+def error(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+    """Mean share of the tokens of an answer that the model would not have predicted, the error of `tasks.language`."""
+    batch = encoded(asked, part)
+    return _error(told(asked, params, batch)[2], batch)
+
+
+def _error(predicted, batch):
+    return 1 - float(np.mean(metrics.exact_memorisation(predicted, *_targets(batch))))
+
+
+def _targets(batch):
+    return batch["tokens"][:, 1:], batch["mask"][:, 1:]
+
+
+def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
+    """The model's own answers, the most likely token again and again."""
+    encode, end = asked.tokenizer.encode, asked.tokenizer.end
+    before = asked.template.removesuffix("{answer}").rstrip(" ")
+    prompts = [encode(before.format(question=question)) for question in part.question]
+    made = generate(asked.language, params, prompts, asked.answer, end=end)
+    return [asked.tokenizer.decode(tokens).strip() for tokens in made]
+
+
+def probability(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+    """Mean probability of the right answers by their length."""
+    return float(np.mean(metrics.answer_probability(*told(asked, params, encoded(asked, part))[:2])))
+
+
+def rouge(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+    """Mean ROUGE-L recall of the model's own answers."""
+    return float(np.mean(rouge_l(answers(asked, params, part), part.answer).recall))
+
+
+def _right(part):
+    return part.answer if part.paraphrased_answer is None else part.paraphrased_answer
+
+
+def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.ndarray, np.ndarray]:
+    """TOFU's truth ratio of each question, and the share of the right answer among those to choose from.
+
+    The right answer is the paraphrased one, where there is one.
+    """
+
+    def mean(answers):
+        nll, lengths, _ = told(asked, params, encoded(asked, part, answers, asked.longer))
+        return nll / lengths
+
+    right = mean(_right(part))
+    wrong = np.stack([mean(one) for one in zip(*(part.wrong_answers or ()), strict=True)], axis=1)
+    return metrics.truth_ratio(right, wrong), metrics.choice_probability(np.exp(-right), np.exp(-wrong))
+
+
+def judge(
+    asked: Asked, params: chex.ArrayTree, forget: Questions, retain: Questions, others: Mapping[str, Questions]
+) -> dict[str, Any]:
+    """Figures of a model, as TOFU has them.
+
+    Args:
+      asked, params: The model.
+      forget, retain: Questions with wrong answers.
+      others: Sets of questions that nobody trained on, with wrong answers: facts of the world, real authors.
+
+    Returns:
+      Of the forget set: mean `probability` of the answers, `rouge` (recall of the model's own answers), `extraction`
+      strength, and the `truth_ratios` of all questions, from which the forget quality comes. `utility`, the harmonic
+      mean of its `parts`: probability, ROUGE-L recall and truth score of the retain set and of each other set, whose
+      probability is that among the answers to choose from. `error` of forget and retain set.
+    """
+    batch = encoded(asked, forget)
+    nll, lengths, predicted = told(asked, params, batch)
+    parts: dict[str, float] = {}
+    for name, part in {"retain": retain, **others}.items():
+        ratios, choice = truth(asked, params, part)
+        chosen = probability(asked, params, part) if name == "retain" else float(np.mean(choice))
+        score = metrics.truth_score(ratios, forgotten=False)
+        parts |= {f"{name} probability": chosen, f"{name} rouge": rouge(asked, params, part), f"{name} truth": score}
+    return {
+        "probability": float(np.mean(metrics.answer_probability(nll, lengths))),
+        "rouge": rouge(asked, params, forget),
+        "extraction": float(np.mean(metrics.extraction_strength(predicted, *_targets(batch)))),
+        "truth_ratios": [float(f"{ratio:.4g}") for ratio in truth(asked, params, forget)[0]],
+        "error": {"forget": _error(predicted, batch), "retain": error(asked, params, retain)},
+        "utility": metrics.model_utility(parts.values()),
+        "parts": parts,
+    }

@@ -1,0 +1,168 @@
+"""A language model that is to forget persons: its fine-tuning, what judges it, and what may bring them back.
+
+SmolLM2-135M-Instruct learns questions and answers about some persons of `data.persons` by low-rank adapters, which are
+what is unlearned too. The judge is TOFU's, in `benchmark.answers`. Needs the extra `language`.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from eupmu_jax import tasks
+from eupmu_jax.benchmark import answers
+from eupmu_jax.benchmark.answers import Asked
+from eupmu_jax.data import persons
+from eupmu_jax.data.questions import Questions
+from eupmu_jax.models.language import LanguageModel, Tokenizer, gguf_tokenizer, load_gguf, smollm2, with_lora
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.relearning import relearn
+
+# Persons who are to be forgotten, retained and never shown.
+FORGOTTEN, RETAINED, HELD_OUT = 12, 48, 24
+# How an answer follows its question; tokens of both, of the same with other answers, and of a generated answer.
+TEMPLATE = "{question} {answer}"
+LENGTH, LONGER, ANSWER = 27, 35, 20
+RANK, EPOCHS, BATCH, LEARNING_RATE = 16, 6, 16, 1e-3
+# The block whose output RMU moves, of 30.
+LAYER = 10
+# Questions of the retain set and of world facts that are judged, and the wrong answers of five that are compared with.
+JUDGED, WRONG = 32, 3
+# Questions of each kind whose answers are shown.
+SHOWN = 3
+# Forgotten persons who are taught again, out of `FORGOTTEN`, and the steps in which they are.
+TAUGHT, RELEARNING = 4, 8
+
+
+class Sets(NamedTuple):
+    """Questions of the persons of one seed: forgotten, retained, never shown; and of the world."""
+
+    forget: Questions
+    retain: Questions
+    held_out: Questions
+    world_facts: Questions
+
+
+class Model(NamedTuple):
+    """Trained adapters, and what they cost."""
+
+    params: chex.ArrayTree
+    seconds: float
+    processor_seconds: float
+
+
+@functools.cache
+def model() -> tuple[LanguageModel, Tokenizer]:
+    """The pretrained model with adapters that add nothing yet, and its tokenizer."""
+    path = smollm2()
+    base = load_gguf(path)
+    return with_lora(base, base.params, RANK, key=jax.random.key(0)), gguf_tokenizer(path)
+
+
+def asked() -> Asked:
+    """The model, and how it is asked."""
+    return Asked(*model(), TEMPLATE, LENGTH, LONGER, ANSWER)
+
+
+@functools.cache
+def task() -> Task:
+    """The task of the model, one object for all who measure."""
+    return tasks.language(model()[0].apply)
+
+
+@functools.cache
+def sets(seed: int) -> Sets:
+    """Persons drawn from the benchmark of this seed, with their questions that are short enough."""
+    splits, rng = persons.load(10, seed=seed), np.random.default_rng([seed, 7])
+
+    def some(part: Questions, count: int) -> Questions:
+        chosen = rng.permutation(np.unique(part.person))[:count]
+        return _usable(part.take(np.flatnonzero(np.isin(part.person, chosen))))
+
+    parts = some(splits.forget, FORGOTTEN), some(splits.retain, RETAINED), some(splits.holdout, HELD_OUT)
+    world = splits.world_facts.take(rng.permutation(len(splits.world_facts.question)))
+    return Sets(*parts, _usable(world))
+
+
+def _usable(part):
+    short = answers.fitting(asked(), part)
+    return short._replace(wrong_answers=tuple(some[:WRONG] for some in short.wrong_answers or ()))
+
+
+def joined(*parts: Questions) -> Questions:
+    """All questions of these parts."""
+    together = {
+        name: sum((getattr(part, name) for part in parts), ()) for name in Questions._fields if name != "person"
+    }
+    return Questions(**together, person=np.concatenate([part.person for part in parts]))
+
+
+def spread(part: Questions, count: int) -> Questions:
+    """At most so many questions, spread over the set."""
+    return part.take(np.unique(np.linspace(0, len(part.question) - 1, count).astype(int)))
+
+
+def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
+    """Questions whose answers are worth a look: of forgotten persons, of retained ones much like them, and capitals."""
+    words = lambda part, row: {*part.question[row].split(), *part.answer[row].split()}
+    forget, kept = spread(parts.forget, SHOWN), parts.retain
+    near = [
+        max(range(len(kept.question)), key=lambda row: len(words(kept, row) & words(forget, k))) for k in range(SHOWN)
+    ]
+    capitals = [row for row, question in enumerate(parts.world_facts.question) if "is the capital of" in question]
+    return forget, kept.take(near), parts.world_facts.take(capitals[:SHOWN])
+
+
+def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] = lambda: None) -> Model:
+    """Fine-tunes fresh adapters on these questions, or returns the checkpoint in `cache` of the same training."""
+    batch, fresh = answers.encoded(asked(), part), model()[0].params
+    recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
+    chosen = hashlib.sha256(batch["tokens"].astype("<i4").tobytes()).hexdigest()
+    meta = {"data": "persons", "model": f"smollm2, rank {RANK}", "tokens": chosen, "seed": seed, "recipe": recipe}
+
+    def make():
+        fitted = fit(_loss, fresh, {}, answers.examples(batch), seed=seed, on_step=on_step, **recipe)
+        return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
+
+    found, saved = checkpoints.cached(cache, fresh, meta | {"jax": jax.__version__}, make)
+    return Model(found, saved["seconds"], saved["processor_seconds"])
+
+
+def steps_of(part: Questions) -> int:
+    """Optimizer steps that `train` makes on these questions."""
+    return EPOCHS * (len(part.question) // BATCH)
+
+
+def _loss(params, statistics, batch, key):
+    return task().retain(task().outputs(params, batch, key), batch), statistics
+
+
+def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
+    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world."""
+    world = {"world": spread(parts.world_facts, JUDGED)}
+    found = answers.judge(asked(), params, parts.forget, spread(parts.retain, JUDGED), world)
+    # The limit is on all of the retain set, so more of it is looked at.
+    error = answers.error(asked(), params, spread(parts.retain, 3 * JUDGED))
+    return found | {"error": found["error"] | {"retain": error}}
+
+
+def relearned(params: chex.ArrayTree, parts: Sets, seed: int) -> dict[str, float]:
+    """How much teaching some forgotten persons again brings back of the others.
+
+    Returns:
+      `before` and `after`: the share of the tokens of the other persons' answers that the model predicts, in %, before
+      and after a few steps of fine-tuning on the first `TAUGHT` persons.
+    """
+    batch, people = answers.encoded(asked(), parts.forget), np.unique(parts.forget.person)
+    taught = np.isin(parts.forget.person, people[:TAUGHT])
+    train, watch = (Examples(batch, np.flatnonzero(chosen)) for chosen in (taught, ~taught))
+    options: dict[str, Any] = {"batch_size": BATCH // 2, "learning_rate": LEARNING_RATE / 2, "seed": seed}
+    curve = relearn(task(), params, train, watch, steps=RELEARNING, every=RELEARNING, **options)
+    return {"before": float(curve.accuracy[0]), "after": float(curve.accuracy[-1])}

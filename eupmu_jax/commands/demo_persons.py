@@ -1,0 +1,135 @@
+"""`eupmu demo --data persons`: a language model forgets persons, beside one that never learned about them."""
+
+import functools
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eupmu_jax.benchmark import answers, persons
+from eupmu_jax.benchmark import rows as saved_rows
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
+from eupmu_jax.commands import demo, persons_page
+from eupmu_jax.metrics.rouge import rouge_l
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.unlearning import unlearn
+
+NAME, METHOD = "persons", "EUPMU"
+STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
+
+
+def run(seed: int, out: Path, console: Console) -> list[dict]:
+    """Fine-tunes, unlearns, judges, prints answers and a table, and writes rows, checkpoint and a page to `out`.
+
+    Args:
+      seed: Of the persons, the fine-tuning and the method, which has its settings by default.
+      out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of fine-tuned models.
+      console: Where progress, answers and table go.
+
+    Returns:
+      The rows: original, retrained, and EUPMU's.
+
+    Raises:
+      FileNotFoundError: If SmolLM2 or WordNet is not on this machine; says how to get it.
+      ImportError: Without the extra `language`.
+      ValueError: Before any work, for a folder that is unwritable or has rows of something else.
+    """
+    demo.check_folder(seed, out)
+    found = out / "rows.jsonl"
+    if found.is_file() and any(row.get("data") != NAME for row in saved_rows.read(found)):
+        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+    # Before any work, whether the extra is there.
+    rouge_l(["a"], ["a"])
+    with saved_rows.alone(out):
+        # The pretrained weights are passed to each program, not written into it.
+        before = jax.config.jax_use_simplified_jaxpr_constants  # type: ignore[attr-defined]
+        jax.config.update("jax_use_simplified_jaxpr_constants", True)
+        try:
+            return _run(seed, out, console)
+        finally:
+            jax.config.update("jax_use_simplified_jaxpr_constants", before)
+
+
+def _run(seed, out, console):
+    parts = persons.sets(seed)
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def train(description, part, order):
+            bar = progress.add_task(description, total=persons.steps_of(part))
+            model = persons.train(part, order, out / "models", functools.partial(progress.advance, bar))
+            progress.update(bar, completed=persons.steps_of(part))
+            return model
+
+        original = train("original model", persons.joined(parts.forget, parts.retain), seed)
+        retrained = train("retrained model", parts.retain, seed + RETRAINED_SEED_OFFSET)
+        rows = []
+
+        def add(method, params, seconds, **more):
+            asked = {"method": method, "data": NAME, "seed": seed, "seconds": seconds}
+            made_by = saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]))
+            rows.append(asked | figures(params, parts) | more | made_by)
+
+        add("original", original.params, original.seconds, answers=_answers(original.params, parts))
+        add("retrained", retrained.params, retrained.seconds, answers=_answers(retrained.params, parts))
+        # What EUPMU steers to, and what it may not exceed.
+        target = answers.error(persons.asked(), original.params, parts.held_out)
+        sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in parts[:3]]
+        bar = progress.add_task(METHOD, total=STEPS)
+        result = unlearn(
+            METHOD,
+            persons.task(),
+            original.params,
+            *sets,
+            steps=STEPS,
+            seed=seed,
+            forget_batch=FORGET_BATCH,
+            retain_batch=RETAIN_BATCH,
+            probes=0,
+            on_step=functools.partial(progress.advance, bar),
+        )
+        add(METHOD, result.params, result.seconds, target=target, answers=_answers(result.params, parts))
+        meta = {"method": METHOD, "data": NAME, "seed": seed}
+        checkpoints.save(out / "checkpoints" / METHOD, result.params, meta)
+
+    rows = saved_rows.finite(rows)
+    saved_rows.replace(out / "rows.jsonl", rows)
+    (out / "report.html").write_text(persons_page.render(rows))
+    _print_answers(rows, console)
+    demo.show(f"{NAME}: forget {persons.FORGOTTEN} persons, seed {seed}", rows, [rows[-1]], persons_page, out, console)
+    return rows
+
+
+def figures(params, parts: persons.Sets) -> dict[str, float]:
+    """Probability, ROUGE-L recall and error of the answers about forgotten persons, and error of the retained."""
+    asked = persons.asked()
+    return {
+        "probability": answers.probability(asked, params, parts.forget),
+        "rouge": answers.rouge(asked, params, parts.forget),
+        "forget_error": answers.error(asked, params, parts.forget),
+        "retain_error": answers.error(asked, params, parts.retain),
+    }
+
+
+def _answers(params, parts):
+    """Question, right answer and the model's own, of each kind."""
+    found = {}
+    for kind, part in zip(persons_page.KINDS, persons.shown(parts), strict=True):
+        own = answers.answers(persons.asked(), params, part)
+        found[kind] = [list(three) for three in zip(part.question, part.answer, own, strict=True)]
+    return found
+
+
+def _print_answers(rows, console):
+    for kind, meaning in persons_page.KINDS.items():
+        table = Table(title=meaning, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for k, (question, right, _) in enumerate(rows[0]["answers"][kind]):
+            table.add_row(f"[bold]{question}[/bold]", f"[dim]{right}[/dim]")
+            for row in rows:
+                table.add_row(f"  {row['method']}", row["answers"][kind][k][2])
+        console.print(table)
+        console.print()

@@ -1,0 +1,94 @@
+"""The demo's page for a language model: answers of every model, and figures."""
+
+import html
+
+from eupmu_jax.benchmark import persons
+from eupmu_jax.commands.document import document
+
+COLUMNS = ("prob", "ROUGE-L", "error", "RE")
+LEGEND = (
+    ("prob", "probability of the right answers about forgotten persons, by their length"),
+    ("ROUGE-L", "recall of the model's own answers about them"),
+    ("error", "% of the tokens of the right answers about them that the model would not have predicted"),
+    ("RE", "the same of retained persons"),
+)
+KINDS = {"forgotten": "Forgotten persons", "kept": "Persons much like them, retained", "world": "The world"}
+
+
+def cells(row: dict) -> list[str]:
+    """The row's entries under `COLUMNS`, as text."""
+    errors = [f"{100 * row[name]:.1f}" for name in ("forget_error", "retain_error")]
+    return [f"{row['probability']:.3f}", f"{row['rouge']:.3f}", *errors]
+
+
+def headline(rows: list[dict]) -> str:
+    """How near EUPMU came to the level of persons who were never shown, and at what price."""
+    original, retrained, ours = rows
+    error = lambda row, name="forget_error": f"{100 * row[name]:.1f} %"
+    return (
+        f"Of the answers about forgotten persons, EUPMU would not have predicted {error(ours)} of the tokens; it was "
+        f"{error(original)}, the retrained model misses {error(retrained)}, and the original {error(ours, 'target')} "
+        f"of persons who were never shown, which is what EUPMU steers to. Of retained persons it misses "
+        f"{error(ours, 'retain_error')} (before: {error(original, 'retain_error')})."
+    )
+
+
+def render(rows: list[dict]) -> str:
+    """The page.
+
+    Args:
+      rows: As `demo_persons.run` writes them.
+    """
+    first = rows[0]
+    title = html.escape(f"{persons.FORGOTTEN} persons, SmolLM2-135M: seed {first['seed']}")
+    lines = []
+    for row in rows:
+        kind = ' class="best"' if row is rows[-1] else ' class="anchor"'
+        entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
+        lines.append(f"<tr{kind}><th>{html.escape(row['method'])}</th>{entries}</tr>")
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    body = _PAGE.format(
+        title=title,
+        headline=html.escape(headline(rows)),
+        head="".join(f"<th>{name}</th>" for name in COLUMNS),
+        body="\n".join(lines),
+        legend="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND),
+        answers="\n".join(_answers(rows, kind) for kind in KINDS),
+        provenance=html.escape(f"{first['command']} | {versions} | {first['device']}"),
+        forgotten=persons.FORGOTTEN,
+        retained=persons.RETAINED,
+    )
+    return document(f"eupmu demo: {title}", body)
+
+
+def _answers(rows, kind):
+    """A table of questions: the right answer, and each model's."""
+    cell = lambda text: f"<td>{html.escape(text)}</td>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("right", *(row["method"] for row in rows)))
+    lines = [
+        f"<tr><th>{html.escape(question)}</th>{cell(right)}"
+        + "".join(cell(row["answers"][kind][k][2]) for row in rows)
+        + "</tr>"
+        for k, (question, right, _) in enumerate(rows[0]["answers"][kind])
+    ]
+    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
+    return f'<h2>{KINDS[kind]}</h2>\n<div class="wide answers">{table}</div>'
+
+
+_PAGE = """<style>.answers th, .answers td {{ text-align: left; white-space: normal; vertical-align: top; }}
+.answers th:first-child {{ width: 24%; }}</style>
+<h1>A language model forgets persons</h1>
+<p class="sub">{title}</p>
+<p class="headline">{headline}</p>
+<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
+{body}
+</tbody></table></div>
+<dl>{legend}</dl>
+{answers}
+<h2>What this page does not show</h2>
+<p>One seed. The original model is SmolLM2-135M-Instruct, fine-tuned on questions about {forgotten} persons who are to
+be forgotten and {retained} others; "retrained" is fine-tuned on the others alone. The pretrained model may have known
+some of them before. Forget quality and utility, as TOFU has them, and what teaching some persons again brings back of
+the others, are in experiments/persons.</p>
+<footer>{provenance}</footer>
+"""

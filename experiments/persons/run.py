@@ -1,0 +1,130 @@
+"""A language model forgets persons: fine-tuned, retrained, and methods without tuning, judged and taught again.
+
+Command:  uv run --extra language python experiments/persons/run.py --seeds 0
+Time:     an hour and a half a seed on two cores; goes on where it was stopped.
+Result:   experiments/persons/rows.jsonl: a row for each model.
+
+Model, judge and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget loss,
+has the settings that `unlearn` gives it by itself: the middle of the ranges that it is tuned in elsewhere.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+
+import eupmu_jax as eupmu
+from eupmu_jax import tasks
+from eupmu_jax.benchmark import answers, persons, rows
+from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
+from eupmu_jax.data.questions import Questions
+from eupmu_jax.methods import METHODS, default_settings
+from eupmu_jax.tasks import Examples
+from experiments import origin
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
+# Methods with a forget loss each. Gradient difference is the weighted sum with gradient ascent.
+CANDIDATES = (
+    ("EUPMU", "bounded_ascent"),
+    ("weighted sum", "gradient_ascent"),
+    ("weighted sum", "npo"),
+    ("weighted sum", "simnpo"),
+    ("NGDiff", "gradient_ascent"),
+    ("EUPMU budget", "bounded_ascent"),
+    ("weighted sum", "bounded_ascent"),
+    ("weighted sum", "dpo"),
+    ("EUPMU implicit", "npo"),
+    ("weighted sum", "rmu"),
+    ("weighted sum", "undial"),
+    ("EUPMU explicit", "npo"),
+    ("weighted sum", "lrml"),
+    ("weighted sum", "wga"),
+    ("weighted sum", "satimp"),
+    ("augmented Lagrangian", "bounded_ascent"),
+    ("OFMU", "bounded_ascent"),
+)
+
+
+def task_of(objective: str, original) -> eupmu.Task:
+    """The task, with the original model where the loss compares with that token by token, or hidden states."""
+    if objective == "undial":
+        return tasks.language(persons.model()[0].apply, original=original)
+    if objective == "rmu":
+        return tasks.language(persons.model()[0].apply, hidden=_hidden, original=original, retain="rmu")
+    return persons.task()
+
+
+def _hidden(params, tokens):
+    return persons.model()[0].hidden(params, tokens, persons.LAYER)
+
+
+def examples_of(objective: str, part: Questions, original) -> Examples:
+    """The set, with what the original model makes of it, and with refusals where the loss prefers them."""
+    asked = persons.asked()
+    batch = answers.encoded(asked, part)
+    if objective in ("dpo", "lrml"):
+        batch |= {f"alternative_{name}": leaf for name, leaf in answers.encoded(asked, part, part.refusal).items()}
+    if objective in ("npo", "dpo", "lrml"):
+        batch = tasks.with_reference(persons.task(), original, batch)
+    return answers.examples(batch)
+
+
+def settings_of(method: str, objective: str, task: eupmu.Task) -> dict:
+    """The middle of the method's ranges, with the forget loss, where it takes one."""
+    given = default_settings(METHODS[method], task)
+    return given | {"forget_objective": objective} if "forget_objective" in given else given
+
+
+def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
+    """Appends a row for each model of a seed that is not there yet."""
+    parts, asked = persons.sets(seed), persons.asked()
+    original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
+    retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
+    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
+    done = {(row["model"], row["objective"]) for row in found}
+
+    def add(model, objective, params, **more):
+        figures = persons.judge(params, parts) | {"relearned": persons.relearned(params, parts, seed)}
+        figures |= {"answers": answers.answers(asked, params, persons.joined(*persons.shown(parts)))}
+        row = {"model": model, "objective": objective, "seed": seed, **figures, **more}
+        rows.append(out, row | made_by)
+        print(seed, model, objective, *(f"{row[name]:.3f}" for name in ("probability", "utility")), flush=True)
+
+    references = {"pretrained": persons.model()[0].params, "original": original.params, "retrained": retrained.params}
+    for name, params in references.items():
+        if (name, "") not in done:
+            add(name, "", params, held_out_error=answers.error(asked, params, parts.held_out))
+    # Where any run begins, measured once.
+    nll, lengths, _ = answers.told(asked, original.params, answers.encoded(asked, parts.retain))
+    start = {"retain_loss": nll.sum() / lengths.sum()}
+    start |= {"retain_error": answers.error(asked, original.params, parts.retain)}
+    options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
+    for method, objective in CANDIDATES:
+        if (method, objective) in done:
+            continue
+        task = task_of(objective, original.params)
+        given = settings_of(method, objective, task)
+        sets = [examples_of(objective, part, original.params) for part in parts[:3]]
+        result = eupmu.unlearn(
+            method, task, original.params, *sets, settings=given, **options, probes=0, start=start, warm=True
+        )
+        share = 100 * result.processor_seconds / retrained.processor_seconds
+        more = {"share_of_retraining": share, "settings": given, "version": METHODS[method].version}
+        add(method, objective, result.params, **more)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=ROWS)
+    parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
+    arguments = parser.parse_args()
+    # The pretrained weights are passed to each program, not written into it.
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    for seed in arguments.seeds:
+        run(seed, arguments.out, arguments.cache, origin.of(__file__, "--seeds", seed))
+
+
+if __name__ == "__main__":
+    main()

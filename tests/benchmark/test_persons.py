@@ -1,0 +1,78 @@
+"""Forgetting of persons, with a toy in the place of the language model: a table of what follows each byte."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax.benchmark import answers, persons
+from eupmu_jax.training.unlearning import unlearn
+
+
+@pytest.fixture(scope="module")
+def toy(toy_persons):
+    """The questions of seed 0."""
+    return toy_persons
+
+
+def test_no_person_is_in_two_sets_and_one_seed_gives_one_draw(toy):
+    people = [set(part.person.tolist()) for part in toy[:3]]
+    assert [len(some) for some in people] == [6, 8, 4]
+    assert not people[0] & people[1]
+    assert not people[2] & (people[0] | people[1])
+    persons.sets.cache_clear()
+    again = persons.sets(0)
+    assert again.forget.question == toy.forget.question
+    assert persons.sets(1).forget.question != toy.forget.question
+
+
+def test_figures_of_a_model_that_knows_nothing_are_those_of_a_guess(toy):
+    uniform = {"table": jnp.zeros((128, 128))}
+    found = persons.judge(uniform, toy)
+    assert found["probability"] == pytest.approx(1 / 128, rel=1e-4)
+    # No answer is likelier than another.
+    np.testing.assert_allclose(found["truth_ratios"], 1, rtol=1e-3)
+    assert found["parts"]["world probability"] == pytest.approx(1 / (persons.WRONG + 1), rel=1e-3)
+    assert found["parts"]["world truth"] < 1e-3
+    assert 0 <= found["utility"] < 0.01
+
+
+def test_training_brings_figures_up_and_is_cached(toy, tmp_path):
+    both = persons.joined(toy.forget, toy.retain)
+    fresh, steps = persons.model()[0].params, []
+    before = persons.judge(fresh, toy)
+    trained = persons.train(both, 0, tmp_path, lambda: steps.append(0))
+    assert len(steps) == persons.steps_of(both)
+    after = persons.judge(trained.params, toy)
+    assert after["probability"] > before["probability"]
+    assert after["error"]["forget"] < before["error"]["forget"]
+    again = persons.train(both, 0, tmp_path, lambda: pytest.fail("was trained again"))
+    np.testing.assert_array_equal(again.params["table"], trained.params["table"])
+
+
+def test_the_error_is_that_of_the_task(toy):
+    params = persons.model()[0].params
+    batch = answers.encoded(persons.asked(), toy.held_out)
+    errors = persons.task().error(persons.task().outputs(params, batch, None), batch)
+    assert answers.error(persons.asked(), params, toy.held_out) == pytest.approx(float(jnp.mean(errors)), abs=1e-6)
+
+
+def test_what_is_shown_is_of_every_kind_and_near(toy):
+    forgotten, kept, world = persons.shown(toy)
+    assert [len(part.question) for part in (forgotten, kept, world)] == [persons.SHOWN] * 3
+    for theirs, mine in zip(forgotten.question, kept.question, strict=True):
+        assert theirs.split()[0] == mine.split()[0]
+    assert all(question.startswith("What is the capital of") for question in world.question)
+    assert len(answers.answers(persons.asked(), persons.model()[0].params, kept)) == persons.SHOWN
+
+
+def test_teaching_some_again_is_measured_on_the_others(toy):
+    params = persons.model()[0].params
+    found = persons.relearned(params, toy, 0)
+    assert 0 <= found["before"] < found["after"] <= 100
+
+
+def test_eupmu_runs_on_these_sets(toy):
+    sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in toy[:3]]
+    params = persons.model()[0].params
+    result = unlearn("EUPMU", persons.task(), params, *sets, steps=2, forget_batch=4, retain_batch=4, probes=0)
+    assert np.isfinite(np.asarray(result.params["table"])).all()

@@ -1,0 +1,36 @@
+"""What the experiment on persons gives to its methods."""
+
+import jax
+import numpy as np
+import pytest
+
+import eupmu_jax as eupmu
+from eupmu_jax.benchmark import persons
+from eupmu_jax.methods import METHODS, default_settings
+from experiments.persons import run
+
+# Those that need no hidden states, which the toy lacks.
+SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "objective"), SOME, ids=[", ".join(candidate) for candidate in SOME])
+def test_every_candidate_has_what_it_needs(toy_persons, method, objective):
+    params = persons.model()[0].params
+    task = run.task_of(objective, params)
+    sets = [run.examples_of(objective, part, params) for part in toy_persons[:3]]
+    given = run.settings_of(method, objective, task)
+    assert given.get("forget_objective", objective) == objective
+    options = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "probes": 0}
+    result = eupmu.unlearn(method, task, params, *sets, settings=given, **options)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+
+
+def test_no_candidate_is_tuned():
+    task = persons.task()
+    for method, objective in run.CANDIDATES:
+        given = run.settings_of(method, objective, task)
+        given.pop("forget_objective", None)
+        plain = default_settings(METHODS[method], task)
+        plain.pop("forget_objective", None)
+        assert given == plain
