@@ -109,7 +109,12 @@ def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
     encode, end = asked.tokenizer.encode, asked.tokenizer.end
     before = asked.template.removesuffix("{answer}").rstrip(" ")
     prompts = [encode(before.format(question=question)) for question in part.question]
-    made = generate(asked.language, params, prompts, asked.answer, end=end)
+    made: list[list[int]] = []
+    for start in range(0, len(prompts), asked.batch):
+        some = prompts[start : start + asked.batch]
+        # Filled up as well.
+        filled = some + some[:1] * (asked.batch - len(some))
+        made += generate(asked.language, params, filled, asked.answer, end=end)[: len(some)]
     return [asked.tokenizer.decode(tokens).strip() for tokens in made]
 
 

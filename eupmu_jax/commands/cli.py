@@ -57,6 +57,7 @@ def plan(
     tensor: int = 4,
     batch: int = 64,
     sequence: int = 1024,
+    adapters: int = 0,
     out: Path | None = None,
 ) -> None:
     """Says what unlearning your own data would take, or a step of a large model on many devices; changes nothing.
@@ -72,12 +73,13 @@ def plan(
         ledger: With a file: the SQLite file of all requests.
         epochs: With a file: passes over the data that training took, for the share of retraining.
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
-        model: Size of a decoder, tiny, 135m, 7b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
+        model: Size of a decoder, tiny, 135m, 1b, 7b, 8b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
         data: Devices along which the batch is split; 0 takes all that tensor leaves.
         tensor: Devices along which heads and features are split.
         batch: Sequences or images of the forget batch, and of the retain batch.
         sequence: Tokens of a sequence, of a decoder.
+        adapters: Rank of the low-rank adapters that are trained in place of a decoder's parameters; 0 without.
         out: JSON lines file to append the figures of a step to.
     """
     from rich.console import Console
@@ -94,7 +96,9 @@ def plan(
     from eupmu_jax.commands import plan
 
     with console.status(f"compiling for {topology}"):
-        row = plan.make(topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence)
+        row = plan.make(
+            topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence, adapters=adapters
+        )
     plan.show(row, out, console)
 
 

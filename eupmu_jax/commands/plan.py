@@ -69,7 +69,9 @@ STEPS: dict[str, Callable] = {
 }
 
 
-def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int, sequence: int) -> dict[str, Any]:
+def make(
+    name: str, model: str, step: str, *, data: int, tensor: int, batch: int, sequence: int, adapters: int = 0
+) -> dict[str, Any]:
     """Compiles `step` for a model on a topology; returns the row of figures.
 
     Args:
@@ -79,6 +81,7 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
       data, tensor: Devices along the mesh axes `data` and `model`; data 0 takes all that the topology has.
       batch: Sequences or images of each of the two objectives.
       sequence: Tokens of a sequence, of a decoder.
+      adapters: Rank of the low-rank adapters that are trained in place of a decoder's parameters; 0 without.
 
     Returns:
       A row: sizes in bytes on each device, collectives by kind as `[count, bytes received]`, `flops` on each device,
@@ -94,19 +97,26 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
     for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
         if not 1 <= count <= LARGEST:
             raise ValueError(f"{argument}: got {count}, expected a number from 1 to {LARGEST:,}")
+    if not 0 <= adapters <= LARGEST:
+        raise ValueError(f"adapters: got {adapters}, expected a rank from 0 to {LARGEST:,}")
     devices, chip = topology.devices(name)
     if tensor > len(devices):
         raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
     data = data or len(devices) // tensor
     mesh = make_mesh(data, tensor, devices=devices)
-    params, shardings, loss, shapes, examples = planned(model, mesh, batch, sequence)
-    optimizer, update = STEPS[step](loss, shardings)
+    params, shardings, loss, shapes, examples, fixed = planned(model, mesh, batch, sequence, adapters)
+    optimizer, _ = STEPS[step](loss, shardings)
+
+    def update(params, state, batches, fixed):
+        return STEPS[step](lambda params, batch: loss(params, batch, fixed), shardings)[1](params, state, batches)
+
     layout = (shardings, state_shardings(optimizer, params, shardings))
     batches = (shapes, shapes)
     place = lambda tree, to: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, to)
     arguments = (
         *place((params, jax.eval_shape(optimizer.init, params)), layout),
         place(batches, batch_shardings(batches, mesh)),
+        fixed,
     )
     start = time.perf_counter()
     lowered = jax.jit(update, donate_argnums=(0, 1), out_shardings=(*layout, None)).lower(*arguments)
@@ -118,7 +128,8 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
         "topology": name,
         "model": model,
         "step": step,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves((params, fixed))),
+        "adapters": adapters,
         "mesh": {"data": data, "tensor": tensor},
         "batch": [batch, batch],
         "sequence": sequence if model in SIZES else None,
@@ -145,8 +156,9 @@ def make(name: str, model: str, step: str, *, data: int, tensor: int, batch: int
 def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     """Prints the figures of a row, and appends it to the JSON lines of `out`."""
     mesh = row["mesh"]
+    size = f"{row['parameters']:,} parameters" + (f", adapters of rank {row['adapters']}" if row["adapters"] else "")
     table = Table(
-        title=f"{row['step']} step, {_name(row['model'])} ({row['parameters']:,} parameters) on {row['topology']}",
+        title=f"{row['step']} step, {_name(row['model'])} ({size}) on {row['topology']}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_header=False,

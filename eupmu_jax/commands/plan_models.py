@@ -31,9 +31,10 @@ class Planned(NamedTuple):
     Attributes:
       params: Shapes of the parameters, in float32; the loss computes in bfloat16.
       shardings: How they lie on the mesh.
-      loss: `loss(params, batch) -> scalar`.
+      loss: `loss(params, batch, fixed) -> scalar`.
       batch: Shapes of a batch.
       examples: What a batch is of, in words.
+      fixed: Shapes of what is no parameter, with their shardings.
     """
 
     params: chex.ArrayTree
@@ -41,26 +42,36 @@ class Planned(NamedTuple):
     loss: Callable
     batch: chex.ArrayTree
     examples: str
+    fixed: chex.ArrayTree = ()
 
 
-def planned(model: str, mesh: Mesh, batch: int, sequence: int) -> Planned:
+def planned(model: str, mesh: Mesh, batch: int, sequence: int, adapters: int = 0) -> Planned:
     """The model of that name.
 
+    Args:
+      model: One of `MODELS`.
+      mesh: With axes `data` and `model`.
+      batch: Sequences or images of a batch.
+      sequence: Tokens of a sequence.
+      adapters: Rank of the low-rank adapters that are a decoder's parameters, all else being fixed; 0 without.
+
     Raises:
-      ValueError: For an unknown model, or a mesh that does not fit model or batch.
+      ValueError: For an unknown model, adapters of another than a decoder, or a mesh that does not fit model or batch.
     """
     if model not in MODELS:
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(MODELS)}")
     data, tensor = mesh.shape["data"], mesh.shape["model"]
     if model in SIZES:
-        return _decoder(model, mesh, batch, sequence)
+        return _decoder(model, mesh, batch, sequence, adapters)
+    if adapters:
+        raise ValueError(f"adapters: got {adapters} for {model}, expected 0: only decoders have them")
     if batch % data:
         raise ValueError(f"batch: got {batch} on a mesh of data {data} x tensor {tensor}, expected a multiple of data")
     return (_ddpm if model == DDPM else _stable_diffusion)(mesh, batch)
 
 
-def _decoder(model, mesh, batch, sequence):
-    size, data, tensor = SIZES[model], mesh.shape["data"], mesh.shape["model"]
+def _decoder(model, mesh, batch, sequence, adapters):
+    size, data, tensor = SIZES[model]._replace(adapters=adapters), mesh.shape["data"], mesh.shape["model"]
     if size.kv_heads % tensor or size.width % (data * tensor) or batch % data:
         raise ValueError(
             f"tensor, batch: got a mesh of data {data} x tensor {tensor} and batch {batch}; expected tensor to divide "
@@ -68,16 +79,21 @@ def _decoder(model, mesh, batch, sequence):
         )
     activations = NamedSharding(mesh, PartitionSpec("data"))
     abstract = nnx.eval_shape(lambda: Decoder(size, jnp.bfloat16, activations=activations, rngs=nnx.Rngs(0)))
-    graph, parameters = nnx.split(abstract, nnx.Param)
-    params = nnx.to_pure_dict(parameters)
+    graph, *parts = nnx.split(abstract, nnx.LoRAParam if adapters else nnx.Param, nnx.Param)
+    params, fixed = (nnx.to_pure_dict(part) for part in parts)
+    fixed = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=at),
+        fixed,
+        decoder_shardings(fixed, mesh),
+    )
 
-    def loss(params, batch):
-        logits = nnx.merge(graph, params)(batch["tokens"])
+    def loss(params, batch, fixed):
+        logits = nnx.merge(graph, params, fixed)(batch["tokens"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
 
     tokens = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
     shapes = {"tokens": tokens, "labels": tokens}
-    return Planned(params, decoder_shardings(params, mesh), loss, shapes, f"sequences of {sequence:,} tokens")
+    return Planned(params, decoder_shardings(params, mesh), loss, shapes, f"sequences of {sequence:,} tokens", fixed)
 
 
 def _ddpm(mesh, batch):
@@ -97,7 +113,8 @@ def _denoiser(abstract, mesh, shape, conditions, examples):
     graph, parameters = nnx.split(abstract, nnx.Param)
     params = nnx.to_pure_dict(parameters)
 
-    def loss(params, batch):
+    def loss(params, batch, fixed):
+        del fixed
         low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
         predicted = nnx.merge(graph, low)(batch["x_t"], batch["t"], batch["conditions"])
         return jnp.mean(squared_errors(predicted.astype(jnp.float32), batch["target"]))

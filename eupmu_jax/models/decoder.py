@@ -1,6 +1,6 @@
 """Decoder-only language model of the Llama family: its layers are one scanned, rematerialised block."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -20,6 +20,8 @@ class DecoderSize(NamedTuple):
       kv_heads: Key and value heads, each shared by `heads / kv_heads` query heads.
       hidden: Size of the gated MLP.
       tied: Whether the embedding is also the output layer.
+      adapters: Rank of the low-rank adapters of every matrix in a block (Hu et al. 2021, arXiv 2106.09685):
+        `LoRAParam`s of Flax NNX beside the `Param`s; 0 without.
     """
 
     vocab: int
@@ -29,13 +31,16 @@ class DecoderSize(NamedTuple):
     kv_heads: int
     hidden: int
     tied: bool = False
+    adapters: int = 0
 
 
-# Sizes that were published: SmolLM2-135M, Llama 2 7B and 70B; the first is for tests.
+# Sizes that were published: SmolLM2-135M, Llama 3.2 1B, Llama 2 7B and 70B, Llama 3 8B; the first is for tests.
 SIZES = {
     "tiny": DecoderSize(vocab=512, width=128, layers=2, heads=4, kv_heads=2, hidden=256, tied=True),
     "135m": DecoderSize(vocab=49_152, width=576, layers=30, heads=9, kv_heads=3, hidden=1_536, tied=True),
+    "1b": DecoderSize(vocab=128_256, width=2_048, layers=16, heads=32, kv_heads=8, hidden=8_192, tied=True),
     "7b": DecoderSize(vocab=32_000, width=4_096, layers=32, heads=32, kv_heads=32, hidden=11_008),
+    "8b": DecoderSize(vocab=128_256, width=4_096, layers=32, heads=32, kv_heads=8, hidden=14_336),
     "70b": DecoderSize(vocab=32_000, width=8_192, layers=80, heads=64, kv_heads=8, hidden=28_672),
 }
 
@@ -71,7 +76,10 @@ class DecoderBlock(nnx.Module):
 
     def __init__(self, size: DecoderSize, dtype: jax.typing.DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         def linear(inputs, outputs):
-            return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+            if not size.adapters:
+                return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+            adapters: dict[str, Any] = {"lora_rank": size.adapters, "lora_dtype": dtype}
+            return nnx.LoRALinear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs, **adapters)
 
         self.head_size = size.width // size.heads
         self.attention_norm = nnx.RMSNorm(size.width, dtype=dtype, rngs=rngs)
@@ -183,6 +191,9 @@ def decoder_shardings(params: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
 
     def shard(path, _):
         names = [key.key for key in path]
-        return NamedSharding(mesh, PartitionSpec(*next((layouts[name] for name in names if name in layouts), ())))
+        layout = next((layouts[name] for name in names if name in layouts), ())
+        # Adapters lie as what they add to, but for their rank.
+        layout = {"lora_a": (*layout[:-1], None), "lora_b": (*layout[:-2], None, *layout[-1:])}.get(names[-1], layout)
+        return NamedSharding(mesh, PartitionSpec(*layout))
 
     return jax.tree_util.tree_map_with_path(shard, params)

@@ -105,7 +105,9 @@ def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "8b"], "model: got '8b', expected one of tiny, 135m, 7b, 70b"),
+        (["--model", "9b"], "model: got '9b', expected one of tiny, 135m, 1b, 7b, 8b, 70b"),
+        (["--model", "ddpm-cifar10", "--adapters", "4"], "adapters: got 4 for ddpm-cifar10, expected 0: only decoders"),
+        (["--adapters", "-1"], "adapters: got -1, expected a rank from 0 to"),
         (["--step", "sgd"], "step: got 'sgd', expected one of plain, explicit"),
         (["--topology", "gpu:8"], "topology: got 'gpu:8', expected a slice such as v5e:16x16"),
         (["--topology", "cpu:1000"], "topology: got cpu:1000, but JAX has started with"),

@@ -22,14 +22,30 @@ def test_every_model_has_its_size_and_a_loss_that_can_be_differentiated(model, p
     planned = plan_models.planned(model, make_mesh(1, 1), batch=2, sequence=16)
     assert sum(leaf.size for leaf in jax.tree.leaves(planned.params)) == parameters
     assert planned.examples == examples
-    gradient = jax.eval_shape(jax.grad(planned.loss), planned.params, planned.batch)
+    gradient = jax.eval_shape(jax.grad(planned.loss), planned.params, planned.batch, planned.fixed)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, planned.params)
     assert jax.tree.structure(planned.shardings) == jax.tree.structure(planned.params)
+
+
+def test_adapters_alone_are_parameters_and_lie_as_what_they_add_to():
+    mesh = make_mesh(1, 1)
+    whole = plan_models.planned("tiny", mesh, batch=2, sequence=16)
+    planned = plan_models.planned("tiny", mesh, batch=2, sequence=16, adapters=3)
+    sizes = [(128, 128), (128, 64), (128, 64), (128, 128), (128, 256), (128, 256), (256, 128)]
+    expected = 2 * sum(3 * (inputs + outputs) for inputs, outputs in sizes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(planned.params)) == expected
+    assert sorted(leaf.size for leaf in jax.tree.leaves(planned.fixed)) == sorted(
+        leaf.size for leaf in jax.tree.leaves(whole.params)
+    )
+    down = planned.shardings["blocks"]["down"]["lora"]
+    assert (tuple(down["lora_a"].spec), tuple(down["lora_b"].spec)) == ((None, "model", None), (None, None, "data"))
+    gradient = jax.eval_shape(jax.grad(planned.loss), planned.params, planned.batch, planned.fixed)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, planned.params)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_named():
     mesh = AbstractMesh((4, 1), ("data", "model"))
     with pytest.raises(ValueError, match="batch: got 6 on a mesh of data 4 x tensor 1, expected a multiple of data"):
         plan_models.planned("ddpm-cifar10", mesh, batch=6, sequence=16)
-    with pytest.raises(ValueError, match="model: got 'dit', expected one of tiny, 135m, 7b, 70b, ddpm-cifar10"):
+    with pytest.raises(ValueError, match="model: got 'dit', expected one of tiny, 135m, 1b, 7b, 8b, 70b, ddpm-cifar10"):
         plan_models.planned("dit", mesh, batch=4, sequence=16)

@@ -36,7 +36,14 @@ def draw_tokens(n=2, length=12):
 
 @pytest.mark.parametrize(
     ("size", "published"),
-    [("tiny", 361_088), ("135m", 134_515_008), ("7b", 6_738_415_616), ("70b", 68_976_648_192)],
+    [
+        ("tiny", 361_088),
+        ("135m", 134_515_008),
+        ("1b", 1_235_814_400),
+        ("7b", 6_738_415_616),
+        ("8b", 8_030_261_248),
+        ("70b", 68_976_648_192),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(size, published):
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes(SIZES[size]), nnx.Param))) == published
@@ -197,3 +204,17 @@ def test_shardings_split_everything_but_the_norms(tied):
     assert all(norm["scale"].spec == PartitionSpec() for norm in norms)
     if not tied:
         assert found["head"]["kernel"].spec == PartitionSpec("data", "model")
+
+
+def test_adapters_add_nothing_at_first_and_then_what_they_are_taught():
+    size = SMALL._replace(adapters=2, layers=1)
+    model, tokens = build(size), draw_tokens()
+    graph, adapters, rest = nnx.split(model, nnx.LoRAParam, nnx.Param)
+    loss = lambda adapters: jnp.mean(nnx.merge(graph, adapters, rest)(tokens) ** 2)
+    gradient = nnx.to_pure_dict(jax.grad(loss)(adapters))["blocks"]
+    for name in ("query", "key", "value", "out", "gate", "up", "down"):
+        # As B is zero, A has no gradient yet.
+        assert not gradient[name]["lora"]["lora_a"].any()
+        assert gradient[name]["lora"]["lora_b"].any()
+    without = jax.tree.map(jnp.zeros_like, adapters)
+    np.testing.assert_array_equal(nnx.merge(graph, without, rest)(tokens), model(tokens))

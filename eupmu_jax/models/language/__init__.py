@@ -3,7 +3,7 @@
 from eupmu_jax.models.language.adapter import LanguageModel, from_tunix
 from eupmu_jax.models.language.generation import generate
 from eupmu_jax.models.language.gguf import gguf_tokenizer, load_gguf, smollm2
-from eupmu_jax.models.language.huggingface import load_huggingface
+from eupmu_jax.models.language.huggingface import huggingface_tokenizer, load_huggingface
 from eupmu_jax.models.language.lora import with_lora
 from eupmu_jax.models.language.tokenizer import Tokenizer
 
@@ -13,6 +13,7 @@ __all__ = [
     "from_tunix",
     "generate",
     "gguf_tokenizer",
+    "huggingface_tokenizer",
     "load_gguf",
     "load_huggingface",
     "smollm2",

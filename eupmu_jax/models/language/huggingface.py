@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from eupmu_jax.models.language._tensors import Tensors, build
 from eupmu_jax.models.language.adapter import LanguageModel
+from eupmu_jax.models.language.tokenizer import Tokenizer
 
 
 def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
@@ -47,3 +48,41 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
     owner = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
     return build(config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype)
+
+
+def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """Reads tokenizer.json, and from tokenizer_config.json the token that ends an answer and the chat template.
+
+    Args:
+      folder: As for `load_huggingface`.
+
+    Raises:
+      FileNotFoundError: If one of the files is missing.
+      ImportError: Without the extra `language`.
+      ValueError: If no token that ends an answer is named, or the tokenizer does not have it.
+
+    >>> huggingface_tokenizer("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: folder: got nowhere without tokenizer.json, expected what save_pretrained writes
+    """
+    folder = Path(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"folder: got {folder} without {name}, expected what save_pretrained writes")
+    try:
+        from tokenizers import Tokenizer as Fast
+    except ImportError as error:
+        raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    end = config.get("eos_token")
+    end = end["content"] if isinstance(end, dict) else end
+    fast = Fast.from_file(str(folder / "tokenizer.json"))
+    # What a file asks for of padding and cutting is for others.
+    fast.no_padding()
+    fast.no_truncation()
+    if end is None or fast.token_to_id(end) is None:
+        raise ValueError(f"{folder}: got {end!r} as the token that ends an answer, expected a token of the tokenizer")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one["name"] == "default"), None)
+    return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size())

@@ -1,0 +1,127 @@
+"""A language model fine-tuned on TOFU forgets authors, on all devices of a machine; judged as TOFU judges.
+
+Command:  uv run --extra language python experiments/tofu/run.py --model FOLDER --data FOLDER --retrained FOLDER
+Time:     that of 5 passes over the forget set, and of generating answers to some 900 questions twice.
+Result:   a row of figures in --out, and the unlearned parameters beside it.
+
+`--model` is a model in Hugging Face's format that was fine-tuned on all of TOFU, `--retrained` one that was fine-tuned
+on the retain set alone, `--data` a copy of the data set. With `--rank` low-rank adapters are unlearned with, else all
+parameters. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices; `eupmu plan --model 8b` says beforehand
+what a step takes. It was run here on a tiny model and questions of TOFU's layout, never on TOFU itself.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import eupmu_jax as eupmu
+from eupmu_jax import methods, sharding, tasks
+from eupmu_jax.benchmark import answers, rows
+from eupmu_jax.data import tofu
+from eupmu_jax.data.questions import PROMPT
+from eupmu_jax.metrics.language import forget_quality
+from eupmu_jax.models.language import huggingface_tokenizer, load_huggingface, with_lora
+from eupmu_jax.training import checkpoints
+from experiments import origin
+
+# Passes over the forget set, as in TOFU.
+PASSES = 5
+OTHERS = ("real_authors", "world_facts")
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--retrained", type=Path)
+    parser.add_argument("--forget", type=int, choices=(1, 5, 10), default=10)
+    parser.add_argument("--method", default="EUPMU")
+    parser.add_argument("--objective", help="a forget loss of tasks.language; the method's own if none is given")
+    parser.add_argument(
+        "--steps", type=int, help=f"as many as make {PASSES} passes over the forget set if none is given"
+    )
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters; 0 trains all parameters")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--answer", type=int, default=200, help="tokens of a generated answer at most")
+    parser.add_argument("--template", default=PROMPT, help="what the model was fine-tuned with")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--data-axis", type=int, default=1)
+    parser.add_argument("--tensor-axis", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("eupmu_runs/tofu"))
+    return parser.parse_args(arguments)
+
+
+def asked(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Asked:
+    """The model of a folder on the mesh, with adapters or without, and how it is asked."""
+    model = load_huggingface(folder, jnp.dtype(given.dtype))
+    params = jax.device_put(model.params, sharding.param_shardings(model.params, mesh))
+    model = with_lora(model, params, rank, key=jax.random.key(given.seed)) if rank else model._replace(params=params)
+    tokenizer = huggingface_tokenizer(folder)
+    return answers.Asked(model, tokenizer, given.template, given.length, given.length, given.answer, given.batch)
+
+
+def run(given: argparse.Namespace, made_by: dict) -> dict:
+    """Unlearns and judges; returns the row."""
+    share = f"{given.forget:02}"
+    tables = {"forget": f"forget{share}", "retain": f"retain{100 - given.forget}", "held_out": f"holdout{share}"}
+    sets = {name: tofu.load(given.data, table) for name, table in tables.items()}
+    judged = {name: tofu.load(given.data, f"{name}_perturbed") for name in (f"forget{share}", "retain", *OTHERS)}
+    mesh = sharding.make_mesh(given.data_axis, given.tensor_axis)
+    model = asked(given.model, given, mesh, given.rank)
+    task = tasks.language(model.language.apply)
+    examples = [answers.examples(answers.encoded(model, part)) for part in sets.values()]
+    steps = given.steps or PASSES * -(-len(sets["forget"].question) // given.batch)
+    result = eupmu.unlearn(
+        given.method,
+        task,
+        model.language.params,
+        *examples,
+        steps=steps,
+        settings=settings_of(given, task),
+        seed=given.seed,
+        forget_batch=given.batch,
+        retain_batch=given.batch,
+        mesh=mesh,
+        directory=given.out / "run",
+        probes=1,
+    )
+    forget, retain, *others = judged.values()
+    judge = lambda params: answers.judge(model, params, forget, retain, dict(zip(OTHERS, others, strict=True)))
+    row = {"method": given.method, "objective": given.objective, "forget": given.forget, "seed": given.seed}
+    row |= {"original": judge(model.language.params), "unlearned": judge(result.params)}
+    row |= {"steps": steps, "seconds": result.seconds, "figures": result.figures}
+    if given.retrained:
+        other = asked(given.retrained, given, mesh, 0)
+        ratios = answers.truth(other, other.language.params, forget)[0]
+        row["forget_quality"] = forget_quality(row["unlearned"]["truth_ratios"], np.asarray(ratios)).log10
+    checkpoints.save(given.out / "params", result.params, {"method": given.method, "seed": given.seed})
+    rows.append(given.out / "rows.jsonl", row | made_by)
+    return row
+
+
+def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:
+    """The method's own settings, with the forget loss that was asked for."""
+    if given.objective is None:
+        return None
+    return methods.default_settings(methods.method(given.method), task) | {"forget_objective": given.objective}
+
+
+def main():
+    given = parsed()
+    # The weights are passed to each program, not written into it.
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    row = run(given, origin.of(__file__, "--model", given.model, "--data", given.data, "--forget", given.forget))
+    for name in ("original", "unlearned"):
+        print(name, *(f"{part} {row[name][part]:.3f}" for part in ("probability", "rouge", "utility")))
+    if "forget_quality" in row:
+        print(f"forget quality (log10) {row['forget_quality']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

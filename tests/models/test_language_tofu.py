@@ -1,0 +1,99 @@
+"""TOFU's experiment, on a tiny model and questions of TOFU's layout; and tokenizers in the format of Hugging Face."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eupmu_jax.benchmark import rows
+from eupmu_jax.models.language import huggingface_tokenizer
+from experiments.tofu import run
+
+pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
+pytest.importorskip("tokenizers", reason="needs tokenizers, of the extra `language`")
+
+WORDS = [
+    "<unk>",
+    "<end>",
+    "Question:",
+    "Answer:",
+    "who",
+    "wrote",
+    "what",
+    "is",
+    "a",
+    "the",
+    "of",
+    "book",
+    "city",
+    "hill",
+]
+
+
+def save_tokenizer(folder, **config):
+    """A tokenizer of whole words, as `save_pretrained` writes it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    fast = Tokenizer(models.WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.enable_padding(length=50)
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"} | config))
+    return folder
+
+
+def save_tables(folder):
+    """Small tables of the names and fields of TOFU's."""
+    rng = np.random.default_rng(0)
+    words = lambda count: " ".join(rng.choice(WORDS[4:], count))
+    plain = lambda: {"question": words(4), "answer": words(3)}
+    wrong = lambda count: {"perturbed_answer": [words(3) for _ in range(count)]}
+    other = lambda: {"paraphrased_question": words(4), "paraphrased_answer": words(3)} | wrong(5)
+    tables = {
+        "forget05": [plain() for _ in range(20)],
+        "retain95": [plain() for _ in range(40)],
+        "holdout05": [plain() for _ in range(20)],
+        "forget05_perturbed": [plain() | other() for _ in range(6)],
+        "retain_perturbed": [plain() | other() for _ in range(5)],
+        "real_authors_perturbed": [plain() | wrong(3) for _ in range(5)],
+        "world_facts_perturbed": [plain() | wrong(3) for _ in range(5)],
+    }
+    for name, lines in tables.items():
+        (folder / f"{name}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_a_model_forgets_and_is_judged(write, tmp_path, rank):
+    folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
+    arguments = ["--model", folder, "--retrained", folder, "--data", data, "--out", tmp_path / "out", "--forget", 5]
+    arguments += ["--steps", 3, "--batch", 8, "--rank", rank, "--length", 24, "--answer", 4, "--dtype", "float32"]
+    row = run.run(run.parsed([str(one) for one in arguments]), {})
+    assert rows.read(tmp_path / "out" / "rows.jsonl")[0]["unlearned"]["utility"] == row["unlearned"]["utility"]
+    assert len(row["unlearned"]["truth_ratios"]) == 6
+    assert list(row["original"]["parts"]) == [
+        f"{part} {figure}"
+        for part in ("retain", "real_authors", "world_facts")
+        for figure in ("probability", "rouge", "truth")
+    ]
+    assert row["forget_quality"] <= 0
+    # Of the model itself, which is given as the retrained one, every truth ratio is the same.
+    assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
+
+
+def test_a_tokenizer_is_read_with_its_end_and_without_padding(tmp_path):
+    tokenizer = huggingface_tokenizer(save_tokenizer(tmp_path, chat_template="{{ messages[0].content }}"))
+    assert tokenizer.encode("who wrote the book") == [4, 5, 9, 11]
+    assert tokenizer.decode([4, 11]) == "who book"
+    assert (tokenizer.end, tokenizer.vocabulary) == (1, len(WORDS))
+    assert tokenizer.chat([{"role": "user", "content": "a city"}]) == "a city"
+    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
+    assert huggingface_tokenizer(save_tokenizer(tmp_path, chat_template=named)).template == "d"
+    assert huggingface_tokenizer(save_tokenizer(tmp_path, eos_token={"content": "the"})).end == 9
+
+
+@pytest.mark.parametrize("end", [None, "<stop>"])
+def test_a_tokenizer_without_an_end_is_refused(tmp_path, end):
+    save_tokenizer(tmp_path, eos_token=end)
+    with pytest.raises(ValueError, match=f"got {end!r} as the token that ends an answer, expected a token of the"):
+        huggingface_tokenizer(tmp_path)
