@@ -14,6 +14,7 @@ from eupmu_jax.commands.own_model import LEDGER, add, audit, init, list_requests
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
 BAD_INPUT = 2
+CONSTANTS = "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS"
 
 
 def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Path | None = None) -> None:
@@ -36,6 +37,7 @@ def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Pa
     if data == demo_persons.NAME:
         if forget is not None:
             raise ValueError(f"forget: got {forget!r}, expected none, as the seed draws the persons")
+        _pass_constants()
         demo_persons.run(seed, out or Path("eupmu_runs/demo-persons"), Console())
     elif data == demo_diffusion.NAME:
         demo_diffusion.run(forget or "class:3", seed, out or Path("eupmu_runs/demo-diffusion"), Console())
@@ -210,6 +212,13 @@ def _run():
         if platforms is None or "backend" not in str(error):
             raise
         _fail(f"JAX_PLATFORMS: got {platforms!r}, which JAX cannot start here; expected cpu, or none")
+
+
+def _pass_constants():
+    """Has pretrained weights passed to each program, and not written into it, where XLA works on them for minutes."""
+    if CONSTANTS not in os.environ:
+        # JAX read it as it was imported, so all begins anew.
+        os.execve(sys.executable, [sys.executable, "-m", "eupmu_jax", *sys.argv[1:]], os.environ | {CONSTANTS: "1"})
 
 
 def _interrupted(*_):

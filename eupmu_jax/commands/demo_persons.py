@@ -5,7 +5,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,13 +44,7 @@ def run(seed: int, out: Path, console: Console) -> list[dict]:
     # Before any work, whether the extra is there.
     rouge_l(["a"], ["a"])
     with saved_rows.alone(out):
-        # The pretrained weights are passed to each program, not written into it.
-        before = jax.config.jax_use_simplified_jaxpr_constants  # type: ignore[attr-defined]
-        jax.config.update("jax_use_simplified_jaxpr_constants", True)
-        try:
-            return _run(seed, out, console)
-        finally:
-            jax.config.update("jax_use_simplified_jaxpr_constants", before)
+        return _run(seed, out, console)
 
 
 def _run(seed, out, console):

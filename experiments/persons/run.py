@@ -9,9 +9,13 @@ has the settings that `unlearn` gives it by itself: the middle of the ranges tha
 """
 
 import argparse
+import os
 from pathlib import Path
 
-import jax
+if __name__ == "__main__":
+    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
+
 
 import eupmu_jax as eupmu
 from eupmu_jax import tasks
@@ -120,8 +124,6 @@ def main():
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()
-    # The pretrained weights are passed to each program, not written into it.
-    jax.config.update("jax_use_simplified_jaxpr_constants", True)
     for seed in arguments.seeds:
         run(seed, arguments.out, arguments.cache, origin.of(__file__, "--seeds", seed))
 

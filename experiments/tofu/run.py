@@ -11,7 +11,12 @@ what a step takes. It was run here on a tiny model and questions of TOFU's layou
 """
 
 import argparse
+import os
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +119,6 @@ def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:
 
 def main():
     given = parsed()
-    # The weights are passed to each program, not written into it.
-    jax.config.update("jax_use_simplified_jaxpr_constants", True)
     row = run(given, origin.of(__file__, "--model", given.model, "--data", given.data, "--forget", given.forget))
     for name in ("original", "unlearned"):
         print(name, *(f"{part} {row[name][part]:.3f}" for part in ("probability", "rouge", "utility")))

@@ -110,6 +110,12 @@ def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkey
     assert again[-1]["retain_loss"] == pytest.approx(rows[METHODS[-1]]["retain_loss"], rel=1e-5)
 
 
+def test_the_package_is_the_command_too():
+    ended = subprocess.run([sys.executable, "-m", "eupmu_jax", "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "usage: eupmu" in ended.stdout
+
+
 @pytest.mark.parametrize("source", ["nowhere.gguf", None])
 def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -117,6 +123,7 @@ def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source,
     if source:
         monkeypatch.setenv(gguf.SOURCE_VARIABLE, str(tmp_path / source))
     pytest.importorskip("rouge_score", reason="needs rouge-score")
+    monkeypatch.setenv(cli.CONSTANTS, "1")
     monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--data", "persons", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -1,5 +1,9 @@
 """The diffusion transformer and the samplers: parameters counted, exact solutions, one key one sample."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +98,36 @@ def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
     np.testing.assert_array_equal(one, draw(jax.random.key(0)))
     assert np.any(one != draw(jax.random.key(1)))
     assert np.abs(one).max() <= 1
+
+
+ON_EIGHT = """
+import jax, numpy as np
+import jax.numpy as jnp
+from flax import nnx
+from eupmu_jax.models.dit import DiT
+from eupmu_jax.models.sampling import sample
+from eupmu_jax.objectives import diffusion
+from eupmu_jax.sharding import batch_shardings, make_mesh
+
+model = DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=2, heads=2, rngs=nnx.Rngs(0))
+graph, params = nnx.split(model, nnx.Param)
+denoise = lambda params, x_t, t, labels: x_t + nnx.merge(graph, params)(x_t, t, labels)
+labels, schedule = jnp.arange(16) % 3, diffusion.cosine_schedule(200)
+mesh = make_mesh(8)
+placed = jax.device_put(labels, batch_shardings(labels, mesh))
+draw = lambda labels, seed: sample(denoise, params, schedule, labels, (8, 8, 2), jax.random.key(seed), nothing=3)
+one, eight, other = draw(labels, 0), draw(placed, 0), draw(placed, 1)
+assert len(placed.sharding.device_set) == 8
+np.testing.assert_allclose(one, eight, atol=1e-4)
+assert np.abs(np.asarray(eight - other)).mean() > 0.1
+"""
+
+
+@pytest.mark.slow
+def test_one_key_gives_the_same_samples_on_eight_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", ON_EIGHT], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ def with_lora(
     for every matrix of attention and MLP in every block. At first B is zero, so the model computes what it computed.
     Only the adapters are parameters; those of the model are closed over.
 
-    What a function closes over, `jax.jit` copies into each program that it compiles. Of a real model, have it passed in
-    instead, `jax.config.update("jax_use_simplified_jaxpr_constants", True)`: a step of SmolLM2 then holds 2.0 GB and
-    not 5.4, and compiles in less than half the time.
+    What a function closes over, `jax.jit` copies into each program that it compiles, where XLA may work on it for
+    minutes. Of a real model, have it passed in instead: set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment.
+    JAX reads it as it is imported; `jax.config.update` is too late.
 
     Args:
       model: As from the loaders or `from_tunix`.
