@@ -1,0 +1,155 @@
+"""The page of persons: figures of models and methods, a picture of them, and answers before and after."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from eupmu_jax.benchmark import rows
+from eupmu_jax.metrics.language import forget_quality
+from experiments import parts
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+REFERENCES = ("pretrained", "original", "retrained")
+HEAD = ["probability", "ROUGE-L", "extraction", "error", "quality", "utility", "RE", "taught again"]
+# A model keeps its utility if it loses no more than this share of the fine-tuned one's.
+KEPT = 0.01
+SHOWN = ("original", "retrained", "EUPMU")
+KINDS = ("forgotten", "retained", "the world")
+
+
+def blocks() -> dict[str, str]:
+    """Figures of every model, the best above, what is said of them, and answers."""
+    found = rows.read(ROWS)
+    methods = sorted(_methods(found), key=lambda key: _order(found, key))
+    lines = [[_name(key), *_figures(found, key)] for key in [*((model, "") for model in REFERENCES), *methods]]
+    return {
+        "persons": parts.table(["", *HEAD], lines),
+        "persons said": parts.paragraph(_said(found)),
+        "persons in short": parts.paragraph(_short(found)),
+        "persons answers": _answers(found),
+    }
+
+
+def draw(folder: Path) -> None:
+    """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
+    found = rows.read(ROWS)
+    methods = sorted(_methods(found), key=lambda key: _order(found, key))
+    keys = [("original", ""), ("retrained", ""), *methods][::-1]
+    figures = (
+        ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
+        ("forget quality, log10 p", lambda row: _quality(found, row)),
+        ("model utility", lambda row: row["utility"]),
+    )
+    marks = (
+        [100 * row["held_out_error"] for row in _of(found, ("original", ""))],
+        [0.0],
+        [(1 - KEPT) * row["utility"] for row in _of(found, ("original", ""))],
+    )
+    with matplotlib.rc_context(parts.STYLE):
+        figure = Figure(figsize=(10.4, 0.34 * len(keys) + 1.0), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (title, value), mark in zip(panels, figures, marks, strict=True):
+            for place, key in enumerate(keys):
+                color = "#111418" if key[0] in REFERENCES else "#0b6e4f" if key[0] == "EUPMU" else "#9aa0a8"
+                mine = [value(row) for row in _of(found, key)]
+                axes.plot(mine, [place] * len(mine), "o", ms=7, color=color)
+            axes.axvline(np.mean(mark), color="#0b6e4f", ls="--", lw=1)
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_ylim(-0.6, len(keys) - 0.4)
+        panels[0].set_yticks(range(len(keys)), [_name(key) for key in keys])
+        panels[2].set_xlim(left=0)
+        parts.save(figure, folder / "persons.svg")
+
+
+def _methods(found):
+    return list(dict.fromkeys((row["model"], row["objective"]) for row in found if row["model"] not in REFERENCES))
+
+
+def _of(found, key):
+    return rows.select(found, model=key[0], objective=key[1])
+
+
+def _name(key):
+    return ", ".join(part.replace("_", " ") for part in key if part)
+
+
+def _reference(found, row, model):
+    return rows.select(found, model=model, seed=row["seed"])[0]
+
+
+def _quality(found, row):
+    """log10 of the p-value that its truth ratios are those of the retrained model."""
+    return forget_quality(row["truth_ratios"], _reference(found, row, "retrained")["truth_ratios"]).log10
+
+
+def _keeps(found, row):
+    return row["utility"] >= (1 - KEPT) * _reference(found, row, "original")["utility"]
+
+
+def _order(found, key):
+    """Those that keep utility first, and of these the best forget quality."""
+    mine = _of(found, key)
+    return (not all(_keeps(found, row) for row in mine), -np.mean([_quality(found, row) for row in mine]))
+
+
+def _figures(found, key):
+    mine = _of(found, key)
+    mean = lambda get: np.mean([get(row) for row in mine])
+    return [
+        f"{mean(lambda row: row['probability']):.3f}",
+        f"{mean(lambda row: row['rouge']):.3f}",
+        f"{mean(lambda row: row['extraction']):.3f}",
+        f"{100 * mean(lambda row: row['error']['forget']):.1f}",
+        f"{mean(lambda row: _quality(found, row)):.1f}",
+        f"{mean(lambda row: row['utility']):.3f}",
+        f"{100 * mean(lambda row: row['error']['retain']):.1f}",
+        f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
+    ]
+
+
+def _said(found):
+    methods = _methods(found)
+    keeping = [key for key in methods if all(_keeps(found, row) for row in _of(found, key))]
+    mean = lambda key: np.mean([_quality(found, row) for row in _of(found, key)])
+    best = max(keeping, key=mean)
+    ours = next(key for key in methods if key[0] == "EUPMU")
+    (level,) = {f"{100 * row['held_out_error']:.1f}" for row in _of(found, ("original", ""))}
+    kept = "keeps" if ours in keeping else "does not keep"
+    error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
+    beside = "" if best == ours else f"; EUPMU, which {kept} it, has {mean(ours):.1f}"
+    shares = [row["share_of_retraining"] for key in methods for row in _of(found, key)]
+    return (
+        f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
+        f"forget quality, {mean(best):.1f}, is that of {_name(best)}{beside} (the original model: "
+        f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(ours)} % on forgotten persons; the original "
+        f"model's on persons who were never shown is {level} %, and the retrained model's on the forgotten "
+        f"{error(('retrained', ''))} %. With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
+        "the time of fine-tuning again."
+    )
+
+
+def _short(found):
+    """The README's sentence."""
+    ours = next(key for key in _methods(found) if key[0] == "EUPMU")
+    mean = lambda key, get: np.mean([get(row) for row in _of(found, key)])
+    missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
+    utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
+    return (
+        f"Untuned, of answers about persons that SmolLM2-135M forgot, EUPMU misses {missed(ours)} of the tokens "
+        f"(before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility of "
+        f"{utility(ours)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
+    )
+
+
+def _answers(found):
+    """A table for each kind of question: what some models answer, under the first seed."""
+    first = min(row["seed"] for row in found)
+    shown = [rows.select(found, model=model, seed=first)[0] for model in SHOWN]
+    count = len(shown[0]["answers"]) // len(KINDS)
+    lines = [
+        [kind, *(row["answers"][i * count + k] for row in shown)] for i, kind in enumerate(KINDS) for k in range(count)
+    ]
+    head = [["about", *SHOWN], ["---"] * (1 + len(SHOWN))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [*head, *lines])
