@@ -106,7 +106,7 @@ def pods_table(rows: list[dict]) -> str:
         bound = max(times, key=times.get)
         lines.append(
             [
-                f"{row['model']}, {row['step']}",
+                f"{row['model']}, {row['step']}" + (", adapters" if row.get("adapters") else ""),
                 f"{row['topology']}, {row['mesh']['data']} x {row['mesh']['tensor']}",
                 f"{row['batch'][0]}+{row['batch'][1]} x {row['sequence']}",
                 f"{row['bytes'] / 1e9:.2f} of {row['limit_bytes'] / 1e9:.0f}",

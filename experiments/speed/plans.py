@@ -1,7 +1,7 @@
 """What steps take on devices that are not here: memory of every kind of step, and decoders of 7 and 70 billion.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
-Time:     about 10 minutes on 2 CPU cores; nothing is run but compilers.
+Time:     about 15 minutes on 2 CPU cores; nothing is run but compilers.
 Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB, each in under two minutes of compiling;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
           experiments/speed/plans.jsonl.
@@ -30,6 +30,9 @@ PLANS = {
             for s in ("plain", "explicit", "two-pass")
         ),
         "--topology v5p:8x8x8 --model 70b --tensor 8 --batch 64 --sequence 4096 --step explicit",
+        "--topology v5e:8x8 --model 8b --adapters 16 --tensor 4 --step explicit",
+        "--topology v5e:16x16 --model 8b --step explicit",
+        "--topology v5e:4x4 --model 1b --step explicit --tensor 4",
     ],
 }
 
