@@ -26,10 +26,10 @@ def headline(rows: list[dict]) -> str:
     original, retrained, ours = rows
     error = lambda row, name="forget_error": f"{100 * row[name]:.1f} %"
     return (
-        f"Of the answers about forgotten persons, EUPMU would not have predicted {error(ours)} of the tokens; it was "
-        f"{error(original)}, the retrained model misses {error(retrained)}, and the original {error(ours, 'target')} "
-        f"of persons who were never shown, which is what EUPMU steers to. Of retained persons it misses "
-        f"{error(ours, 'retain_error')} (before: {error(original, 'retain_error')})."
+        f"EUPMU misses {error(ours)} of the tokens of the right answers about forgotten persons (before: "
+        f"{error(original)}; retrained: {error(retrained)}). It steers to what the original model misses of persons "
+        f"who were never shown, {error(ours, 'target')}. Of retained persons it misses {error(ours, 'retain_error')} "
+        f"(before: {error(original, 'retain_error')})."
     )
 
 
