@@ -20,6 +20,7 @@ def ran(toy_persons, tmp_path_factory):
     return out, found, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_every_model_has_a_row_and_answers(ran):
     out, found, printed = ran
     assert [row["method"] for row in found] == ["original", "retrained", "EUPMU"]
@@ -34,6 +35,7 @@ def test_every_model_has_a_row_and_answers(ran):
     assert persons_page.headline(found)[:40] in printed
 
 
+@pytest.mark.slow
 def test_the_page_stands_by_itself_and_says_what_the_rows_say(ran):
     out, found, _ = ran
     page = (out / "report.html").read_text()

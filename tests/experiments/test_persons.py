@@ -26,7 +26,8 @@ def test_every_candidate_has_what_it_needs(toy_persons, method, objective):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
 
 
-def test_no_candidate_is_tuned():
+@pytest.mark.slow
+def test_no_candidate_is_tuned(toy_persons):
     task = persons.task()
     for method, objective in run.CANDIDATES:
         given = run.settings_of(method, objective, task)
