@@ -43,7 +43,7 @@ def fitting(asked: Asked, part: Questions) -> Questions:
     """The questions whose answers, right, paraphrased and wrong, have no more tokens than there is room for."""
 
     def fits(row, answer, room):
-        text = asked.template.format(question=part.question[row], answer=answer)
+        text = asked.template.replace("{question}", part.question[row]).replace("{answer}", answer)
         # One more is the end.
         return len(asked.tokenizer.encode(text)) < room
 
@@ -108,7 +108,7 @@ def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
     """The model's own answers, the most likely token again and again."""
     encode, end = asked.tokenizer.encode, asked.tokenizer.end
     before = asked.template.removesuffix("{answer}").rstrip(" ")
-    prompts = [encode(before.format(question=question)) for question in part.question]
+    prompts = [encode(before.replace("{question}", question)) for question in part.question]
     made: list[list[int]] = []
     for start in range(0, len(prompts), asked.batch):
         some = prompts[start : start + asked.batch]

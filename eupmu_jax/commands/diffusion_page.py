@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark.style import STYLE
 from eupmu_jax.commands import picture
-from eupmu_jax.commands.document import document
+from eupmu_jax.commands.document import document, figures, made_by
 
 COLUMNS = ("UA", "relearned", "RA", "FD", "rise", "limit", "time%")
 LEGEND = (
@@ -54,21 +54,14 @@ def render(rows: list[dict], images: Mapping[str, np.ndarray]) -> str:
     """
     first = rows[0]
     title = html.escape(f"digits, a diffusion model: forget {first['forget']}, seed {first['seed']}")
-    lines = []
-    for row in rows:
-        kind = ' class="best"' if row["method"] == "EUPMU" else ' class="anchor"' if row in rows[:2] else ""
-        entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
-        lines.append(f"<tr{kind}><th>{html.escape(row['method'])}</th>{entries}</tr>")
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     body = _PAGE.format(
         title=title,
         headline=html.escape(headline(rows)),
-        head="".join(f"<th>{name}</th>" for name in COLUMNS),
-        body="\n".join(lines),
+        figures=figures(rows, COLUMNS, cells, "EUPMU"),
         legend="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND),
         samples=picture.svg(grid(images, int(first["forget"].split(":")[1]))),
         timeline=picture.svg(timeline(rows)),
-        provenance=html.escape(f"{first['command']} | {versions} | {first['device']}"),
+        provenance=made_by(first),
     )
     return document(f"eupmu demo: {title}", body)
 
@@ -131,9 +124,7 @@ _PAGE = """<h1>A diffusion model forgets a digit</h1>
 <div class="figure">{samples}</div>
 <p class="sub">Every model draws from the same noise: 50 DDIM steps, guidance 2. Left of the red line, the class that is
 to be forgotten.</p>
-<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
-{body}
-</tbody></table></div>
+{figures}
 <dl>{legend}</dl>
 <h2>Over time</h2>
 <div class="figure">{timeline}</div>

@@ -1,5 +1,8 @@
 """The look of every page: one self-contained HTML document, for a screen of any width, in the dark, and in print."""
 
+import html
+from collections.abc import Callable, Sequence
+
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }
 @media (prefers-color-scheme: dark) {
@@ -38,3 +41,21 @@ def document(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n{head}\n<title>{title}</title>\n<style>{_STYLE}</style>\n{body}</html>\n'
     )
+
+
+def figures(rows: list[dict], columns: Sequence[str], cells: Callable[[dict], list[str]], best: str) -> str:
+    """A table with a line for each method: original and retrained, the first two, in grey, and the best one marked."""
+    lines = []
+    for row in rows:
+        kind = ' class="best"' if row["method"] == best else ' class="anchor"' if row in rows[:2] else ""
+        entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
+        lines.append(f"<tr{kind}><th>{html.escape(row['method'])}</th>{entries}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    body = "\n".join(lines)
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def made_by(row: dict) -> str:
+    """Command, versions and device of a row, in a line."""
+    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+    return html.escape(f"{row['command']} | {versions} | {row['device']}")

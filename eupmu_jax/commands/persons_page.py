@@ -3,7 +3,7 @@
 import html
 
 from eupmu_jax.benchmark import persons
-from eupmu_jax.commands.document import document
+from eupmu_jax.commands.document import document, figures, made_by
 
 COLUMNS = ("prob", "ROUGE-L", "error", "RE")
 LEGEND = (
@@ -41,20 +41,13 @@ def render(rows: list[dict]) -> str:
     """
     first = rows[0]
     title = html.escape(f"{persons.FORGOTTEN} persons, SmolLM2-135M: seed {first['seed']}")
-    lines = []
-    for row in rows:
-        kind = ' class="best"' if row is rows[-1] else ' class="anchor"'
-        entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
-        lines.append(f"<tr{kind}><th>{html.escape(row['method'])}</th>{entries}</tr>")
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     body = _PAGE.format(
         title=title,
         headline=html.escape(headline(rows)),
-        head="".join(f"<th>{name}</th>" for name in COLUMNS),
-        body="\n".join(lines),
+        figures=figures(rows, COLUMNS, cells, rows[-1]["method"]),
         legend="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND),
         answers="\n".join(_answers(rows, kind) for kind in KINDS),
-        provenance=html.escape(f"{first['command']} | {versions} | {first['device']}"),
+        provenance=made_by(first),
         forgotten=persons.FORGOTTEN,
         retained=persons.RETAINED,
     )
@@ -80,9 +73,7 @@ _PAGE = """<style>.answers th, .answers td {{ text-align: left; white-space: nor
 <h1>A language model forgets persons</h1>
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
-<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>
-{body}
-</tbody></table></div>
+{figures}
 <dl>{legend}</dl>
 {answers}
 <h2>What this page does not show</h2>

@@ -77,7 +77,6 @@ def test_a_model_forgets_and_is_judged(write, tmp_path, rank):
         for figure in ("probability", "rouge", "truth")
     ]
     assert row["forget_quality"] <= 0
-    # Of the model itself, which is given as the retrained one, every truth ratio is the same.
     assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
 
 
