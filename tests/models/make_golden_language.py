@@ -31,9 +31,14 @@ def rope(base):
     return {"rope_parameters": {"rope_theta": base, "rope_type": "default"}}
 
 
+# Of the four periods of a head of eight, one is kept, one lies between and two are lengthened.
+SCALED = rope(100_000.0)
+SCALED["rope_parameters"] |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALED["rope_parameters"] |= {"original_max_position_embeddings": 256}
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 4}
 CASES = {
     "llama": ("Llama", {**rope(100_000.0), "rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
+    "llama3": ("Llama", {**SCALED, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
     # The only one without an entry for the size of a head, which is then that of the width.
     "qwen2": ("Qwen2", {**rope(10_000.0), "hidden_size": 32}),
     "qwen3": ("Qwen3", {**rope(1_000_000.0), "tie_word_embeddings": True}),

@@ -13,7 +13,7 @@ from eupmu_jax.models.language import from_tunix, load_huggingface
 
 pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
 
-CASES = ("llama", "qwen2", "qwen3", "gemma", "gemma_multi_head", "gemma2", "gemma3")
+CASES = ("llama", "llama3", "qwen2", "qwen3", "gemma", "gemma_multi_head", "gemma2", "gemma3")
 SLOW = ("gemma", "gemma_multi_head", "gemma3")
 
 
@@ -56,14 +56,25 @@ def test_bfloat16(write, language):
     np.testing.assert_allclose(logits, language.golden["qwen3"]["logits"], atol=0.1)
 
 
-def test_old_configurations_say_the_same(write):
+def test_scaled_positions_are_not_those_that_are_not_scaled(language):
+    """The weights of both are the same, so agreement with the one is disagreement with the other."""
+    scaled, plain = (np.asarray(language.golden[case]["logits"]) for case in ("llama3", "llama"))
+    assert np.abs(scaled - plain).max() > 0.01
+
+
+def test_old_configurations_say_the_same(write, language):
+    new = load_huggingface(write("llama3"))
+    scaling = dict(language.golden["llama3"]["config"]["rope_parameters"])
+    entries = {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    old = load_huggingface(write("llama3", rope_parameters=None, **entries))
+    assert old.module(old.params).config == new.module(new.params).config
     new = load_huggingface(write("gemma3"))
     entries = {"rope_parameters": None, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "layer_types": None}
     old = load_huggingface(write("gemma3", **entries, sliding_window_pattern=6))
     assert old.module(old.params).config == new.module(new.params).config
 
 
-SCALED = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "llama3", "factor": 8.0}}
+LLAMA_3 = {"rope_theta": 1e5, "rope_type": "llama3", "factor": 8.0}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +82,8 @@ SCALED = {"rope_parameters": {"rope_theta": 1e5, "rope_type": "llama3", "factor"
     [
         ("llama", {"model_type": "mistral"}, "got architecture mistral, expected one of llama, qwen2"),
         ("llama", {"hidden_act": "gelu"}, "got hidden_act gelu, expected silu"),
-        ("llama", SCALED, "got rope_type llama3, expected default"),
+        ("llama", {"rope_parameters": LLAMA_3}, "rope_parameters: got no low_freq_factor, expected one"),
+        ("qwen2", {"rope_parameters": LLAMA_3}, "got rope_type llama3, expected default"),
         ("llama", {"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "got rope_type linear"),
         ("llama", {"rms_norm_eps": None}, "got no rms_norm_eps, expected one"),
         ("qwen2", {"use_sliding_window": True}, "got use_sliding_window True, expected False"),

@@ -1,12 +1,36 @@
 """Which class of google-tunix computes a configuration, given as Hugging Face writes it in config.json."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledBase:
+    """A base of rotary positions whose powers are the scaled periods of Llama 3.1 and later.
+
+    google-tunix has no such scaling, but raises the base to the fractions of a head's width and uses it for nothing
+    else; so a base with powers of its own is all it takes. Periods, divided by 2 pi, beyond `original / low` are
+    `factor` times as long, those below `original / high` stay, and the frequencies between are interpolated.
+    """
+
+    base: float
+    factor: float
+    low: float
+    high: float
+    original: int
+
+    def __pow__(self, fraction: jax.Array) -> jax.Array:
+        period = self.base**fraction
+        kept = jnp.clip((self.original / (2 * math.pi * period) - self.low) / (self.high - self.low), 0, 1)
+        return period / (kept + (1 - kept) / self.factor)
 
 
 class Settings:
@@ -43,11 +67,24 @@ class Settings:
 
     def rope_base(self, default: float, attention: str | None = None) -> float:
         """Base of the rotary positions; of one kind of attention, where the file tells them apart."""
-        rope = self.entries.get("rope_parameters") or self.entries.get("rope_scaling") or {}
-        rope = rope.get(attention) or rope
+        rope = self._rope(attention)
         self.expect("rope_type", "default", rope.get("rope_type", rope.get("type")))
         old = self.entries.get("rope_local_base_freq" if attention == "sliding_attention" else "rope_theta")
         return rope.get("rope_theta") or old or default
+
+    def scaled_rope_base(self, default: float) -> float | ScaledBase:
+        """The same where the periods may be scaled as in Llama 3.1 and later."""
+        rope = self._rope(None)
+        if rope.get("rope_type", rope.get("type")) != "llama3":
+            return self.rope_base(default)
+        base = rope.get("rope_theta") or self.entries.get("rope_theta") or default
+        rope = Settings(rope, f"{self.where}: rope_parameters")
+        sizes = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        return ScaledBase(base, *(rope.get(name) for name in sizes))
+
+    def _rope(self, attention):
+        rope = self.entries.get("rope_parameters") or self.entries.get("rope_scaling") or {}
+        return rope.get(attention) or rope
 
     def expect_attention(self, *pattern: str) -> None:
         """Refuses blocks whose kinds of attention do not repeat the pattern."""
@@ -81,7 +118,7 @@ def _llama_or_qwen(settings, family, tied, dtype):
     settings.expect_attention("full_attention")
     entries = settings.sizes() | {
         "vocab_size": settings.get("vocab_size"),
-        "rope_theta": settings.rope_base(10_000.0),
+        "rope_theta": settings.scaled_rope_base(10_000.0) if family == "llama" else settings.rope_base(10_000.0),
         "norm_eps": settings.get("rms_norm_eps"),
         "use_tied_embedding": tied,
         "dtype": dtype,

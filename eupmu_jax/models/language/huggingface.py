@@ -15,9 +15,10 @@ from eupmu_jax.models.language.tokenizer import Tokenizer
 def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
     """Reads config.json and the weights in *.safetensors; nothing is downloaded, and PyTorch is not needed.
 
-    Architectures: llama, qwen2, qwen3, gemma, gemma2 and gemma3_text, dense. Every setting that google-tunix would
-    silently compute otherwise is refused: scaled rotary positions, other activations, sliding windows of Qwen. A Qwen 3
-    whose `rope_theta` is not 1,000,000 is refused too: that class has the number written into its code.
+    Architectures: llama (from Llama 2 to 3.2 and SmolLM2), qwen2, qwen3, gemma, gemma2 and gemma3_text, dense. Every
+    setting that google-tunix would silently compute otherwise is refused: other activations, sliding windows of Qwen,
+    scaled rotary positions but those of Llama 3.1 and later. A Qwen 3 whose `rope_theta` is not 1,000,000 is refused
+    too: that class has the number written into its code.
 
     Args:
       folder: As written by `save_pretrained`, or downloaded from the Hub.
