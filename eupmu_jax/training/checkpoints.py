@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import orbax.checkpoint as ocp
 
 from eupmu_jax.training._digest import digest
@@ -25,7 +26,8 @@ def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     meta = meta | {_DIGEST: digest(params)}
     with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
         step = (manager.latest_step() or 0) + 1
-        manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta)))
+        saved = ocp.args.StandardSave(_tree(params))
+        manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))
 
 
 def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[chex.ArrayTree, dict[str, Any]] | None:
@@ -53,11 +55,12 @@ def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[c
             # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
             if any(saved.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
                 return None
-            args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-            params = manager.restore(step, args=args)["params"]
+            args = ocp.args.Composite(params=ocp.args.StandardRestore(_tree(like)))
+            restored = manager.restore(step, args=args)["params"]
     except Exception as error:
         # Whatever Orbax and its file formats raise for files that are cut off or changed.
         raise DamagedError(_message(directory, "that cannot be read")) from error
+    params = restored if _tree(like) is like else restored[0]
     if saved.pop(_DIGEST, None) != digest(params):
         raise DamagedError(_message(directory, "whose parameters are not those that were saved"))
     return params, saved
@@ -92,6 +95,11 @@ def cached(
         found = params, meta | more
         save(directory, *found)
     return found
+
+
+def _tree(params):
+    """The parameters, in a list where they are one array: Orbax saves none that stands alone."""
+    return [params] if jax.tree_util.all_leaves([params]) else params
 
 
 def _message(directory, what):

@@ -13,10 +13,11 @@ PARAMS = {"dense": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3,
 META = {"data": "digits", "recipe": [150, 64, 0.001]}
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    checkpoints.save(tmp_path / "model", PARAMS, META | {"seconds": 1.5})
-    params, meta = checkpoints.load(tmp_path / "model", jax.tree.map(jnp.zeros_like, PARAMS), META)
-    chex.assert_trees_all_equal(params, PARAMS)
+@pytest.mark.parametrize("saved", [PARAMS, jnp.arange(3.0), (jnp.ones(2), jnp.zeros(1))])
+def test_what_is_saved_is_loaded(saved, tmp_path):
+    checkpoints.save(tmp_path / "model", saved, META | {"seconds": 1.5})
+    params, meta = checkpoints.load(tmp_path / "model", jax.tree.map(jnp.zeros_like, saved), META)
+    chex.assert_trees_all_equal(params, saved)
     assert meta == META | {"seconds": 1.5}
 
 
