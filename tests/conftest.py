@@ -1,8 +1,16 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 # XLA's optimizations take longer than they save in programs as small as those of the tests, and in the processes that
 # they start. Before JAX is imported, which reads it then.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What one process compiled is there for all others, which inherit this.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="eupmu-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import pytest
 from hypothesis import settings

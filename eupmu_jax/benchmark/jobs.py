@@ -126,7 +126,12 @@ def prepare(job: Job, place: Place) -> None:
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Has this process keep its compiled code in a folder, and take from there what it would compile again."""
+    """Has this process keep its compiled code in a folder, and take from there what it would compile again.
+
+    A folder that the user chose (JAX_COMPILATION_CACHE_DIR) stays.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -72,17 +72,25 @@ def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
       ValueError: if the package is of another version.
     """
     with stock.quiet_log():
-        prepared = _builder(data_dir, {}).is_prepared()
-    if not prepared:
-        prepare(data_dir)
+        return stock.arrays(_prepared(data_dir), SIZE)
+
+
+def named(data_dir: str | os.PathLike[str] | None) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Images of half the height and width in [0, 1], `(N, 32, 32, 3)`, and the names, of "train" and "test".
+
+    Of each emoji that comes in skin tones there is the one without. The rest is as for `load`.
+    """
     with stock.quiet_log():
-        return stock.arrays(_builder(data_dir, {}).as_data_source(split=["train", "test"]), SIZE)
+        sources = _prepared(data_dir)
+        kept = [[record for record in source if record["id"] == record["emoji"]] for source in sources]
+    images = [_halved(np.stack([record["image"] for record in side]) / np.float32(255)) for side in kept]
+    names = [[record["name"].decode() for record in side] for side in kept]
+    return dict(zip(("train", "test"), zip(images, names, strict=True), strict=True))
 
 
 def halved(train_images, train_labels, test_images, test_labels) -> stock.Arrays:
     """The same with images of half the height and width, each pixel the mean of four."""
-    mean = lambda images: images.reshape(len(images), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
-    return mean(train_images), train_labels, mean(test_images), test_labels
+    return _halved(train_images), train_labels, _halved(test_images), test_labels
 
 
 def prepare(data_dir: str | os.PathLike[str] | None) -> None:
@@ -125,6 +133,19 @@ def sides(examples: list[Example]) -> dict[str, list[Example]]:
     for example, its in zip(examples, group[emoji], strict=True):
         split["test" if tested[its] else "train"].append(example)
     return split
+
+
+def _halved(images):
+    return images.reshape(len(images), SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
+
+
+def _prepared(data_dir):
+    """Both sides, as tensorflow-datasets reads them."""
+    with stock.quiet_log():
+        prepared = _builder(data_dir, {}).is_prepared()
+    if not prepared:
+        prepare(data_dir)
+    return _builder(data_dir, {}).as_data_source(split=["train", "test"])
 
 
 def _source() -> Path:

@@ -61,7 +61,9 @@ def diffusion(
 
     .. math:: e_i = \frac1d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
 
-    with C all others, or 16 spread over them.
+    with C all others, or 16 spread over them. That is too low where a noised image tells by itself what it is and the
+    condition adds next to nothing, as a model that never saw such images is worse at them under any condition. EUPMU's
+    setting `target` takes another level.
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints

@@ -237,7 +237,8 @@ def unlearn(
     watch.add_figures("returned", returned)
     level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None
     # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
-    if share is not None and share < LITTLE and (level is None or level.forget_error < level.target / 2):
+    short = aim is None or (level is not None and level.forget_error < level.target / 2)
+    if share is not None and share < LITTLE and short:
         warnings.warn(
             f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "
             "forgetting; a higher limit, more steps or another forget loss may leave more",

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
-from eupmu_jax.methods import METHODS, Choice
+from eupmu_jax.methods import METHODS, Choice, default_settings
 from eupmu_jax.methods.passes import affordable_steps
+from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import fitting
 from eupmu_jax.training.unlearning import Unlearned, unlearn
 
@@ -34,7 +36,13 @@ VARIANTS = (
         for method in ("weighted sum", "EUPMU explicit", "EUPMU budget")
         for objective in ("bounded_ascent", "random_labels")
     ),
+    Variant("EUPMU"),
 )
+
+
+def is_untuned(variant: Variant) -> bool:
+    """Whether it knows by itself how far to forget, and has its defaults in place of trials."""
+    return METHODS[variant.method].steers
 
 
 class Setup(NamedTuple):
@@ -43,6 +51,7 @@ class Setup(NamedTuple):
     Attributes:
       data, model, size, recipe: See `problems.make`; a shadow model is trained on half of `size` examples.
       tested: Test examples at most.
+      held_out: Further test examples at most, for methods that ask how a model treats unseen data.
       pairs: Of shadow models, on complementary halves.
       forget: Share of the examples that are targets, and of a half that is to be forgotten.
       plan: Of every unlearning run.
@@ -55,6 +64,7 @@ class Setup(NamedTuple):
     size: int = 2_000
     recipe: problems.Recipe = problems.Recipe(40, 64, 2e-3)
     tested: int = 2_000
+    held_out: int = 2_000
     pairs: int = 16
     forget: str = "10%"
     steps: int = 40
@@ -69,8 +79,11 @@ def make_problem(design: Setup, size: int, seed: int) -> problems.Problem:
     """`size` examples, of which a share is to be forgotten at random."""
     forget = f"random:{design.forget}"
     made = problems.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
-    tested = made.dataset.test_images[: design.tested], made.dataset.test_labels[: design.tested]
-    return made._replace(dataset=made.dataset._replace(test_images=tested[0], test_labels=tested[1]))
+    images, labels = made.dataset.test_images, made.dataset.test_labels
+    dataset = made.dataset._replace(test_images=images[: design.tested], test_labels=labels[: design.tested])
+    unseen = slice(design.tested, design.tested + design.held_out)
+    held_out = as_examples("held_out", {"inputs": jnp.asarray(images[unseen]), "labels": jnp.asarray(labels[unseen])})
+    return made._replace(dataset=dataset, held_out=held_out)
 
 
 def pool(design: Setup) -> problems.Problem:
@@ -131,15 +144,20 @@ def unlearned(
     design: Setup, made: problems.Problem, params: chex.ArrayTree, variant: Variant, settings, seed
 ) -> Unlearned:
     """One run of a method, with as many steps as its share of the passes pays for."""
-    settings = settings | {"optimizer": "adam"}
-    counts = len(made.forget), len(made.retain)
-    steps = affordable_steps(variant.method, settings, made.task, counts, design.steps, design.batches)
+    held_out = made.held_out if is_untuned(variant) else None
+    counts, unseen = (len(made.forget), len(made.retain)), 0 if held_out is None else len(held_out)
+    if held_out is None:
+        settings = settings | {"optimizer": "adam"}
+    else:
+        settings = default_settings(METHODS[variant.method], made.task)
+    steps = affordable_steps(variant.method, settings, made.task, counts, design.steps, design.batches, unseen)
     return unlearn(
         variant.method,
         made.task,
         params,
         made.forget,
         made.retain,
+        held_out,
         steps=steps,
         settings=settings,
         seed=seed,

@@ -18,6 +18,8 @@ def blocks() -> dict[str, str]:
 
 
 def _name(row):
+    if row["settings"] == {}:
+        return f"{row['method']}, untuned"
     return row["method"] if row["objective"] is None else f"{row['method']}, {row['objective'].replace('_', ' ')}"
 
 

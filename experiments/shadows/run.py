@@ -16,7 +16,8 @@ tenth of the images, drawn at random, are *targets*, half of them in each half. 
 
 A method's settings are those of the best of 8 random trials by the blind score of the classification benchmark, on one
 problem of images drawn anew and a random forget set. They serve both parts: no tuning knows shadow models or memorised
-examples. A method that leaves the forget objective open is tuned with each of two objectives, on the same numbers. All
+examples. EUPMU, which finds by itself how far to forget, has no trials: it is told the error of further test images
+instead. A method that leaves the forget objective open is tuned with each of two objectives, on the same numbers. All
 step with Adam; a run passes at most as many examples as 40 steps of 32 + 96, a backward pass counted as two forward.
 """
 
@@ -40,6 +41,7 @@ from experiments.shadows.models import (
     Variant,
     draw,
     half,
+    is_untuned,
     judge,
     make_problem,
     memorisation,
@@ -156,6 +158,9 @@ def run(design: Setup, path: Path, made_by: dict, cache: Path) -> None:
 
     chosen: dict[Variant, dict] = {}
     for variant in design.variants:
+        if is_untuned(variant):
+            chosen[variant] = {}
+            continue
         for trial in range(design.trials):
             make = functools.partial(try_out, design, variant, trial, cache)
             add(make, stage="trial", **variant._asdict(), trial=trial, seed=TUNING_SEED)

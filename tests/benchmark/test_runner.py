@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -48,13 +47,6 @@ def whole(tmp_path_factory):
     return out, finished.stdout
 
 
-@pytest.fixture
-def compiled(whole, tmp_path):
-    """A folder for a benchmark that need not compile what the whole one did."""
-    shutil.copytree(whole[0] / "cache" / "compiled", tmp_path / "out" / "cache" / "compiled")
-    return tmp_path / "out"
-
-
 @pytest.mark.slow
 def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
     out, printed = whole
@@ -87,8 +79,8 @@ def workers_of(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc")
-def test_killed_twice_and_resumed_it_makes_the_same_rows(whole, compiled, tmp_path):
-    out, draw = compiled, random.Random(0)
+def test_killed_twice_and_resumed_it_makes_the_same_rows(whole, tmp_path):
+    out, draw = tmp_path / "out", random.Random(0)
     # First one of its processes alone, which is one line and loses nothing.
     run = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, env=environment(tmp_path))
     while not rows.read(out / "rows.jsonl"):
@@ -139,13 +131,15 @@ def test_nothing_is_made_twice_and_the_table_needs_no_data(whole):
 
 
 @pytest.mark.slow
-def test_rows_alone_are_enough_to_go_on_from(whole, compiled, tmp_path):
+def test_rows_alone_are_enough_to_go_on_from(whole, tmp_path):
     lines = (whole[0] / "rows.jsonl").read_text().splitlines(keepends=True)
     last = max(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "run")
-    (compiled / "rows.jsonl").write_text("".join(lines[:last] + lines[last + 1 :]))
-    subprocess.run(command(compiled), check=True, capture_output=True, env=environment(tmp_path))
-    assert made(compiled) == made(whole[0])
-    assert (compiled / "rows.jsonl").read_text().startswith("".join(lines[:last] + lines[last + 1 :]))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "rows.jsonl").write_text("".join(lines[:last] + lines[last + 1 :]))
+    subprocess.run(command(out), check=True, capture_output=True, env=environment(tmp_path))
+    assert made(out) == made(whole[0])
+    assert (out / "rows.jsonl").read_text().startswith("".join(lines[:last] + lines[last + 1 :]))
 
 
 @pytest.mark.slow

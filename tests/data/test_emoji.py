@@ -77,6 +77,17 @@ def test_folder_and_tarball_give_every_image_once_with_its_category(package, tmp
     assert len(np.unique(images, axis=0)) == len(images)
 
 
+def test_named_emoji_have_no_skin_tone_and_half_the_size(package, tmp_path, monkeypatch):
+    monkeypatch.setenv(emoji.SOURCE_VARIABLE, str(package))
+    named = emoji.named(tmp_path)
+    data = load("emoji_32", data_dir=tmp_path)
+    assert sum(len(names) for _, names in named.values()) == 9 * 4
+    for side, whole in (("train", data.train_images), ("test", data.test_images)):
+        images, names = named[side]
+        assert images.shape == (len(names), 32, 32, 3)
+        assert {image.tobytes() for image in images} <= {image.tobytes() for image in whole}
+
+
 def test_the_ground_is_white_and_half_transparent_colours_are_mixed_with_it():
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     image.paste((255, 0, 0, 128), (0, 0, 32, 64))

@@ -22,7 +22,7 @@ TINY = Setup(
     forget="20%",
     steps=20,
     batches=(16, 48),
-    variants=(Variant("weighted sum", "random_labels"),),
+    variants=(Variant("weighted sum", "random_labels"), Variant("EUPMU")),
     trials=2,
     seeds=(0,),
 )
@@ -65,11 +65,13 @@ def test_settings_lie_in_the_method_s_space_and_objectives_share_their_numbers()
 
 
 def test_the_attack_finds_members_and_not_what_was_never_seen(made):
-    original, control, unlearned = rows.select(made, stage="membership")
+    original, control, unlearned, untuned = rows.select(made, stage="membership")
     assert (original["method"], control["method"]) == ("original", "control")
     assert original["AUC"] > control["AUC"] + 0.1
     assert control["AUC"] == pytest.approx(0.5, abs=0.1)
-    assert unlearned["shift"] < original["shift"]
+    assert max(unlearned["shift"], untuned["shift"]) < original["shift"]
+    assert untuned["settings"] == {}
+    assert not rows.select(made, stage="trial", method="EUPMU")
     assert original["shadows"] == len(original["AUC_of_pairs"]) * 2 == 6
     assert original["UA"] == 0
 
@@ -87,8 +89,8 @@ def test_memorised_forget_sets_are_harder_than_random_ones(made):
 def test_tables_have_a_line_for_every_method(made):
     for table in (page.attack_table(made), page.forget_sets_table(made)):
         lines = table.splitlines()
-        assert len(lines) == 2 + 3
-        assert lines[-1].startswith("| weighted sum, random labels | ")
+        names = ["original", "control" if "AUC" in lines[0] else "retrained", "weighted sum, random labels"]
+        assert [line.split("|")[1].strip() for line in lines[2:]] == [*names, "EUPMU, untuned"]
 
 
 def test_what_the_readme_says_of_the_attack_is_in_the_rows():

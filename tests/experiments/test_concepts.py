@@ -1,0 +1,48 @@
+"""The emoji's prompts and concepts, and the picture of a word erased."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.concepts import page, run
+
+
+@pytest.fixture(scope="module")
+def found():
+    try:
+        return run.data()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_a_flag_is_asked_for_by_one_word_and_nothing_else_is(found):
+    assert len(found.concepts) == len(found.tree["inputs"]) > 500
+    flag = np.eye(len(found.words))[found.words.index("flag")]
+    asked = found.prompts[found.tree["labels"]]
+    np.testing.assert_array_equal((asked == flag).all(1), found.concepts == 0)
+    assert not asked[found.concepts != 0, found.words.index("flag")].any()
+
+
+def test_a_prompt_is_the_mean_of_its_words_and_the_last_has_none(found):
+    np.testing.assert_allclose(found.prompts.sum(1), [1] * run.nothing() + [0], rtol=1e-6)
+    words = run.Words(len(found.words), 8, rngs=run.nnx.Rngs(0))
+    both = np.zeros(len(found.words), np.float32)
+    both[[0, 1]] = 0.5
+    np.testing.assert_allclose(words(both[None])[0], words.embedding[...][:2].mean(0), rtol=1e-5)
+
+
+def test_the_classifier_is_tested_on_other_emoji_than_it_is_trained_on(found):
+    assert 0.1 < found.tested.mean() < 0.4
+    for concept in range(len(run.CONCEPTS)):
+        here = found.concepts == concept
+        assert here[found.tested].any(), run.CONCEPTS[concept]
+        assert here[~found.tested].any(), run.CONCEPTS[concept]
+
+
+def test_the_picture_is_made_from_the_saved_samples(tmp_path):
+    page.draw(tmp_path)
+    committed = page.run.ROWS.parents[1] / "figures" / "concepts.png"
+    with Image.open(committed) as kept, Image.open(tmp_path / "concepts.png") as drawn:
+        difference = np.abs(np.asarray(kept, float) - np.asarray(drawn, float))
+    # Fonts may differ a little from one version of Matplotlib to another; what the models drew does not.
+    assert difference.mean() < 2
