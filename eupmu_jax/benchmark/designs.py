@@ -92,7 +92,8 @@ DESIGNS = {
         Recipe(40, 64, 1e-3),
         (
             Case("random:10%", 90, 16, 48),
-            Case("random:50%", 50, 16, 48),
+            # One pass over the forget set.
+            Case("random:50%", 125, 16, 48),
             Case("class:{}", 90, 16, 48),
         ),
         "adam",
@@ -101,7 +102,9 @@ DESIGNS = {
         scores=("blind",),
         shadow_size=1_000,
         relearning_steps=12,
+        held_out=1_000,
         test_size=3_000,
+        version=2,
     ),
     "emoji-resnet": Design(
         "emoji_32",

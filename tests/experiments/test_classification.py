@@ -1,5 +1,7 @@
 """The comparison of two runs of the benchmark, on the saved rows of the first."""
 
+import pytest
+
 from eupmu_jax.benchmark import designs, rows, saved
 from eupmu_jax.methods import METHODS
 from experiments.classification import page
@@ -41,15 +43,23 @@ def test_the_summary_says_where_the_budget_stands():
     assert first[6:] == last[6:]
 
 
-def test_what_the_readme_says_of_the_budget_is_in_the_rows():
+def test_what_the_readme_says_of_limits_is_in_the_rows():
     found = saved.read(page.ROWS)
-    runs = [row for row in found if row["kind"] == "run" and row["method"] == "EUPMU budget"]
-    stuck = [row for row in runs if row["design"] == "fashion_mnist-resnet" and row["forget"] == "random:50%"]
-    assert len(stuck) == 5
-    assert max(abs(row["rise"]) for row in stuck) < 1e-4
-    table = page.in_short(found).splitlines()[2:8]
-    leads = [line.split(" | ")[0] for line in table if "*" in line.split(" | ")[5]]
-    assert leads == ["| small CNN, 10 % at random", "| ResNet, 10 % at random"]
+    before = {
+        (row["design"], row["forget"], row["seed"]): row["RA"]
+        for row in rows.select(found, kind="model", model="original")
+    }
+
+    def excess(row):
+        lost = before[row["design"], row["forget"], row["seed"]] - row["RA"]
+        return lost - 100 * row["settings"]["allowed_error"]
+
+    ours = rows.select(found, method="EUPMU")
+    untuned, others = ([row for row in ours if (row["trial"] == "untuned") == is_so] for is_so in (True, False))
+    assert (len(untuned), len(others)) == (25, 55)
+    assert max(map(excess, untuned)) < 0
+    assert sum(excess(row) <= 0 for row in others) == 51
+    assert max(map(excess, others)) == pytest.approx(2.0, abs=0.05)
 
 
 def test_no_run_makes_more_passes_than_plain_steps():
