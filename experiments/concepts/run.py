@@ -1,7 +1,7 @@
 """A diffusion model that draws emoji from words forgets flags: before and after, beside a model that never saw one.
 
 Command:  uv run python experiments/concepts/run.py
-Time:     two hours on one core; goes on where it was stopped. Needs the emoji (see `eupmu_jax.data.emoji`).
+Time:     about an hour on one core; goes on where it was stopped. Needs the emoji (see `eupmu_jax.data.emoji`).
 Result:   experiments/concepts/rows.jsonl: a row for each model; and samples.npz, what some of them draw.
 
 A U-Net of 0.36 million parameters draws in 32 x 32 pixels what a bag of words says: the mean of their embeddings is its
@@ -178,8 +178,8 @@ def classifier():
     judge = tasks.classification(apply, len(CONCEPTS))
 
     def loss(params, statistics, batch, key):
-        # Black is where the augmentation has zeros, and the emoji stand on white.
-        moved = -augment(key, -batch["inputs"] + 1, padding=3) + 1
+        # The augmentation puts zeros at the edges, and the emoji stand on white, which is 1.
+        moved = 1 - augment(key, 1 - batch["inputs"], padding=3)
         batch = batch | {"inputs": moved}
         return judge.retain(judge.outputs(params, batch, key), batch), statistics
 
