@@ -19,6 +19,10 @@ class ScaledBase:
     google-tunix has no such scaling, but raises the base to the fractions of a head's width and uses it for nothing
     else; so a base with powers of its own is all it takes. Periods, divided by 2 pi, beyond `original / low` are
     `factor` times as long, those below `original / high` stay, and the frequencies between are interpolated.
+
+    >>> base = ScaledBase(100_000.0, factor=8.0, low=1.0, high=4.0, original=256)
+    >>> (base ** jnp.array([0.0, 0.25, 0.5])).astype(int).tolist()
+    [1, 35, 2529]
     """
 
     base: float
