@@ -93,11 +93,12 @@ def run(
     *,
     methods=METHODS,
     count: int | None = None,
+    length: int = LENGTH,
     epochs: int = EPOCHS,
     steps: int = STEPS,
 ) -> list[dict]:
-    """Trains, unlearns and judges on the first `count` passages; appends a row for each model, and returns the rows."""
-    task, tokens = model(), passages.load(LENGTH)[:count]
+    """Trains, unlearns and judges on the first `count` passages of `length` bytes; appends and returns its rows."""
+    task, tokens = model(), passages.load(length)[:count]
     ids = split(len(tokens), seed)
     sets = {name: {"tokens": tokens[part]} for name, part in ids.items()}
     original, seconds = train(task, tokens, np.concatenate([ids["forget"], ids["retain"]]), seed, epochs)
