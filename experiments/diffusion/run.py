@@ -1,6 +1,6 @@
 """A diffusion model of digits forgets a class: original, retrained, and methods at equal tuning, judged and attacked.
 
-Command:  uv run python experiments/diffusion/run.py --seeds 0 1
+Command:  uv run python experiments/diffusion/run.py --seeds 0 1 2
 Time:     half an hour a seed on one core; goes on where it was stopped.
 Result:   experiments/diffusion/rows.jsonl: a row for each model; and samples.npz, what some of them draw.
 
