@@ -161,13 +161,13 @@ def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, floa
     """
     forget, retain = sets(forgotten)
     whole = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
-    tuned = functools.partial(_tuned, params, seed=seed)
+    after_steps = functools.partial(tuned, _denoising, params, steps=20, learning_rate=1e-4, seed=seed)
     image = forget[np.arange(ATTACKED) % len(forget)]["inputs"]
     after = functools.partial(ua, forgotten=forgotten, seed=seed)
     return {
         "embedding": after(relearned_row(params, forgotten, seed)),
-        "forgotten data": after(tuned(whole, forget, steps=20, learning_rate=1e-4)),
-        "retained data": after(tuned(whole, retain, steps=20, learning_rate=1e-4)),
+        "forgotten data": after(after_steps(whole, forget)),
+        "retained data": after(after_steps(whole, retain)),
         "no guidance": after(params, guidance=0.0),
         "ancestral": after(params, eta=1.0),
         "noised images": after(params, start=image, share=0.5),
@@ -178,7 +178,8 @@ def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.Arr
     """Parameters whose row of the forgotten class alone is trained again on its images."""
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[forgotten].set(True)
-    return _tuned(params, mask, sets(forgotten)[0], steps=RELEARNING, learning_rate=1e-2, seed=seed)
+    options: dict[str, Any] = {"steps": RELEARNING, "learning_rate": 1e-2, "seed": seed}
+    return tuned(_denoising, params, mask, sets(forgotten)[0], **options)
 
 
 def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:
@@ -187,21 +188,39 @@ def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:
     return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))
 
 
-def _tuned(params, mask, examples, steps, learning_rate, seed):
-    """Adam on the denoising loss of these examples, where the mask is true."""
+def tuned(
+    loss: Callable,
+    params: chex.ArrayTree,
+    mask: chex.ArrayTree,
+    examples: Examples,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    batch_size: int = BATCH,
+) -> chex.ArrayTree:
+    """Parameters after Adam where the mask is true, and as they were elsewhere.
+
+    Args:
+      loss: `loss(params, statistics, batch, key) -> (scalar, statistics)`, as `fit` takes it; one object for all calls.
+      params, mask: Trees of the same structure; the mask has bools.
+      examples: Batches are drawn from them with replacement.
+      steps, learning_rate, seed, batch_size: Of the optimizer and of what is drawn.
+    """
     keys = jax.random.split(jax.random.key(seed), steps)
-    return _scan(params, mask, jnp.asarray(examples.ids), keys, learning_rate)
+    tree = jax.tree.map(jnp.asarray, examples.tree)
+    return _scan(loss, batch_size, params, mask, tree, jnp.asarray(examples.ids), keys, learning_rate)
 
 
-@jax.jit
-def _scan(params, mask, ids, keys, learning_rate):
-    optimizer, tree = optax.adam(learning_rate), jax.tree.map(jnp.asarray, digits())
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan(loss, batch_size, params, mask, tree, ids, keys, learning_rate):
+    optimizer = optax.adam(learning_rate)
 
     def step(carry, key):
         params, state = carry
-        chosen = jax.random.choice(key, ids, (BATCH,))
+        chosen = jax.random.choice(key, ids, (batch_size,))
         batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
-        slopes = jax.grad(lambda params: _denoising(params, (), batch, key)[0])(params)
+        slopes = jax.grad(lambda params: loss(params, (), batch, key)[0])(params)
         # The leaves that stay have moments of 0, and steps of 0.
         updates, state = optimizer.update(jax.tree.map(jnp.multiply, slopes, mask), state)
         return (optax.apply_updates(params, updates), state), None

@@ -12,9 +12,7 @@ from experiments.concepts import run
 
 REFERENCES = ("original", "retrained")
 ERASED, *KEPT = run.CONCEPTS
-# A line of the picture for each of these models, and what it calls them.
-PICTURED = {"original": "before", "EUPMU": "EUPMU", run.TOLD: "EUPMU,\ntold the level", "retrained": "retrained"}
-NEIGHBOURS = (ERASED, "face", "clock", "arrow")
+TITLES = {"original": "before", run.TOLD: "EUPMU,\ntold the level"}
 
 
 def blocks() -> dict[str, str]:
@@ -33,17 +31,17 @@ def draw(folder: Path) -> None:
     kept = np.load(run.SAMPLES)
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(parts.STYLE):
-        figure = Figure(figsize=(10.4, 1.3 * len(PICTURED) + 0.3), layout="constrained")
-        panels = figure.subplots(len(PICTURED), len(NEIGHBOURS))
-        for line, (name, title) in zip(panels, PICTURED.items(), strict=True):
-            for axes, word in zip(line, NEIGHBOURS, strict=True):
-                axes.imshow(_tiled(kept[name][run.CONCEPTS.index(word)]), interpolation="nearest")
+        figure = Figure(figsize=(10.4, 1.3 * len(run.PICTURED) + 0.3), layout="constrained")
+        panels = figure.subplots(len(run.PICTURED), len(run.NEIGHBOURS))
+        for line, name in zip(panels, run.PICTURED, strict=True):
+            for axes, word, images in zip(line, run.NEIGHBOURS, kept[name], strict=True):
+                axes.imshow(_tiled(images), interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.grid(visible=False)
                 axes.spines[:].set_visible(word == ERASED)
                 axes.spines[:].set_color("#b3261e")
-            line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-        for axes, word in zip(panels[0], NEIGHBOURS, strict=True):
+            line[0].set_ylabel(TITLES.get(name, name), rotation=0, ha="right", va="center", fontsize=9)
+        for axes, word in zip(panels[0], run.NEIGHBOURS, strict=True):
             axes.set_title(f"“{word}”" + (", erased" if word == ERASED else ""), fontsize=9)
         figure.savefig(folder / "concepts.png", dpi=110, metadata={"Software": None})
 

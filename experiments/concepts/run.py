@@ -20,12 +20,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import eupmu_jax as eupmu
 from eupmu_jax import tasks
-from eupmu_jax.benchmark import rows
+from eupmu_jax.benchmark import diffusion, rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.data import augment, emoji
 from eupmu_jax.methods import METHODS as ALL_METHODS
@@ -56,7 +55,8 @@ METHODS = ("EUPMU", "weighted sum")
 TOLD = "EUPMU, told the level"
 # Samples for each concept; and for the forgotten one after its word was learned again, in so many steps.
 JUDGED, ATTACKED, RELEARNING = 32, 64, 150
-SHOWN = 8
+# The picture's models, words, and samples for each.
+PICTURED, NEIGHBOURS, SHOWN = ("original", "EUPMU", TOLD, "retrained"), ("flag", "face", "clock", "arrow"), 8
 
 
 class Emoji(NamedTuple):
@@ -97,12 +97,8 @@ def data() -> Emoji:
 
 def sets() -> tuple[Examples, Examples]:
     """The flags, and all others."""
-    forget, retain = (Examples(data().tree, np.flatnonzero(part)) for part in (is_flag(), ~is_flag()))
-    return forget, retain
-
-
-def is_flag() -> np.ndarray:
-    return data().concepts == 0
+    flags = data().concepts == 0
+    return Examples(data().tree, np.flatnonzero(flags)), Examples(data().tree, np.flatnonzero(~flags))
 
 
 class Words(nnx.Module):
@@ -214,25 +210,10 @@ def relearned(params, seed: int) -> float:
     word = data().words.index(CONCEPTS[0])
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[word].set(True)
-    params = _tuned(params, mask, jnp.asarray(sets()[0].ids), jax.random.split(jax.random.key(seed), RELEARNING))
+    options = {"steps": RELEARNING, "learning_rate": 1e-2, "seed": seed, "batch_size": FORGET_BATCH}
+    params = diffusion.tuned(_denoising, params, mask, sets()[0], **options)
     shown = np.asarray(classifier()[0](samples(params, prompts_of(0, ATTACKED), seed + 1)))
     return float(100 * np.mean(shown == 0))
-
-
-@jax.jit
-def _tuned(params, mask, ids, keys):
-    """Adam on the denoising loss of these examples, where the mask is true."""
-    optimizer, tree = optax.adam(1e-2), jax.tree.map(jnp.asarray, data().tree)
-
-    def step(carry, key):
-        params, state = carry
-        chosen = jax.random.choice(key, ids, (FORGET_BATCH,))
-        batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
-        slopes = jax.grad(lambda params: _denoising(params, (), batch, key)[0])(params)
-        updates, state = optimizer.update(jax.tree.map(jnp.multiply, slopes, mask), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
 
 def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) -> None:
@@ -247,7 +228,8 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
     def add(model, params, **more):
         figures = {"shown": judge(params, seed), "relearned": relearned(params, seed), "judge": classifier()[1]}
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
-        keep(model, params, out.with_name(SAMPLES.name))
+        if model in PICTURED:
+            keep(model, params, out.with_name(SAMPLES.name))
         # Last, as a model that has its row is not made again.
         rows.append(out, {"model": model, "seed": seed, **figures, **more} | made_by)
         print(model, figures, flush=True)
@@ -273,11 +255,12 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
 
 
 def keep(name: str, params, path: Path) -> None:
-    """Adds samples of every concept to the file of pictures, all from the same noise."""
+    """Adds samples to the file of pictures, drawn for every concept from the same noise."""
     labels = np.concatenate([prompts_of(k, SHOWN) for k in range(len(CONCEPTS))])
     images = np.asarray(samples(params, labels, 0)).reshape(len(CONCEPTS), SHOWN, *SHAPE)
+    pixels = np.round(127.5 * (images + 1)).astype(np.uint8)[[CONCEPTS.index(word) for word in NEIGHBOURS]]
     kept = dict(np.load(path)) if path.is_file() else {}
-    np.savez_compressed(path, **kept | {name: np.round(127.5 * (images + 1)).astype(np.uint8)})
+    np.savez_compressed(path, **kept | {name: pixels})
 
 
 def main():
