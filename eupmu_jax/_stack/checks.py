@@ -62,9 +62,19 @@ def check_numbers(
 
 
 def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
-    """Raises `ValueError` unless `value` is at least `least`."""
-    if not is_traced(value) and not value >= least:
-        raise ValueError(f"{name}: got {value}, expected at least {least}{unit}")
+    """Raises `ValueError` unless `value` is an int of at least `least`."""
+    if not is_traced(value) and not (value >= least and np.isfinite(value) and value == np.floor(value)):
+        raise ValueError(f"{name}: got {value}, expected an int of at least {least}{unit}")
+
+
+def check_retain_losses(values: Any, num_objectives: int, dtype: Any) -> chex.Array:
+    """`(K-1,)` retain losses as a `value_fn` returned them; raises `ValueError` for another shape."""
+    k, values = num_objectives, jnp.asarray(values, dtype)
+    if values.shape not in ((k - 1,), () if k == 2 else None):
+        raise ValueError(
+            f"value_fn: returned shape {values.shape}, expected ({k - 1},): the retain losses, without the forget loss"
+        )
+    return values.reshape(k - 1)
 
 
 def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | None) -> int | None:

@@ -13,6 +13,10 @@ from eupmu_jax._stack import algebra, checks, refusal
 class WeightingState(NamedTuple):
     """State of the aggregators that see the Gram matrix alone; every field can be read with `tree_get`.
 
+    Such an aggregator has `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked
+    tree in, parameter-shaped tree out. `losses` are looked at only for being finite, `gram_fn` is as in
+    `unilateral_surgery`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+
     Attributes:
       weights: `(K,)` weights of the rows in the last step.
       gram: `(K, K)` Gram matrix of the last step's gradients.
@@ -29,6 +33,9 @@ class WeightingState(NamedTuple):
 class LossWeightingState(NamedTuple):
     """State of the aggregators that see the losses alone; every field can be read with `tree_get`.
 
+    Such an aggregator has `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
+    parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+
     Attributes:
       weights: `(K,)` weights of the rows in the last step.
       memory: What the rule keeps between steps; empty for most.
@@ -43,7 +50,11 @@ class LossWeightingState(NamedTuple):
 
 
 def from_gram(
-    weigh: Callable[..., chex.Array], num_objectives: int | None = None, *, with_count: bool = False
+    weigh: Callable[..., chex.Array],
+    num_objectives: int | None = None,
+    *,
+    with_count: bool = False,
+    at_most: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The transform :math:`d = \sum_k w_k g_k` with :math:`w` a function of the Gram matrix.
 
@@ -51,17 +62,18 @@ def from_gram(
       weigh: `(K, K)` to `(K,)`, finite for every finite Gram matrix.
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
       with_count: Calls `weigh(gram, count)`, with the number of steps taken, for rules that draw at random.
+      at_most: Objectives that `weigh` solves for.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked tree
-      in, parameter-shaped tree out; `losses` are looked at only for being finite, `gram_fn` is as in
-      `unilateral_surgery`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+      A transform with a `WeightingState`.
 
     >>> tx = from_gram(lambda gram: 1 / jnp.sqrt(jnp.diagonal(gram)))
     >>> tx.update(jnp.array([[3.0, 0.0], [0.0, 4.0]]), tx.init(jnp.zeros(2)))[0].tolist()
     [1.0, 1.0]
     """
     checks.resolve_num_objectives(num_objectives)
+    if num_objectives is not None:
+        checks.check_count(num_objectives, None, "num_objectives", at_most=at_most)
 
     def init_fn(params):
         k, dtype = num_objectives or 2, algebra.accumulator_dtype(params)
@@ -70,6 +82,7 @@ def from_gram(
     def update_fn(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args):
         del extra_args
         k = checks.count_objectives(updates, params, num_objectives)
+        checks.check_count(k, None, at_most=at_most)
         losses = checks.check_losses(losses, k)
         gram = (gram_fn or algebra.gram_matrix)(updates)
         finite = jnp.all(jnp.isfinite(gram))
@@ -101,8 +114,7 @@ def from_losses(
       memory: `(K, dtype)` to the memory at the start.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
-      parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+      A transform with a `LossWeightingState`.
 
     >>> tx = from_losses(lambda losses, state: (losses / losses.sum(), ()))
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()

@@ -35,7 +35,7 @@ def aligned_mtl(scale_mode: str = "min", *, num_objectives: int | None = None) -
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     Raises:
       ValueError: For an unknown scale mode.

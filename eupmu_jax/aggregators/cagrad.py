@@ -35,7 +35,7 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     Raises:
       ValueError: For a negative c.

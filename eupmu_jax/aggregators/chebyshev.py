@@ -36,7 +36,7 @@ def chebyshev(
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `LossWeightingState`; its `update` needs `losses`, see `weighting.from_losses`.
+      A transform with a `LossWeightingState`.
 
     Raises:
       ValueError: For a negative rho or weight, arrays of another shape, or missing losses.

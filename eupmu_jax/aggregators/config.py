@@ -26,7 +26,7 @@ def config(*, num_objectives: int | None = None) -> optax.GradientTransformation
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     >>> tx = config()
     >>> tx.update(jnp.array([[-1.0, 0.0], [0.0, 3.0]]), tx.init(jnp.zeros(2)))[0].round(5).tolist()

@@ -23,13 +23,17 @@ def dualproj(*, num_objectives: int | None = None) -> optax.GradientTransformati
       num_objectives: K, if it is not 2; at most 15. Needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
+
+    Raises:
+      ValueError: For more than 15 objectives.
 
     >>> tx = dualproj()
     >>> tx.update(jnp.array([[-3.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].tolist()
     [0.0, 0.5]
     """
-    return from_gram(lambda gram: conflict_free(gram, jnp.full(len(gram), 1 / len(gram), gram.dtype)), num_objectives)
+    project_mean = lambda gram: conflict_free(gram, jnp.full(len(gram), 1 / len(gram), gram.dtype))
+    return from_gram(project_mean, num_objectives, at_most=nnls.MAX_CONSTRAINTS)
 
 
 def conflict_free(gram, weights):

@@ -60,8 +60,7 @@ def famo(
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `LossWeightingState` whose memory is a `FamoMemory`; its `update` needs `losses`, see
-      `weighting.from_losses`.
+      A transform with a `LossWeightingState` whose memory is a `FamoMemory`.
 
     Raises:
       ValueError: For a negative rate or decay, `min_losses` of another shape, or missing losses.

@@ -23,16 +23,19 @@ def mgda(*, num_objectives: int | None = None) -> optax.GradientTransformationEx
     their weight for K = 2; of more, the weights are one solution, and d the only one.
 
     Args:
-      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2; at most 15. Needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
+
+    Raises:
+      ValueError: For more than 15 objectives.
 
     >>> tx = mgda()
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].round(6).tolist()
     [0.2..., 0.4...]
     """
-    return from_gram(min_norm, num_objectives)
+    return from_gram(min_norm, num_objectives, at_most=nnls.MAX_CONSTRAINTS)
 
 
 def min_norm(gram: chex.Array) -> chex.Array:

@@ -35,7 +35,7 @@ def nash_mtl(*, num_objectives: int | None = None) -> optax.GradientTransformati
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     >>> tx = nash_mtl()
     >>> tx.update(jnp.array([[-2.0, 0.0], [0.0, 3.0]]), tx.init(jnp.zeros(2)))[0].round(4).tolist()

@@ -28,7 +28,7 @@ def ngdiff(*, num_objectives: int | None = None) -> optax.GradientTransformation
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     >>> tx = ngdiff()
     >>> tx.update(jnp.array([[-5.0, 0.0], [0.0, 2.0]]), tx.init(jnp.zeros(2)))[0].tolist()

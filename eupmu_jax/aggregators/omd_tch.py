@@ -50,8 +50,7 @@ def omd_tch(
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `LossWeightingState` whose memory is an `OmdTchMemory`; its `update` needs `losses`, see
-      `weighting.from_losses`.
+      A transform with a `LossWeightingState` whose memory is an `OmdTchMemory`.
 
     Raises:
       ValueError: For an unknown variant, a negative eta or weight, arrays of another shape, or missing losses.

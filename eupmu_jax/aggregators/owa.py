@@ -31,7 +31,7 @@ def owa(
       num_objectives: K, if it is not 2 and `weights` do not tell; needed where the state must keep one shape.
 
     Returns:
-      A transform with an `OwaState`; its `update` needs `losses`, see `weighting.from_losses`.
+      A transform with an `OwaState`.
 
     Raises:
       ValueError: For negative weights, a number of weights other than m, or missing losses.
@@ -42,6 +42,8 @@ def owa(
     [0.25, 0.75]
     """
     offset = 0 if forget_weight is None else 1
+    if forget_weight is not None:
+        check_numbers("forget_weight", forget_weight, 0, finite=True)
     if weights is not None:
         if np.ndim(weights) != 1:
             raise ValueError(f"weights: got shape {np.shape(weights)}, expected one weight for each rank")

@@ -28,7 +28,7 @@ def pcgrad(seed: int | None = None, *, num_objectives: int | None = None) -> opt
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
 
     >>> tx = pcgrad()
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].tolist()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack import nnls
 from eupmu_jax.aggregators._weighting import from_gram
 from eupmu_jax.aggregators.dualproj import conflict_free
 
@@ -23,7 +24,10 @@ def upgrad(*, num_objectives: int | None = None) -> optax.GradientTransformation
       num_objectives: K, if it is not 2; at most 15. Needed where the state must keep one shape.
 
     Returns:
-      A transform with a `WeightingState`; see `weighting.from_gram`.
+      A transform with a `WeightingState`.
+
+    Raises:
+      ValueError: For more than 15 objectives.
 
     >>> tx = upgrad()
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].tolist()
@@ -34,4 +38,4 @@ def upgrad(*, num_objectives: int | None = None) -> optax.GradientTransformation
         projected = jax.vmap(lambda row: conflict_free(gram, row))(jnp.eye(len(gram), dtype=gram.dtype))
         return projected.mean(axis=0)
 
-    return from_gram(weigh, num_objectives)
+    return from_gram(weigh, num_objectives, at_most=nnls.MAX_CONSTRAINTS)

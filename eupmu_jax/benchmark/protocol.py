@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import json
+import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,9 @@ from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark.designs import Case, Design
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import relearning
+from eupmu_jax.training._digest import digest
+
+logger = logging.getLogger("eupmu_jax")
 
 # What a curve of relearning watches, and how often.
 WATCHED = 2_000
@@ -92,7 +97,7 @@ def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
         (made.split.retain_ids, problems.RETRAINED_SEED_OFFSET),
     ):
         models.append(problems.train(made, ids, init_seed=seed + offset, cache=cache / "models", on_step=lambda: None))
-        identity = f"{design.digest(case)} {seed} {offset}"
+        identity = f"{design.digest(case)} {seed} {offset} {digest(models[-1].params)}"
         path = cache / "judged" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         judged.append(_cached(path, lambda: judge(made, models[-1].params, design.shadow_size, metrics.FEATURES)))
     return Reference(made, models[0], models[1], judged[0], judged[1])
@@ -110,9 +115,13 @@ def keep_split(design: Design, case: Case, seed: int, folder: Path) -> None:
 
 
 def _cached(path, make):
-    if path.exists():
+    try:
         with np.load(path) as saved:
             return Judged(saved["train_logits"], saved["test_logits"], json.loads(str(saved["figures"])))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s: cannot be read (%s), so the model is judged again", path, error)
     judged = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.npz")

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +36,8 @@ PACKAGES = (
     "scikit-learn",
 )
 _PROVENANCE = "provenance"
+# What a kill may leave of the first row of a file.
+_CUT = re.compile(rb'\{("[^\n]*)?\Z')
 # How soon a process notices that it was left alone.
 ALONE_SECONDS = 0.5
 
@@ -48,7 +51,14 @@ def provenance(command: str, device: str | None = None) -> dict:
     """
     versions = {package: found for package in PACKAGES if (found := _version(package))}
     device = device or jax.devices()[0].device_kind
-    return {"versions": versions, "device": device, "cores": len(os.sched_getaffinity(0)), "command": command}
+    return {"versions": versions, "device": device, "cores": len(cores()), "command": command}
+
+
+def cores() -> list[int]:
+    """The processor cores that this process may use; all of them on systems that do not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _version(package):
@@ -59,7 +69,7 @@ def _version(package):
 
 
 def read(path: Path, needed: Sequence[str] = ()) -> list[dict]:
-    """The rows of a file; none if there is no such file. A last line that a kill cut off is passed over.
+    """The rows of a file; none if there is no such file. What a kill left of a last line is passed over.
 
     Args:
       path: Of the file.
@@ -71,7 +81,10 @@ def read(path: Path, needed: Sequence[str] = ()) -> list[dict]:
     """
     runs: dict[str, dict] = {}
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    if lines and not _fields(lines[-1]):
+        lines.pop()
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         place = f"{path}, line {number}"
@@ -107,7 +120,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       ValueError: If another process holds it.
     """
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         for _ in range(10):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,15 +140,25 @@ def select(rows: Iterable[dict], **fields: Any) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    """Adds a row; what follows the last complete one is dropped. NaN and infinity are not JSON and become null."""
+    """Adds a row; what a kill left of a last one is dropped. NaN and infinity are not JSON and become null.
+
+    Raises:
+      ValueError: For a file that does not begin with a row; it stays as it is.
+    """
     run, shared, line = _lines(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()
+        if before.strip() and not _fields(before.split(b"\n", 1)[0]) and not _CUT.match(before):
+            raise ValueError(f"{path}: begins with {before[:40].decode(errors='replace')!r}, expected a file of rows")
         end = before.rfind(b"\n") + 1
-        if end < len(before):
+        if _fields(before[end:]):
+            # An editor left out the end of the line.
+            file.write(b"\n")
+            end = len(before)
+        elif end < len(before):
             file.truncate(end)
         known = run is None or before.find(_start(run), 0, end) >= 0
         file.write(line if known else shared + line)

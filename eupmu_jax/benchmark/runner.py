@@ -87,7 +87,7 @@ def run(
         if cluster:
             on_cluster.run(cluster, training, unlearning, place, console)
             return
-        cores = sorted(os.sched_getaffinity(0))
+        cores = rows.cores()
         workers = workers or (1 if _has_accelerator() else len(cores))
         _in_processes(training, unlearning, place, cores, workers, console)
 
@@ -148,7 +148,7 @@ def _start(queue, out, parent):
     # Before the core is asked for: there may be nobody left to tell it.
     threading.Thread(target=watch, args=(lock,), daemon=True).start()
     core = queue.get()
-    if core is not None:
+    if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     jobs.keep_compiled_code(out / "cache" / "compiled")
 

@@ -45,12 +45,12 @@ def render(made: dict) -> str:
 <div class="figure">{_picture(reached)}</div>
 <h2>What an audit finds</h2>
 <div class="wide wrap">{_models(audited)}</div>
-<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is smaller
-than that of an example never seen; 0.5 tells nothing. With shadow models: the same, each example judged by models that
-never saw it. TPR: how many of the forgotten are known by their loss where 1 % of those never seen are taken for them;
-epsilon: what any differential privacy would have to allow, had chance alone decided which were learned. Relearned:
-accuracy on the other half of the forgotten before and after {_steps(audited)} steps on half of them, and on retained
-examples alone. Below, the unlearned parameters, rounded.</p>
+<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set; unseen ones mix the classes as
+the forgotten do. AUC: how often a loss is smaller than that of an example never seen; 0.5 tells nothing. With shadow
+models: the same, each example judged by models that never saw it. TPR: how many of the forgotten are known by their
+loss where 1 % of those never seen are taken for them; epsilon: what any differential privacy would have to allow, had
+chance alone decided which were learned. Relearned: accuracy on the other half of the forgotten before and after
+{_steps(audited)} steps on half of them, and on retained examples alone. Below, the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}
@@ -80,7 +80,11 @@ def _table(head, lines):
 
 
 def _level(level):
-    return "-" if not level else f"{100 * level['error']:.1f} ({100 * level['low']:.1f} to {100 * level['high']:.1f})"
+    if not level or level["error"] is None:
+        return "-"
+    error, *ends = (level[name] and 100 * level[name] for name in ("error", "low", "high"))
+    # One example has no interval where errors are no rates.
+    return f"{error:.1f}" if None in ends else "{:.1f} ({:.1f} to {:.1f})".format(error, *ends)
 
 
 def _models(audited):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -31,6 +32,8 @@ def run(
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
+    if not isinstance(forget, Path) and not (out / "reached.json").exists():
+        _check_order(own["data"], *forget, after)
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
@@ -69,6 +72,20 @@ def _requested(data, path, number):
         if request.data != user_file.data_digest(data):
             raise ValueError(f"request: {number} is on other data than the file has, expected one on those")
         return ledger.ids_of(connection, number)
+
+
+def _check_order(data, path, number, after):
+    """Raises `ValueError` where a run would learn again what another request had unlearned."""
+    gone = np.empty(0, np.int64) if after is None else deletion.forgotten_by(after)
+    with ledger.opened(path) as connection:
+        of_data = user_file.data_digest(data)
+        done = [r for r in ledger.listed(connection) if r.data == of_data and r.state == "unlearned"]
+        for request in done:
+            if request.number != number and not np.isin(ledger.ids_of(connection, request.number), gone).all():
+                raise ValueError(
+                    f"after: got {after}, but request {request.number} on these data is unlearned, and a run that does "
+                    "not go on from it would train on its examples again; expected the folder of the latest run"
+                )
 
 
 def said(reached: dict, out: Path) -> str:

@@ -30,7 +30,8 @@ def quadratic_penalty(
       \rho_{t+1} = \text{growth} \cdot \rho_t \;\text{ while } e_t > \text{violation\_tolerance}
 
     The gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and at rest the loss stands
-    lambda / rho above it. Growth shrinks that gap, and makes the problem ever stiffer: rho never falls again.
+    lambda / rho above it. Growth shrinks that gap, and makes the problem ever stiffer: rho never falls again. It
+    grows up to the root of the largest number of its dtype, 2e19 in float32.
 
     Args:
       penalty: Initial rho > 0, multiplier per unit of the loss.
@@ -60,9 +61,11 @@ def quadratic_penalty(
         if params is None:
             raise ValueError("params: got None, expected the multipliers: controller.update(updates, state, params)")
         moves = jax.tree.map(lambda rho, g, old: rho * jnp.maximum(-g, 0) - old, state.penalty, updates, params)
-        grown = jax.tree.map(
-            lambda rho, g: jnp.where(-g > violation_tolerance, growth * rho, rho), state.penalty, updates
-        )
-        return moves, QuadraticPenaltyState(grown)
+
+        def grow(rho, g):
+            most = jnp.sqrt(jnp.finfo(rho.dtype).max)
+            return jnp.where(-g > violation_tolerance, jnp.minimum(growth * rho, jnp.maximum(most, rho)), rho)
+
+        return moves, QuadraticPenaltyState(jax.tree.map(grow, state.penalty, updates))
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -22,7 +22,7 @@ def load(length: int) -> np.ndarray:
     the one that the environment variable EUPMU_DEVIL names.
 
     Raises:
-      ValueError: For a length below 2: the first token is given, and the others are predicted.
+      ValueError: For a length below 2, as the first token is given and the others are predicted, or above all entries'.
       FileNotFoundError: If the file is not on this machine.
     """
     if length < 2:
@@ -37,7 +37,9 @@ def load(length: int) -> np.ndarray:
     starts = [match.start() for match in _HEAD.finditer(text)]
     entries = [" ".join(text[a:b].split()) for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
     passages = [entry.encode("latin-1")[:length] for entry in entries]
-    return np.stack([np.frombuffer(p, np.uint8) for p in passages if len(p) == length]).astype(np.int32)
+    if not (whole := [np.frombuffer(p, np.uint8) for p in passages if len(p) == length]):
+        raise ValueError(f"length: got {length}, but the longest entry has {max(map(len, passages))} bytes")
+    return np.stack(whole).astype(np.int32)
 
 
 def text_of(tokens: np.ndarray) -> str:

@@ -137,7 +137,9 @@ def scalarized_value_and_grad(
     return value_and_grad
 
 
-def retain_losses(loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_aux: bool = False) -> chex.Array:
+def retain_losses(
+    loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_aux: bool = False, mode: str = "auto"
+) -> chex.Array:
     """Losses of the retain objectives alone, `(K-1,)`, without gradients; what the model returns besides is dropped.
 
     This is the `value_fn` of `implicit_surgery`, given the batches and `args` of the step. Arguments are those of
@@ -147,7 +149,8 @@ def retain_losses(loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_a
     >>> retain_losses(loss, jnp.array(0.0), (jnp.ones(2), jnp.full(6, 3.0))).tolist()
     [9.0]
     """
-    return Objectives(loss, batches, args, has_aux).values(params, start=1)[0]
+    _check_mode(mode)
+    return Objectives(loss, batches, args, has_aux).values(params, start=1, mode=mode)[0]
 
 
 def _check_mode(mode):

@@ -23,7 +23,7 @@ from eupmu_jax.methods import (
     weighted_sum,
     zeroth_order,
 )
-from eupmu_jax.methods._resolve import check_requirements, complete, default_settings, resolve_settings
+from eupmu_jax.methods._resolve import check_requirements, default_settings, resolve_settings
 from eupmu_jax.methods.method import (
     Choice,
     Cost,
@@ -32,6 +32,7 @@ from eupmu_jax.methods.method import (
     Procedure,
     Settings,
     Terms,
+    complete,
     loss_of,
 )
 

@@ -4,23 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, Choice, LogUniform, Method, Settings
+from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, OPTIMIZERS, Choice, Method, Settings, complete
 from eupmu_jax.tasks import Task, check_task
 
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
-
-
-class _Complete(dict):
-    """Settings that say which one is missing."""
-
-    def __missing__(self, name):
-        raise ValueError(f"settings: got {dict(self)}, expected {name!r} among them too")
-
-
-def complete(settings: Settings) -> Settings:
-    """The settings, with an error that names what is missing in place of a `KeyError`."""
-    return _Complete(settings)
+# What is divided by, and what is a share of something.
+POSITIVE = ("learning_rate", "smoothing", "temperature")
+SHARES = ("mask_fraction", "max_share", "momentum", "sparsity")
 
 
 def check_requirements(name: str, method: Method, task: Task) -> None:
@@ -64,8 +55,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     """The settings of a run: those given, or the defaults if None.
 
     Raises:
-      ValueError: For a setting that the method does not read, a number that is negative or not finite, a forget loss
-        that the task lacks.
+      ValueError: For a setting that the method does not read, a number that is negative, not finite or otherwise out of
+        range, another optimizer than "adam" and "sgd", a forget loss that the task lacks.
     """
     if settings is None:
         return complete(default_settings(method, task))
@@ -81,8 +72,10 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         is_word = isinstance(dimension, Choice) and isinstance(dimension.options[0], str)
         if not (is_word or key == "optimizer") and not _is_finite_number(value):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
-        if isinstance(dimension, LogUniform) and value < 0:
-            raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
+        if key == "optimizer" and value not in OPTIMIZERS:
+            raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
+        if not (is_word or key == "optimizer"):
+            _check_range(key, value)
     if not method.steers:
         return complete(settings)
     # What needs no tuning can be told a limit and nothing else; and that limit is then the only one.
@@ -90,6 +83,15 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     if {"limit", "allowed_rise"} & set(settings):
         del filled["allowed_error"]
     return complete(filled | dict(settings))
+
+
+def _check_range(key, value):
+    if key in POSITIVE and value <= 0:
+        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number above 0")
+    if value < 0:
+        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
+    if key in SHARES and value > 1:
+        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number from 0 to 1")
 
 
 def _is_finite_number(value):

@@ -3,12 +3,12 @@
 import functools
 
 import jax
-import numpy as np
 
 from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
 from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.feasibility import furthest_feasible
+from eupmu_jax.tasks.examples import spread
 
 # Least multiplier. Without it the surgery leaves the retain loss alone as long as that is below its limit, so that
 # nothing is repaired where the forget loss is at its bound already.
@@ -40,8 +40,7 @@ def eupmu_budget(task, terms, settings) -> Procedure:
     measured = min(MEASURED, -(-terms.num_retain // SHARE))
 
     def finish(params, state, prepared, forget, retain):
-        # Spread over the set, which may be sorted.
-        sample = retain[np.arange(0, terms.num_retain, terms.num_retain // measured)[:measured]]
+        sample = retain[spread(terms.num_retain, measured)]
         found = _search(task, sample, settings["allowed_rise"], prepared, params)
         return found.params, found.t
 
@@ -64,4 +63,5 @@ METHOD = Method(
     "forget and retain set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_rise": ALLOWED_RISE},
     family=FAMILY,
+    version=2,
 )

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eupmu_jax.controllers import forget_level, retain_limit, scale_by_limit
@@ -29,6 +28,7 @@ from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 from eupmu_jax.surgery.steps import explicit_step
 from eupmu_jax.tasks import Task
+from eupmu_jax.tasks.examples import spread
 
 # Found on digits alone, see experiments/level; what follows was not searched.
 PROPORTIONAL, INTEGRAL, MAX_WEIGHT, RETAIN_WEIGHT = 50.0, 0.2, 2.0, 3.0
@@ -97,9 +97,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     counts = [min(MEASURED, size, max(LEAST, -(-size // SHARE))) for size in sizes]
 
     def finish(params, state, prepared, forget, retain):
-        parts = forget, retain
-        # Spread over the sets, which may be sorted.
-        samples = [part[np.arange(0, len(part), len(part) // n)[:n]] for part, n in zip(parts, counts, strict=True)]
+        samples = [part[spread(len(part), n)] for part, n in zip((forget, retain), counts, strict=True)]
         # Of the error and of the loss.
         of_error = jnp.inf if limit is None else limit - terms.retain_error
         allowed = jnp.stack([of_error, settings["allowed_rise"] if in_nats else jnp.inf])
@@ -177,5 +175,5 @@ METHOD = Method(
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_error": LogUniform(0.003, 0.03)},
     optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,
-    version=2,
+    version=3,
 )

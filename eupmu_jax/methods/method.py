@@ -40,6 +40,7 @@ LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
 # Read by `descent`, so by every method that steps with it.
 OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
+OPTIMIZERS = ("adam", "sgd")
 
 
 class Terms(NamedTuple):
@@ -138,6 +139,18 @@ def loss_of(task: Task, forget_objective: str) -> SharedForward:
     return shared_forward(task.outputs, [task.forget[forget_objective], task.retain])
 
 
+class _Complete(dict):
+    """Settings that say which one is missing."""
+
+    def __missing__(self, name):
+        raise ValueError(f"settings: got {dict(self)}, expected {name!r} among them too")
+
+
+def complete(settings: Settings) -> Settings:
+    """The settings, with an error that names what is missing in place of a `KeyError`."""
+    return _Complete(settings)
+
+
 def learning_rate(terms: Terms, settings: Settings) -> optax.Schedule:
     """From the peak `settings["learning_rate"]` linearly to 0 over the run."""
     return optax.linear_schedule(settings["learning_rate"], 0.0, terms.steps)
@@ -158,8 +171,6 @@ def _preconditioner(settings):
     optimizer = settings.get("optimizer", "adam")
     if optimizer == "adam":
         return optax.scale_by_adam(settings.get("momentum", 0.9))
-    if optimizer != "sgd":
-        raise ValueError(f"optimizer: got {optimizer!r}, expected 'adam' or 'sgd'")
     return optax.trace(settings["momentum"]) if "momentum" in settings else optax.identity()
 
 

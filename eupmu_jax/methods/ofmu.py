@@ -9,7 +9,7 @@ import optax
 
 from eupmu_jax._stack import algebra
 from eupmu_jax.gradients.batches import stack
-from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, descent
+from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, complete, descent
 
 # Ascent steps before each descent; the paper takes 5 to 10, each of them as dear as three plain steps.
 INNER_STEPS = 2
@@ -99,7 +99,7 @@ def ofmu(task, terms, settings) -> Procedure:
     gradient grows with the inverse of its norm, so next to a minimum of :math:`l_R`, where a trained model is, the
     cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian for its softmax alone.
     """
-    optimizer = descent(terms, {**settings, "optimizer": "sgd"})
+    optimizer = descent(terms, complete({**settings, "optimizer": "sgd"}))
 
     def step(params, prepared, state, batches, count, key):
         forget, retain = batches

@@ -59,9 +59,8 @@ def affordable_steps(
     """
     terms, sizes = terms_of(counts, steps, batches)
     method = methods.method(name)
-    if method.steers:
-        # No number of passes depends on it.
-        settings = {"target": 0.0, **settings}
+    # No number of passes depends on the target.
+    settings = methods.complete(({"target": 0.0} if method.steers else {}) | dict(settings))
 
     def passes(steps):
         cost = method.make(task, terms._replace(steps=steps), settings).cost

@@ -1,6 +1,6 @@
 """Random labels: the forget set is learned anew with wrong labels, beside the retain set."""
 
-from eupmu_jax.methods.method import LEARNING_RATE, MOMENTUM, LogUniform, Method, Procedure
+from eupmu_jax.methods.method import LEARNING_RATE, MOMENTUM, LogUniform, Method, Procedure, complete
 from eupmu_jax.methods.weighted_sum import weighted_sum
 
 
@@ -10,7 +10,7 @@ def random_labels(task, terms, settings) -> Procedure:
     Labels are drawn anew in every pass over the forget set, and never equal the truth. The more is forgotten at random,
     the more the wrong labels contradict what the retain set teaches.
     """
-    return weighted_sum(task, terms, {**settings, "forget_objective": "random_labels"})
+    return weighted_sum(task, terms, complete({**settings, "forget_objective": "random_labels"}))
 
 
 METHOD = Method(

@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax.methods.method import FORGET_OBJECTIVE, Cost, LogUniform, Method, Procedure, descend, descent, loss_of
+from eupmu_jax.methods.method import (
+    FORGET_OBJECTIVE,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    complete,
+    descend,
+    descent,
+    loss_of,
+)
 
 # Two evaluations each: 8 forward passes of both batches cost about as much as 2.7 steps of one gradient.
 DIRECTIONS = 4
@@ -44,9 +54,8 @@ def zeroth_order(task, terms, settings) -> Procedure:
 
         return jax.tree.map(jnp.sign, estimate(objective, params, key, settings.get("smoothing", SMOOTHING)))
 
-    return descend(
-        descent(terms, {**settings, "optimizer": "sgd"}), gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0))
-    )
+    optimizer = descent(terms, complete({**settings, "optimizer": "sgd"}))
+    return descend(optimizer, gradient, Cost((2 * DIRECTIONS, 2 * DIRECTIONS), (0, 0)))
 
 
 def estimate(

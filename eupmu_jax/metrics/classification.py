@@ -52,7 +52,8 @@ def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
       logits_p, logits_q: `(N, C)` on the same examples, in the same order.
 
     Returns:
-      A number of at least 0, computed in float64; infinite only where q is 0 by a logit of -inf and p is not.
+      A number of at least 0, computed in float64; infinite only where q is 0 by a logit of -inf and p is not, and NaN
+      for logits that are.
 
     Raises:
       ValueError: If the shapes differ.
@@ -66,7 +67,7 @@ def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
         raise ValueError(f"logits_q: got shape {log_q.shape}, expected that of logits_p, {log_p.shape}")
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
-        terms = np.where(p > 0, p * (log_p - log_q), 0.0)
+        terms = np.where(p == 0, 0.0, p * (log_p - log_q))
     # Rounding can take the sum for two equal rows below 0.
     return float(np.mean(np.maximum(terms.sum(axis=-1), 0.0)))
 

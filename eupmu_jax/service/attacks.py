@@ -74,7 +74,7 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
     variance = (a * (1 - a) + (n - 1) * (q1 - a**2) + (m - 1) * (q2 - a**2)) / (n * m)
     width = 1.96 * max(variance, 0.0) ** 0.5
-    return Attack(auc, auc - width, auc + width, (n, m))
+    return Attack(auc, max(auc - width, 0.0), min(auc + width, 1.0), (n, m))
 
 
 def canaries(scores: np.ndarray, unseen: np.ndarray) -> Canaries | None:

@@ -9,6 +9,7 @@ from eupmu_jax import metrics
 from eupmu_jax.service import attacks, deletion, records, user_file
 from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training import checkpoints, levels, relearning
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
@@ -36,8 +37,9 @@ def make(path: Path, out: Path) -> dict:
 
     Returns:
       `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `canaries` and
-      with shadow models `lira` of the forgotten, `errors`, and `relearning` on half of the forgotten and on retained
-      examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or group;
+      with shadow models `lira` of the forgotten, each beside held-out examples with the classes mixed alike, `errors`,
+      and `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned parameters;
+      `classes` with the retain error of each class or group;
       `earlier`: what earlier runs forgot, under the parameters of this one.
 
     Raises:
@@ -81,11 +83,11 @@ def _of_model(task, params, sides, unseen):
     losses = lambda part: _losses(task, params, part)
     found = {"errors": _errors(task, params, sides)}
     if unseen is not None:
-        reference = losses(unseen)
-        found["attacks"] = {name: attack(losses(part), reference)._asdict() for name, part in sides.items()}
-        privacy = attacks.canaries(losses(sides["forgotten"]), reference)
+        alike = {name: levels.matched(task, unseen, part) for name, part in sides.items()}
+        found["attacks"] = {name: attack(losses(part), losses(alike[name]))._asdict() for name, part in sides.items()}
+        privacy = attacks.canaries(losses(sides["forgotten"]), losses(alike["forgotten"]))
         found["canaries"] = privacy and privacy._asdict()
-        found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
+        found["errors"]["unseen"] = levels.measured_level(task, params, alike["forgotten"], MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
@@ -99,8 +101,9 @@ class _Shadows:
         if not self.seen or unseen is None:
             self.parts = None
             return
-        ids = ids[np.unique(np.linspace(0, len(ids) - 1, MOST).astype(int))]
-        self.parts = deletion.part(data, ids), unseen
+        ids = ids[spread(len(ids), MOST)]
+        forgotten = deletion.part(data, ids)
+        self.parts = forgotten, levels.matched(task, unseen, forgotten)
         self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
         self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
 
@@ -126,9 +129,11 @@ def _errors(task: Task, params, sides):
 
 def _relearning(task, params, forget, retain):
     half = max(1, len(forget) // 2)
-    watched = Examples(forget.tree, forget.ids[half:] if len(forget) > 1 else forget.ids)
+    # In any order but their own: data that is sorted would have one half know nothing of the other.
+    ids = np.random.default_rng(0).permutation(forget.ids)
+    watched = Examples(forget.tree, ids[half:] if len(ids) > 1 else ids)
     curves = {}
-    for name, train in (("on half of them", Examples(forget.tree, forget.ids[:half])), ("on retained", retain)):
+    for name, train in (("on half of them", Examples(forget.tree, ids[:half])), ("on retained", retain)):
         curve = relearning.relearn(task, params, train, watched, steps=STEPS, every=EVERY, batch_size=BATCH)
         curves[name] = {"step": curve.step.tolist(), "accuracy": curve.accuracy.tolist()}
     return curves
@@ -156,11 +161,10 @@ def _groups(own, data):
 def _verdict(audited, level, has_unseen):
     """The verdict, and the reasons for it in words."""
     unlearned, retrained = audited["unlearned"], audited.get("retrained")
+    reasons = [] if level["kept"] else ["The retain error is above its limit."]
     if not has_unseen and retrained is None:
-        return INCONCLUSIVE, ["There is neither held-out data nor a retrained model to compare with."]
-    reasons = []
-    if not level["kept"]:
-        reasons.append("The retain error is above its limit.")
+        nothing = "There is neither held-out data nor a retrained model to compare with."
+        return FAILED if reasons else INCONCLUSIVE, [*reasons, nothing]
     if has_unseen and level["target"] < 1:
         of_models = [(model["attacks"]["forgotten"], model.get("lira")) for model in (unlearned, retrained) if model]
         for kind, of_kind in zip(("by the loss", "with shadow models"), zip(*of_models, strict=True), strict=True):

@@ -14,7 +14,7 @@ import chex
 import jax
 import numpy as np
 
-from eupmu_jax.benchmark.rows import provenance
+from eupmu_jax.benchmark.rows import alone, provenance
 from eupmu_jax.service import records, user_file
 from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import Examples, as_examples, check_task
@@ -81,7 +81,8 @@ def run(
 
     Raises:
       ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
-        already, a run to go on from that is not finished or of other data, or numbers out of range.
+        already, a run to go on from that is not finished or of other data, another process at work in the folder, or
+        numbers out of range.
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     if not 0 < asked.limit <= 100:
@@ -104,14 +105,26 @@ def run(
         "earlier": earlier,
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
     }
+    origin = {"code": _code(own)} | provenance(command)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, record)
-    if (out / "reached.json").exists():
+    with alone(out):
+        # Another process may have been first.
+        _check_same(out, record)
+        if not (out / "reached.json").exists():
+            records.write(out / "asked.json", record)
+            if after is not None:
+                checkpoints.save(out / START, params, {"data": data_digest})
+            sets = parts(data, ids, positions_of(earlier))
+            params, reached = _unlearned(own, params, sets, out, asked, on_step)
+            checkpoints.save(out / "params", params, {"asked": record})
+            records.write(out / "reached.json", reached | origin)
         return records.read(out / "reached.json", "reached")
-    records.write(out / "asked.json", record)
-    if after is not None:
-        checkpoints.save(out / START, params, {"data": data_digest})
-    forget, retain = parts(data, ids, positions_of(earlier))
+
+
+def _unlearned(own, params, sets, out, asked, on_step):
+    """The unlearned parameters, and what was reached."""
+    forget, retain = sets
     result = unlearn(
         METHOD,
         own["task"],
@@ -129,7 +142,7 @@ def run(
     assert level is not None
     # Told apart from unseen data where there are any; else short of the target by more than a point.
     short = level.comparison.high < 0 if level.comparison else level.forget_error < level.target - 0.01
-    reached = {
+    return result.params, {
         "met": bool(level.kept and not short),
         "level": level._asdict()
         | {
@@ -140,14 +153,9 @@ def run(
         "history": result.history,
         "share": result.share,
         "passes": {"forward": result.forward, "backward": result.backward},
-        "examples": {"forget": len(ids), "retain": len(retain)},
+        "examples": {"forget": len(forget), "retain": len(retain)},
         "params": digest(result.params),
-        "code": _code(own),
-        **provenance(command),
     }
-    checkpoints.save(out / "params", result.params, {"asked": record})
-    records.write(out / "reached.json", reached)
-    return records.read(out / "reached.json", "reached")
 
 
 def retrain(own: Mapping[str, Any], out: Path) -> None:
@@ -166,11 +174,12 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
         return
     if asked["data"] != user_file.data_digest(data):
         raise ValueError(f"out: {out} is of other data than the file has, expected a run on those")
-    gone = np.concatenate([asked["positions"], positions_of(asked["earlier"])]).astype(np.int64)
-    params = own["retrain"](np.setdiff1d(np.arange(len(data)), gone))
+    params = own["retrain"](np.setdiff1d(np.arange(len(data)), forgotten_by(out)))
     found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
     if str(found) != str(wanted):
         raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
+    # NumPy's float64 would come back as another model than was saved.
+    params = jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), params, own["params"])
     checkpoints.save(out / RETRAINED, params, {"asked": asked})
 
 
@@ -194,6 +203,12 @@ def part(data: Any, ids: np.ndarray) -> Any:
 def positions_of(earlier: list[dict]) -> np.ndarray:
     """All that earlier runs forgot."""
     return np.array([position for run in earlier for position in run["positions"]], np.int64)
+
+
+def forgotten_by(out: Path) -> np.ndarray:
+    """All positions that a run and those before it forgot, or were asked to."""
+    asked = records.read(out / "asked.json", "asked")
+    return positions_of([*asked["earlier"], asked])
 
 
 def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayTree:

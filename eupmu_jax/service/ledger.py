@@ -17,9 +17,10 @@ import numpy as np
 
 from eupmu_jax.service.ids import NAMED
 
-STATES = ("open", "unlearned", "infeasible", "failed")
+STATES = ("open", "unlearned", "infeasible")
 # The step from each version of the schema to the next; the number of the version is that of the steps made. The columns
-# of a key come first, or the integrity check of SQLite 3.40 finds faults where there are none.
+# of a key come first, or the integrity check of SQLite 3.40 finds faults where there are none. No request is ever
+# "failed", which the first step allows.
 MIGRATIONS = (
     """
     CREATE TABLE request (
@@ -78,6 +79,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
+            _check_own(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             _migrate(connection, path)
             yield connection
@@ -94,6 +96,14 @@ def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
     if not path.is_file():
         raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
     return opened(path)
+
+
+def _check_own(connection, path):
+    """Raises `ValueError` for another program's database, before anything is written to it."""
+    # The tables first: another process makes them and the version at once.
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        raise ValueError(f"ledger: got {path}, a database that is no ledger; expected another file")
 
 
 def _migrate(connection, path):

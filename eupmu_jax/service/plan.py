@@ -114,7 +114,7 @@ def said(plan: Mapping[str, Any]) -> str:
             f"{smaller['retain_batch']}` takes {size(smaller['bytes'])}."
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
-        lines.append("That is too much, with the smallest batches too.")
+        lines.append("That is too much, and so it is with every half of these batches.")
     share = f"; {plan['share']:.1f} % of training again" if plan["share"] is not None else ""
     lines.append(
         f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, as many as {plan['epochs']:.1f} "

@@ -28,7 +28,7 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     The file is code that the user chose; nothing that is read from a checkpoint, a ledger or a report is ever run.
 
     Args:
-      path: Of a Python file. Modules beside it can be imported.
+      path: Of a Python file. Modules beside it can be imported, by its functions too.
       needed: Names that it has to define.
 
     Raises:
@@ -41,14 +41,13 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     if path.suffix != ".py":
         raise ValueError(f"file: got {path}, expected a Python file that defines {_listed(needed)}")
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         with own_errors(path):
             found = runpy.run_path(str(path), run_name="eupmu_user_file")
     except SyntaxError as error:
         raise UserFileError("".join(traceback.format_exception_only(error)).strip()) from error
-    finally:
-        sys.path.remove(folder)
     if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
     return found

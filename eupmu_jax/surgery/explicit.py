@@ -157,6 +157,8 @@ def solve(
     # What the weighted retain gradients do for each constraint is as good as that much more tolerance.
     multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base, axis=1))
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
+    # A finite slope may be too small for what the tolerance demands of it.
+    finite &= jnp.all(jnp.isfinite(multipliers))
 
     feasible = nnls.is_met(gram, epsilon, multipliers)
     new = state._replace(multipliers=multipliers, gram=gram, feasible=feasible, tolerance_state=tolerance_state)

@@ -52,7 +52,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     Measure the levels on the data that the limit is about (the whole retain set, or a sample kept for it), whenever
     that can be afforded; between two checks nothing is promised. Checkpoints above the limit are kept only while
     nothing else is known, the one with the smallest violation first; so a start above its limit can be repaired. A
-    checkpoint with a loss that is not finite is never kept.
+    checkpoint with a loss that is not finite is never kept, but for the first until another comes.
 
     Args:
       limit: Float, or one for each of the K-1 levels.
@@ -95,7 +95,9 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
         levels = jnp.broadcast_to(jnp.asarray(levels, jnp.float32), state.levels.shape)
         excess, best_excess = violation(levels), violation(state.levels)
         better = jnp.where(excess == best_excess, forget_loss < state.forget_loss, excess < best_excess)
-        better &= jnp.isfinite(forget_loss) & jnp.all(jnp.isfinite(levels))
+        is_finite = lambda loss, levels: jnp.isfinite(loss) & jnp.all(jnp.isfinite(levels))
+        better |= ~is_finite(state.forget_loss, state.levels)
+        better &= is_finite(forget_loss, levels)
         progressed = state.progressed | (better & (excess == 0))
         stalled = jnp.where(better, 0, optax.safe_increment(state.stalled))
         select = lambda new, old: jnp.where(better, new, old)

@@ -82,7 +82,8 @@ def utility_guard(
       surgery: Collapses the stacked gradients for `inner`: any stacked transform; None is `unilateral_surgery(0.0)`,
         and `unilateral_surgery(jnp.inf)` hands the forget gradient on as it is.
       max_halvings: 0 measures nothing. Otherwise `update` needs `params` and `value_fn(params) -> (K-1,)`; it is called
-        once before the step, which the tolerance then reads in place of `losses`, and once or more after it.
+        once before the step, which the tolerance then reads in place of `losses` where there are no `levels`, and once
+        or more after it.
       num_objectives: K, where neither K = 2 nor a tolerance array tells it and the state must keep one shape.
 
     Returns:
@@ -126,8 +127,9 @@ def utility_guard(
                 f"{'params' if params is None else 'value_fn'}: got None, but max_halvings measures the retain losses "
                 "around the step: update(updates, state, params, value_fn=value_fn)"
             )
-        measure = lambda p: jnp.asarray(value_fn(p)).reshape(k - 1)
-        levels = measure(params) if max_halvings else tolerances.check_levels(levels, losses, k - 1)
+        measure = lambda p: checks.check_retain_losses(value_fn(p), k, None)
+        measured = measure(params) if max_halvings else None
+        levels = measured if levels is None and max_halvings else tolerances.check_levels(levels, losses, k - 1)
 
         extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
@@ -141,13 +143,13 @@ def utility_guard(
         epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, dtype)
         update, guard_multipliers, feasible = _project(proposal, updates, gram, epsilon)
         # The norm of the proposal and the corrected update may overflow where the proposal itself does not.
-        given = [part for part in (losses, levels) if part is not None]
+        given = [part for part in (losses, levels, measured) if part is not None]
         finite = algebra.all_finite((gram, algebra.squared_norm(proposal), update, given))
         finite &= jnp.all(epsilon > -jnp.inf)
 
         scale = jnp.ones([], dtype)
         if max_halvings:
-            allowed = levels + jnp.maximum(epsilon, 0).astype(levels.dtype)
+            allowed = measured + jnp.maximum(epsilon, 0).astype(measured.dtype)
 
             def rises(scale):
                 return jnp.any(~(measure(optax.apply_updates(params, _scaled(update, scale))) <= allowed))
@@ -157,6 +159,7 @@ def utility_guard(
             )
             scale = jnp.where(halvings > max_halvings, 0, 0.5**halvings).astype(dtype)
             update = _scaled(update, scale)
+            feasible = _is_met(update, updates, gram, epsilon)
 
         new = state._replace(
             surgery_state=surgery_state,
@@ -174,21 +177,12 @@ def utility_guard(
 def _project(update, updates, gram, epsilon):
     """`update` moved onto the constraints, the multipliers that did it, and whether each is met."""
     norms = jnp.sqrt(jnp.diagonal(gram))[1:]
-    unit = jnp.finfo(gram.dtype).eps
-    coarse = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(update))
-
-    def measure(update):
-        products = -algebra.inner_products(updates, update)[1:].astype(gram.dtype)
-        size = algebra.squared_norm(update).astype(gram.dtype)
-        return gram.at[0, 1:].set(products).at[1:, 0].set(products).at[0, 0].set(size)
-
-    def violated(augmented, rounding):
-        size = jnp.sqrt(augmented[0, 0])
-        return -augmented[0, 1:] > epsilon + (rounding + coarse) * norms * size + rounding * jnp.abs(epsilon)
+    measure = lambda update: _with_update(gram, updates, update)
+    violated = lambda augmented, units: _violated(augmented, epsilon, units, update)
 
     def is_open(state):
         _, augmented, _, rounds = state
-        return (rounds < MAX_ROUNDS) & jnp.any(violated(augmented, 16 * unit) & (norms > 0))
+        return (rounds < MAX_ROUNDS) & jnp.any(violated(augmented, 16) & (norms > 0))
 
     def project(state):
         update, augmented, total, rounds = state
@@ -199,7 +193,27 @@ def _project(update, updates, gram, epsilon):
     # Another round removes what cancellation left of the one before.
     start = (update, measure(update), jnp.zeros_like(epsilon), jnp.zeros([], jnp.int32))
     update, augmented, total, _ = jax.lax.while_loop(is_open, project, start)
-    return update, total, ~violated(augmented, 128 * unit)
+    return update, total, ~violated(augmented, 128)
+
+
+def _is_met(update, updates, gram, epsilon):
+    """Whether the update meets each constraint to first order, up to rounding."""
+    return ~_violated(_with_update(gram, updates, update), epsilon, 128, update)
+
+
+def _with_update(gram, updates, update):
+    """The Gram matrix with minus the update in place of the forget gradient."""
+    products = -algebra.inner_products(updates, update)[1:].astype(gram.dtype)
+    size = algebra.squared_norm(update).astype(gram.dtype)
+    return gram.at[0, 1:].set(products).at[1:, 0].set(products).at[0, 0].set(size)
+
+
+def _violated(augmented, epsilon, units, update):
+    """Which constraints are exceeded by more than so many units of rounding, and one of the update's own dtype."""
+    rounding = units * jnp.finfo(augmented.dtype).eps
+    coarse = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(update))
+    size, norms = jnp.sqrt(augmented[0, 0]), jnp.sqrt(jnp.diagonal(augmented))[1:]
+    return -augmented[0, 1:] > epsilon + (rounding + coarse) * norms * size + rounding * jnp.abs(epsilon)
 
 
 def _correct(update, rows, multipliers):

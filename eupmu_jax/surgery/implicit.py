@@ -178,7 +178,8 @@ def multiplier_transform(
         dtype = state.multipliers.dtype
         current = rescale(losses[1:].astype(dtype))
         if proxy == "same_batch":
-            before, after = current, rescale(_retain_losses(value_fn(optax.apply_updates(params, updates)), k, dtype))
+            found = value_fn(optax.apply_updates(params, updates))
+            before, after = current, rescale(checks.check_retain_losses(found, k, dtype))
             measured_count, measured = state.count, True
         elif proxy == "level":
             before, after, measured_count, measured = current, current, state.count, True
@@ -214,12 +215,3 @@ def multiplier_transform(
 
 def _log(losses):
     return jnp.where(losses > 0, jnp.log(jnp.maximum(losses, 0) + LOG_OFFSET), jnp.nan)
-
-
-def _retain_losses(values, k, dtype):
-    values = jnp.asarray(values, dtype)
-    if values.shape not in ((k - 1,), () if k == 2 else None):
-        raise ValueError(
-            f"value_fn: returned shape {values.shape}, expected ({k - 1},): the retain losses, without the forget loss"
-        )
-    return values.reshape(k - 1)

@@ -66,7 +66,7 @@ def explicit_step(
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
         losses = value[0] if has_aux else value
-        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
         extra = {} if errors is None else {"errors": errors(value[1])}
         updates, new_state = optimizer.update(
             grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn, **extra
@@ -113,7 +113,7 @@ def implicit_step(
 
         def value_fn(new_params):
             measured.append(True)
-            return retain_losses(loss, new_params, batches, *args, has_aux=has_aux)
+            return retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
 
         losses = value[0] if has_aux else value
         updates, new_state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)

@@ -67,6 +67,15 @@ def as_examples(name: str, data: Any) -> Any:
     return data
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many positions, spread over the whole of a set, which may be sorted.
+
+    >>> spread(7, 3).tolist(), spread(2, 3).tolist()
+    ([0, 3, 6], [0, 1])
+    """
+    return np.linspace(0, count - 1, min(most, count)).astype(int)
+
+
 def check_labels(labels: chex.Array, count: int) -> None:
     """Raises `ValueError` for labels that are no ints in [0, count).
 

@@ -8,9 +8,20 @@ import jax
 import numpy as np
 
 from eupmu_jax.methods.eupmu_level import error_limit
-from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks import Task
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training.levels import Comparison, Level, batches_of, compare, level_of, measured_level, unseen_levels
+from eupmu_jax.training.levels import (
+    Comparison,
+    Level,
+    batches_of,
+    check_finite,
+    compare,
+    labels_of,
+    level_of,
+    matched,
+    measured_level,
+    unseen_levels,
+)
 
 logger = logging.getLogger("eupmu_jax")
 # What is not limited by any level: a weight that is always full.
@@ -21,12 +32,13 @@ MOST = 2_000
 
 
 class Aim(NamedTuple):
-    """A target of the forget error, from where it comes, and the examples passed to find it."""
+    """A target of the forget error, from where it comes, the examples passed to find it, and if a class is to go."""
 
     target: float
     source: str
     level: Level | None
     passes: int
+    to_go: bool = False
 
 
 class Reached(NamedTuple):
@@ -41,8 +53,8 @@ class Reached(NamedTuple):
       start: The original model's error on the whole retain set.
       limit: Of the retain error: its start, and what it may rise by; or infinity.
       kept: Whether the retain error is within the limit, up to the sampling error of those examples.
-      comparison: Of forgotten and unseen examples under the returned parameters; None without held-out data, and where
-        classes are to go, which unseen data has too.
+      comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
+        alike; None without held-out data, and where classes are to go, which unseen data has too.
     """
 
     target: float
@@ -80,8 +92,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             "no level" if task.error is None else f"the error of chance, {chance:.3g}",
         )
         return Aim(target, "chance", None, 0)
-    classes = _classes(task, sets, held_out)
-    level = measured_level(task, params, held_out)
+    forgotten, retained, unseen = (labels_of(task, part) for part in (sets.forget, sets.retain, held_out))
+    level = check_finite(measured_level(task, params, held_out))
     if level.high - level.low > 2 * WIDE and task.error is not None:
         logger.warning(
             "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
@@ -91,14 +103,14 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             level.low,
             level.high,
         )
-    if classes is None:
+    if forgotten is None or retained is None or unseen is None:
         return Aim(level.error, "unseen data", level, len(held_out))
-    forgotten, retained, unseen = classes
     levels = unseen_levels(task, params, held_out, unseen)
     found, counts = np.unique(forgotten, return_counts=True)
     kept = set(np.unique(retained).tolist())
     of_class = [(levels[c].error if c in levels else level.error) if c in kept else 1.0 for c in found.tolist()]
-    return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, len(held_out))
+    target, to_go = float(np.average(of_class, weights=counts)), not kept.issuperset(found.tolist())
+    return Aim(target, "unseen data by class", level, len(held_out), to_go)
 
 
 def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
@@ -106,7 +118,9 @@ def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Re
     forget, retain = (measured_level(task, params, part, MOST) for part in (sets.forget, sets.retain))
     found = error_limit(start["retain_error"], settings)
     limit = np.inf if found is None else float(found)
-    comparison = None if held_out is None or aim.target >= 1 else compare(task, params, sets.forget, held_out)
+    comparison = None
+    if held_out is not None and not aim.to_go:
+        comparison = compare(task, params, sets.forget, matched(task, held_out, sets.forget))
     kept = retain.low <= limit
     errors = forget.error, retain.error, start["retain_error"]
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
@@ -116,15 +130,6 @@ def _unknown_level(task, params, forget):
     run = jax.jit(task.unknown)
     parts = [run(params, batch) for batch in batches_of(forget, MOST)]
     errors = np.concatenate([np.asarray(part, np.float64) for part, _ in parts])
+    if not np.isfinite(errors).all():
+        raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a whole model")
     return level_of(errors), int(parts[0][1]) * len(errors)
-
-
-def _classes(task, sets, held_out):
-    """Labels of forget, retain and held-out set, where they lie in memory and the task is a classifier."""
-    parts = (sets.forget, sets.retain, held_out)
-    if task.num_classes is None or not all(isinstance(part, Examples) for part in parts):
-        return None
-    labels = [part.tree.get("labels") if isinstance(part.tree, dict) else None for part in parts]
-    if any(part is None or np.ndim(part) != 1 for part in labels):
-        return None
-    return [np.asarray(part)[examples.ids] for part, examples in zip(labels, parts, strict=True)]

@@ -137,6 +137,30 @@ def trainable(task: Task, params, frozen):
     return task, without(params), whole
 
 
+def check_start(start) -> dict[str, float]:
+    """The figures of the original model that a caller knows; raises `ValueError` unless both are finite."""
+    wanted = ("retain_loss", "retain_error")
+    if set(start) != set(wanted) or not all(np.ndim(value) == 0 and np.isfinite(value) for value in start.values()):
+        raise ValueError(f"start: got {dict(start)}, expected finite numbers {' and '.join(wanted)}")
+    return {name: float(start[name]) for name in wanted}
+
+
+def batches_on(mesh, counts, batches) -> tuple[int, int]:
+    """Sizes of both batches that a mesh can share out: a whole set that is smaller than its batch is cut to fit.
+
+    Raises:
+      ValueError: For a batch that the mesh cannot share out evenly, or a set of fewer examples than shares.
+    """
+    shares, fitting = mesh.shape["data"], []
+    for name, count, batch in zip(("forget", "retain"), counts, batches, strict=True):
+        if batch % shares and batch <= count:
+            raise ValueError(f"{name}_batch: got {batch}, expected a multiple of {shares}, the mesh's axis data")
+        if count < shares:
+            raise ValueError(f"{name}: got {count} examples, expected at least {shares}, one for each part of the mesh")
+        fitting.append(min(batch, count) // shares * shares)
+    return fitting[0], fitting[1]
+
+
 def digest_of_examples(examples) -> str:
     """SHA-256 of a set: all of it where it lies in memory, else its length and some examples spread over it."""
     if isinstance(examples, Examples):
@@ -145,8 +169,8 @@ def digest_of_examples(examples) -> str:
     return digest((np.array(len(examples)), examples[spread]))
 
 
-def identity(name, method, settings, steps, seed, sizes, params, sets):
-    """What makes a run what it is, for its checkpoints."""
+def identity(name, method, settings, steps, seed, sizes, params, sets, given):
+    """What makes a run what it is, for its checkpoints; `given` has what is there only if the caller gave it."""
     return {
         "method": name,
         "version": method.version,
@@ -157,4 +181,5 @@ def identity(name, method, settings, steps, seed, sizes, params, sets):
         "params": digest(params),
         "forget": digest_of_examples(sets.forget),
         "retain": digest_of_examples(sets.retain),
+        **given,
     }

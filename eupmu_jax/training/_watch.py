@@ -26,6 +26,7 @@ class Watch:
 
     def __init__(self, task: Task, settings: Settings, sets: Sets, held_out, seed, steps, probes, chunk):
         self.task, self.sets, self.chunk = task, sets, chunk
+        self.wanted = probes > 0
         self.history: dict[str, list[float]] = {name: [] for name in NAMES} if probes else {}
         self.figures: dict[str, dict[str, float]] = {}
         self.steps = set(np.linspace(0, steps, probes + 1).round().astype(int).tolist()) if probes else set()
@@ -39,7 +40,7 @@ class Watch:
 
     def record(self, count: int, carry, draw_key: chex.PRNGKey) -> None:
         """Adds a point to the history."""
-        if not self.history:
+        if not self.wanted:
             return
         gradients = []
         for k, loss in enumerate((self.task.forget[self.objective], self.task.retain)):
@@ -63,7 +64,7 @@ class Watch:
 
     def add_figures(self, name: str, params: chex.ArrayTree) -> None:
         """Measures parameters, for the table at the end."""
-        if self.history:
+        if self.wanted:
             self.figures[name] = self._figures(params)
 
     def _of(self, k):

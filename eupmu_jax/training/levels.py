@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.tasks.examples import spread
 
 CHUNK = 500
 CONFIDENCE = 0.95
@@ -72,7 +73,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
     >>> round(level.error, 3), round(level.low, 3), round(level.high, 3), level.examples
     (0.1, 0.055, 0.174, 100)
     """
-    return measured_level(task, params, as_examples("held_out", held_out))
+    return check_finite(measured_level(task, params, as_examples("held_out", held_out)))
 
 
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
@@ -101,7 +102,7 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     if groups.shape != (len(examples),):
         raise ValueError(f"groups: got shape {groups.shape}, expected ({len(examples)},): one for each example")
     errors, _ = figures_of(task, params, examples)
-    return {group: level_of(errors[groups == group]) for group in np.unique(groups)}
+    return {group: check_finite(level_of(errors[groups == group])) for group in np.unique(groups)}
 
 
 def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = 2_000) -> Comparison:
@@ -126,9 +127,37 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    """At most so many positions, spread over a set, which may be sorted."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+def matched(task: Task, unseen: Examples, forgotten: Examples) -> Examples:
+    """Those of the unseen examples that mix the classes as the forgotten do; all of them but for labelled classes.
+
+    A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
+    be told from all of it without any trace. Classes that the unseen data lack are passed over.
+
+    >>> from eupmu_jax import tasks
+    >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=2)
+    >>> of = lambda *labels: as_examples("data", {"labels": np.array(labels)})
+    >>> matched(task, of(0, 1, 0, 1, 0, 1, 0), of(0, 0, 0, 1)).ids.tolist()
+    [0, 1, 2, 6]
+    """
+    labels = labels_of(task, unseen), labels_of(task, forgotten)
+    if labels[0] is None or labels[1] is None:
+        return unseen
+    counts = {c: np.sum(labels[1] == c) for c in np.unique(labels[1])}
+    places = {c: found for c in counts if len(found := np.flatnonzero(labels[0] == c))}
+    if not places:
+        return unseen
+    rarest = min(places, key=lambda c: len(places[c]) / counts[c])
+    share = lambda c: max(1, counts[c] * len(places[rarest]) // counts[rarest])
+    taken = [found[spread(len(found), share(c))] for c, found in places.items()]
+    return Examples(unseen.tree, unseen.ids[np.sort(np.concatenate(taken))])
+
+
+def labels_of(task: Task, examples: Examples) -> np.ndarray | None:
+    """The labels of examples that lie in memory, for a classifier; else None."""
+    if task.num_classes is None or not isinstance(examples, Examples) or not isinstance(examples.tree, dict):
+        return None
+    labels = examples.tree.get("labels")
+    return None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)[examples.ids]
 
 
 def _deviation(errors):
@@ -148,13 +177,18 @@ def level_of(errors: np.ndarray) -> Level:
     from scipy import stats
 
     mean, count = float(np.mean(errors)), len(errors)
-    if not np.isfinite(mean):
-        raise ValueError(f"held_out: got a mean error of {mean}, expected finite errors of the original model")
     if _is_rate(errors):
         interval = stats.binomtest(int(errors.sum()), count).proportion_ci(CONFIDENCE, method="wilson")
         return Level(mean, float(interval.low), float(interval.high), count)
     width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * _deviation(errors))
     return Level(mean, mean - width, mean + width, count)
+
+
+def check_finite(level: Level) -> Level:
+    """The level; raises `ValueError` if it is none."""
+    if not np.isfinite(level.error):
+        raise ValueError(f"held_out: got a mean error of {level.error}, expected finite errors of the original model")
+    return level
 
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +200,7 @@ def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = 
 
 def batches_of(examples, most: int | None = None) -> Iterator[chex.ArrayTree]:
     """A set in batches of 500, or at most so many of it, spread over it."""
-    positions = _spread(len(examples), most or len(examples))
+    positions = spread(len(examples), most or len(examples))
     for start in range(0, len(positions), CHUNK):
         yield examples[positions[start : start + CHUNK]]
 

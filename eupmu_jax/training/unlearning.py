@@ -19,7 +19,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
-from eupmu_jax.training._inputs import Sets, check_arguments, identity, trainable
+from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, identity, trainable
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
@@ -27,6 +27,8 @@ from eupmu_jax.training.mesh.placement import Carry, spread
 
 # A limit that took back more than this share of the way is worth a word.
 LITTLE = 0.5
+# The place of the time spent in the saved history.
+_SPENT = "spent"
 
 
 class Unlearned(NamedTuple):
@@ -44,6 +46,7 @@ class Unlearned(NamedTuple):
       share: How much of the way from the original to the last parameters a measured limit left: 1 if it cost nothing, 0
         if nothing could be forgotten within it. None for a method that measures no end.
       seconds, processor_seconds: Time of preparation, steps and end, without probes; with `warm` without compilation.
+        Of a run in parts, that of all parts up to their last checkpoints.
       compile_seconds: Time to compile, with `warm`; else 0.
       forward, backward: Examples passed through the model, in all.
       level: For a method that steers to a level: what it aimed at, what it reached, and at what cost to the retain set.
@@ -106,8 +109,9 @@ def unlearn(
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
-        The method never sees what is frozen; it is a constant of the compiled programs.
-      mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`.
+        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew.
+      mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
+        to divide; sets that are smaller than their batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
         the same devices. None saves nothing.
       save_every: Steps between checkpoints.
@@ -124,8 +128,8 @@ def unlearn(
 
     Raises:
       ValueError: Before any step: for an unknown method or setting, a task without a function that the method needs,
-        sets that are empty or of different structure, a number that is not positive, parameters that are not floating
-        point arrays, or a checkpoint of another run.
+        sets that are empty or of different structure, a number that is not positive, a batch that the mesh cannot share
+        out, parameters that are not floating point arrays, or a checkpoint of another run.
       InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
 
     A warning tells if the limit took back more than half of the way, as figures on the retain set alone would not.
@@ -147,19 +151,25 @@ def unlearn(
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(task, params, sets, held_out, **counts, probes=probes, seed=seed)
+    steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
+    given = {} if start is None else {"start": check_start(start)}
     if mesh is not None:
+        forget_batch, retain_batch = batches_on(mesh, sets.counts, (forget_batch, retain_batch))
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
         params = jax.device_put(params, param_shardings(params, mesh))
+    every = params
     task, params, whole = trainable(task, params, frozen)
+    # What is frozen makes another run too, and so does what is not.
+    every = every if frozen is None else (every, params)
     aim = aim_of(task, params, sets, held_out, settings.get("target")) if chosen.steers else None
     if aim is not None:
         settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
-    start = dict(start or retain_figures(task, params, sets.retain, sum(sizes)))
+    start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     procedure = chosen.make(task, with_start(terms, start), settings)
-    meta = {} if directory is None else identity(method, chosen, settings, steps, seed, sizes, params, sets)
+    meta = {} if directory is None else identity(method, chosen, settings, steps, seed, sizes, every, sets, given)
 
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(params, sets.forget, sets.retain, prepare_key)
@@ -196,13 +206,16 @@ def unlearn(
         compile_seconds = Seconds.now().since(compiling).wall
 
     watch = Watch(task, settings, sets, held_out, seed, steps, probes, sum(sizes))
+    # Saved with every checkpoint, so that a run in parts tells the time of all of them.
+    watch.history[_SPENT], earlier = list(Seconds(0.0, 0.0)), None
     with progress_bar(method, steps, progress) as advance_bar:
         watch.record(0, carry, draw_key)
         watch.add_figures("original", original)
         begun = Seconds.now()
 
         def after_step(count, carry):
-            nonlocal spent, begun
+            nonlocal spent, begun, earlier
+            earlier = earlier or Seconds(*watch.history[_SPENT])
             on_step()
             advance_bar(count)
             if count in watch.steps:
@@ -210,6 +223,7 @@ def unlearn(
                 spent = spent.plus(Seconds.now().since(begun))
                 watch.record(count, carry, draw_key)
                 begun = Seconds.now()
+            watch.history[_SPENT] = list(earlier.plus(spent).plus(Seconds.now().since(begun)))
 
         ended = loop.run(
             advance,
@@ -233,6 +247,8 @@ def unlearn(
             returned = jax.device_put(returned, jax.tree.map(lambda leaf: leaf.sharding, last))
     jax.block_until_ready(returned)
     spent = spent.plus(Seconds.now().since(begun))
+    before = Seconds(*watch.history.pop(_SPENT))
+    spent = spent.plus(before if earlier is None else earlier)
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)
     level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None

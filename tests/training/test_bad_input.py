@@ -52,7 +52,7 @@ BAD = {
     ),
     "an unknown optimizer": (
         {"settings": WEIGHTED | {"optimizer": "lion"}},
-        r"optimizer: got 'lion', expected 'adam' or 'sgd'",
+        r"settings\['optimizer'\]: got 'lion', expected one of adam, sgd",
     ),
     "no forget loss": (
         {"settings": without(WEIGHTED, "forget_objective")},
@@ -133,7 +133,7 @@ BAD = {
     "a negative seed": ({"seed": -1}, r"seed: got -1, expected an int of at least 0"),
     "steps that ascend": (
         {"settings": WEIGHTED | {"learning_rate": -0.1}},
-        r"settings\['learning_rate'\]: got -0\.1, expected a number >= 0",
+        r"settings\['learning_rate'\]: got -0\.1, expected a number above 0",
     ),
     "no parameters": ({"params": lambda d: {}}, r"params: got a tree without leaves"),
     "a counter among the parameters": (

@@ -193,9 +193,9 @@ def test_a_limit_below_the_start_and_a_target_cannot_be_had_together(digits):
     assert run.level.forget_error < 0.5
 
 
-@pytest.mark.parametrize("target", [-0.1, 1.2])
-def test_a_target_that_is_no_error_rate_is_refused(digits, target):
-    with pytest.raises(ValueError, match=r"^settings\['target'\]: got .*, expected an error rate from 0 to 1"):
+@pytest.mark.parametrize(("target", "wanted"), [(-0.1, "a number >= 0"), (1.2, "an error rate from 0 to 1")])
+def test_a_target_that_is_no_error_rate_is_refused(digits, target, wanted):
+    with pytest.raises(ValueError, match=rf"^settings\['target'\]: got {target}, expected {wanted}"):
         digits.unlearn(np.arange(300) < 30, settings={"target": target})
 
 
