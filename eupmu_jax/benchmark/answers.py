@@ -55,6 +55,19 @@ def fitting(asked: Asked, part: Questions) -> Questions:
     return part.take([row for row in range(len(part.question)) if all_fit(row)])
 
 
+def check(asked: Asked, part: Questions) -> None:
+    """Raises `ValueError` where a question does not fit with any of its answers, or that of the model's own."""
+    encoded(asked, part)
+    for others in (_right(part), *zip(*(part.wrong_answers or ()), strict=True)):
+        encoded(asked, part, others, asked.longer)
+    longest, context = max(map(len, _prompts(asked, part))), asked.language.context
+    if context is not None and longest + asked.answer > context:
+        raise ValueError(
+            f"answer: got {asked.answer} tokens after a prompt of {longest}, expected no more than the model's context "
+            f"of {context}"
+        )
+
+
 def encoded(asked: Asked, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
     """The batch of these questions with their answers, or with others in rows of another length."""
     return questions.tokenized(
@@ -106,9 +119,7 @@ def _targets(batch):
 
 def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
     """The model's own answers, the most likely token again and again."""
-    encode, end = asked.tokenizer.encode, asked.tokenizer.end
-    before = asked.template.removesuffix("{answer}").rstrip(" ")
-    prompts = [encode(before.replace("{question}", question)) for question in part.question]
+    prompts, end = _prompts(asked, part), asked.tokenizer.end
     made: list[list[int]] = []
     for start in range(0, len(prompts), asked.batch):
         some = prompts[start : start + asked.batch]
@@ -116,6 +127,11 @@ def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
         filled = some + some[:1] * (asked.batch - len(some))
         made += generate(asked.language, params, filled, asked.answer, end=end)[: len(some)]
     return [asked.tokenizer.decode(tokens).strip() for tokens in made]
+
+
+def _prompts(asked, part):
+    before = asked.template.removesuffix("{answer}").rstrip(" ")
+    return [asked.tokenizer.encode(before.replace("{question}", question)) for question in part.question]
 
 
 def probability(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:

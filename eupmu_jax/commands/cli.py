@@ -71,7 +71,7 @@ def plan(
         file: A Python file of yours, as `eupmu unlearn` takes it.
         forget: With a file: a text file of positions in its data, one in a line.
         request: With a file: number of a request in the ledger, in place of positions.
-        config: With a file: a TOML file of the numbers of a run, as `eupmu init` writes it.
+        config: With a file: a TOML file of the numbers of a run; by default mytask.toml beside mytask.py.
         ledger: With a file: the SQLite file of all requests.
         epochs: With a file: passes over the data that training took, for the share of retraining.
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
@@ -92,7 +92,9 @@ def plan(
         from eupmu_jax.service import config as toml
 
         with own_errors(file):
-            command.plan(file, (ledger, request) if request else forget, toml.asked(config), ledger, epochs, console)
+            command.plan(
+                file, (ledger, request) if request else forget, toml.asked(config, file), ledger, epochs, console
+            )
         return
 
     from eupmu_jax.commands import plan

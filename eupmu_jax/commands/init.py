@@ -6,7 +6,7 @@ TEMPLATE = '''"""My task: what `eupmu unlearn`, `audit` and `verify` need to kno
 
     eupmu request add {name} ids.txt --reason "a letter of 3 May"
     eupmu plan {name} --request 1
-    eupmu unlearn {name} --request 1 --config {stem}.toml --out RUN
+    eupmu unlearn {name} --request 1 --out RUN
     eupmu audit RUN {name}
     eupmu report RUN
 """
@@ -17,10 +17,11 @@ import numpy as np
 import eupmu_jax as eupmu
 
 
-# CHANGE: the model, (params, inputs) -> logits; any pytree of parameters. With Flax NNX:
-#   graph, params = nnx.split(model, nnx.Param)
+# CHANGE: the model, (params, inputs) -> logits; any pytree of parameters. With Flax NNX, of any kind:
+#   model.eval()
+#   graph, params, rest = nnx.split(model, nnx.Param, ...)
 #   def apply(params, inputs):
-#       return nnx.merge(graph, params)(inputs)
+#       return nnx.merge(graph, params, rest)(inputs)
 def apply(params, inputs):
     return jax.nn.relu(inputs @ params["hidden"]) @ params["out"]
 
@@ -57,7 +58,7 @@ task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number o
 '''
 
 
-NUMBERS = """# The numbers of a run, for `eupmu unlearn {name} --config {stem}.toml`; the command line goes before them.
+NUMBERS = """# The numbers of a run of `eupmu unlearn {name}`; options of the command line take precedence.
 limit = 1.0         # points that the error on the retained examples may rise by
 steps = 300         # of the optimizer
 seed = 0            # of the order of the examples

@@ -27,7 +27,7 @@ def unlearn(
 ) -> None:
     """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
 
-    Exit code 3: the error of unseen data could not be reached within the limit. The nearest point is kept and printed.
+    Exit code 3: the aim was missed, or the limit was not kept. The nearest point is saved and printed.
 
     Args:
         file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out` and `retrain`.
@@ -35,12 +35,14 @@ def unlearn(
         request: Number of a request in the ledger, in place of such a file; its state is set at the end.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
-        config: A TOML file of the numbers that follow, as `eupmu init` writes it; the command line goes before it.
-        limit: Points that the error on the retained examples may rise by; 1.0 if nothing says.
-        steps: Optimizer steps; 300.
-        seed: Of the order of the examples; 0.
-        forget_batch: Examples to forget in each step; 64.
-        retain_batch: Examples to retain in each step; 192.
+        config: A TOML file of the numbers that follow, as `eupmu init` writes it; by default mytask.toml beside
+            mytask.py. Options of the command line take precedence.
+        limit: Points that the error on the retained examples may rise by (hundredths of an error that is no rate);
+            default 1.0.
+        steps: Optimizer steps, part of what a run is; default 300.
+        seed: Of the order of the examples; default 0.
+        forget_batch: Examples to forget in each step; default 64.
+        retain_batch: Examples to retain in each step; default 192.
         ledger: The SQLite file of all requests.
         retrain: Whether to train the exact answer too, by the file's retrain(positions); the audit compares with it.
     """
@@ -50,7 +52,7 @@ def unlearn(
     from eupmu_jax.service import config as toml
 
     numbers = {"steps": steps, "seed": seed, "forget_batch": forget_batch, "retain_batch": retain_batch}
-    asked = toml.asked(config, limit=limit, **numbers)
+    asked = toml.asked(config, file, limit=limit, **numbers)
     wanted = (ledger, request) if request else forget
     with own_errors(file):
         met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console(), retrain)
@@ -61,7 +63,8 @@ def unlearn(
 def audit(run: Path, file: Path) -> None:
     """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
 
-    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has no `held_out`, and the run no retrained model).
+    Exit codes: 0 passed, 4 failed, 5 inconclusive: there is nothing to compare with (no `held_out` in the file, no
+    retrained model), or the original model passes the same tests.
 
     Args:
         run: Folder of the run.
@@ -94,7 +97,7 @@ def verify(report: Path, file: Path) -> None:
     Exit code 4 if anything does.
 
     Args:
-        report: The report.json in the folder of the run.
+        report: The report.json in the folder of the run, or that folder.
         file: The Python file that the run was made of. Nothing that the folder says is executed.
     """
     from eupmu_jax.service.report import verify

@@ -1,5 +1,6 @@
-"""`eupmu unlearn`: some of a user's own data, in his own model, from ids to parameters."""
+"""`eupmu unlearn`: some of a user's own data, in their own model, from ids to parameters."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from rich.progress import Progress
 from eupmu_jax.service import deletion, ledger, read_ids, user_file
 from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
+from eupmu_jax.training._aim import UNLIMITED
 
 
 def run(
@@ -34,9 +36,13 @@ def run(
     ids = _ids(own["data"], forget)
     if not isinstance(forget, Path) and not (out / "reached.json").exists():
         _check_order(own["data"], *forget, after)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True) as progress, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
+    for warning in warned:
+        if issubclass(warning.category, UserWarning):
+            console.print(f"Warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
     console.print(said(reached, out), highlight=False, soft_wrap=True)
     if not isinstance(forget, Path):
         with ledger.opened(forget[0]) as connection:
@@ -91,14 +97,23 @@ def _check_order(data, path, number, after):
 def said(reached: dict, out: Path) -> str:
     """What was reached, in a few lines."""
     level, examples = reached["level"], reached["examples"]
-    percent = lambda value: f"{100 * value:.1f} %"
+    percent = lambda value: f"{100 * value:.1f} %" if reached.get("rates", True) else f"{value:.4g}"
     interval = f" ({percent(level['unseen']['low'])} to {percent(level['unseen']['high'])})" if level["unseen"] else ""
-    end = "Both hold."
+    end = "The aim is reached and the limit kept."
     if not reached["met"]:
-        end = "Both could not be had; this is the nearest point found. More steps or a higher limit may do better."
+        missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
+        compared = level["comparison"]
+        if level["kept"] and compared and compared["low"] > 0:
+            missed = "More is forgotten than unseen data is unknown"
+        end = (
+            f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
+        )
+    aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
+    aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
+    load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
     return (
         f"Forgot {examples['forget']:,} of {sum(examples.values()):,} examples: their error is "
-        f"{percent(level['forget_error'])}, aimed at {percent(level['target'])}, that of {level['source']}{interval}.\n"
+        f"{percent(level['forget_error'])}, {aim}.\n"
         f"The error on the others is {percent(level['retain_error'])}; it was {percent(level['start'])}, and its limit "
-        f"is {percent(level['limit'])}.\n{end}\nParameters, checkpoints and reached.json: {out}"
+        f"is {percent(level['limit'])}.\n{end}\nCheckpoints and reached.json: {out}; the parameters: {load}"
     )

@@ -53,9 +53,9 @@ def tokenized(
 ) -> dict[str, np.ndarray]:
     r"""A batch for `tasks.language`: the answers are predicted, each after its question.
 
-    A row is prompt, answer, end token, padding. The prompt is the template up to the answer; prompt and answer are
-    encoded apart, so that the same prompt has the same tokens before every answer. A blank between the two goes with
-    the answer, as tokenizers of byte pairs expect. Padding repeats the end token and counts for nothing.
+    A row is prompt, answer, end token, padding. The prompt is the template up to the answer, without a blank between
+    the two, which goes with the answer. They are encoded together; what is predicted begins with the first token that
+    the prompt alone does not have. Padding repeats the end token and counts for nothing.
 
     For wrong answers call it once for each: `[wrong[j] for wrong in pairs.wrong_answers]`.
 
@@ -90,16 +90,17 @@ def tokenized(
     tokens = np.full((len(answers), length), end, np.int32)
     mask = np.zeros((len(answers), length), bool)
     for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        prompt = list(encode(before.replace("{question}", question)))
-        predicted = list(encode(blank + answer)) if answer.strip() else []
-        if not predicted:
+        text = before.replace("{question}", question)
+        prompt, whole = list(encode(text)), list(encode(text + blank + answer))
+        shared = next((i for i, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1]), len(prompt))
+        if not answer.strip() or len(whole) <= shared:
             raise ValueError(f"answers[{row}]: got {answer!r}, expected some text after {question!r}")
-        ids = [*prompt, *predicted, end]
+        ids = [*whole, end]
         if len(ids) > length:
             raise ValueError(
                 f"answers[{row}]: got {len(ids)} tokens with prompt and end, {len(ids) - length} more than length "
                 f"{length}: {question!r}"
             )
         tokens[row, : len(ids)] = ids
-        mask[row, len(prompt) : len(ids)] = True
+        mask[row, shared : len(ids)] = True
     return {"tokens": tokens, "mask": mask}

@@ -52,7 +52,7 @@ def default_settings(method: Method, task: Task) -> dict:
 
 
 def resolve_settings(name: str, method: Method, task: Task, settings: Settings | None) -> Settings:
-    """The settings of a run: those given, or the defaults if None.
+    """The settings of a run: those given, or the defaults if None; of EUPMU, the defaults of the others too.
 
     Raises:
       ValueError: For a setting that the method does not read, a number that is negative, not finite or otherwise out of
@@ -78,10 +78,13 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             _check_range(key, value)
     if not method.steers:
         return complete(settings)
-    # What needs no tuning can be told a limit and nothing else; and that limit is then the only one.
+    # What needs no tuning can be told a limit and nothing else.
     filled = default_settings(method, task)
     if {"limit", "allowed_rise"} & set(settings):
+        # That limit is then the only one.
         del filled["allowed_error"]
+        if "allowed_error" in settings:
+            raise ValueError("settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone")
     return complete(filled | dict(settings))
 
 

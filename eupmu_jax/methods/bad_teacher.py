@@ -30,7 +30,7 @@ def bad_teacher(task, terms, settings) -> Procedure:
 
     def loss(params, taught, key):
         batch, teacher_outputs = taught
-        return softened(task, task.outputs(params, batch, key), teacher_outputs, settings["temperature"])
+        return softened(task, task.outputs(params, batch, key), teacher_outputs, batch, settings["temperature"])
 
     value_and_grad = scalarized_value_and_grad(loss)
 

@@ -3,6 +3,7 @@
 "Descent" in the methods' own words is that of `descent`: Adam or SGD, clipped, with a learning rate that falls to 0.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -196,8 +197,12 @@ def size_of(batch: chex.ArrayTree) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
-def softened(task: Task, outputs: chex.ArrayTree, teacher: chex.ArrayTree, temperature: chex.Numeric) -> chex.Array:
+def softened(
+    task: Task, outputs: chex.ArrayTree, teacher: chex.ArrayTree, batch: chex.ArrayTree, temperature: chex.Numeric
+) -> chex.Array:
     r"""The task's divergence at a temperature, :math:`T^2 D(s / T, t / T)`; the teacher is fixed."""
     scale = lambda tree: jax.tree.map(lambda leaf: leaf / temperature, tree)
     assert task.divergence is not None  # required by the methods that call this
-    return temperature**2 * task.divergence(scale(outputs), scale(jax.lax.stop_gradient(teacher)))
+    both = scale(outputs), scale(jax.lax.stop_gradient(teacher))
+    needed = [p for p in inspect.signature(task.divergence).parameters.values() if p.default is p.empty]
+    return temperature**2 * task.divergence(*both, *((batch,) if len(needed) > len(both) else ()))

@@ -45,7 +45,7 @@ def scrub(task, terms, settings) -> Procedure:
 
     def divergence(params, teacher, batch, key):
         outputs = task.outputs(params, batch, key)
-        return outputs, softened(task, outputs, task.outputs(teacher, batch, key), TEMPERATURE)
+        return outputs, softened(task, outputs, task.outputs(teacher, batch, key), batch, TEMPERATURE)
 
     def forget_loss(params, teacher, batches, key):
         return -divergence(params, teacher, batches[0], key)[1]

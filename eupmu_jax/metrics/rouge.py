@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
-_END = re.compile(r"\n\s*\n|Question")
+_END = re.compile(r"\n\s*\n|\nQuestion|Question:")
 
 
 class RougeL(NamedTuple):
@@ -20,14 +20,16 @@ class RougeL(NamedTuple):
     f1: np.ndarray
 
 
-def rouge_l(generated: Sequence[str], references: Sequence[str]) -> RougeL:
-    """ROUGE-L of stemmed words (Lin 2004).
+def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool = True) -> RougeL:
+    """ROUGE-L of words (Lin 2004).
 
-    TOFU reports the mean recall of greedy answers of at most 200 tokens, MUSE means of F1. A text without words has 0.
+    TOFU reports the mean recall of stemmed words of greedy answers of at most 200 tokens, MUSE means of F1 without
+    stemming. A text without words has 0.
 
     Args:
       generated: Texts of the model.
       references: True texts, in the same order.
+      stem: Whether words count as equal that have one stem.
 
     Raises:
       ValueError: For lists of other lengths, or none.
@@ -41,7 +43,7 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> RougeL:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ImportError("ROUGE-L needs the package rouge-score: install eupmu-jax[language]") from error
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], use_stemmer=stem)
     scores = [scorer.score(true, text)["rougeL"] for text, true in zip(generated, references, strict=True)]
     return RougeL(np.array([score.recall for score in scores]), np.array([score.fmeasure for score in scores]))
 
@@ -49,8 +51,8 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> RougeL:
 def verbmem(continuations: Sequence[str], references: Sequence[str]) -> float:
     """Verbatim memorisation: mean ROUGE-L F1 of continuations of forgotten passages, in [0, 1].
 
-    The aim is the retrained model's value, not 0. MUSE prompts with the beginning of a passage and generates at most
-    128 tokens.
+    The aim is the retrained model's value, not 0. MUSE prompts with the beginning of a passage, generates at most 128
+    tokens, and cuts the references to 128 as well; words are not stemmed.
 
     Args:
       continuations: What the model goes on with.
@@ -59,14 +61,14 @@ def verbmem(continuations: Sequence[str], references: Sequence[str]) -> float:
     Raises:
       ValueError, ImportError: As in `rouge_l`.
     """
-    return float(np.mean(rouge_l(continuations, references).f1))
+    return float(np.mean(rouge_l(continuations, references, stem=False).f1))
 
 
 def knowmem(answers: Sequence[str], references: Sequence[str]) -> float:
     """Memorisation of knowledge: mean ROUGE-L F1 of answers to questions, in [0, 1], on the forget or the retain set.
 
-    MUSE asks with a few-shot prompt and generates at most 32 tokens. What follows a blank line or "Question" is no part
-    of an answer.
+    MUSE asks with a few-shot prompt and generates at most 32 tokens. What follows a blank line or the next question
+    is no part of an answer.
 
     Args:
       answers: What the model generates.
@@ -81,7 +83,7 @@ def knowmem(answers: Sequence[str], references: Sequence[str]) -> float:
 def shortened(answer: str) -> str:
     r"""An answer up to a blank line, or to where the model asks the next question.
 
-    >>> shortened("in 1881\nQuestion: Where?"), shortened("in 1881\n\nYes")
-    ('in 1881', 'in 1881')
+    >>> shortened("in 1881\nQuestion: Where?"), shortened("in 1881\n\nYes"), shortened("Question Time on television")
+    ('in 1881', 'in 1881', 'Question Time on television')
     """
     return _END.split(answer.lstrip(), maxsplit=1)[0].rstrip()

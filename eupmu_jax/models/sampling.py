@@ -102,8 +102,10 @@ def _sample(
         predicted = diffusion.guided(conditional, unconditional, guidance)
         x = diffusion.x_of(prediction, schedule, predicted, x_t, at)
         x = jnp.clip(x, -1, 1) if clip else x
-        noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(1 - now)
-        sigma = eta * jnp.sqrt((1 - after) / (1 - now)) * jnp.sqrt(jnp.maximum(1 - now / after, 0))
+        # Where nothing of the image is gone, neither is any noise, and nothing follows.
+        gone = jnp.where(now < 1, 1 - now, 1)
+        noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(gone)
+        sigma = eta * jnp.sqrt((1 - after) / gone) * jnp.sqrt(jnp.maximum(1 - now / after, 0))
         kept = jnp.sqrt(jnp.maximum(1 - after - sigma**2, 0))
         return jnp.sqrt(after) * x + kept * noise + sigma * jax.random.normal(key, x_t.shape), None
 

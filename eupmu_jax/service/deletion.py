@@ -1,4 +1,4 @@
-"""A user's model without some of his data: unlearned parameters in a folder, with what was asked and what was reached.
+"""A user's model without some of their data: unlearned parameters in a folder, with what was asked and reached.
 
 The folder has `asked.json`, what makes the run what it is; `start/`, the parameters of the run before, if there is one;
 `steps/`, checkpoints from which the same call goes on; at the end `params/`, the unlearned parameters, and
@@ -77,7 +77,8 @@ def run(
 
     Returns:
       What was reached, as it stands in `reached.json`: `figures` and `history` of `unlearn`, `level` with the target,
-      the errors and the limit, `met` (whether the level was reached within the limit), digests, versions and device.
+      the errors and the limit, `met` (whether the level was reached, not passed, and the limit kept), `rates` (whether
+      errors are shares of wrong examples), digests, versions and device.
 
     Raises:
       ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
@@ -85,9 +86,10 @@ def run(
         numbers out of range.
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
-    if not 0 < asked.limit <= 100:
-        raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0, at most 100")
     check_task(own["task"])
+    most = np.inf if own["task"].num_classes is None else 100
+    if not 0 < asked.limit <= most:
+        raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0, at most 100")
     data = as_examples("data", own["data"])
     data_digest = user_file.data_digest(data)
     params, earlier = (own["params"], []) if after is None else _end_of(after, own["params"], data_digest)
@@ -140,10 +142,12 @@ def _unlearned(own, params, sets, out, asked, on_step):
     )
     level = result.level
     assert level is not None
-    # Told apart from unseen data where there are any; else short of the target by more than a point.
-    short = level.comparison.high < 0 if level.comparison else level.forget_error < level.target - 0.01
+    # Too little or too much, as compared with unseen data where there are any; else a point short of the target.
+    compared = level.comparison
+    missed = level.forget_error < level.target - 0.01 if compared is None else not compared.low <= 0 <= compared.high
     return result.params, {
-        "met": bool(level.kept and not short),
+        "met": bool(level.kept and not missed),
+        "rates": own["task"].num_classes is not None,
         "level": level._asdict()
         | {
             name: value and value._asdict()

@@ -35,12 +35,13 @@ def verify(path: Path, file: Path) -> list[str]:
     extra `audit` is installed now as it was then.
 
     Args:
-      path: Of `report.json`, in the folder of the run.
+      path: Of `report.json` in the folder of the run, or of that folder.
       file: The user's file that the run was made of.
 
     Raises:
       ValueError: For a file that is no report, or a file of other data or parameters.
     """
+    path = path / "report.json" if path.is_dir() else path
     report, out = records.read(path, "report"), path.parent
     wrong = []
     for name, expected in sorted(report["files"].items()):

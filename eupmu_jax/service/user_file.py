@@ -1,4 +1,4 @@
-"""A Python file that a user names: his data, his task and his model."""
+"""A Python file that a user names: their data, their task and their model."""
 
 import contextlib
 import hashlib
@@ -36,6 +36,8 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
       ValueError: For something else than a Python file, or without a name that is needed.
       UserFileError: For whatever the file itself raises, `SystemExit` included.
     """
+    if path.is_dir():
+        raise ValueError(f"file: got {path}, which is a folder, expected a Python file; a run's folder goes before it")
     if not path.is_file():
         raise FileNotFoundError(f"file: {path} is not there; expected a Python file that defines {_listed(needed)}")
     if path.suffix != ".py":

@@ -149,9 +149,9 @@ def furthest_feasible(
 
     Args:
       measure: `measure(params) -> (K-1,)` levels on the data that the limit is about. Called once if `outside` keeps
-        the limit, else `bisections + 1` times (under `jit` always).
+        the limit, else `bisections + 1` times (under `jit` always), and once more, of `inside`, if nothing else does.
       limit: Float, or one for each level.
-      inside: Parameters that keep the limit; not measured, and returned if no other point on the way does.
+      inside: Parameters that keep the limit, returned if no other point on the way does.
       outside: Parameters of the same structure and shapes.
       bisections: At least 1.
 
@@ -165,6 +165,7 @@ def furthest_feasible(
 
     Warns:
       UserWarning: If t < 0.5: the limit cost much of what the run did. Raise it, or take steps that stay closer to it.
+        Another one if `inside` is above the limit itself.
 
     >>> found = furthest_feasible(lambda w: w**2, 2.25, jnp.array(0.0), jnp.array(2.0), bisections=8)
     >>> float(found.params), float(found.t), float(found.levels)
@@ -192,7 +193,14 @@ def furthest_feasible(
     traced = checks.is_traced(limit, end_levels, *jax.tree.leaves((inside, outside)))
     search = _search_traced if traced else _search_on_host
     t, levels = search(lambda t: measured(between(t)), limit, end_levels, bisections)
-    if not traced and t < LITTLE:
+    start = np.asarray(measured(inside)) if not traced and t == 0 else None
+    if start is not None and np.any(start > limit):
+        warnings.warn(
+            f"furthest_feasible: inside itself is above the limit, {start} > {limit}, and is "
+            "returned as it is; give parameters that keep the limit, or a higher limit",
+            stacklevel=2,
+        )
+    elif not traced and t < LITTLE:
         warnings.warn(
             f"furthest_feasible: only {float(t):.3g} of the way from inside to outside keeps the limit, so that much "
             "of what the run did is lost; allow a higher limit, or take steps that stay closer to it",

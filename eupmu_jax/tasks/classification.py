@@ -6,6 +6,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eupmu_jax import objectives
 from eupmu_jax.tasks.examples import check_labels
@@ -45,7 +46,8 @@ def classification(
       The task; the same object for the same arguments.
 
     Raises:
-      ValueError: If `apply` is no function, or for fewer than two classes.
+      ValueError: If `apply` is no function, or for fewer than two classes; when called, for another number of logits.
+        `unlearn` refuses batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
 
     >>> task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     >>> batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}
@@ -59,7 +61,12 @@ def classification(
 
     def outputs(params, batch, key):
         inputs = batch["inputs"] if augment is None or key is None else augment(key, batch["inputs"])
-        return apply(params, inputs)
+        logits = apply(params, inputs)
+        if logits.shape[1:] != (num_classes,):
+            raise ValueError(
+                f"apply: returned shape {logits.shape}, expected (n, {num_classes}): a logit for each class"
+            )
+        return logits
 
     def draw(key, epoch, batch):
         drawn = objectives.random_labels(jax.random.fold_in(key, epoch), batch["labels"], num_classes)
@@ -74,8 +81,17 @@ def classification(
         error=_is_wrong,
         fresh_params=fresh_params,
         num_classes=num_classes,
-        check=lambda batch: check_labels(batch["labels"], num_classes),
+        check=functools.partial(_check, num_classes),
     )
+
+
+def _check(num_classes, batch):
+    if not isinstance(batch, dict) or not {"inputs", "labels"} <= set(batch):
+        given = ", ".join(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(f"batch: got {given}, expected a dict with inputs and labels")
+    if np.ndim(batch["labels"]) != 1:
+        raise ValueError(f"labels: got shape {np.shape(batch['labels'])}, expected (n,) ints")
+    check_labels(batch["labels"], num_classes)
 
 
 def _cross_entropy(logits, batch):

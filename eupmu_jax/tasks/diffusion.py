@@ -30,6 +30,7 @@ def diffusion(
     gamma: float | None = None,
     guidance: float = 1.0,
     fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+    bounded: bool = True,
 ) -> Task:
     r"""The task of a diffusion model with classes or words as conditions; its retain loss is the denoising loss.
 
@@ -76,14 +77,15 @@ def diffusion(
       gamma: Of `min_snr_weights`; None weighs all times alike.
       guidance: Of `negative_guidance`.
       fresh_params: `fresh_params(key)`: untrained parameters.
+      bounded: Whether images lie in [-1, 1]; latents do not.
 
     Returns:
       The task. Its error is the denoising loss of each example.
 
     Raises:
       ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that
-        does not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1], and labels that are
-        no conditions.
+        does not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1] where they are
+        bounded, any that are not finite, and labels that are no conditions.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
@@ -121,12 +123,12 @@ def diffusion(
         teacher = jax.lax.stop_gradient(params if original is None else original)
         images = jax.random.uniform(keys[1], x.shape, x.dtype, -1, 1)
         surrogate_t, _, surrogate, _ = noised(images, first)
-        a, s = schedule.at(t, x.ndim)
         flat = jax.random.uniform(keys[2], x.shape, x.dtype)
         random = (labels + jax.random.randint(keys[3], labels.shape, 1, num_conditions)) % num_conditions
         unconditional, conditional = (denoise(teacher, x_t, t, c) for c in (nothing, labels))
+        predicted = denoise(params, x_t, t, jnp.where(left_out, nothing, labels))
         return {
-            "prediction": denoise(params, x_t, t, jnp.where(left_out, nothing, labels)),
+            "prediction": predicted,
             "target": wanted,
             "weights": weights,
             "counts": 1.0 - left_out,
@@ -134,8 +136,8 @@ def diffusion(
             "random_condition": denoise(teacher, x_t, t, random),
             "other_condition": denoise(teacher, x_t, t, (labels + 1) % num_conditions),
             "negative_guidance": objectives.negative_guidance(conditional, unconditional, guidance),
-            # Of the noise that the image's share of x_t leaves, in what the model predicts.
-            "noise": {"epsilon": flat, "x": (x_t - s * flat) / a, "v": (flat - s * x_t) / a}[prediction],
+            "noise": flat,
+            "predicted_noise": objectives.epsilon_of(prediction, schedule, predicted, x_t, t),
             "surrogate_prediction": denoise(params, surrogate_t, t, labels),
             "surrogate": surrogate,
         }
@@ -150,8 +152,13 @@ def diffusion(
     def check(batch):
         check_labels(batch["labels"], num_conditions + 1)
         least, most = float(np.min(batch["inputs"])), float(np.max(batch["inputs"]))
-        if not (least >= -ROUNDED and most <= ROUNDED):
-            raise ValueError(f"inputs: got images from {least:g} to {most:g}, expected numbers in [-1, 1]")
+        if bounded and not (least >= -ROUNDED and most <= ROUNDED):
+            raise ValueError(
+                f"inputs: got images from {least:g} to {most:g}, expected numbers in [-1, 1], or for latents a task "
+                "with bounded=False"
+            )
+        if not np.isfinite([least, most]).all():
+            raise ValueError(f"inputs: got numbers from {least:g} to {most:g}, expected finite ones")
 
     return Task(
         outputs=outputs,
@@ -178,9 +185,9 @@ def _mean(values, outputs):
     return jnp.sum(values * outputs["counts"]) / jnp.maximum(jnp.sum(outputs["counts"]), 1)
 
 
-def _towards(name):
+def _towards(name, of="prediction"):
     def loss(outputs, batch):
-        return _mean(objectives.squared_errors(outputs["prediction"], outputs[name]), outputs)
+        return _mean(objectives.squared_errors(outputs[of], outputs[name]), outputs)
 
     return loss
 
@@ -200,7 +207,7 @@ FORGET = {
     "random_condition": _towards("random_condition"),
     "unconditional": _towards("unconditional"),
     "other_condition": _towards("other_condition"),
-    "noise": _towards("noise"),
+    "noise": _towards("noise", of="predicted_noise"),
     "surrogate": _surrogate,
     "bounded_ascent": _bounded_ascent,
 }

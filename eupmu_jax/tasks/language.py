@@ -8,7 +8,6 @@ import chex
 import jax
 import numpy as np
 
-from eupmu_jax import objectives
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.tasks._language_losses import (
     FORGET,
@@ -55,8 +54,8 @@ def language(
     What starts with `reference_` is read from the batch, where `with_reference` puts it, or else computed in each step
     from `original`. A step computes only what its losses use.
 
-    The divergence is the mean of KL(teacher || model) over all positions. The error of a sequence is the share of its
-    tokens that the model would not have predicted, that is 1 less its exact memorisation.
+    The divergence is the mean of KL(teacher || model) over the tokens that are predicted. The error of a sequence is
+    the share of its tokens that the model would not have predicted, that is 1 less its exact memorisation.
 
     Args:
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
@@ -77,7 +76,7 @@ def language(
     Raises:
       ValueError: If `apply` or `hidden` is no function, for an unknown retain loss or constant, a retain loss that
         needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it in
-        another shape. `unlearn` refuses sequences without any token to predict.
+        another shape. `unlearn` refuses sequences without any token to predict, and tokens below 0.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
     >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
@@ -112,11 +111,14 @@ def _task(apply, hidden, retain, fresh_params):
         # Shares of the vocabulary, whose size only the logits tell.
         return batch | {"random_labels": jax.random.uniform(jax.random.fold_in(key, epoch), batch["tokens"].shape)}
 
+    def divergence(ours, teacher, batch):
+        return losses.kl_to_reference(logits_of(ours), logits_of(teacher), mask_of(batch))
+
     return Task(
         outputs=outputs,
         retain=RETAIN[retain],
         forget=FORGET,
-        divergence=lambda ours, teacher: objectives.kl_to_teacher(logits_of(ours), logits_of(teacher)),
+        divergence=divergence,
         draw=draw,
         error=share_not_predicted,
         fresh_params=fresh_params,
@@ -170,8 +172,8 @@ def with_reference(
       The set with `reference_nll` `(n,)`, and with `reference_alternative_nll` if there is an alternative.
 
     Raises:
-      ValueError: For a mask of another shape than its tokens, a sequence that has no token to predict, or a batch size
-        below 1.
+      ValueError: For tokens that are no ints from 0 on, a mask of another shape, a sequence that has no token to
+        predict, or a batch size below 1.
 
     >>> task = language(lambda params, tokens: jax.numpy.zeros((*tokens.shape, 4)))
     >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
@@ -205,6 +207,12 @@ def _check_answers(batch):
     for prefix in ("", "alternative_"):
         if f"{prefix}tokens" not in batch:
             continue
+        tokens = np.asarray(batch[f"{prefix}tokens"])
+        if not np.issubdtype(tokens.dtype, np.integer) or (tokens.size and tokens.min() < 0):
+            given = f"a token {tokens.min()}" if np.issubdtype(tokens.dtype, np.integer) else f"{tokens.dtype}"
+            raise ValueError(
+                f"{prefix}tokens: got {given}, expected ints from 0 on; what is not predicted is said by {prefix}mask"
+            )
         if len(empty := np.flatnonzero(~np.asarray(mask_of(batch, prefix)).any(axis=1))):
             raise ValueError(
                 f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "

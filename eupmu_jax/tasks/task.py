@@ -19,7 +19,8 @@ class Task(NamedTuple):
         is the mean over its batches by their examples, also where, as with tokens, examples do not weigh the same.
       forget: Forget losses by name, each `(outputs, batch) -> scalar`, minimised; the first is the default.
       divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal ones.
-        A method that softens it by a temperature T takes T^2 times the divergence of outputs divided by T.
+        One that needs a third argument is given the batch, which tells what is padding. A method that softens it by a
+        temperature T takes T^2 times the divergence of outputs divided by T.
       draw: `draw(key, epoch, batch) -> batch`: what is drawn anew for every pass over the forget set (random labels).
         It may change leaves and add some, and keeps the examples in their order.
       error: `error(outputs, batch) -> (n,)`: a figure for each example that people understand, such as 1 for wrong.

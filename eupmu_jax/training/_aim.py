@@ -84,12 +84,12 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
     if held_out is None:
-        chance = 1.0 if task.num_classes is None else 1 - 1 / task.num_classes
-        target = UNLIMITED if task.error is None else chance
+        # What chance makes of an error that is no rate, nobody knows.
+        target = UNLIMITED if task.num_classes is None else 1 - 1 / task.num_classes
         logger.warning(
             "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
             "the limit allows",
-            "no level" if task.error is None else f"the error of chance, {chance:.3g}",
+            "no level" if task.num_classes is None else f"the error of chance, {target:.3g}",
         )
         return Aim(target, "chance", None, 0)
     forgotten, retained, unseen = (labels_of(task, part) for part in (sets.forget, sets.retain, held_out))

@@ -1,6 +1,7 @@
 """What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
 
 import functools
+import logging
 
 import chex
 import jax
@@ -11,6 +12,7 @@ from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._digest import digest
 
+logger = logging.getLogger("eupmu_jax")
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
 # Examples that a task checks at a time.
@@ -91,6 +93,48 @@ def check_arguments(task: Task, params, sets: Sets, held_out, **counts: int) -> 
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None and task.check is not None:
             _check_examples(task, name, part)
+    _check_apart(sets)
+    _check_outputs(task, params, sets.forget)
+
+
+def _check_apart(sets):
+    """Raises `ValueError` where all to be forgotten is retained too, warns where some is; of sets in memory."""
+    if not all(isinstance(part, Examples) for part in (sets.forget, sets.retain)):
+        return
+    if sets.forget.tree is sets.retain.tree:
+        both = np.isin(sets.forget.ids, sets.retain.ids)
+    else:
+        retained = set(_rows(sets.retain))
+        both = np.array([row in retained for row in _rows(sets.forget)])
+    if both.all():
+        raise ValueError(
+            f"retain: got all {len(both)} examples of the forget set among its own, expected the data without them"
+        )
+    if both.any():
+        logger.warning("retain: %d of the %d examples to forget are, or equal, some to retain", both.sum(), len(both))
+
+
+def _rows(examples):
+    """The bytes of each example."""
+    leaves = [np.asarray(leaf)[examples.ids] for leaf in jax.tree.leaves(examples.tree)]
+    return [b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(examples))]
+
+
+def _check_outputs(task, params, forget):
+    """Raises `ValueError` where the retain loss is no scalar, or the error not one figure for each example."""
+    batch = forget[np.zeros(2, int)]
+    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
+    loss = jax.eval_shape(task.retain, outputs, batch)
+    if getattr(loss, "shape", None) != ():
+        raise ValueError(f"task.retain: returned {_described_shape(loss)}, expected a scalar, the mean over a batch")
+    if task.error is not None:
+        errors = jax.eval_shape(task.error, outputs, batch)
+        if getattr(errors, "shape", None) != (2,):
+            raise ValueError(f"task.error: returned {_described_shape(errors)} for 2 examples, expected shape (2,)")
+
+
+def _described_shape(tree):
+    return f"shape {tree.shape}" if hasattr(tree, "shape") else str(jax.tree.map(lambda leaf: leaf.shape, tree))
 
 
 def _check_examples(task, name, examples):

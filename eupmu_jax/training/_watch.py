@@ -15,6 +15,7 @@ from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.method import Settings, size_of
 from eupmu_jax.tasks import Task
+from eupmu_jax.training._aim import UNLIMITED
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._streams import sample_positions
 
@@ -159,7 +160,8 @@ def show(figures: dict[str, dict[str, float]], share: float | None, level=None) 
     if share is not None:
         console.print(f"The limit left {100 * share:.0f} % of the way to the last parameters.")
     if level is not None:
+        aim = f"aimed at {level.target:.3f} ({level.source})" if level.target < UNLIMITED else "with no level to aim at"
         console.print(
-            f"Forget error {level.forget_error:.3f}, aimed at {level.target:.3f} ({level.source}); retain error "
+            f"Forget error {level.forget_error:.3f}, {aim}; retain error "
             f"{level.retain_error:.3f}, limit {level.limit:.3f}, {'kept' if level.kept else 'exceeded'}."
         )

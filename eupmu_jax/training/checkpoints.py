@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import chex
@@ -30,8 +31,12 @@ def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
         manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))
 
 
-def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[chex.ArrayTree, dict[str, Any]] | None:
+def load(
+    directory: str | Path, like: chex.ArrayTree, meta: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[chex.ArrayTree, dict[str, Any]] | None:
     """Reads what `save` wrote, if its metadata agrees with every entry of `meta`; else None.
+
+    The parameters of `eupmu unlearn --out RUN` are in `RUN/params`, so that `load("RUN/params", params)[0]` is they.
 
     Args:
       directory: Where the checkpoint lies, or not.
@@ -44,6 +49,7 @@ def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[c
     Raises:
       DamagedError: For a checkpoint that cannot be read, or whose parameters are not those that were saved.
     """
+    directory = Path(directory)
     if not directory.is_dir():
         return None
     try:
@@ -53,7 +59,7 @@ def load(directory: Path, like: chex.ArrayTree, meta: dict[str, Any]) -> tuple[c
                 return None
             saved = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
-            if any(saved.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
+            if any(saved.get(key) != value for key, value in json.loads(json.dumps(dict(meta))).items()):
                 return None
             args = ocp.args.Composite(params=ocp.args.StandardRestore(_tree(like)))
             restored = manager.restore(step, args=args)["params"]

@@ -96,7 +96,7 @@ def unlearn(
       task: Of `eupmu_jax.tasks`, or one of your own.
       params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
-        for an array of positions. Both give batches of one structure.
+        for an array of positions. Both give batches of one structure; what is to be forgotten is not in `retain`.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class that the retain set lacks is to go. Without any the level is
         `task.unknown` of the forget set where the task has that, else chance (1 - 1 / classes), which is logged. Their
@@ -152,6 +152,8 @@ def unlearn(
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(task, params, sets, held_out, **counts, probes=probes, seed=seed)
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
+    if isinstance(directory, str | Path) and Path(directory).is_file():
+        raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
     given = {} if start is None else {"start": check_start(start)}
     if mesh is not None:
         forget_batch, retain_batch = batches_on(mesh, sets.counts, (forget_batch, retain_batch))

@@ -56,6 +56,8 @@ TOLD = "EUPMU, told the level"
 # Samples for each concept; and for the forgotten one after its word was learned again, in so many steps.
 JUDGED, ATTACKED, RELEARNING = 32, 64, 150
 # The picture's models, words, and samples for each.
+# Of the page and its picture.
+SEED = 0
 PICTURED, NEIGHBOURS, SHOWN = ("original", "EUPMU", TOLD, "retrained"), ("flag", "face", "clock", "arrow"), 8
 
 
@@ -228,7 +230,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
     def add(model, params, **more):
         figures = {"shown": judge(params, seed), "relearned": relearned(params, seed), "judge": classifier()[1]}
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
-        if model in PICTURED:
+        if model in PICTURED and seed == SEED:
             keep(model, params, out.with_name(SAMPLES.name))
         # Last, as a model that has its row is not made again.
         rows.append(out, {"model": model, "seed": seed, **figures, **more} | made_by)
@@ -265,7 +267,7 @@ def keep(name: str, params, path: Path) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ def blocks() -> dict[str, str]:
     fixed = [(model, "") for model in REFERENCES] + [("EUPMU", tuning.UNTUNED)]
     methods = list(dict.fromkeys(row["model"] for row in found if row["model"] not in REFERENCES))
     attacks = list(found[0]["attacks"])
-    attacked = [(method, 0) for method in methods if method not in ("EUPMU", "fine-tuning")]
+    attacked = [(method, 0) for method in methods]
     return {
         "diffusion": parts.table(["", *HEAD], [[_name(key), *_figures(_of(found, key))] for key in fixed]),
         "diffusion trials": parts.table(
@@ -123,9 +123,9 @@ def _short(found):
     mean = lambda mine, get: f"{np.mean([get(row) for row in mine]):.0f}"
     ua, row = (lambda row: row["UA"]), (lambda row: row["attacks"]["embedding"])
     return (
-        f"Untuned, asked for a class that a model of digits forgot, {mean(ours, ua)} % of EUPMU's samples are another "
-        f"one (retrained: {mean(wanted, ua)} %), and {mean(ours, row)} % once its row of the embedding was trained "
-        f"again (retrained: {mean(wanted, row)} %)."
+        f"Asked for the forgotten class, a model of digits unlearned by untuned EUPMU draws another digit "
+        f"{mean(ours, ua)} % of the time (retrained: {mean(wanted, ua)} %), and {mean(ours, row)} % once the class's "
+        f"row of the embedding was trained again (retrained: {mean(wanted, row)} %)."
     )
 
 

@@ -40,12 +40,14 @@ class Convnet(nnx.Module):
         return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 
-# The parameters alone, as a plain tree, and the model as a function of them.
-graph, _ = nnx.split(Convnet(nnx.Rngs(0)), nnx.Param)
+# The model as a function of its parameters; the rest would have the statistics of BatchNorm.
+model = Convnet(nnx.Rngs(0))
+model.eval()
+graph, _, rest = nnx.split(model, nnx.Param, ...)
 
 
 def apply(params, inputs):
-    return nnx.merge(graph, params)(inputs)
+    return nnx.merge(graph, params, rest)(inputs)
 
 
 task = eupmu.tasks.classification(apply, num_classes=10)

@@ -115,7 +115,7 @@ def _said(found):
     mean = lambda key: np.mean([_quality(found, row) for row in _of(found, key)])
     best = max(keeping, key=mean)
     ours = next(key for key in methods if key[0] == "EUPMU")
-    (level,) = {f"{100 * row['held_out_error']:.1f}" for row in _of(found, ("original", ""))}
+    level = f"{100 * np.mean([row['held_out_error'] for row in _of(found, ('original', ''))]):.1f}"
     kept = "keeps" if ours in keeping else "does not keep"
     error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
     beside = "" if best == ours else f"; EUPMU, which {kept} it, has {mean(ours):.1f}"
@@ -137,8 +137,8 @@ def _short(found):
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
     return (
-        f"Untuned, of answers about persons that SmolLM2-135M forgot, EUPMU misses {missed(ours)} of the tokens "
-        f"(before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility of "
+        f"After untuned EUPMU, SmolLM2-135M gets {missed(ours)} of the tokens wrong in answers about the forgotten "
+        f"persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility of "
         f"{utility(ours)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
     )
 

@@ -35,6 +35,17 @@ from experiments import origin
 
 # Passes over the forget set, as in TOFU.
 PASSES = 5
+# Forget losses that take questions and answers alone, and one that compares with the original model.
+OBJECTIVES = (
+    "bounded_ascent",
+    "random_labels",
+    "kl_to_uniform",
+    "gradient_ascent",
+    "wga",
+    "satimp",
+    "simnpo",
+    "npo",
+)
 OTHERS = ("real_authors", "world_facts")
 
 
@@ -46,7 +57,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--retrained", type=Path)
     parser.add_argument("--forget", type=int, choices=(1, 5, 10), default=10)
     parser.add_argument("--method", default="EUPMU")
-    parser.add_argument("--objective", help="a forget loss of tasks.language; the method's own if none is given")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="the method's own if none is given")
     parser.add_argument(
         "--steps", type=int, help=f"as many as make {PASSES} passes over the forget set if none is given"
     )
@@ -81,13 +92,19 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     mesh = sharding.make_mesh(given.data_axis, given.tensor_axis)
     model = asked(given.model, given, mesh, given.rank)
     task = tasks.language(model.language.apply)
-    examples = [answers.examples(answers.encoded(model, part)) for part in sets.values()]
+    batches = [answers.encoded(model, part) for part in sets.values()]
+    for part in judged.values():
+        answers.check(model, part)
+    if given.retrained:
+        huggingface_tokenizer(given.retrained)
+    if given.objective == "npo":
+        batches = [tasks.with_reference(task, model.language.params, b, batch_size=given.batch) for b in batches]
     steps = given.steps or PASSES * -(-len(sets["forget"].question) // given.batch)
     result = eupmu.unlearn(
         given.method,
         task,
         model.language.params,
-        *examples,
+        *map(answers.examples, batches),
         steps=steps,
         settings=settings_of(given, task),
         seed=given.seed,
@@ -97,6 +114,7 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
         directory=given.out / "run",
         probes=1,
     )
+    checkpoints.save(given.out / "params", result.params, {"method": given.method, "seed": given.seed})
     forget, retain, *others = judged.values()
     judge = lambda params: answers.judge(model, params, forget, retain, dict(zip(OTHERS, others, strict=True)))
     row = {"method": given.method, "objective": given.objective, "forget": given.forget, "seed": given.seed}
@@ -106,7 +124,6 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
         other = asked(given.retrained, given, mesh, 0)
         ratios = answers.truth(other, other.language.params, forget)[0]
         row["forget_quality"] = forget_quality(row["unlearned"]["truth_ratios"], np.asarray(ratios)).log10
-    checkpoints.save(given.out / "params", result.params, {"method": given.method, "seed": given.seed})
     rows.append(given.out / "rows.jsonl", row | made_by)
     return row
 

@@ -157,7 +157,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys)
     sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
     monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes])
     cli.main()
-    assert "Both hold." in capsys.readouterr().out
+    assert "The aim is reached and the limit kept." in capsys.readouterr().out
     assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == IDS.tolist()
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"

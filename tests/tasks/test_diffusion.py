@@ -1,5 +1,6 @@
 """The diffusion task: its losses by hand, what a key decides, and that methods run on it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,15 +80,37 @@ def test_what_is_unknown_has_the_error_of_the_mean_prediction_for_the_others(par
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-def test_uniform_noise_is_the_target_of_every_prediction(prediction, params):
+def test_uniform_noise_is_what_the_prediction_should_mean(prediction, params):
     made, batch = task(prediction=prediction), batch_of(6)
     outputs = made.outputs(params, batch, None)
     times, noises = jax.random.split(jax.random.key(0))
     t, noise = diffusion.stratified_times(times, 6, 100), jax.random.normal(noises, (6, 5))
     x_t = diffusion.noised(SCHEDULE, batch["inputs"], t, noise)
-    meant = diffusion.epsilon_of(prediction, SCHEDULE, outputs["noise"], x_t, t)
+    meant = diffusion.epsilon_of(prediction, SCHEDULE, outputs["prediction"], x_t, t)
     uniform = jax.random.uniform(jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 4)[2], (6, 5))
-    np.testing.assert_allclose(meant, uniform, atol=1e-3)
+    np.testing.assert_allclose(made.forget["noise"](outputs, batch), np.mean((meant - uniform) ** 2), rtol=1e-4)
+
+
+def test_a_schedule_that_leaves_nothing_of_the_image_leaves_the_noise_loss_finite(params):
+    to_nothing = diffusion.Schedule(tuple(np.linspace(0.99, 0, 8).tolist()))
+    made, batch = tasks.diffusion(denoise, to_nothing, num_conditions=CLASSES), batch_of(64)
+    loss, gradient = jax.value_and_grad(lambda p: made.forget["noise"](made.outputs(p, batch, None), batch))(params)
+    chex.assert_tree_all_finite((loss, gradient))
+    assert loss < 10
+
+
+def test_latents_are_taken_where_images_are_not_bounded(params):
+    latents = batch_of(8) | {"inputs": 3 * np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)}
+    begin = lambda made, data: unlearn("weighted sum", made, params, data, data_of_others(data), steps=2)
+    with pytest.raises(ValueError, match=r"^forget: inputs: got images from .* task with bounded=False"):
+        begin(task(), latents)
+    assert begin(task(bounded=False), latents).history["step"][-1] == 2
+    with pytest.raises(ValueError, match="expected finite ones"):
+        begin(task(bounded=False), latents | {"inputs": np.full((8, 5), np.nan, np.float32)})
+
+
+def data_of_others(data):
+    return data | {"inputs": -data["inputs"]}
 
 
 def test_no_gradient_flows_through_a_target_and_the_original_may_stand_for_it(params):

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from eupmu_jax import tasks
+from eupmu_jax.methods.method import softened
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.tasks import with_reference
 from eupmu_jax.training.unlearning import unlearn
@@ -258,3 +259,23 @@ BAD = {
 def test_bad_input_is_named_before_any_work(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_padding_changes_no_divergence():
+    task = tasks.language(lambda params, tokens: jnp.broadcast_to(params, (*tokens.shape, 5)))
+    short = {"tokens": np.array([[0, 1, 2]]), "mask": np.array([[0, 1, 1]], bool)}
+    padded = {name: np.pad(leaf, [(0, 0), (0, 9)]) for name, leaf in short.items()}
+    ours, teacher = jnp.arange(5.0), jnp.zeros(5)
+
+    def distance(batch):
+        outputs = [task.outputs(params, batch, None) for params in (ours, teacher)]
+        return float(softened(task, *outputs, batch, 2.0))
+
+    assert distance(short) == pytest.approx(distance(padded), rel=1e-6)
+    assert distance(short) > 0.1
+
+
+@pytest.mark.parametrize("tokens", [np.array([[0, 1, -100]]), np.array([[0.0, 1.0]])])
+def test_tokens_that_are_none_are_refused(tokens):
+    with pytest.raises(ValueError, match=r"^tokens: got .*, expected ints from 0 on"):
+        tasks.with_reference(tasks.language(apply), ORIGINAL, {"tokens": tokens})

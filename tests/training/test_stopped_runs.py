@@ -83,7 +83,6 @@ def saved(digits, tmp_path_factory):
         ({"forget": lambda tree: {name: leaf[:-1] for name, leaf in tree.items()}}, "forget"),
         ({"retain": lambda tree: tree | {"labels": tree["labels"][::-1]}}, "retain"),
         ({"params": lambda tree: tree | {"bias": tree["bias"] + 1}}, "params"),
-        ({"params": lambda tree: tree | {"head": tree["head"][:, :9], "bias": tree["bias"][:9]}}, "params"),
         ({"params": lambda tree: tree | {"more": tree["bias"]}}, "params"),
         ({"frozen": FROZEN}, "params"),
     ],

@@ -30,6 +30,8 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Special tokens that chat templates write.
+NAMED = ("bos", "eos")
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -151,6 +153,7 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         special=np.flatnonzero(np.asarray(entries.get("token_type", [])) == 3).tolist(),
         end=entries.get("eos_token_id"),
         template=entries.get("tokenizer.chat_template"),
+        named={f"{name}_token": found for name in NAMED if (found := entries.get(f"{name}_token_id")) is not None},
     )
 
 

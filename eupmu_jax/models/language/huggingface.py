@@ -52,7 +52,9 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
 
 
 def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """Reads tokenizer.json, and from tokenizer_config.json the token that ends an answer and the chat template.
+    """Reads tokenizer.json, and from tokenizer_config.json the special tokens and the token that ends an answer.
+
+    The chat template is that of chat_template.jinja, or else in tokenizer_config.json, where older versions put it.
 
     Args:
       folder: As for `load_huggingface`.
@@ -75,8 +77,9 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     except ImportError as error:
         raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    end = config.get("eos_token")
-    end = end["content"] if isinstance(end, dict) else end
+    named = {name: token for name, token in config.items() if name.endswith("_token") and token}
+    special = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
+    end = special.get("eos_token")
     fast = Fast.from_file(str(folder / "tokenizer.json"))
     # What a file asks for of padding and cutting is for others.
     fast.no_padding()
@@ -86,4 +89,6 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     template = config.get("chat_template")
     if isinstance(template, list):
         template = next((one["template"] for one in template if one["name"] == "default"), None)
-    return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size())
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text()
+    return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size(), special)

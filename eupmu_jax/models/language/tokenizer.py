@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 # Single digits are tokens in these; the rest is split as in GPT-2.
@@ -16,12 +17,14 @@ class Tokenizer(NamedTuple):
       end: The token that ends an answer.
       template: Jinja template of conversations, or None.
       vocabulary: Number of tokens.
+      special: Texts of special tokens by the names that templates have for them, such as `bos_token`.
     """
 
     tokenizer: Any
     end: int
     template: str | None
     vocabulary: int
+    special: Mapping[str, str] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; special tokens are recognised where they are written out."""
@@ -39,7 +42,7 @@ class Tokenizer(NamedTuple):
           answer: Whether the model's answer is to follow.
 
         Raises:
-          ValueError: If the model has no chat template.
+          ValueError: If the model has no chat template, or that refuses the messages.
         """
         if self.template is None:
             raise ValueError("template: got none, expected a model with a chat template")
@@ -47,7 +50,12 @@ class Tokenizer(NamedTuple):
 
         # As transformers sets it up, which templates are written for.
         template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
-        return template.render(messages=messages, add_generation_prompt=answer)
+        known = {"tools": None, "documents": None, "raise_exception": _refuse} | dict(self.special)
+        return template.render(messages=messages, add_generation_prompt=answer, **known)
+
+
+def _refuse(message):
+    raise ValueError(f"messages: got some that the chat template refuses: {message}")
 
 
 def bytes_tokenizer(
@@ -58,6 +66,7 @@ def bytes_tokenizer(
     special: Sequence[int],
     end: int | None,
     template: str | None,
+    named: Mapping[str, int] = MappingProxyType({}),
 ) -> Tokenizer:
     """Byte-level BPE of the given tokens and merges.
 
@@ -68,6 +77,7 @@ def bytes_tokenizer(
       special: Ids of the tokens that no text is merged into.
       end: Id of the token that ends an answer.
       template: Jinja template of conversations.
+      named: Ids of special tokens by the names that templates have for them.
 
     Raises:
       ImportError: Without the package tokenizers.
@@ -101,4 +111,4 @@ def bytes_tokenizer(
     )
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    return Tokenizer(fast, end, template, len(tokens))
+    return Tokenizer(fast, end, template, len(tokens), {name: tokens[i] for name, i in named.items()})
