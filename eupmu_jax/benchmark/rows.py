@@ -151,7 +151,7 @@ def append(path: Path, row: dict) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()
-        if before.strip() and not _fields(before.split(b"\n", 1)[0]) and not _CUT.match(before):
+        if before.strip() and not _fields(before.lstrip().split(b"\n", 1)[0]) and not _CUT.match(before):
             raise ValueError(f"{path}: begins with {before[:40].decode(errors='replace')!r}, expected a file of rows")
         end = before.rfind(b"\n") + 1
         if _fields(before[end:]):

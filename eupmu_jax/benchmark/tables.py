@@ -120,3 +120,5 @@ def show_methods(console: Console) -> None:
         cells = name, method.paper, method.passes, method.needs, ", ".join(method.space)
         table.add_row(*cells[:shown])
     console.print(table)
+    if shown < len(heads):
+        console.print(f"In {WIDE} columns: what each method needs, and what is tuned of it.")

@@ -93,7 +93,12 @@ def plan(
 
         with own_errors(file):
             command.plan(
-                file, (ledger, request) if request else forget, toml.asked(config, file), ledger, epochs, console
+                file,
+                (ledger, request) if request else forget,
+                toml.asked(config or toml.beside(file)),
+                ledger,
+                epochs,
+                console,
             )
         return
 
@@ -156,6 +161,10 @@ def benchmark(
     figures.draw(design, out)
 
 
+# Arguments that are named in the usage by what they are.
+PATHS = {unlearn: ("file",), audit: ("run", "file"), report: ("run",), verify: ("report", "file"), add: ("file", "ids")}
+
+
 def main() -> None:
     """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault, with 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -178,6 +187,9 @@ def _run():
         # Tyro is no dependency of the library, so no annotation above can name it.
         own_file = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")]
         plan.__annotations__["file"] = own_file
+        for command, paths in PATHS.items():
+            for name in paths:
+                command.__annotations__[name] = Annotated[Path, tyro.conf.arg(metavar=name.upper())]
         app = tyro.extras.SubcommandApp()
         app.command(demo)
         app.command(plan)

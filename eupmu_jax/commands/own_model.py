@@ -52,10 +52,13 @@ def unlearn(
     from eupmu_jax.service import config as toml
 
     numbers = {"steps": steps, "seed": seed, "forget_batch": forget_batch, "retain_batch": retain_batch}
-    asked = toml.asked(config, file, limit=limit, **numbers)
+    config, console = config or toml.beside(file), Console()
+    asked = toml.asked(config, limit=limit, **numbers)
+    if config is not None:
+        console.print(f"Numbers of the run: {config}", highlight=False, soft_wrap=True)
     wanted = (ledger, request) if request else forget
     with own_errors(file):
-        met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), Console(), retrain)
+        met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), console, retrain)
     if not met:
         sys.exit(NOT_MET)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from eupmu_jax.commands import picture
 from eupmu_jax.commands.document import document
 from eupmu_jax.service import report
+from eupmu_jax.training._aim import UNLIMITED
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {
     "passed": "The audit found no trace of the forgotten examples, and the others keep their limit.",
     "failed": "The audit found that something does not hold.",
-    "inconclusive": "There was nothing to compare with, so the audit says nothing.",
+    "inconclusive": "There was too little to compare with, so the audit says nothing.",
 }
 
 
@@ -27,18 +28,19 @@ def render(made: dict) -> str:
     """The page of a report."""
     asked, reached, audited = made["asked"], made["reached"], made["audit"]
     level, examples = reached["level"], reached["examples"]
-    percent = lambda value: "-" if value is None else f"{100 * value:.1f} %"
+    shown = lambda value: _number(value, reached["rates"]) + (" %" if reached["rates"] else "")
+    aim = f"aimed at {shown(level['target'])}, that of {level['source']}"
+    aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in audited["reasons"])
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
 <p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
 <p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
 <h2>What was asked and reached</h2>
 <dl class="facts">
-<dt>forget error</dt><dd>{percent(level["forget_error"])}, aimed at {percent(level["target"])}, that of
-{html.escape(level["source"])}</dd>
-<dt>retain error</dt><dd>{percent(level["retain_error"])}; it was {percent(level["start"])}, the limit is
-{percent(level["limit"])}</dd>
-<dt>both</dt><dd>{"hold" if reached["met"] else "could not be had together"}</dd>
+<dt>forget error</dt><dd>{shown(level["forget_error"])}, {html.escape(aim)}</dd>
+<dt>retain error</dt><dd>{shown(level["retain_error"])}; it was {shown(level["start"])}, the limit is
+{shown(level["limit"])}</dd>
+<dt>together</dt><dd>{"the aim is reached and the limit kept" if reached["met"] else "not both: see the run below"}</dd>
 <dt>passes</dt><dd>{reached["passes"]["forward"]:,} forward, {reached["passes"]["backward"]:,} backward</dd>
 </dl>
 <h2>The run</h2>
@@ -79,20 +81,25 @@ def _table(head, lines):
     return f"<table><thead><tr><th></th>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _level(level):
-    if not level or level["error"] is None:
+def _number(value, rates):
+    return "-" if value is None else f"{100 * value:.1f}" if rates else f"{value:.4g}"
+
+
+def _level(level, rates):
+    if not level:
         return "-"
-    error, *ends = (level[name] and 100 * level[name] for name in ("error", "low", "high"))
+    error, low, high = (_number(level[name], rates) for name in ("error", "low", "high"))
     # One example has no interval where errors are no rates.
-    return f"{error:.1f}" if None in ends else "{:.1f} ({:.1f} to {:.1f})".format(error, *ends)
+    return error if "-" in (low, high) else f"{error} ({low} to {high})"
 
 
 def _models(audited):
     """A column for each model; lines of what none of them has are left out."""
-    shown = {name: audited[name] for name in ("original", "unlearned", "retrained") if name in audited}
+    shown, rates = {name: audited[name] for name in MODELS if name in audited}, audited["rates"]
     figures: dict[str, Callable] = {}
     for side in SIDES:
-        figures[f"error, {side}, %"] = lambda found, side=side: _level(found["errors"].get(side))
+        head = f"error, {side}" + (", %" if rates else "")
+        figures[head] = lambda found, side=side: _level(found["errors"].get(side), rates)
     for side in SIDES[:2]:
         figures[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
     figures |= {
@@ -121,7 +128,7 @@ def _relearned(found, how):
     return "-" if not curve else f"{curve['accuracy'][0]:.0f} to {curve['accuracy'][-1]:.0f}"
 
 
-SIDES = ("forgotten", "retained", "unseen")
+SIDES, MODELS = ("forgotten", "retained", "unseen"), ("original", "unlearned", "retrained")
 
 
 def _steps(audited):
@@ -131,9 +138,10 @@ def _steps(audited):
 
 def _rounding(audited):
     lines = [
-        [f"{bits} bits", *(_level(errors[side]) for side in SIDES[:2])] for bits, errors in audited["rounding"].items()
+        [f"{bits} bits", *(_level(errors[side], audited["rates"]) for side in SIDES[:2])]
+        for bits, errors in audited["rounding"].items()
     ]
-    return _table([f"error, {side}, %" for side in SIDES[:2]], lines)
+    return _table([f"error, {side}" + (", %" if audited["rates"] else "") for side in SIDES[:2]], lines)
 
 
 def _classes(audited):
@@ -141,10 +149,10 @@ def _classes(audited):
         return ""
     models = list(audited["classes"])
     of_each = sorted(audited["classes"]["original"], key=lambda name: name.zfill(9) if name.isdigit() else name)
-    percent = lambda model, name: f"{100 * audited['classes'][model][name]:.1f}"
-    lines = [[name, *(percent(model, name) for model in models)] for name in of_each]
-    table = _table(models, lines)
-    return f'<h2>Retain error of each class or group, %</h2>\n<div class="wide">{table}</div>'
+    number = lambda model, name: _number(audited["classes"][model][name], audited["rates"])
+    lines = [[name, *(number(model, name) for model in models)] for name in of_each]
+    table, unit = _table(models, lines), ", %" if audited["rates"] else ""
+    return f'<h2>Retain error of each class or group{unit}</h2>\n<div class="wide">{table}</div>'
 
 
 def _earlier(asked, audited):
@@ -153,13 +161,14 @@ def _earlier(asked, audited):
     lines = [
         [
             f"run {number}, {len(run['positions']):,} examples",
-            f"{100 * run['target']:.1f}",
-            _level(found["errors"]["forgotten"]),
+            _number(run["target"], audited["rates"]),
+            _level(found["errors"]["forgotten"], audited["rates"]),
             _auc(found.get("attacks", {}).get("forgotten")),
         ]
         for number, (run, found) in enumerate(zip(asked["earlier"], audited["earlier"], strict=True), 1)
     ]
-    table = _table(["aimed at, %", "error now, %", "AUC"], lines)
+    unit = ", %" if audited["rates"] else ""
+    table = _table([f"aimed at{unit}", f"error now{unit}", "AUC"], lines)
     return f'<h2>What earlier runs forgot</h2>\n<div class="wide wrap">{table}</div>'
 
 

@@ -35,18 +35,17 @@ def run(
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
     if not isinstance(forget, Path) and not (out / "reached.json").exists():
-        _check_order(own["data"], *forget, after)
-    with Progress(console=console, transient=True) as progress, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        _check_order(*forget, after)
+    with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: console.print(
+            f"Warning: {message}", highlight=False, markup=False, soft_wrap=True
+        )
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
-    for warning in warned:
-        if issubclass(warning.category, UserWarning):
-            console.print(f"Warning: {warning.message}", highlight=False, markup=False, soft_wrap=True)
-    console.print(said(reached, out), highlight=False, soft_wrap=True)
     if not isinstance(forget, Path):
         with ledger.opened(forget[0]) as connection:
             ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
+    console.print(said(reached, out), highlight=False, soft_wrap=True)
     if retrain:
         with console.status("training without the forgotten examples"):
             deletion.retrain(own, out)
@@ -80,12 +79,12 @@ def _requested(data, path, number):
         return ledger.ids_of(connection, number)
 
 
-def _check_order(data, path, number, after):
+def _check_order(path, number, after):
     """Raises `ValueError` where a run would learn again what another request had unlearned."""
     gone = np.empty(0, np.int64) if after is None else deletion.forgotten_by(after)
     with ledger.opened(path) as connection:
-        of_data = user_file.data_digest(data)
-        done = [r for r in ledger.listed(connection) if r.data == of_data and r.state == "unlearned"]
+        data = ledger.find(connection, number).data
+        done = [r for r in ledger.listed(connection) if r.data == data and r.state == "unlearned"]
         for request in done:
             if request.number != number and not np.isin(ledger.ids_of(connection, request.number), gone).all():
                 raise ValueError(
@@ -97,7 +96,7 @@ def _check_order(data, path, number, after):
 def said(reached: dict, out: Path) -> str:
     """What was reached, in a few lines."""
     level, examples = reached["level"], reached["examples"]
-    percent = lambda value: f"{100 * value:.1f} %" if reached.get("rates", True) else f"{value:.4g}"
+    percent = lambda value: "-" if value is None else f"{100 * value:.1f} %" if reached["rates"] else f"{value:.4g}"
     interval = f" ({percent(level['unseen']['low'])} to {percent(level['unseen']['high'])})" if level["unseen"] else ""
     end = "The aim is reached and the limit kept."
     if not reached["met"]:

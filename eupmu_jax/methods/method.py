@@ -172,6 +172,8 @@ def _preconditioner(settings):
     optimizer = settings.get("optimizer", "adam")
     if optimizer == "adam":
         return optax.scale_by_adam(settings.get("momentum", 0.9))
+    if optimizer != "sgd":
+        raise ValueError(f"settings['optimizer']: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
     return optax.trace(settings["momentum"]) if "momentum" in settings else optax.identity()
 
 
@@ -204,5 +206,6 @@ def softened(
     scale = lambda tree: jax.tree.map(lambda leaf: leaf / temperature, tree)
     assert task.divergence is not None  # required by the methods that call this
     both = scale(outputs), scale(jax.lax.stop_gradient(teacher))
-    needed = [p for p in inspect.signature(task.divergence).parameters.values() if p.default is p.empty]
+    parameters = inspect.signature(task.divergence).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return temperature**2 * task.divergence(*both, *((batch,) if len(needed) > len(both) else ()))

@@ -11,6 +11,7 @@ from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training import checkpoints, levels, relearning
+from eupmu_jax.training._aim import UNLIMITED
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 # Of each set.
@@ -63,48 +64,58 @@ def make(path: Path, out: Path) -> dict:
     models = {"original": start, "unlearned": found[0]}
     if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
-    sides = {"forgotten": forget, "retained": retain}
-    shadows = _Shadows(task, own.get("shadows") or (), data, ids, unseen)
-    audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen) for name, params in models.items()}
+    sides, gone = {"forgotten": forget, "retained": retain}, _gone(task, retain, data)
+    shadows = _Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
+    audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): _errors(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain, _groups(own, data))
-    gone = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
-    audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen) for part in gone]
+    before = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
+    audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
+    audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
     for number, (again, run) in enumerate(zip(audited["earlier"], asked["earlier"], strict=True), 1):
-        if again["errors"]["forgotten"]["high"] < run["target"]:
+        if again["errors"]["forgotten"]["high"] < run["target"] < UNLIMITED:
             reasons = reasons if verdict == FAILED else []
             verdict, reasons = FAILED, [*reasons, f"Examples that earlier run {number} forgot are known again."]
     return {"verdict": verdict, "reasons": reasons} | audited | {"params": reached["params"]}
 
 
-def _of_model(task, params, sides, unseen):
+def _of_model(task, params, sides, unseen, gone):
     losses = lambda part: _losses(task, params, part)
     found = {"errors": _errors(task, params, sides)}
     if unseen is not None:
-        alike = {name: levels.matched(task, unseen, part) for name, part in sides.items()}
-        found["attacks"] = {name: attack(losses(part), losses(alike[name]))._asdict() for name, part in sides.items()}
-        privacy = attacks.canaries(losses(sides["forgotten"]), losses(alike["forgotten"]))
+        pairs = {name: levels.alike(task, part, unseen, gone) for name, part in sides.items()}
+        told = {name: [losses(part) for part in pair] for name, pair in pairs.items() if pair}
+        found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
+        privacy = attacks.canaries(*told["forgotten"]) if "forgotten" in told else None
         found["canaries"] = privacy and privacy._asdict()
-        found["errors"]["unseen"] = levels.measured_level(task, params, alike["forgotten"], MOST)._asdict()
+        compared = pairs["forgotten"][1] if pairs["forgotten"] else unseen
+        found["errors"]["unseen"] = levels.measured_level(task, params, compared, MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
 
 
+def _gone(task, retain, data):
+    """Classes that the retained examples lack; unseen data has them too, and says nothing of them."""
+    retained, every = levels.labels_of(task, retain), levels.labels_of(task, data)
+    return set() if retained is None or every is None else set(every.tolist()) - set(retained.tolist())
+
+
 class _Shadows:
     """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
 
-    def __init__(self, task, shadows, data, ids, unseen):
-        self.seen = attacks.check_shadows(shadows, len(data))
-        if not self.seen or unseen is None:
-            self.parts = None
-            return
+    def __init__(self, task, shadows, data, ids, unseen, gone):
+        self.seen, self.parts = attacks.check_shadows(shadows, len(data)), None
         ids = ids[spread(len(ids), MOST)]
-        forgotten = deletion.part(data, ids)
-        self.parts = forgotten, levels.matched(task, unseen, forgotten)
+        if self.seen and unseen is not None:
+            self.parts = levels.alike(task, deletion.part(data, ids), unseen, gone)
+        if self.parts is None:
+            return
+        if isinstance(self.parts[0], Examples):
+            ids = ids[np.isin(data.ids[ids], self.parts[0].ids)]
         self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
         self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
 
@@ -180,16 +191,17 @@ def _verdict(audited, reached, has_unseen):
 
 
 def _wanted(retrained, level):
-    """The least error that the forgotten should have."""
-    return retrained["errors"]["forgotten"]["low"] if retrained else level["target"]
+    """The least error that the forgotten should have; 0 where nobody knows."""
+    if retrained:
+        return retrained["errors"]["forgotten"]["low"]
+    return level["target"] if level["target"] < UNLIMITED else 0.0
 
 
 def _traces(model, retrained, level, has_unseen):
-    """What tells of a model that it knows the forgotten, in words."""
+    """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
     found = []
-    # Of classes that are to go, unseen data says nothing.
-    if has_unseen and level["comparison"] is not None:
-        of_models = [(one["attacks"]["forgotten"], one.get("lira")) for one in (model, retrained) if one]
+    if has_unseen:
+        of_models = [(one["attacks"].get("forgotten"), one.get("lira")) for one in (model, retrained) if one]
         for kind, of_kind in zip(("by the loss", "with shadow models"), zip(*of_models, strict=True), strict=True):
             known = [Attack(**attack) for attack in of_kind if attack]
             # What a model that never saw them cannot hide either is no trace.
@@ -210,7 +222,7 @@ def _overlap(one, other):
 
 def said(audited: dict) -> str:
     """The audit in a few lines."""
-    percent = lambda level: f"{100 * level['error']:.1f} %" if audited.get("rates", True) else f"{level['error']:.4g}"
+    percent = lambda level: f"{100 * level['error']:.1f} %" if audited["rates"] else f"{level['error']:.4g}"
     lines = []
     for name in ("original", "unlearned", "retrained"):
         if name in audited:

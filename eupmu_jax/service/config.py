@@ -11,12 +11,20 @@ KINDS = get_type_hints(Asked)
 ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((int, float), "a number")}
 
 
-def asked(path: Path | None, file: Path | None = None, **given: float | int | None) -> Asked:
+def beside(file: Path) -> Path | None:
+    """The TOML file of a user's file, mytask.toml of mytask.py, where that is there and has fields of `Asked` alone."""
+    path = file.with_suffix(".toml") if file.suffix else file
+    try:
+        return path if path != file and set(tomllib.loads(path.read_text("utf-8"))) <= set(KINDS) else None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return None
+
+
+def asked(path: Path | None, **given: float | int | None) -> Asked:
     """What is asked of a run: what is given, else what the TOML file says, else the default.
 
     Args:
-      path: Of a TOML file with any of the fields of `Asked`; None takes the one beside the user's file, if any.
-      file: The user's file: beside mytask.py that is mytask.toml.
+      path: Of a TOML file with any of the fields of `Asked`; None for none.
       given: The same fields; None where the file is to say.
 
     Raises:
@@ -26,8 +34,6 @@ def asked(path: Path | None, file: Path | None = None, **given: float | int | No
     >>> asked(None, limit=0.5, steps=None)
     Asked(limit=0.5, steps=300, seed=0, forget_batch=64, retain_batch=192)
     """
-    if path is None and file is not None and file.suffix and (beside := file.with_suffix(".toml")).is_file():
-        path = beside
     found = {} if path is None else _read(path)
     return Asked(**(found | {name: value for name, value in given.items() if value is not None}))
 

@@ -125,7 +125,7 @@ def said(plan: Mapping[str, Any]) -> str:
     if len(plan["overlap"]) > NAMED:
         lines.append(f"So have {len(plan['overlap']) - NAMED:,} more requests.")
     if not examples["held_out"]:
-        lines.append("Without held-out data the forget error is brought to that of chance.")
+        lines.append("Without held-out data the forget error is brought to that of chance, where that is known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]
     judged = " and ".join(filter(None, reference)) or "nothing, so it will be inconclusive"
     lines.append(f"The audit can compare with {judged}.")

@@ -71,9 +71,10 @@ def spread(count: int, most: int) -> np.ndarray:
     """At most so many positions, spread over the whole of a set, which may be sorted.
 
     >>> spread(7, 3).tolist(), spread(2, 3).tolist()
-    ([0, 3, 6], [0, 1])
+    ([0, 2, 4], [0, 1])
     """
-    return np.linspace(0, count - 1, min(most, count)).astype(int)
+    chosen = min(most, count)
+    return np.arange(chosen) * count // chosen
 
 
 def check_labels(labels: chex.Array, count: int) -> None:

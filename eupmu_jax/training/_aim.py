@@ -13,12 +13,13 @@ from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training.levels import (
     Comparison,
     Level,
+    alike,
     batches_of,
     check_finite,
     compare,
+    figures_of,
     labels_of,
     level_of,
-    matched,
     measured_level,
     unseen_levels,
 )
@@ -32,13 +33,13 @@ MOST = 2_000
 
 
 class Aim(NamedTuple):
-    """A target of the forget error, from where it comes, the examples passed to find it, and if a class is to go."""
+    """A target of the forget error, from where it comes, the examples passed to find it, and classes that are to go."""
 
     target: float
     source: str
     level: Level | None
     passes: int
-    to_go: bool = False
+    gone: frozenset = frozenset()
 
 
 class Reached(NamedTuple):
@@ -54,7 +55,7 @@ class Reached(NamedTuple):
       limit: Of the retain error: its start, and what it may rise by; or infinity.
       kept: Whether the retain error is within the limit, up to the sampling error of those examples.
       comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
-        alike; None without held-out data, and where classes are to go, which unseen data has too.
+        alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
     """
 
     target: float
@@ -84,12 +85,11 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
     if held_out is None:
-        # What chance makes of an error that is no rate, nobody knows.
-        target = UNLIMITED if task.num_classes is None else 1 - 1 / task.num_classes
+        target = _chance(task, params, sets.forget)
         logger.warning(
             "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
             "the limit allows",
-            "no level" if task.num_classes is None else f"the error of chance, {target:.3g}",
+            "no level" if target == UNLIMITED else f"the error of chance, {target:.3g}",
         )
         return Aim(target, "chance", None, 0)
     forgotten, retained, unseen = (labels_of(task, part) for part in (sets.forget, sets.retain, held_out))
@@ -109,8 +109,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     found, counts = np.unique(forgotten, return_counts=True)
     kept = set(np.unique(retained).tolist())
     of_class = [(levels[c].error if c in levels else level.error) if c in kept else 1.0 for c in found.tolist()]
-    target, to_go = float(np.average(of_class, weights=counts)), not kept.issuperset(found.tolist())
-    return Aim(target, "unseen data by class", level, len(held_out), to_go)
+    target, gone = float(np.average(of_class, weights=counts)), frozenset(found.tolist()) - kept
+    return Aim(target, "unseen data by class", level, len(held_out), gone)
 
 
 def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
@@ -118,12 +118,19 @@ def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Re
     forget, retain = (measured_level(task, params, part, MOST) for part in (sets.forget, sets.retain))
     found = error_limit(start["retain_error"], settings)
     limit = np.inf if found is None else float(found)
-    comparison = None
-    if held_out is not None and not aim.to_go:
-        comparison = compare(task, params, sets.forget, matched(task, held_out, sets.forget))
+    both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
+    comparison = None if both is None else compare(task, params, *both)
     kept = retain.low <= limit
     errors = forget.error, retain.error, start["retain_error"]
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
+
+
+def _chance(task, params, forget):
+    """The error of chance: of a classifier, or 1 of errors that are shares. Of others nobody knows it."""
+    if task.num_classes is not None:
+        return 1 - 1 / task.num_classes
+    are_shares = task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1)
+    return 1.0 if are_shares else UNLIMITED
 
 
 def _unknown_level(task, params, forget):

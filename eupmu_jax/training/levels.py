@@ -1,7 +1,8 @@
 """How a model treats data that it never saw: the level to which a forget set is brought, and whether it is there."""
 
+import bisect
 import functools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -14,6 +15,8 @@ from eupmu_jax.tasks.examples import spread
 
 CHUNK = 500
 CONFIDENCE = 0.95
+# Unseen examples of a class that tell something of it, and the part of a mix that may be lacking.
+FEW, LACKING = 5, 0.05
 
 
 class Level(NamedTuple):
@@ -127,29 +130,43 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
 
 
-def matched(task: Task, unseen: Examples, forgotten: Examples) -> Examples:
-    """Those of the unseen examples that mix the classes as the forgotten do; all of them but for labelled classes.
+def alike(task: Task, some: Examples, unseen: Examples, gone: Container = ()) -> tuple[Any, Any] | None:
+    """Some examples, and unseen ones that mix the classes as they do; both whole but for labelled classes in memory.
 
     A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
-    be told from all of it without any trace. Classes that the unseen data lack are passed over.
+    be told from all of it without any trace. The unseen ones are as many as mix so, up to one part in twenty.
+
+    Args:
+      task: Tells whether there are classes.
+      some, unseen: Examples.
+      gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen.
+
+    Returns:
+      Both sets, or None where no class is left.
 
     >>> from eupmu_jax import tasks
-    >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=2)
+    >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
     >>> of = lambda *labels: as_examples("data", {"labels": np.array(labels)})
-    >>> matched(task, of(0, 1, 0, 1, 0, 1, 0), of(0, 0, 0, 1)).ids.tolist()
-    [0, 1, 2, 6]
+    >>> some, unseen = alike(task, of(0, 0, 0, 1, 2), of(*[0, 1] * 6, 2))
+    >>> some.ids.tolist(), unseen.ids.tolist()
+    ([0, 1, 2, 3], [0, 2, 4, 6, 8, 10, 1, 7])
     """
-    labels = labels_of(task, unseen), labels_of(task, forgotten)
+    labels = [labels_of(task, part) for part in (some, unseen)]
     if labels[0] is None or labels[1] is None:
-        return unseen
-    counts = {c: np.sum(labels[1] == c) for c in np.unique(labels[1])}
-    places = {c: found for c in counts if len(found := np.flatnonzero(labels[0] == c))}
+        return some, unseen
+    places = {c: np.flatnonzero(labels[1] == c) for c in np.unique(labels[0]).tolist() if c not in gone}
+    places = {c: found for c, found in places.items() if len(found) >= FEW}
     if not places:
-        return unseen
-    rarest = min(places, key=lambda c: len(places[c]) / counts[c])
-    share = lambda c: max(1, counts[c] * len(places[rarest]) // counts[rarest])
-    taken = [found[spread(len(found), share(c))] for c, found in places.items()]
-    return Examples(unseen.tree, unseen.ids[np.sort(np.concatenate(taken))])
+        return None
+    counts = np.array([np.sum(labels[0] == c) for c in places])
+    shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])
+    lacking = lambda n: np.sum(np.maximum(shares - most / n, 0)) > LACKING
+    size = bisect.bisect_left(range(1, most.sum() + 1), True, key=lacking)
+    # Rounded in all, not one by one, or rare classes would be left out, or be too many.
+    wanted = np.diff(np.floor(np.cumsum(shares) * max(size, 1) + 0.5).astype(int), prepend=0)
+    taken = [found[spread(len(found), n)] for found, n in zip(places.values(), wanted, strict=True) if n]
+    kept = np.isin(labels[0], list(places))
+    return Examples(some.tree, some.ids[kept]), Examples(unseen.tree, unseen.ids[np.concatenate(taken)])
 
 
 def labels_of(task: Task, examples: Examples) -> np.ndarray | None:

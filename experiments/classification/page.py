@@ -79,7 +79,7 @@ def _curve(row, side):
 
 def in_short(found: list[dict]) -> str:
     """For each case: the least gap, where EUPMU stands, and the same for the median over all trials."""
-    body, counts = [], set()
+    body = []
     for name, design, case in shown():
         everything = summary.lines_of(found, name, design, case)
         lines = [line for line in everything if line.name not in ("original", "retrained")]
@@ -87,7 +87,6 @@ def in_short(found: list[dict]) -> str:
             continue
         tuned = [line for line in lines if line.trials]
         medians = sorted(tuned, key=lambda line: np.median(line.trials))
-        counts.add(len(tuned))
         figure = lambda line: f"{line.figures['gap']:.2f}{'*' if line.tied else ''}"
         median = lambda line: f"{np.median(line.trials):.2f}"
         cells = [f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}", f"{everything[0].figures['gap']:.2f}"]
@@ -96,8 +95,7 @@ def in_short(found: list[dict]) -> str:
             cells += [f"{show(ranked[0])} ({ranked[0].name})", *(places.get(name, "") for name in names)]
         body.append(cells)
     head = ["", "original", "least gap", *EUPMU, "least median of trials", *EUPMU[1:]]
-    methods = f"\nPlaces in brackets, among {' or '.join(map(str, sorted(counts)))} methods.\n"
-    return parts.table(head, body) + methods
+    return parts.table(head, body)
 
 
 def again(first, second):

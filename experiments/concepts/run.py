@@ -55,9 +55,9 @@ METHODS = ("EUPMU", "weighted sum")
 TOLD = "EUPMU, told the level"
 # Samples for each concept; and for the forgotten one after its word was learned again, in so many steps.
 JUDGED, ATTACKED, RELEARNING = 32, 64, 150
-# The picture's models, words, and samples for each.
 # Of the page and its picture.
 SEED = 0
+# The picture's models, words, and samples for each.
 PICTURED, NEIGHBOURS, SHOWN = ("original", "EUPMU", TOLD, "retrained"), ("flag", "face", "clock", "arrow"), 8
 
 

@@ -109,19 +109,24 @@ def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> d
         abs(errors["forget_error"] - reached.target),
         *(abs(errors[f"{name}_error"] - start[f"{name}_error_before"]) for name in ("retain", "test")),
     ]
-    apart = None
+    told_apart = lambda params: [round(v, 5) for v in compare(TASK, params, parts["forget"], parts["held_out"])]
+    apart = {"apart": None, "apart_before": None}
     if case != "class":
-        found = compare(TASK, result.params, parts["forget"], parts["held_out"])
-        apart = [round(value, 5) for value in found]
+        apart = {"apart": told_apart(result.params), "apart_before": told_apart(before)}
     rounded = lambda found: {name: round(value, 5) for name, value in found.items()}
     about = key(case, seed, steps, batch, settings)
     figures = errors | start | {"target": reached.target, "blind": 100 * float(np.mean(distances))}
-    return about | rounded(figures) | {"apart": apart}
+    return about | rounded(figures) | apart
 
 
 def reaches(row: dict) -> bool:
     """Whether a run ended at its target: not told from unseen data, or at most 2 % of a class still recognised."""
     return row["forget_error"] >= 0.98 if row["apart"] is None else row["apart"][1] <= 0 <= row["apart"][2]
+
+
+def tells(row: dict) -> bool:
+    """Whether the test tells anything: the original model fails it."""
+    return row["apart_before"] is None or not row["apart_before"][1] <= 0 <= row["apart_before"][2]
 
 
 def main():

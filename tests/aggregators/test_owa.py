@@ -141,3 +141,9 @@ def test_the_update_refuses():
         combined(owa(), losses=jnp.ones(2))
     with pytest.raises(ValueError, match=r"^updates: got 3 objectives, expected 2"):
         combined(owa(np.ones(2)))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_the_weight_of_the_forget_row_is_no_ascent(weight):
+    with pytest.raises(ValueError, match=r"^forget_weight: got"):
+        owa(forget_weight=weight)

@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
+from eupmu_jax import aggregators
 from eupmu_jax.aggregators import cagrad, mgda, nash_mtl
 
 every_problem = pytest.mark.parametrize(
@@ -124,3 +126,12 @@ def test_float32_is_as_good_as_its_rounding(k):
         with jax.enable_x64(True):
             double = np.asarray(solved(make, rows)[0])
         assert np.linalg.norm(single - double) < 1e-4 * np.linalg.norm(double)
+
+
+@pytest.mark.parametrize("make", [aggregators.upgrad, aggregators.dualproj, aggregators.mgda])
+def test_more_objectives_than_are_solved_for_are_refused(make):
+    with pytest.raises(ValueError, match=r"^num_objectives: got 16 objectives, expected at most 15"):
+        make(num_objectives=16)
+    transform = make()
+    with pytest.raises(ValueError, match=r"^updates: got 16 objectives, expected at most 15"):
+        transform.update(jnp.ones((16, 3)), transform.init(jnp.zeros(3)))

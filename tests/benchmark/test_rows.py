@@ -145,3 +145,20 @@ def test_several_processes_write_whole_lines(tmp_path):
     for name in range(3):
         assert [row["count"] for row in found if row["name"] == name] == list(range(50))
     assert path.read_text().count('"kind": "provenance"') == 2
+
+
+def test_a_row_without_the_end_of_its_line_counts(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    assert rows.read(path) == [{"a": 1}, {"a": 2}]
+    rows.append(path, {"a": 3})
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+@pytest.mark.parametrize("text", ["dear diary\n", "no end of a line", "[1, 2]", '{\n  "valuable": 1\n}'])
+def test_a_file_of_something_else_stays_as_it_is(text, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"notes.txt: begins with .*, expected a file of rows"):
+        rows.append(path, {"a": 1})
+    assert path.read_text() == text

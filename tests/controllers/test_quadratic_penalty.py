@@ -67,3 +67,13 @@ def test_the_update_needs_the_multipliers():
     controller = quadratic_penalty(1.0)
     with pytest.raises(ValueError, match=r"^params: got None"):
         controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))
+
+
+def test_the_penalty_stays_finite():
+    controller, multiplier = quadratic_penalty(penalty=1.0, growth=1e6), jnp.zeros(1)
+    state = controller.init(multiplier)
+    for _ in range(20):
+        move, state = controller.update(-jnp.ones(1), state, multiplier)
+        multiplier = multiplier + move
+    assert 1e18 < float(state.penalty[0]) < 1e20
+    assert np.isfinite(multiplier).all()

@@ -92,3 +92,12 @@ def test_take():
     assert some.person.tolist() == [7, 6]
     assert some.refusal is None
     assert pairs.take([]).question == ()
+
+
+def test_an_answer_has_the_tokens_that_it_has_in_the_whole_text():
+    # As SentencePiece does: a blank goes with the word behind it, and one more stands before the text.
+    words = {word: number for number, word in enumerate(["_A:", "_Ada", "__Ada", "_B:"], 1)}
+    encode = lambda text: [words[word] for word in ("_" + text.replace(" ", " _")).split(" ")]
+    batch = tokenized(["A:", "B:"], ["Ada", "Ada"], encode, length=4, end=0, template="{question} {answer}")
+    np.testing.assert_array_equal(batch["tokens"], [[1, 2, 0, 0], [4, 2, 0, 0]])
+    np.testing.assert_array_equal(batch["mask"], [[False, True, True, False]] * 2)

@@ -102,3 +102,7 @@ def test_average_gap_is_the_mean_of_absolute_differences():
     other = {"UA": 6.0, "RA": 100.0, "TA": 92.0, "MIA": 11.0, "retain_loss": 0.0}
     assert metrics.average_gap(one, other) == pytest.approx((4 + 1 + 2 + 1) / 4)
     assert metrics.average_gap(other, other) == 0.0
+
+
+def test_the_divergence_of_a_lost_model_is_no_number():
+    assert np.isnan(metrics.kl(np.full((3, 2), np.nan), np.zeros((3, 2))))

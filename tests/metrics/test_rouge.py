@@ -52,3 +52,9 @@ def test_the_error_names_the_extra():
 def test_texts_that_do_not_pair_are_refused(generated, references):
     with pytest.raises(ValueError, match=r"^references: got "):
         metrics.rouge_l(generated, references)
+
+
+@needs_package
+def test_muse_does_not_stem():
+    assert metrics.verbmem(["he runs quickly"], ["he running quick"]) == pytest.approx(1 / 3)
+    assert metrics.rouge_l(["he runs quickly"], ["he running quick"]).f1[0] == pytest.approx(2 / 3)

@@ -153,3 +153,23 @@ def test_sizes_that_do_not_fit_are_named():
         DiT(3, patch_size=3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="width: got 10, expected an even multiple of heads, 4"):
         DiT(3, width=10, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_schedule_that_begins_without_noise_ends_at_the_image(prediction, eta):
+    schedule = diffusion.Schedule((1.0, 0.5, 0.1))
+    zero = lambda params, x_t, t, labels: 0 * x_t
+    drawn = sample(
+        zero,
+        None,
+        schedule,
+        jnp.zeros(2, int),
+        (3,),
+        jax.random.key(0),
+        nothing=1,
+        steps=3,
+        prediction=prediction,
+        eta=eta,
+    )
+    assert np.isfinite(drawn).all()

@@ -96,3 +96,14 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path, end):
     save_tokenizer(tmp_path, eos_token=end)
     with pytest.raises(ValueError, match=f"got {end!r} as the token that ends an answer, expected a token of the"):
         huggingface_tokenizer(tmp_path)
+
+
+def test_a_template_gets_the_special_tokens_and_may_refuse(tmp_path):
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template += "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]{% if tools is not none %}tools{% endif %}"
+    save_tokenizer(tmp_path, bos_token={"content": "<unk>"}, eos_token="<end>", chat_template="{{ older }}")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = huggingface_tokenizer(tmp_path)
+    assert tokenizer.chat([{"role": "user", "content": "Ada"}]) == "<unk>[INST] Ada [/INST]"
+    with pytest.raises(ValueError, match=r"^messages: got some that the chat template refuses: no system"):
+        tokenizer.chat([{"role": "system", "content": "Be."}])

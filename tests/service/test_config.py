@@ -57,3 +57,14 @@ def test_any_file_gives_numbers_or_a_value_error_that_names_it(content, tmp_path
     except ValueError as error:
         said = str(error)
     assert not said or (said.startswith(f"config: {path}") and "expected" in said)
+
+
+def test_the_file_beside_the_users_says_what_nothing_else_does(tmp_path):
+    assert config.beside(tmp_path / "mytask.py") is None
+    (tmp_path / "mytask.toml").write_text("limit = 0.2\nsteps = 7")
+    assert config.beside(tmp_path / "mytask.py") == tmp_path / "mytask.toml"
+    assert config.asked(config.beside(tmp_path / "mytask.py"), steps=9) == Asked(limit=0.2, steps=9)
+    for text in ("[model]\nlayers = 3", "limit = ", ""):
+        (tmp_path / "mytask.toml").write_text(text)
+        assert config.beside(tmp_path / "mytask.py") == (None if text else tmp_path / "mytask.toml")
+    assert config.beside(tmp_path / "") is None

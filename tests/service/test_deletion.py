@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from eupmu_jax.benchmark import rows
 from eupmu_jax.commands import cli
 from eupmu_jax.service import deletion, ledger, records, user_file
 from eupmu_jax.training import checkpoints
@@ -147,7 +148,7 @@ def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monke
     # Of so many, none wrong can be told from the error of unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
     assert eupmu(monkeypatch, "mytask.py", "--steps", "1", "--out", "run") == 3
-    assert "Both could not be had; this is the nearest point found." in capsys.readouterr().out
+    assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
     assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
 
 
@@ -184,3 +185,47 @@ def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monk
     assert "in outputs" in said
     assert said.strip().endswith("KeyError: 'no such name'")
     assert "eupmu_jax" not in said
+
+
+def code_of(monkeypatch, *arguments):
+    """The exit code of a command, 0 for one that ends by itself."""
+    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
+    try:
+        cli.main()
+    except SystemExit as found:
+        return found.code
+    return 0
+
+
+def test_a_request_does_not_learn_again_what_another_had_unlearned(file, monkeypatch, capsys):
+    sizes = ["--steps", "40", "--forget-batch", "16", "--retain-batch", "48"]
+    for ids in (range(30), range(30, 60)):
+        (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
+        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+    first = ["unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes]
+    second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes]
+    assert code_of(monkeypatch, *first) == 0
+    assert code_of(monkeypatch, *second) == 2
+    assert "after: got None, but request 1 on these data is unlearned" in capsys.readouterr().err
+    assert not (file.parent / "two").exists()
+    assert code_of(monkeypatch, *second, "--after", "one") in (0, 3)
+    # What is finished is told again, whatever came after it.
+    assert code_of(monkeypatch, *first) == 0
+
+
+def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "ALONE_SECONDS", 0.01)
+    (tmp_path / "run").mkdir()
+    with rows.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is at work in .*run;"):
+        run(file, tmp_path / "run")
+    assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
+
+
+def test_a_retrained_model_in_numpys_precision_is_kept(file, tmp_path):
+    widened = "retrain = lambda positions: {name: leaf.astype(np.float64) for name, leaf in params.items()}\n"
+    file.write_text(file.read_text() + widened)
+    run(file, tmp_path / "run", ASKED._replace(steps=2))
+    own = user_file.load(file, deletion.NEEDED)
+    deletion.retrain(own, tmp_path / "run")
+    found = deletion.retrained_of(tmp_path / "run", own["params"], asked_of(tmp_path / "run"))
+    assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}

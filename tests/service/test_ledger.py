@@ -1,5 +1,6 @@
 """The ledger: a request is whole or absent, made once, whoever asks and whatever happens meanwhile."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -69,7 +70,7 @@ def test_states(path):
     with ledger.opened(path) as connection:
         ledger.set_state(connection, 1, "unlearned")
         assert ledger.find(connection, 1).state == "unlearned"
-        with pytest.raises(ValueError, match="state: got 'gone', expected one of open, unlearned, infeasible"):
+        with pytest.raises(ValueError, match=r"state: got 'gone', expected one of open, unlearned, infeasible$"):
             ledger.set_state(connection, 1, "gone")
         with pytest.raises(ValueError, match="number: got 2, which the ledger does not have; expected a number from 1"):
             ledger.set_state(connection, 2, "open")
@@ -182,3 +183,14 @@ def test_killed_at_any_moment_every_request_is_whole_or_absent(path):
         found = whole(path)
         # What was told to be there is there.
         assert len(found) >= max([int(line) + 1 for line in said.split()], default=0)
+
+
+def test_a_database_of_another_program_stays_as_it_is(tmp_path):
+    path = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (name TEXT)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"ledger: got .*app.db, a database that is no ledger"), ledger.opened(path):
+        pass
+    assert path.read_bytes() == before

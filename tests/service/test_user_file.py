@@ -1,5 +1,7 @@
 """A user's own file: what it defines, and what is said where it does not work."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,17 @@ def test_the_digest_is_that_of_the_examples_whatever_they_are_kept_in():
     changed["x"][2_400] += 1
     assert user_file.data_digest(changed) != user_file.data_digest(array)
     assert user_file.data_digest({"y": array["x"]}) != user_file.data_digest(array)
+
+
+def test_a_function_may_import_a_module_beside_the_file_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "another_beside.py").write_text("number = 7")
+    (tmp_path / "mytask.py").write_text(
+        "def retrain(positions):\n    import another_beside\n    return another_beside.number"
+    )
+    assert user_file.load(tmp_path / "mytask.py", ("retrain",))["retrain"]([]) == 7
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"^file: got .*, which is a folder, expected a Python file"):
+        user_file.load(tmp_path, ())

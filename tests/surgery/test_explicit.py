@@ -310,3 +310,12 @@ def test_surgery_on_the_direction_leaves_it(k, seed):
     d, _ = surgery(grads)
     again, _ = surgery(grads.at[0].set(d))
     np.testing.assert_allclose(again, d, atol=1e-5 * norm(grads[0]))
+
+
+def test_a_multiplier_that_is_too_large_for_a_number_refuses_the_step():
+    transform = unilateral_surgery(tolerances.budget(0.1, rate=1e4))
+    state = transform.init(jnp.zeros(2))
+    rows = jnp.array([[1.0, 0.0], [0.0, 1e-18]])
+    update, state = transform.update(rows, state, losses=jnp.array([1.0, 1e10]))
+    np.testing.assert_array_equal(update, 0)
+    assert int(state.nonfinite_count) == 1

@@ -233,3 +233,16 @@ def test_furthest_feasible_refuses(kwargs, message):
     given = {"limit": 1.0, "inside": jnp.zeros(1), "outside": jnp.ones(1)} | kwargs
     with pytest.raises(ValueError, match=message):
         furthest_feasible(lambda p: p, **given)
+
+
+def test_a_first_checkpoint_that_is_lost_gives_way_to_any_other():
+    tracker = best_feasible(limit=0.1)
+    state = tracker.init(jnp.array(0.0), forget_loss=jnp.nan, levels=0.05)
+    state = tracker.update(state, jnp.array(1.0), forget_loss=3.0, levels=0.09)
+    assert (float(state.params), bool(state.feasible)) == (1.0, True)
+
+
+def test_a_start_above_the_limit_is_said_to_be():
+    with pytest.warns(UserWarning, match=r"inside itself is above the limit, 4\.0 > 1\.0"):
+        found = furthest_feasible(lambda w: w**2, 1.0, jnp.array(2.0), jnp.array(3.0))
+    assert (float(found.params), float(found.t)) == (2.0, 0.0)

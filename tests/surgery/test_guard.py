@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 
-from eupmu_jax import freeze, unilateral_surgery, utility_guard
+from eupmu_jax import freeze, tolerances, unilateral_surgery, utility_guard
 
 PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.linspace(0, 1, 3), "scale": jnp.array(0.5)}
 SIZE = 10
@@ -200,3 +200,29 @@ def test_a_surgery_on_a_part_of_the_parameters_sees_the_gram_matrix_of_that_part
     update, state = guard.update(grads, guard.init(params), params)
     np.testing.assert_allclose(state.surgery_state.gram, [[2.0, -1.0], [-1.0, 1.0]])
     np.testing.assert_allclose(update["trained"], [0.0, -1.0], atol=1e-6)
+
+
+def test_given_levels_are_read_beside_what_is_measured():
+    guard = utility_guard(optax.sgd(1.0), tolerances.budget(1.0, 1.0), unilateral_surgery(jnp.inf), max_halvings=3)
+    params, rows = jnp.zeros(2), jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+    value_fn = lambda p: jnp.array([-10.0 + p[0]])
+    update, _ = guard.update(rows, guard.init(params), params, value_fn=value_fn, levels=jnp.array([1.0]))
+    np.testing.assert_allclose(update, 0, atol=1e-6)
+    update, _ = guard.update(rows, guard.init(params), params, value_fn=value_fn)
+    np.testing.assert_allclose(update, [1, 0], atol=1e-6)
+
+
+def test_what_backtracking_takes_back_meets_no_demand():
+    guard = utility_guard(optax.sgd(1.0), tolerances.budget(0.5, 1.0), max_halvings=2)
+    params, rows = jnp.zeros(2), jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+    # Whatever the step, the loss is worse there.
+    value_fn = lambda p: jnp.array([1.0 + jnp.abs(p).sum()])
+    update, state = guard.update(rows, guard.init(params), params, value_fn=value_fn)
+    np.testing.assert_array_equal(update, 0)
+    assert (float(state.step_scale), state.guard_feasible.tolist()) == (0.0, [False])
+
+
+def test_the_losses_to_measure_are_the_retained_alone():
+    guard, params = utility_guard(optax.sgd(1.0), 0.0, max_halvings=1), jnp.zeros(2)
+    with pytest.raises(ValueError, match=r"^value_fn: returned shape \(2,\), expected \(1,\)"):
+        guard.update(jnp.ones((2, 2)), guard.init(params), params, value_fn=lambda p: jnp.ones(2))

@@ -1,5 +1,7 @@
 """What `unlearn` refuses before any step, each with a line that names it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
 from eupmu_jax.sharding import make_mesh
-from eupmu_jax.tasks import Examples
+from eupmu_jax.tasks import Examples, classification
+from eupmu_jax.training._inputs import batches_on
 
 from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
 
@@ -152,7 +155,57 @@ BAD = {
         {"frozen": dict.fromkeys(FROZEN, True)},
         r"frozen: every leaf is frozen, expected at least one trainable leaf",
     ),
+    "a rate of nothing": (
+        {"settings": WEIGHTED | {"learning_rate": 0.0}},
+        r"settings\['learning_rate'\]: got 0\.0, expected a number above 0",
+    ),
+    "a share above all": (
+        {"method": "SalUn-soft", "settings": BOUNDED | {"sparsity": 50.0}},
+        r"settings\['sparsity'\]: got 50\.0, expected a number from 0 to 1",
+    ),
+    "no weight of relabelling": (
+        {"method": "random labels", "settings": {"learning_rate": 0.01}},
+        r"settings: got \{.*\}, expected 'retain_weight' among them too",
+    ),
+    "two limits": (
+        {"method": "EUPMU", "settings": {"allowed_error": 0.01, "limit": 0.1}},
+        r"settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone",
+    ),
+    "half a start": ({"start": {"retain_loss": 1.0}}, r"start: got .*, expected finite numbers retain_loss and retain"),
+    "a start that is lost": (
+        {"start": {"retain_loss": np.nan, "retain_error": 0.0}},
+        r"start: got .*, expected finite numbers retain_loss and retain_error",
+    ),
+    "the same positions": (
+        {"forget": lambda d: Examples(SHARED, np.arange(9)), "retain": lambda d: Examples(SHARED, np.arange(99))},
+        r"retain: got all 9 examples of the forget set among its own",
+    ),
+    "a loss that is no scalar": (
+        {"task": TASK._replace(retain=lambda outputs, batch: outputs)},
+        r"task\.retain: returned shape \(2, 10\), expected a scalar",
+    ),
+    "one error for all": (
+        {"task": TASK._replace(error=lambda outputs, batch: jnp.mean(outputs))},
+        r"task\.error: returned shape \(\) for 2 examples, expected shape \(2,\)",
+    ),
+    "more classes than logits": (
+        {"task": classification(apply, num_classes=12)},
+        r"apply: returned shape \(2, 10\), expected \(n, 12\): a logit for each class",
+    ),
+    "a column of labels": (
+        {name: lambda d, name=name: column(getattr(d, name)) for name in ("forget", "retain")},
+        r"forget: labels: got shape \(2, 1\)|forget: labels: got shape \(\d+, 1\), expected \(n,\) ints",
+    ),
+    "other names": (
+        {name: lambda d, name=name: {"image": getattr(d, name)["inputs"]} for name in ("forget", "retain")},
+        r"forget: batch: got image, expected a dict with inputs and labels",
+    ),
 }
+SHARED = {"inputs": np.zeros((100, 64), np.float32), "labels": np.zeros(100, np.int32)}
+
+
+def column(tree):
+    return tree | {"labels": tree["labels"][:, None]}
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
@@ -185,3 +238,33 @@ def test_a_mesh_that_cannot_share_out_a_batch_is_told(digits):
 def test_an_unknown_forget_objective_lists_the_known():
     with pytest.raises(ValueError, match=r"^forget_objective: got 'kindness', expected one of bounded_ascent, "):
         loss_of(TASK, "kindness")
+
+
+def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=r"^directory: got .*file, which is a file, expected a folder"):
+        digits.unlearn("weighted sum", directory=path, on_step=lambda: pytest.fail("made a step"))
+    assert path.read_text() == "mine"
+
+
+def test_some_that_are_retained_too_are_told(digits, caplog):
+    both = jax.tree.map(lambda a, b: np.concatenate([a[:3], b]), digits.forget, digits.retain)
+    unlearn("weighted sum", TASK, digits.params, digits.forget, both, steps=1, settings=WEIGHTED, probes=0)
+    assert "retain: 3 of the" in caplog.text
+
+
+def test_numbers_of_numpy_are_numbers(digits, tmp_path):
+    counts = {"steps": np.int64(2), "seed": np.int64(1), "forget_batch": np.int32(8), "save_every": np.int64(1)}
+    digits.unlearn("weighted sum", directory=tmp_path, **counts)
+
+
+def test_batches_are_what_a_mesh_can_share_out():
+    mesh = types.SimpleNamespace(shape={"data": 4})
+    assert batches_on(mesh, (30, 500), (64, 192)) == (28, 192)
+    with pytest.raises(ValueError, match=r"^retain_batch: got 190, expected a multiple of 4, the mesh's axis data"):
+        batches_on(mesh, (30, 500), (64, 190))
+    with pytest.raises(
+        ValueError, match=r"^forget: got 3 examples, expected at least 4, one for each part of the mesh"
+    ):
+        batches_on(mesh, (3, 500), (64, 192))

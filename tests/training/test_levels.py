@@ -10,8 +10,9 @@ from scipy import stats
 import eupmu_jax as eupmu
 from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
+from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import fitting
-from eupmu_jax.training.levels import compare
+from eupmu_jax.training.levels import alike, compare
 
 
 def guess(params, inputs):
@@ -106,7 +107,7 @@ class Digits:
         loss = lambda params, stats, batch, key: (self.task.retain(self.task.outputs(params, batch, key), batch), stats)
         self.task = tasks.classification(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], num_classes=10)
         options = {"epochs": 60, "batch_size": 50, "learning_rate": 3e-3, "seed": 0}
-        self.params = fitting.fit(loss, start, {}, tasks.as_examples("train", train), **options).params
+        self.params = fitting.fit(loss, start, {}, as_examples("train", train), **options).params
 
     def unlearn(self, is_forgotten, **options):
         forget, retain = (jax.tree.map(lambda leaf: leaf[at], self.known) for at in (is_forgotten, ~is_forgotten))  # noqa: B023
@@ -218,3 +219,53 @@ def test_what_a_task_calls_unknown_is_the_aim_without_held_out_data():
     part = eupmu.unlearn("EUPMU", task, params, forget, retain, frozen={"scale": True, "shift": False}, steps=3)
     np.testing.assert_allclose(part.level.target, run.level.target, rtol=1e-6)
     assert part.params["scale"] == params["scale"]
+
+
+def test_a_forget_set_of_a_hard_class_is_compared_with_unseen_ones_of_that_class():
+    # Of class 0 one half is wrong, of class 1 none, in the forget set as in unseen data.
+    task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
+    of = lambda labels, shown: as_examples(
+        "data", {"inputs": np.eye(2, dtype=np.float32)[shown], "labels": np.array(labels)}
+    )
+    unseen = of([0] * 100 + [1] * 100, [0, 1] * 50 + [1] * 100)
+    forgotten = of([0] * 100, [0, 1] * 50)
+    assert compare(task, jnp.ones(2), forgotten, unseen).low > 0
+    fair = compare(task, jnp.ones(2), *alike(task, forgotten, unseen))
+    assert fair.low < 0 < fair.high
+    assert alike(task._replace(num_classes=None), forgotten, unseen) == (forgotten, unseen)
+    assert alike(task, forgotten, unseen, gone={0}) is None
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "unseen", "size"),
+    [
+        ({0: 500, **dict.fromkeys(range(1, 100), 1)}, dict.fromkeys(range(100), 100), 126),
+        ({0: 500, 1: 500}, {0: 10_000, 1: 1}, 10_000),
+        (dict.fromkeys(range(10), 3), dict.fromkeys(range(10), 25), 263),
+    ],
+)
+def test_rare_classes_neither_fill_the_unseen_set_nor_empty_it(forgotten, unseen, size):
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=100)
+    of = lambda counts: as_examples("data", {"labels": np.repeat(list(counts), list(counts.values()))})
+    some, chosen = alike(task, of(forgotten), of(unseen))
+    assert abs(len(chosen) - size) <= 0.06 * size
+    shares = [np.bincount(part.tree["labels"][part.ids], minlength=100) / len(part) for part in (some, chosen)]
+    assert abs(shares[0][0] - shares[1][0]) < 0.06
+
+
+def test_errors_above_1_can_be_compared_too():
+    rng = np.random.default_rng(0)
+    make = lambda count: {"x": rng.normal(size=(count, 3)).astype(np.float32), "y": 9 + rng.normal(size=count)}
+    loss = lambda outputs, batch: jnp.square(outputs - batch["y"])
+    task = tasks.Task(
+        outputs=lambda params, batch, key: batch["x"] @ params,
+        retain=lambda outputs, batch: jnp.mean(loss(outputs, batch)),
+        forget={"ascent": lambda outputs, batch: -jnp.mean(loss(outputs, batch))},
+        error=loss,
+    )
+    sets = make(30), make(60), make(50)
+    found = eupmu.unlearn("EUPMU", task, jnp.zeros(3), *sets, steps=2, settings={"allowed_error": 1.0}).level
+    assert found.target > 1
+    assert found.comparison is not None
+    unaimed = eupmu.unlearn("EUPMU", task, jnp.zeros(3), *sets[:2], steps=2, settings={"allowed_error": 1.0}).level
+    assert (unaimed.source, unaimed.comparison) == ("chance", None)

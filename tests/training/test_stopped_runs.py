@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 
 import chex
 import numpy as np
@@ -96,3 +97,39 @@ def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
     on_step = lambda: pytest.fail("made a step")
     with pytest.raises(ValueError, match=rf"^directory: .* holds another run; got .*\b{named}"):
         unlearn(method, TASK, *given, directory=saved, on_step=on_step, **options)
+
+
+def test_another_frozen_part_makes_another_run(digits, tmp_path):
+    run = lambda params: unlearn(
+        "weighted sum",
+        TASK,
+        params,
+        digits.forget,
+        digits.retain,
+        steps=2,
+        settings=SETTINGS["weighted sum"],
+        probes=0,
+        frozen=FROZEN,
+        directory=tmp_path,
+    )
+    run(digits.params)
+    with pytest.raises(ValueError, match=r"^directory: .* holds another run; got params"):
+        run(digits.params | {"hidden": digits.params["hidden"] + 1})
+
+
+def test_a_run_in_parts_tells_the_time_of_all_of_them(digits, tmp_path):
+    first = lambda: (time.sleep(2), os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(InterruptedError):
+        digits.unlearn("weighted sum", directory=tmp_path, on_step=first)
+    begun = time.perf_counter()
+    rest = digits.unlearn("weighted sum", directory=tmp_path)
+    assert rest.seconds - (time.perf_counter() - begun) > 1
+    again = digits.unlearn("weighted sum", directory=tmp_path, on_step=lambda: pytest.fail("made a step"))
+    assert again.seconds > 2
+    assert "spent" not in rest.history
+
+
+def test_probes_may_be_left_out_when_a_run_goes_on(digits, tmp_path):
+    digits.unlearn("weighted sum", directory=tmp_path, probes=2)
+    found = digits.unlearn("weighted sum", directory=tmp_path, probes=0, progress=True)
+    assert found.figures == {}
