@@ -71,6 +71,8 @@ def of_runs(
             _say(retain, "limit", 100 * limit)
         if not weight.lines:
             weight.set_axis_off()
+        elif not any(np.any(line.get_ydata()) for line in weight.lines):
+            weight.set_ylim(0, 1)
         for axes in (retain, loss):
             axes.set_xlabel("step")
         return figure

@@ -16,7 +16,7 @@ class Attack(NamedTuple):
     """How well a score of an example tells some from those that were never seen.
 
     Attributes:
-      auc: The probability that one of them has a smaller score than one never seen; 0.5 tells nothing.
+      auc: The probability that one of them has a smaller score than one never seen; 0.5 is chance.
       low, high: Its 95 % interval.
       examples: `(n, m)`.
     """

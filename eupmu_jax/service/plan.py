@@ -115,10 +115,10 @@ def said(plan: Mapping[str, Any]) -> str:
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
         lines.append("That is too much, and so it is with every half of these batches.")
-    share = f"; {plan['share']:.1f} % of training again" if plan["share"] is not None else ""
+    share = f", {plan['share']:.1f} % of retraining" if plan["share"] is not None else ""
     lines.append(
-        f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, as many as {plan['epochs']:.1f} "
-        f"epochs of training without the forgotten{share}."
+        f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, the cost of {plan['epochs']:.1f} "
+        f"epochs on the retained examples{share}."
     )
     for number, count in list(plan["overlap"].items())[:NAMED]:
         lines.append(f"Request {number} has {count:,} of these examples already.")

@@ -18,10 +18,10 @@ def requests(found: list[dict]) -> str:
     """A line for each run."""
     lines = []
     for row in found:
-        level, attacks = row["level"], row["unlearned"]["attacks"]["forgotten"]
+        level, attack = row["level"], row["unlearned"]["attacks"].get("forgotten")
         errors = (level["forget_error"], level["target"], level["start"], level["retain_error"])
         # A class that is gone is recognised by its error, whatever its loss.
-        told = "-" if level["target"] == 1 else f"{attacks['auc']:.2f} ({attacks['low']:.2f} to {attacks['high']:.2f})"
+        told = "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack) if attack else "-"
         codes = ", ".join(map(str, row["codes"]))
         lines.append([row["reason"], *(f"{100 * error:.1f}" for error in errors), told, row["verdict"], codes])
     head = ["forgotten", "error, %", "aimed at", "retain error before", "after", "AUC", "audit", "exit codes"]

@@ -57,7 +57,7 @@ def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, monkeypat
     said = capsys.readouterr().out
     assert "Request 1 has 10 of these examples already." in said
     assert "Request 2" not in said
-    assert "% of training again" in said
+    assert "% of retraining" in said
     eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--request", 1)
     assert "already" not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
