@@ -129,7 +129,7 @@ def utility_guard(
             )
         measure = lambda p: checks.check_retain_losses(value_fn(p), k, None)
         measured = measure(params) if max_halvings else None
-        levels = measured if levels is None and max_halvings else tolerances.check_levels(levels, losses, k - 1)
+        levels = tolerances.check_levels(levels, losses, k - 1) if measured is None or levels is not None else measured
 
         extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
@@ -148,7 +148,7 @@ def utility_guard(
         finite &= jnp.all(epsilon > -jnp.inf)
 
         scale = jnp.ones([], dtype)
-        if max_halvings:
+        if measured is not None:
             allowed = measured + jnp.maximum(epsilon, 0).astype(measured.dtype)
 
             def rises(scale):
