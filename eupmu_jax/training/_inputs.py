@@ -93,27 +93,26 @@ def check_arguments(task: Task, params, sets: Sets, held_out, **counts: int) -> 
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None and task.check is not None:
             _check_examples(task, name, part)
-    _check_apart(sets)
     _check_outputs(task, params, sets.forget)
 
 
-def _check_apart(sets):
-    """Raises `ValueError` where all that is to be forgotten is retained too, warns where some is, or equals some."""
+def warn_of_overlap(sets: Sets) -> None:
+    """Warns of examples to forget that are among those to retain too, or equal some; of sets in memory."""
     if not all(isinstance(part, Examples) for part in (sets.forget, sets.retain)):
         return
     if sets.forget.tree is sets.retain.tree:
         both = int(np.sum(np.isin(sets.forget.ids, sets.retain.ids)))
-        if both == len(sets.forget):
-            raise ValueError(
-                f"retain: got all {both} examples of the forget set among its own, expected the data without them"
-            )
     else:
         forgotten, found = set(_rows(sets.forget, np.arange(len(sets.forget)))), set()
         for start in range(0, len(sets.retain), CHECKED):
             found |= forgotten & set(_rows(sets.retain, np.arange(start, min(start + CHECKED, len(sets.retain)))))
         both = len(found)
     if both:
-        logger.warning("retain: %d of the %d examples to forget are, or equal, some to retain", both, len(sets.forget))
+        logger.warning(
+            "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
+            both,
+            len(sets.forget),
+        )
 
 
 def _rows(examples, positions):
@@ -124,15 +123,29 @@ def _rows(examples, positions):
 
 def _check_outputs(task, params, forget):
     """Raises `ValueError` where the retain loss is no scalar, or the error not one figure for each example."""
-    batch = forget[np.zeros(2, int)]
-    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
-    loss = jax.eval_shape(task.retain, outputs, batch)
+    describe = lambda tree: jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), tree)
+    given = [jax.tree.flatten(describe(tree), is_leaf=_is_described) for tree in (params, forget[np.zeros(2, int)])]
+    loss, errors = _returned(task, *((tuple(leaves), structure) for leaves, structure in given))
     if getattr(loss, "shape", None) != ():
         raise ValueError(f"task.retain: returned {_described_shape(loss)}, expected a scalar, the mean over a batch")
-    if task.error is not None:
-        errors = jax.eval_shape(task.error, outputs, batch)
-        if getattr(errors, "shape", None) != (2,):
-            raise ValueError(f"task.error: returned {_described_shape(errors)} for 2 examples, expected shape (2,)")
+    if task.error is not None and getattr(errors, "shape", None) != (2,):
+        raise ValueError(f"task.error: returned {_described_shape(errors)} for 2 examples, expected shape (2,)")
+
+
+@functools.lru_cache(maxsize=64)
+def _returned(task, params, batch):
+    """Shapes of the retain loss and of the error; traced once for a task and its shapes."""
+    params, batch = (
+        jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+        for leaves, structure in (params, batch)
+    )
+    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
+    loss = jax.eval_shape(task.retain, outputs, batch)
+    return loss, None if task.error is None else jax.eval_shape(task.error, outputs, batch)
+
+
+def _is_described(node):
+    return isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], np.dtype)
 
 
 def _described_shape(tree):

@@ -19,7 +19,15 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
-from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, identity, trainable
+from eupmu_jax.training._inputs import (
+    Sets,
+    batches_on,
+    check_arguments,
+    check_start,
+    identity,
+    trainable,
+    warn_of_overlap,
+)
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
@@ -96,7 +104,7 @@ def unlearn(
       task: Of `eupmu_jax.tasks`, or one of your own.
       params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
-        for an array of positions. Both give batches of one structure; what is to be forgotten is not in `retain`.
+        for an array of positions. Both give batches of one structure; a warning tells of what both have.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class that the retain set lacks is to go. Without any the level is
         `task.unknown` of the forget set where the task has that, else chance (1 - 1 / classes), which is logged. Their
@@ -151,6 +159,7 @@ def unlearn(
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(task, params, sets, held_out, **counts, probes=probes, seed=seed)
+    warn_of_overlap(sets)
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     if isinstance(directory, str | Path) and Path(directory).is_file():
         raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
