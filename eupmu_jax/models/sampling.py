@@ -76,6 +76,7 @@ def sample(
     if start is not None and np.shape(start) != (len(labels), *shape):
         raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
     diffusion.check_fit(prediction, schedule)
+    labels, shape = jnp.asarray(labels), tuple(shape)
     if not isinstance(labels, jax.core.Tracer):
         check_labels(labels, nothing + 1)
     fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip

@@ -1,7 +1,7 @@
 """Classifiers as tasks: batches are dicts of `inputs` and int `labels`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
@@ -86,8 +86,8 @@ def classification(
 
 
 def _check(num_classes, batch):
-    if not isinstance(batch, dict) or not {"inputs", "labels"} <= set(batch):
-        given = ", ".join(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+    if not isinstance(batch, Mapping) or not {"inputs", "labels"} <= set(batch):
+        given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f"batch: got {given}, expected a dict with inputs and labels")
     if np.ndim(batch["labels"]) != 1:
         raise ValueError(f"labels: got shape {np.shape(batch['labels'])}, expected (n,) ints")

@@ -1,6 +1,6 @@
 """Conditional diffusion models as tasks: batches are dicts of `inputs`, images in [-1, 1], and int `labels`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
@@ -70,7 +70,7 @@ def diffusion(
       denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints
         in [0, num_conditions], of which the last stands for no condition.
       schedule: Of `objectives.diffusion`.
-      num_conditions: At least 2.
+      num_conditions: At least 2; that for no condition is not among them.
       prediction: What the model predicts: "epsilon", "v" or "x".
       original: Parameters of the original model, a constant of the compiled programs.
       dropout: Share of the conditions left out in training.
@@ -127,6 +127,8 @@ def diffusion(
         random = (labels + jax.random.randint(keys[3], labels.shape, 1, num_conditions)) % num_conditions
         unconditional, conditional = (denoise(teacher, x_t, t, c) for c in (nothing, labels))
         predicted = denoise(params, x_t, t, jnp.where(left_out, nothing, labels))
+        if predicted.shape != x_t.shape:
+            raise ValueError(f"denoise: returned shape {predicted.shape}, expected that of x_t, {x_t.shape}")
         return {
             "prediction": predicted,
             "target": wanted,
@@ -150,6 +152,9 @@ def diffusion(
         return weights * objectives.squared_errors(mean, wanted), len(offsets)
 
     def check(batch):
+        if not isinstance(batch, Mapping) or not {"inputs", "labels"} <= set(batch) or np.ndim(batch["labels"]) != 1:
+            shapes = jax.tree.map(np.shape, batch)
+            raise ValueError(f"batch: got shapes {shapes}, expected a dict with inputs (n, ...) and labels (n,)")
         check_labels(batch["labels"], num_conditions + 1)
         least, most = float(np.min(batch["inputs"])), float(np.max(batch["inputs"]))
         if bounded and not (least >= -ROUNDED and most <= ROUNDED):

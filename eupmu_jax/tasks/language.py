@@ -100,11 +100,11 @@ def language(
 @functools.lru_cache(maxsize=64)
 def _task(apply, hidden, retain, fresh_params):
     def outputs(params, batch, key):
-        found = {"logits": apply(params, batch["tokens"])[:, :-1]}
+        found = {"logits": _checked("apply", apply, params, batch["tokens"])[:, :-1]}
         if "alternative_tokens" in batch:
-            found["alternative_logits"] = apply(params, batch["alternative_tokens"])[:, :-1]
+            found["alternative_logits"] = _checked("apply", apply, params, batch["alternative_tokens"])[:, :-1]
         if hidden is not None:
-            found["hidden"] = hidden(params, batch["tokens"])[:, 1:]
+            found["hidden"] = _checked("hidden", hidden, params, batch["tokens"])[:, 1:]
         return found if len(found) > 1 else found["logits"]
 
     def draw(key, epoch, batch):
@@ -124,6 +124,14 @@ def _task(apply, hidden, retain, fresh_params):
         fresh_params=fresh_params,
         check=_check_answers,
     )
+
+
+def _checked(name, function, params, tokens):
+    returned = function(params, tokens)
+    if getattr(returned, "ndim", None) != 3 or returned.shape[:2] != tokens.shape:
+        shape = getattr(returned, "shape", type(returned).__name__)
+        raise ValueError(f"{name}: returned {shape} for tokens {tokens.shape}, expected (n, length, any)")
+    return returned
 
 
 def _with_original(outputs, original):
@@ -179,8 +187,6 @@ def with_reference(
     >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
     [2.7725...]
     """
-    if "tokens" not in batch:
-        raise ValueError(f"batch: got {', '.join(batch)}, expected tokens among them")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     _check_answers(batch)
@@ -204,6 +210,15 @@ def _reference_of(task, whole, params, batch):
 
 
 def _check_answers(batch):
+    if not isinstance(batch, Mapping) or "tokens" not in batch:
+        given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"batch: got {given}, expected tokens among them, in a dict")
+    masks = [name for name in batch if "mask" in str(name) and name not in ("mask", "alternative_mask")]
+    if masks or any(leaf is None for leaf in batch.values()):
+        raise ValueError(
+            f"batch: got {', '.join(masks) or 'None'}, expected arrays, of which mask says what is predicted and "
+            "alternative_mask what of the alternative"
+        )
     for prefix in ("", "alternative_"):
         if f"{prefix}tokens" not in batch:
             continue

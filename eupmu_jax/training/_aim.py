@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from eupmu_jax.methods.eupmu_level import error_limit
-from eupmu_jax.tasks import Task
+from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training.levels import (
     Comparison,
@@ -51,7 +51,7 @@ class Reached(NamedTuple):
         task that can tell, else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
       forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
-      start: The original model's error on the whole retain set.
+      start: The original model's error on the whole retain set; of a task without classes, on the same 2,000 examples.
       limit: Of the retain error: its start, and what it may rise by; or infinity.
       kept: Whether the retain error is within the limit, up to the sampling error of those examples.
       comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
@@ -72,8 +72,8 @@ class Reached(NamedTuple):
 def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
     """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
 
-    A class that the retain set lacks is to go, and its level is 1. Without held-out data it is `task.unknown` of the
-    forget set, where the task has that, else that of chance.
+    A class that the retain set lacks is to go, and its level is 1, or `task.unknown` of its examples where the task has
+    that. Without held-out data it is `task.unknown` of the forget set, else that of chance.
     """
     if given is not None:
         most = np.inf if task.num_classes is None else 1
@@ -108,20 +108,28 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     levels = unseen_levels(task, params, held_out, unseen)
     found, counts = np.unique(forgotten, return_counts=True)
     kept = set(np.unique(retained).tolist())
-    of_class = [(levels[c].error if c in levels else level.error) if c in kept else 1.0 for c in found.tolist()]
-    target, gone = float(np.average(of_class, weights=counts)), frozenset(found.tolist()) - kept
-    return Aim(target, "unseen data by class", level, len(held_out), gone)
+    gone, passes, lost = frozenset(found.tolist()) - kept, len(held_out), 1.0
+    if gone and task.unknown is not None:
+        to_go = np.isin(forgotten, list(gone))
+        unknown, more = _unknown_level(task, params, Examples(sets.forget.tree, sets.forget.ids[to_go]))
+        passes, lost = passes + more, unknown.error
+    of_class = [(levels[c].error if c in levels else level.error) if c in kept else lost for c in found.tolist()]
+    return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, passes, gone)
 
 
-def reached(task, params, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
+def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
     """What became of the aim."""
     forget, retain = (measured_level(task, params, part, MOST) for part in (sets.forget, sets.retain))
-    found = error_limit(start["retain_error"], settings)
+    before = start["retain_error"]
+    if task.num_classes is None:
+        # On the same examples and the same noise, or what noise does to either could outweigh the rise.
+        before = measured_level(task, original, sets.retain, MOST).error
+    found = error_limit(before, settings)
     limit = np.inf if found is None else float(found)
     both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
     comparison = None if both is None else compare(task, params, *both)
     kept = retain.low <= limit
-    errors = forget.error, retain.error, start["retain_error"]
+    errors = forget.error, retain.error, before
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
 
 

@@ -71,21 +71,13 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def check_arguments(task: Task, params, sets: Sets, held_out, **counts: int) -> None:
+def check_arguments(task: Task, params, sets: Sets, held_out, frozen=None, **counts: int) -> None:
     """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1."""
     for name, value in counts.items():
         least = 0 if name in ("probes", "seed") else 1
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
-    for path, leaf in leaves:
-        if not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
-            raise ValueError(
-                f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
-                "floating point arrays alone; split counters and keys off"
-            )
+    _check_params(params, frozen)
     wanted = _described(sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
         if part is not None and (found := _described(part)) != wanted:
@@ -94,6 +86,19 @@ def check_arguments(task: Task, params, sets: Sets, held_out, **counts: int) -> 
         if part is not None and task.check is not None:
             _check_examples(task, name, part)
     _check_outputs(task, params, sets.forget)
+
+
+def _check_params(params, frozen):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
+    flags = [False] * len(leaves) if frozen is None else jax.tree.leaves(frozen(params) if callable(frozen) else frozen)
+    for (path, leaf), is_frozen in zip(leaves, flags, strict=False):
+        if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
+            raise ValueError(
+                f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
+                "floating point arrays alone; split counters and keys off"
+            )
 
 
 def warn_of_overlap(sets: Sets) -> None:
@@ -178,7 +183,7 @@ def trainable(task: Task, params, frozen):
     if all(jax.tree.leaves(mask)):
         raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
     flags, structure = jax.tree.flatten(mask)[0], jax.tree.structure(params)
-    fixed = [leaf if flag else None for flag, leaf in zip(flags, jax.tree.leaves(params), strict=True)]
+    fixed = [jnp.asarray(leaf) if flag else None for flag, leaf in zip(flags, jax.tree.leaves(params), strict=True)]
 
     def whole(part):
         leaves = iter(jax.tree.leaves(part))
@@ -210,6 +215,8 @@ def batches_on(mesh, counts, batches) -> tuple[int, int]:
     Raises:
       ValueError: For a batch that the mesh cannot share out evenly, or a set of fewer examples than shares.
     """
+    if "data" not in mesh.shape:
+        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected data among them, as of sharding.make_mesh")
     shares, fitting = mesh.shape["data"], []
     for name, count, batch in zip(("forget", "retain"), counts, batches, strict=True):
         if batch % shares and batch <= count:

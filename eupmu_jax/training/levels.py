@@ -2,7 +2,7 @@
 
 import bisect
 import functools
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -130,7 +130,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
 
 
-def alike(task: Task, some: Examples, unseen: Examples, gone: Container = ()) -> tuple[Any, Any] | None:
+def alike(task: Task, some: Examples, unseen: Examples, gone: Collection = ()) -> tuple[Any, Any] | None:
     """Some examples, and unseen ones that mix the classes as they do; both whole but for labelled classes in memory.
 
     A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
@@ -139,7 +139,8 @@ def alike(task: Task, some: Examples, unseen: Examples, gone: Container = ()) ->
     Args:
       task: Tells whether there are classes.
       some, unseen: Examples.
-      gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen.
+      gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen,
+        unless that is all of them.
 
     Returns:
       Both sets, or None where no class is left.
@@ -151,27 +152,33 @@ def alike(task: Task, some: Examples, unseen: Examples, gone: Container = ()) ->
     >>> some.ids.tolist(), unseen.ids.tolist()
     ([0, 1, 2, 3], [0, 2, 4, 6, 8, 10, 1, 7])
     """
-    labels = [labels_of(task, part) for part in (some, unseen)]
-    if labels[0] is None or labels[1] is None:
+    left, right = labels_of(task, some), labels_of(task, unseen)
+    if left is None or right is None:
         return some, unseen
-    places = {c: np.flatnonzero(labels[1] == c) for c in np.unique(labels[0]).tolist() if c not in gone}
-    places = {c: found for c, found in places.items() if len(found) >= FEW}
+    places = {c: np.flatnonzero(right == c) for c in np.unique(left).tolist() if c not in gone}
     if not places:
         return None
-    counts = np.array([np.sum(labels[0] == c) for c in places])
+    if all(len(found) < FEW for found in places.values()):
+        # So many classes that no mix can be made of them.
+        stay = lambda part, labels: Examples(part.tree, part.ids[~np.isin(labels, list(gone))])
+        return stay(some, left), stay(unseen, right)
+    places = {c: found for c, found in places.items() if len(found) >= FEW}
+    counts = np.array([np.sum(left == c) for c in places])
     shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])
     lacking = lambda n: np.sum(np.maximum(shares - most / n, 0)) > LACKING
     size = bisect.bisect_left(range(1, most.sum() + 1), True, key=lacking)
     # Rounded in all, not one by one, or rare classes would be left out, or be too many.
     wanted = np.diff(np.floor(np.cumsum(shares) * max(size, 1) + 0.5).astype(int), prepend=0)
     taken = [found[spread(len(found), n)] for found, n in zip(places.values(), wanted, strict=True) if n]
-    kept = np.isin(labels[0], list(places))
+    kept = np.isin(left, list(places))
     return Examples(some.tree, some.ids[kept]), Examples(unseen.tree, unseen.ids[np.concatenate(taken)])
 
 
 def labels_of(task: Task, examples: Examples) -> np.ndarray | None:
-    """The labels of examples that lie in memory, for a classifier; else None."""
-    if task.num_classes is None or not isinstance(examples, Examples) or not isinstance(examples.tree, dict):
+    """The labels of examples that lie in memory, for a classifier or a task that has conditions; else None."""
+    if task.num_classes is None and task.unknown is None:
+        return None
+    if not isinstance(examples, Examples) or not isinstance(examples.tree, dict):
         return None
     labels = examples.tree.get("labels")
     return None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)[examples.ids]

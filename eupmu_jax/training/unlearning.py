@@ -106,11 +106,13 @@ def unlearn(
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
         for an array of positions. Both give batches of one structure; a warning tells of what both have.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
-        classifier mixed as in the forget set; a class that the retain set lacks is to go. Without any the level is
+        classifier mixed as in the forget set; a class, or a condition of a diffusion model, that the retain set lacks
+        is to go. Without any the level is
         `task.unknown` of the forget set where the task has that, else chance (1 - 1 / classes), which is logged. Their
         figures are reported beside the others.
       steps: Optimizer steps.
-      settings: The method's; None takes the middle of what the benchmark searches, and the task's first forget loss.
+      settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
+        takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`).
         Those that EUPMU is not given are taken from there too: `allowed_error` (the rise of the retain error, 0.01 is
         a point of accuracy), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and
         `target` (the forget error).
@@ -158,7 +160,7 @@ def unlearn(
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
-    check_arguments(task, params, sets, held_out, **counts, probes=probes, seed=seed)
+    check_arguments(task, params, sets, held_out, frozen, **counts, probes=probes, seed=seed)
     warn_of_overlap(sets)
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     if isinstance(directory, str | Path) and Path(directory).is_file():
@@ -167,7 +169,8 @@ def unlearn(
     if mesh is not None:
         forget_batch, retain_batch = batches_on(mesh, sets.counts, (forget_batch, retain_batch))
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
-        params = jax.device_put(params, param_shardings(params, mesh))
+        split = [axis for axis in ("model",) if axis in mesh.shape]
+        params = jax.device_put(params, param_shardings(params, mesh, axes=split))
     every = params
     task, params, whole = trainable(task, params, frozen)
     # What is frozen makes another run too, and so does what is not.
@@ -177,6 +180,8 @@ def unlearn(
         settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
+    if not np.isfinite(list(start.values())).all():
+        raise ValueError(f"retain: got {start} of the original model, expected finite figures")
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     procedure = chosen.make(task, with_start(terms, start), settings)
@@ -222,6 +227,8 @@ def unlearn(
     with progress_bar(method, steps, progress) as advance_bar:
         watch.record(0, carry, draw_key)
         watch.add_figures("original", original)
+        if not np.isfinite(list(watch.figures.get("original", {}).values())).all():
+            raise ValueError(f"forget: got {watch.figures['original']} of the original model, expected finite figures")
         begun = Seconds.now()
 
         def after_step(count, carry):
@@ -262,7 +269,9 @@ def unlearn(
     spent = spent.plus(before if earlier is None else earlier)
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)
-    level = reached(task, returned, sets, held_out, aim, start, settings) if aim is not None and probes else None
+    level = None
+    if aim is not None and probes:
+        level = reached(task, returned, original, sets, held_out, aim, start, settings)
     # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
     short = aim is None or (level is not None and level.forget_error < level.target / 2)
     if share is not None and share < LITTLE and short:

@@ -206,3 +206,35 @@ def test_examples_that_the_model_cannot_take_are_refused_before_any_step(change,
     ((name, changed),) = change.items()
     with pytest.raises(ValueError, match=message):
         unlearn("weighted sum", task(), params, batch_of(8), retain | {name: changed(retain[name])}, steps=1)
+
+
+def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(params):
+    made = task()
+    of = lambda count, seed, *labels: batch_of(count, seed) | {"labels": np.resize(labels, count)}
+    sets = of(40, 0, 0), of(60, 1, 1, 2), of(60, 2, 0, 1, 2)
+    level = unlearn("EUPMU", made, params, *sets, steps=1, settings={"learning_rate": 1e-12}).level
+    errors, _ = made.unknown(params, sets[0])
+    assert level.target == pytest.approx(float(np.mean(errors)), rel=1e-5)
+    assert (level.source, level.comparison) == ("unseen data by class", None)
+    # Nothing was changed, so nothing rose, whatever the noise of a batch.
+    assert level.retain_error == pytest.approx(level.start, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {"x": b["inputs"]}, "batch: got shapes"),
+        (lambda b: b | {"labels": b["labels"][:, None]}, "batch: got shapes .*labels"),
+    ],
+)
+def test_a_batch_of_another_form_is_named(change, message, params):
+    batch = change(batch_of(8))
+    with pytest.raises(ValueError, match=f"^forget: {message}"):
+        unlearn("weighted sum", task(), params, batch, batch, steps=1)
+
+
+def test_a_model_that_predicts_more_channels_is_named(params):
+    wide = lambda p, x_t, t, labels: jnp.concatenate([x_t, x_t], axis=-1)
+    made = tasks.diffusion(wide, SCHEDULE, num_conditions=CLASSES)
+    with pytest.raises(ValueError, match=r"denoise: returned shape \(8, 10\), expected that of x_t, \(8, 5\)"):
+        made.outputs(params, batch_of(8), None)

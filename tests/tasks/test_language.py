@@ -279,3 +279,44 @@ def test_padding_changes_no_divergence():
 def test_tokens_that_are_none_are_refused(tokens):
     with pytest.raises(ValueError, match=r"^tokens: got .*, expected ints from 0 on"):
         tasks.with_reference(tasks.language(apply), ORIGINAL, {"tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {"input_ids": b["tokens"]}, "batch: got input_ids, expected tokens among them, in a dict"),
+        (lambda b: b["tokens"], "batch: got ndarray, expected tokens among them, in a dict"),
+        (lambda b: {"tokens": b["tokens"], "attention_mask": b["mask"]}, "batch: got attention_mask, expected arrays"),
+        (lambda b: {"tokens": b["tokens"], "mask": None}, "batch: got None, expected arrays"),
+    ],
+)
+def test_a_batch_of_another_form_is_named(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        tasks.with_reference(tasks.language(apply), ORIGINAL, change(BATCH))
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda logits: (logits, 0), lambda logits: logits[:, 1:], lambda logits: logits[:, 0]]
+)
+def test_logits_of_another_form_are_named(wrong):
+    task = tasks.language(lambda params, tokens: wrong(apply(params, tokens)))
+    with pytest.raises(ValueError, match=r"apply: returned .* for tokens \(5, 6\), expected \(n, length, any\)"):
+        task.outputs(ORIGINAL, BATCH, None)
+
+
+def test_tokens_that_the_model_does_not_have_are_noticed():
+    lost = {name: leaf for name, leaf in BATCH.items() if name in ("tokens", "mask")}
+    lost = lost | {"tokens": np.full_like(lost["tokens"], VOCABULARY)}
+    kept = {name: BATCH[name] for name in lost}
+    settings = {"learning_rate": 1e-3, "forget_objective": "gradient_ascent", "retain_weight": 1.0}
+    for sets, named in (((lost, kept), "forget"), ((kept, lost), "retain")):
+        with pytest.raises(ValueError, match=f"^{named}: got .*nan.* of the original model, expected finite figures"):
+            unlearn("weighted sum", tasks.language(apply), ORIGINAL, *sets, steps=1, settings=settings)
+
+
+def test_what_is_frozen_may_be_quantised():
+    params = {"base": (8 * np.asarray(ORIGINAL["in"])).astype(np.int8), "out": ORIGINAL["out"]}
+    task = tasks.language(lambda p, tokens: (p["base"] / 8)[tokens] @ p["out"])
+    data = {name: BATCH[name] for name in ("tokens", "mask")}
+    found = unlearn("EUPMU", task, params, data, data, steps=1, frozen={"base": True, "out": False}).params
+    np.testing.assert_array_equal(found["base"], params["base"])
