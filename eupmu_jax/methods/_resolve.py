@@ -9,8 +9,8 @@ from eupmu_jax.tasks import Task, check_task
 
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
-# What is divided by, and what is a share of something.
-POSITIVE = ("learning_rate", "smoothing", "temperature")
+# What every method divides by, and what is a share of something.
+POSITIVE = ("smoothing", "temperature")
 SHARES = ("mask_fraction", "max_share", "momentum", "sparsity")
 
 

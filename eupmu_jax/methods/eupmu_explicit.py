@@ -3,6 +3,7 @@
 import optax
 
 from eupmu_jax import tolerances
+from eupmu_jax._stack.checks import is_traced
 from eupmu_jax.methods.method import (
     FORGET_OBJECTIVE,
     LEARNING_RATE,
@@ -53,6 +54,8 @@ def eupmu_explicit(task, terms, settings) -> Procedure:
 
 def barrier(terms, settings, firmness: float = 1.0) -> tolerances.Tolerance:
     """The budget of `allowed_rise` nats above the original model's loss, at `firmness` times `BARRIER_RATE`."""
+    if not is_traced(settings["learning_rate"]) and settings["learning_rate"] == 0:
+        raise ValueError("settings['learning_rate']: got 0, expected a number above 0, by which the barrier is divided")
     rate = firmness * BARRIER_RATE[settings.get("optimizer", "adam")] / settings["learning_rate"]
     return tolerances.budget(terms.retain_loss + settings["allowed_rise"], rate)
 

@@ -136,7 +136,7 @@ BAD = {
     "a negative seed": ({"seed": -1}, r"seed: got -1, expected an int of at least 0"),
     "steps that ascend": (
         {"settings": WEIGHTED | {"learning_rate": -0.1}},
-        r"settings\['learning_rate'\]: got -0\.1, expected a number above 0",
+        r"settings\['learning_rate'\]: got -0\.1, expected a number >= 0",
     ),
     "no parameters": ({"params": lambda d: {}}, r"params: got a tree without leaves"),
     "a counter among the parameters": (
@@ -156,8 +156,8 @@ BAD = {
         r"frozen: every leaf is frozen, expected at least one trainable leaf",
     ),
     "a rate of nothing": (
-        {"settings": WEIGHTED | {"learning_rate": 0.0}},
-        r"settings\['learning_rate'\]: got 0\.0, expected a number above 0",
+        {"method": "EUPMU explicit", "settings": SETTINGS["EUPMU explicit"] | {"learning_rate": 0.0}},
+        r"settings\['learning_rate'\]: got 0, expected a number above 0",
     ),
     "a share above all": (
         {"method": "SalUn-soft", "settings": BOUNDED | {"sparsity": 50.0}},
