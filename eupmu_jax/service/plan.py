@@ -61,8 +61,8 @@ def make(
     available = device_bytes or memory_of_device()
     found = of_batches(asked.forget_batch, asked.retain_batch)
     smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
-    while smaller is None and found.bytes > SHARE * available and min(sizes) > 1:
-        sizes = sizes[0] // 2, sizes[1] // 2
+    while smaller is None and found.bytes > SHARE * available and max(sizes) > 1:
+        sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
         if (less := of_batches(*sizes).bytes) <= SHARE * available:
             smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
     cost = (found.forward + 2 * found.backward) / (3 * len(retain))
@@ -114,7 +114,7 @@ def said(plan: Mapping[str, Any]) -> str:
             f"{smaller['retain_batch']}` takes {size(smaller['bytes'])}."
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
-        lines.append("That is too much, and so it is with every half of these batches.")
+        lines.append("That is too much, with the smallest batches too.")
     share = f", {plan['share']:.1f} % of retraining" if plan["share"] is not None else ""
     lines.append(
         f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, the cost of {plan['epochs']:.1f} "

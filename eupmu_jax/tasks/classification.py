@@ -46,8 +46,8 @@ def classification(
       The task; the same object for the same arguments.
 
     Raises:
-      ValueError: If `apply` is no function, or for fewer than two classes; when called, for another number of logits.
-        `unlearn` refuses batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
+      ValueError: If `apply` is no function, or for fewer than two classes. `unlearn` refuses another number of
+        logits, batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
 
     >>> task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     >>> batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}
@@ -61,12 +61,7 @@ def classification(
 
     def outputs(params, batch, key):
         inputs = batch["inputs"] if augment is None or key is None else augment(key, batch["inputs"])
-        logits = apply(params, inputs)
-        if logits.shape[1:] != (num_classes,):
-            raise ValueError(
-                f"apply: returned shape {logits.shape}, expected (n, {num_classes}): a logit for each class"
-            )
-        return logits
+        return apply(params, inputs)
 
     def draw(key, epoch, batch):
         drawn = objectives.random_labels(jax.random.fold_in(key, epoch), batch["labels"], num_classes)

@@ -127,10 +127,15 @@ def _rows(examples, positions):
 
 
 def _check_outputs(task, params, forget):
-    """Raises `ValueError` where the retain loss is no scalar, or the error not one figure for each example."""
+    """Raises `ValueError` for other logits than classes, a loss that is no scalar, other than one error per example."""
     describe = lambda tree: jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), tree)
     given = [jax.tree.flatten(describe(tree), is_leaf=_is_described) for tree in (params, forget[np.zeros(2, int)])]
-    loss, errors = _returned(task, *((tuple(leaves), structure) for leaves, structure in given))
+    outputs, loss, errors = _returned(task, *((tuple(leaves), structure) for leaves, structure in given))
+    if task.num_classes is not None and getattr(outputs, "shape", (2, task.num_classes)) != (2, task.num_classes):
+        raise ValueError(
+            f"task.outputs: returned shape {outputs.shape} for 2 examples, expected (2, {task.num_classes}): a logit "
+            "for each class"
+        )
     if getattr(loss, "shape", None) != ():
         raise ValueError(f"task.retain: returned {_described_shape(loss)}, expected a scalar, the mean over a batch")
     if task.error is not None and getattr(errors, "shape", None) != (2,):
@@ -139,14 +144,14 @@ def _check_outputs(task, params, forget):
 
 @functools.lru_cache(maxsize=64)
 def _returned(task, params, batch):
-    """Shapes of the retain loss and of the error; traced once for a task and its shapes."""
+    """Shapes of the outputs, of the retain loss and of the error; traced once for a task and its shapes."""
     params, batch = (
         jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
         for leaves, structure in (params, batch)
     )
     outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
     loss = jax.eval_shape(task.retain, outputs, batch)
-    return loss, None if task.error is None else jax.eval_shape(task.error, outputs, batch)
+    return outputs, loss, None if task.error is None else jax.eval_shape(task.error, outputs, batch)
 
 
 def _is_described(node):

@@ -186,7 +186,7 @@ BAD = {
     ),
     "more classes than logits": (
         {"task": classification(apply, num_classes=12)},
-        r"apply: returned shape \(2, 10\), expected \(n, 12\): a logit for each class",
+        r"task\.outputs: returned shape \(2, 10\) for 2 examples, expected \(2, 12\): a logit for each class",
     ),
     "a column of labels": (
         {name: lambda d, name=name: column(getattr(d, name)) for name in ("forget", "retain")},
