@@ -66,8 +66,8 @@ def unlearn(
 def audit(run: Path, file: Path) -> None:
     """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
 
-    Exit codes: 0 passed, 4 failed, 5 inconclusive: there is nothing to compare with (no `held_out` in the file, no
-    retrained model), or the original model passes the same tests.
+    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has no `held_out`, and the run no retrained model). A
+    remark says where the original model passes the same tests, as it may with few examples.
 
     Args:
         run: Folder of the run.

@@ -13,7 +13,7 @@ COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {
     "passed": "The audit found no trace of the forgotten examples, and the others keep their limit.",
     "failed": "The audit found that something does not hold.",
-    "inconclusive": "There was too little to compare with, so the audit says nothing.",
+    "inconclusive": "There was nothing to compare with, so the audit says nothing.",
 }
 
 
@@ -31,7 +31,7 @@ def render(made: dict) -> str:
     shown = lambda value: _number(value, reached["rates"]) + (" %" if reached["rates"] else "")
     aim = f"aimed at {shown(level['target'])}, that of {level['source']}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in audited["reasons"])
+    reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
 <p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
 <p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
@@ -47,8 +47,8 @@ def render(made: dict) -> str:
 <div class="figure">{_picture(reached)}</div>
 <h2>What an audit finds</h2>
 <div class="wide wrap">{_models(audited)}</div>
-<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set; unseen ones mix the classes as
-the forgotten do. AUC: how often a loss is smaller than that of an example never seen; 0.5 is chance. With shadow
+<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
+smaller than that of an example never seen, of unseen ones that mix the classes alike; 0.5 is chance. With shadow
 models: the same, each example judged by models that never saw it. TPR: how many of the forgotten are known by their
 loss where 1 % of those never seen are taken for them; epsilon: a lower bound on that of differential privacy, as if
 the examples to learn had been drawn at random. Relearned: accuracy on the other half of the forgotten before and

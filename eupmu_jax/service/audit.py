@@ -37,11 +37,11 @@ def make(path: Path, out: Path) -> dict:
       out: Folder of the run. Where it has retrained parameters (`deletion.retrain`), these are audited beside.
 
     Returns:
-      `verdict` and `reasons`; for each model `attacks` of the forgotten and of the retained examples, `canaries` and
-      with shadow models `lira` of the forgotten, each beside held-out examples with the classes mixed alike, `errors`,
-      and `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned parameters;
-      `classes` with the retain error of each class or group;
-      `earlier`: what earlier runs forgot, under the parameters of this one.
+      `verdict` and `reasons`; `remarks`, such as that the original model passes too; for each model `attacks` of the
+      forgotten and of the retained examples, `canaries` and with shadow models `lira` of the forgotten, each beside
+      held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
+      retained examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or
+      group; `earlier`: what earlier runs forgot, under the parameters of this one.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data or another model than the file has, damaged
@@ -78,8 +78,9 @@ def make(path: Path, out: Path) -> dict:
     for number, (again, run) in enumerate(zip(audited["earlier"], asked["earlier"], strict=True), 1):
         if again["errors"]["forgotten"]["high"] < run["target"] < UNLIMITED:
             reasons = reasons if verdict == FAILED else []
-            verdict, reasons = FAILED, [*reasons, f"Examples that earlier run {number} forgot are known again."]
-    return {"verdict": verdict, "reasons": reasons} | audited | {"params": reached["params"]}
+            verdict, reasons = FAILED, [*reasons, f"What run {number} of those before forgot is known again."]
+    remarks = _remarks(audited, reached["level"], unseen is not None)
+    return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 
 def _of_model(task, params, sides, unseen, gone):
@@ -91,8 +92,7 @@ def _of_model(task, params, sides, unseen, gone):
         found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
         privacy = attacks.canaries(*told["forgotten"]) if "forgotten" in told else None
         found["canaries"] = privacy and privacy._asdict()
-        compared = pairs["forgotten"][1] if pairs["forgotten"] else unseen
-        found["errors"]["unseen"] = levels.measured_level(task, params, compared, MOST)._asdict()
+        found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
@@ -177,17 +177,24 @@ def _verdict(audited, reached, has_unseen):
     if not has_unseen and retrained is None:
         nothing = "There is neither held-out data nor a retrained model to compare with."
         return FAILED if reasons else INCONCLUSIVE, [*reasons, nothing]
-    traces = lambda model: _traces(model, retrained, level, has_unseen)
-    reasons += traces(audited["unlearned"])
+    reasons += _traces(audited["unlearned"], retrained, level, has_unseen)
+    if not reasons and retrained is None and not reached["met"]:
+        reasons.append("The run missed its aim.")
     error, least = audited["unlearned"]["errors"]["forgotten"], _wanted(retrained, level)
     for bits, errors in audited["rounding"].items():
         if errors["forgotten"]["high"] < min(error["low"], least):
             reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
-    if not reasons and not traces(audited["original"]):
-        return INCONCLUSIVE, [
+    return (FAILED, reasons) if reasons else (PASSED, [])
+
+
+def _remarks(audited, level, has_unseen):
+    """What weakens a verdict, in words."""
+    retrained = audited.get("retrained")
+    if (has_unseen or retrained) and not _traces(audited["original"], retrained, level, has_unseen):
+        return [
             "The original model passes the same tests: these examples are too few, or were known too little, to tell."
         ]
-    return (FAILED, reasons) if reasons else (PASSED, [])
+    return []
 
 
 def _wanted(retrained, level):
@@ -231,4 +238,4 @@ def said(audited: dict) -> str:
             told = ", ".join(f"{side} {of_side['auc']:.2f}" for side, of_side in found.items())
             told += f", with shadow models {audited[name]['lira']['auc']:.2f}" if "lira" in audited[name] else ""
             lines.append(f"{name}: error on {shown}" + (f"; AUC of the attack on {told}" if told else ""))
-    return "\n".join([*lines, *audited["reasons"], f"Verdict: {audited['verdict']}."])
+    return "\n".join([*lines, *audited["reasons"], *audited["remarks"], f"Verdict: {audited['verdict']}."])

@@ -1,5 +1,6 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
 from eupmu_jax.training.mesh.placement import Carry, spread
 
+logger = logging.getLogger("eupmu_jax")
 # A limit that took back more than this share of the way is worth a word.
 LITTLE = 0.5
 # The place of the time spent in the saved history.
@@ -180,8 +182,7 @@ def unlearn(
         settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
-    if not np.isfinite(list(start.values())).all():
-        raise ValueError(f"retain: got {start} of the original model, expected finite figures")
+    _warn_of_lost("retain", start)
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     procedure = chosen.make(task, with_start(terms, start), settings)
@@ -227,8 +228,7 @@ def unlearn(
     with progress_bar(method, steps, progress) as advance_bar:
         watch.record(0, carry, draw_key)
         watch.add_figures("original", original)
-        if not np.isfinite(list(watch.figures.get("original", {}).values())).all():
-            raise ValueError(f"forget: got {watch.figures['original']} of the original model, expected finite figures")
+        _warn_of_lost("forget", watch.figures.get("original", {}))
         begun = Seconds.now()
 
         def after_step(count, carry):
@@ -291,3 +291,11 @@ def unlearn(
 
 def _nothing(*_):
     return ()
+
+
+def _warn_of_lost(name, figures):
+    """Warns of figures of the original model that are not finite: of tokens that it does not have, for one."""
+    if not np.isfinite(list(figures.values())).all():
+        logger.warning(
+            "%s: the original model has %s, which is not finite; steps with such examples may be lost", name, figures
+        )
