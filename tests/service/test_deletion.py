@@ -197,6 +197,7 @@ def code_of(monkeypatch, *arguments):
     return 0
 
 
+@pytest.mark.slow
 def test_a_request_does_not_learn_again_what_another_had_unlearned(file, monkeypatch, capsys):
     sizes = ["--steps", "40", "--forget-batch", "16", "--retain-batch", "48"]
     for ids in (range(30), range(30, 60)):

@@ -253,6 +253,7 @@ def test_rare_classes_neither_fill_the_unseen_set_nor_empty_it(forgotten, unseen
     assert abs(shares[0][0] - shares[1][0]) < 0.06
 
 
+@pytest.mark.slow
 def test_errors_above_1_can_be_compared_too():
     rng = np.random.default_rng(0)
     make = lambda count: {"x": rng.normal(size=(count, 3)).astype(np.float32), "y": 9 + rng.normal(size=count)}
