@@ -1,5 +1,6 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -167,7 +168,10 @@ def unlearn(
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     if isinstance(directory, str | Path) and Path(directory).is_file():
         raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
-    given = {} if start is None else {"start": check_start(start)}
+    given: dict[str, Any] = {} if start is None else {"start": check_start(start)}
+    loss = task.forget.get(str(settings.get("forget_objective")))
+    if isinstance(loss, functools.partial):
+        given["constants"] = {name: repr(value) for name, value in loss.keywords.items()}
     if mesh is not None:
         forget_batch, retain_batch = batches_on(mesh, sets.counts, (forget_batch, retain_batch))
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.

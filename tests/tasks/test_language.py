@@ -323,3 +323,17 @@ def test_what_is_frozen_may_be_quantised():
     data = {name: BATCH[name] for name in ("tokens", "mask")}
     found = unlearn("EUPMU", task, params, data, data, steps=1, frozen={"base": True, "out": False}).params
     np.testing.assert_array_equal(found["base"], params["base"])
+
+
+def test_other_constants_of_a_loss_make_another_run(tmp_path):
+    data = {name: BATCH[name] for name in ("tokens", "mask")}
+    settings = {"learning_rate": 1e-3, "forget_objective": "simnpo", "retain_weight": 1.0}
+
+    def begin(beta):
+        task = tasks.language(apply, constants={"simnpo": {"beta": beta}})
+        unlearn("weighted sum", task, ORIGINAL, data, data, steps=1, settings=settings, directory=tmp_path)
+
+    begin(2.0)
+    begin(2.0)
+    with pytest.raises(ValueError, match=r"^directory: .* holds another run; got constants \{'beta': '3.0'\}"):
+        begin(3.0)
