@@ -163,7 +163,7 @@ def _of_classes(task, models, retain, groups):
 
 
 def _groups(own, data):
-    """The user's group of each example, if he names any; raises `ValueError` for another number of them."""
+    """The user's group of each example, if there are any; raises `ValueError` for another number of them."""
     groups = own.get("groups")
     if groups is not None and np.shape(groups) != (len(data),):
         raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")

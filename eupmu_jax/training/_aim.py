@@ -80,7 +80,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         if not 0 <= given <= most:
             wanted = "a number >= 0" if task.num_classes is None else "an error rate from 0 to 1"
             raise ValueError(f"settings['target']: got {given}, expected {wanted}")
-        return Aim(float(given), "settings", None, 0)
+        return Aim(float(given), "settings", None, 0, _gone(task, sets))
     if held_out is None and task.unknown is not None:
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
@@ -91,8 +91,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             "the limit allows",
             "no level" if target == UNLIMITED else f"the error of chance, {target:.3g}",
         )
-        return Aim(target, "chance", None, 0)
-    forgotten, retained, unseen = (labels_of(task, part) for part in (sets.forget, sets.retain, held_out))
+        return Aim(target, "chance", None, 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST))
+    forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     level = check_finite(measured_level(task, params, held_out))
     if level.high - level.low > 2 * WIDE and task.error is not None:
         logger.warning(
@@ -103,17 +103,16 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             level.low,
             level.high,
         )
-    if forgotten is None or retained is None or unseen is None:
+    if forgotten is None or unseen is None or labels_of(task, sets.retain) is None:
         return Aim(level.error, "unseen data", level, len(held_out))
     levels = unseen_levels(task, params, held_out, unseen)
     found, counts = np.unique(forgotten, return_counts=True)
-    kept = set(np.unique(retained).tolist())
-    gone, passes, lost = frozenset(found.tolist()) - kept, len(held_out), 1.0
+    gone, passes, lost = _gone(task, sets), len(held_out), 1.0
     if gone and task.unknown is not None:
         to_go = np.isin(forgotten, list(gone))
         unknown, more = _unknown_level(task, params, Examples(sets.forget.tree, sets.forget.ids[to_go]))
         passes, lost = passes + more, unknown.error
-    of_class = [(levels[c].error if c in levels else level.error) if c in kept else lost for c in found.tolist()]
+    of_class = [lost if c in gone else levels[c].error if c in levels else level.error for c in found.tolist()]
     return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, passes, gone)
 
 
@@ -131,6 +130,14 @@ def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, setti
     kept = retain.low <= limit
     errors = forget.error, retain.error, before
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
+
+
+def _gone(task, sets) -> frozenset:
+    """Classes to forget that the retain set lacks."""
+    forgotten, retained = labels_of(task, sets.forget), labels_of(task, sets.retain)
+    if forgotten is None or retained is None:
+        return frozenset()
+    return frozenset(forgotten.tolist()) - frozenset(retained.tolist())
 
 
 def _chance(task, params, forget):

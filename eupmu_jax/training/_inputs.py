@@ -10,6 +10,7 @@ import numpy as np
 
 from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training._digest import digest
 
 logger = logging.getLogger("eupmu_jax")
@@ -127,9 +128,9 @@ def _rows(examples, positions):
 
 
 def _check_outputs(task, params, forget):
-    """Raises `ValueError` for other logits than classes, a loss that is no scalar, other than one error per example."""
-    describe = lambda tree: jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), tree)
-    given = [jax.tree.flatten(describe(tree), is_leaf=_is_described) for tree in (params, forget[np.zeros(2, int)])]
+    """Raises `ValueError` unless there is a logit for each class, one retain loss, and one error for each example."""
+    shape_of = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+    given = [jax.tree.flatten(jax.tree.map(shape_of, tree)) for tree in (params, forget[np.zeros(2, int)])]
     outputs, loss, errors = _returned(task, *((tuple(leaves), structure) for leaves, structure in given))
     if task.num_classes is not None and getattr(outputs, "shape", (2, task.num_classes)) != (2, task.num_classes):
         raise ValueError(
@@ -145,17 +146,10 @@ def _check_outputs(task, params, forget):
 @functools.lru_cache(maxsize=64)
 def _returned(task, params, batch):
     """Shapes of the outputs, of the retain loss and of the error; traced once for a task and its shapes."""
-    params, batch = (
-        jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-        for leaves, structure in (params, batch)
-    )
+    params, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (params, batch))
     outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
     loss = jax.eval_shape(task.retain, outputs, batch)
     return outputs, loss, None if task.error is None else jax.eval_shape(task.error, outputs, batch)
-
-
-def _is_described(node):
-    return isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], np.dtype)
 
 
 def _described_shape(tree):
@@ -164,9 +158,8 @@ def _described_shape(tree):
 
 def _check_examples(task, name, examples):
     """All that lie in memory, else some that are spread over the set."""
-    count = len(examples) if isinstance(examples, Examples) else min(HASHED, len(examples))
-    positions = np.linspace(0, len(examples) - 1, count).astype(int)
-    for start in range(0, count, CHECKED):
+    positions = spread(len(examples), len(examples) if isinstance(examples, Examples) else HASHED)
+    for start in range(0, len(positions), CHECKED):
         try:
             task.check(examples[positions[start : start + CHECKED]])
         except ValueError as error:
@@ -236,8 +229,7 @@ def digest_of_examples(examples) -> str:
     """SHA-256 of a set: all of it where it lies in memory, else its length and some examples spread over it."""
     if isinstance(examples, Examples):
         return digest((examples.ids, examples.tree))
-    spread = np.linspace(0, len(examples) - 1, min(HASHED, len(examples))).astype(int)
-    return digest((np.array(len(examples)), examples[spread]))
+    return digest((np.array(len(examples)), examples[spread(len(examples), HASHED)]))
 
 
 def identity(name, method, settings, steps, seed, sizes, params, sets, given):

@@ -270,3 +270,9 @@ def test_errors_above_1_can_be_compared_too():
     assert found.comparison is not None
     unaimed = eupmu.unlearn("EUPMU", task, jnp.zeros(3), *sets[:2], steps=2, settings={"allowed_error": 1.0}).level
     assert (unaimed.source, unaimed.comparison) == ("chance", None)
+
+
+def test_a_class_that_is_to_go_is_not_compared_whoever_set_the_target(digits):
+    is_forgotten = digits.known["labels"] == 3
+    run = digits.unlearn(is_forgotten, held_out=digits.held_out, settings={"target": 1.0}, steps=1)
+    assert (run.level.source, run.level.comparison) == ("settings", None)
