@@ -62,7 +62,8 @@ def by_case(found: list[dict]) -> str:
         p_values = [row["apart"][3] for row in mine if row["apart"] is not None]
         by_loss = f"{100 * np.mean(np.array(p_values) < 0.05):.0f}" if p_values else "-"
         lines.append([case, str(len(mine)), f"{_reached(mine):.0f}", passes, by_loss])
-    return parts.table(["forget set", "runs", "at the target, %", "original passes, %", "told apart by losses, %"], lines)
+    head = ["forget set", "runs", "at the target, %", "original passes, %", "told apart by losses, %"]
+    return parts.table(head, lines)
 
 
 def in_short(found: list[dict]) -> str:
