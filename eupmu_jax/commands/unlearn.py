@@ -83,13 +83,11 @@ def _check_order(path, number, after):
     """Raises `ValueError` where a run would learn again what another request had unlearned."""
     gone = np.empty(0, np.int64) if after is None else deletion.forgotten_by(after)
     with ledger.opened(path) as connection:
-        data = ledger.find(connection, number).data
-        done = [r for r in ledger.listed(connection) if r.data == data and r.state == "unlearned"]
-        for request in done:
-            if request.number != number and not np.isin(ledger.ids_of(connection, request.number), gone).all():
+        for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
+            if not np.isin(ledger.ids_of(connection, done), gone).all():
                 raise ValueError(
-                    f"after: got {after}, but request {request.number} on these data is unlearned, and a run that does "
-                    "not go on from it would train on its examples again; expected the folder of the latest run"
+                    f"after: got {after}, but request {done} on these data is unlearned, and a run that does not go on "
+                    "from it would train on its examples again; expected the folder of the latest run"
                 )
 
 

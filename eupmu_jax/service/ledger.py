@@ -197,6 +197,12 @@ _COLUMNS = """
 """
 
 
+def unlearned(connection: sqlite3.Connection, data: str, but: int = 0) -> list[int]:
+    """Numbers of the requests on the same data that are unlearned, but one."""
+    statement = "SELECT number FROM request WHERE data = ? AND state = 'unlearned' AND number != ? ORDER BY number"
+    return [row[0] for row in connection.execute(statement, (data, but))]
+
+
 def listed(connection: sqlite3.Connection) -> list[Request]:
     """All requests by their number."""
     return [Request(*row) for row in connection.execute(f"{_COLUMNS} ORDER BY number")]

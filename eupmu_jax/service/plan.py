@@ -42,7 +42,8 @@ def make(
       `examples` of each set; `bytes`, `arguments`, `temporary` of a step as compiled, and the device's `device_bytes`;
       `forward`, `backward`; `epochs`, as many of training without the forgotten as the run costs, a backward pass
       counted as two forward, and `share` of retraining in %; `overlap`: which earlier requests have how many of these
-      examples; `retrain`: whether the file can train the exact answer; `smaller`: batches that fit where these do not.
+      examples; `unlearned`: other requests on these data that are; `retrain`: whether the file can train the exact
+      answer; `smaller`: batches that fit where these do not.
     """
     check_task(own["task"])
     data = as_examples("data", own["data"])
@@ -65,6 +66,7 @@ def make(
         sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
         if (less := of_batches(*sizes).bytes) <= SHARE * available:
             smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
+    overlap, done = _earlier(requests, own["data"], ids, number)
     cost = (found.forward + 2 * found.backward) / (3 * len(retain))
     return {
         "examples": {
@@ -77,7 +79,8 @@ def make(
         "device_bytes": available,
         "epochs": cost,
         "share": 100 * cost / epochs if epochs else None,
-        "overlap": _overlap(requests, own["data"], ids, number),
+        "overlap": overlap,
+        "unlearned": done,
         "retrain": "retrain" in own,
         "smaller": smaller,
     }
@@ -89,11 +92,12 @@ def memory_of_device() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _overlap(path, data, ids, number):
+def _earlier(path, data, ids, number):
     if path is None or not path.is_file():
-        return {}
+        return {}, []
+    digest = user_file.data_digest(data)
     with ledger.opened(path) as connection:
-        return ledger.overlaps(connection, user_file.data_digest(data), ids, but=number)
+        return ledger.overlaps(connection, digest, ids, number), ledger.unlearned(connection, digest, number)
 
 
 def said(plan: Mapping[str, Any]) -> str:
@@ -124,6 +128,11 @@ def said(plan: Mapping[str, Any]) -> str:
         lines.append(f"Request {number} has {count:,} of these examples already.")
     if len(plan["overlap"]) > NAMED:
         lines.append(f"So have {len(plan['overlap']) - NAMED:,} more requests.")
+    if done := plan["unlearned"]:
+        lines.append(
+            f"Unlearned on these data so far: {len(done):,} (the latest is request {done[-1]}). `eupmu unlearn --after "
+            "RUN` goes on from the latest run."
+        )
     if not examples["held_out"]:
         lines.append("Without held-out data the forget error is brought to that of chance, where that is known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]

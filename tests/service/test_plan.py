@@ -57,10 +57,24 @@ def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, monkeypat
     said = capsys.readouterr().out
     assert "Request 1 has 10 of these examples already." in said
     assert "Request 2" not in said
+    assert "--after" not in said
     assert "% of retraining" in said
     eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--request", 1)
     assert "already" not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_it_names_what_a_run_has_to_go_on_from(file, tmp_path):
+    own, requests = user_file.load(file, deletion.NEEDED), tmp_path / "requests.db"
+    with ledger.opened(requests) as connection:
+        for ids in (IDS, np.arange(40, 50), np.arange(60, 70)):
+            ledger.add(connection, user_file.data_digest(own["data"]), ids, "")
+        ledger.set_state(connection, 1, "unlearned")
+    assert "--after" not in plan.said(plan.make(own, IDS, ASKED, requests=requests, number=1))
+    made = plan.make(own, np.arange(60, 70), ASKED, requests=requests, number=3)
+    assert made["unlearned"] == [1]
+    assert "1 (the latest is request 1). `eupmu unlearn --after RUN` goes on" in plan.said(made)
 
 
 def test_it_says_with_what_an_audit_can_compare(file):
