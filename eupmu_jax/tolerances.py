@@ -19,7 +19,7 @@ LEAST_STEP_SIZE = 1e-20
 
 
 class Tolerance(NamedTuple):
-    """A rule for the tolerance of a step, with a state as an optax transform has one.
+    """A rule for the tolerance of a step; like an optax transform, it has a state.
 
     Attributes:
       init: `(num_constraints, dtype) -> state`.
@@ -91,7 +91,7 @@ def budget(
     `implicit_surgery(proxy="level")`   `rate` 1.0, and the controller's gains do the rest
     ==================================  ==============================================================
 
-    A rate far below 1 / learning rate is hardly a barrier: the loss may pass the limit far before it pushes back.
+    With a rate far below 1 / learning rate the barrier is weak: the loss may rise far above the limit first.
 
     Args:
       limit: Loss that must not be exceeded, a float or `(K-1,)`.

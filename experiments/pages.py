@@ -3,7 +3,7 @@
 Command:  uv run python experiments/pages.py                                  (and with --figures)
 Time:     half a minute; with figures a minute.
 Result:   what stands between `<!-- name -->` and `<!-- end -->` in README.md and in experiments/*/page.md is made anew;
-          figures go to experiments/figures, where git keeps those of the README.
+          figures go to experiments/figures, where git keeps those that a page shows.
 
 An experiment's `page.py` has a function `blocks`, which gives each table or paragraph by its name, and may have one
 `draw`, which writes figures into a folder. A name may stand in any page, once.

@@ -23,6 +23,7 @@ def check_numbers(
     value: Any,
     least: float | None = None,
     *,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     finite: bool = False,
@@ -33,7 +34,7 @@ def check_numbers(
     Args:
       name: Of the argument, with which the message begins.
       value: A number or a `(K-1,)` array.
-      least, above, below: The bounds, `least` itself included.
+      least, most, above, below: The bounds, the first two included.
       finite: Whether infinity is refused.
       why: Ends the message.
 
@@ -43,7 +44,7 @@ def check_numbers(
     >>> check_numbers("gain", 0.5, 0), check_numbers("gain", np.ones(3), 0)
     (None, 3)
     """
-    bounds = {">=": least, ">": above or None, "<": below}
+    bounds = {">=": least, ">": above or None, "<=": most, "<": below}
     given = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
     expected = f"a {'finite ' * finite}{'positive ' * (above == 0)}number {given}".rstrip() + why
     if np.ndim(value) > 1:
@@ -56,6 +57,7 @@ def check_numbers(
         holds = ~np.isnan(numbers)
         holds &= (numbers >= (-np.inf if least is None else least)) & (not finite or np.isfinite(numbers))
         holds &= (True if above is None else numbers > above) & (True if below is None else numbers < below)
+        holds &= True if most is None else numbers <= most
         if not np.all(holds):
             raise ValueError(f"{name}: got {value}, expected {expected}")
     return np.size(value) if np.ndim(value) else None

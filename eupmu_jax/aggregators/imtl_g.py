@@ -22,8 +22,8 @@ def imtl_g(*, num_objectives: int | None = None) -> optax.GradientTransformation
     of C it does not depend on their scale, and parallel gradients give the limit of nearly parallel ones.
 
     Cost: one forward and one backward pass over all examples. Opposite gradients give d = 0, and so does a zero
-    gradient. For K > 2 weights can be negative and, where a short gradient's is, sum to less than nothing before they
-    are made to sum to 1: then d raises all losses, as the paper's formula has it. Where they sum to zero, d = 0.
+    gradient. For K > 2 weights can be negative and, where a short gradient's is, have a negative sum before they are
+    normalised: then d raises all losses, as the paper's formula implies. Where they sum to zero, d = 0.
 
     Args:
       num_objectives: K, if it is not 2; needed where the state must keep one shape.

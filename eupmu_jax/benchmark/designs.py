@@ -31,7 +31,7 @@ class Design(NamedTuple):
     """A benchmark, the same for every method.
 
     Attributes:
-      data, model, size, recipe: See `task.make`.
+      data, model, size, recipe: See `problems.make`.
       cases: What is to be forgotten.
       optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
       trials: Settings that every method is tuned with (`tuning.settings`), on a problem of their own, `tuning_seed`'s.

@@ -21,9 +21,9 @@ def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Pa
     """Makes a real model forget real data: original, retrained and unlearned models, side by side.
 
     Args:
-        data: digits (ships with scikit-learn), fashion_mnist (through tensorflow-datasets); digits-diffusion: a
-            diffusion model draws digits, and forgets a class of them; or persons: a language model answers questions
-            about persons, and forgets some of them (needs the extra language).
+        data: digits (ships with scikit-learn), fashion_mnist (Debian's package or EUPMU_FASHION_MNIST);
+            digits-diffusion: a diffusion model draws digits, and forgets a class of them; or persons: a language model
+            answers questions about persons, and forgets some of them (needs the extra language).
         forget: What to forget: a whole class, class:N (class:3 if nothing is said), or a random share of the training
             set, random:10%. Of persons the seed draws who is forgotten.
         seed: Seed of the split, the models and the methods.
@@ -77,7 +77,7 @@ def plan(
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
         model: Size of a decoder, tiny, 135m, 1b, 7b, 8b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
-        data: Devices along which the batch is split; 0 takes all that tensor leaves.
+        data: Devices along which the batch is split; 0 takes all that --tensor does not use.
         tensor: Devices along which heads and features are split.
         batch: Sequences or images of the forget batch, and of the retain batch.
         sequence: Tokens of a sequence, of a decoder.

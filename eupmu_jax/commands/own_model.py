@@ -37,7 +37,7 @@ def unlearn(
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
         config: A TOML file of the numbers that follow, as `eupmu init` writes it; by default mytask.toml beside
             mytask.py. Options of the command line take precedence.
-        limit: Points that the error on the retained examples may rise by (hundredths of an error that is no rate);
+        limit: Points by which the error on the retained examples may rise (hundredths, if the error is no rate);
             default 1.0.
         steps: Optimizer steps, part of what a run is; default 300.
         seed: Of the order of the examples; default 0.
@@ -117,7 +117,7 @@ def init(file: Path = Path("mytask.py")) -> None:
     """Writes a commented file for a classifier of your own, to be filled in, and a TOML file of numbers beside it.
 
     Args:
-        file: Where; files that are there already are left alone.
+        file: File to write; the command refuses if it or its TOML file exists already.
     """
     from eupmu_jax.commands import init
 

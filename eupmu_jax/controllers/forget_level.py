@@ -22,8 +22,8 @@ def forget_level(
       m_t = \beta m_{t-1} + (1 - \beta) e_t, \qquad \ell_t = m_t / (1 - \beta^t), \qquad x_t = \ell^* - \ell_t \\
       I_t = \mathrm{clip}(I_{t-1} + K_I x_t, 0, w_{max}), \qquad w_t = \mathrm{clip}(K_P x_t + I_t, 0, w_{max})
 
-    :math:`e_t` is a figure of the forget batch that grows as it is forgotten: the error rate, or any `task.error`. It
-    stands before a surgery or an aggregator: `optax.chain(forget_level(0.1), unilateral_surgery(), ...)`.
+    :math:`e_t` is a figure of the forget batch that grows as it is forgotten: the error rate, or any `task.error`.
+    The transform goes before a surgery or an aggregator: `optax.chain(forget_level(0.1), unilateral_surgery(), ...)`.
 
     **At rest.** Where forgetting needs the weight :math:`w^*` to hold its own against the retain gradient, P control
     (:math:`K_I = 0`) comes to rest at :math:`\ell^* - w^* / K_P`, short of the target; with :math:`K_I > 0` at the
@@ -52,8 +52,8 @@ def forget_level(
     Returns:
       A transform whose `update` takes stacked gradients and `errors`, `(K,)` figures of the batches, and gives stacked
       gradients. Its state is a `SteeringState`, with one entry. A figure or a loss that is not finite makes the stack
-      NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. Before `accumulate` it
-      sees each microbatch, behind it (inside) the last one's figure.
+      NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. Placed before
+      `accumulate` it sees the figure of every microbatch; placed inside, only that of the last one.
 
     Raises:
       ValueError: For a target or gain that is negative, NaN or infinite, a decay outside [0, 1), and in `update`

@@ -29,7 +29,7 @@ def quadratic_penalty(
       \lambda_{t+1} = \rho_t [e_t]_+, \qquad
       \rho_{t+1} = \text{growth} \cdot \rho_t \;\text{ while } e_t > \text{violation\_tolerance}
 
-    The gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and at rest the loss stands
+    The gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and the loss settles
     lambda / rho above it. Growth shrinks that gap, and makes the problem ever stiffer: rho never falls again. It
     grows up to the root of the largest number of its dtype, 2e19 in float32.
 

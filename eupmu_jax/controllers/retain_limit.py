@@ -28,12 +28,12 @@ def retain_limit(
     Non-Convex Constrained Optimization").
 
     What follows decides what the weight does: in a weighted sum (`aggregators.mean`) it is the multiplier. A surgery
-    alone would not see it, since its direction does not depend on the length of a retain row at tolerance 0; with its
-    `retain_weight` r > 0 it is a least multiplier of r w. A positive tolerance :math:`\epsilon` becomes
+    with tolerance 0 ignores it, since the direction does not depend on the length of a retain row; with a
+    `retain_weight` r > 0 the least multiplier becomes r w. A positive tolerance :math:`\epsilon` becomes
     :math:`\epsilon / w`, so the surgery's guarantee holds, and more.
 
-    Within the limit the weight is 1, as if this transform were not there. At rest above it the violation is
-    :math:`(w^* - 1) / K_P`, or 0 with an integral part, as in `forget_level`, which says what noise does too.
+    Within the limit the weight is 1, as if this transform were not there. Above it the violation settles at
+    :math:`(w^* - 1) / K_P`, or at 0 with an integral part. `forget_level` describes this, and the effect of noise.
 
     Args:
       limit: Of the figure, for all retain rows: a number or a schedule of the step count. An absolute one; for a rise

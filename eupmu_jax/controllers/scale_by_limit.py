@@ -45,17 +45,17 @@ def scale_by_limit(
     The first steps of Adam move every parameter by the whole learning rate, however small the gradient is, and a
     trained model whose gradients have vanished can lose in three of them what it learned in thousands. No weight on a
     gradient prevents this, since Adam does not see its length. With short first steps the error of the retain batches
-    tells in time. The learning rate becomes the largest step that is ever made, so that it needs little tuning.
+    gives warning in time. The learning rate becomes the largest step that is ever made, so that it needs little tuning.
 
-    Above the limit a step is shortened only if the error does not fall: what repairs it is not to be slowed down. The
-    figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
+    Above the limit a step is shortened only if the error does not fall: steps that repair it should not be slowed down.
+    The figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
     :math:`\sqrt{\ell (1 - \ell) / n}`, and a margin of twice that leaves one false alarm in about 40 steps.
 
     Args:
       limit: Of the figures, such as error rates, as in `retain_limit`.
       margin: By which one batch may exceed it, for its noise.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
-        shrink below 1.
+        shrink below 1, start and least at most 1.
 
     Returns:
       A transform whose `update` takes `errors`, `(K,)` figures of the batches, of which the first is not looked at.
@@ -81,8 +81,8 @@ def scale_by_limit(
         checks.check_numbers(name, value, 0, finite=True)
     checks.check_numbers("growth", growth, 1, finite=True)
     checks.check_numbers("shrink", shrink, above=0, below=1)
-    checks.check_numbers("least", least, above=0, finite=True)
-    checks.check_numbers("start", start, above=0, finite=True)
+    checks.check_numbers("least", least, above=0, most=1, finite=True)
+    checks.check_numbers("start", start, above=0, most=1, finite=True)
 
     def init_fn(params):
         del params

@@ -52,7 +52,7 @@ def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
 
     Raises:
       ValueError: For fewer than two batches, or structures or shapes that differ. Batches of different sizes need no
-        stacking: pass them as a tuple to the functions of this module.
+        stacking: pass them as a tuple to the functions of `gradients.value_and_grad`.
 
     >>> stack_objectives({"x": jnp.zeros((8, 3))}, {"x": jnp.ones((8, 3))})["x"].shape
     (2, 8, 3)

@@ -89,7 +89,7 @@ def leave_pair_out(
     """Attacks the shadow models themselves, a pair of them, one from each world, at a time by all others.
 
     Both of a pair are judged by the same Gaussians, fitted without them, so worlds that are alike score alike on
-    average. With one model left out at a time, its own world would be fitted to one fewer, and be known by that.
+    average. With one model left out at a time, the smaller fit would give its world away.
 
     Args:
       unlearned, out, pooled_variance: As in `u_lira`, with at least three shadow models in each world.

@@ -54,7 +54,8 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     .. math:: A = P(\ell < \ell') + \tfrac12 P(\ell = \ell')
 
     with the standard error of Hanley and McNeil (1982, "The meaning and use of the area under a ROC curve"), in which a
-    pair more on each side keeps it from 0.
+    pair more on each side keeps it from 0, or that of chance, as in the Mann-Whitney test, whichever is larger: of a
+    few examples, chance gives an area far from 0.5, around which the former is too small.
 
     Args:
       scores: `(n,)`, of the examples in question.
@@ -73,7 +74,7 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     a = (auc * n * m + 1) / (n * m + 2)
     q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
     variance = (a * (1 - a) + (n - 1) * (q1 - a**2) + (m - 1) * (q2 - a**2)) / (n * m)
-    width = 1.96 * max(variance, 0.0) ** 0.5
+    width = 1.96 * max(variance, (n + m + 1) / (12 * n * m)) ** 0.5
     return Attack(auc, max(auc - width, 0.0), min(auc + width, 1.0), (n, m))
 
 

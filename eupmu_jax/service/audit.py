@@ -11,11 +11,12 @@ from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training import checkpoints, levels, relearning
-from eupmu_jax.training._aim import UNLIMITED
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 # Of each set.
 MOST = 2_000
+# Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
+COMPARED = 0.8
 BITS = (8, 4)
 # Of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
@@ -64,7 +65,7 @@ def make(path: Path, out: Path) -> dict:
     models = {"original": start, "unlearned": found[0]}
     if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
-    sides, gone = {"forgotten": forget, "retained": retain}, _gone(task, retain, data)
+    sides, gone = {"forgotten": forget, "retained": retain}, levels.classes_to_go(task, data, retain)
     shadows = _Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
     audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
@@ -76,10 +77,10 @@ def make(path: Path, out: Path) -> dict:
     audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
     for number, (again, run) in enumerate(zip(audited["earlier"], asked["earlier"], strict=True), 1):
-        if again["errors"]["forgotten"]["high"] < run["target"] < UNLIMITED:
+        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], audited["rates"]):
             reasons = reasons if verdict == FAILED else []
             verdict, reasons = FAILED, [*reasons, f"What run {number} of those before forgot is known again."]
-    remarks = _remarks(audited, reached["level"], unseen is not None)
+    remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 
@@ -96,12 +97,6 @@ def _of_model(task, params, sides, unseen, gone):
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
-
-
-def _gone(task, retain, data):
-    """Classes that the retained examples lack; unseen data has them too, and says nothing of them."""
-    retained, every = levels.labels_of(task, retain), levels.labels_of(task, data)
-    return set() if retained is None or every is None else set(every.tolist()) - set(retained.tolist())
 
 
 class _Shadows:
@@ -177,34 +172,56 @@ def _verdict(audited, reached, has_unseen):
     if not has_unseen and retrained is None:
         nothing = "There is neither held-out data nor a retrained model to compare with."
         return FAILED if reasons else INCONCLUSIVE, [*reasons, nothing]
-    reasons += _traces(audited["unlearned"], retrained, level, has_unseen)
+    wanted = _wanted(retrained, level, audited["rates"])
+    reasons += _traces(audited["unlearned"], retrained, wanted, has_unseen)
+    error, (least, most) = audited["unlearned"]["errors"]["forgotten"], wanted
+    if error["low"] > most:
+        reasons.append(
+            f"More is forgotten than the retrained model lacks: an error of {error['error']:.3f}, expected {most:.3f}."
+        )
     if not reasons and retrained is None and not reached["met"]:
         reasons.append("The run missed its aim.")
-    error, least = audited["unlearned"]["errors"]["forgotten"], _wanted(retrained, level)
     for bits, errors in audited["rounding"].items():
         if errors["forgotten"]["high"] < min(error["low"], least):
             reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
     return (FAILED, reasons) if reasons else (PASSED, [])
 
 
-def _remarks(audited, level, has_unseen):
+def _staying(task, forget, gone):
+    """How many forgotten examples are not of a class that is to go."""
+    labels = levels.labels_of(task, forget)
+    return len(forget) if labels is None else int(np.sum(~np.isin(labels, list(gone))))
+
+
+def _remarks(audited, level, has_unseen, staying):
     """What weakens a verdict, in words."""
-    retrained = audited.get("retrained")
-    if (has_unseen or retrained) and not _traces(audited["original"], retrained, level, has_unseen):
-        return [
+    retrained, remarks = audited.get("retrained"), []
+    wanted = _wanted(retrained, level, audited["rates"])
+    if (has_unseen or retrained) and not _traces(audited["original"], retrained, wanted, has_unseen):
+        remarks.append(
             "The original model passes the same tests: these examples are too few, or were known too little, to tell."
-        ]
-    return []
+        )
+    compared = audited["unlearned"].get("attacks", {}).get("forgotten")
+    if compared and compared["examples"][0] < COMPARED * min(staying, MOST):
+        remarks.append(
+            f"Only {compared['examples'][0]:,} of {staying:,} forgotten examples are compared: too few unseen have "
+            "the classes of the others."
+        )
+    return remarks
 
 
-def _wanted(retrained, level):
-    """The least error that the forgotten should have; 0 where nobody knows."""
+def _wanted(retrained, level, rates):
+    """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
     if retrained:
-        return retrained["errors"]["forgotten"]["low"]
-    return level["target"] if level["target"] < UNLIMITED else 0.0
+        return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
+    least, unseen = deletion.least_of(level["target"], rates), level["unseen"]
+    if unseen and level["comparison"]:
+        # The target was measured on unseen examples, and is no better known than their error.
+        least = min(least, level["target"] - (unseen["error"] - unseen["low"]))
+    return least, np.inf
 
 
-def _traces(model, retrained, level, has_unseen):
+def _traces(model, retrained, wanted, has_unseen):
     """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
     found = []
     if has_unseen:
@@ -212,19 +229,21 @@ def _traces(model, retrained, level, has_unseen):
         for kind, of_kind in zip(("by the loss", "with shadow models"), zip(*of_models, strict=True), strict=True):
             known = [Attack(**attack) for attack in of_kind if attack]
             # What a model that never saw them cannot hide either is no trace.
-            if known and known[0].tells and not _overlap(known[0], known[-1] if retrained else None):
+            if known and known[0].tells and not (len(known) == 2 and _alike(*known)):
                 found.append(
                     f"An attack {kind} tells the forgotten from data never seen: AUC {known[0].auc:.2f} "
                     f"({known[0].low:.2f} to {known[0].high:.2f})."
                 )
-    error, least = model["errors"]["forgotten"], _wanted(retrained, level)
+    error, (least, _) = model["errors"]["forgotten"], wanted
     if error["high"] < least:
         found.append(f"The forgotten are still known: an error of {error['error']:.3f}, expected {least:.3f}.")
     return found
 
 
-def _overlap(one, other):
-    return other is not None and one.low <= other.high and other.low <= one.high
+def _alike(one, other):
+    """Whether both attacks tell, to the same side, and as well as far as their intervals know."""
+    same = other.tells and (one.auc > 0.5) == (other.auc > 0.5)
+    return same and one.low <= other.high and other.low <= one.high
 
 
 def said(audited: dict) -> str:

@@ -67,7 +67,7 @@ def unilateral_surgery(
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
     K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
 
-    With a `retain_weight`, read the weighted sum for g_0, and w for a multiplier of 0:
+    With a `retain_weight`, g_0 below stands for the weighted sum, and a multiplier of 0 for w:
 
     ==================================  ==============================================================
     rows                                result

@@ -52,7 +52,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     Measure the levels on the data that the limit is about (the whole retain set, or a sample kept for it), whenever
     that can be afforded; between two checks nothing is promised. Checkpoints above the limit are kept only while
     nothing else is known, the one with the smallest violation first; so a start above its limit can be repaired. A
-    checkpoint with a loss that is not finite is never kept, but for the first until another comes.
+    checkpoint with a non-finite loss is never kept, except for the first one until a better one comes.
 
     Args:
       limit: Float, or one for each of the K-1 levels.
@@ -140,9 +140,9 @@ def furthest_feasible(
     .. math::
       \theta = \theta_{in} + t (\theta_{out} - \theta_{in}), \qquad l_k(\theta) \le limit_k \;\forall k
 
-    A run that ends a little above its limit is so led back to it, and one that ends below can go on, by forward passes
-    alone. Bisection finds t to 2^-bisections, and 1 if `outside` keeps the limit itself; where the levels cross the
-    limit more than once on the segment, one of the crossings. A level that is NaN keeps no limit.
+    This leads a run that ends a little above its limit back to it, and takes a run that ends below further, by forward
+    passes alone. Bisection finds t to 2^-bisections, and 1 if `outside` keeps the limit itself; where the levels cross
+    the limit more than once on the segment, one of the crossings. A level that is NaN keeps no limit.
 
     `measure` may be any function, one that loops over batches and returns NumPy arrays too. Called under `jax.jit`, it
     has to be traceable, and no warning can come: read `t`.

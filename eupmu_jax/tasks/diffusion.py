@@ -38,7 +38,7 @@ def diffusion(
 
     with d numbers in an image. Times are stratified; times and noise come from the key alone, so that two models, or
     one before and after a step, can be compared on the same. Evaluation, which has no key, always draws the same: on
-    other noise a small rise cannot be told. A share of the conditions is left out in training; these examples count in
+    other noise a small rise would not show. A share of the conditions is left out in training; these examples count in
     the retain loss alone.
 
     Forget losses, each the mean squared error of the prediction for the forgotten condition, against
@@ -57,8 +57,8 @@ def diffusion(
 
     :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
 
-    A condition that is to go is unknown where its images are to the model what the mean prediction for the other
-    conditions makes of them, and that is the level to which EUPMU forgets without held-out data:
+    A condition is forgotten wholly when the model predicts its images no better than the mean of its predictions for
+    the other conditions does. That is the level to which EUPMU forgets without held-out data:
 
     .. math:: e_i = \frac1d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
 

@@ -15,8 +15,8 @@ class Task(NamedTuple):
     Attributes:
       outputs: `outputs(params, batch, key) -> outputs`: one forward pass. `key` drives dropout, noise or augmentation
         and is the same for all losses of a step; None asks for the deterministic outputs of evaluation.
-      retain: `retain(outputs, batch) -> scalar`: the utility loss, a mean over examples, minimised. That of a whole set
-        is the mean over its batches by their examples, also where, as with tokens, examples do not weigh the same.
+      retain: `retain(outputs, batch) -> scalar`: the utility loss, a mean over examples, minimised. That of a whole
+        set is the mean over its batches weighted by their numbers of examples, even if tokens make some weigh more.
       forget: Forget losses by name, each `(outputs, batch) -> scalar`, minimised; the first is the default.
       divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal ones.
         One that needs a third argument is given the batch, which tells what is padding. A method that softens it by a

@@ -16,6 +16,7 @@ from eupmu_jax.training.levels import (
     alike,
     batches_of,
     check_finite,
+    classes_to_go,
     compare,
     figures_of,
     labels_of,
@@ -53,7 +54,7 @@ class Reached(NamedTuple):
       forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
       start: The original model's error on the whole retain set; of a task without classes, on the same 2,000 examples.
       limit: Of the retain error: its start, and what it may rise by; or infinity.
-      kept: Whether the retain error is within the limit, up to the sampling error of those examples.
+      kept: Whether the retain error is within the limit; of a larger set than 2,000, up to their sampling error.
       comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
         alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
     """
@@ -80,7 +81,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         if not 0 <= given <= most:
             wanted = "a number >= 0" if task.num_classes is None else "an error rate from 0 to 1"
             raise ValueError(f"settings['target']: got {given}, expected {wanted}")
-        return Aim(float(given), "settings", None, 0, _gone(task, sets))
+        return Aim(float(given), "settings", None, 0, classes_to_go(task, sets.forget, sets.retain))
     if held_out is None and task.unknown is not None:
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
@@ -107,7 +108,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         return Aim(level.error, "unseen data", level, len(held_out))
     levels = unseen_levels(task, params, held_out, unseen)
     found, counts = np.unique(forgotten, return_counts=True)
-    gone, passes, lost = _gone(task, sets), len(held_out), 1.0
+    gone, passes, lost = classes_to_go(task, sets.forget, sets.retain), len(held_out), 1.0
     if gone and task.unknown is not None:
         to_go = np.isin(forgotten, list(gone))
         unknown, more = _unknown_level(task, params, Examples(sets.forget.tree, sets.forget.ids[to_go]))
@@ -127,17 +128,10 @@ def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, setti
     limit = np.inf if found is None else float(found)
     both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
     comparison = None if both is None else compare(task, params, *both)
-    kept = retain.low <= limit
+    # Where every example was measured, rounding alone is an excuse.
+    kept = retain.error <= limit + 1e-6 * max(1.0, abs(limit)) if len(sets.retain) <= MOST else retain.low <= limit
     errors = forget.error, retain.error, before
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
-
-
-def _gone(task, sets) -> frozenset:
-    """Classes to forget that the retain set lacks."""
-    forgotten, retained = labels_of(task, sets.forget), labels_of(task, sets.retain)
-    if forgotten is None or retained is None:
-        return frozenset()
-    return frozenset(forgotten.tolist()) - frozenset(retained.tolist())
 
 
 def _chance(task, params, forget):

@@ -55,8 +55,8 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
     .. math:: \hat e = \frac1n \sum_i e(\theta, x_i)
 
     A model trained without the forget set would treat that like any data it never saw. It would have seen fewer
-    examples in all, so its own level is a little higher; the less, the smaller the forget set. For errors that are 0 or
-    1 the interval is Wilson's, which holds for rates near 0 too; for others it is the mean's, normally distributed.
+    examples in all, so its own level is a little higher, by less for a smaller forget set. For errors that are 0 or 1
+    the interval is Wilson's, which holds for rates near 0 too; for others it is the mean's, normally distributed.
 
     Args:
       task: Its `error` is averaged, or its retain loss where that is None.
@@ -182,6 +182,12 @@ def labels_of(task: Task, examples: Examples) -> np.ndarray | None:
         return None
     labels = examples.tree.get("labels")
     return None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)[examples.ids]
+
+
+def classes_to_go(task: Task, some: Examples, retain: Examples) -> frozenset[int]:
+    """Classes of some examples that the retained ones lack: what is left of the model need not know them at all."""
+    labels, retained = labels_of(task, some), labels_of(task, retain)
+    return frozenset() if labels is None or retained is None else frozenset(labels.tolist()) - set(retained.tolist())
 
 
 def _deviation(errors):

@@ -107,16 +107,16 @@ def unlearn(
       task: Of `eupmu_jax.tasks`, or one of your own.
       params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
-        for an array of positions. Both give batches of one structure; a warning tells of what both have.
+        for an array of positions. Both give batches of one structure; examples that are in both cause a warning.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class, or a condition of a diffusion model, that the retain set lacks
-        is to go. Without any the level is
-        `task.unknown` of the forget set where the task has that, else chance (1 - 1 / classes), which is logged. Their
-        figures are reported beside the others.
+        is to go. Without any the level is `task.unknown` of the forget set where the task has that, else chance
+        (1 - 1 / classes, or 1 of errors that are shares; of others there is no level), which is logged. Their figures
+        are reported beside the others.
       steps: Optimizer steps.
       settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
         takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`).
-        Those that EUPMU is not given are taken from there too: `allowed_error` (the rise of the retain error, 0.01 is
+        EUPMU takes missing ones from there too. It reads `allowed_error` (the rise of the retain error, 0.01 is
         a point of accuracy), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and
         `target` (the forget error).
       seed: Of the order of the examples, and of all keys.
@@ -145,7 +145,7 @@ def unlearn(
         out, parameters that are not floating point arrays, or a checkpoint of another run.
       InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
 
-    A warning tells if the limit took back more than half of the way, as figures on the retain set alone would not.
+    A warning is given if the limit took back more than half of the way, which retain figures alone would not show.
 
     >>> from eupmu_jax import tasks
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))

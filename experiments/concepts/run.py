@@ -4,7 +4,7 @@ Command:  uv run python experiments/concepts/run.py
 Time:     about an hour on one core; goes on where it was stopped. Needs the emoji (see `eupmu_jax.data.emoji`).
 Result:   experiments/concepts/rows.jsonl: a row for each model; and samples.npz, what some of them draw.
 
-A U-Net of 0.36 million parameters draws in 32 x 32 pixels what a bag of words says: the mean of their embeddings is its
+A U-Net of 0.35 million parameters draws in 32 x 32 pixels what a bag of words says: the mean of their embeddings is its
 condition. It learns the emoji whose names have one of seven words, which are the concepts. A classifier that has seen
 real emoji alone says which concept a sample shows. Methods have the settings that `unlearn` gives them by itself.
 """

@@ -2,7 +2,7 @@
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
 Time:     about 15 minutes on 2 CPU cores; nothing is run but compilers.
-Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB, each in under two minutes of compiling;
+Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
           experiments/speed/plans.jsonl.
 

@@ -86,7 +86,9 @@ def test_updates_keep_their_types():
         (lambda: scale_by_limit(0.1, np.nan), "margin: got nan, expected a finite number >= 0"),
         (lambda: scale_by_limit(0.1, growth=0.9), "growth: got 0.9, expected a finite number >= 1"),
         (lambda: scale_by_limit(0.1, shrink=1.0), "shrink: got 1.0, expected a positive number < 1"),
-        (lambda: scale_by_limit(0.1, start=0.0), "start: got 0.0, expected a finite positive number"),
+        (lambda: scale_by_limit(0.1, start=0.0), "start: got 0.0, expected a finite positive number <= 1"),
+        (lambda: scale_by_limit(0.1, start=1.5), "start: got 1.5, expected a finite positive number <= 1"),
+        (lambda: scale_by_limit(0.1, least=2.0), "least: got 2.0, expected a finite positive number <= 1"),
         (lambda: scale_by_limit(0.1).update(jnp.ones(1), None), "errors: got None, expected (K,): one figure for"),
         (
             lambda: scale_by_limit(0.1).update(jnp.ones(1), None, errors=jnp.ones(1)),

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, user_file
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training.levels import level_of
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 
@@ -30,6 +32,37 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     held = [not audit.attack(rng.normal(size=80), rng.normal(size=120)).tells for _ in range(400)]
     assert 0.92 <= np.mean(held) <= 0.98
+
+
+@pytest.mark.parametrize("few", [1, 3, 10, 30])
+def test_a_few_examples_raise_no_more_false_alarms_than_many(few):
+    rng = np.random.default_rng(0)
+    told = [audit.attack(rng.normal(size=few), rng.normal(size=500)).tells for _ in range(400)]
+    assert np.mean(told) <= 0.075
+
+
+def record(forgotten, scores, unseen):
+    """What an audit has on a model that gets so many of 200 forgotten examples wrong, with these losses."""
+    error = level_of(np.arange(200) < forgotten)._asdict()
+    return {"errors": {"forgotten": error}, "attacks": {"forgotten": audit.attack(scores, unseen)._asdict()}}
+
+
+def test_a_retrained_model_excuses_no_trace_that_it_has_not_itself():
+    unseen, whole = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))
+    told = {"unlearned": record(20, whole - 0.3, unseen), "rounding": {}, "rates": True}
+    reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
+    verdict = lambda audited: audit._verdict(audited, reached, has_unseen=True)[0]
+    assert verdict(told) == audit.FAILED
+    assert verdict(told | {"retrained": record(20, whole, unseen)}) == audit.FAILED
+    assert verdict(told | {"retrained": record(20, whole - 0.25, unseen)}) == audit.PASSED
+    assert verdict(told | {"retrained": record(20, whole + 0.3, unseen)}) == audit.FAILED
+
+
+def test_a_class_that_is_to_go_may_leave_a_straggler():
+    reached = {"met": True, "level": {"kept": True, "target": 1.0, "unseen": None, "comparison": None}}
+    for wrong, expected in ((200, audit.PASSED), (199, audit.PASSED), (180, audit.FAILED)):
+        told = {"unlearned": record(wrong, np.arange(200.0), np.arange(200.0)), "rounding": {}, "rates": True}
+        assert audit._verdict(told, reached, has_unseen=True)[0] == expected
 
 
 def run(file, steps=60, ids=30, name="run", first=0, after=None):
@@ -86,6 +119,15 @@ def test_a_retrained_model_is_audited_beside(file):
     assert found["retrained"]["errors"] == found["original"]["errors"]
     # The retrained one is as good on them, so there is nothing to find, not of the original either.
     assert (found["verdict"], len(found["remarks"])) == (audit.PASSED, 1)
+
+
+def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
+    file.write_text(file.read_text() + "held_out, retrain = None, lambda positions: params\n")
+    out = run(file, ids=150)
+    deletion.retrain(user_file.load(file, deletion.NEEDED), out)
+    found = audit.run(file, out)
+    assert found["verdict"] == audit.FAILED
+    assert "More is forgotten than the retrained model lacks" in found["reasons"][-1]
 
 
 @pytest.mark.slow

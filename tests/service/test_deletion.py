@@ -40,6 +40,16 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
     assert run(file, out, on_step=pytest.fail) == reached
 
 
+def test_a_class_that_is_still_known_misses_the_aim_whatever_is_forgotten_beside(file, tmp_path):
+    labels = user_file.load(file, ("data",))["data"]["labels"]
+    ids = np.unique([*np.flatnonzero(labels == 3), *range(30)])
+    reached = run(file, tmp_path / "run", ASKED._replace(steps=1), ids=ids)
+    comparison = reached["level"]["comparison"]
+    assert comparison["low"] <= 0 <= comparison["high"]
+    assert reached["level"]["kept"]
+    assert not reached["met"]
+
+
 def test_a_folder_of_another_run_says_what_differs_and_stays_as_it_is(file, tmp_path):
     out = tmp_path / "run"
     run(file, out, ASKED._replace(steps=2))

@@ -85,7 +85,7 @@ def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compi
       step: `step(params, state, batches, key) -> (params, state, metrics)`, that of `explicit_step` or `implicit_step`
         for a loss that takes a key. Metrics are small: every device gets all of them.
       carry: From `place` or `layout`.
-      batches: One step's, or their shapes and shardings from `data.feed.layout`.
+      batches: One step's, or their shapes and shardings from `feed.layout`.
 
     Returns:
       `advance(carry, count, batches) -> (carry, metrics)`; its `memory_analysis()` tells the bytes on each device.
