@@ -63,7 +63,7 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
 
     Args:
       params: Arrays or `jax.ShapeDtypeStruct`s.
-      mesh: Of `make_mesh`, or any other.
+      mesh: Of `make_mesh`, or another whose axes are of the type `Auto`; one of explicit axes needs `jax.set_mesh`.
       axes: Names of mesh axes.
 
     Returns:

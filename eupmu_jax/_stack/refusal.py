@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack.algebra import all_finite
+
 
 def counters() -> tuple[chex.Array, chex.Array]:
     """`count` and `nonfinite_count` at the start."""
@@ -40,7 +42,11 @@ def settle(finite: chex.Array, updates: chex.ArrayTree, new: Any, old: Any) -> t
       finite: Whether the step is taken.
       updates: Of the parameters' shapes.
       new, old: States with the fields `count` and `nonfinite_count`; those of `new` are not read.
+
+    A step is refused too if its updates overflow in float16, whose range is narrower than that of the sums before.
     """
+    if narrow := [leaf for leaf in jax.tree.leaves(updates) if leaf.dtype == jnp.float16]:
+        finite &= all_finite(narrow)
     return zero_unless(finite, updates), choose(finite, new, old)._replace(
         count=jnp.where(finite, optax.safe_increment(old.count), old.count),
         nonfinite_count=jnp.where(finite, old.nonfinite_count, optax.safe_increment(old.nonfinite_count)),

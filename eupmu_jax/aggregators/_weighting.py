@@ -90,6 +90,8 @@ def from_gram(
             finite &= jnp.all(jnp.isfinite(losses))
         safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
         weights = weigh(safe, state.count) if with_count else weigh(safe)
+        # A setting that is no number any more, as a schedule may make it, shows in the weights alone.
+        finite &= jnp.all(jnp.isfinite(weights))
         if state.gram.shape != gram.shape:
             state = state._replace(weights=jnp.zeros_like(weights), gram=jnp.zeros_like(gram))
         return refusal.settle(

@@ -38,13 +38,13 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
       A transform with a `WeightingState`.
 
     Raises:
-      ValueError: For a negative c.
+      ValueError: For a c that is negative or not finite.
 
     >>> tx = cagrad(c=0.4)
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].round(6).tolist()
     [0.2..., 0.5...]
     """
-    check_numbers("c", c, 0)
+    check_numbers("c", c, 0, finite=True)
     return from_gram(lambda gram: _weigh(gram, jnp.asarray(c, gram.dtype)), num_objectives)
 
 

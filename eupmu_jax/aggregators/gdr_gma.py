@@ -46,7 +46,8 @@ def gdr_gma(
       1 - \lambda)`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
 
     Raises:
-      ValueError: For an unknown projection, a negative gamma, K other than 2, or missing losses.
+      ValueError: For an unknown projection, a negative gamma, numbers that are not finite, K other than 2, or missing
+        losses.
 
     >>> tx = gdr_gma()
     >>> grads, losses = jnp.array([[-1.0, 1.0], [1.0, 0.0]]), jnp.array([3.0, 0.02])
@@ -55,7 +56,8 @@ def gdr_gma(
     """
     if projection not in _PROJECTIONS:
         raise ValueError(f"projection: got {projection!r}, expected one of {', '.join(map(repr, _PROJECTIONS))}")
-    checks.check_numbers("gamma", gamma, 0)
+    checks.check_numbers("gamma", gamma, 0, finite=True)
+    checks.check_numbers("epsilon", epsilon, finite=True)
 
     def init_fn(params):
         dtype = algebra.accumulator_dtype(params)
@@ -74,7 +76,7 @@ def gdr_gma(
             for leaf, gram, output in zip(leaves, grams, outputs, strict=True)
         ]
         gram = sum(grams)
-        finite = jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(losses))
+        finite = algebra.all_finite((gram, losses, weights))
         direction = jax.tree.unflatten(structure, combined)
         return refusal.settle(finite, direction, state._replace(weights=weights, gram=gram), state)
 

@@ -51,8 +51,8 @@ def augmented_lagrangian(
     ([2.0], [1.0])
     """
     rate = penalty if dual_learning_rate is None else dual_learning_rate
-    check_numbers("penalty", penalty, above=0)
-    check_numbers("dual_learning_rate", rate, 0)
+    check_numbers("penalty", penalty, above=0, finite=True)
+    check_numbers("dual_learning_rate", rate, 0, finite=True)
 
     def init_fn(params):
         return AugmentedLagrangianState(dual=jax.tree.map(jnp.array, params))

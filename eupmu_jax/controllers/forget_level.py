@@ -1,6 +1,7 @@
 """How hard to forget: the weight of the forget gradient follows the distance from a level of its batch's error."""
 
 import chex
+import numpy as np
 import optax
 
 from eupmu_jax._stack import checks
@@ -69,6 +70,6 @@ def forget_level(
     >>> scaled[0].round(3).tolist(), state.levels.round(3).tolist()
     ([0.5, 0.5], [0.25])
     """
-    if not callable(target):
-        checks.check_numbers("target", target, 0, finite=True, why=", or a schedule")
+    if not callable(target) and checks.check_numbers("target", target, 0, finite=True, why=", or a schedule"):
+        raise ValueError(f"target: got shape {np.shape(target)}, expected one number, or a schedule")
     return steer(0, 1, target, Gains(proportional, integral, decay, 0.0, max_weight), 1, num_objectives)

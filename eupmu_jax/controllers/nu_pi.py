@@ -58,8 +58,8 @@ def nu_pi(proportional: chex.Numeric, integral: chex.Numeric, nu: chex.Numeric =
     >>> moves  # 0.5 * 0.2, then 0.5 * 0.4 + 2 * (0.4 - 0.2)
     [0.1, 0.6]
     """
-    check_numbers("proportional", proportional, 0)
-    check_numbers("integral", integral, 0)
+    check_numbers("proportional", proportional, 0, finite=True)
+    check_numbers("integral", integral, 0, finite=True)
     check_numbers("nu", nu, above=-1, below=1)
 
     def init_fn(params):

@@ -63,6 +63,7 @@ def accumulate(
     ([0.0], [-2.0])
     """
     checks.check_int("every_k_steps", every_k_steps, 1)
+    checks.resolve_num_objectives(num_objectives)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -91,7 +92,13 @@ def accumulate(
         def apply(inner_state):
             means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
             given = {} if losses is None else {"losses": loss_sum / every_k_steps}
-            new_updates, inner_state = inner.update(means, inner_state, params, **given, **extra_args)
+            new_updates, new_state = inner.update(means, inner_state, params, **given, **extra_args)
+            # Some optimizers widen what is narrow, and both branches have to return the same dtypes.
+            like = updates if params is None else params
+            new_updates = jax.tree.map(lambda new, old: new.astype(old.dtype), new_updates, like)
+            if jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, inner_state):
+                new_state = refusal.choose(jnp.array(True), new_state, inner_state)
+            inner_state = new_state
             empty = jax.tree.map(jnp.zeros_like, state._replace(inner_state=None))
             return new_updates, empty._replace(refused_microbatches=state.refused_microbatches, inner_state=inner_state)
 

@@ -59,7 +59,7 @@ def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
     """
     _check_batches(batches)
     if not _same_shapes(batches):
-        shapes = [jax.tree.map(jnp.shape, batch) for batch in batches]
+        shapes = [jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{jnp.shape(leaf)}", batch) for batch in batches]
         raise ValueError(
             f"batches: got shapes {', '.join(map(str, shapes))}, expected equal ones; pass batches of different sizes "
             "as a tuple instead of stacking them"

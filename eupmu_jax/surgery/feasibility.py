@@ -79,7 +79,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
         return jnp.max(jnp.maximum(levels - jnp.asarray(limit), 0))
 
     def init_fn(params, forget_loss, levels):
-        levels = jnp.atleast_1d(jnp.asarray(levels, jnp.float32))
+        levels = jnp.atleast_1d(jnp.asarray(levels, float))
         return BestFeasibleState(
             params=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params),
             forget_loss=jnp.asarray(forget_loss, jnp.float32),
@@ -92,7 +92,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
 
     def update_fn(state, params, forget_loss, levels):
         forget_loss = jnp.asarray(forget_loss, jnp.float32)
-        levels = jnp.broadcast_to(jnp.asarray(levels, jnp.float32), state.levels.shape)
+        levels = jnp.broadcast_to(jnp.asarray(levels, float), state.levels.shape)
         excess, best_excess = violation(levels), violation(state.levels)
         better = jnp.where(excess == best_excess, forget_loss < state.forget_loss, excess < best_excess)
         is_finite = lambda loss, levels: jnp.isfinite(loss) & jnp.all(jnp.isfinite(levels))
@@ -177,8 +177,8 @@ def furthest_feasible(
 
     def between(t):
         def interpolate(a, b):
-            # Half of a random key is none.
-            return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else (a + t * (b - a)).astype(a.dtype)
+            # Half of a random key is none, nor is there one of a count or a flag.
+            return (a + t * (b - a)).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
 
         return jax.tree.map(interpolate, inside, outside)
 

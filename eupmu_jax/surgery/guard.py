@@ -102,6 +102,11 @@ def utility_guard(
     """
     rule = tolerances.as_tolerance(tolerance)
     fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    if isinstance(max_halvings, jax.Array):
+        raise ValueError(
+            "max_halvings: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
+            "static_args='max_halvings'"
+        )
     checks.check_int("max_halvings", max_halvings, 0)
     inner = optax.with_extra_args_support(inner)
     surgery = unilateral_surgery(num_objectives=fixed) if surgery is None else surgery
@@ -131,7 +136,7 @@ def utility_guard(
         measured = measure(params) if max_halvings else None
         levels = tolerances.check_levels(levels, losses, k - 1) if measured is None or levels is not None else measured
 
-        extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn}
+        extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn, "value_fn": value_fn}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
         if jax.tree.map(jnp.shape, surgery_state) != jax.tree.map(jnp.shape, state.surgery_state):
             raise ValueError(f"surgery: its state changes shape in an update; give it num_objectives={k} too")

@@ -63,7 +63,8 @@ def implicit_surgery(
       the distance of the retain loss to its limit, so that a controller of `eupmu_jax.controllers` steers the level.
 
     Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is exactly the
-    tolerance; as the learning rate goes to 0 the multiplier's fixed point is the closed form of `unilateral_surgery`.
+    tolerance in float32 (in bfloat16 up to a rounding of the loss, divided by the learning rate); as the learning rate
+    goes to 0 the multiplier's fixed point is the closed form of `unilateral_surgery`.
     The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha it is a proportional
     one, and the loss ends lambda / eta above its target. A controller of the level with an integral part does.
 
@@ -87,9 +88,9 @@ def implicit_surgery(
       `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy).
 
     Raises:
-      ValueError: For an unknown scale or proxy, a negative or NaN tolerance or initial multiplier or one of the wrong
-        length, missing `losses`, `same_batch` without `params` and `value_fn`, and, outside jit, a loss that is not
-        positive in log scale (inside jit the step is refused and counted).
+      ValueError: For an unknown scale or proxy, a tolerance or initial multiplier that is negative, not finite or of
+        the wrong length, missing `losses`, `same_batch` without `params` and `value_fn`, and, outside jit, a loss that
+        is not positive in log scale (inside jit the step is refused and counted).
 
     >>> import optax
     >>> loss = lambda w: jnp.stack([(w - 1) ** 2, w**2])  # forget pulls to 1, retain to 0
@@ -103,11 +104,14 @@ def implicit_surgery(
     check_loss_scale(loss_scale)
     if proxy not in ("same_batch", "next_batch", "level"):
         raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch', 'next_batch' or 'level'")
-    checks.check_numbers("initial_multiplier", initial_multiplier, 0)
+    checks.check_numbers("initial_multiplier", initial_multiplier, 0, finite=True)
     if learning_rate is not None and not callable(learning_rate):
         checks.check_numbers("learning_rate", learning_rate, 0, finite=True)
+    rule = tolerances.as_tolerance(tolerance)
+    if not callable(tolerance) and not isinstance(tolerance, tolerances.Tolerance):
+        checks.check_numbers("tolerance", tolerance, finite=True, why=", which the estimate is compared with")
     return multiplier_transform(
-        tolerances.as_tolerance(tolerance),
+        rule,
         controller,
         loss_scale=loss_scale,
         proxy=proxy,

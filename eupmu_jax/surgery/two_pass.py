@@ -12,7 +12,7 @@ from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, refusal
 from eupmu_jax._stack.jaxpr import equations
 from eupmu_jax.gradients.batches import Loss, Objectives
-from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
+from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad
 from eupmu_jax.surgery import explicit
 
 
@@ -73,7 +73,8 @@ def two_pass(
     Args:
       loss, has_aux: As in `scalarized_value_and_grad`; args of the step (a key, say) must give the same loss in every
         pass.
-      inner: The optimizer behind the surgery, such as `optax.adam(1e-4)`; it sees the bent gradient.
+      inner: The optimizer behind the surgery, such as `optax.adam(1e-4)`; it sees the bent gradient. All parameters
+        count in the surgery: what is frozen must be a constant of `loss`, not masked here.
       mode: As in `scalarized_value_and_grad`, for the second pass. With batches of equal shapes `"vmap"` sums the
         gradient as it goes; batches of different sizes have a gradient each before the sum.
       tolerance, num_objectives, retain_weight: As in `unilateral_surgery`.
@@ -114,8 +115,12 @@ def two_pass(
         gram = gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
         finite &= jnp.isfinite(squared_norm)
 
+        def value_fn(new_params):
+            return retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
+
         def take(params, inner_state):
-            updates, inner_state = inner.update(direction, inner_state, params, losses=losses, levels=levels)
+            extra = {"losses": losses, "levels": levels, "value_fn": value_fn, "value": jnp.sum(losses[1:])}
+            updates, inner_state = inner.update(direction, inner_state, params, **extra)
             return optax.apply_updates(params, updates), inner_state
 
         # A branch, not a choice between old and new: that would hold a copy of the optimizer's state.

@@ -98,3 +98,14 @@ def test_a_chain_of_another_number_of_objectives_is_refused_by_name():
     tx = accumulate(unilateral_surgery(), 1, num_objectives=3)
     with pytest.raises(ValueError, match="num_objectives"):
         tx.update({"w": jnp.ones((3, 3))}, tx.init(PARAMS), PARAMS)
+
+
+def test_moments_wider_than_the_parameters_are_kept():
+    # BUG: fails in lax.cond, with a TypeError on the dtypes of its branches.
+    tx = accumulate(optax.chain(unilateral_surgery(), optax.adam(0.1, mu_dtype=jnp.float32)), 2)
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    grads, state = {"w": jnp.ones((2, 3), jnp.bfloat16)}, tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    assert updates["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(updates["w"].astype(jnp.float32), -0.1, rtol=0.01)

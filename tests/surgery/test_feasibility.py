@@ -246,3 +246,13 @@ def test_a_start_above_the_limit_is_said_to_be():
     with pytest.warns(UserWarning, match=r"inside itself is above the limit, 4\.0 > 1\.0"):
         found = furthest_feasible(lambda w: w**2, 1.0, jnp.array(2.0), jnp.array(3.0))
     assert (float(found.params), float(found.t)) == (2.0, 0.0)
+
+
+def test_counts_and_flags_are_not_interpolated():
+    # BUG: half of the way from 5 to 3 was 132 as an unsigned byte, and a flag could not be subtracted.
+    inside = {"w": jnp.zeros(1), "steps": jnp.array(5, jnp.uint8), "flag": jnp.array(True)}
+    outside = {"w": jnp.full(1, 2.0), "steps": jnp.array(3, jnp.uint8), "flag": jnp.array(False)}
+    found = furthest_feasible(lambda params: jnp.sum(params["w"] ** 2), 2.25, inside, outside)
+    assert (int(found.params["steps"]), bool(found.params["flag"])) == (5, True)
+    found = furthest_feasible(lambda params: jnp.sum(params["w"] ** 2), 9.0, inside, outside)
+    assert (int(found.params["steps"]), bool(found.params["flag"])) == (3, False)

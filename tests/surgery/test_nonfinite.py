@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from eupmu_jax import accumulate, implicit_surgery, skip_nonfinite, unilateral_surgery
+from eupmu_jax import accumulate, aggregators, implicit_surgery, skip_nonfinite, unilateral_surgery
 
 PARAMS = {"w": jnp.array([0.3, -0.7, 1.1]), "b": jnp.array(0.1)}
 GRADS = {"w": jnp.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.2]]), "b": jnp.array([1.0, -1.0])}
@@ -84,3 +84,31 @@ def test_accumulation_inside_keeps_its_sum():
 def test_a_chain_without_surgery_is_refused():
     with pytest.raises(ValueError, match=r"^inner: .*holds no surgery"):
         skip_nonfinite(optax.adam(0.1)).init(PARAMS)
+
+
+def test_another_number_of_objectives_is_named():
+    # BUG: a raw error of shapes that cannot be broadcast.
+    tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.sgd(0.1)))
+    grads = jax.tree.map(lambda g: jnp.concatenate([g, g[:1]]), GRADS)
+    with pytest.raises(ValueError, match=r"changes shape in an update; give its surgery num_objectives=3"):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+
+
+def test_a_direction_that_overflows_in_float16_is_refused():
+    # BUG: the sums are finite in float32, the direction is infinite, and the step was taken.
+    tx = skip_nonfinite(optax.chain(unilateral_surgery(retain_weight=1.0), optax.sgd(1e-3)))
+    params = jnp.zeros(2, jnp.float16)
+    updates, state = tx.update(jnp.array([[4e4, 1.0], [4e4, 0.0]], jnp.float16), tx.init(params), params)
+    chex.assert_trees_all_equal(updates, params)
+    assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_an_aggregator_whose_setting_is_no_number_any_more_takes_no_step(bad):
+    # BUG: only the Gram matrix was looked at, not the weights.
+    tx = skip_nonfinite(optax.chain(optax.inject_hyperparams(aggregators.cagrad)(c=0.4), optax.sgd(0.1)))
+    state = tx.init(PARAMS)
+    state[0].hyperparams["c"] = jnp.asarray(bad)
+    updates, state = jax.jit(tx.update)(GRADS, state, PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1

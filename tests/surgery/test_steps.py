@@ -16,6 +16,7 @@ from eupmu_jax import (
     multipliers,
     scale_by_gen,
     skip_nonfinite,
+    two_pass,
     unilateral_surgery,
     utility_guard,
 )
@@ -200,3 +201,37 @@ def test_the_refused_steps_of_a_guard_are_found_by_its_type():
     nan = jnp.full((2, 3), jnp.nan)
     _, state = tx.update({"w": nan}, tx.init(PARAMS), PARAMS)
     assert optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count == 1
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(unilateral_surgery(), optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
+        utility_guard(optax.chain(optax.sgd(0.1), scale_by_gen(0.1)), 0.0),
+    ],
+)
+def test_what_an_optimizer_asks_for_besides_is_handed_on(tx):
+    # BUG: a guard kept the step's value_fn for itself, and nothing gave the value that optax's own transforms follow.
+    params, _, _ = explicit_step(loss, tx)(PARAMS, tx.init(PARAMS), BATCHES)
+    assert jnp.all(jnp.isfinite(params["w"]))
+
+
+def test_the_optimizer_behind_two_passes_can_measure_too():
+    inner = optax.chain(optax.sgd(0.1), scale_by_gen(0.1))
+    init, step = two_pass(loss, inner)
+    params, _, _ = step(PARAMS, init(PARAMS), BATCHES)
+    tx = optax.chain(unilateral_surgery(), inner)
+    expected, _, _ = explicit_step(loss, tx)(PARAMS, tx.init(PARAMS), BATCHES)
+    chex.assert_trees_all_close(params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: optax.inject_hyperparams(utility_guard)(optax.sgd(0.1), tolerance=0.1), "max_halvings"),
+        (lambda: optax.inject_hyperparams(accumulate)(bent(), every_k_steps=2), "num_objectives"),
+    ],
+)
+def test_ints_that_became_arrays_name_the_way_out(make, option):
+    with pytest.raises(ValueError, match=f"{option}: got an array, .*static_args='{option}'"):
+        jax.jit(make().init)(PARAMS)
