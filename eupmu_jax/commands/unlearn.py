@@ -44,7 +44,9 @@ def run(
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
     if not isinstance(forget, Path):
         with ledger.opened(forget[0]) as connection:
-            ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
+            # An attempt that failed takes nothing back from one that did not.
+            if reached["met"] or ledger.find(connection, forget[1]).state != "unlearned":
+                ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
     console.print(said(reached, out), highlight=False, soft_wrap=True)
     if retrain:
         with console.status("training without the forgotten examples"):
@@ -87,7 +89,8 @@ def _check_order(path, number, after):
             if not np.isin(ledger.ids_of(connection, done), gone).all():
                 raise ValueError(
                     f"after: got {after}, but request {done} on these data is unlearned, and a run that does not go on "
-                    "from it would train on its examples again; expected the folder of the latest run"
+                    "from it would train on its examples again; expected the folder of the latest run, which "
+                    f"`--request {done} --after` makes if need be"
                 )
 
 

@@ -9,7 +9,7 @@ from eupmu_jax import metrics
 from eupmu_jax.service import attacks, deletion, records, user_file
 from eupmu_jax.service.attacks import Attack, attack
 from eupmu_jax.tasks import Examples, Task, as_examples
-from eupmu_jax.tasks.examples import spread
+from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.training import checkpoints, levels, relearning
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
@@ -72,7 +72,7 @@ def make(path: Path, out: Path) -> dict:
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): _errors(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = _of_classes(task, models, retain, _groups(own, data))
-    before = [deletion.part(data, np.array(run["positions"])) for run in asked["earlier"]]
+    before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
@@ -106,11 +106,11 @@ class _Shadows:
         self.seen, self.parts = attacks.check_shadows(shadows, len(data)), None
         ids = ids[spread(len(ids), MOST)]
         if self.seen and unseen is not None:
-            self.parts = levels.alike(task, deletion.part(data, ids), unseen, gone)
+            self.parts = levels.alike(task, part_of(data, ids), unseen, gone)
         if self.parts is None:
             return
-        if isinstance(self.parts[0], Examples):
-            ids = ids[np.isin(data.ids[ids], self.parts[0].ids)]
+        positions = data.ids[ids] if isinstance(data, Examples) else ids
+        ids = ids[np.isin(positions, self.parts[0].ids)]
         self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
         self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
 

@@ -17,7 +17,8 @@ import numpy as np
 from eupmu_jax.benchmark.rows import alone, provenance
 from eupmu_jax.service import records, user_file
 from eupmu_jax.service.ids import NAMED
-from eupmu_jax.tasks import Examples, as_examples, check_task
+from eupmu_jax.tasks import as_examples, check_task
+from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._aim import MOST, UNLIMITED
 from eupmu_jax.training._digest import digest
@@ -40,19 +41,6 @@ class Asked(NamedTuple):
     seed: int = 0
     forget_batch: int = 64
     retain_batch: int = 192
-
-
-class Part(NamedTuple):
-    """Some examples of a source that gives batches for positions."""
-
-    source: Any
-    ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, positions) -> chex.ArrayTree:
-        return self.source[self.ids[np.asarray(positions)]]
 
 
 def run(
@@ -210,12 +198,7 @@ def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:
     """The examples at these positions, and all others that are not gone already."""
     others = np.setdiff1d(np.arange(len(data)), np.concatenate([ids, gone]))
-    return part(data, ids), part(data, others)
-
-
-def part(data: Any, ids: np.ndarray) -> Any:
-    """The examples at these positions."""
-    return Examples(data.tree, data.ids[ids]) if isinstance(data, Examples) else Part(data, ids)
+    return part_of(data, ids), part_of(data, others)
 
 
 def positions_of(earlier: list[dict]) -> np.ndarray:

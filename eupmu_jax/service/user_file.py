@@ -62,10 +62,18 @@ def own_errors(path: Path) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        if not (own := [frame for frame in frames if frame.filename == str(path)]):
+        if not (own := [frame for frame in frames if _is_own(Path(frame.filename), path)]):
             raise
         lines = "".join(["Traceback, the lines of your file:\n", *traceback.format_list(own)])
         raise UserFileError(f"{lines}{type(error).__qualname__}: {error}") from error
+
+
+def _is_own(module, path):
+    """Whether a module is the user's file or lies beside it; this package and installed ones are not."""
+    if module == path:
+        return True
+    foreign = "site-packages" in module.parts or module.is_relative_to(Path(__file__).parents[1])
+    return module.is_relative_to(path.resolve().parent) and not foreign
 
 
 def data_digest(data: Any) -> str:

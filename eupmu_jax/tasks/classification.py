@@ -65,7 +65,7 @@ def classification(
 
     def draw(key, epoch, batch):
         drawn = objectives.random_labels(jax.random.fold_in(key, epoch), batch["labels"], num_classes)
-        return batch | {"random_labels": drawn}
+        return {**batch, "random_labels": drawn}
 
     return Task(
         outputs=outputs,

@@ -32,6 +32,34 @@ class Examples:
         return jax.tree.map(lambda leaf: leaf[ids], self.tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some examples of a source that gives batches for positions.
+
+    Attributes:
+      source: Anything with `source[positions] -> batch`.
+      ids: Its positions, `(n,)` ints.
+    """
+
+    source: Any
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, positions) -> chex.ArrayTree:
+        return self.source[self.ids[np.asarray(positions)]]
+
+
+def part_of(examples: Any, positions: np.ndarray) -> Any:
+    """The examples at these positions of a set, as `as_examples` returns it."""
+    if isinstance(examples, Examples):
+        return Examples(examples.tree, examples.ids[positions])
+    if isinstance(examples, Part):
+        return Part(examples.source, examples.ids[positions])
+    return Part(examples, np.asarray(positions))
+
+
 def as_examples(name: str, data: Any) -> Any:
     """`data` as something with a length that gives a batch for an array of positions.
 

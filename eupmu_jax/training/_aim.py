@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from eupmu_jax.methods.eupmu_level import error_limit
-from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks import Task
+from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training.levels import (
     Comparison,
     Level,
     alike,
+    are_labelled,
     batches_of,
     check_finite,
     classes_to_go,
@@ -86,13 +88,14 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
     if held_out is None:
-        target = _chance(task, params, sets.forget)
+        target = _chance(task, params, sets)
         logger.warning(
             "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
             "the limit allows",
             "no level" if target == UNLIMITED else f"the error of chance, {target:.3g}",
         )
-        return Aim(target, "chance", None, 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST))
+        passes = 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST)
+        return Aim(target, "chance", None, passes, classes_to_go(task, sets.forget, sets.retain))
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     level = check_finite(measured_level(task, params, held_out))
     if level.high - level.low > 2 * WIDE and task.error is not None:
@@ -104,14 +107,14 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             level.low,
             level.high,
         )
-    if forgotten is None or unseen is None or labels_of(task, sets.retain) is None:
+    if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
         return Aim(level.error, "unseen data", level, len(held_out))
     levels = unseen_levels(task, params, held_out, unseen)
     found, counts = np.unique(forgotten, return_counts=True)
     gone, passes, lost = classes_to_go(task, sets.forget, sets.retain), len(held_out), 1.0
     if gone and task.unknown is not None:
         to_go = np.isin(forgotten, list(gone))
-        unknown, more = _unknown_level(task, params, Examples(sets.forget.tree, sets.forget.ids[to_go]))
+        unknown, more = _unknown_level(task, params, part_of(sets.forget, np.flatnonzero(to_go)))
         passes, lost = passes + more, unknown.error
     of_class = [lost if c in gone else levels[c].error if c in levels else level.error for c in found.tolist()]
     return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, passes, gone)
@@ -134,11 +137,14 @@ def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, setti
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
 
 
-def _chance(task, params, forget):
+def _chance(task, params, sets):
     """The error of chance: of a classifier, or 1 of errors that are shares. Of others nobody knows it."""
     if task.num_classes is not None:
-        return 1 - 1 / task.num_classes
-    are_shares = task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1)
+        # Of a class that is to go, none should be recognised.
+        labels, lost = labels_of(task, sets.forget), classes_to_go(task, sets.forget, sets.retain)
+        share = 0 if labels is None else float(np.mean(np.isin(labels, list(lost))))
+        return 1 - (1 - share) / task.num_classes
+    are_shares = task.error is not None and np.all(figures_of(task, params, sets.forget, MOST)[0] <= 1)
     return 1.0 if are_shares else UNLIMITED
 
 

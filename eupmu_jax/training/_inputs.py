@@ -94,31 +94,50 @@ def _check_params(params, frozen):
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
     flags = [False] * len(leaves) if frozen is None else jax.tree.leaves(frozen(params) if callable(frozen) else frozen)
+    if wrong := [flag for flag in flags if np.shape(flag) or np.asarray(flag).dtype != bool]:
+        found = f"an array of shape {np.shape(wrong[0])}" if np.shape(wrong[0]) else repr(wrong[0])
+        raise ValueError(f"frozen: got {found}, expected a bool for each leaf of the parameters")
     for (path, leaf), is_frozen in zip(leaves, flags, strict=False):
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
                 "floating point arrays alone; split counters and keys off"
             )
+        if not is_frozen and not jnp.all(jnp.isfinite(leaf)):
+            raise ValueError(
+                f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected a trained model's"
+            )
 
 
-def warn_of_overlap(sets: Sets) -> None:
-    """Warns of examples to forget that are among those to retain too, or equal some; of sets in memory."""
-    if not all(isinstance(part, Examples) for part in (sets.forget, sets.retain)):
-        return
-    if sets.forget.tree is sets.retain.tree:
-        both = int(np.sum(np.isin(sets.forget.ids, sets.retain.ids)))
-    else:
-        forgotten, found = set(_rows(sets.forget, np.arange(len(sets.forget)))), set()
-        for start in range(0, len(sets.retain), CHECKED):
-            found |= forgotten & set(_rows(sets.retain, np.arange(start, min(start + CHECKED, len(sets.retain)))))
-        both = len(found)
-    if both:
+def warn_of_overlap(sets: Sets, held_out=None) -> None:
+    """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
+    if both := _shared(sets.forget, sets.retain):
         logger.warning(
             "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
             both,
             len(sets.forget),
         )
+    for name, part in (("forget", sets.forget), ("retain", sets.retain)):
+        if held_out is not None and (both := _shared(held_out, part)):
+            logger.warning(
+                "held_out: %d of the %d examples are, or equal, some to %s; the level of unseen data is that of data "
+                "which the model never saw",
+                both,
+                len(held_out),
+                name,
+            )
+
+
+def _shared(some, others):
+    """How many of some examples are among others; 0 where either is a source."""
+    if not all(isinstance(part, Examples) for part in (some, others)):
+        return 0
+    if some.tree is others.tree:
+        return int(np.sum(np.isin(some.ids, others.ids)))
+    rows, found = set(_rows(some, np.arange(len(some)))), set()
+    for start in range(0, len(others), CHECKED):
+        found |= rows & set(_rows(others, np.arange(start, min(start + CHECKED, len(others)))))
+    return len(found)
 
 
 def _rows(examples, positions):

@@ -2,7 +2,7 @@
 
 import bisect
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.tasks import Examples, Task, as_examples
-from eupmu_jax.tasks.examples import spread
+from eupmu_jax.tasks.examples import part_of, spread
 
 CHUNK = 500
 CONFIDENCE = 0.95
@@ -130,8 +130,8 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
 
 
-def alike(task: Task, some: Examples, unseen: Examples, gone: Collection = ()) -> tuple[Any, Any] | None:
-    """Some examples, and unseen ones that mix the classes as they do; both whole but for labelled classes in memory.
+def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[Any, Any] | None:
+    """Some examples, and unseen ones that mix the classes as they do; both whole where there are no labels.
 
     A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
     be told from all of it without any trace. The unseen ones are as many as mix so, up to one part in twenty.
@@ -160,7 +160,7 @@ def alike(task: Task, some: Examples, unseen: Examples, gone: Collection = ()) -
         return None
     if all(len(found) < FEW for found in places.values()):
         # So many classes that no mix can be made of them.
-        stay = lambda part, labels: Examples(part.tree, part.ids[~np.isin(labels, list(gone))])
+        stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
         return stay(some, left), stay(unseen, right)
     places = {c: found for c, found in places.items() if len(found) >= FEW}
     counts = np.array([np.sum(left == c) for c in places])
@@ -171,23 +171,48 @@ def alike(task: Task, some: Examples, unseen: Examples, gone: Collection = ()) -
     wanted = np.diff(np.floor(np.cumsum(shares) * max(size, 1) + 0.5).astype(int), prepend=0)
     taken = [found[spread(len(found), n)] for found, n in zip(places.values(), wanted, strict=True) if n]
     kept = np.isin(left, list(places))
-    return Examples(some.tree, some.ids[kept]), Examples(unseen.tree, unseen.ids[np.concatenate(taken)])
+    return part_of(some, np.flatnonzero(kept)), part_of(unseen, np.concatenate(taken))
 
 
-def labels_of(task: Task, examples: Examples) -> np.ndarray | None:
-    """The labels of examples that lie in memory, for a classifier or a task that has conditions; else None."""
-    if task.num_classes is None and task.unknown is None:
-        return None
-    if not isinstance(examples, Examples) or not isinstance(examples.tree, dict):
-        return None
-    labels = examples.tree.get("labels")
-    return None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)[examples.ids]
+def labels_of(task: Task, examples: Any) -> np.ndarray | None:
+    """The labels of examples, for a classifier or a task that has conditions; else None. A source is read for them."""
+    parts = [] if task.num_classes is None and task.unknown is None else list(_labels(examples))
+    return np.concatenate(parts) if parts else None
 
 
-def classes_to_go(task: Task, some: Examples, retain: Examples) -> frozenset[int]:
-    """Classes of some examples that the retained ones lack: what is left of the model need not know them at all."""
-    labels, retained = labels_of(task, some), labels_of(task, retain)
-    return frozenset() if labels is None or retained is None else frozenset(labels.tolist()) - set(retained.tolist())
+def classes_to_go(task: Task, some: Any, retain: Any) -> frozenset[int]:
+    """Classes of some examples that the retained ones lack: what is left of the model need not know them at all.
+
+    Of a source of retained examples no more is read than it takes to find all these classes.
+    """
+    labels = labels_of(task, some)
+    if labels is None or not are_labelled(task, retain):
+        return frozenset()
+    lacking = frozenset(labels.tolist())
+    for found in _labels(retain):
+        lacking -= frozenset(found.tolist())
+        if not lacking:
+            break
+    return lacking
+
+
+def are_labelled(task: Task, examples: Any) -> bool:
+    """Whether `labels_of` would find labels."""
+    return not (task.num_classes is None and task.unknown is None) and any(True for _ in _labels(examples))
+
+
+def _labels(examples):
+    """The labels in chunks; nothing if there are none."""
+    if isinstance(examples, Examples):
+        labels = examples.tree.get("labels") if isinstance(examples.tree, Mapping) else None
+        if labels is not None and np.ndim(labels) == 1:
+            yield np.asarray(labels)[examples.ids]
+        return
+    for batch in batches_of(examples):
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if labels is None or np.ndim(labels) != 1:
+            return
+        yield np.asarray(labels)
 
 
 def _deviation(errors):

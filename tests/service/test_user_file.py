@@ -44,6 +44,13 @@ def test_what_it_raises_is_shown_with_its_own_lines_alone(raised, tmp_path):
     assert "user_file.py" not in said
 
 
+def test_an_error_in_a_module_beside_it_is_shown_too(tmp_path):
+    # BUG: a traceback of this library, and exit code 1.
+    write(tmp_path, "def apply():\n    return {}['x']\n", "beside_that.py")
+    with pytest.raises(user_file.UserFileError, match=r'(?s)mytask.py".*beside_that.py", line 2, in apply.*KeyError'):
+        user_file.load(write(tmp_path, "from beside_that import apply\napply()\n"), ("data",))
+
+
 def test_a_syntax_error_names_the_line(tmp_path):
     with pytest.raises(user_file.UserFileError, match=r'mytask.py", line 2'):
         user_file.load(write(tmp_path, "x = 1\nthis is no python\n"), ("data",))

@@ -192,6 +192,14 @@ BAD = {
         {name: lambda d, name=name: column(getattr(d, name)) for name in ("forget", "retain")},
         r"forget: labels: got shape \(2, 1\)|forget: labels: got shape \(\d+, 1\), expected \(n,\) ints",
     ),
+    "lost parameters": (
+        {"params": lambda d: d.params | {"bias": d.params["bias"].at[3].set(np.nan)}},
+        r"params: leaf \['bias'\] has numbers that are not finite, expected a trained model's",
+    ),
+    "frozen elements": (
+        {"frozen": {"hidden": np.ones((64, 32), bool), "head": False, "bias": False}},
+        r"frozen: got an array of shape \(64, 32\), expected a bool for each leaf",
+    ),
     "other names": (
         {name: lambda d, name=name: {"image": getattr(d, name)["inputs"]} for name in ("forget", "retain")},
         r"forget: batch: got image, expected a dict with inputs and labels",
@@ -270,3 +278,22 @@ def test_batches_are_what_a_mesh_can_share_out():
         ValueError, match=r"^forget: got 3 examples, expected at least 4, one for each part of the mesh"
     ):
         batches_on(mesh, (3, 500), (64, 192))
+
+
+def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
+    # BUG: the level of unseen data was that of the training data, about 0, and every run reached it.
+    sets = digits.forget, digits.retain
+    mixed = jax.tree.map(lambda a, b, c: np.concatenate([a[:2], b[:3], c]), *sets, digits.held_out)
+    unlearn("weighted sum", TASK, digits.params, *sets, mixed, steps=1, settings=WEIGHTED, probes=0)
+    assert "held_out: 2 of the" in caplog.text
+    assert "are, or equal, some to retain" in caplog.text
+
+
+def test_steps_that_were_refused_are_told(digits, caplog):
+    # BUG: a run of which no step was taken looked like any other.
+    lost = lambda outputs, batch: jnp.nan * jnp.sum(outputs)
+    task = TASK._replace(forget={"lost": lost} | dict(TASK.forget))
+    settings = {"learning_rate": 0.003, "forget_objective": "lost", "allowed_rise": 0.05}
+    sets = digits.forget, digits.retain
+    unlearn("EUPMU explicit", task, digits.params, *sets, steps=3, settings=settings, probes=0)
+    assert "3 of 3 steps were refused" in caplog.text

@@ -12,7 +12,7 @@ from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import fitting
-from eupmu_jax.training.levels import alike, compare
+from eupmu_jax.training.levels import alike, classes_to_go, compare
 
 
 def guess(params, inputs):
@@ -276,3 +276,37 @@ def test_a_class_that_is_to_go_is_not_compared_whoever_set_the_target(digits):
     is_forgotten = digits.known["labels"] == 3
     run = digits.unlearn(is_forgotten, held_out=digits.held_out, settings={"target": 1.0}, steps=1)
     assert (run.level.source, run.level.comparison) == ("settings", None)
+
+
+class Source:
+    """Examples that are read by positions, and how many were."""
+
+    def __init__(self, labels):
+        self.labels, self.read = np.asarray(labels), 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, positions):
+        self.read += len(positions)
+        return {"inputs": np.zeros((len(positions), 2)), "labels": self.labels[positions]}
+
+
+def test_classes_to_go_are_found_in_sources_too():
+    # BUG: labels were read from arrays alone, so that a class in a source was brought to the level of unseen data.
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=4)
+    retain = Source([0, 1] * 2_000)
+    assert classes_to_go(task, Source([0, 1, 0]), retain) == frozenset()
+    assert retain.read < len(retain)
+    assert classes_to_go(task, Source([0, 3]), retain) == frozenset({3})
+    some, unseen = alike(task, Source([0, 0, 1, 3]), Source([0, 1] * 10), {3})
+    assert some[np.arange(len(some))]["labels"].tolist() == [0, 0, 1]
+    assert np.mean(unseen[np.arange(len(unseen))]["labels"] == 0) == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_without_held_out_data_a_class_that_is_to_go_is_not_brought_to_chance():
+    # BUG: README says that it is forgotten altogether, and one in ten was to be recognised.
+    task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=4)
+    of = lambda *labels: {"inputs": np.eye(4, dtype=np.float32)[list(labels)], "labels": np.array(labels)}
+    found = eupmu.unlearn("EUPMU", task, 9 * jnp.eye(4), of(3, 3, 2, 2), of(0, 1, 2), steps=1).level
+    assert (found.target, found.source) == (pytest.approx((1 + 0.75) / 2), "chance")

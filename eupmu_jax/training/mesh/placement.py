@@ -100,6 +100,11 @@ def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compi
     return jitted.lower(carry, np.int32(0), batches).compile()
 
 
+def model_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that split parameters: `model`, of a mesh that has it."""
+    return ("model",) if "model" in mesh.shape else ()
+
+
 def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
     """A carry that was made on one device, laid out on a mesh, and a step that leaves it there.
 
@@ -111,7 +116,7 @@ def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
       step: `step(params, state, *rest) -> (params, state)`, jitted; it is traced again for the mesh.
       mesh: Of `sharding.make_mesh`.
     """
-    places = sharding.param_shardings(carry.params, mesh)
+    places = sharding.param_shardings(carry.params, mesh, axes=model_axes(mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
     paths = jax.tree_util.tree_leaves_with_path(carry.params)
     known = [(path, leaf.shape, place) for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True)]
