@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 def equations(function: Callable, *args) -> Iterator[tuple[Any, int]]:
@@ -19,6 +20,24 @@ def equations(function: Callable, *args) -> Iterator[tuple[Any, int]]:
     9
     """
     yield from _walk(jax.make_jaxpr(function)(*args), 1)
+
+
+def constants(function: Callable, *args) -> list[Any]:
+    """Arrays and numbers that `function(*args)` closes over, in the order of the program.
+
+    >>> import jax.numpy as jnp
+    >>> weights = jnp.ones(2)
+    >>> [value.tolist() for value in constants(lambda x: x * weights + 3, jnp.zeros(2))]
+    [[1.0, 1.0], 3.0]
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    found = list(closed.consts)
+    for equation, _ in _walk(closed, 1):
+        found += [variable.val for variable in equation.invars if isinstance(variable, Literal)]
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                found += part.consts if isinstance(part, ClosedJaxpr) else []
+    return [np.asarray(value) for value in found]
 
 
 def matmul_flops(function: Callable, *args) -> int:

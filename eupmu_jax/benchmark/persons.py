@@ -125,7 +125,9 @@ def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] =
     batch, fresh = answers.encoded(asked(), part), model()[0].params
     recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
     chosen = hashlib.sha256(batch["tokens"].astype("<i4").tobytes()).hexdigest()
-    meta = {"data": "persons", "model": f"smollm2, rank {RANK}", "tokens": chosen, "seed": seed, "recipe": recipe}
+    base = hashlib.sha256(smollm2().read_bytes()).hexdigest()
+    model_of = {"model": f"smollm2, rank {RANK}", "base": base}
+    meta = {"data": "persons", **model_of, "tokens": chosen, "seed": seed, "recipe": recipe}
 
     def make():
         fitted = fit(_loss, fresh, {}, answers.examples(batch), seed=seed, on_step=on_step, **recipe)

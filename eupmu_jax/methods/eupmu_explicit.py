@@ -40,7 +40,10 @@ def stacked_descent(task, terms, settings, transform: optax.GradientTransformati
 
 
 def eupmu_step(task, terms, settings) -> Procedure:
-    """The closed form as published: each step may raise the retain loss of its batch by `tolerance`, to first order."""
+    """The closed form as published: a step may raise the retain loss by its learning rate times `tolerance`.
+
+    That is to first order, on its own batch and of plain gradient descent; clipping and Adam change what a step does.
+    """
     return stacked_descent(task, terms, settings, unilateral_surgery(settings["tolerance"]))
 
 

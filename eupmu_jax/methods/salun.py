@@ -29,7 +29,8 @@ def salun(task, terms, settings) -> Procedure:
       \text{ largest of all weights}, \qquad \theta_{t+1} = \theta_t + m \odot u(m \odot g_t)
 
     with p = `mask_fraction`, n the number of weights, u the optimizer and n_f, n_r the sizes of the two batches, so
-    that every example weighs the same, as in the authors' mixed batches. The authors use p = 0.5.
+    that every example weighs the same, as in the authors' mixed batches. The authors use p = 0.5 and, of classifiers,
+    the forget loss `random_labels`; here the forget loss is a setting as that of other methods, and is searched.
 
     Weights outside the mask keep their bits: clipping and momentum see masked gradients only, and what momentum or
     weight decay would still move is dropped at the end.

@@ -4,6 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+_PROJECTIONS = {"query", "key", "value", "q_proj", "k_proj", "v_proj"}
+_OUTPUTS = {"out", "o_proj"}
+
 
 def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     r"""The parameters with every matrix as integers of so many bits hold it, in each output channel.
@@ -11,9 +14,12 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     .. math:: \hat w_{ij} = s_j \operatorname{round}(w_{ij} / s_j), \quad s_j = \max_i |w_{ij}| / (2^{b - 1} - 1)
 
     Symmetric round-to-nearest, ties to even, with one scale for each output channel j: kernels are `(..., inputs,
-    outputs)`, as in Flax, and every matrix of a stack has scales of its own. An embedding `(tokens, width)` has one for
-    each of its features. Weights of one dimension (biases, norms) and those that are no floating point numbers stay as
-    they are. Shapes and dtypes do not change, and no memory is saved.
+    outputs)`, as in Flax, and every matrix of a stack has scales of its own. The inputs of a convolution, of four
+    dimensions or more, are all but the last; those of attention, of three, are told by its name: `(inputs, heads,
+    width)` of `query`, `key`, `value`, `q_proj`, `k_proj` or `v_proj`, and `(heads, width, outputs)` of `out` or
+    `o_proj`. An embedding `(tokens, width)` has a scale for each of its features. Weights of one dimension, those named
+    `bias`, and those that are no floating point numbers stay as they are. Shapes and dtypes do not change, and no
+    memory is saved. Parameters that are low-rank adapters alone say nothing of the model: merge them before.
 
     Args:
       params: Any pytree of arrays.
@@ -33,12 +39,22 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     # Symmetric: the lowest integer is not used, so that 0 stays 0 and w and -w are rounded alike.
     largest = 2 ** (bits - 1) - 1
 
-    def of_leaf(weights):
-        if weights.ndim < 2 or not jnp.issubdtype(weights.dtype, jnp.floating):
+    def of_leaf(path, weights):
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if weights.ndim < 2 or "bias" in names or not jnp.issubdtype(weights.dtype, jnp.floating):
             return weights
         exact = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-        scales = jnp.max(jnp.abs(exact), axis=-2, keepdims=True) / largest
+        scales = jnp.max(jnp.abs(exact), axis=_inputs_of(names, weights.ndim), keepdims=True) / largest
         levels = jnp.round(exact / jnp.where(scales > 0, scales, 1))
         return (levels * scales).astype(weights.dtype)
 
-    return jax.tree.map(of_leaf, params)
+    return jax.tree.map_with_path(of_leaf, params)
+
+
+def _inputs_of(names, ndim):
+    """The axes of a kernel that are summed over."""
+    if ndim == 3 and _PROJECTIONS & set(names):
+        return 0
+    if ndim == 3 and _OUTPUTS & set(names):
+        return (0, 1)
+    return -2 if ndim < 4 else tuple(range(ndim - 1))

@@ -145,7 +145,7 @@ class DiT(nnx.Module):
         """
         cut = patches_of(x, self.patch_size)
         h = self.patches(cut.reshape(len(x), -1, cut.shape[-1])) + self.positions[...]
-        condition = self.times(time_features(t, self.width)) + self.conditions(labels)
+        condition = self.times(time_features(t, self.width).astype(x.dtype)) + self.conditions(labels).astype(x.dtype)
         for block in self.blocks:
             h = block(h, condition)
         shift, scale = jnp.split(self.modulation(nnx.silu(condition))[:, None], 2, axis=-1)

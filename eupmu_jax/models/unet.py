@@ -144,7 +144,8 @@ class UNet(nnx.Module):
         if x.shape[1] % unit or x.shape[2] % unit:
             raise ValueError(f"x: got shape {x.shape}, expected height and width to be multiples of {unit}")
         h = self.patches(patches_of(x, self.patch_size))
-        condition = self.times_out(nnx.silu(self.times(time_features(t, self.width)))) + self.conditions(labels)
+        times = self.times(time_features(t, self.width).astype(x.dtype))
+        condition = self.times_out(nnx.silu(times)) + self.conditions(labels).astype(x.dtype)
 
         kept = []
         for level, blocks in enumerate(self.down):

@@ -38,11 +38,15 @@ class Schedule(NamedTuple):
 def linear_schedule(steps: int = 1_000, first: float = 1e-4, last: float = 0.02) -> Schedule:
     """Variances that rise linearly (Ho et al. 2020, arXiv 2006.11239, section 4).
 
-    >>> f"{linear_schedule().alpha_bar[-1]:.4g}"
-    '4.036e-05'
+    Those are of 1,000 steps. Fewer take larger variances, in proportion and at most 0.999, so that noise alone is left
+    at their end too.
+
+    >>> f"{linear_schedule().alpha_bar[-1]:.4g}", f"{linear_schedule(100).alpha_bar[-1]:.1g}"
+    ('4.036e-05', '2e-05')
     """
     _check_steps(steps)
-    return Schedule(tuple(np.cumprod(1 - np.linspace(first, last, steps)).tolist()))
+    variances = np.linspace(first, last, steps) * (1_000 / steps)
+    return Schedule(tuple(np.cumprod(1 - np.minimum(variances, 0.999)).tolist()))
 
 
 def cosine_schedule(steps: int = 1_000, offset: float = 0.008) -> Schedule:

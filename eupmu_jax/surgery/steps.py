@@ -42,8 +42,7 @@ def explicit_step(
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
       `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
       and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
-      call it. `value`, the sum of the retain losses, is for optax's transforms that follow a loss, such as
-      `optax.contrib.reduce_on_plateau`.
+      call it.
 
     Raises:
       ValueError: When traced, if the optimizer's updates do not have the parameters' shapes, since nothing collapsed
@@ -68,7 +67,7 @@ def explicit_step(
             grads = jax.lax.with_sharding_constraint(grads, sharding.stacked_shardings(shardings))
         losses = value[0] if has_aux else value
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
-        extra = {"value": jnp.sum(losses[1:])} | ({} if errors is None else {"errors": errors(value[1])})
+        extra = {} if errors is None else {"errors": errors(value[1])}
         updates, new_state = optimizer.update(
             grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn, **extra
         )
@@ -117,8 +116,7 @@ def implicit_step(
             return retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
 
         losses = value[0] if has_aux else value
-        extra = {"levels": levels, "value_fn": value_fn, "value": jnp.sum(losses[1:])}
-        updates, new_state = optimizer.update(grads, state, params, losses=losses, **extra)
+        updates, new_state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
         if measured:
             _chains.check_surgery_is_last(state)
         _chains.check_updates(updates, params)

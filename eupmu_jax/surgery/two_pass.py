@@ -119,7 +119,7 @@ def two_pass(
             return retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
 
         def take(params, inner_state):
-            extra = {"losses": losses, "levels": levels, "value_fn": value_fn, "value": jnp.sum(losses[1:])}
+            extra = {"losses": losses, "levels": levels, "value_fn": value_fn}
             updates, inner_state = inner.update(direction, inner_state, params, **extra)
             return optax.apply_updates(params, updates), inner_state
 

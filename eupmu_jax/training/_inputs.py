@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.jaxpr import constants
 from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
@@ -249,6 +250,12 @@ def digest_of_examples(examples) -> str:
     if isinstance(examples, Examples):
         return digest((examples.ids, examples.tree))
     return digest((np.array(len(examples)), examples[spread(len(examples), HASHED)]))
+
+
+def digest_of_model(task: Task, params, forget) -> str:
+    """SHA-256 of what a task closes over beside its parameters: a base under adapters, a schedule, a teacher."""
+    of_batch = lambda params, batch: task.retain(task.outputs(params, batch, None), batch)
+    return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
 
 
 def identity(name, method, settings, steps, seed, sizes, params, sets, given):

@@ -84,7 +84,9 @@ def relearn(
     state = optax.adam(learning_rate).init(params)
     measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
-        params, state = _step(task, learning_rate, params, state, train.tree, next(batches))
+        # A key, or a model of noisy examples would see the same noise in every step and learn that.
+        key = jax.random.fold_in(jax.random.key(seed), count)
+        params, state = _step(task, learning_rate, params, state, train.tree, next(batches), key)
         if count % every == 0 or count == steps:
             measured[count] = accuracy(task, params, watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
@@ -128,8 +130,8 @@ def area_between(curve: Curve, retrained: Curve) -> float:
 
 # The learning rate is an argument, not a constant of the program, so a sweep over it compiles once.
 @functools.partial(jax.jit, static_argnums=0)
-def _step(task, learning_rate, params, state, tree, ids):
+def _step(task, learning_rate, params, state, tree, ids, key):
     batch = jax.tree.map(lambda leaf: leaf[ids], tree)
-    loss = lambda p: task.retain(task.outputs(p, batch, None), batch)
+    loss = lambda p: task.retain(task.outputs(p, batch, key), batch)
     updates, state = optax.adam(learning_rate).update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state

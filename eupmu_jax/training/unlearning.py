@@ -27,6 +27,7 @@ from eupmu_jax.training._inputs import (
     batches_on,
     check_arguments,
     check_start,
+    digest_of_model,
     identity,
     trainable,
     warn_of_overlap,
@@ -178,6 +179,8 @@ def unlearn(
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
         params = jax.device_put(params, param_shardings(params, mesh, axes=model_axes(mesh)))
     every = params
+    if directory is not None:
+        given["model"] = digest_of_model(task, params, sets.forget)
     task, params, whole = trainable(task, params, frozen)
     # What is frozen makes another run too, and so does what is not.
     every = every if frozen is None else (every, params)

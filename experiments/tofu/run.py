@@ -66,7 +66,8 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--answer", type=int, default=200, help="tokens of a generated answer at most")
     parser.add_argument("--template", default=PROMPT, help="what the model was fine-tuned with")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--learning-rate", type=float, help="the method's own if none is given")
+    parser.add_argument("--dtype", help="bfloat16 under adapters, float32 without, which small steps need")
     parser.add_argument("--data-axis", type=int, default=1)
     parser.add_argument("--tensor-axis", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -76,7 +77,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def asked(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Asked:
     """The model of a folder on the mesh, with adapters or without, and how it is asked."""
-    model = load_huggingface(folder, jnp.dtype(given.dtype))
+    model = load_huggingface(folder, jnp.dtype(given.dtype or ("bfloat16" if given.rank else "float32")))
     params = jax.device_put(model.params, sharding.param_shardings(model.params, mesh))
     model = with_lora(model, params, rank, key=jax.random.key(given.seed)) if rank else model._replace(params=params)
     tokenizer = huggingface_tokenizer(folder)
@@ -129,10 +130,10 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
 
 
 def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:
-    """The method's own settings, with the forget loss that was asked for."""
-    if given.objective is None:
-        return None
-    return methods.default_settings(methods.method(given.method), task) | {"forget_objective": given.objective}
+    """The method's own settings, with the forget loss and the learning rate that were asked for."""
+    chosen = {"forget_objective": given.objective, "learning_rate": given.learning_rate}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return methods.default_settings(methods.method(given.method), task) | chosen if chosen else None
 
 
 def main():

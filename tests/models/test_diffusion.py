@@ -12,6 +12,7 @@ from flax import nnx
 
 from eupmu_jax.models.dit import DiT
 from eupmu_jax.models.sampling import sample
+from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives import diffusion
 
 SCHEDULE = diffusion.cosine_schedule(200)
@@ -173,3 +174,12 @@ def test_a_schedule_that_begins_without_noise_ends_at_the_image(prediction, eta)
         eta=eta,
     )
     assert np.isfinite(drawn).all()
+
+
+def test_in_bfloat16_it_computes_in_bfloat16():
+    # BUG: float32 features of the times made all activations float32.
+    dit = DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=1, heads=2, rngs=nnx.Rngs(0))
+    for model in (dit, UNet(3, in_channels=2, widths=(8, 16), blocks=1, groups=4, rngs=nnx.Rngs(0))):
+        nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
+        shape = jax.eval_shape(model, jnp.ones((2, 8, 8, 2), jnp.bfloat16), jnp.array([0, 5]), jnp.array([0, 1]))
+        assert shape.dtype == jnp.bfloat16

@@ -203,15 +203,9 @@ def test_the_refused_steps_of_a_guard_are_found_by_its_type():
     assert optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count == 1
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        optax.chain(unilateral_surgery(), optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
-        utility_guard(optax.chain(optax.sgd(0.1), scale_by_gen(0.1)), 0.0),
-    ],
-)
-def test_what_an_optimizer_asks_for_besides_is_handed_on(tx):
-    # BUG: a guard kept the step's value_fn for itself, and nothing gave the value that optax's own transforms follow.
+def test_the_optimizer_within_a_guard_can_measure_too():
+    # BUG: the guard kept the step's value_fn for itself.
+    tx = utility_guard(optax.chain(optax.sgd(0.1), scale_by_gen(0.1)), 0.0)
     params, _, _ = explicit_step(loss, tx)(PARAMS, tx.init(PARAMS), BATCHES)
     assert jnp.all(jnp.isfinite(params["w"]))
 

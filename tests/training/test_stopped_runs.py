@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from eupmu_jax import unlearn
+from eupmu_jax.tasks import classification
 
-from .conftest import FROZEN, SETTINGS, TASK
+from .conftest import FROZEN, SETTINGS, TASK, apply
 
 
 class Stopped(Exception):  # noqa: N818
@@ -133,3 +134,17 @@ def test_probes_may_be_left_out_when_a_run_goes_on(digits, tmp_path):
     digits.unlearn("weighted sum", directory=tmp_path, probes=2)
     found = digits.unlearn("weighted sum", directory=tmp_path, probes=0, progress=True)
     assert found.figures == {}
+
+
+def test_another_base_under_the_same_adapters_makes_another_run(digits, tmp_path):
+    # BUG: a second model went on from the end of the first, and got its adapters back.
+    def begin(base, **options):
+        adapted = lambda params, inputs: apply({**base, "head": base["head"] + params["head"]}, inputs)
+        task, adapters = classification(adapted, 10), {"head": np.zeros_like(base["head"])}
+        options |= {"settings": SETTINGS["weighted sum"], "steps": 2, "directory": tmp_path, "probes": 0}
+        return unlearn("weighted sum", task, adapters, digits.forget, digits.retain, **options)
+
+    first = begin(digits.params)
+    chex.assert_trees_all_equal(begin(digits.params, on_step=pytest.fail).params, first.params)
+    with pytest.raises(ValueError, match=r"^directory: .* holds another run; got model"):
+        begin({**digits.params, "hidden": digits.params["hidden"] * 1.1})
