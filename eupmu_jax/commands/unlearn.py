@@ -108,6 +108,11 @@ def said(reached: dict, out: Path) -> str:
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
         )
+    if not reached.get("telling", True):
+        end += (
+            " Nor can the original model's errors on these examples be told from those on unseen data: they are too "
+            "few, or were known too little, to tell."
+        )
     aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"

@@ -138,10 +138,17 @@ def _unlearned(own, params, sets, out, asked, on_step):
     # nothing, and what has it may be short of its target.
     compared, least = level.comparison, least_of(level.target, rates)
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
-    if compared is not None and levels.classes_to_go(own["task"], forget, retain):
-        missed |= levels.measured_level(own["task"], result.params, forget, MOST).high < least
+    telling = True
+    if compared is not None:
+        gone = levels.classes_to_go(own["task"], forget, retain)
+        missed |= bool(gone) and levels.measured_level(own["task"], result.params, forget, MOST).high < least
+        both = levels.alike(own["task"], forget, as_examples("held_out", own["held_out"]), gone)
+        assert both is not None
+        before = levels.compare(own["task"], params, *both)
+        telling = bool(gone) or not before.low <= 0 <= before.high
     return result.params, {
         "met": bool(level.kept and not missed),
+        "telling": telling,
         "rates": rates,
         "level": level._asdict()
         | {

@@ -1,5 +1,6 @@
 """The audit: what an attack tells, what rounding and classes show, and the verdict with its exit code."""
 
+import contextlib
 import json
 import sys
 
@@ -92,6 +93,17 @@ def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, 
         assert set(found[model]["attacks"]) == {"forgotten", "retained"}
         assert set(found[model]["errors"]) == {"forgotten", "retained", "unseen"}
         assert len(found[model]["relearning"]["on retained"]["step"]) == 5
+
+
+def test_few_examples_are_said_by_the_run_itself(file, monkeypatch, capsys):
+    # BUG: a request of a few ids was "reached" with nothing forgotten, and only an audit said how little that means.
+    sizes = ["--steps", "1", "--forget-batch", "16", "--retain-batch", "48"]
+    for count, told in ((10, True), (150, False)):
+        (file.parent / "ids.txt").write_text("\n".join(map(str, range(count))))
+        monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", "mytask.py", "--out", f"run{count}", *sizes])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        assert ("few, or were known too little, to tell" in capsys.readouterr().out) is told
 
 
 def test_a_remark_says_that_the_untouched_model_passes_too(file, monkeypatch, capsys):
