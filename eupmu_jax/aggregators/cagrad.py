@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack import nnls
 from eupmu_jax._stack.checks import check_numbers
 from eupmu_jax.aggregators._weighting import from_gram
 from eupmu_jax.aggregators.mgda import min_norm
@@ -38,14 +39,15 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
       A transform with a `WeightingState`.
 
     Raises:
-      ValueError: For a c that is negative or not finite.
+      ValueError: For a c that is negative or not finite, or K above 15.
 
     >>> tx = cagrad(c=0.4)
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].round(6).tolist()
     [0.2..., 0.5...]
     """
     check_numbers("c", c, 0, finite=True)
-    return from_gram(lambda gram: _weigh(gram, jnp.asarray(c, gram.dtype)), num_objectives)
+    weigh = lambda gram: _weigh(gram, jnp.asarray(c, gram.dtype))
+    return from_gram(weigh, num_objectives, at_most=nnls.MAX_CONSTRAINTS)
 
 
 def _weigh(gram: chex.Array, c: chex.Array) -> chex.Array:

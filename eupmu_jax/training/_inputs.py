@@ -1,7 +1,6 @@
 """What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
 
 import functools
-import logging
 
 import chex
 import jax
@@ -14,7 +13,6 @@ from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training._digest import digest
 
-logger = logging.getLogger("eupmu_jax")
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
 # Examples that a task checks at a time.
@@ -108,43 +106,6 @@ def _check_params(params, frozen):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected a trained model's"
             )
-
-
-def warn_of_overlap(sets: Sets, held_out=None) -> None:
-    """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
-    if both := _shared(sets.forget, sets.retain):
-        logger.warning(
-            "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
-            both,
-            len(sets.forget),
-        )
-    for name, part in (("forget", sets.forget), ("retain", sets.retain)):
-        if held_out is not None and (both := _shared(held_out, part)):
-            logger.warning(
-                "held_out: %d of the %d examples are, or equal, some to %s; the level of unseen data is that of data "
-                "which the model never saw",
-                both,
-                len(held_out),
-                name,
-            )
-
-
-def _shared(some, others):
-    """How many of some examples are among others; 0 where either is a source."""
-    if not all(isinstance(part, Examples) for part in (some, others)):
-        return 0
-    if some.tree is others.tree:
-        return int(np.sum(np.isin(some.ids, others.ids)))
-    rows, found = set(_rows(some, np.arange(len(some)))), set()
-    for start in range(0, len(others), CHECKED):
-        found |= rows & set(_rows(others, np.arange(start, min(start + CHECKED, len(others)))))
-    return len(found)
-
-
-def _rows(examples, positions):
-    """What tells each of these examples from others."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(examples[positions])]
-    return [hash(b"".join(leaf[row].tobytes() for leaf in leaves)) for row in range(len(positions))]
 
 
 def _check_outputs(task, params, forget):

@@ -1,7 +1,6 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
 import functools
-import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from eupmu_jax import methods
@@ -19,8 +17,8 @@ from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
-from eupmu_jax.training import loop
-from eupmu_jax.training._aim import UNLIMITED, Reached, aim_of, reached
+from eupmu_jax.training import _warn, loop
+from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._inputs import (
     Sets,
@@ -30,14 +28,12 @@ from eupmu_jax.training._inputs import (
     digest_of_model,
     identity,
     trainable,
-    warn_of_overlap,
 )
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
 from eupmu_jax.training.mesh.placement import Carry, model_axes, spread
 
-logger = logging.getLogger("eupmu_jax")
 # A limit that took back more than this share of the way is worth a word.
 LITTLE = 0.5
 # The place of the time spent in the saved history.
@@ -166,7 +162,8 @@ def unlearn(
     held_out = None if held_out is None else as_examples("held_out", held_out)
     counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
     check_arguments(task, params, sets, held_out, frozen, **counts, probes=probes, seed=seed)
-    warn_of_overlap(sets, held_out)
+    _warn.of_overlap(sets, held_out)
+    _warn.of_narrow(params, frozen)
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     if isinstance(directory, str | Path) and Path(directory).is_file():
         raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
@@ -189,7 +186,7 @@ def unlearn(
         settings = methods.complete({**settings, "target": aim.target})
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
-    _warn_of_lost("retain", start)
+    _warn.of_lost("retain", start)
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     procedure = chosen.make(task, with_start(terms, start), settings)
@@ -237,7 +234,7 @@ def unlearn(
         watch.add_figures("original", original)
         measured = watch.figures.get("original", {})
         for name in ("forget", "held_out"):
-            _warn_of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
+            _warn.of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
         begun = Seconds.now()
 
         def after_step(count, carry):
@@ -289,7 +286,7 @@ def unlearn(
             "forgetting; a higher limit, more steps or another forget loss may leave more",
             stacklevel=2,
         )
-    _warn_of_end(ended.carry, returned, steps, level)
+    _warn.of_end(ended.carry, returned, steps, level)
     forward, backward = examples_passed(procedure.cost, steps, sizes)
     forward += 0 if aim is None else aim.passes
     if progress:
@@ -301,27 +298,3 @@ def unlearn(
 
 def _nothing(*_):
     return ()
-
-
-def _warn_of_lost(name, figures):
-    """Warns of figures of the original model that are not finite: of tokens that it does not have, for one."""
-    if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
-        logger.warning(
-            "%s: the original model has %s, which is not finite; steps with such examples may be lost", name, lost
-        )
-
-
-def _warn_of_end(carry, returned, steps, level):
-    """Warns of steps that were refused, of parameters that are lost, and of a level that was not reached."""
-    counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
-    if refused := max(counts, default=0):
-        logger.warning("%d of %d steps were refused, as a loss or a gradient was not finite", refused, steps)
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(returned)):
-        logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
-    if level is not None and level.forget_error < level.target / 2 and level.target < UNLIMITED:
-        logger.warning(
-            "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "
-            "may bring it nearer",
-            level.forget_error,
-            level.target,
-        )

@@ -297,3 +297,13 @@ def test_steps_that_were_refused_are_told(digits, caplog):
     sets = digits.forget, digits.retain
     unlearn("EUPMU explicit", task, digits.params, *sets, steps=3, settings=settings, probes=0)
     assert "3 of 3 steps were refused" in caplog.text
+
+
+def test_steps_that_narrow_parameters_lose_are_told(digits, caplog):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), digits.params)
+    sets = digits.forget, digits.retain
+    unlearn("weighted sum", TASK, narrow, *sets, steps=1, settings=WEIGHTED, probes=0)
+    assert "params: bfloat16 loses steps below" in caplog.text
+    caplog.clear()
+    unlearn("weighted sum", TASK, digits.params, *sets, steps=1, settings=WEIGHTED, probes=0)
+    assert not caplog.text

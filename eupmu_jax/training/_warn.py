@@ -1,0 +1,103 @@
+"""Warnings of a run: of what it was given, and of what became of it."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eupmu_jax.tasks import Examples
+from eupmu_jax.training._aim import UNLIMITED
+from eupmu_jax.training._inputs import CHECKED, Sets
+
+logger = logging.getLogger("eupmu_jax")
+
+
+def of_overlap(sets: Sets, held_out=None) -> None:
+    """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
+    if both := _shared(sets.forget, sets.retain):
+        logger.warning(
+            "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
+            both,
+            len(sets.forget),
+        )
+    for name, part in (("forget", sets.forget), ("retain", sets.retain)):
+        if held_out is not None and (both := _shared(held_out, part)):
+            logger.warning(
+                "held_out: %d of the %d examples are, or equal, some to %s; the level of unseen data is that of data "
+                "which the model never saw",
+                both,
+                len(held_out),
+                name,
+            )
+
+
+def _shared(some, others):
+    """How many of some examples are among others; 0 where either is a source."""
+    if not all(isinstance(part, Examples) for part in (some, others)):
+        return 0
+    if some.tree is others.tree:
+        return int(np.sum(np.isin(some.ids, others.ids)))
+    # Sums of their bytes tell nearly all apart, and are quick; what is left is compared whole.
+    sums = _sums(some), _sums(others)
+    rows = [
+        _rows(part, np.flatnonzero(np.isin(mine, those)))
+        for part, mine, those in zip((some, others), sums, sums[::-1], strict=True)
+    ]
+    return len(rows[0] & rows[1])
+
+
+def _sums(examples):
+    found = []
+    for start in range(0, len(examples), CHECKED):
+        leaves = jax.tree.leaves(examples[np.arange(start, min(start + CHECKED, len(examples)))])
+        flat = [np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if np.size(leaf)]
+        found.append(sum((part.sum(axis=1, dtype=np.int64) for part in flat), np.zeros(1, np.int64)))
+    return np.concatenate(found)
+
+
+def _rows(examples, positions):
+    """The bytes of these examples."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(examples[positions])]
+    return {b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(positions))}
+
+
+def of_lost(name, figures):
+    """Warns of figures of the original model that are not finite: of tokens that it does not have, for one."""
+    if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
+        logger.warning(
+            "%s: the original model has %s, which is not finite; steps with such examples may be lost", name, lost
+        )
+
+
+def of_narrow(params, frozen):
+    """Warns of trainable parameters of 16 bits: what a step adds to one is lost where it is below 1/256 of it."""
+    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
+    narrow = {
+        str(jnp.result_type(leaf))
+        for leaf, is_frozen in leaves
+        if not is_frozen and jnp.finfo(jnp.result_type(leaf)).bits < 32
+    }
+    if narrow:
+        logger.warning(
+            "params: %s loses steps below some thousandths of a parameter, which float32 keeps",
+            " and ".join(sorted(narrow)),
+        )
+
+
+def of_end(carry, returned, steps, level):
+    """Warns of steps that were refused, of parameters that are lost, and of a level that was not reached."""
+    counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
+    if refused := max(counts, default=0):
+        logger.warning("%d of %d steps were refused, as a loss or a gradient was not finite", refused, steps)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(returned)):
+        logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
+    if level is not None and level.forget_error < level.target / 2 and level.target < UNLIMITED:
+        logger.warning(
+            "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "
+            "may bring it nearer",
+            level.forget_error,
+            level.target,
+        )
