@@ -113,6 +113,8 @@ def said(reached: dict, out: Path) -> str:
             " Nor can the original model's errors on these examples be told from those on unseen data: they are too "
             "few, or were known too little, to tell."
         )
+    for number in reached.get("returned", ()):
+        end += f" What run {number} of those before forgot is known again."
     aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"

@@ -111,6 +111,7 @@ def run(
             sets = parts(data, ids, positions_of(earlier))
             params, reached = _unlearned(own, params, sets, out, asked, on_step)
             checkpoints.save(out / "params", params, {"asked": record})
+            reached |= {"returned": _returned(own["task"], params, data, earlier)}
             records.write(out / "reached.json", reached | origin)
         return records.read(out / "reached.json", "reached")
 
@@ -162,6 +163,13 @@ def _unlearned(own, params, sets, out, asked, on_step):
         "examples": {"forget": len(forget), "retain": len(retain)},
         "params": digest(result.params),
     }
+
+
+def _returned(task, params, data, earlier):
+    """Numbers of the earlier runs whose examples are known again, the first of them 1."""
+    known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), MOST).high
+    rates = task.num_classes is not None
+    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], rates)]
 
 
 def least_of(target: float, rates: bool) -> float:

@@ -13,6 +13,7 @@ from scipy import stats
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, user_file
+from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.levels import level_of
 
@@ -182,14 +183,17 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     # This run began where that one ended.
     assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
     # As if far more had been forgotten then.
-    asked = records.read(second / "asked.json", "asked")
+    asked, own = records.read(second / "asked.json", "asked"), user_file.load(file, deletion.NEEDED)
     with np.load("params.npz") as saved:
         params, _ = checkpoints.load(second / "params", dict(saved), {})
     asked["earlier"][0]["target"] = 0.9
     records.write(second / "asked.json", asked)
     checkpoints.save(second / "params", params, {"asked": asked})
+    assert records.read(second / "reached.json", "reached")["returned"] == []
     again = audit.run(file, second)
     assert again["verdict"] == audit.FAILED
+    data = as_examples("data", own["data"])
+    assert deletion._returned(own["task"], params, data, asked["earlier"]) == [1]
     assert again["reasons"] == ["What run 1 of those before forgot is known again."]
 
 
