@@ -22,6 +22,7 @@ from eupmu_jax.data.questions import Questions
 from eupmu_jax.models.language import LanguageModel, Tokenizer, gguf_tokenizer, load_gguf, smollm2, with_lora
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._inputs import digest_of_model
 from eupmu_jax.training.fitting import fit
 from eupmu_jax.training.relearning import relearn
 
@@ -125,7 +126,7 @@ def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] =
     batch, fresh = answers.encoded(asked(), part), model()[0].params
     recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
     chosen = hashlib.sha256(batch["tokens"].astype("<i4").tobytes()).hexdigest()
-    base = hashlib.sha256(smollm2().read_bytes()).hexdigest()
+    base = digest_of_model(task(), fresh, answers.examples(batch))
     model_of = {"model": f"smollm2, rank {RANK}", "base": base}
     meta = {"data": "persons", **model_of, "tokens": chosen, "seed": seed, "recipe": recipe}
 
