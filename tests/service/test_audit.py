@@ -96,6 +96,7 @@ def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, 
         assert len(found[model]["relearning"]["on retained"]["step"]) == 5
 
 
+@pytest.mark.slow
 def test_few_examples_are_said_by_the_run_itself(file, monkeypatch, capsys):
     # BUG: a request of a few ids was "reached" with nothing forgotten, and only an audit said how little that means.
     sizes = ["--steps", "1", "--forget-batch", "16", "--retain-batch", "48"]
@@ -134,6 +135,7 @@ def test_a_retrained_model_is_audited_beside(file):
     assert (found["verdict"], len(found["remarks"])) == (audit.PASSED, 1)
 
 
+@pytest.mark.slow
 def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
     file.write_text(file.read_text() + "held_out, retrain = None, lambda positions: params\n")
     out = run(file, ids=150)

@@ -40,6 +40,7 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
     assert run(file, out, on_step=pytest.fail) == reached
 
 
+@pytest.mark.slow
 def test_a_class_that_is_still_known_misses_the_aim_whatever_is_forgotten_beside(file, tmp_path):
     labels = user_file.load(file, ("data",))["data"]["labels"]
     ids = np.unique([*np.flatnonzero(labels == 3), *range(30)])

@@ -304,6 +304,7 @@ def test_classes_to_go_are_found_in_sources_too():
     assert np.mean(unseen[np.arange(len(unseen))]["labels"] == 0) == pytest.approx(2 / 3, abs=0.05)
 
 
+@pytest.mark.slow
 def test_without_held_out_data_a_class_that_is_to_go_is_not_brought_to_chance():
     # BUG: README says that it is forgotten altogether, and one in ten was to be recognised.
     task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=4)
