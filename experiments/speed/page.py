@@ -96,7 +96,7 @@ def memory_table(rows: list[dict]) -> str:
 
 
 def pods_table(rows: list[dict]) -> str:
-    """Steps of large decoders on slices: memory, traffic, operations, and the least time a step can take."""
+    """Steps of large models on slices: memory, traffic, operations, and the least time a step can take."""
     lines = []
     for row in rows:
         if row["limit_bytes"] is None or row["mesh"] == {"data": 1, "tensor": 1}:
@@ -108,7 +108,7 @@ def pods_table(rows: list[dict]) -> str:
             [
                 f"{row['model']}, {row['step']}" + (", adapters" if row.get("adapters") else ""),
                 f"{row['topology']}, {row['mesh']['data']} x {row['mesh']['tensor']}",
-                f"{row['batch'][0]}+{row['batch'][1]} x {row['sequence']}",
+                f"{row['batch'][0]}+{row['batch'][1]}" + (f" x {row['sequence']}" if row["sequence"] else " images"),
                 f"{row['bytes'] / 1e9:.2f} of {row['limit_bytes'] / 1e9:.0f}",
                 f"{received / 1e9:.1f}",
                 f"{row['flops'] / 1e12:.1f}",

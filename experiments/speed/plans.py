@@ -1,4 +1,4 @@
-"""What steps take on devices that are not here: memory of every kind of step, and decoders of 7 and 70 billion.
+"""What steps take on devices that are not here: memory of every kind of step, large decoders, and a denoiser.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
 Time:     about 15 minutes on 2 CPU cores; nothing is run but compilers.
@@ -33,6 +33,7 @@ PLANS = {
         "--topology v5e:8x8 --model 8b --adapters 16 --tensor 4 --step explicit",
         "--topology v5e:16x16 --model 8b --step explicit",
         "--topology v5e:4x4 --model 1b --step explicit --tensor 4",
+        "--topology v5e:2x4 --model ddpm-cifar10 --step explicit --tensor 1 --batch 128",
     ],
 }
 
