@@ -177,7 +177,7 @@ def _verdict(audited, reached, has_unseen):
     error, (least, most) = audited["unlearned"]["errors"]["forgotten"], wanted
     if error["low"] > most:
         reasons.append(
-            f"More is forgotten than the retrained model lacks: an error of {error['error']:.3f}, expected {most:.3f}."
+            f"Too much is forgotten: an error of {error['error']:.3f}, and of the retrained model {most:.3f} at most."
         )
     if not reasons and retrained is None and not reached["met"]:
         reasons.append("The run missed its aim.")

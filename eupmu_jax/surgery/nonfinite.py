@@ -44,12 +44,11 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        k = jax.tree.leaves(updates)[0].shape[:1] if jax.tree.leaves(updates) else ()
+        given, losses = updates, extra_args.get("losses")
         updates, new_state = inner.update(updates, state, params, **extra_args)
         if jax.tree.map(jnp.shape, new_state) != jax.tree.map(jnp.shape, state):
-            raise ValueError(
-                f"inner: its state changes shape in an update; give its surgery num_objectives={', '.join(map(str, k))}"
-            )
+            k = jnp.shape(jax.tree.leaves(given)[0] if losses is None else losses)[0]
+            raise ValueError(f"inner: its state changes shape in an update; give its surgery num_objectives={k}")
         pairs = zip(_surgeries(new_state), _surgeries(state), strict=True)
         refused = jnp.stack([new.nonfinite_count != old.nonfinite_count for new, old in pairs]).any()
 

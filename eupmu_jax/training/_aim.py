@@ -88,14 +88,16 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         level, passes = _unknown_level(task, params, sets.forget)
         return Aim(level.error, "unknown", None, passes)
     if held_out is None:
-        target = _chance(task, params, sets)
+        gone = classes_to_go(task, sets.forget, sets.retain)
+        target = _chance(task, params, sets.forget, gone)
+        aimed = f"the error of chance, {target:.3g}" + ", with 1 for classes that the retain set lacks" * bool(gone)
         logger.warning(
             "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
             "the limit allows",
-            "no level" if target == UNLIMITED else f"the error of chance, {target:.3g}",
+            "no level" if target == UNLIMITED else aimed,
         )
         passes = 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST)
-        return Aim(target, "chance", None, passes, classes_to_go(task, sets.forget, sets.retain))
+        return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     level = check_finite(measured_level(task, params, held_out))
     if level.high - level.low > 2 * WIDE and task.error is not None:
@@ -137,14 +139,14 @@ def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, setti
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
 
 
-def _chance(task, params, sets):
+def _chance(task, params, forget, gone):
     """The error of chance: of a classifier, or 1 of errors that are shares. Of others nobody knows it."""
     if task.num_classes is not None:
         # Of a class that is to go, none should be recognised.
-        labels, lost = labels_of(task, sets.forget), classes_to_go(task, sets.forget, sets.retain)
-        share = 0 if labels is None else float(np.mean(np.isin(labels, list(lost))))
+        labels = labels_of(task, forget)
+        share = 0 if labels is None else float(np.mean(np.isin(labels, list(gone))))
         return 1 - (1 - share) / task.num_classes
-    are_shares = task.error is not None and np.all(figures_of(task, params, sets.forget, MOST)[0] <= 1)
+    are_shares = task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1)
     return 1.0 if are_shares else UNLIMITED
 
 

@@ -1,7 +1,7 @@
 """A language model forgets persons: fine-tuned, retrained, and methods without tuning, judged and taught again.
 
 Command:  uv run --extra language python experiments/persons/run.py --seeds 0
-Time:     an hour and a half a seed on two cores; goes on where it was stopped.
+Time:     two to three hours a seed on two cores; goes on where it was stopped.
 Result:   experiments/persons/rows.jsonl: a row for each model.
 
 Model, judge and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget loss,
