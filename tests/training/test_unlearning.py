@@ -224,6 +224,9 @@ for method, more in (("EUPMU", {"target": 1.0, "limit": 1.0}), ("EUPMU implicit"
         for name in ("forget_loss", "retain_loss"):
             np.testing.assert_allclose(many.history[name], one.history[name], rtol=1e-4, err_msg=method)
     assert np.max(np.abs(one.params["head"] - params["head"])) > 1e-3
+# The last one again, on a mesh that splits the batch alone.
+many = run(params, jax.make_mesh((8,), ("data",)))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many.params, one.params)
 """
 
 
