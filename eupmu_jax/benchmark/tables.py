@@ -15,6 +15,7 @@ HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %"
 # A terminal of fewer columns lacks some of the table's.
 WIDE = 110
 NARROW_LACKS = ("95 %", "KL", "passes, %")
+CHOSEN = {"blind": "chosen blindly", "gap": "chosen with the retrained model in view"}
 LEGEND = (
     "Means over {seeds} seeds. UA: 100 - accuracy on the forget set; RA, TA: accuracy on the retain and the test set; "
     "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four "
@@ -65,7 +66,7 @@ def latex(lines: list[summary.Line], seeds: int) -> str:
 
 
 def show(name: str, out: Path, form: str, console: Console, forget: Collection[str] = ()) -> None:
-    """Prints the tables of a design from the rows in `out`, chosen blindly and with the retrained model in view.
+    """Prints the tables of a design from the rows in `out`, one for each of the design's `scores`.
 
     Args:
       name: Of the design.
@@ -82,11 +83,11 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
         console.print(f"no rows of {', '.join([name, *forget])} in {out}", highlight=False)
         return
     for case in design.cases:
-        for score, chosen in (("blind", "chosen blindly"), ("gap", "chosen with the retrained model in view")):
+        for score in design.scores:
             lines = summary.lines_of(found, name, design, case, score)
             if not lines:
                 continue
-            title = f"{name}, {case.forget}: settings {chosen}"
+            title = f"{name}, {case.forget}: settings {CHOSEN[score]}"
             if form == "terminal":
                 console.print(_terminal(lines, title, len(design.seeds), console.width))
             else:

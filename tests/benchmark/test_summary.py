@@ -176,6 +176,18 @@ def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
     assert "no rows of digits, class:{} in" in shown("class:{}")
 
 
+@pytest.mark.parametrize("scores", [("blind",), ("blind", "gap")])
+def test_there_is_a_table_for_each_score_of_the_design_alone(tmp_path, monkeypatch, scores):
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(scores=scores))
+    for row in make():
+        rows.append(tmp_path / "rows.jsonl", row)
+    console = Console(width=140, file=io.StringIO())
+    tables.show(NAME, tmp_path, "terminal", console)
+    printed = console.file.getvalue()
+    assert ("retrained model in view" in printed) == ("gap" in scores)
+    assert "chosen blindly" in printed
+
+
 def test_no_rows_is_said(tmp_path):
     console = Console(file=io.StringIO())
     tables.show(NAME, tmp_path, "terminal", console)
