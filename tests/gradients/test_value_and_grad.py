@@ -237,11 +237,13 @@ def test_a_scalarised_gradient_is_one_backward_pass():
     assert scalarised <= count_primitive("dot_general", total, params)  # Half as many where the objectives are vmapped.
 
 
-def test_auto_unrolls_on_cpu_and_vmaps_elsewhere():
+@pytest.mark.parametrize(("backend", "preferred"), [("cpu", "unroll"), ("tpu", "vmap")])
+def test_auto_unrolls_on_cpu_and_vmaps_elsewhere(backend, preferred, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
     def convolve(params, x):
         return jnp.mean(jax.lax.conv_general_dilated(x, params, (1, 1), "SAME") ** 2)
 
-    preferred = "unroll" if jax.default_backend() == "cpu" else "vmap"
     for primitive, loss, params, batches in (
         ("conv_general_dilated", convolve, jnp.ones((5, 3, 3, 3)), jnp.ones((2, 4, 3, 6, 6))),
         ("dot_general", squared, mlp(), stack_objectives(batch(4, 0), batch(4, 1))),

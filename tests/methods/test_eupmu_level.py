@@ -65,6 +65,18 @@ def test_errors_of_both_batches_go_to_the_controllers():
         assert [float(value) for value in found] == [loss if loss < 0 else 22.5, 4.5]
 
 
+def test_the_end_of_a_budget_is_the_furthest_measured_point_that_keeps_it():
+    sets = [as_examples("set", {"slope": jnp.full(600, slope)}) for slope in (1.0, 0.1)]
+    settings = {"learning_rate": 0.01, "forget_objective": "ascent", "allowed_rise": 0.0026}
+    procedure = method("EUPMU budget").make(LINE, Terms(600, 600, 10, 0.0), settings)
+    params, share = procedure.finish(jnp.float32(1.0), None, jnp.float32(0), *sets)
+    # (0.1 p)^2 <= 0.0026, to the fourth bisection.
+    assert np.sqrt(0.26) - 2**-4 <= float(share) <= np.sqrt(0.26)
+    assert params == share
+    inside, whole = procedure.finish(jnp.float32(0.5), None, jnp.float32(0), *sets)
+    assert (float(inside), float(whole)) == (0.5, 1.0)
+
+
 def test_it_can_be_told_a_limit_and_nothing_else():
     task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     rest = {"learning_rate": 0.00173, "forget_objective": "bounded_ascent"}

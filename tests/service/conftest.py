@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,17 @@ data, held_out, task = at(ids), at(parts["held_out"].ids), level.TASK
 with np.load("params.npz") as saved:
     params = dict(saved)
 """
+
+
+@pytest.fixture(autouse=True)
+def own_modules(monkeypatch):
+    """What lies beside one test's file is not found by the next."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and "pytest-of-" in sys.modules[name].__file__:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

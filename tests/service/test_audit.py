@@ -67,6 +67,26 @@ def test_a_class_that_is_to_go_may_leave_a_straggler():
         assert audit._verdict(told, reached, has_unseen=True)[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"level": {"kept": False}}, "The retain error is above its limit."),
+        ({"met": False}, "The run missed its aim."),
+        ({"rounding": 20}, "Rounding to 4 bits brings the forgotten back."),
+        ({"rounding": 199}, None),
+    ],
+)
+def test_a_limit_an_aim_and_a_rounding_decide_too(changed, reason):
+    reached = {"met": True, "level": {"kept": True, "target": 1.0, "unseen": None, "comparison": None}}
+    told = {"unlearned": record(200, np.arange(200.0), np.arange(200.0)), "rounding": {}, "rates": True}
+    if "rounding" in changed:
+        error = level_of(np.arange(200) < changed["rounding"])._asdict()
+        told["rounding"] = {"8": told["unlearned"]["errors"], "4": {"forgotten": error}}
+    reached |= {"met": changed.get("met", True), "level": reached["level"] | changed.get("level", {})}
+    expected = (audit.FAILED, [reason]) if reason else (audit.PASSED, [])
+    assert audit._verdict(told, reached, has_unseen=True) == expected
+
+
 def run(file, steps=60, ids=30, name="run", first=0, after=None):
     asked = deletion.Asked(steps=steps, forget_batch=16, retain_batch=48)
     own, positions = user_file.load(file, deletion.NEEDED), np.arange(first, ids)

@@ -8,8 +8,9 @@ import pytest
 
 from eupmu_jax.benchmark import rows
 from eupmu_jax.commands import cli
+from eupmu_jax.commands import unlearn as command
 from eupmu_jax.service import deletion, ledger, records, user_file
-from eupmu_jax.training import checkpoints
+from eupmu_jax.training import checkpoints, levels
 
 IDS = np.arange(30)
 ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
@@ -38,6 +39,27 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
     assert deletion.digest(params) == reached["params"]
     assert meta["asked"] == json.loads((out / "asked.json").read_text())
     assert run(file, out, on_step=pytest.fail) == reached
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"kept": False}, "The limit is not kept; this is the nearest point found."),
+        ({"comparison": levels.Comparison(0.3, 0.2, 0.4, 0.0), "kept": True}, "More is forgotten than unseen data is"),
+        ({"comparison": levels.Comparison(-0.3, -0.4, -0.2, 0.0), "kept": True}, "The aim is missed within the limit;"),
+    ],
+)
+def test_a_limit_or_a_level_that_was_passed_is_not_met_and_said(changed, said, file, tmp_path, monkeypatch):
+    made = deletion.unlearn
+
+    def beyond(*arguments, **options):
+        found = made(*arguments, **options)
+        return found._replace(level=found.level._replace(**changed))
+
+    monkeypatch.setattr(deletion, "unlearn", beyond)
+    reached = run(file, tmp_path / "run", ASKED._replace(steps=2))
+    assert not reached["met"]
+    assert said in command.said(reached, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -147,41 +169,59 @@ def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
     assert lazy["figures"]["returned"]["retain_loss"] == pytest.approx(tree["figures"]["returned"]["retain_loss"], 1e-3)
 
 
-def eupmu(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
+def code_of(monkeypatch, *arguments):
+    """The exit code of a command, 0 for one that ends by itself."""
+    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
+    try:
         cli.main()
-    return exit_info.value.code
+    except SystemExit as found:
+        return found.code
+    return 0
 
 
 @pytest.mark.slow
 def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monkeypatch, capsys):
     # Of so many, none wrong can be told from the error of unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
-    assert eupmu(monkeypatch, "mytask.py", "--steps", "1", "--out", "run") == 3
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
     assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
     assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
 
 
 def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["eupmu", "request", "add", "mytask.py", "ids.txt"])
-    cli.main()
+    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
     sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
-    monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes])
-    cli.main()
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
     assert "The aim is reached and the limit kept." in capsys.readouterr().out
     assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == IDS.tolist()
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"
-    assert eupmu(monkeypatch, "mytask.py", "--request", "2", "--out", "other") == 2
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
     assert "number: got 2, which the ledger does not have" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
-    assert eupmu(monkeypatch, "mytask.py", "--request", "1", "--out", "other") == 2
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
     assert "request: 1 is on other data than the file has" in capsys.readouterr().err
 
 
+def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch):
+    made = deletion.run
+    monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": False})
+    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
+    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+
+    def state_after(out):
+        assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", out, *sizes) == 3
+        with ledger.known(cli.LEDGER) as connection:
+            return ledger.find(connection, 1).state
+
+    assert state_after("one") == "infeasible"
+    with ledger.opened(cli.LEDGER) as connection:
+        ledger.set_state(connection, 1, "unlearned")
+    assert state_after("two") == "unlearned"
+
+
 def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
-    assert eupmu(monkeypatch, "mytask.py", "--forget", "absent.txt") == 2
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--forget", "absent.txt") == 2
     assert (
         capsys.readouterr().err
         == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
@@ -191,21 +231,11 @@ def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
 def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monkeypatch, capsys):
     broken = "\ndef outputs(params, batch, key):\n    return batch['no such name']\n\n\n"
     file.write_text(f"{file.read_text()}{broken}task = task._replace(outputs=outputs)\n")
-    assert eupmu(monkeypatch, "mytask.py", "--out", "run") == 2
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run") == 2
     said = capsys.readouterr().err
     assert "in outputs" in said
     assert said.strip().endswith("KeyError: 'no such name'")
     assert "eupmu_jax" not in said
-
-
-def code_of(monkeypatch, *arguments):
-    """The exit code of a command, 0 for one that ends by itself."""
-    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
-    try:
-        cli.main()
-    except SystemExit as found:
-        return found.code
-    return 0
 
 
 @pytest.mark.slow

@@ -113,21 +113,18 @@ def test_an_older_schema_is_brought_up_to_date_with_its_requests(path, monkeypat
         assert connection.execute("SELECT count(*) FROM audit").fetchone()[0] == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
-    tmp_path.chmod(0o500)
+def test_a_ledger_that_cannot_be_opened_is_an_os_error(tmp_path):
+    (tmp_path / "requests.db").mkdir()
     with pytest.raises(OSError, match=r"requests\.db"):
         add(tmp_path / "requests.db", [1])
 
 
-def test_many_ids_and_many_requests_take_seconds(path):
-    begun = time.process_time()
-    assert add(path, np.arange(100_000))[0].examples == 100_000
+def test_many_ids_and_many_requests_are_all_there(path):
+    assert add(path, np.arange(5_000))[0].examples == 5_000
     with ledger.opened(path) as connection:
-        for number in range(1_000):
-            ledger.add(connection, DATA, np.array([200_000 + number]), "one")
-        assert len(ledger.listed(connection)) == 1_001
-    assert time.process_time() - begun < 60
+        for number in range(50):
+            ledger.add(connection, DATA, np.array([10_000 + number]), "one")
+        assert [request.examples for request in ledger.listed(connection)] == [5_000] + 50 * [1]
 
 
 SCRIPT = """

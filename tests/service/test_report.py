@@ -152,6 +152,27 @@ def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_ag
     assert line.startswith("audit.unlearned.errors.forgotten.error: reported ")
 
 
+@pytest.mark.parametrize(
+    ("place", "reported", "found", "differs"),
+    [
+        ("audit.error", 0.5, 0.502, True),
+        ("audit.error", 0.5, 0.5004, False),
+        ("audit.relearning.on retained.accuracy", [50.0], [56.0], True),
+        ("audit.relearning.on retained.accuracy", [50.0], [54.0], False),
+        ("audit.canaries", None, {"epsilon": 1.0}, False),
+        ("audit.lira", None, {"auc": 0.5}, True),
+    ],
+)
+def test_what_counts_as_a_difference(place, reported, found, differs):
+    assert bool(report._differences(place, reported, found)) is differs
+
+
+def test_another_file_than_the_runs_is_named(copy):
+    (copy / "mytask.py").write_text((copy / "mytask.py").read_text() + "# later\n")
+    (line,) = verify(copy)
+    assert line.startswith("reached.code: ")
+
+
 def test_the_command_says_what_differs_with_exit_code_4(copy, monkeypatch, capsys):
     arguments = ["eupmu", "verify", str(copy / "run" / "report.json"), str(copy / "mytask.py")]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -195,6 +195,21 @@ def test_more_objectives_than_the_state_was_made_for_are_not_mistaken_for_a_stac
     assert losses.shape == (3,)
 
 
+def test_gradients_are_of_the_dtype_that_is_asked_for_and_nothing_else_is():
+    seen = []
+
+    def look(updates, params):
+        seen.append(updates["w"].dtype)
+        return updates
+
+    tx = optax.chain(optax.stateless(look), unilateral_surgery(), optax.adam(0.1))
+    step = explicit_step(loss, tx, gradient_dtype=jnp.bfloat16)
+    params, state, _ = jax.eval_shape(step, PARAMS, tx.init(PARAMS), BATCHES)
+    assert seen == [jnp.bfloat16]
+    get = optax.tree_utils.tree_get
+    assert params["w"].dtype == get(state, "gram").dtype == get(state, "mu")["w"].dtype == jnp.float32
+
+
 def test_the_refused_steps_of_a_guard_are_found_by_its_type():
     # BUG: the guard and the surgery within both have a `nonfinite_count`, and tree_get refuses to choose.
     tx = skip_nonfinite(optax.chain(utility_guard(optax.adam(0.1), 0.0), optax.identity()))
@@ -205,9 +220,11 @@ def test_the_refused_steps_of_a_guard_are_found_by_its_type():
 
 def test_the_optimizer_within_a_guard_can_measure_too():
     # BUG: the guard kept the step's value_fn for itself.
-    tx = utility_guard(optax.chain(optax.sgd(0.1), scale_by_gen(0.1)), 0.0)
-    params, _, _ = explicit_step(loss, tx)(PARAMS, tx.init(PARAMS), BATCHES)
-    assert jnp.all(jnp.isfinite(params["w"]))
+    inner = optax.chain(optax.sgd(0.1), scale_by_gen(0.1))
+    tx, bare = utility_guard(inner, jnp.inf, aggregators.mean()), optax.chain(aggregators.mean(), inner)
+    params, expected = (explicit_step(loss, t)(PARAMS, t.init(PARAMS), BATCHES)[0] for t in (tx, bare))
+    chex.assert_trees_all_close(params, expected, rtol=1e-5)
+    assert jnp.any(params["w"] != PARAMS["w"])
 
 
 def test_the_optimizer_behind_two_passes_can_measure_too():

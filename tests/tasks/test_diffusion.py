@@ -49,6 +49,28 @@ def test_forget_losses_are_the_distances_to_their_targets(params):
     assert float(made.forget["bounded_ascent"](outputs | {"prediction": 0 * outputs["target"]}, batch)) == 0
 
 
+def test_weights_guidance_and_the_surrogate_are_what_they_say(params):
+    made, batch = task(gamma=5.0, guidance=3.0, prediction="v"), batch_of(8)
+    outputs = made.outputs(params, batch, None)
+    shift, labels = np.asarray(params["shift"]), np.asarray(batch["labels"])
+    times, noises = jax.random.split(jax.random.key(0))
+    t, noise = diffusion.stratified_times(times, 8, 100), jax.random.normal(noises, (8, 5))
+
+    def errors(images):
+        x_t = diffusion.noised(SCHEDULE, images, t, noise)
+        wanted = diffusion.target("v", SCHEDULE, images, t, noise)
+        return np.mean((denoise(params, x_t, t, batch["labels"]) - wanted) ** 2, axis=1)
+
+    weights = diffusion.min_snr_weights("v", SCHEDULE, t, 5.0)
+    assert np.ptp(weights) > 0.1
+    np.testing.assert_allclose(made.error(outputs, batch), weights * errors(batch["inputs"]), rtol=1e-4)
+    np.testing.assert_allclose(made.retain(outputs, batch), np.mean(made.error(outputs, batch)), rtol=1e-5)
+    guided = np.mean((4 * (shift[labels] - shift[CLASSES])) ** 2)
+    np.testing.assert_allclose(made.forget["negative_guidance"](outputs, batch), guided, rtol=1e-4)
+    images = jax.random.uniform(jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 4)[1], (8, 5), minval=-1)
+    np.testing.assert_allclose(made.forget["surrogate"](outputs, batch), np.mean(errors(images)), rtol=1e-4)
+
+
 def test_a_random_condition_is_another_one_and_every_other_one(params):
     made, batch = task(), batch_of(600)
     outputs = made.outputs(params, batch, jax.random.key(0))

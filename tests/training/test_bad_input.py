@@ -9,7 +9,6 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
-from eupmu_jax.sharding import make_mesh
 from eupmu_jax.tasks import Examples, classification
 from eupmu_jax.training._inputs import batches_on
 
@@ -233,9 +232,18 @@ def test_bad_input_is_named_before_any_step(digits, changes, message, tmp_path):
         )
 
 
-def test_a_mesh_that_cannot_share_out_a_batch_is_told(digits):
-    with pytest.raises(ValueError, match=r"^devices: got 1, expected at least 2"):
-        digits.unlearn("weighted sum", mesh=make_mesh(jax.device_count() + 1))
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"data": 5}, r"^forget_batch: got 16, expected a multiple of 5"),
+        ({"data": 16, "model": 1}, r"^retain_batch: got 40, expected a multiple of 16"),
+        ({"model": 1}, r"^mesh: got axes model"),
+    ],
+)
+def test_a_mesh_that_cannot_share_out_a_batch_is_told(digits, axes, message):
+    mesh = types.SimpleNamespace(shape=axes)
+    with pytest.raises(ValueError, match=message):
+        digits.unlearn("weighted sum", mesh=mesh, retain_batch=40, on_step=lambda: pytest.fail("made a step"))
 
 
 def test_an_unknown_forget_objective_lists_the_known():

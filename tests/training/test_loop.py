@@ -69,6 +69,20 @@ def test_a_run_in_parts_is_one_in_a_piece_bit_by_bit(tmp_path):
     assert not np.array_equal(whole.carry.params["w"], run(tmp_path / "shorter", 19).carry.params["w"])
 
 
+def test_a_checkpoint_that_is_not_what_was_written_is_refused(tmp_path, monkeypatch):
+    run(tmp_path / "flipped", 4)
+    run(tmp_path / "cut", 4)
+    largest = max((p for p in (tmp_path / "cut" / "4").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.raises(
+        ValueError, match=r"^directory: the checkpoint of step 4 in .*cut is damaged; delete its folder"
+    ):
+        run(tmp_path / "cut", 8)
+    monkeypatch.setattr(loop, "_digest", lambda carry: "0" * 64)
+    with pytest.raises(ValueError, match=r"^directory: the checkpoint of step 4 in .*flipped is damaged"):
+        run(tmp_path / "flipped", 8)
+
+
 def test_each_step_gets_a_key_of_its_own(tmp_path):
     _, carry, batches = start()
     step = lambda params, state, batches, key: (params, state, jax.random.key_data(key))

@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import time
 
 import chex
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.tasks import classification
+from eupmu_jax.training import _clock
 
 from .conftest import FROZEN, SETTINGS, TASK, apply
 
@@ -118,15 +118,20 @@ def test_another_frozen_part_makes_another_run(digits, tmp_path):
         run(digits.params | {"hidden": digits.params["hidden"] + 1})
 
 
-def test_a_run_in_parts_tells_the_time_of_all_of_them(digits, tmp_path):
-    first = lambda: (time.sleep(2), os.kill(os.getpid(), signal.SIGTERM))
+def test_a_run_in_parts_tells_the_time_of_all_of_them(digits, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_clock.Seconds, "now", lambda: _clock.Seconds(clock[0], clock[0]))
+
+    def a_second(stop=False):
+        clock[0] += 1
+        if stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(InterruptedError):
-        digits.unlearn("weighted sum", directory=tmp_path, on_step=first)
-    begun = time.perf_counter()
-    rest = digits.unlearn("weighted sum", directory=tmp_path)
-    assert rest.seconds - (time.perf_counter() - begun) > 1
+        digits.unlearn("weighted sum", directory=tmp_path, on_step=lambda: a_second(stop=clock[0] == 2))
+    rest = digits.unlearn("weighted sum", directory=tmp_path, on_step=a_second)
     again = digits.unlearn("weighted sum", directory=tmp_path, on_step=lambda: pytest.fail("made a step"))
-    assert again.seconds > 2
+    assert rest.seconds == again.seconds == rest.processor_seconds == clock[0] == 12
     assert "spent" not in rest.history
 
 

@@ -71,9 +71,11 @@ def test_forget_losses_move_the_way_they_should(digits):
 
 
 def test_who_knows_nothing_gets_a_result_that_keeps_the_limit(digits):
-    run = digits.unlearn("EUPMU", steps=60, probes=1, held_out=digits.held_out)
+    run = unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, digits.held_out, steps=60, probes=1)
     original, returned = run.figures["original"], run.figures["returned"]
-    assert returned["retain_error"] <= original["retain_error"] + 0.01
+    assert run.level.kept
+    assert run.level.limit == pytest.approx(run.level.start + 0.0095, abs=1e-4)
+    assert run.level.retain_error <= run.level.limit
     assert original["forget_error"] < 0.1
     assert returned["forget_error"] > 0.9
     assert 0.5 < run.share <= 1
