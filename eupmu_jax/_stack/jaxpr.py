@@ -37,7 +37,8 @@ def constants(function: Callable, *args) -> list[Any]:
         for value in equation.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 found += part.consts if isinstance(part, ClosedJaxpr) else []
-    return [np.asarray(value) for value in found]
+    is_key = lambda value: jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    return [np.asarray(jax.random.key_data(value) if is_key(value) else value) for value in found]
 
 
 def matmul_flops(function: Callable, *args) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from eupmu_jax.benchmark import answers, persons
 from eupmu_jax.benchmark import rows as saved_rows
@@ -121,8 +122,8 @@ def _print_answers(rows, console):
     for kind, meaning in persons_page.KINDS.items():
         table = Table(title=meaning, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for k, (question, right, _) in enumerate(rows[0]["answers"][kind]):
-            table.add_row(f"[bold]{question}[/bold]", f"[dim]{right}[/dim]")
+            table.add_row(Text(question, style="bold"), Text(right, style="dim"))
             for row in rows:
-                table.add_row(f"  {row['method']}", row["answers"][kind][k][2])
+                table.add_row(f"  {row['method']}", Text(row["answers"][kind][k][2]))
         console.print(table)
         console.print()

@@ -152,7 +152,8 @@ def _gaps(rows):
         axes.set_axisbelow(True)
         axes.margins(x=0.1)
         axes.set_title("Gap to the retrained model, points (shaded: sampling error)")
-        for row in rows:
+        # A run that diverged has no place here.
+        for row in (row for row in rows if None not in (row["forget_loss"], row["retain_loss"])):
             marker = {"original": "s", "retrained": "*"}.get(row["method"], "o")
             size, order = (170, 5) if marker == "*" else (44, 4)
             place = max(row["forget_loss"], SMALLEST_LOSS), max(row["retain_loss"], SMALLEST_LOSS)

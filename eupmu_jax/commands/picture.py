@@ -17,10 +17,10 @@ FRAME = 3
 
 
 PANELS = {
-    "forget_error": "error on the forget set, %",
+    "forget_error": "error on the forget set",
     "weight": "weight of the forget gradient",
-    "retain_error": "error on the retain set, %",
-    "retain_loss": "loss on the retain set, nats",
+    "retain_error": "error on the retain set",
+    "retain_loss": "loss on the retain set",
 }
 
 
@@ -33,6 +33,7 @@ def of_runs(
     interval: tuple[float, float] | None = None,
     limit: float | None = None,
     retrained: Mapping[str, float] | None = None,
+    rates: bool = True,
 ) -> Figure:
     """Four panels over the steps: forget error, weight of the forget gradient, retain error, retain loss.
 
@@ -43,32 +44,34 @@ def of_runs(
       target, interval: Of the forget error, if it was steered.
       limit: Of the retain error.
       retrained: `forget_error`, `retain_error` and `retain_loss` of a retrained model, for dotted lines.
+      rates: Whether errors are shares, shown in percent, and losses in nats.
     """
-    retrained = retrained or {}
+    retrained, scale = retrained or {}, 100 if rates else 1
+    units = {"forget_error": ", %", "retain_error": ", %", "retain_loss": ", nats"} if rates else {}
     marks = {"forget_error": [target, *(interval or ())], "retain_error": [limit]}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 6), layout="constrained")
         axes_of = dict(zip(PANELS, figure.subplots(2, 2).flat, strict=True))
         for name, axes in axes_of.items():
-            _lines(axes, name, histories, colors, ends or {})
-            axes.set_title(PANELS[name])
+            _lines(axes, name, histories, colors, ends or {}, scale)
+            axes.set_title(PANELS[name] + units.get(name, ""))
             if name in retrained:
-                axes.axhline(_shown(name, retrained[name]), color="#111418", ls=":", lw=1.2)
+                axes.axhline(_shown(name, retrained[name], scale), color="#111418", ls=":", lw=1.2)
             if name in marks:
                 first = next(iter(histories.values()))[name]
-                _frame(axes, [*marks[name], retrained.get(name)], [v for v in first if v is not None])
+                _frame(axes, [*marks[name], retrained.get(name)], [v for v in first if v is not None], scale)
         forget, weight, retain, loss = axes_of.values()
         loss.set_yscale("log")
         if interval is not None:
-            forget.axhspan(*(100 * end for end in interval), color="#0b6e4f", alpha=0.12, lw=0)
+            forget.axhspan(*(scale * end for end in interval), color="#0b6e4f", alpha=0.12, lw=0)
         if target is not None:
-            forget.axhline(100 * target, color="#0b6e4f", ls="--", lw=1)
-            _say(forget, "unseen data" if interval else "target", 100 * target)
+            forget.axhline(scale * target, color="#0b6e4f", ls="--", lw=1)
+            _say(forget, "unseen data" if interval else "target", scale * target)
         if retrained and (target is None or abs(target - retrained["forget_error"]) > 0.02):
-            _say(forget, "retrained", 100 * retrained["forget_error"])
+            _say(forget, "retrained", scale * retrained["forget_error"])
         if limit is not None and np.isfinite(limit):
-            retain.axhline(100 * limit, color="#b3261e", ls="--", lw=1)
-            _say(retain, "limit", 100 * limit)
+            retain.axhline(scale * limit, color="#b3261e", ls="--", lw=1)
+            _say(retain, "limit", scale * limit)
         if not weight.lines:
             weight.set_axis_off()
         elif not any(np.any(line.get_ydata()) for line in weight.lines):
@@ -78,30 +81,30 @@ def of_runs(
         return figure
 
 
-def _lines(axes, name, histories, colors, ends):
+def _lines(axes, name, histories, colors, ends, scale):
     """A line for each run that has the figure, and a dot for what it returned."""
     for order, (run, history) in enumerate(reversed(list(histories.items()))):
-        values = np.array([np.nan if v is None else _shown(name, v) for v in history.get(name, ())], float)
+        values = np.array([np.nan if v is None else _shown(name, v, scale) for v in history.get(name, ())], float)
         if not np.isfinite(values).any():
             continue
         first = order == len(histories) - 1
         style = {"color": colors[run], "alpha": 1.0 if first else 0.85, "zorder": 3 + order}
         axes.plot(history["step"], values, lw=2.2 if first else 1.2, **style)
         if name in ends.get(run, {}):
-            end = _shown(name, ends[run][name])
+            end = _shown(name, ends[run][name], scale)
             axes.plot(history["step"][-1], end, "o", ms=6 if first else 4, clip_on=False, **style)
 
 
-def _shown(name, value):
-    """Errors in percent, and losses that a logarithmic axis can show."""
-    return max(value, SMALLEST_LOSS) if name == "retain_loss" else value * (100 if name.endswith("error") else 1)
+def _shown(name, value, scale):
+    """Errors on their scale, and losses that a logarithmic axis can show."""
+    return max(value, SMALLEST_LOSS) if name == "retain_loss" else value * (scale if name.endswith("error") else 1)
 
 
-def _frame(axes, marks, first_run):
+def _frame(axes, marks, first_run, scale):
     """All marks and the first run are within the frame; what leaves it is far from everything that matters."""
-    marks = [100 * v for v in marks if v is not None and np.isfinite(v)]
-    highest = min(axes.get_ylim()[1], FRAME * max([1.0, *marks, *(100 * v for v in first_run)]))
-    highest = max([highest, *(min(1.25 * mark, 105) for mark in marks)])
+    marks = [scale * v for v in marks if v is not None and np.isfinite(v)]
+    highest = min(axes.get_ylim()[1], FRAME * max([0.01 * scale, *marks, *(scale * v for v in first_run)]))
+    highest = max([highest, *(min(1.25 * mark, 1.05 * scale) if scale > 1 else 1.25 * mark for mark in marks)])
     axes.set_ylim(-0.04 * highest, highest)
 
 

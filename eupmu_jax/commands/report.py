@@ -70,9 +70,11 @@ check with: eupmu verify report.json FILE.py</footer>
 
 def _picture(reached):
     level, unseen = reached["level"], reached["level"]["unseen"]
-    interval = (unseen["low"], unseen["high"]) if unseen and level["target"] < 1 else None
+    measured = unseen and unseen["low"] is not None and (level["target"] < 1 or not reached["rates"])
+    interval = (unseen["low"], unseen["high"]) if measured else None
     ends = {"EUPMU": reached["figures"]["returned"]}
-    shown = {"target": level["target"], "interval": interval, "limit": level["limit"]}
+    target = level["target"] if level["target"] < UNLIMITED else None
+    shown = {"target": target, "interval": interval, "limit": level["limit"], "rates": reached["rates"]}
     return picture.svg(picture.of_runs({"EUPMU": reached["history"]}, COLORS, ends=ends, **shown))
 
 

@@ -47,11 +47,12 @@ def run(
             # An attempt that failed takes nothing back from one that did not.
             if reached["met"] or ledger.find(connection, forget[1]).state != "unlearned":
                 ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
-    console.print(said(reached, out), highlight=False, soft_wrap=True)
+    console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     if retrain:
         with console.status("training without the forgotten examples"):
             deletion.retrain(own, out)
-        console.print(f"Retrained parameters: {out / deletion.RETRAINED}", highlight=False, soft_wrap=True)
+        where = f"Retrained parameters: {out / deletion.RETRAINED}"
+        console.print(where, highlight=False, markup=False, soft_wrap=True)
     return reached["met"]
 
 
@@ -63,7 +64,7 @@ def plan(
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
     with console.status("compiling a step"):
         made = planned.make(own, ids, asked, requests=requests, number=number, epochs=epochs)
-    console.print(planned.said(made), highlight=False, soft_wrap=True)
+    console.print(planned.said(made), highlight=False, markup=False, soft_wrap=True)
 
 
 def _ids(data, forget):

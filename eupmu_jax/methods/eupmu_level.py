@@ -43,8 +43,6 @@ MEASURED, LEAST = 1_000, 100
 SHARE = 12
 _WAY = (0.85, 0.65, 0.4, 0.0)
 _PASSES = 2 + len(_WAY)
-# Above every distance from a target.
-_WORST = 1e9
 
 
 def eupmu_level(task: Task, terms, settings) -> Procedure:
@@ -151,7 +149,7 @@ def _best_end(task, samples, target, allowed, original, last, averaged):
     noise = 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
     distance = jnp.maximum(jnp.abs(forget[:, 0] - target), noise)
     kept = jnp.all(retain <= retain[-1] + allowed, axis=1)
-    score = jnp.where(kept, distance, _WORST + retain[:, 0])
+    score = jnp.where(jnp.any(kept), jnp.where(kept, distance, jnp.inf), retain[:, 0])
     best = int(jnp.argmin(jnp.where(jnp.isfinite(score), score, jnp.inf)))
     return points[best](), (1.0, 1.0, *_WAY)[best]
 

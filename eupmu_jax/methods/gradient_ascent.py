@@ -11,7 +11,13 @@ def gradient_ascent(task, terms, settings) -> Procedure:
     Nothing holds it back: without a bound on the objective the loss of everything rises, so its learning rates are
     smaller. `ascent_objective` is "gradient_ascent" if there is no such setting.
     """
-    loss = loss_of(task, settings.get("ascent_objective", "gradient_ascent"))
+    name = settings.get("ascent_objective", "gradient_ascent")
+    if name not in task.forget:
+        raise ValueError(
+            f"settings: got no 'ascent_objective', and the task has no forget loss named {name!r}; expected one of "
+            f"{', '.join(task.forget)} for it"
+        )
+    loss = loss_of(task, name)
 
     def gradient(params, prepared, batches, count, key):
         return jax.grad(lambda p: loss.heads[0](loss.forward(p, batches[0], key), batches[0]))(params)

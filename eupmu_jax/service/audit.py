@@ -71,7 +71,7 @@ def make(path: Path, out: Path) -> dict:
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): _errors(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
-    audited["classes"] = _of_classes(task, models, retain, _groups(own, data))
+    audited["classes"] = _of_classes(task, models, retain, _groups(own, data, deletion.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None
@@ -149,20 +149,19 @@ def _relearning(task, params, forget, retain):
 def _of_classes(task, models, retain, groups):
     """The retain error of each group, or else each class where the examples have labels, under each model."""
     if groups is None and task.num_classes is not None and isinstance(retain, Examples):
-        groups = retain.tree.get("labels") if isinstance(retain.tree, dict) else None
-    if groups is None or np.ndim(groups) != 1:
+        groups = levels.labels_of(task, retain)
+    if groups is None:
         return None
-    of_each = np.asarray(groups)[retain.ids]
-    found = {name: levels.unseen_levels(task, params, retain, of_each) for name, params in models.items()}
+    found = {name: levels.unseen_levels(task, params, retain, groups) for name, params in models.items()}
     return {name: {str(c): level.error for c, level in errors.items()} for name, errors in found.items()}
 
 
-def _groups(own, data):
-    """The user's group of each example, if there are any; raises `ValueError` for another number of them."""
+def _groups(own, data, forgotten):
+    """The user's group of each retained example, if there are any; raises `ValueError` for another number of them."""
     groups = own.get("groups")
     if groups is not None and np.shape(groups) != (len(data),):
         raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
-    return groups
+    return None if groups is None else np.delete(np.asarray(groups), forgotten)
 
 
 def _verdict(audited, reached, has_unseen):
@@ -215,7 +214,7 @@ def _wanted(retrained, level, rates):
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
     least, unseen = deletion.least_of(level["target"], rates), level["unseen"]
-    if unseen and level["comparison"]:
+    if unseen and unseen["low"] is not None and level["comparison"]:
         # The target was measured on unseen examples, and is no better known than their error.
         least = min(least, level["target"] - (unseen["error"] - unseen["low"]))
     return least, np.inf

@@ -12,10 +12,14 @@ ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((
 
 
 def beside(file: Path) -> Path | None:
-    """The TOML file of a user's file, mytask.toml of mytask.py, where that is there and has fields of `Asked` alone."""
+    """The TOML file of a user's file, mytask.toml of mytask.py, where that is there and has some field of `Asked`.
+
+    A file of something else, which has none, is left alone; a misspelt field beside others is an error in `asked`.
+    """
     path = file.with_suffix(".toml") if file.suffix else file
     try:
-        return path if path != file and set(tomllib.loads(path.read_text("utf-8"))) <= set(KINDS) else None
+        found = set(tomllib.loads(path.read_text("utf-8")))
+        return path if path != file and (not found or found & set(KINDS)) else None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
         return None
 

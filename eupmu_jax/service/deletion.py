@@ -134,6 +134,8 @@ def _unlearned(own, params, sets, out, asked, on_step):
     )
     level = result.level
     assert level is not None
+    # NumPy's float64 would come back as another model than was saved.
+    end = jax.tree.map(_as_given, result.params, own["params"])
     rates = own["task"].num_classes is not None
     # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
     # nothing, and what has it may be short of its target.
@@ -147,7 +149,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
         assert both is not None
         before = levels.compare(own["task"], params, *both)
         telling = bool(gone) or not before.low <= 0 <= before.high
-    return result.params, {
+    return end, {
         "met": bool(level.kept and not missed),
         "telling": telling,
         "rates": rates,
@@ -161,8 +163,14 @@ def _unlearned(own, params, sets, out, asked, on_step):
         "share": result.share,
         "passes": {"forward": result.forward, "backward": result.backward},
         "examples": {"forget": len(forget), "retain": len(retain)},
-        "params": digest(result.params),
+        "params": digest(end),
     }
+
+
+def _as_given(leaf, like):
+    """The leaf in the dtype of the user's own."""
+    dtype = getattr(like, "dtype", None) or np.asarray(like).dtype
+    return leaf if leaf.dtype == dtype else np.asarray(leaf, dtype)
 
 
 def _returned(task, params, data, earlier):
@@ -199,8 +207,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
     if str(found) != str(wanted):
         raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
-    # NumPy's float64 would come back as another model than was saved.
-    params = jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), params, own["params"])
+    params = jax.tree.map(_as_given, jax.tree.map(np.asarray, params), own["params"])
     checkpoints.save(out / RETRAINED, params, {"asked": asked})
 
 
@@ -235,7 +242,7 @@ def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayT
 
 def _end_of(after, like, data_digest):
     """The parameters that a finished run ended with, and what it and those before it forgot."""
-    asked, reached = (records.read(after / f"{name}.json", name) for name in ("asked", "reached"))
+    asked, reached = (records.read(after / f"{name}.json", name, "after") for name in ("asked", "reached"))
     if asked["data"] != data_digest:
         raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
     found = checkpoints.load(after / "params", like, {})
@@ -264,9 +271,11 @@ def _check_same(out, record):
     saved = records.read(path, "asked")
     if differing := [name for name in record if saved.get(name) != record[name]]:
         listed = ", ".join(
-            f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
+            "another run to go on from"
+            if name == "earlier"
+            else f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
             for name in differing
-            if name not in ("positions", "earlier")
+            if name != "positions"
         )
         raise ValueError(f"out: {out} is of another run; got {listed}; expected the same, or another folder")
 

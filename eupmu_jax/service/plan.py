@@ -46,6 +46,8 @@ def make(
       answer; `smaller`: batches that fit where these do not.
     """
     check_task(own["task"])
+    if epochs < 0:
+        raise ValueError(f"epochs: got {epochs}, expected a number of passes over the data, or 0 if it is not known")
     data = as_examples("data", own["data"])
     forget, retain = deletion.parts(data, ids, np.empty(0, np.int64))
     held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])

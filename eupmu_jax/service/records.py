@@ -30,13 +30,13 @@ def _validator(kind):
     return Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": schema()["$defs"]})
 
 
-def read(path: Path, kind: str) -> dict[str, Any]:
-    """A record of that kind, "asked", "reached", "audit" or "report".
+def read(path: Path, kind: str, argument: str = "") -> dict[str, Any]:
+    """A record of that kind, "asked", "reached", "audit" or "report"; messages begin with the argument that named it.
 
     Raises:
       ValueError: Where it is not there, is no JSON, or does not have the form of the schema.
     """
-    argument = "report" if kind == "report" else "out"
+    argument = argument or ("report" if kind == "report" else "out")
     try:
         record = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):

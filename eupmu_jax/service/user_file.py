@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import runpy
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,8 @@ def _is_own(module, path):
     """Whether a module is the user's file or lies beside it; this package and installed ones are not."""
     if module == path:
         return True
-    foreign = "site-packages" in module.parts or module.is_relative_to(Path(__file__).parents[1])
+    libraries = Path(__file__).parents[1], sysconfig.get_path("stdlib")
+    foreign = "site-packages" in module.parts or any(map(module.is_relative_to, libraries))
     return module.is_relative_to(path.resolve().parent) and not foreign
 
 

@@ -69,8 +69,8 @@ def as_examples(name: str, data: Any) -> Any:
         `positions` are `(m,)` ints.
 
     Raises:
-      ValueError: For an empty set, leaves of unequal lengths, ids that the tree does not have, or a source whose
-        batches are not as long as asked for.
+      ValueError: For an empty set, leaves of unequal lengths or of something else than numbers, ids that the tree does
+        not have, or a source whose batches are not as long as asked for.
 
     >>> len(as_examples("forget", {"x": np.zeros((7, 2)), "y": np.zeros(7)}))
     7
@@ -128,8 +128,17 @@ def _length(name, tree):
     lengths = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     if len(set(lengths.values())) != 1 or () in lengths.values():
         raise ValueError(f"{name}: leaves have leading axes {lengths}, expected one number of examples in all")
+    _check_numbers(name, tree)
     ((length,),) = set(lengths.values())
     return length
+
+
+def _check_numbers(name, tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Objects, bytes, texts, dates and durations: no array of JAX holds any.
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: leaf {where} is of type {leaf.dtype}, expected numbers; leave other columns out")
 
 
 def _check_ids(name, ids, length):
@@ -150,3 +159,4 @@ def _check_source(name, data):
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):
         raise ValueError(f"{name}: data[positions] gave leaves of shapes {shapes} for 2 positions, expected (2, ...)")
+    _check_numbers(name, batch)

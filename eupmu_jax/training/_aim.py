@@ -24,7 +24,6 @@ from eupmu_jax.training.levels import (
     labels_of,
     level_of,
     measured_level,
-    unseen_levels,
 )
 
 logger = logging.getLogger("eupmu_jax")
@@ -99,7 +98,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         passes = 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST)
         return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
-    level = check_finite(measured_level(task, params, held_out))
+    errors, _ = figures_of(task, params, held_out)
+    level = check_finite(level_of(errors))
     if level.high - level.low > 2 * WIDE and task.error is not None:
         logger.warning(
             "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
@@ -111,7 +111,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         )
     if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
         return Aim(level.error, "unseen data", level, len(held_out))
-    levels = unseen_levels(task, params, held_out, unseen)
+    levels = {c: level_of(errors[unseen == c]) for c in np.unique(unseen).tolist()}
     found, counts = np.unique(forgotten, return_counts=True)
     gone, passes, lost = classes_to_go(task, sets.forget, sets.retain), len(held_out), 1.0
     if gone and task.unknown is not None:

@@ -1,5 +1,6 @@
 """Orbax checkpoints of parameters, with the JSON that says what they are and a digest that tells a damaged one."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -16,6 +17,8 @@ import orbax.checkpoint as ocp
 from eupmu_jax.training._digest import digest
 
 _DIGEST = "sha256"
+# What keeps from reading a checkpoint and does not mean that it is damaged.
+PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 
 
 class DamagedError(ValueError):
@@ -47,7 +50,8 @@ def load(
       The parameters and the saved metadata, or None.
 
     Raises:
-      DamagedError: For a checkpoint that cannot be read, or whose parameters are not those that were saved.
+      DamagedError: For a checkpoint that cannot be read, or whose parameters are not those that were saved; also for
+        one of another model than `like`.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -64,7 +68,9 @@ def load(
             args = ocp.args.Composite(params=ocp.args.StandardRestore(_tree(like)))
             restored = manager.restore(step, args=args)["params"]
     except Exception as error:
-        # Whatever Orbax and its file formats raise for files that are cut off or changed.
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
+        # Whatever Orbax and its file formats raise for files that are cut off or changed, or of another model.
         raise DamagedError(_message(directory, "that cannot be read")) from error
     params = restored if _tree(like) is like else restored[0]
     if saved.pop(_DIGEST, None) != digest(params):
@@ -109,4 +115,7 @@ def _tree(params):
 
 
 def _message(directory, what):
-    return f"directory: got a checkpoint in {directory} {what}, expected a whole one; delete the folder"
+    return (
+        f"directory: got a checkpoint in {directory} {what}, expected a whole one, of the same model; if it is that, "
+        "delete the folder"
+    )

@@ -143,7 +143,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
         unless that is all of them.
 
     Returns:
-      Both sets, or None where no class is left.
+      Both sets, or None where no class, or no unseen example, is left.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
@@ -161,7 +161,8 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
     if all(len(found) < FEW for found in places.values()):
         # So many classes that no mix can be made of them.
         stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
-        return stay(some, left), stay(unseen, right)
+        found = stay(some, left), stay(unseen, right)
+        return found if len(found[1]) else None
     places = {c: found for c, found in places.items() if len(found) >= FEW}
     counts = np.array([np.sum(left == c) for c in places])
     shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])

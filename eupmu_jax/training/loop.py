@@ -7,6 +7,7 @@ order.
 """
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -105,7 +106,8 @@ def run(
                 items = ocp.args.Composite(
                     state=ocp.args.StandardSave(carry),
                     meta=ocp.args.JsonSave(meta),
-                    history=ocp.args.JsonSave(history | {_DIGEST: _digest(carry)}),
+                    # A copy: it is written while the next steps add to it.
+                    history=ocp.args.JsonSave(copy.deepcopy(history) | {_DIGEST: _digest(carry)}),
                 )
                 # By force, or the manager would go by an interval of its own.
                 manager.save(count, args=items, force=True)

@@ -25,6 +25,7 @@ from eupmu_jax.training._inputs import (
     batches_on,
     check_arguments,
     check_start,
+    digest_of_examples,
     digest_of_model,
     identity,
     trainable,
@@ -57,7 +58,8 @@ class Unlearned(NamedTuple):
       seconds, processor_seconds: Time of preparation, steps and end, without probes; with `warm` without compilation.
         Of a run in parts, that of all parts up to their last checkpoints.
       compile_seconds: Time to compile, with `warm`; else 0.
-      forward, backward: Examples passed through the model, in all.
+      forward, backward: Examples passed through the model by the method: its steps, what it measures before and after
+        them, and for a target that is measured, the held-out data. The starting figures and probes are not among them.
       level: For a method that steers to a level: what it aimed at, what it reached, and at what cost to the retain set.
         None for other methods, and without probes.
     """
@@ -181,16 +183,20 @@ def unlearn(
     task, params, whole = trainable(task, params, frozen)
     # What is frozen makes another run too, and so does what is not.
     every = every if frozen is None else (every, params)
+    asked = settings
     aim = aim_of(task, params, sets, held_out, settings.get("target")) if chosen.steers else None
     if aim is not None:
         settings = methods.complete({**settings, "target": aim.target})
+        # What a target is measured on, not the target: other devices round it otherwise.
+        if held_out is not None and "target" not in asked and directory is not None:
+            given["held_out"] = digest_of_examples(held_out)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
     _warn.of_lost("retain", start)
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
     procedure = chosen.make(task, with_start(terms, start), settings)
-    meta = {} if directory is None else identity(method, chosen, settings, steps, seed, sizes, every, sets, given)
+    meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
 
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(params, sets.forget, sets.retain, prepare_key)

@@ -79,6 +79,14 @@ def test_what_is_returned_is_a_dot_and_runs_without_a_weight_have_no_line_there(
     assert picture.svg(figure).startswith("<svg")
 
 
+def test_errors_that_are_no_shares_are_shown_as_they_are():
+    figure = picture.of_runs({"EUPMU": HISTORY}, COLORS, target=0.1, limit=0.02, rates=False)
+    forget, _, retain, loss = figure.axes
+    np.testing.assert_allclose(forget.lines[0].get_ydata(), [0, 0.2, 0.1])
+    assert (forget.get_title("left"), loss.get_title("left")) == ("error on the forget set", "loss on the retain set")
+    assert retain.get_ylim()[1] < 0.1
+
+
 def test_a_run_far_off_does_not_flatten_the_others():
     far = HISTORY | {"forget_error": [0.0, 1.0, 1.0]}
     figure = picture.of_runs({"EUPMU": HISTORY, "SalUn": far}, COLORS, target=0.1)

@@ -51,6 +51,8 @@ def test_a_sample_that_tells_nothing_leaves_the_last_parameters():
 def test_where_no_point_keeps_the_limit_that_with_the_least_error_is_returned():
     # The original model itself is above it, and forgetting helps: the slope of the retain set is negative.
     assert end(1.0, 0.9, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
+    # BUG: of points beyond the limit the first one was taken.
+    assert end(0.9, 1.0, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
 
 
 def test_points_that_are_not_finite_are_not_taken():

@@ -14,7 +14,8 @@ from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, user_file
 from eupmu_jax.tasks import as_examples
-from eupmu_jax.training import checkpoints
+from eupmu_jax.tasks.examples import part_of
+from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training.levels import level_of
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
@@ -58,6 +59,28 @@ def test_a_retrained_model_excuses_no_trace_that_it_has_not_itself():
     assert verdict(told | {"retrained": record(20, whole, unseen)}) == audit.FAILED
     assert verdict(told | {"retrained": record(20, whole - 0.25, unseen)}) == audit.PASSED
     assert verdict(told | {"retrained": record(20, whole + 0.3, unseen)}) == audit.FAILED
+
+
+def test_one_unseen_example_of_an_error_without_bounds_sets_no_aim():
+    level = {"target": 0.3, "unseen": {"error": 0.3, "low": None}, "comparison": {"difference": 0.0}}
+    assert audit._wanted(None, level, rates=False) == (pytest.approx(0.297), np.inf)
+
+
+def test_groups_are_those_of_the_positions_of_the_data(file):
+    file.write_text(
+        file.read_text()
+        + "from eupmu_jax.tasks import Examples\n"
+        + "rows = np.random.default_rng(0).permutation(300)[:200]\n"
+        + "data, groups = Examples(data, rows), np.where(rows < 150, 0, 1)\n"
+    )
+    out = run(file, steps=2)
+    found = audit.run(file, out)["classes"]["original"]
+    own = user_file.load(file, deletion.NEEDED)
+    kept, data = np.arange(30, 200), own["data"]
+    for group in (0, 1):
+        part = part_of(data, kept[(data.ids[kept] < 150) == (group == 0)])
+        expected = levels.measured_level(own["task"], own["params"], part).error
+        assert found[str(group)] == pytest.approx(expected)
 
 
 def test_a_class_that_is_to_go_may_leave_a_straggler():

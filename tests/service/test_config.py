@@ -68,3 +68,7 @@ def test_the_file_beside_the_users_says_what_nothing_else_does(tmp_path):
         (tmp_path / "mytask.toml").write_text(text)
         assert config.beside(tmp_path / "mytask.py") == (None if text else tmp_path / "mytask.toml")
     assert config.beside(tmp_path / "") is None
+    # BUG: with one misspelt field the whole file was silently left alone.
+    (tmp_path / "mytask.toml").write_text("limit = 0.2\nstpes = 500")
+    with pytest.raises(ValueError, match=r"mytask.toml has 'stpes', expected some of limit, steps"):
+        config.asked(config.beside(tmp_path / "mytask.py"))

@@ -263,6 +263,15 @@ def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
+def test_a_model_in_numpys_precision_can_be_read_again(file, tmp_path):
+    # BUG: the parameters came back in float64, and were called damaged.
+    file.write_text(file.read_text() + "params = {name: leaf.astype(np.float64) for name, leaf in params.items()}\n")
+    reached = run(file, tmp_path / "run", ASKED._replace(steps=2))
+    own = user_file.load(file, deletion.NEEDED)
+    params, _ = checkpoints.load(tmp_path / "run" / "params", own["params"])
+    assert deletion.digest(params) == reached["params"]
+
+
 def test_a_retrained_model_in_numpys_precision_is_kept(file, tmp_path):
     widened = "retrain = lambda positions: {name: leaf.astype(np.float64) for name, leaf in params.items()}\n"
     file.write_text(file.read_text() + widened)

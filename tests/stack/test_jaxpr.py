@@ -4,7 +4,7 @@ import optax
 import pytest
 from flax import nnx
 
-from eupmu_jax._stack.jaxpr import equations, matmul_flops
+from eupmu_jax._stack.jaxpr import constants, equations, matmul_flops
 from eupmu_jax.models.decoder import SIZES, Decoder
 
 
@@ -92,6 +92,12 @@ def test_a_decoder_s_training_step_costs_what_a_hand_count_says(size):
     # The last product of a block is not made again: nothing in the backward pass reads its result.
     again = block - 2 * tokens * size.width * size.hidden
     assert matmul_flops(jax.grad(loss), params, inputs) == size.layers * (3 * block + again) + 3 * output
+
+
+def test_a_key_that_a_function_closes_over_is_a_constant_too():
+    key = jax.random.key(7)
+    (found,) = constants(lambda x: x + jax.random.normal(key), jnp.zeros(()))[:1]
+    assert found.tolist() == jax.random.key_data(key).tolist()
 
 
 def test_equations_are_counted_through_every_kind_of_call():

@@ -159,6 +159,12 @@ def test_a_class_that_stays_has_its_own_level(digits):
     assert run.level.target == pytest.approx(levels[8].error)
 
 
+def test_no_unseen_example_of_a_class_that_stays_is_no_set_to_compare_with():
+    # BUG: an empty set was compared with, after the last step.
+    some, unseen = (as_examples("set", labelled(labels)) for labels in ([0, 0, 1], [0] * 9))
+    assert alike(GUESS, some, unseen, gone={0}) is None
+
+
 @pytest.mark.parametrize(("wrong", "kept"), [(36, True), (90, False)])
 def test_the_sampling_error_excuses_a_retain_set_that_is_measured_in_part(wrong, kept):
     sets = Sets(
