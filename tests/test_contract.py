@@ -100,6 +100,11 @@ TABLE = {
     "skip_nonfinite of guard": Row(2, lambda rate=0.1: skip_nonfinite(utility_guard(optax.adam(rate), 0.1))),
 }
 
+
+def test_every_aggregator_has_a_row():
+    assert {name for name in aggregators.__all__ if name.islower()} <= {key.split()[0] for key in TABLE}
+
+
 every_row = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 
 TREES = {

@@ -1,8 +1,13 @@
+import ast
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 OUTER_LAYERS = ("flax", "orbax", "sklearn", "tensorflow_datasets", "matplotlib", "rich")
 
@@ -20,6 +25,45 @@ def imported():
 def test_the_transforms_need_jax_and_optax_alone(imported, name):
     assert "eupmu_jax.surgery.explicit" in imported
     assert name not in imported
+
+
+def layers():
+    """The rank of each folder and module of the package, from the table of CONTRIBUTING.md."""
+    found, rank, layer = {}, 0, ""
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 3 and "`" in cells[1]:
+            layer = cells[0] or layer
+            # Transforms, losses and numbers are one rank each; of the rest every row is one.
+            rank += bool(cells[0]) or layer == "runs"
+            found |= {name.rstrip("/").removesuffix(".py"): rank for name in re.findall(r"`([\w./]+)`", cells[1])}
+    return found
+
+
+def imports():
+    """`(file, folder or module, what it imports of the package)`."""
+    package = ROOT / "eupmu_jax"
+    for path in sorted(package.rglob("*.py")):
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eupmu_jax":
+                parts = node.module.split(".")
+                names = parts[1:2] or [alias.name for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("eupmu_jax.")]
+            else:
+                continue
+            yield from ((path, own, name) for name in names)
+
+
+def test_a_layer_imports_only_from_those_above_it():
+    ranks, seen = layers(), set()
+    for path, own, name in imports():
+        if own in ("__init__", "__main__"):
+            continue
+        assert ranks[name] <= ranks[own], f"{path} imports {name}"
+        seen |= {own, name}
+    assert set(ranks) == seen | {"objectives"}
 
 
 def test_every_public_name_exists():

@@ -9,7 +9,6 @@ from rich.console import Console
 from eupmu_jax import metrics
 from eupmu_jax.benchmark import figures, rows, saved, summary, tables
 from eupmu_jax.benchmark.designs import DESIGNS
-from eupmu_jax.methods import METHODS
 
 NAME = "digits"
 DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
@@ -110,10 +109,6 @@ def test_a_row_of_something_else_is_named(tmp_path):
         ValueError, match=r"rows.jsonl, line 1: got a row without kind, design, .* expected one with kind"
     ):
         kept(tmp_path, [{"method": "original", "data": "digits", "forget": "class:3", "seed": 0}])
-
-
-def test_every_method_has_a_version():
-    assert all(saved.versions(NAME, method)["method_version"] >= 1 for method in METHODS)
 
 
 def test_a_diverged_run_is_last_and_has_no_interval():

@@ -80,9 +80,3 @@ def test_each_constraint_can_have_its_own_penalty():
 def test_the_factory_refuses(kwargs, message):
     with pytest.raises(ValueError, match=message):
         augmented_lagrangian(**{"penalty": 1.0, **kwargs})
-
-
-def test_the_update_needs_the_multipliers():
-    controller = augmented_lagrangian(1.0)
-    with pytest.raises(ValueError, match=r"^params: got None"):
-        controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))

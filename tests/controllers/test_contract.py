@@ -39,6 +39,13 @@ def test_any_tree_of_multipliers_keeps_its_shapes_and_dtypes(controller, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
 
+@pytest.mark.parametrize("name", ["augmented_lagrangian", "quadratic_penalty"])
+def test_what_reads_the_multipliers_says_so(name):
+    controller = CONTROLLERS[name]
+    with pytest.raises(ValueError, match=r"^params: got None"):
+        controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))
+
+
 @every_controller
 def test_vmap_equals_one_after_the_other(controller):
     errors = jnp.asarray(np.random.default_rng(0).normal(size=(4, 12, 3)), jnp.float32)

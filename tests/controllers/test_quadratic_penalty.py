@@ -63,12 +63,6 @@ def test_the_factory_refuses(kwargs, message):
         quadratic_penalty(**{"penalty": 1.0, **kwargs})
 
 
-def test_the_update_needs_the_multipliers():
-    controller = quadratic_penalty(1.0)
-    with pytest.raises(ValueError, match=r"^params: got None"):
-        controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))
-
-
 def test_the_penalty_stays_finite():
     controller, multiplier = quadratic_penalty(penalty=1.0, growth=1e6), jnp.zeros(1)
     state = controller.init(multiplier)

@@ -68,7 +68,7 @@ def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, opti
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
-def test_what_the_readme_says_of_budgets_is_in_the_rows(data):
+def test_what_the_page_says_of_budgets_is_in_the_rows(data):
     grid = rows.select(rows.read(page.ROWS), data=data, stage="grid")
     assert len({row["seed"] for row in grid}) == 5
     assert max(row["overshoot_returned"] for row in grid if row["method"] in ("barrier", "PI")) <= 0.01
@@ -78,7 +78,7 @@ def test_what_the_readme_says_of_budgets_is_in_the_rows(data):
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
-def test_what_the_readme_says_of_random_settings_is_in_the_rows(data):
+def test_what_the_page_says_of_random_settings_is_in_the_rows(data):
     found = rows.select(rows.read(robustness.ROWS), data=data)
     for method in ("barrier", "PI"):
         kept = [row["overshoot_returned"] <= 0.01 for row in rows.select(found, method=method)]

@@ -93,7 +93,7 @@ def test_tables_have_a_line_for_every_method(made):
         assert [line.split("|")[1].strip() for line in lines[2:]] == [*names, "EUPMU, untuned"]
 
 
-def test_what_the_readme_says_of_the_attack_is_in_the_rows():
+def test_what_the_page_says_of_the_attack_is_in_the_rows():
     attacks = rows.select(rows.read(page.ROWS), stage="membership")
     found = {(row["method"], row["objective"]): row for row in attacks}
     auc = {name: row["AUC"] for name, row in found.items()}
@@ -116,7 +116,7 @@ def test_what_the_readme_says_of_the_attack_is_in_the_rows():
     assert little["shift"] > 0
 
 
-def test_what_the_readme_says_of_memorised_examples_is_in_the_rows():
+def test_what_the_page_says_of_memorised_examples_is_in_the_rows():
     judged = rows.select(rows.read(page.ROWS), stage="forget set")
 
     def mean(field, kind, method, objective=None):

@@ -31,7 +31,7 @@ def test_separated_confidences_give_0_for_members_and_100_for_strangers():
 
 
 def test_a_forget_set_drawn_like_the_test_set_gets_the_attack_s_true_negative_rate():
-    members, strangers = confidences(0, 2_000, 0.9), confidences(1, 2_000, 0.5)
+    members, strangers = confidences(0, 600, 0.9), confidences(1, 600, 0.5)
     unseen, forget = confidences(2, 4_000, 0.5), confidences(3, 4_000, 0.5)
     true_negatives = svc_confidence_attack(members, strangers, unseen)
     assert 60 < true_negatives < 95

@@ -1,5 +1,3 @@
-import doctest
-import importlib
 import itertools
 
 import chex
@@ -179,12 +177,3 @@ def test_resnet_updates_its_statistics_only_in_training():
     np.testing.assert_allclose(alone, together[:1], rtol=1e-4, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, before, unchanged)
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(changed), strict=True))
-
-
-@pytest.mark.parametrize(
-    "name", ["cnn", "convolution", "functional", "head", "mlp", "resnet", "transformer", "vgg", "vit"]
-)
-def test_doctests(name):
-    result = doctest.testmod(importlib.import_module(f"eupmu_jax.models.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -125,7 +125,7 @@ def nonsense(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     command=COMMANDS,
     files=st.lists(NONSENSE, max_size=2),

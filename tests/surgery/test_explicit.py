@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 
 from eupmu_jax import tolerances, unilateral_surgery
-from eupmu_jax._stack import algebra
 
 # Retain and forget gradients, then the multiplier and direction for tolerances 0 and 0.5.
 VECTORS = [
@@ -47,11 +46,6 @@ def test_inner_products_run_over_all_leaves():
     np.testing.assert_allclose(state.gram, [[5.0, -1.0], [-1.0, 2.0]])
     np.testing.assert_allclose(state.multipliers, [0.5])
     assert (state.count, state.nonfinite_count) == (1, 0)
-
-
-def test_bfloat16_inner_products_are_summed_in_float32():
-    grads = jnp.ones((2, 1001), jnp.bfloat16)  # bfloat16 has no 1001.
-    np.testing.assert_array_equal(algebra.gram_matrix(grads), 1001.0)
 
 
 def test_direction_has_the_dtype_of_the_parameters():

@@ -55,7 +55,7 @@ class Digits:
         return unlearn(method, TASK, self.params, self.forget, self.retain, settings=settings, **options)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits():
     return Digits()
 
