@@ -1,8 +1,8 @@
 """Controllers: what decides how much each objective counts.
 
 `forget_level` and `retain_limit` stand before any surgery or aggregator and weigh the rows of stacked gradients by
-figures of their batches; `scale_by_limit` stands behind an optimizer and shortens its steps. The others are optax
-transforms over the multipliers.
+figures of their batches; `scale_by_limit` stands behind an optimizer and says how long its steps are. The others are
+optax transforms over the multipliers.
 
 Such a controller receives the dual gradient estimate in descent sign (minus the violation) and the multipliers as its
 `params`; its update is added to the multipliers, which `implicit_surgery` then projects to >= 0. Any optax optimizer is

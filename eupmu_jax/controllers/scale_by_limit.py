@@ -9,6 +9,9 @@ import optax
 
 from eupmu_jax._stack import checks
 
+# Of the averages that a target is compared with: about ten steps.
+DECAY = 0.9
+
 
 class ScaleByLimitState(NamedTuple):
     """State of `scale_by_limit`.
@@ -16,10 +19,14 @@ class ScaleByLimitState(NamedTuple):
     Attributes:
       scale: By which the last updates were multiplied.
       average: Of the retain figures before, the last one counted half.
+      averages: Of the forget and the retain figures, over about 10 steps, before their bias is corrected.
+      count: Steps taken.
     """
 
     scale: chex.Array
     average: chex.Array
+    averages: chex.Array
+    count: chex.Array
 
 
 def scale_by_limit(
@@ -30,22 +37,38 @@ def scale_by_limit(
     growth: chex.Numeric = 1.3,
     shrink: chex.Numeric = 0.5,
     least: chex.Numeric = 1e-3,
+    target: chex.Numeric | None = None,
+    safe: chex.Numeric = 0.0,
+    most: chex.Numeric = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales updates down where the retain figures rise above a limit, and step by step up again where they do not.
 
     .. math::
       s_t = \begin{cases}
         \max(\rho s_{t-1}, s_{min}) & e_t > limit + margin \text{ and } e_t \ge \bar e_{t-1} \\
-        \min(\gamma s_{t-1}, 1) & \text{else}
+        \min(\gamma s_{t-1}, s_{max}) & \text{else}
       \end{cases}, \qquad \bar e_t = (\bar e_{t-1} + e_t) / 2
 
-    with :math:`e_t` the largest figure of the retain batches, :math:`\bar e_0 = 0` and :math:`s_0` = `start`. It stands
-    behind an optimizer: `optax.chain(surgery, optax.adam(1e-3), scale_by_limit(0.02, 0.04))`.
+    with :math:`e_t` the largest figure of the retain batches, :math:`\bar e_0 = 0`, :math:`s_0` = `start` and
+    :math:`s_{max} = 1`. It stands behind an optimizer, at the end of a chain.
 
     The first steps of Adam move every parameter by the whole learning rate, however small the gradient is, and a
     trained model whose gradients have vanished can lose in three of them what it learned in thousands. No weight on a
     gradient prevents this, since Adam does not see its length. With short first steps the error of the retain batches
-    gives warning in time. The learning rate becomes the largest step that is ever made, so that it needs little tuning.
+    gives warning in time. The learning rate becomes the largest step that is made, so that one that is too large does
+    no harm.
+
+    A learning rate that is too small leaves the forget set where it was. With a `target` steps may become longer than
+    the optimizer's, up to `most` times as long, while the forget figures are short of it and the retain figures are no
+    higher than `safe`; between `safe` and the limit they stay as long as they are, and at the target the bound is 1
+    again. Both figures are averaged, the last ten or so steps counting most.
+
+    .. math::
+      s_{max} = \begin{cases}
+        most & \ell_t < target \text{ and } r_t \le safe \\
+        \max(s_{t-1}, 1) & \ell_t < target \text{ and } r_t > safe \\
+        1 & \text{else}
+      \end{cases}
 
     Above the limit a step is shortened only if the error does not fall: steps that repair it should not be slowed down.
     The figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
@@ -56,15 +79,19 @@ def scale_by_limit(
       margin: By which one batch may exceed it, for its noise.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
         shrink below 1, start and least at most 1.
+      target: Of the forget figure; None for steps that are never longer than the optimizer's.
+      safe: What the retain figures may be where steps become longer than that.
+      most: The longest step, at least 1, in the optimizer's.
 
     Returns:
-      A transform whose `update` takes `errors`, `(K,)` figures of the batches, of which the first is not looked at.
-      Figures that are not finite leave its state as it is.
+      A transform whose `update` takes `errors`, `(K,)` figures of the batches, of which the first is looked at only if
+      there is a target. Figures that are not finite leave its state as it is.
 
     Raises:
       ValueError: For numbers outside these ranges, NaN or infinite ones, and in `update` without `errors`.
 
-    Guarantee: every update is the optimizer's, times a number of at most 1. That the limit holds is not guaranteed.
+    Guarantee: every update is the optimizer's, times a number of at most 1, or `most` with a target. That the limit
+    holds is not guaranteed.
 
     Source: the rule of trust regions and of Levenberg and Marquardt, Nocedal and Wright, "Numerical Optimization", 2nd
     edition, chapter 4, with a constraint in place of the agreement of model and function.
@@ -76,6 +103,14 @@ def scale_by_limit(
     ...     scales.append(round(float(updates[0]), 4))
     >>> scales  # longer, shorter, shorter, and longer as the error falls
     [0.26, 0.13, 0.065, 0.0845]
+
+    >>> tx = scale_by_limit(0.02, 0.04, start=0.8, growth=2.0, target=0.5, safe=0.01, most=30.0)
+    >>> state, scales = tx.init(jnp.zeros(1)), []
+    >>> for errors in ([0.1, 0.0], [0.1, 0.0], [0.1, 0.05], [1.0, 0.0], [1.0, 0.0]):
+    ...     updates, state = tx.update(jnp.ones(1), state, errors=jnp.array(errors))
+    ...     scales.append(round(float(updates[0]), 4))
+    >>> scales  # behind and safe twice, behind and no longer safe, and forgotten enough
+    [1.6, 3.2, 3.2, 3.2, 1.0]
     """
     for name, value in (("limit", limit), ("margin", margin)):
         checks.check_numbers(name, value, 0, finite=True)
@@ -83,18 +118,34 @@ def scale_by_limit(
     checks.check_numbers("shrink", shrink, above=0, below=1)
     checks.check_numbers("least", least, above=0, most=1, finite=True)
     checks.check_numbers("start", start, above=0, most=1, finite=True)
+    checks.check_numbers("target", 0.0 if target is None else target, 0, finite=True)
+    checks.check_numbers("safe", safe, 0, finite=True)
+    checks.check_numbers("most", most, 1, finite=True)
 
     def init_fn(params):
         del params
-        return ScaleByLimitState(jnp.asarray(start, jnp.float32), jnp.zeros((), jnp.float32))
+        full = lambda value, *shape: jnp.full(shape, value, jnp.float32)
+        return ScaleByLimitState(full(start), full(0), full(0, 2), jnp.zeros((), jnp.int32))
+
+    def longest(scale, levels):
+        if target is None:
+            return 1.0
+        short, is_safe = levels[0] < target, levels[1] <= safe
+        return jnp.where(short, jnp.where(is_safe, most, jnp.maximum(scale, 1.0)), 1.0)
 
     def update_fn(updates, state, params=None, *, errors=None, **extra_args):
         del params, extra_args
-        figure = jnp.max(checks.check_errors(errors)[1:]).astype(jnp.float32)
+        errors = checks.check_errors(errors).astype(jnp.float32)
+        figure, count = jnp.max(errors[1:]), optax.safe_increment(state.count)
+        averages = DECAY * state.averages + (1 - DECAY) * jnp.stack([errors[0], figure])
+        bound = longest(state.scale, averages / (1 - jnp.float32(DECAY) ** count))
         rises = (figure > limit + margin) & (figure >= state.average)
-        scale = jnp.where(rises, jnp.maximum(shrink * state.scale, least), jnp.minimum(growth * state.scale, 1.0))
-        new = ScaleByLimitState(scale.astype(jnp.float32), (state.average + figure) / 2)
-        new = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(figure), a, b), new, state)
+        scale = jnp.where(rises, jnp.maximum(shrink * state.scale, least), jnp.minimum(growth * state.scale, bound))
+        new = ScaleByLimitState(scale.astype(jnp.float32), (state.average + figure) / 2, averages, count)
+        finite = jnp.isfinite(figure) & (jnp.isfinite(errors[0]) | (target is None))
+        # Of a figure that is not looked at, nothing is kept.
+        new = new._replace(averages=jnp.where(jnp.isfinite(averages), averages, state.averages))
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return jax.tree.map(lambda leaf: (leaf * new.scale).astype(leaf.dtype), updates), new
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -23,6 +23,7 @@ def blocks() -> dict[str, str]:
         "level by forget set": by_case(robust),
         "level by rate": ends(robust, "learning rate", lambda row: row["settings"]["learning_rate"]),
         "level by batch": ends(robust, "forget batch", lambda row: row["batch"]),
+        "level by steps": by_steps(rows.select(found, kind="steps", method_version=VERSION)),
         "level in short": in_short(robust),
     }
 
@@ -51,6 +52,18 @@ def ends(found: list[dict], head: str, key) -> str:
         falls = [100 * (row["test_error"] - row["test_error_before"]) for row in mine]
         lines.append([f"{value:g}", *shares, f"{np.mean(rises):.2f}", f"{np.mean(falls):.2f}"])
     return parts.table([head, *(f"{count} steps, %" for count in steps), "retain, points", "test, points"], lines)
+
+
+def by_steps(found: list[dict]) -> str:
+    """The gap to the retrained model by the learning rate, with steps no longer than it, and with longer ones."""
+    lines = []
+    kinds = list(dict.fromkeys((row["forget"], row["longest"]) for row in found))
+    for rate in sorted({row["learning_rate"] for row in found}):
+        mine = [rows.select(found, learning_rate=rate, forget=forget, longest=longest) for forget, longest in kinds]
+        lines.append([f"{rate:g}", *(f"{_mean(part, 'gap'):.2f}" for part in mine)])
+    names = {"random:10%": "10 % at random", "class:{}": "a class"}
+    head = [f"{names[forget]}, " + ("longer" if longest > 1 else "no longer") for forget, longest in kinds]
+    return parts.table(["learning rate", *head], lines)
 
 
 def by_case(found: list[dict]) -> str:

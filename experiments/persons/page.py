@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark import rows
+from eupmu_jax.methods import METHODS
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
 
@@ -136,10 +137,12 @@ def _short(found):
     mean = lambda key, get: np.mean([get(row) for row in _of(found, key)])
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
+    (version,) = {row["version"] for row in _of(found, ours)}
+    of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
     return (
-        f"After untuned EUPMU, SmolLM2-135M gets {missed(ours)} of the tokens wrong in answers about the forgotten "
-        f"persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility of "
-        f"{utility(ours)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
+        f"After untuned EUPMU{of_version}, SmolLM2-135M gets {missed(ours)} of the tokens wrong in answers about the "
+        f"forgotten persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility "
+        f"of {utility(ours)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
     )
 
 

@@ -39,6 +39,44 @@ def test_scales_are_those_of_the_rule(figures, limit):
     np.testing.assert_allclose(scales, by_hand(figures, limit), rtol=1e-5)
 
 
+def longer_by_hand(errors, limit, target, safe, most):
+    """With the averages as weighted sums, not step by step."""
+    scale, scales = 0.5, []
+    for t in range(len(errors)):
+        weights = 0.9 ** np.arange(t + 1)[::-1]
+        forget, retain = np.average(np.array(errors[: t + 1]), axis=0, weights=weights)
+        past = sum(2.0 ** (k - t) * errors[k][1] for k in range(t))
+        bound = 1.0 if forget >= target else most if retain <= safe else max(scale, 1.0)
+        rises = errors[t][1] > limit and errors[t][1] >= past
+        scale = max(0.5 * scale, 1e-3) if rises else min(1.3 * scale, bound)
+        scales.append(scale)
+    return scales
+
+
+# Apart from the thresholds by more than averages are rounded.
+FIGURES = st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+
+
+@given(st.lists(FIGURES, min_size=1, max_size=16))
+def test_steps_are_longer_where_the_forget_set_is_short_of_its_target_and_the_retain_set_safe(errors):
+    options = {"target": 0.4003, "safe": 0.1007, "most": 3.0}
+    tx = scale_by_limit(0.3, start=0.5, **options)
+    step = lambda state, figures: tx.update(jnp.ones(()), state, errors=figures)[::-1]
+    _, scales = jax.lax.scan(step, tx.init(jnp.ones(())), jnp.array(errors))
+    np.testing.assert_allclose(scales, longer_by_hand(errors, 0.3, **options), rtol=1e-5)
+
+
+def test_with_a_target_a_forget_figure_that_is_not_finite_changes_no_state():
+    tx = scale_by_limit(0.1, target=0.5, safe=0.05, most=30.0)
+    _, state = run(tx, [0.0])
+    _, after = tx.update(jnp.ones(3), state, errors=jnp.array([np.nan, 0.0]))
+    chex.assert_trees_all_equal(after, state)
+    # Without one it is not looked at, and leaves nothing behind.
+    _, after = scale_by_limit(0.1).update(jnp.ones(3), state, errors=jnp.array([np.nan, 0.0]))
+    chex.assert_tree_all_finite(after)
+    assert after.scale > state.scale
+
+
 def test_steps_grow_to_the_optimizers_own_and_no_further():
     scales, _ = run(scale_by_limit(0.1), [0.0] * 20)
     assert scales[0] == pytest.approx(0.13)
@@ -89,6 +127,9 @@ def test_updates_keep_their_types():
         (lambda: scale_by_limit(0.1, start=0.0), "start: got 0.0, expected a finite positive number <= 1"),
         (lambda: scale_by_limit(0.1, start=1.5), "start: got 1.5, expected a finite positive number <= 1"),
         (lambda: scale_by_limit(0.1, least=2.0), "least: got 2.0, expected a finite positive number <= 1"),
+        (lambda: scale_by_limit(0.1, target=np.inf), "target: got inf, expected a finite number >= 0"),
+        (lambda: scale_by_limit(0.1, target=0.5, most=0.5), "most: got 0.5, expected a finite number >= 1"),
+        (lambda: scale_by_limit(0.1, safe=-1.0), "safe: got -1.0, expected a finite number >= 0"),
         (lambda: scale_by_limit(0.1).update(jnp.ones(1), None), "errors: got None, expected (K,): one figure for"),
         (
             lambda: scale_by_limit(0.1).update(jnp.ones(1), None, errors=jnp.ones(1)),

@@ -81,7 +81,7 @@ def test_the_end_of_a_budget_is_the_furthest_measured_point_that_keeps_it():
 
 def test_it_can_be_told_a_limit_and_nothing_else():
     task = classification(lambda params, inputs: inputs @ params, num_classes=3)
-    rest = {"learning_rate": 0.00173, "forget_objective": "bounded_ascent"}
+    rest = {"learning_rate": 0.000562, "forget_objective": "bounded_ascent"}
     for limit in ({"allowed_error": 0.005}, {"allowed_rise": 0.02}, {"limit": 0.1}):
         assert dict(resolve_settings("EUPMU", method("EUPMU"), task, limit)) == rest | limit
     assert "allowed_error" in resolve_settings("EUPMU", method("EUPMU"), task, {"target": 0.5})
