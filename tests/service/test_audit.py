@@ -66,6 +66,7 @@ def test_one_unseen_example_of_an_error_without_bounds_sets_no_aim():
     assert audit._wanted(None, level, rates=False) == (pytest.approx(0.297), np.inf)
 
 
+@pytest.mark.slow
 def test_groups_are_those_of_the_positions_of_the_data(file):
     file.write_text(
         file.read_text()

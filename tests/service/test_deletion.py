@@ -45,8 +45,16 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
     ("changed", "said"),
     [
         ({"kept": False}, "The limit is not kept; this is the nearest point found."),
-        ({"comparison": levels.Comparison(0.3, 0.2, 0.4, 0.0), "kept": True}, "More is forgotten than unseen data is"),
-        ({"comparison": levels.Comparison(-0.3, -0.4, -0.2, 0.0), "kept": True}, "The aim is missed within the limit;"),
+        pytest.param(
+            {"comparison": levels.Comparison(0.3, 0.2, 0.4, 0.0), "kept": True},
+            "More is forgotten than unseen data is",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"comparison": levels.Comparison(-0.3, -0.4, -0.2, 0.0), "kept": True},
+            "The aim is missed within the limit;",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_limit_or_a_level_that_was_passed_is_not_met_and_said(changed, said, file, tmp_path, monkeypatch):

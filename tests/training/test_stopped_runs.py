@@ -101,6 +101,7 @@ def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
         unlearn(method, TASK, *given, directory=saved, on_step=on_step, **options)
 
 
+@pytest.mark.slow
 def test_a_measured_target_may_be_rounded_otherwise_but_is_of_the_same_unseen_data(digits, tmp_path, monkeypatch):
     # BUG: on another device a target differs in its last bits, and the run was taken for another one.
     aimed = unlearning.aim_of
