@@ -62,7 +62,7 @@ def by_steps(found: list[dict]) -> str:
         mine = [rows.select(found, learning_rate=rate, forget=forget, longest=longest) for forget, longest in kinds]
         lines.append([f"{rate:g}", *(f"{_mean(part, 'gap'):.2f}" for part in mine)])
     names = {"random:10%": "10 % at random", "class:{}": "a class"}
-    head = [f"{names[forget]}, " + ("longer" if longest > 1 else "no longer") for forget, longest in kinds]
+    head = [f"{names[forget]}, up to {longest:g}" for forget, longest in kinds]
     return parts.table(["learning rate", *head], lines)
 
 
