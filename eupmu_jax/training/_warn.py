@@ -13,6 +13,9 @@ from eupmu_jax.training._inputs import CHECKED, Sets
 
 logger = logging.getLogger("eupmu_jax")
 
+# Bytes of frozen parameters; compiling takes minutes from there on.
+LARGE = 100_000_000
+
 
 def of_overlap(sets: Sets, held_out=None) -> None:
     """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
@@ -73,11 +76,9 @@ def of_lost(name, figures):
 
 def of_narrow(params, frozen):
     """Warns of trainable parameters of 16 bits: what a step adds to one is lost where it is below 1/256 of it."""
-    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
     narrow = {
         str(jnp.result_type(leaf))
-        for leaf, is_frozen in leaves
+        for leaf, is_frozen in _leaves(params, frozen)
         if not is_frozen and jnp.finfo(jnp.result_type(leaf)).bits < 32
     }
     if narrow:
@@ -85,6 +86,25 @@ def of_narrow(params, frozen):
             "params: %s loses steps below some thousandths of a parameter, which float32 keeps",
             " and ".join(sorted(narrow)),
         )
+
+
+def of_large_frozen(params, frozen):
+    """Warns of large frozen parameters where JAX copies what a function closes over into every compiled program."""
+    if frozen is None or getattr(jax.config, "jax_use_simplified_jaxpr_constants", True):
+        return
+    kept = [leaf for leaf, is_frozen in _leaves(params, frozen) if is_frozen]
+    if (size := sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in kept)) > LARGE:
+        logger.warning(
+            "frozen: got %.2g GB, which every compiled program holds a copy of; with the environment variable "
+            "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 JAX passes them as arguments",
+            size / 1e9,
+        )
+
+
+def _leaves(params, frozen):
+    """Each leaf with whether it is frozen."""
+    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
+    return zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
 
 
 def of_end(carry, returned, steps, level):

@@ -122,7 +122,8 @@ def unlearn(
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
-        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew.
+        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew. Of
+        a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment, so that JAX copies it into none.
       mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
         to divide; sets that are smaller than their batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
@@ -166,6 +167,7 @@ def unlearn(
     check_arguments(task, params, sets, held_out, frozen, **counts, probes=probes, seed=seed)
     _warn.of_overlap(sets, held_out)
     _warn.of_narrow(params, frozen)
+    _warn.of_large_frozen(params, frozen)
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     if isinstance(directory, str | Path) and Path(directory).is_file():
         raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")

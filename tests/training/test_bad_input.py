@@ -10,6 +10,7 @@ import pytest
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
 from eupmu_jax.tasks import Examples, classification
+from eupmu_jax.training import _warn
 from eupmu_jax.training._inputs import batches_on
 
 from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
@@ -314,4 +315,17 @@ def test_steps_that_narrow_parameters_lose_are_told(digits, caplog):
     assert "params: bfloat16 loses steps below" in caplog.text
     caplog.clear()
     unlearn("weighted sum", TASK, digits.params, *sets, steps=1, settings=WEIGHTED, probes=0)
+    assert not caplog.text
+
+
+def test_large_frozen_parameters_are_told_how_not_to_be_copied(digits, caplog, monkeypatch):
+    options = {"steps": 1, "settings": WEIGHTED, "probes": 0, "frozen": FROZEN}
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
+    assert not caplog.text
+    monkeypatch.setattr(_warn, "LARGE", digits.params["hidden"].nbytes - 1)
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
+    assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text
+    monkeypatch.setattr(_warn, "LARGE", digits.params["hidden"].nbytes)
+    caplog.clear()
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert not caplog.text

@@ -93,7 +93,10 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
     if (architecture := entries.get("general.architecture")) != "llama":
         raise ValueError(f"{path}: got architecture {architecture}, expected llama")
     get = lambda name: entries.get(f"llama.{name}")
-    heads = {"q": get("attention.head_count"), "k": get("attention.head_count_kv") or get("attention.head_count")}
+    heads: dict[str, Any] = {
+        "q": get("attention.head_count"),
+        "k": get("attention.head_count_kv") or get("attention.head_count"),
+    }
     named = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
     # GGUF states shapes from the innermost axis on.
     shapes = {name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in named.items()}
