@@ -1,6 +1,7 @@
 """`eupmu benchmark classification`: all that is missing of a design, by one process for each core or on a cluster."""
 
 import fcntl
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from eupmu_jax.benchmark import cluster as on_cluster
 from eupmu_jax.benchmark import designs, jobs, rows
+from eupmu_jax.data.dataset import num_classes
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
 
@@ -26,7 +28,8 @@ def jobs_of(
     """Training jobs, one for each seed, and one job for each case and method; empty lists mean all of them.
 
     Raises:
-      ValueError: For an unknown design, forget set or method, which lists the known ones, or the tuning seed.
+      ValueError: For an unknown design, forget set or method, which lists the known ones, for the tuning seed, or a
+        seed whose class the data do not have.
     """
     design = designs.design(name)
     known = [case.forget for case in design.cases]
@@ -44,7 +47,13 @@ def jobs_of(
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     cases = tuple(case for case in design.cases if not forget or case.forget in forget)
-    reported = tuple(seeds) or design.seeds
+    reported, classes = tuple(seeds) or design.seeds, num_classes(design.data)
+    for case, seed in itertools.product(cases, reported):
+        if case.forget.startswith("class:") and int(case.of(seed).removeprefix("class:")) >= classes:
+            raise ValueError(
+                f"seeds: got {seed}, under which {case.of(seed)} is forgotten; expected some of the classes 0 to "
+                f"{classes - 1} of {design.data}"
+            )
     training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
     unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or compared for case in cases]
     return training, unlearning

@@ -64,8 +64,17 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
     """
     if name not in _LOADERS:
         raise ValueError(f"name: got {name!r}, want one of {', '.join(_LOADERS)}")
-    read, num_classes = _LOADERS[name]
-    return Dataset(name, *read(seed, data_dir), num_classes=num_classes)
+    read, classes = _LOADERS[name]
+    return Dataset(name, *read(seed, data_dir), num_classes=classes)
+
+
+def num_classes(name: str) -> int:
+    """How many classes a data set of the table of `load` has; nothing is loaded.
+
+    >>> num_classes("emoji")
+    9
+    """
+    return _LOADERS[name][1]
 
 
 def digest(dataset: Dataset) -> str:
