@@ -39,8 +39,9 @@ LONGEST, NEAR, SAFE = 30.0, 0.5, 0.5
 # Of the averaged parameters, in shares of the run.
 AVERAGED = 0.1
 
-# How many examples of each set the end is measured on, and where on the way back to the original parameters. A twelfth
-# of a small set would say next to nothing, and the whole of a large one would cost more than the steps.
+# How many examples of each set the end is chosen on, how many retained ones must bear it out, and where on the way back
+# to the original parameters. A twelfth of a small set would say next to nothing, and the whole of a large one would
+# cost more than the steps.
 MEASURED, LEAST = 1_000, 100
 SHARE = 12
 _WAY = (0.85, 0.65, 0.4, 0.0)
@@ -60,9 +61,10 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     length.
 
     The end is measured, on a twelfth of each set, 100 to 1,000 examples: of the last parameters, their average over the
-    end of the run, and three points on the way from the original to the last ones, that one is returned that keeps the
-    limit and is nearest to the target, up to the noise of the sample. With `allowed_error` the original parameters keep
-    it always; with an absolute `limit` perhaps none does, and that with the least retain error is returned.
+    end of the run, and three points on the way from the original to the last ones, that one is chosen that keeps the
+    limit and is nearest to the target, up to the noise of the sample. It must keep the limit on up to 1,000 retained
+    examples too, or the next one is asked. With `allowed_error` the original parameters keep it always; with an
+    absolute `limit` perhaps none does, and that with the least retain error is returned.
     """
     loss = with_errors(task, settings["forget_objective"])
     limit = error_limit(terms.retain_error, settings)
@@ -96,16 +98,26 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         return params, (inner, optax.tree_utils.tree_update_moment(params, state[1], decay, 1))
 
     sizes = terms.num_forget, terms.num_retain
-    counts = [min(MEASURED, size, max(LEAST, -(-size // SHARE))) for size in sizes]
+    counts = [size if size < 2 * LEAST else min(MEASURED, max(LEAST, -(-size // SHARE))) for size in sizes]
+    # In parts of one size, so that nothing is compiled twice and a large model holds no more at once.
+    parts = min(MEASURED, terms.num_retain) // counts[1]
 
     def finish(params, state, prepared, forget, retain):
         samples = [part[spread(len(part), n)] for part, n in zip((forget, retain), counts, strict=True)]
         # Of the error and of the loss.
         of_error = jnp.inf if limit is None else limit - terms.retain_error
         allowed = jnp.stack([of_error, settings["allowed_rise"] if in_nats else jnp.inf])
-        return _best_end(task, samples, settings["target"], allowed, prepared, params, state[1])
+        positions = spread(len(retain), parts * counts[1])
 
-    cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES)
+        def on_more(params):
+            return sum(_figures(task, params, retain[positions[part::parts]]) for part in range(parts)) / parts
+
+        check = on_more if parts > 1 else None
+        return _best_end(task, samples, check, settings["target"], allowed, prepared, params, state[1])
+
+    # A second point is checked only where the first one does not hold.
+    checked = 2 * parts * counts[1] if parts > 1 else 0
+    cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES + checked)
     return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish)
 
 
@@ -146,11 +158,12 @@ def with_errors(task: Task, forget_objective: str) -> SharedForward:
     return shared_forward(outputs, [both(head) for head in heads])
 
 
-def _best_end(task, samples, target, allowed, original, last, averaged):
+def _best_end(task, samples, on_more, target, allowed, original, last, averaged):
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
-    Where none keeps it, that with the least retain error. One point is made at a time, and one program measures all of
-    them: of a large model, six would not fit, and would compile six times as long.
+    It keeps the limit on the retain sample, and by `on_more(params)`, figures on more of the retain set, if that is
+    given. Where none keeps it, that with the least retain error. One point is made at a time, and one program measures
+    all of them: of a large model, six would not fit, and would compile six times as long.
     """
     back = [functools.partial(_between, original, last, way) for way in _WAY[:-1]]
     points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
@@ -159,10 +172,14 @@ def _best_end(task, samples, target, allowed, original, last, averaged):
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
     noise = 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / size_of(samples[0]))
     distance = jnp.maximum(jnp.abs(forget[:, 0] - target), noise)
-    kept = jnp.all(retain <= retain[-1] + allowed, axis=1)
-    score = jnp.where(jnp.any(kept), jnp.where(kept, distance, jnp.inf), retain[:, 0])
-    best = int(jnp.argmin(jnp.where(jnp.isfinite(score), score, jnp.inf)))
-    return points[best](), (1.0, 1.0, *_WAY)[best]
+    candidates = jnp.all(retain <= retain[-1] + allowed, axis=1) & jnp.isfinite(distance)
+    limits = on_more(original) + allowed if on_more else None
+    for point in map(int, jnp.argsort(distance)):
+        if candidates[point] and (on_more is None or jnp.all(on_more(points[point]()) <= limits)):
+            break
+    else:
+        point = int(jnp.argmin(jnp.where(jnp.isfinite(retain[:, 0]), retain[:, 0], jnp.inf)))
+    return points[point](), (1.0, 1.0, *_WAY)[point]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -179,7 +196,8 @@ def _between(original, last, way):
 METHOD = Method(
     eupmu_level,
     PAPER + ", to the level of unseen data",
-    f"1F 1B forget and retain, {_PASSES}F of a twelfth of both sets after, {LEAST} to {MEASURED:,} examples",
+    f"1F 1B forget and retain, {_PASSES}F of a twelfth of both sets after, {LEAST} to {MEASURED:,} examples, "
+    f"2F of up to {MEASURED:,} retained ones",
     "forget, retain and held-out set",
     {
         # Lower than of the others: where forgetting needs longer steps, they become longer by themselves.
@@ -189,5 +207,5 @@ METHOD = Method(
     },
     optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,
-    version=4,
+    version=5,
 )

@@ -115,7 +115,7 @@ def again(first, second):
             body.append(
                 [
                     line.name,
-                    KINDS[case.forget],
+                    f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}",
                     f"{means[0]:.2f}",
                     f"{low:.2f} to {high:.2f}",
                     f"{means[1]:.2f}",

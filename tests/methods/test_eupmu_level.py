@@ -44,6 +44,19 @@ def test_the_end_keeps_the_limit_and_is_nearest_to_the_target(settings, last, av
     assert end(last, averaged, **settings) == expected
 
 
+@pytest.mark.parametrize(("allowed", "expected"), [(0.4, (0.6, 1.0)), (0.3, (0.51, 0.85)), (0.1, (0.0, 0.0))])
+def test_a_point_that_keeps_the_limit_on_the_small_sample_alone_is_not_taken(allowed, expected):
+    # Each twelfth example, on which a point is chosen, is easy; with all of 1,000 the slope is 0.55.
+    slopes = jnp.where(jnp.arange(1_200) % 12 == 0, 0.1, 0.592)
+    sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), slopes)]
+    terms = Terms(1_200, 1_200, 10, 0.0)
+    procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"allowed_error": allowed})
+    params, share = procedure.finish(jnp.float32(0.6), ((), jnp.float32(0.6)), jnp.float32(0), *sets)
+    assert (round(float(params), 3), round(float(share), 3)) == expected
+    # Six points on 100 of both sets, and the chosen one and the original on 1,000.
+    assert procedure.cost.outside_forward == 6 * 200 + 2 * 1_000
+
+
 def test_a_sample_that_tells_nothing_leaves_the_last_parameters():
     assert end(0.75, 0.6, count=10, allowed_error=1.0) == (0.75, 1.0)
 
