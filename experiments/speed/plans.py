@@ -1,7 +1,7 @@
-"""What steps take on devices that are not here: memory of every kind of step, large decoders, and a denoiser.
+"""What steps take on devices that are not here: memory of every kind of step, large decoders, and two denoisers.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
-Time:     about 15 minutes on 2 CPU cores; nothing is run but compilers.
+Time:     about 40 minutes on 2 CPU cores, most of it the last plan, which takes 18 GB; nothing is run but compilers.
 Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
           experiments/speed/plans.jsonl.
@@ -34,6 +34,7 @@ PLANS = {
         "--topology v5e:16x16 --model 8b --step explicit",
         "--topology v5e:4x4 --model 1b --step explicit --tensor 4",
         "--topology v5e:2x4 --model ddpm-cifar10 --step explicit --tensor 1 --batch 128",
+        "--topology v5e:4x4 --model stable-diffusion --step explicit --tensor 1 --batch 16",
     ],
 }
 
