@@ -28,8 +28,8 @@ def jobs_of(
     """Training jobs, one for each seed, and one job for each case and method; empty lists mean all of them.
 
     Raises:
-      ValueError: For an unknown design, forget set or method, which lists the known ones, for the tuning seed, or a
-        seed whose class the data do not have.
+      ValueError: For an unknown design, forget set or method, which lists the known ones; for the tuning seed, and for
+        a seed whose class the data set lacks.
     """
     design = designs.design(name)
     known = [case.forget for case in design.cases]
@@ -51,8 +51,8 @@ def jobs_of(
     for case, seed in itertools.product(cases, reported):
         if case.forget.startswith("class:") and int(case.of(seed).removeprefix("class:")) >= classes:
             raise ValueError(
-                f"seeds: got {seed}, under which {case.of(seed)} is forgotten; expected some of the classes 0 to "
-                f"{classes - 1} of {design.data}"
+                f"seeds: got {seed}, which forgets {case.of(seed)}, expected seeds that end in 0 to {classes - 1}, the "
+                f"classes of {design.data}"
             )
     training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
     unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or compared for case in cases]

@@ -69,7 +69,7 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
 
 
 def num_classes(name: str) -> int:
-    """How many classes a data set of the table of `load` has; nothing is loaded.
+    """How many classes the data set of that name has, see the table of `load`; nothing is loaded.
 
     >>> num_classes("emoji")
     9

@@ -60,11 +60,12 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     retain loss may rise by so many nats at most, under the budget of `eupmu_budget`, and all steps have their full
     length.
 
-    The end is measured, on a twelfth of each set, 100 to 1,000 examples: of the last parameters, their average over the
-    end of the run, and three points on the way from the original to the last ones, that one is chosen that keeps the
-    limit and is nearest to the target, up to the noise of the sample. It must keep the limit on up to 1,000 retained
-    examples too, or the next one is asked. With `allowed_error` the original parameters keep it always; with an
-    absolute `limit` perhaps none does, and that with the least retain error is returned.
+    The end is measured, on a twelfth of each set, 100 to 1,000 examples, or the whole of fewer than 200: of the last
+    parameters, their average over the end of the run, and three points on the way from the original to the last ones,
+    that one is chosen that keeps the limit and is nearest to the target, up to the noise of the sample. It must keep
+    the limit on more than 500 retained examples too, up to 1,000 (of a smaller set, on all but fewer than 100), or the
+    next best point is tried. With `allowed_error` the original parameters keep it always; with an absolute `limit`
+    perhaps none does, and that with the least retain error is returned.
     """
     loss = with_errors(task, settings["forget_objective"])
     limit = error_limit(terms.retain_error, settings)

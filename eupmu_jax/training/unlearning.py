@@ -122,8 +122,8 @@ def unlearn(
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
-        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew. Of
-        a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment, so that JAX copies it into none.
+        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew. For
+        a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
       mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
         to divide; sets that are smaller than their batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on

@@ -169,7 +169,7 @@ def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
         (["--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, random:50%, class:{}"),
         (["--no-run", "--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, "),
         (["--seeds", "100"], "seeds: got 100, on which the methods are tuned"),
-        (["--design", "emoji-resnet", "--seeds", "9"], "seeds: got 9, under which class:9 is forgotten; expected some"),
+        (["--design", "emoji-resnet", "--seeds", "9"], "seeds: got 9, which forgets class:9, expected seeds that"),
     ],
 )
 def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
