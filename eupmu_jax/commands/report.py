@@ -7,6 +7,7 @@ from pathlib import Path
 from eupmu_jax.commands import picture
 from eupmu_jax.commands.document import document
 from eupmu_jax.service import report
+from eupmu_jax.service.audit import GONE
 from eupmu_jax.training._aim import UNLIMITED
 
 COLORS = {"EUPMU": "#0b6e4f"}
@@ -103,7 +104,7 @@ def _models(audited):
     for side in SIDES:
         head = f"error, {side}" + (", %" if rates else "")
         figures[head] = lambda found, side=side: _level(found["errors"].get(side), rates)
-    for side in SIDES[:2]:
+    for side in (*SIDES[:2], GONE):
         figures[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
     figures |= {
         "AUC, shadow models": lambda found: _auc(found.get("lira")),

@@ -23,7 +23,9 @@ def run(
     console: Console,
     retrain: bool = False,
 ) -> bool:
-    """Runs `deletion.run` with a progress bar and prints what was reached; returns whether that is what was asked.
+    """Runs `deletion.run` with a progress bar and prints what was reached.
+
+    Returns whether that is what was asked, and nothing that earlier runs forgot is known again.
 
     Args:
       file: Of the user.
@@ -34,7 +36,8 @@ def run(
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
-    if not isinstance(forget, Path) and not (out / "reached.json").exists():
+    is_new = not isinstance(forget, Path) and not (out / "reached.json").exists()
+    if is_new:
         _check_order(*forget, after)
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.print(
@@ -43,6 +46,9 @@ def run(
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
     if not isinstance(forget, Path):
+        if is_new and reached["met"]:
+            # Another request may have been unlearned meanwhile.
+            _check_order(*forget, after)
         with ledger.opened(forget[0]) as connection:
             # An attempt that failed takes nothing back from one that did not.
             if reached["met"] or ledger.find(connection, forget[1]).state != "unlearned":
@@ -53,7 +59,7 @@ def run(
             deletion.retrain(own, out)
         where = f"Retrained parameters: {out / deletion.RETRAINED}"
         console.print(where, highlight=False, markup=False, soft_wrap=True)
-    return reached["met"]
+    return reached["met"] and not reached.get("returned")
 
 
 def plan(

@@ -18,6 +18,7 @@ MOST = 2_000
 # Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
 COMPARED = 0.8
 BITS = (8, 4)
+GONE = "classes to go"
 # Of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
 
@@ -42,11 +43,12 @@ def make(path: Path, out: Path) -> dict:
       forgotten and of the retained examples, `canaries` and with shadow models `lira` of the forgotten, each beside
       held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
       retained examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or
-      group; `earlier`: what earlier runs forgot, under the parameters of this one.
+      group; `earlier`: what earlier runs forgot, under the parameters of this one. Classes that are to go have an
+      attack of their own, beside held-out examples of these classes.
 
     Raises:
-      ValueError: For a folder without a finished run, one of other data or another model than the file has, damaged
-        parameters, or shadow models that are no such pairs.
+      ValueError: For a folder without a finished run, one of other data, held-out data or another model than the file
+        has, parameters that are damaged or not those that the run ended with, or shadow models that are no such pairs.
     """
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (records.read(out / f"{name}.json", name) for name in ("asked", "reached"))
@@ -59,6 +61,11 @@ def make(path: Path, out: Path) -> dict:
     found = checkpoints.load(out / "params", own["params"], {"asked": asked})
     if found is None:
         raise ValueError(f"out: {out / 'params'} has parameters of another run, expected those of {out / 'asked.json'}")
+    if deletion.digest(found[0]) != reached["params"]:
+        raise ValueError(f"out: {out / 'params'} has other parameters than the run ended with, expected those")
+    held_out = None if own.get("held_out") is None else user_file.data_digest(own["held_out"])
+    if None not in (held_out, asked["held_out"]) and held_out != asked["held_out"]:
+        raise ValueError(f"held_out: {path} has others than the run in {out} took its level from, expected those")
     ids = np.array(asked["positions"])
     forget, retain = deletion.parts(data, ids, deletion.positions_of(asked["earlier"]))
     unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
@@ -76,10 +83,8 @@ def make(path: Path, out: Path) -> dict:
     audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
-    for number, (again, run) in enumerate(zip(audited["earlier"], asked["earlier"], strict=True), 1):
-        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], audited["rates"]):
-            reasons = reasons if verdict == FAILED else []
-            verdict, reasons = FAILED, [*reasons, f"What run {number} of those before forgot is known again."]
+    if more := _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
+        verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
@@ -89,6 +94,7 @@ def _of_model(task, params, sides, unseen, gone):
     found = {"errors": _errors(task, params, sides)}
     if unseen is not None:
         pairs = {name: levels.alike(task, part, unseen, gone) for name, part in sides.items()}
+        pairs[GONE] = _to_go(task, sides["forgotten"], unseen, gone)
         told = {name: [losses(part) for part in pair] for name, pair in pairs.items() if pair}
         found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
         privacy = attacks.canaries(*told["forgotten"]) if "forgotten" in told else None
@@ -97,6 +103,17 @@ def _of_model(task, params, sides, unseen, gone):
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
     return found
+
+
+def _to_go(task, forgotten, unseen, gone):
+    """The forgotten and the unseen examples of classes that are to go, mixed alike; None where there are too few."""
+    if not gone:
+        return None
+    of_gone = lambda part: part_of(part, np.flatnonzero(np.isin(levels.labels_of(task, part), list(gone))))
+    if levels.labels_of(task, unseen) is None:
+        return None
+    some, others = of_gone(forgotten), of_gone(unseen)
+    return levels.alike(task, some, others) if min(len(some), len(others)) >= levels.FEW else None
 
 
 class _Shadows:
@@ -186,6 +203,29 @@ def _verdict(audited, reached, has_unseen):
     return (FAILED, reasons) if reasons else (PASSED, [])
 
 
+def _above(audited, level):
+    """That the retain error is above its limit, where the run says otherwise and the audit finds it."""
+    found, limit = audited["unlearned"]["errors"]["retained"], level["limit"]
+    passed = None not in (found["low"], limit) and found["low"] > limit
+    return ["The retain error is above its limit."] if level["kept"] and passed else []
+
+
+def _known_again(audited, earlier):
+    """What earlier runs forgot and these parameters betray, in words; so many attacks have no more false alarms."""
+    said = []
+    for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
+        attack = again.get("attacks", {}).get("forgotten")
+        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], audited["rates"]):
+            said.append(f"What run {number} of those before forgot is known again.")
+        elif attack and Attack(**attack).tells_among(len(earlier)):
+            said.append(f"What run {number} of those before forgot can be told from data never seen: {_auc(attack)}.")
+    return said
+
+
+def _auc(attack):
+    return "AUC {auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
+
+
 def _staying(task, forget, gone):
     """How many forgotten examples are not of a class that is to go."""
     labels = levels.labels_of(task, forget)
@@ -206,6 +246,13 @@ def _remarks(audited, level, has_unseen, staying):
             f"Only {compared['examples'][0]:,} of {staying:,} forgotten examples are compared: too few unseen have "
             "the classes of the others."
         )
+    going = audited["unlearned"].get("attacks", {}).get(GONE)
+    if going and Attack(**going).tells and not retrained:
+        remarks.append(
+            f"Of the classes to go, an attack by the loss tells the forgotten from unseen examples: {_auc(going)}."
+        )
+    if "relearning" not in audited["unlearned"]:
+        remarks.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
     return remarks
 
 
@@ -225,14 +272,20 @@ def _traces(model, retrained, wanted, has_unseen):
     found = []
     if has_unseen:
         of_models = [(one["attacks"].get("forgotten"), one.get("lira")) for one in (model, retrained) if one]
-        for kind, of_kind in zip(("by the loss", "with shadow models"), zip(*of_models, strict=True), strict=True):
-            known = [Attack(**attack) for attack in of_kind if attack]
+        kinds = ["An attack by the loss tells the forgotten from data never seen"]
+        kinds += ["An attack with shadow models tells the forgotten from data never seen"]
+        if retrained:
+            # Only a retrained model says what a class that it never saw looks like.
+            of_models = [
+                (*two, one["attacks"].get(GONE)) for two, one in zip(of_models, (model, retrained), strict=True)
+            ]
+            kinds += ["An attack by the loss tells the forgotten from unseen examples of the classes to go"]
+        for kind, of_kind in zip(kinds, zip(*of_models, strict=True), strict=True):
+            known = [attack for attack in of_kind if attack]
             # What a model that never saw them cannot hide either is no trace.
-            if known and known[0].tells and not (len(known) == 2 and _alike(*known)):
-                found.append(
-                    f"An attack {kind} tells the forgotten from data never seen: AUC {known[0].auc:.2f} "
-                    f"({known[0].low:.2f} to {known[0].high:.2f})."
-                )
+            tells = known and Attack(**known[0]).tells
+            if tells and not (len(known) == 2 and _alike(*(Attack(**attack) for attack in known))):
+                found.append(f"{kind}: {_auc(known[0])}.")
     error, (least, _) = model["errors"]["forgotten"], wanted
     if error["high"] < least:
         found.append(f"The forgotten are still known: an error of {error['error']:.3f}, expected {least:.3f}.")
@@ -245,9 +298,13 @@ def _alike(one, other):
     return same and one.low <= other.high and other.low <= one.high
 
 
+def _shown(error, rates):
+    return "-" if error is None else f"{100 * error:.1f} %" if rates else f"{error:.4g}"
+
+
 def said(audited: dict) -> str:
     """The audit in a few lines."""
-    percent = lambda level: f"{100 * level['error']:.1f} %" if audited["rates"] else f"{level['error']:.4g}"
+    percent = lambda level: _shown(level["error"], audited["rates"])
     lines = []
     for name in ("original", "unlearned", "retrained"):
         if name in audited:

@@ -1,11 +1,14 @@
 """A TOML file with what is not code: the numbers of a run."""
 
+import difflib
+import logging
 import tomllib
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from eupmu_jax.service.deletion import Asked
 
+logger = logging.getLogger("eupmu_jax")
 # The fields and their types, each with what else may stand for it and its name.
 KINDS = get_type_hints(Asked)
 ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((int, float), "a number")}
@@ -14,14 +17,20 @@ ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((
 def beside(file: Path) -> Path | None:
     """The TOML file of a user's file, mytask.toml of mytask.py, where that is there and has some field of `Asked`.
 
-    A file of something else, which has none, is left alone; a misspelt field beside others is an error in `asked`.
+    One that has a field in a table, or something much like a field, is taken too, so that `asked` names the mistake. A
+    file of something else is left alone, and one that is no TOML with a warning.
     """
     path = file.with_suffix(".toml") if file.suffix else file
     try:
-        found = set(tomllib.loads(path.read_text("utf-8")))
-        return path if path != file and (not found or found & set(KINDS)) else None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
         return None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        logger.warning("config: %s is left alone, as it is no TOML (%s)", path, error)
+        return None
+    inside = [name for table in found.values() if isinstance(table, dict) for name in table]
+    meant = set(inside) & set(KINDS) or any(difflib.get_close_matches(name, KINDS, cutoff=0.8) for name in found)
+    return path if path != file and (not found or meant) else None
 
 
 def asked(path: Path | None, **given: float | int | None) -> Asked:

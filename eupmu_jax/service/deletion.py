@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.benchmark.rows import alone, provenance
@@ -196,7 +197,8 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
       out: Folder of the run.
 
     Raises:
-      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`.
+      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`
+        or that are not finite.
     """
     asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
     if retrained_of(out, own["params"], asked) is not None:
@@ -208,6 +210,8 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     if str(found) != str(wanted):
         raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
     params = jax.tree.map(_as_given, jax.tree.map(np.asarray, params), own["params"])
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)):
+        raise ValueError("retrain: got parameters that are not finite, expected those of a trained model")
     checkpoints.save(out / RETRAINED, params, {"asked": asked})
 
 

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 from eupmu_jax.benchmark.rows import finite
-from eupmu_jax.service import audit, records
+from eupmu_jax.service import audit, deletion, records
 
 NAMES = ("asked", "reached", "audit")
-# Of figures that are computed again, on another processor too: relative, and points of accuracy after relearning, whose
-# steps add up what the processors round differently.
-TOLERANCE, RELEARNED = 1e-3, 5.0
+# Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
+# rates only what rounds to nothing; and points of accuracy after relearning, whose steps add up what the processors
+# round differently.
+TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
 
 
 def make(out: Path) -> dict:
@@ -21,8 +22,7 @@ def make(out: Path) -> dict:
       ValueError: Where the run is not finished or not audited, or a record is damaged.
     """
     found = {name: records.read(out / f"{name}.json", name) for name in NAMES}
-    paths = [out / f"{name}.json" for name in NAMES] + sorted(p for p in (out / "params").rglob("*") if p.is_file())
-    files = {path.relative_to(out).as_posix(): _sha256(path) for path in paths}
+    files = {name: _sha256(out / name) for name in _files(out)}
     records.write(out / "report.json", {"version": records.VERSION, **found, "files": files})
     return records.read(out / "report.json", "report")
 
@@ -30,9 +30,10 @@ def make(out: Path) -> dict:
 def verify(path: Path, file: Path) -> list[str]:
     """What of a report does not hold; nothing if all does.
 
-    Hashes of all files are made again; the records in the report are compared with those beside it; and the audit is
-    run again from the user's file and the saved parameters, and all its figures compared; those of `canaries` where the
-    extra `audit` is installed now as it was then.
+    Hashes of all records and parameters are made again, of the page none, as it is made from the report; the records in
+    the report are compared with those beside it; and the audit is run again from the user's file and the saved
+    parameters, and all its figures compared; those of `canaries` where the extra `audit` is installed now as it was
+    then.
 
     Args:
       path: Of `report.json` in the folder of the run, or of that folder.
@@ -56,14 +57,24 @@ def verify(path: Path, file: Path) -> list[str]:
             wrong.append(f"{name}: is not there")
         elif _sha256(out / name) != expected:
             wrong.append(f"{name}: is not the file that was reported")
+    others = [name for name in _files(out) if name not in report["files"]]
+    wrong += [f"{name}: is not among the files that were reported" for name in others]
     for name in NAMES:
         if not wrong and report[name] != records.read(out / f"{name}.json", name):
             wrong.append(f"report.json: {name} is not what {name}.json says")
     other_code = report["reached"]["code"] not in (None, _sha256(file))
     code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
-        wrong = _differences("audit", report["audit"], json.loads(json.dumps(finite(audit.make(file, out)))))
+        again, rates = json.loads(json.dumps(finite(audit.make(file, out)))), report["audit"]["rates"]
+        wrong = _differences("audit", report["audit"], again, TOLERANCE if rates else ROUNDED)
     return code + wrong
+
+
+def _files(out):
+    """The records and the parameters of a run, by their paths in its folder."""
+    folders = [out / name for name in ("params", deletion.START, deletion.RETRAINED)]
+    found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return [f"{name}.json" for name in NAMES] + [path.relative_to(out).as_posix() for path in found]
 
 
 def _sha256(path):

@@ -52,10 +52,11 @@ class Reached(NamedTuple):
       source: Of the target: "settings", "unseen data", "unseen data by class", or without held-out data "unknown", of a
         task that can tell, else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
-      forget_error, retain_error: Of the returned parameters, on at most 2,000 examples of each set.
-      start: The original model's error on the whole retain set; of a task without classes, on the same 2,000 examples.
+      forget_error: Of the returned parameters, on at most 2,000 examples.
+      retain_error: The same on the whole retain set; of a task without classes, on at most 2,000 examples.
+      start: The original model's error on the same retained examples.
       limit: Of the retain error: its start, and what it may rise by; or infinity.
-      kept: Whether the retain error is within the limit; of a larger set than 2,000, up to their sampling error.
+      kept: Whether the retain error is within the limit.
       comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
         alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
     """
@@ -124,17 +125,18 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
 
 def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
     """What became of the aim."""
-    forget, retain = (measured_level(task, params, part, MOST) for part in (sets.forget, sets.retain))
-    before = start["retain_error"]
+    forget, before, most = measured_level(task, params, sets.forget, MOST), start["retain_error"], None
     if task.num_classes is None:
         # On the same examples and the same noise, or what noise does to either could outweigh the rise.
-        before = measured_level(task, original, sets.retain, MOST).error
+        most = MOST
+        before = measured_level(task, original, sets.retain, most).error
+    retain = measured_level(task, params, sets.retain, most)
     found = error_limit(before, settings)
     limit = np.inf if found is None else float(found)
     both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
     comparison = None if both is None else compare(task, params, *both)
-    # Where every example was measured, rounding alone is an excuse.
-    kept = retain.error <= limit + 1e-6 * max(1.0, abs(limit)) if len(sets.retain) <= MOST else retain.low <= limit
+    # Rounding alone is an excuse.
+    kept = retain.error <= limit + 1e-6 * max(1.0, abs(limit))
     errors = forget.error, retain.error, before
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
 

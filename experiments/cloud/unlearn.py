@@ -26,6 +26,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax import data, metrics, sharding
+from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.models import MLP
 from eupmu_jax.training import loop
 from eupmu_jax.training.fitting import predict
@@ -61,13 +62,16 @@ def description(advance: jax.stages.Compiled, carry: placement.Carry, mesh: Mesh
 
 def recorder(path: epath.Path) -> Callable[[int, Any], None]:
     """Writes a row for each call from process 0; rows of steps that are made again are replaced."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = saved_rows.read(path)
 
     def record(count, values):
         rows[:] = [row for row in rows if row["step"] < count]
         rows.append({"step": count} | {name: value.tolist() for name, value in values.items()})
         if jax.process_index() == 0:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            # A kill leaves the rows as they were.
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            unfinished.replace(path)
 
     return record
 

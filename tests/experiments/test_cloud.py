@@ -181,3 +181,19 @@ def test_sigterm_prints_the_command_that_goes_on(tmp_path):
     assert steps[made:] == [step for step in range(made + 1, 401) if (step + 20) % 50 == 0 or step == 400]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result) >= {"UA", "RA", "TA", "MIA"}
+
+
+def test_rows_go_on_from_what_a_kill_left_of_the_last_line(tmp_path):
+    # BUG: a line cut in two stopped the same command for good.
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    program = (
+        "import unlearn, numpy, pathlib, sys; unlearn.recorder(pathlib.Path(sys.argv[1]))(3, {'loss': numpy.ones(())})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, path], check=True, env=environment(1) | {"PYTHONPATH": f"{CLOUD}:{ROOT}"}
+    )
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 3, "loss": 1.0},
+    ]

@@ -72,3 +72,17 @@ def test_the_file_beside_the_users_says_what_nothing_else_does(tmp_path):
     (tmp_path / "mytask.toml").write_text("limit = 0.2\nstpes = 500")
     with pytest.raises(ValueError, match=r"mytask.toml has 'stpes', expected some of limit, steps"):
         config.asked(config.beside(tmp_path / "mytask.py"))
+
+
+@pytest.mark.parametrize(("text", "named"), [("limmit = 0.1", "limmit"), ("[run]\nlimit = 0.1", "run")])
+def test_a_misspelt_field_alone_or_one_in_a_table_is_named(text, named, tmp_path):
+    # BUG: such a file was taken for one of something else, and the run had ten times the limit.
+    (tmp_path / "mytask.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"mytask.toml has '{named}', expected some of limit, steps"):
+        config.asked(config.beside(tmp_path / "mytask.py"))
+
+
+def test_a_file_that_is_no_toml_is_left_alone_with_a_warning(tmp_path, caplog):
+    (tmp_path / "mytask.toml").write_text("limit = 0,1")
+    assert config.beside(tmp_path / "mytask.py") is None
+    assert "mytask.toml is left alone, as it is no TOML" in caplog.text

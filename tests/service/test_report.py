@@ -127,6 +127,7 @@ def largest_file(folder):
             lambda f: change_report(f, lambda made: made["reached"]["level"].update(forget_error=0.5)),
             "report.json: reached is not what reached.json says",
         ),
+        (lambda f: change_report(f, lambda made: made["files"].clear()), "is not among the files that were reported"),
         (
             lambda f: change_report(f, lambda made: made["files"].update({"../mytask.py": "0" * 64})),
             "../mytask.py: leads out of the folder",
