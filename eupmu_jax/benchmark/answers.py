@@ -56,11 +56,20 @@ def fitting(asked: Asked, part: Questions) -> Questions:
 
 
 def check(asked: Asked, part: Questions) -> None:
-    """Raises `ValueError` where a question does not fit with any of its answers, or that of the model's own."""
+    """Raises `ValueError` for rows beyond the model's context, and where a question does not fit with any answer.
+
+    The answers are those of the questions, and that of the model's own.
+    """
+    context = asked.language.context
+    for name in ("length", "longer"):
+        if context is not None and getattr(asked, name) > context:
+            raise ValueError(
+                f"{name}: got rows of {getattr(asked, name)} tokens, expected at most the model's context of {context}"
+            )
     encoded(asked, part)
     for others in (_right(part), *zip(*(part.wrong_answers or ()), strict=True)):
         encoded(asked, part, others, asked.longer)
-    longest, context = max(map(len, _prompts(asked, part))), asked.language.context
+    longest = max(map(len, _prompts(asked, part)))
     if context is not None and longest + asked.answer > context:
         raise ValueError(
             f"answer: got {asked.answer} tokens after a prompt of {longest}, expected no more than the model's context "

@@ -76,3 +76,12 @@ def test_eupmu_runs_on_these_sets(toy):
     params = persons.model()[0].params
     result = unlearn("EUPMU", persons.task(), params, *sets, steps=2, forget_batch=4, retain_batch=4, probes=0)
     assert np.isfinite(np.asarray(result.params["table"])).all()
+
+
+@pytest.mark.parametrize(("name", "context"), [("length", 109), ("longer", 129)])
+def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context):
+    asked = persons.asked()
+    small = asked._replace(language=asked.language._replace(context=context), tokenizer=None)
+    words = f"^{name}: got rows of {context + 1} tokens, expected at most the model's context of {context}$"
+    with pytest.raises(ValueError, match=words):
+        answers.check(small, toy.forget)

@@ -138,6 +138,15 @@ def test_layers_are_checked(write, language):
             model.hidden(model.params, language.tokens, layer)
 
 
+def test_sequences_beyond_the_context_are_refused_and_those_within_are_not(write):
+    model = load_huggingface(write("llama"))
+    words = "tokens: got 65 in a sequence, expected at most the model's context of 64"
+    for function in (model.apply, lambda params, tokens: model.hidden(params, tokens, 1)):
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(function, model.params, jnp.zeros((2, 65), int))
+        assert jax.eval_shape(function, model.params, jnp.zeros((2, 64), int)).shape[:2] == (2, 64)
+
+
 def tiny_of_tunix(module, kind, **more):
     """A decoder as a user of google-tunix makes it."""
     sizes = {"num_layers": 1, "embed_dim": 8, "hidden_dim": 16, "num_heads": 2, "head_dim": 4, "num_kv_heads": 1}

@@ -20,7 +20,8 @@ class LanguageModel(NamedTuple):
 
     Attributes:
       params: Nested dicts of arrays.
-      apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`, as `tasks.language` takes it.
+      apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`, as `tasks.language` takes it. It and `hidden`
+        raise `ValueError` for sequences of more tokens than the context.
       hidden: `hidden(params, tokens, layer) -> activations` of shape `(n, length, width)`: the residual stream after so
         many blocks. 0 is the embedding, `layers` what the last norm reads; `layer` is static under `jax.jit`.
       decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
@@ -88,11 +89,13 @@ def from_parts(
         return nnx.merge(graph, params, *rest)
 
     def apply(params, tokens):
+        _check_length(tokens, context)
         return module(params)(tokens, _positions(tokens), None, _causal(tokens))[0]
 
     def hidden(params, tokens, layer):
         if not 0 <= layer <= depth:
             raise ValueError(f"layer: got {layer}, expected 0 to {depth}")
+        _check_length(tokens, context)
         model = module(params)
         model.layers = nnx.List(list(model.layers)[:layer])
         stream = []
@@ -117,6 +120,14 @@ def from_parts(
         return {f"layer_{i}": dict(layer) for i in range(depth)}
 
     return LanguageModel(params, apply, hidden, decode, empty_cache, module, depth, context)
+
+
+def _check_length(tokens, context):
+    # Beyond its context a model gives numbers too, but it never learned what these positions mean.
+    if context is not None and tokens.shape[1] > context:
+        raise ValueError(
+            f"tokens: got {tokens.shape[1]} in a sequence, expected at most the model's context of {context}"
+        )
 
 
 def _positions(tokens):
