@@ -76,7 +76,8 @@ def language(
     Raises:
       ValueError: If `apply` or `hidden` is no function, for an unknown retain loss or constant, a retain loss that
         needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it in
-        another shape. `unlearn` refuses sequences without any token to predict, and tokens below 0.
+        another shape. `unlearn` refuses sequences without any token to predict, tokens below 0, and losses of the
+        original model that are not finite or below 0.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
     >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
@@ -234,4 +235,11 @@ def _check_answers(batch):
             raise ValueError(
                 f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "
                 "each"
+            )
+    for name in ("reference_nll", "reference_alternative_nll"):
+        nll = np.asarray(batch.get(name, ()), np.float64)
+        # That of a certain answer may be rounded to just below 0.
+        if (wrong := ~(np.isfinite(nll) & (nll > -1e-3))).any():
+            raise ValueError(
+                f"{name}: got {nll[wrong][0]:.4g}, expected finite losses of the original model, from 0 on"
             )

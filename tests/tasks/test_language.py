@@ -219,6 +219,15 @@ def test_shapes_that_do_not_fit_are_refused_when_traced(name, leaf, message):
         value_of(TASK, name, PARAMS, CACHED | leaf)
 
 
+@pytest.mark.parametrize("name", ["reference_nll", "reference_alternative_nll"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1.0])
+def test_losses_that_no_original_model_has_are_refused(name, wrong):
+    TASK.check(CACHED | {name: np.where(np.arange(N) == 2, -1e-6, CACHED[name])})
+    message = f"^{name}: got {wrong:.4g}, expected finite losses of the original model, from 0 on"
+    with pytest.raises(ValueError, match=message):
+        TASK.check(CACHED | {name: np.where(np.arange(N) == 2, wrong, CACHED[name])})
+
+
 EMPTY = np.where(np.arange(N)[:, None] == 3, np.arange(LENGTH) == 0, True)
 BAD = {
     "an empty answer": (
