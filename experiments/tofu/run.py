@@ -6,9 +6,10 @@ Result:   a row of figures in --out, and the unlearned parameters beside it.
 
 `--model` is a model in Hugging Face's format, such as Llama 3.2 1B, that was fine-tuned on all of TOFU, `--retrained`
 one that was fine-tuned on the retain set alone, `--data` a copy of the data set. With `--rank` low-rank adapters are
-unlearned with, else all parameters. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices; `eupmu plan
---model 1b` says beforehand what a step takes. It was run here on a tiny model and questions of TOFU's layout, on one
-device and on eight pretended ones, never on TOFU itself.
+unlearned with, else all parameters. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices. `eupmu plan
+--model 1b` says roughly what a step takes: it compiles this library's own decoder of these sizes, not the class of
+google-tunix that is loaded here. It was run here on a tiny model and questions of TOFU's layout, on one device and on
+eight pretended ones, never on TOFU itself.
 """
 
 import argparse
