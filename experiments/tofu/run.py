@@ -28,7 +28,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import methods, sharding, tasks
 from eupmu_jax.benchmark import answers, rows
 from eupmu_jax.data import tofu
-from eupmu_jax.data.questions import PROMPT
+from eupmu_jax.data.questions import PROMPT, Questions
 from eupmu_jax.metrics.language import forget_quality
 from eupmu_jax.models.language import huggingface_tokenizer, load_huggingface, with_lora
 from eupmu_jax.training import checkpoints
@@ -97,8 +97,8 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     batches = [answers.encoded(model, part) for part in sets.values()]
     for part in judged.values():
         answers.check(model, part)
-    if given.retrained:
-        huggingface_tokenizer(given.retrained)
+    # Before any unlearning, so that a model that cannot be read loses none.
+    ratios = retrained_ratios(given, mesh, judged[f"forget{share}"]) if given.retrained else None
     if given.objective == "npo":
         batches = [tasks.with_reference(task, model.language.params, b, batch_size=given.batch) for b in batches]
     steps = given.steps or PASSES * -(-len(sets["forget"].question) // given.batch)
@@ -122,12 +122,17 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     row = {"method": given.method, "objective": given.objective, "forget": given.forget, "seed": given.seed}
     row |= {"original": judge(model.language.params), "unlearned": judge(result.params)}
     row |= {"steps": steps, "seconds": result.seconds, "figures": result.figures}
-    if given.retrained:
-        other = asked(given.retrained, given, mesh, 0)
-        ratios = answers.truth(other, other.language.params, forget)[0]
-        row["forget_quality"] = forget_quality(row["unlearned"]["truth_ratios"], np.asarray(ratios)).log10
+    if ratios is not None:
+        row["forget_quality"] = forget_quality(row["unlearned"]["truth_ratios"], ratios).log10
     rows.append(given.out / "rows.jsonl", row | made_by)
     return row
+
+
+def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> np.ndarray:
+    """The truth ratios of the retrained model; its parameters are let go."""
+    other = asked(given.retrained, given, mesh, 0)
+    answers.check(other, forget)
+    return np.asarray(answers.truth(other, other.language.params, forget)[0])
 
 
 def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:

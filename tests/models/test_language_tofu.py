@@ -80,6 +80,16 @@ def test_a_model_forgets_and_is_judged(write, tmp_path, rank):
     assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
 
 
+def test_a_retrained_model_that_cannot_be_read_is_refused_before_any_unlearning(write, tmp_path):
+    folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
+    retrained = save_tokenizer(write("llama", without=["model.norm.weight"]))
+    arguments = ["--model", folder, "--retrained", retrained, "--data", data, "--out", tmp_path / "out"]
+    arguments += ["--forget", 5, "--steps", 3, "--batch", 8, "--length", 24, "--answer", 4, "--dtype", "float32"]
+    with pytest.raises(ValueError, match=r"got no tensor model.norm.weight, expected those of the architecture"):
+        run.run(run.parsed([str(one) for one in arguments]), {})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_is_read_with_its_end_and_without_padding(tmp_path):
     tokenizer = huggingface_tokenizer(save_tokenizer(tmp_path, chat_template="{{ messages[0].content }}"))
     assert tokenizer.encode("who wrote the book") == [4, 5, 9, 11]
