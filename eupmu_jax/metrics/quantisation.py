@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 
 _PROJECTIONS = {"query", "key", "value", "q_proj", "k_proj", "v_proj"}
-_OUTPUTS = {"out", "o_proj"}
+_OUTPUTS = {"out", "o_proj", "attn_vec_einsum"}
+# Of google-tunix's Gemma, whose heads stand before the inputs.
+_STACKED = {"kv_einsum", "qkv_einsum"}
 
 
 def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
@@ -15,11 +17,12 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
 
     Symmetric round-to-nearest, ties to even, with one scale for each output channel j: kernels are `(..., inputs,
     outputs)`, as in Flax, and every matrix of a stack has scales of its own. The inputs of a convolution, of four
-    dimensions or more, are all but the last; those of attention, of three, are told by its name: `(inputs, heads,
-    width)` of `query`, `key`, `value`, `q_proj`, `k_proj` or `v_proj`, and `(heads, width, outputs)` of `out` or
-    `o_proj`. An embedding `(tokens, width)` has a scale for each of its features. Weights of one dimension, those named
-    `bias`, and those that are no floating point numbers stay as they are. Shapes and dtypes do not change, and no
-    memory is saved. Parameters that are low-rank adapters alone say nothing of the model: merge them before.
+    dimensions or more, are all but the last. Those of attention are told by its name: `(inputs, heads, width)` of
+    `query`, `key`, `value`, `q_proj`, `k_proj` or `v_proj`, `(heads, width, outputs)` of `out`, `o_proj` or
+    `attn_vec_einsum`, and `(stack, heads, inputs, width)` of `kv_einsum` or `qkv_einsum`. An embedding `(tokens,
+    width)` has a scale for each of its features. Weights of one dimension, those named `bias`, and those that are no
+    floating point numbers stay as they are. Shapes and dtypes do not change, and no memory is saved. Parameters that
+    are low-rank adapters alone say nothing of the model: merge them before.
 
     Args:
       params: Any pytree of arrays.
@@ -57,4 +60,4 @@ def _inputs_of(names, ndim):
         return 0
     if ndim == 3 and _OUTPUTS & set(names):
         return (0, 1)
-    return -2 if ndim < 4 else tuple(range(ndim - 1))
+    return -2 if ndim < 4 or _STACKED & set(names) else tuple(range(ndim - 1))

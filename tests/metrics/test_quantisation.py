@@ -85,12 +85,17 @@ def test_one_bit_is_refused():
         (("attention", "query", "kernel"), (32, 4, 16), 0),
         (("layers", "k_proj", "w"), (32, 1, 16), 0),
         (("attention", "out", "kernel"), (4, 16, 32), (0, 1)),
+        (("attn", "attn_vec_einsum", "w"), (4, 16, 32), (0, 1)),
+        (("attn", "q_einsum", "w"), (4, 32, 16), 1),
+        (("attn", "kv_einsum", "w"), (2, 1, 32, 16), 2),
+        (("attn", "qkv_einsum", "w"), (3, 4, 32, 16), 2),
         (("convolution", "kernel"), (3, 3, 2, 8), (0, 1, 2)),
     ],
 )
 def test_a_scale_is_that_of_all_inputs_of_an_output(names, shape, inputs):
     # BUG: with the last but one axis alone, one key head or one channel was not rounded at all.
-    weights = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+    outputs = [1 if axis in np.atleast_1d(inputs) else size for axis, size in enumerate(shape)]
+    weights = jnp.asarray(RNG.normal(size=shape) * RNG.uniform(1, 9, size=outputs), jnp.float32)
     tree = weights
     for name in reversed(names):
         tree = {name: tree}
