@@ -1,7 +1,8 @@
 """What steps take on devices that are not here: memory of every kind of step, large decoders, and two denoisers.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
-Time:     about 40 minutes on 2 CPU cores, most of it the last plan, which takes 18 GB; nothing is run but compilers.
+Time:     about an hour on 2 CPU cores, nearly half of it the last plan, which takes 18 GB; nothing is run but
+          compilers.
 Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
           experiments/speed/plans.jsonl.
