@@ -58,7 +58,7 @@ def fitting(asked: Asked, part: Questions) -> Questions:
 def check(asked: Asked, part: Questions) -> None:
     """Raises `ValueError` for rows beyond the model's context, and where a question does not fit with any answer.
 
-    The answers are those of the questions, and that of the model's own.
+    The answers are those of the questions, and that of the model's own. Questions need wrong answers to be judged.
     """
     context = asked.language.context
     for name in ("length", "longer"):
@@ -67,7 +67,7 @@ def check(asked: Asked, part: Questions) -> None:
                 f"{name}: got rows of {getattr(asked, name)} tokens, expected at most the model's context of {context}"
             )
     encoded(asked, part)
-    for others in (_right(part), *zip(*(part.wrong_answers or ()), strict=True)):
+    for others in (_right(part), *_wrong(part)):
         encoded(asked, part, others, asked.longer)
     longest = max(map(len, _prompts(asked, part)))
     if context is not None and longest + asked.answer > context:
@@ -157,10 +157,24 @@ def _right(part):
     return part.answer if part.paraphrased_answer is None else part.paraphrased_answer
 
 
+def _wrong(part):
+    """The first wrong answer of every question, the second of every one, and so on."""
+    counts = {len(some) for some in part.wrong_answers or ((),)}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(
+            f"wrong_answers: got {' or '.join(map(str, sorted(counts)))} of a question, expected one or more, as many "
+            "of each"
+        )
+    return list(zip(*part.wrong_answers, strict=True))
+
+
 def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.ndarray, np.ndarray]:
     """TOFU's truth ratio of each question, and the share of the right answer among those to choose from.
 
     The right answer is the paraphrased one, where there is one.
+
+    Raises:
+      ValueError: Without wrong answers, or for more of one question than of another.
     """
 
     def mean(answers):
@@ -168,7 +182,7 @@ def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.nda
         return nll / lengths
 
     right = mean(_right(part))
-    wrong = np.stack([mean(one) for one in zip(*(part.wrong_answers or ()), strict=True)], axis=1)
+    wrong = np.stack([mean(one) for one in _wrong(part)], axis=1)
     return metrics.truth_ratio(right, wrong), metrics.choice_probability(np.exp(-right), np.exp(-wrong))
 
 

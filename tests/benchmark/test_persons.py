@@ -85,3 +85,14 @@ def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context)
     words = f"^{name}: got rows of {context + 1} tokens, expected at most the model's context of {context}$"
     with pytest.raises(ValueError, match=words):
         answers.check(small, toy.forget)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "counts"), [(lambda some: None, "0"), (lambda some: ((), *some[1:]), f"0 or {persons.WRONG}")]
+)
+def test_questions_without_wrong_answers_are_refused(toy, wrong, counts):
+    part, params = toy.forget._replace(wrong_answers=wrong(toy.forget.wrong_answers)), persons.model()[0].params
+    words = f"^wrong_answers: got {counts} of a question, expected one or more, as many of each$"
+    for refused in (lambda: answers.check(persons.asked(), part), lambda: answers.truth(persons.asked(), params, part)):
+        with pytest.raises(ValueError, match=words):
+            refused()
