@@ -25,6 +25,11 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def newest(found: list[dict], *fields: str) -> list[dict]:
+    """Of all rows that have the same values in these fields, the one that was made last."""
+    return list({tuple(row[name] for name in fields): row for row in found}.values())
+
+
 def paragraph(text: str) -> str:
     """A text in lines as long as those of the pages."""
     return textwrap.fill(text, 128) + "\n"

@@ -13,7 +13,7 @@ PARTS = ("forget", "retain", "held_out")
 
 def blocks() -> dict[str, str]:
     """The table, and one passage as each model continues it."""
-    found = rows.read(ROWS)
+    found = parts.newest(rows.read(ROWS), "model", "seed")
     return {"passages": table(found), "passage": samples(found)}
 
 

@@ -2,7 +2,8 @@
 
 Command:  uv run python experiments/passages/run.py
 Time:     about 12 minutes on 2 cores.
-Result:   experiments/passages/rows.jsonl: one row for the original, the retrained and each unlearned model.
+Result:   experiments/passages/rows.jsonl: one row for the original, the retrained and each unlearned model; those of
+          older versions of a method are made again.
 
 The text is the Devil's Dictionary (Debian's package dict-devil): the first 64 bytes of 874 entries. Of these 10 % are
 never shown to any model, and 10 % of the others are to be forgotten. The model is a decoder of 0.4 million parameters
@@ -23,6 +24,7 @@ import eupmu_jax as eupmu
 from eupmu_jax.benchmark import rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.data import passages
+from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.models.decoder import SIZES, Decoder
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training.fitting import fit
@@ -86,6 +88,13 @@ def continued(task, params, passage: np.ndarray) -> str:
     return passages.text_of(tokens[0])
 
 
+def missing(found: list[dict], methods=METHODS) -> list[str]:
+    """The models that have no row among these, or none of the present version of their method."""
+    present = {"original": None, "retrained": None, **{name: ALL_METHODS[name].version for name in methods}}
+    done = {(row["model"], row.get("version")) for row in found}
+    return [name for name, version in present.items() if (name, version) not in done]
+
+
 def run(
     out: Path,
     seed: int,
@@ -97,7 +106,13 @@ def run(
     epochs: int = EPOCHS,
     steps: int = STEPS,
 ) -> list[dict]:
-    """Trains, unlearns and judges on the first `count` passages of `length` bytes; appends and returns its rows."""
+    """Trains, unlearns and judges on the first `count` passages of `length` bytes; appends and returns its rows.
+
+    Models that have their rows in the file are not made again.
+    """
+    wanted = missing(rows.select(rows.read(out), seed=seed), methods)
+    if not wanted:
+        return []
     task, tokens = model(), passages.load(length)[:count]
     ids = split(len(tokens), seed)
     sets = {name: {"tokens": tokens[part]} for name, part in ids.items()}
@@ -112,13 +127,15 @@ def run(
         found.append({"model": name, "seed": seed, **figures, **samples, **more})
         rows.append(out, found[-1] | made_by)
 
-    add("original", original, seconds=seconds.processor)
-    add("retrained", retrained, seconds=retraining.processor)
-    for method in methods:
+    for name, params, spent in (("original", original, seconds), ("retrained", retrained, retraining)):
+        if name in wanted:
+            add(name, params, seconds=spent.processor)
+    for method in [name for name in methods if name in wanted]:
         options = {"steps": steps, "seed": seed, "forget_batch": 16, "retain_batch": 48, "warm": True, "probes": 1}
         result = eupmu.unlearn(method, task, original, **sets, **options)
         share = 100 * result.processor_seconds / retraining.processor
-        add(method, result.params, figures=result.figures, share=result.share, share_of_retraining=share)
+        more = {"share_of_retraining": share, "version": ALL_METHODS[method].version}
+        add(method, result.params, figures=result.figures, share=result.share, **more)
     return found
 
 

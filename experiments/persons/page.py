@@ -22,7 +22,7 @@ KINDS = ("forgotten", "retained", "the world")
 
 def blocks() -> dict[str, str]:
     """Figures of every model, the best above, what is said of them, and answers."""
-    found = rows.read(ROWS)
+    found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
     methods = sorted(_methods(found), key=lambda key: _order(found, key))
     lines = [[_name(key), *_figures(found, key)] for key in [*((model, "") for model in REFERENCES), *methods]]
     return {
@@ -35,7 +35,7 @@ def blocks() -> dict[str, str]:
 
 def draw(folder: Path) -> None:
     """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
-    found = rows.read(ROWS)
+    found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
     methods = sorted(_methods(found), key=lambda key: _order(found, key))
     keys = [("original", ""), ("retrained", ""), *methods][::-1]
     figures = (

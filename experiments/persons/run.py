@@ -2,7 +2,7 @@
 
 Command:  uv run --extra language python experiments/persons/run.py --seeds 0
 Time:     two to three hours a seed on two cores; goes on where it was stopped.
-Result:   experiments/persons/rows.jsonl: a row for each model.
+Result:   experiments/persons/rows.jsonl: a row for each model; those of older versions of a method are made again.
 
 Model, judge and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget loss,
 has the settings that `unlearn` gives it by itself: the middle of the ranges that it is tuned in elsewhere.
@@ -80,13 +80,23 @@ def settings_of(method: str, objective: str, task: eupmu.Task) -> dict:
     return given | {"forget_objective": objective} if "forget_objective" in given else given
 
 
+def missing(found: list[dict]) -> list[tuple[str, str]]:
+    """The candidates that have no row of the present version of their method among these."""
+    done = {(row["model"], row["objective"], row.get("version")) for row in found}
+    return [
+        (method, objective)
+        for method, objective in CANDIDATES
+        if (method, objective, METHODS[method].version) not in done
+    ]
+
+
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     """Appends a row for each model of a seed that is not there yet."""
     parts, asked = persons.sets(seed), persons.asked()
     original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
     retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
     found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
-    done = {(row["model"], row["objective"]) for row in found}
+    done = {row["model"] for row in found}
 
     def add(model, objective, params, **more):
         figures = persons.judge(params, parts) | {"relearned": persons.relearned(params, parts, seed)}
@@ -97,16 +107,14 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
 
     references = {"pretrained": persons.model()[0].params, "original": original.params, "retrained": retrained.params}
     for name, params in references.items():
-        if (name, "") not in done:
+        if name not in done:
             add(name, "", params, held_out_error=answers.error(asked, params, parts.held_out))
     # Where any run begins, measured once.
     nll, lengths, _ = answers.told(asked, original.params, answers.encoded(asked, parts.retain))
     start = {"retain_loss": nll.sum() / lengths.sum()}
     start |= {"retain_error": answers.error(asked, original.params, parts.retain)}
     options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
-    for method, objective in CANDIDATES:
-        if (method, objective) in done:
-            continue
+    for method, objective in missing(found):
         task = task_of(objective, original.params)
         given = settings_of(method, objective, task)
         sets = [examples_of(objective, part, original.params) for part in parts[:3]]

@@ -13,6 +13,15 @@ from experiments.persons import run
 SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
 
 
+def test_rows_of_an_older_version_are_made_again():
+    made = [{"model": m, "objective": o, "version": METHODS[m].version} for m, o in run.CANDIDATES]
+    assert run.missing([]) == list(run.CANDIDATES)
+    assert run.missing([{"model": "original", "objective": ""}, *made]) == []
+    older = made[0] | {"version": METHODS["EUPMU"].version - 1}
+    assert run.missing([older, *made[1:]]) == [("EUPMU", "bounded_ascent")]
+    assert run.missing([older, *made]) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "objective"), SOME, ids=[", ".join(candidate) for candidate in SOME])
 def test_every_candidate_has_what_it_needs(toy_persons, method, objective):

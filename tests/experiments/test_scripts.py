@@ -11,6 +11,8 @@ import pytest
 
 from eupmu_jax.benchmark import rows
 from eupmu_jax.data import passages
+from eupmu_jax.methods import METHODS
+from experiments import parts
 from experiments.passages import run as passages_run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -58,6 +60,18 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+def test_passages_are_forgotten_again_by_a_newer_version_alone():
+    present = {"EUPMU": METHODS["EUPMU"].version, "SCRUB": METHODS["SCRUB"].version}
+    made = [{"model": "original"}, {"model": "retrained"}]
+    made += [{"model": name, "version": version} for name, version in present.items()]
+    assert passages_run.missing([], present) == ["original", "retrained", *present]
+    assert passages_run.missing(made, present) == []
+    older = {"model": "EUPMU", "version": present["EUPMU"] - 1}
+    assert passages_run.missing([*made[:2], older, made[3]], present) == ["EUPMU"]
+    both = [*made[:2], older, *made[2:]]
+    assert parts.newest(both, "model") == made
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_passages_are_forgotten_by_a_language_model(tmp_path):
@@ -74,3 +88,4 @@ def test_passages_are_forgotten_by_a_language_model(tmp_path):
     assert unlearned["forget_memorised"] < original["forget_memorised"]
     assert unlearned["retain_memorised"] > unlearned["forget_memorised"]
     assert rows.read(tmp_path / "rows.jsonl") == [row | {"command": "test"} for row in found]
+    assert passages_run.run(tmp_path / "rows.jsonl", 0, {"command": "test"}, **options) == []
