@@ -131,6 +131,30 @@ def test_missing_files(write, tmp_path):
         load_huggingface(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"model_type": "llama",'),
+        ("config.json", b"\xff\xfe"),
+        ("model-0.safetensors", b""),
+        ("model-1.safetensors", None),
+    ],
+)
+def test_a_damaged_file_is_named(write, name, content):
+    path = write("llama") / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=f"^{path}: got a file that cannot be read .*, expected one whole$"):
+        load_huggingface(path.parent)
+
+
+def test_a_configuration_without_entries_is_refused(write):
+    path = write("llama") / "config.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=f"^{path}: got a list, expected a JSON object$"):
+        load_huggingface(path.parent)
+
+
 def test_layers_are_checked(write, language):
     model = load_huggingface(write("llama"))
     for layer in (-1, 3):

@@ -110,6 +110,27 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path, end):
         huggingface_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path, name):
+    path = save_tokenizer(tmp_path) / name
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=f"^{path}: got a file that cannot be read .*, expected one whole$"):
+        huggingface_tokenizer(tmp_path)
+
+
+def test_a_template_of_another_tokenizer_is_refused(tmp_path):
+    from tokenizers import Tokenizer
+
+    save_tokenizer(tmp_path, chat_template="<|im_start|>{{ messages[0].content }}<|im_end|>")
+    # Without either of the two in the tokenizer they are text.
+    huggingface_tokenizer(tmp_path)
+    fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.add_special_tokens(["<|im_end|>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"got no special token <\|im_start\|>, expected those that the chat template"):
+        huggingface_tokenizer(tmp_path)
+
+
 def test_a_template_gets_the_special_tokens_and_may_refuse(tmp_path):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     template += "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]{% if tools is not none %}tools{% endif %}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from eupmu_jax.models.language._tensors import Tensors, build
 from eupmu_jax.models.language.adapter import LanguageModel
-from eupmu_jax.models.language.tokenizer import Tokenizer
+from eupmu_jax.models.language.tokenizer import Tokenizer, check_template
 
 
 def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
@@ -27,8 +27,8 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
     Raises:
       FileNotFoundError: If config.json or the weights are missing.
       ImportError: Without the extra `language`.
-      ValueError: For another architecture or setting, and for tensors that are missing, left over or of other shapes;
-        nothing has been read then.
+      ValueError: For another architecture or setting, for tensors that are missing, left over or of other shapes, and
+        with its name for a file that is damaged; no tensor has been read then.
 
     >>> load_huggingface("nowhere")
     Traceback (most recent call last):
@@ -39,13 +39,13 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
     found = {"config.json": (folder / "config.json").exists(), "*.safetensors": bool(files)}
     if missing := " and ".join(name for name in found if not found[name]):
         raise FileNotFoundError(f"folder: got {folder} without {missing}, expected what save_pretrained writes")
-    config = json.loads((folder / "config.json").read_text())
+    config = _entries(folder / "config.json")
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError("language models need safetensors: pip install 'eupmu-jax[language]'") from error
     # Slices of NumPy know no bfloat16; those of Flax are arrays of JAX, whatever their dtype.
-    opened = [safe_open(file, framework="flax") for file in files]
+    opened = [_read(file, lambda file: safe_open(file, framework="flax"), SafetensorError) for file in files]
     owner = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
     return build(config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype)
@@ -62,7 +62,9 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       FileNotFoundError: If one of the files is missing.
       ImportError: Without the extra `language`.
-      ValueError: If no token that ends an answer is named, or the tokenizer does not have it.
+      ValueError: If no token that ends an answer is named, or the tokenizer does not have it; if the chat template
+        writes some tokens that the tokenizer has and some that it lacks, such as `<|im_start|>`; with its name for a
+        file that is damaged.
 
     >>> huggingface_tokenizer("nowhere")
     Traceback (most recent call last):
@@ -76,11 +78,12 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         from tokenizers import Tokenizer as Fast
     except ImportError as error:
         raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = _entries(folder / "tokenizer_config.json")
     named = {name: token for name, token in config.items() if name.endswith("_token") and token}
     special = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
     end = special.get("eos_token")
-    fast = Fast.from_file(str(folder / "tokenizer.json"))
+    # The package raises no class of errors of its own.
+    fast = _read(folder / "tokenizer.json", lambda file: Fast.from_file(str(file)), Exception)
     # What a file asks for of padding and cutting is for others.
     fast.no_padding()
     fast.no_truncation()
@@ -91,4 +94,20 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         template = next((one["template"] for one in template if one["name"] == "default"), None)
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text()
+    check_template(str(folder), template, fast.get_vocab())
     return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size(), special)
+
+
+def _entries(path):
+    """The entries of a JSON file."""
+    found = _read(path, lambda path: json.loads(path.read_text()), ValueError)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: got a {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _read(path, read, errors):
+    try:
+        return read(path)
+    except errors as error:
+        raise ValueError(f"{path}: got a file that cannot be read ({error}), expected one whole") from error

@@ -1,7 +1,7 @@
 """Text to tokens and back, with the special tokens and the chat template of an instructed model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -58,6 +58,21 @@ def _refuse(message):
     raise ValueError(f"messages: got some that the chat template refuses: {message}")
 
 
+def check_template(where: str, template: str | None, known: Collection[str]) -> None:
+    """Raises `ValueError` for a chat template that writes some special tokens that are known and some that are not.
+
+    Where none is known they are meant as text, as in the templates of TinyLlama and Tulu 3.
+
+    >>> check_template("folder", "<|im_start|>{{ text }}<|im_end|>", ["<|im_end|>"])
+    Traceback (most recent call last):
+    ValueError: folder: got no special token <|im_start|>, expected those that the chat template writes
+    """
+    written = set(re.findall(r"<\|\w+\|>", template or ""))
+    missing = sorted(written.difference(known))
+    if missing and len(missing) < len(written):
+        raise ValueError(f"{where}: got no special token {missing[0]}, expected those that the chat template writes")
+
+
 def bytes_tokenizer(
     where: str,
     kind: tuple[str | None, str | None],
@@ -81,8 +96,7 @@ def bytes_tokenizer(
 
     Raises:
       ImportError: Without the package tokenizers.
-      ValueError: For another kind; without tokens, merges or the end; if the template writes special tokens that there
-        are not.
+      ValueError: For another kind; without tokens, merges or the end; for a template as in `check_template`.
 
     >>> bytes_tokenizer("a.gguf", ("llama", "default"), [], [], [], None, None)
     Traceback (most recent call last):
@@ -97,8 +111,7 @@ def bytes_tokenizer(
     names = [tokens[i] for i in special]
     if end is None or end not in special:
         raise ValueError(f"{where}: got {end} as the token that ends an answer, expected the id of a special token")
-    if missing := sorted(set(re.findall(r"<\|\w+\|>", template or "")) - set(names)):
-        raise ValueError(f"{where}: got no special token {missing[0]}, expected those that the chat template writes")
+    check_template(where, template, names)
     try:
         from tokenizers import AddedToken, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Fast
