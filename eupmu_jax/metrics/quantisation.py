@@ -22,7 +22,7 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     `attn_vec_einsum`, and `(stack, heads, inputs, width)` of `kv_einsum` or `qkv_einsum`. An embedding `(tokens,
     width)` has a scale for each of its features. Weights of one dimension, those named `bias`, and those that are no
     floating point numbers stay as they are. Shapes and dtypes do not change, and no memory is saved. Parameters that
-    are low-rank adapters alone say nothing of the model: merge them before.
+    are low-rank adapters alone say nothing of the model: round what `models.language.merge_lora` makes of them.
 
     Args:
       params: Any pytree of arrays.

@@ -1,11 +1,17 @@
 """Low-rank adapters: few parameters to unlearn with, and the model itself as it was."""
 
+from collections.abc import Mapping
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from eupmu_jax.models.language.adapter import LanguageModel, from_parts
+
+# Of google-tunix's Gemma: the inputs are the last axis but one, behind stack and heads.
+_HEADS_FIRST = {"q_einsum", "kv_einsum", "qkv_einsum"}
 
 
 def with_lora(
@@ -16,7 +22,8 @@ def with_lora(
     .. math:: W' = W + \frac{\alpha}{r} A B
 
     for every matrix of attention and MLP in every block. At first B is zero, so the model computes what it computed.
-    Only the adapters are parameters; those of the model are closed over.
+    Only the adapters are parameters; those of the model are closed over. `merge_lora` adds the adapters to
+    these, for other programs.
 
     What a function closes over, `jax.jit` copies into each program that it compiles, where XLA may work on it for
     minutes. Of a real model, have it passed in instead: set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment.
@@ -68,3 +75,55 @@ def with_lora(
     return from_parts(
         nnx.graphdef(shapes), jax.tree.unflatten(structure, adapters), (fixed,), shapes.config, model.context
     )
+
+
+def merge_lora(params: chex.ArrayTree, adapters: chex.ArrayTree, alpha: float | None = None) -> dict:
+    r"""The parameters of the whole model with its adapters added, :math:`W + \frac{\alpha}{r} A B`.
+
+    For all that reads a model's own parameters, such as other programs and `metrics.rounded`. With them the model
+    without adapters computes what it computed with them, up to rounding to the dtype of W.
+
+    Args:
+      params: As they were given to `with_lora`.
+      adapters: As `with_lora(...).params`, trained or not.
+      alpha: As it was given to `with_lora`; without one, the rank.
+
+    Returns:
+      Parameters in the structure of `params`; those without an adapter are the same arrays.
+
+    Raises:
+      ValueError: For adapters that do not belong to the parameters.
+
+    >>> params = {"gate_proj": {"kernel": jnp.zeros((2, 2))}}
+    >>> pair = {"kernel_lora_a": jnp.array([[1.0], [2.0]]), "kernel_lora_b": jnp.array([[3.0, 4.0]])}
+    >>> merge_lora(params, {"gate_proj": pair}, alpha=10)["gate_proj"]["kernel"].tolist()
+    [[30.0, 40.0], [60.0, 80.0]]
+    """
+    for name, tree in (("params", params), ("adapters", adapters)):
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{name}: got a {type(tree).__name__}, expected the nested dicts of a model's params")
+    whole, given = flatten_dict(params, keep_empty_nodes=True), flatten_dict(adapters)
+    if not given:
+        raise ValueError("adapters: got none, expected those of `with_lora`")
+    for *path, name in dict.fromkeys((*path, str(name).rpartition("_lora_")[0]) for *path, name in given):
+        a, b = (given.get((*path, f"{name}_lora_{part}")) for part in "ab")
+        if (*path, name) not in whole or a is None or b is None:
+            found = ", ".join(".".join(map(str, other)) for other in given if list(other[:-1]) == path)
+            raise ValueError(f"adapters: got {found}, expected a pair for a matrix of the parameters")
+        whole[*path, name] = _merged((*path, name), whole[*path, name], a, b, alpha)
+    return unflatten_dict(whole)
+
+
+def _merged(place, weights, a, b, alpha):
+    # A has the inputs before the rank, B the outputs behind it, both in the order in which the weights have them.
+    heads_first = _HEADS_FIRST & set(place)
+    inputs_first = jnp.moveaxis(weights, -2, 0) if heads_first else weights
+    if a.shape[-1:] != b.shape[:1] or (*a.shape[:-1], *b.shape[1:]) != inputs_first.shape:
+        where = ".".join(map(str, place))
+        raise ValueError(
+            f"adapters: got {a.shape} and {b.shape} for {where} of shape {weights.shape}, expected those of its model"
+        )
+    rank, wide = a.shape[-1], jnp.promote_types(weights.dtype, jnp.float32)
+    product = jnp.tensordot(a.astype(wide), b.astype(wide), 1, precision="highest")
+    merged = inputs_first + (rank if alpha is None else alpha) / rank * product
+    return (jnp.moveaxis(merged, 0, -2) if heads_first else merged).astype(weights.dtype)
