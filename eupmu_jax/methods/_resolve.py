@@ -11,7 +11,7 @@ from eupmu_jax.tasks import Task, check_task
 OBJECTIVES = ("forget_objective", "ascent_objective")
 # What every method divides by, and what is a share of something.
 POSITIVE = ("smoothing", "temperature")
-SHARES = ("mask_fraction", "max_share", "momentum", "sparsity")
+SHARES = ("mask_fraction", "max_share", "sparsity")
 
 
 def check_requirements(name: str, method: Method, task: Task) -> None:
@@ -93,6 +93,9 @@ def _check_range(key, value):
         raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number above 0")
     if value < 0:
         raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
+    if key == "momentum" and value >= 1:
+        # Adam divides by 1 less its powers.
+        raise ValueError(f"settings['momentum']: got {value!r}, expected a number from 0 to below 1")
     if key in SHARES and value > 1:
         raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number from 0 to 1")
 

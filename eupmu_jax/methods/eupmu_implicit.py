@@ -32,8 +32,10 @@ def implicit_descent(
 
 def _implicit(task, terms, settings, proxy, forward):
     sum_of_learning_rates = settings["learning_rate"] * (terms.steps + 1) / 2
+    # Without any step there is nothing to share it out to.
+    stays = isinstance(sum_of_learning_rates, float) and sum_of_learning_rates == 0
     surgery = implicit_surgery(
-        settings.get("allowed_rise", 0.0) / sum_of_learning_rates,
+        0.0 if stays else settings.get("allowed_rise", 0.0) / sum_of_learning_rates,
         optax.sgd(settings["multiplier_learning_rate"]),
         proxy=proxy,
         learning_rate=learning_rate(terms, settings),

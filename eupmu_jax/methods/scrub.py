@@ -39,7 +39,8 @@ def scrub(task, terms, settings) -> Procedure:
     that the share of time is well above that of passes.
 
     Failure cases: D has no bound, so long or large ascent ruins the model beyond repair. Its gradient is zero where
-    student and teacher agree: the first max-step does nothing, and forgetting starts from what a min-step has moved.
+    student and teacher agree: the first max-step follows rounding alone, which Adam makes a step of, and forgetting
+    starts from what a min-step has moved.
     """
     max_until = settings["max_share"] * terms.steps
 

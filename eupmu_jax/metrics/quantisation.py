@@ -19,10 +19,11 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     outputs)`, as in Flax, and every matrix of a stack has scales of its own. The inputs of a convolution, of four
     dimensions or more, are all but the last. Those of attention are told by its name: `(inputs, heads, width)` of
     `query`, `key`, `value`, `q_proj`, `k_proj` or `v_proj`, `(heads, width, outputs)` of `out`, `o_proj` or
-    `attn_vec_einsum`, and `(stack, heads, inputs, width)` of `kv_einsum` or `qkv_einsum`. An embedding `(tokens,
-    width)` has a scale for each of its features. Weights of one dimension, those named `bias`, and those that are no
-    floating point numbers stay as they are. Shapes and dtypes do not change, and no memory is saved. Parameters that
-    are low-rank adapters alone say nothing of the model: round what `models.language.merge_lora` makes of them.
+    `attn_vec_einsum`, and `(stack, heads, inputs, width)` of `kv_einsum` or `qkv_einsum`; under `blocks` without a
+    number, as in `models.Decoder`, they are a matrix for each block. An embedding `(tokens, width)` has a scale for
+    each of its features. Weights of one dimension, those named `bias`, and those that are no floating point numbers
+    stay as they are. Shapes and dtypes do not change, and no memory is saved. Parameters that are low-rank adapters
+    alone say nothing of the model: round what `models.language.merge_lora` makes of them.
 
     Args:
       params: Any pytree of arrays.
@@ -56,6 +57,9 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
 
 def _inputs_of(names, ndim):
     """The axes of a kernel that are summed over."""
+    if "blocks" in names and not any(name.isdigit() for name in names):
+        # `models.Decoder` has the matrices of all blocks in one array, and heads side by side.
+        return -2
     if ndim == 3 and _PROJECTIONS & set(names):
         return 0
     if ndim == 3 and _OUTPUTS & set(names):

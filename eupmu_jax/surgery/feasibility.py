@@ -24,7 +24,7 @@ class BestFeasibleState(NamedTuple):
       forget_loss: Its forget loss.
       levels: Its `(K-1,)` retain levels.
       feasible: Whether it keeps every limit.
-      progressed: Whether some checkpoint after `init` kept every limit and forgot more.
+      progressed: Whether some checkpoint after `init` kept every limit and forgot more, or was the first to keep them.
       stalled: Checks since the best checkpoint changed.
       infeasible: True once `patience` checks have passed and none has progressed: with this limit nothing can be
         forgotten, by this optimizer at least. Stop, and return `params`.

@@ -1,6 +1,8 @@
 """What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
 
 import functools
+import hashlib
+import re
 
 import chex
 import jax
@@ -217,6 +219,23 @@ def digest_of_model(task: Task, params, forget) -> str:
     """SHA-256 of what a task closes over beside its parameters: a base under adapters, a schedule, a teacher."""
     of_batch = lambda params, batch: task.retain(task.outputs(params, batch, None), batch)
     return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
+
+
+def digest_of_losses(task: Task, params, forget, names) -> str:
+    """SHA-256 of the retain loss and of these forget losses, as programs of what the model returns."""
+    key, batch = jax.random.key(0), forget[np.zeros(2, int)]
+
+    def read(params, batch):
+        drawn = batch if task.draw is None else task.draw(key, 0, batch)
+        return task.outputs(params, drawn, key), drawn
+
+    found = hashlib.sha256()
+    for loss in (task.retain, *(task.forget[name] for name in names)):
+        program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
+        # Where a function lies in memory is another place in every process.
+        found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+        found.update(digest(program.consts).encode())
+    return found.hexdigest()
 
 
 def identity(name, method, settings, steps, seed, sizes, params, sets, given):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -85,11 +86,16 @@ def run_within_limit(
     if best.feasible:
         inside, outside = best.params, params
         if np.all(levels <= limit):
-            inside, outside = params, jax.tree.map(lambda a, b: (2 * b - a).astype(b.dtype), start, params)
+            inside, outside = params, jax.tree.map(_beyond, start, params)
         params = _search(Partial(_levels, measure), limit, inside, outside, bisections).params
         best = _update(limit, patience, best, params, *_measure(measure, params))
         full_passes += bisections + 2
     return BudgetRun(best, anchor[0], history, full_passes)
+
+
+def _beyond(start, end):
+    """As far behind the end as that is from the start; counters and keys have no such point."""
+    return (2 * end - start).astype(end.dtype) if jnp.issubdtype(end.dtype, jnp.inexact) else end
 
 
 _search = jax.jit(furthest_feasible, static_argnums=4)

@@ -26,6 +26,7 @@ from eupmu_jax.training._inputs import (
     check_arguments,
     check_start,
     digest_of_examples,
+    digest_of_losses,
     digest_of_model,
     identity,
     trainable,
@@ -182,6 +183,8 @@ def unlearn(
     every = params
     if directory is not None:
         given["model"] = digest_of_model(task, params, sets.forget)
+        named = {*chosen.forget, *map(str, settings.values())} & set(task.forget)
+        given["losses"] = digest_of_losses(task, params, sets.forget, sorted(named))
     task, params, whole = trainable(task, params, frozen)
     # What is frozen makes another run too, and so does what is not.
     every = every if frozen is None else (every, params)
@@ -194,6 +197,11 @@ def unlearn(
             given["held_out"] = digest_of_examples(held_out)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
+    if aim is not None and start["retain_error"] < 0:
+        raise ValueError(
+            f"task.error: got None, and a retain loss of {start['retain_error']:.3g}, but {method} steers an error "
+            "that is never negative; expected such an error in the task, or EUPMU budget"
+        )
     _warn.of_lost("retain", start)
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))

@@ -107,3 +107,13 @@ def test_a_scale_is_that_of_all_inputs_of_an_output(names, shape, inputs):
 def test_the_biases_of_attention_heads_stay():
     tree = {"query": {"bias": jnp.ones((4, 16)) * 0.3, "kernel": jnp.ones((8, 4, 16))}}
     np.testing.assert_array_equal(rounded_to_int4(tree)["query"]["bias"], tree["query"]["bias"])
+
+
+def test_blocks_of_the_decoder_have_scales_of_their_own():
+    # BUG: by its name and three dimensions a stack of matrices was taken for the heads of one.
+    weights = jnp.asarray(RNG.normal(size=(3, 8, 4)), jnp.float32)
+    for name in ("query", "out"):
+        found = rounded_to_int4({"blocks": {name: {"kernel": weights}}})["blocks"][name]["kernel"]
+        np.testing.assert_allclose(found, [by_loops(part) for part in weights], rtol=1e-5)
+        numbered = rounded_to_int4({"blocks": {"0": {name: {"kernel": weights}}}})["blocks"]["0"][name]["kernel"]
+        assert np.abs(numbered - found).max() > 0

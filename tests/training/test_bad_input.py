@@ -163,6 +163,18 @@ BAD = {
         {"method": "SalUn-soft", "settings": BOUNDED | {"sparsity": 50.0}},
         r"settings\['sparsity'\]: got 50\.0, expected a number from 0 to 1",
     ),
+    "momentum that never ends": (
+        {"settings": WEIGHTED | {"momentum": 1.0}},
+        r"settings\['momentum'\]: got 1\.0, expected a number from 0 to below 1",
+    ),
+    "a loss below nothing": (
+        {
+            "method": "EUPMU",
+            "settings": None,
+            "task": TASK._replace(error=None, num_classes=None, retain=lambda outputs, batch: jnp.mean(outputs) - 99),
+        },
+        r"task\.error: got None, and a retain loss of -.*, but EUPMU steers an error that is never negative",
+    ),
     "no weight of relabelling": (
         {"method": "random labels", "settings": {"learning_rate": 0.01}},
         r"settings: got \{.*\}, expected 'retain_weight' among them too",

@@ -51,6 +51,20 @@ def test_a_run_that_ends_below_its_limit_is_led_on_to_it():
     assert result.best.forget_loss < result.history["forget_loss"][-1]
 
 
+def test_counters_and_keys_are_not_led_on():
+    # BUG: a counter of 30 came back as 60, and a key was an error after the last step.
+    rest = {"count": jnp.int32(0), "key": jax.random.key(0)}
+
+    def block(params, state, anchor, index):
+        return params | {"w": params["w"] + 0.1, "count": params["count"] + 10}, state
+
+    start = rest | {"w": jnp.array([0.1, 0.1])}
+    result = run_within_limit(block, lambda p: measure(p["w"]), 9.0, start, (), blocks=3, steps_per_block=10)
+    assert result.best.params["count"] == 30
+    assert jax.random.key_data(result.best.params["key"]).tolist() == jax.random.key_data(rest["key"]).tolist()
+    assert result.best.levels[0] > 0.5
+
+
 def test_a_run_without_any_progress_stops_where_it_began():
     tx = optax.chain(unilateral_surgery(jnp.inf), optax.sgd(0.0))
     result = run(2.5, tx, patience=2)

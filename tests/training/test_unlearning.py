@@ -241,3 +241,17 @@ def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie():
         [sys.executable, "-c", MESH_SCRIPT], env=os.environ | devices, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+def test_a_folder_of_a_run_with_another_loss_is_refused(tmp_path, digits):
+    # BUG: the same call with a loss of another code returned the parameters of the first.
+    of = lambda loss: TASK._replace(forget={"mine": loss})
+    up = lambda outputs, batch: -TASK.retain(outputs, batch)
+    square = lambda outputs, batch: jnp.mean(outputs**2)
+    options = {"steps": 2, "probes": 0, "directory": tmp_path}
+    options |= {"settings": {"learning_rate": 1e-3, "forget_objective": "mine", "retain_weight": 1.0}}
+    run = lambda loss: unlearn("weighted sum", of(loss), digits.params, digits.forget, digits.retain, **options).params
+    first = run(up)
+    chex.assert_trees_all_equal(run(lambda outputs, batch: -TASK.retain(outputs, batch)), first)
+    with pytest.raises(ValueError, match="another run"):
+        run(square)
