@@ -36,23 +36,23 @@ def run(
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
-    is_new = not isinstance(forget, Path) and not (out / "reached.json").exists()
-    if is_new:
-        _check_order(*forget, after)
+    request, is_new = None if isinstance(forget, Path) else forget, not (out / "reached.json").exists()
+    if request and is_new:
+        _check_order(*request, after)
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.print(
             f"Warning: {message}", highlight=False, markup=False, soft_wrap=True
         )
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
-    if not isinstance(forget, Path):
+    if request:
         if is_new and reached["met"]:
             # Another request may have been unlearned meanwhile.
-            _check_order(*forget, after)
-        with ledger.opened(forget[0]) as connection:
+            _check_order(*request, after)
+        with ledger.opened(request[0]) as connection:
             # An attempt that failed takes nothing back from one that did not.
-            if reached["met"] or ledger.find(connection, forget[1]).state != "unlearned":
-                ledger.set_state(connection, forget[1], "unlearned" if reached["met"] else "infeasible")
+            if reached["met"] or ledger.find(connection, request[1]).state != "unlearned":
+                ledger.set_state(connection, request[1], "unlearned" if reached["met"] else "infeasible")
     console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     if retrain:
         with console.status("training without the forgotten examples"):

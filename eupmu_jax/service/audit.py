@@ -107,13 +107,13 @@ def _of_model(task, params, sides, unseen, gone):
 
 def _to_go(task, forgotten, unseen, gone):
     """The forgotten and the unseen examples of classes that are to go, mixed alike; None where there are too few."""
-    if not gone:
-        return None
-    of_gone = lambda part: part_of(part, np.flatnonzero(np.isin(levels.labels_of(task, part), list(gone))))
-    if levels.labels_of(task, unseen) is None:
-        return None
-    some, others = of_gone(forgotten), of_gone(unseen)
-    return levels.alike(task, some, others) if min(len(some), len(others)) >= levels.FEW else None
+    found = []
+    for part in (forgotten, unseen):
+        labels = levels.labels_of(task, part) if gone else None
+        if labels is None or np.sum(to_go := np.isin(labels, list(gone))) < levels.FEW:
+            return None
+        found.append(part_of(part, np.flatnonzero(to_go)))
+    return levels.alike(task, *found)
 
 
 class _Shadows:
@@ -271,17 +271,18 @@ def _traces(model, retrained, wanted, has_unseen):
     """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
     found = []
     if has_unseen:
-        of_models = [(one["attacks"].get("forgotten"), one.get("lira")) for one in (model, retrained) if one]
-        kinds = ["An attack by the loss tells the forgotten from data never seen"]
-        kinds += ["An attack with shadow models tells the forgotten from data never seen"]
+        kinds = {
+            "An attack by the loss tells the forgotten from data never seen": lambda one: one["attacks"].get(
+                "forgotten"
+            ),
+            "An attack with shadow models tells the forgotten from data never seen": lambda one: one.get("lira"),
+        }
         if retrained:
             # Only a retrained model says what a class that it never saw looks like.
-            of_models = [
-                (*two, one["attacks"].get(GONE)) for two, one in zip(of_models, (model, retrained), strict=True)
-            ]
-            kinds += ["An attack by the loss tells the forgotten from unseen examples of the classes to go"]
-        for kind, of_kind in zip(kinds, zip(*of_models, strict=True), strict=True):
-            known = [attack for attack in of_kind if attack]
+            of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
+            kinds[of_going] = lambda one: one["attacks"].get(GONE)
+        for kind, of_model in kinds.items():
+            known = [attack for one in (model, retrained) if one and (attack := of_model(one))]
             # What a model that never saw them cannot hide either is no trace.
             tells = known and Attack(**known[0]).tells
             if tells and not (len(known) == 2 and _alike(*(Attack(**attack) for attack in known))):
