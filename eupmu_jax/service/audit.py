@@ -6,21 +6,18 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import attacks, deletion, records, user_file
-from eupmu_jax.service.attacks import Attack, attack
-from eupmu_jax.tasks import Examples, Task, as_examples
-from eupmu_jax.tasks.examples import part_of, spread
-from eupmu_jax.training import checkpoints, levels, relearning
+from eupmu_jax.service import deletion, records, user_file
+from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
+from eupmu_jax.service.attacks import Attack
+from eupmu_jax.service.attacks import attack as attack
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.tasks.examples import part_of
+from eupmu_jax.training import checkpoints, levels
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
-# Of each set.
-MOST = 2_000
 # Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
 COMPARED = 0.8
 BITS = (8, 4)
-GONE = "classes to go"
-# Of the relearning curves.
-STEPS, EVERY, BATCH = 40, 10, 64
 
 
 def run(path: Path, out: Path) -> dict:
@@ -73,112 +70,20 @@ def make(path: Path, out: Path) -> dict:
     if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
     sides, gone = {"forgotten": forget, "retained": retain}, levels.classes_to_go(task, data, retain)
-    shadows = _Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
-    audited: dict[str, Any] = {name: _of_model(task, params, sides, unseen, gone) for name, params in models.items()}
+    shadows = Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
+    audited: dict[str, Any] = {name: of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
-    audited["rounding"] = {str(bits): _errors(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
-    audited["classes"] = _of_classes(task, models, retain, _groups(own, data, deletion.forgotten_by(out)))
+    audited["rounding"] = {str(bits): errors_of(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
+    audited["classes"] = of_classes(task, models, retain, groups_of(own, data, deletion.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
-    audited["earlier"] = [_of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
+    audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
     if more := _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
-
-
-def _of_model(task, params, sides, unseen, gone):
-    losses = lambda part: _losses(task, params, part)
-    found = {"errors": _errors(task, params, sides)}
-    if unseen is not None:
-        pairs = {name: levels.alike(task, part, unseen, gone) for name, part in sides.items()}
-        pairs[GONE] = _to_go(task, sides["forgotten"], unseen, gone)
-        told = {name: [losses(part) for part in pair] for name, pair in pairs.items() if pair}
-        found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
-        privacy = attacks.canaries(*told["forgotten"]) if "forgotten" in told else None
-        found["canaries"] = privacy and privacy._asdict()
-        found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
-    if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
-        found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
-    return found
-
-
-def _to_go(task, forgotten, unseen, gone):
-    """The forgotten and the unseen examples of classes that are to go, mixed alike; None where there are too few."""
-    found = []
-    for part in (forgotten, unseen):
-        labels = levels.labels_of(task, part) if gone else None
-        if labels is None or np.sum(to_go := np.isin(labels, list(gone))) < levels.FEW:
-            return None
-        found.append(part_of(part, np.flatnonzero(to_go)))
-    return levels.alike(task, *found)
-
-
-class _Shadows:
-    """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
-
-    def __init__(self, task, shadows, data, ids, unseen, gone):
-        self.seen, self.parts = attacks.check_shadows(shadows, len(data)), None
-        ids = ids[spread(len(ids), MOST)]
-        if self.seen and unseen is not None:
-            self.parts = levels.alike(task, part_of(data, ids), unseen, gone)
-        if self.parts is None:
-            return
-        positions = data.ids[ids] if isinstance(data, Examples) else ids
-        ids = ids[np.isin(positions, self.parts[0].ids)]
-        self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
-        self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
-
-    def figures(self, task, params):
-        """The attack on the forgotten, of one model; nothing without shadow models or held-out data."""
-        if self.parts is None:
-            return {}
-        scores = [
-            attacks.shadow_scores(_losses(task, params, part), losses, mask)
-            for part, losses, mask in zip(self.parts, self.losses, self.masks, strict=True)
-        ]
-        known, unseen = (part[np.isfinite(part)] for part in scores)
-        return {"lira": attack(known, unseen)._asdict()} if len(known) and len(unseen) else {}
-
-
-def _losses(task, params, part):
-    return levels.figures_of(task, params, part, MOST)[1]
-
-
-def _errors(task: Task, params, sides):
-    return {name: levels.measured_level(task, params, part, MOST)._asdict() for name, part in sides.items()}
-
-
-def _relearning(task, params, forget, retain):
-    half = max(1, len(forget) // 2)
-    # In any order but their own: data that is sorted would have one half know nothing of the other.
-    ids = np.random.default_rng(0).permutation(forget.ids)
-    watched = Examples(forget.tree, ids[half:] if len(ids) > 1 else ids)
-    curves = {}
-    for name, train in (("on half of them", Examples(forget.tree, ids[:half])), ("on retained", retain)):
-        curve = relearning.relearn(task, params, train, watched, steps=STEPS, every=EVERY, batch_size=BATCH)
-        curves[name] = {"step": curve.step.tolist(), "accuracy": curve.accuracy.tolist()}
-    return curves
-
-
-def _of_classes(task, models, retain, groups):
-    """The retain error of each group, or else each class where the examples have labels, under each model."""
-    if groups is None and task.num_classes is not None and isinstance(retain, Examples):
-        groups = levels.labels_of(task, retain)
-    if groups is None:
-        return None
-    found = {name: levels.unseen_levels(task, params, retain, groups) for name, params in models.items()}
-    return {name: {str(c): level.error for c, level in errors.items()} for name, errors in found.items()}
-
-
-def _groups(own, data, forgotten):
-    """The user's group of each retained example, if there are any; raises `ValueError` for another number of them."""
-    groups = own.get("groups")
-    if groups is not None and np.shape(groups) != (len(data),):
-        raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
-    return None if groups is None else np.delete(np.asarray(groups), forgotten)
 
 
 def _verdict(audited, reached, has_unseen):

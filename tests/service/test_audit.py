@@ -13,7 +13,7 @@ from scipy import stats
 from eupmu_jax import tasks
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import attacks, audit, deletion, records, user_file
+from eupmu_jax.service import _measured, attacks, audit, deletion, records, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
@@ -230,7 +230,7 @@ def test_a_class_that_one_bias_hides_is_told_by_its_losses():
 
     sides, unseen = {"forgotten": of(2, 100, 6), "retained": of(0, 100, 6)}, of(2, 100, 3)
     told, untold = (
-        audit._of_model(task, np.array([0.0, 0.0, -100.0]), sides | {"forgotten": part}, unseen, {2})
+        _measured.of_model(task, np.array([0.0, 0.0, -100.0]), sides | {"forgotten": part}, unseen, {2})
         for part in (sides["forgotten"], of(2, 100, 3))
     )
     assert told["errors"]["forgotten"]["error"] == 1
