@@ -84,8 +84,8 @@ def diffusion(
 
     Raises:
       ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that
-        does not fit it, or a share outside of [0, 1). `unlearn` refuses images outside of [-1, 1] where they are
-        bounded, any that are not finite, and labels that are no conditions.
+        does not fit it, a share outside of [0, 1), or a gamma that is not above 0. `unlearn` refuses images outside of
+        [-1, 1] where they are bounded, any that are not finite, and labels that are no conditions.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
@@ -101,6 +101,8 @@ def diffusion(
     objectives.check_fit(prediction, schedule)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
+    if gamma is not None and not gamma > 0:
+        raise ValueError(f"gamma: got {gamma}, expected a number above 0, or None for equal weights")
     # The model is called for many targets, of which a step uses one: traced once, the rest costs next to nothing.
     denoise = jax.jit(denoise)
 
