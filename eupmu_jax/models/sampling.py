@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.objectives import diffusion
-from eupmu_jax.tasks.examples import check_labels
+from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 
 
 def sample(
@@ -50,16 +50,18 @@ def sample(
       guidance: w of `diffusion.guided`; 0 is the model's own conditional prediction.
       eta: 0 is DDIM, deterministic after the first noise; 1 is ancestral sampling.
       start: Images `(n, *shape)` to begin from in place of pure noise, noised up to `share` (Meng et al. 2022, SDEdit,
-        arXiv 2108.01073).
-      share: Of the schedule, in (0, 1], that is gone back from there; `steps` are spread over it.
+        arXiv 2108.01073); in [-1, 1] if `clip`.
+      share: Of the schedule, in (0, 1], that is gone back from there; `steps` are spread over it, at most one for each
+        of its times, 0 to `share` (T - 1), rounded.
       clip: Whether to cut what is predicted for the image to [-1, 1] in every step; not for latent images.
 
     Returns:
       `(n, *shape)`.
 
     Raises:
-      ValueError: For more steps than the schedule has, or none; an eta or share outside of its range; images of another
-        shape; a label that the model does not know; or a prediction that is unknown or does not fit the schedule.
+      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; images
+        of another shape, outside of their range or not finite; a label that the model does not know; or a prediction
+        that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -73,8 +75,12 @@ def sample(
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
-    if start is not None and np.shape(start) != (len(labels), *shape):
-        raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
+    if steps > (times := round(share * (schedule.steps - 1)) + 1):
+        raise ValueError(f"steps: got {steps}, expected from 1 to the times in a share of {share}, {times}")
+    if start is not None:
+        if np.shape(start) != (len(labels), *shape):
+            raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
+        check_images("start", start, ROUNDED if clip else None, ", or for latents clip=False")
     diffusion.check_fit(prediction, schedule)
     labels, shape = jnp.asarray(labels), tuple(shape)
     if not isinstance(labels, jax.core.Tracer):

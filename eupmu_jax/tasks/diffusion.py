@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.objectives import diffusion as objectives
-from eupmu_jax.tasks.examples import check_labels
+from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 from eupmu_jax.tasks.task import Task
 
 # Of evaluation, so that two models are compared on the same noise at the same times.
 FIXED = 0
 # Conditions that stand for all others.
 OTHERS = 16
-# What rounding may make of 1.
-ROUNDED = 1.001
 
 
 def diffusion(
@@ -158,14 +156,8 @@ def diffusion(
             shapes = jax.tree.map(np.shape, batch)
             raise ValueError(f"batch: got shapes {shapes}, expected a dict with inputs (n, ...) and labels (n,)")
         check_labels(batch["labels"], num_conditions + 1)
-        least, most = float(np.min(batch["inputs"])), float(np.max(batch["inputs"]))
-        if bounded and not (least >= -ROUNDED and most <= ROUNDED):
-            raise ValueError(
-                f"inputs: got images from {least:g} to {most:g}, expected numbers in [-1, 1], or for latents a task "
-                "with bounded=False"
-            )
-        if not np.isfinite([least, most]).all():
-            raise ValueError(f"inputs: got numbers from {least:g} to {most:g}, expected finite ones")
+        otherwise = ", or for latents a task with bounded=False"
+        check_images("inputs", batch["inputs"], ROUNDED if bounded else None, otherwise)
 
     return Task(
         outputs=outputs,

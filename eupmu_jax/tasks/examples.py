@@ -7,6 +7,9 @@ import chex
 import jax
 import numpy as np
 
+# What rounding may make of 1.
+ROUNDED = 1.001
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -103,6 +106,28 @@ def spread(count: int, most: int) -> np.ndarray:
     """
     chosen = min(most, count)
     return np.arange(chosen) * count // chosen
+
+
+def check_images(name: str, images: chex.Array, furthest: float | None, otherwise: str = "") -> None:
+    """Raises `ValueError` for images that go beyond [-furthest, furthest], or for numbers that are not finite.
+
+    Args:
+      name: Of the argument, for errors.
+      images: Any shape; those that are traced have no numbers yet, and pass.
+      furthest: None takes all that is finite.
+      otherwise: What else would do, for errors.
+
+    >>> check_images("start", np.array([0.0, 255.0]), ROUNDED)
+    Traceback (most recent call last):
+    ValueError: start: got images from 0 to 255, expected numbers in [-1, 1]
+    """
+    if isinstance(images, jax.core.Tracer) or not np.size(images):
+        return
+    least, most = float(np.min(images)), float(np.max(images))
+    if furthest is not None and not (least >= -furthest and most <= furthest):
+        raise ValueError(f"{name}: got images from {least:g} to {most:g}, expected numbers in [-1, 1]{otherwise}")
+    if not np.isfinite([least, most]).all():
+        raise ValueError(f"{name}: got numbers from {least:g} to {most:g}, expected finite ones")
 
 
 def check_labels(labels: chex.Array, count: int) -> None:

@@ -87,7 +87,7 @@ def test_samples_may_begin_from_noised_images_and_need_not_be_cut():
     a, s = (float(part[0]) for part in SCHEDULE.at(jnp.array([round(0.1 * (SCHEDULE.steps - 1))]), 1))
     np.testing.assert_allclose(found.mean(), 3.0, atol=0.1)
     np.testing.assert_allclose(found.std(), s / a, rtol=0.1)
-    assert np.abs(draw(start=start, share=0.1, clip=True)).max() <= 1
+    assert np.abs(draw(start=start / 3, share=0.1, clip=True)).max() <= 1
     assert np.abs(draw()).max() > 1
 
 
@@ -140,6 +140,10 @@ def test_one_key_gives_the_same_samples_on_eight_devices():
         ({"nothing": 1, "labels": jnp.array([2])}, "labels: got 2, expected ints from 0 to 1"),
         ({"share": 0.0}, "share: got 0.0, expected a share of the schedule"),
         ({"start": jnp.zeros((2, 1))}, r"start: got shape \(2, 1\), expected \(1, 1\)"),
+        ({"share": 0.1, "steps": 22}, "steps: got 22, expected from 1 to the times in a share of 0.1, 21"),
+        ({"start": jnp.full((1, 1), 255.0)}, r"start: got images from 255 to 255, .* or for latents clip=False"),
+        ({"start": np.full((1, 1), np.nan)}, "start: got images from nan to nan"),
+        ({"start": jnp.full((1, 1), jnp.inf), "clip": False}, "start: got numbers from inf to inf, expected finite"),
         ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
     ],
 )
@@ -147,6 +151,29 @@ def test_what_is_refused(change, message):
     options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
     with pytest.raises(ValueError, match=message):
         sample(exact, None, SCHEDULE, **options)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])
+def test_as_many_steps_as_there_are_times_visit_each_of_them_once(share):
+    seen, schedule = [], diffusion.cosine_schedule(11)
+
+    def denoise(params, x_t, t, labels):
+        jax.debug.callback(lambda t: seen.append(int(t)), t[0], ordered=True)
+        return 0 * x_t
+
+    steps = round(share * 10) + 1
+    options = {"nothing": 1, "share": share, "steps": steps, "start": jnp.zeros((1, 1))}
+    sample(denoise, None, schedule, jnp.zeros(1, int), (1,), jax.random.key(0), **options).block_until_ready()
+    jax.effects_barrier()
+    assert seen == list(range(steps))[::-1]
+
+
+def test_traced_starts_are_taken_as_they_are():
+    zero = lambda params, x_t, t, labels: 0 * x_t
+    draw = lambda start: sample(
+        zero, None, SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=1, steps=2, start=start
+    )
+    assert np.isfinite(jax.jit(draw)(jnp.full((1, 1), 3.0))).all()
 
 
 def test_sizes_that_do_not_fit_are_named():
