@@ -1,10 +1,13 @@
 """A diffusion transformer for small images."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from eupmu_jax.tasks.examples import check_labels
 
 
 def time_features(t: jax.Array, width: int) -> jax.Array:
@@ -40,6 +43,20 @@ def images_of(patches: jax.Array, size: int) -> jax.Array:
     channels = numbers // size**2
     cut = patches.reshape(n, rows, columns, size, size, channels).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(n, rows * size, columns * size, channels)
+
+
+class Conditions(nnx.Embed):
+    """A row for each condition, and one for none; a label without a row is refused, where JAX would return NaN.
+
+    >>> Conditions(3, 2, rngs=nnx.Rngs(0))(jnp.array([3]))
+    Traceback (most recent call last):
+    ValueError: labels: got 3, expected ints from 0 to 2
+    """
+
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Maps labels `(n,)` to `(n, features)`; traced ones cannot be looked at."""
+        check_labels(inputs, self.num_embeddings)
+        return super().__call__(inputs, *args, **kwargs)
 
 
 class DiTBlock(nnx.Module):
@@ -126,7 +143,7 @@ class DiT(nnx.Module):
         self.patches = nnx.Linear(numbers, width, rngs=rngs)
         self.positions = nnx.Param(small(rngs.params(), ((image_size // patch_size) ** 2, width)))
         self.times = nnx.Linear(width, width, rngs=rngs)
-        self.conditions = nnx.Embed(num_conditions + 1, width, embedding_init=small, rngs=rngs)
+        self.conditions = Conditions(num_conditions + 1, width, embedding_init=small, rngs=rngs)
         self.blocks = nnx.List(DiTBlock(width, heads, rngs=rngs) for _ in range(layers))
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
         self.norm = nnx.LayerNorm(width, use_bias=False, use_scale=False, rngs=rngs)
@@ -142,6 +159,9 @@ class DiT(nnx.Module):
 
         Returns:
           Like `x`.
+
+        Raises:
+          ValueError: For labels that are no conditions.
         """
         cut = patches_of(x, self.patch_size)
         h = self.patches(cut.reshape(len(x), -1, cut.shape[-1])) + self.positions[...]

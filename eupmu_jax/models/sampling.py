@@ -83,8 +83,7 @@ def sample(
         check_images("start", start, ROUNDED if clip else None, ", or for latents clip=False")
     diffusion.check_fit(prediction, schedule)
     labels, shape = jnp.asarray(labels), tuple(shape)
-    if not isinstance(labels, jax.core.Tracer):
-        check_labels(labels, nothing + 1)
+    check_labels(labels, nothing + 1)
     fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip
     return _sample(*fixed, params, labels, key, guidance, eta, start)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.convolution import Conv
-from eupmu_jax.models.dit import images_of, patches_of, time_features
+from eupmu_jax.models.dit import Conditions, images_of, patches_of, time_features
 
 # One zero on every side, so that windows of a stride of two lie as they do without.
 _conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
@@ -108,9 +108,8 @@ class UNet(nnx.Module):
         block = functools.partial(UNetBlock, condition=condition, groups=groups, rngs=rngs)
         self.times = nnx.Linear(self.width, condition, rngs=rngs)
         self.times_out = nnx.Linear(condition, condition, rngs=rngs)
-        self.conditions = nnx.Embed(
-            num_conditions + 1, condition, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
-        )
+        small = nnx.initializers.normal(0.02)
+        self.conditions = Conditions(num_conditions + 1, condition, embedding_init=small, rngs=rngs)
         self.patches = _conv(numbers, widths[0], rngs=rngs)
         self.down = nnx.List(
             nnx.List(block(before if i == 0 else width, width) for i in range(blocks))
@@ -138,7 +137,8 @@ class UNet(nnx.Module):
           Like `x`.
 
         Raises:
-          ValueError: If height or width is no multiple of the patch size times 2 for each halving.
+          ValueError: If height or width is no multiple of the patch size times 2 for each halving, or for labels that
+            are no conditions.
         """
         unit = self.patch_size * 2 ** len(self.shrink)
         if x.shape[1] % unit or x.shape[2] % unit:

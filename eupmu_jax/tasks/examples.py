@@ -123,25 +123,29 @@ def check_images(name: str, images: chex.Array, furthest: float | None, otherwis
     """
     if isinstance(images, jax.core.Tracer) or not np.size(images):
         return
-    least, most = float(np.min(images)), float(np.max(images))
+    # In NumPy, as JAX would trace the least number of concrete images too, inside of another trace.
+    images = np.asarray(images)
+    least, most = float(images.min()), float(images.max())
     if furthest is not None and not (least >= -furthest and most <= furthest):
         raise ValueError(f"{name}: got images from {least:g} to {most:g}, expected numbers in [-1, 1]{otherwise}")
     if not np.isfinite([least, most]).all():
         raise ValueError(f"{name}: got numbers from {least:g} to {most:g}, expected finite ones")
 
 
-def check_labels(labels: chex.Array, count: int) -> None:
-    """Raises `ValueError` for labels that are no ints in [0, count).
+def check_labels(labels: chex.Array, count: int, name: str = "labels") -> None:
+    """Raises `ValueError` for labels, or what `name` says, that are no ints in [0, count); traced ones pass.
 
     >>> check_labels(np.array([0, 3]), 3)
     Traceback (most recent call last):
     ValueError: labels: got 3, expected ints from 0 to 2
     """
+    if isinstance(labels, jax.core.Tracer):
+        return
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: got {labels.dtype}, expected ints from 0 to {count - 1}")
+        raise ValueError(f"{name}: got {labels.dtype}, expected ints from 0 to {count - 1}")
     if len(missing := labels[(labels < 0) | (labels >= count)]):
-        raise ValueError(f"labels: got {missing[0]}, expected ints from 0 to {count - 1}")
+        raise ValueError(f"{name}: got {missing[0]}, expected ints from 0 to {count - 1}")
 
 
 def _is_tree_of_arrays(data):

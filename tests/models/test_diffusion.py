@@ -183,6 +183,14 @@ def test_sizes_that_do_not_fit_are_named():
         DiT(3, width=10, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_without_a_row_is_refused_and_makes_no_nan(model, label):
+    unet = UNet(3, in_channels=2, widths=(8, 16), blocks=1, groups=4, rngs=nnx.Rngs(0))
+    for one in (model, unet):
+        with pytest.raises(ValueError, match=f"labels: got {label}, expected ints from 0 to 3"):
+            one(jnp.ones((2, 8, 8, 2)), jnp.array([0, 5]), jnp.array([0, label]))
+
+
 @pytest.mark.parametrize("prediction", ["v", "epsilon"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_schedule_that_begins_without_noise_ends_at_the_image(prediction, eta):

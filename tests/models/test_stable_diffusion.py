@@ -203,6 +203,15 @@ def test_inputs_that_do_not_fit_are_named():
         call("vae", autoencoder.TINY, lambda model: model.encode(jnp.ones((1, 4, 5, 3))))
     with pytest.raises(ValueError, match="tokens: got length 8, expected at most 7"):
         call("text_encoder", text_encoder.TINY, lambda model: model(jnp.zeros((1, 8), int)))
+    for token in (-1, 20):
+        with pytest.raises(ValueError, match=f"tokens: got {token}, expected ints from 0 to 19"):
+            call("text_encoder", text_encoder.TINY, lambda model, token=token: model(np.array([[3, token]])))
+    for furthest, message in ((255.0, r"images: got images from 0 to 255, .* \[-1, 1\]"), (np.nan, "from nan to nan")):
+        pixels = np.linspace(0, furthest, 48).reshape(1, 4, 4, 3)
+        with pytest.raises(ValueError, match=message):
+            call("vae", autoencoder.TINY, lambda model, pixels=pixels: model.encode(pixels))
+    # What a decoder returns can be encoded again.
+    call("vae", autoencoder.TINY, lambda model: model.encode(np.full((1, 4, 4, 3), 1.3, np.float32)))
 
 
 def test_latents_are_scaled_draws():

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled, norm
+from eupmu_jax.tasks.examples import check_images
 
 # Latent images of the published weights have about unit variance after multiplication with it.
 SCALE = 0.18215
 EPSILON = 1e-6
 # Of the logarithm of the variance.
 BOUNDS = (-30.0, 20.0)
+# Images of a decoder or a resampling go a little beyond 1; pixels of 0 to 255 go far beyond this.
+FURTHEST = 2.0
 
 
 class AutoencoderConfig(NamedTuple):
@@ -160,11 +163,13 @@ class Autoencoder(nnx.Module):
           variance is in [-30, 20].
 
         Raises:
-          ValueError: If height or width cannot be halved often enough.
+          ValueError: If height or width cannot be halved often enough, or for images that go beyond [-2, 2] or are not
+            finite; traced ones cannot be looked at.
         """
         unit = 2 ** (len(self.encoder.down_blocks) - 1)
         if images.shape[1] % unit or images.shape[2] % unit:
             raise ValueError(f"images: got shape {images.shape}, expected height and width to be multiples of {unit}")
+        check_images("images", images, FURTHEST)
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
         return mean, jnp.clip(logvar, *BOUNDS)
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eupmu_jax.tasks.examples import check_labels
+
 EPSILON = 1e-5
 
 
@@ -113,12 +115,14 @@ class TextEncoder(nnx.Module):
         """Maps tokens, ints `(n, length)`, to embeddings `(n, length, width)`; each depends on no later token.
 
         Raises:
-          ValueError: If there are more tokens than positions.
+          ValueError: If there are more tokens than positions, or for a token that is not in the vocabulary; one that is
+            traced cannot be looked at, and its embedding is NaN.
         """
         length = tokens.shape[-1]
         # A gather past the end of the position table would be clamped or filled without an error.
         if length > self.length:
             raise ValueError(f"tokens: got length {length}, expected at most {self.length}")
+        check_labels(tokens, self.token_embedding.num_embeddings, "tokens")
         x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
         for layer in self.layers:
             x = layer(x)
