@@ -137,7 +137,7 @@ class DiT(nnx.Module):
             raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
         if width % heads or width % 2:
             raise ValueError(f"width: got {width}, expected an even multiple of heads, {heads}")
-        self.patch_size, self.width = patch_size, width
+        self.image_size, self.patch_size, self.width = image_size, patch_size, width
         numbers, small = patch_size**2 * in_channels, nnx.initializers.normal(0.02)
         zeros = nnx.initializers.zeros
         self.patches = nnx.Linear(numbers, width, rngs=rngs)
@@ -153,7 +153,7 @@ class DiT(nnx.Module):
         """Predicts for noised images.
 
         Args:
-          x: `(n, height, width, channels)`.
+          x: `(n, image_size, image_size, channels)`.
           t: Times, ints `(n,)`.
           labels: Ints `(n,)`; the number of conditions stands for none.
 
@@ -161,8 +161,10 @@ class DiT(nnx.Module):
           Like `x`.
 
         Raises:
-          ValueError: For labels that are no conditions.
+          ValueError: For images of another size than the positions were made for, or labels that are no conditions.
         """
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(f"x: got shape {x.shape}, expected height and width to be {self.image_size}")
         cut = patches_of(x, self.patch_size)
         h = self.patches(cut.reshape(len(x), -1, cut.shape[-1])) + self.positions[...]
         condition = self.times(time_features(t, self.width).astype(x.dtype)) + self.conditions(labels).astype(x.dtype)

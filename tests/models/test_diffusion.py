@@ -183,6 +183,12 @@ def test_sizes_that_do_not_fit_are_named():
         DiT(3, width=10, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("size", [(16, 16), (4, 16)])
+def test_an_image_of_another_size_is_named(model, size):
+    with pytest.raises(ValueError, match=rf"x: got shape \(2, {size[0]}, 16, 2\), expected height and width to be 8"):
+        model(jnp.ones((2, *size, 2)), jnp.array([0, 5]), jnp.array([0, 1]))
+
+
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_label_without_a_row_is_refused_and_makes_no_nan(model, label):
     unet = UNet(3, in_channels=2, widths=(8, 16), blocks=1, groups=4, rngs=nnx.Rngs(0))
