@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.objectives import diffusion as objectives
+from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 from eupmu_jax.tasks.task import Task
 
@@ -70,7 +71,8 @@ def diffusion(
       schedule: Of `objectives.diffusion`.
       num_conditions: At least 2; that for no condition is not among them.
       prediction: What the model predicts: "epsilon", "v" or "x".
-      original: Parameters of the original model, a constant of the compiled programs.
+      original: Parameters of the original model, a constant of the compiled programs, which hold a copy each. For a
+        large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
       dropout: Share of the conditions left out in training.
       gamma: Of `min_snr_weights`; None weighs all times alike.
       guidance: Of `negative_guidance`.
@@ -101,6 +103,7 @@ def diffusion(
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
     if gamma is not None and not gamma > 0:
         raise ValueError(f"gamma: got {gamma}, expected a number above 0, or None for equal weights")
+    of_large("original", original)
     # The model is called for many targets, of which a step uses one: traced once, the rest costs next to nothing.
     denoise = jax.jit(denoise)
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from eupmu_jax.objectives import language as losses
+from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks._language_losses import (
     FORGET,
     RETAIN,
@@ -61,7 +62,8 @@ def language(
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
       hidden: `hidden(params, tokens) -> (n, length, d)`, the states that RMU moves, of one layer. XLA shares its work
         with that of `apply` where they are the same.
-      original: Parameters of the original model, a constant of the compiled programs.
+      original: Parameters of the original model, a constant of the compiled programs, which hold a copy each. For a
+        large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
       retain: `"cross_entropy"`, `"kl"` or `"rmu"`.
       constants: Those of forget losses, by loss and name, such as `{"npo": {"beta": 0.5}, "rmu": {"steering": 20.0}}`;
         others keep the defaults of `objectives.language`.
@@ -92,6 +94,7 @@ def language(
         raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
     if retain == "rmu" and hidden is None:
         raise ValueError("hidden: got None, but retain='rmu' needs it; expected (params, tokens) -> hidden states")
+    of_large("original", original)
     task = _task(apply, hidden, retain, fresh_params)
     if constants:
         task = task._replace(forget=_with_constants(constants))

@@ -8,13 +8,11 @@ import numpy as np
 import optax
 
 from eupmu_jax.tasks import Examples
+from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.training._aim import UNLIMITED
 from eupmu_jax.training._inputs import CHECKED, Sets
 
 logger = logging.getLogger("eupmu_jax")
-
-# Bytes of frozen parameters; compiling takes minutes from there on.
-LARGE = 100_000_000
 
 
 def of_overlap(sets: Sets, held_out=None) -> None:
@@ -90,15 +88,8 @@ def of_narrow(params, frozen):
 
 def of_large_frozen(params, frozen):
     """Warns of large frozen parameters where JAX copies what a function closes over into every compiled program."""
-    if frozen is None or getattr(jax.config, "jax_use_simplified_jaxpr_constants", True):
-        return
-    kept = [leaf for leaf, is_frozen in _leaves(params, frozen) if is_frozen]
-    if (size := sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in kept)) > LARGE:
-        logger.warning(
-            "frozen: got %.2g GB, which every compiled program holds a copy of; with the environment variable "
-            "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 JAX passes them as arguments",
-            size / 1e9,
-        )
+    if frozen is not None:
+        of_large("frozen", [leaf for leaf, is_frozen in _leaves(params, frozen) if is_frozen])
 
 
 def _leaves(params, frozen):

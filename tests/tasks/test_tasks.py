@@ -7,6 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from eupmu_jax import objectives, tasks
+from eupmu_jax.tasks import _constants
 
 VOCABULARY, LENGTH = 7, 6
 
@@ -136,3 +137,25 @@ BAD = {
 def test_what_is_no_task_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         tasks.check_task(make())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **more: tasks.language(table_of_logits, **more),
+        lambda **more: tasks.diffusion(
+            lambda params, x_t, t, labels: x_t, objectives.diffusion.cosine_schedule(10), num_conditions=2, **more
+        ),
+    ],
+)
+def test_a_large_original_is_told_how_not_to_be_copied(make, caplog, monkeypatch):
+    original = {"weight": jnp.ones(8), "bias": jnp.ones(2)}
+    monkeypatch.setattr(_constants, "LARGE", 40)
+    make(original=original)
+    assert not caplog.text
+    monkeypatch.setattr(_constants, "LARGE", 39)
+    make()
+    assert not caplog.text
+    make(original=original)
+    assert "original: got 4e-08 GB" in caplog.text
+    assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text

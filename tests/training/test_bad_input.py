@@ -9,8 +9,7 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
-from eupmu_jax.tasks import Examples, classification
-from eupmu_jax.training import _warn
+from eupmu_jax.tasks import Examples, _constants, classification
 from eupmu_jax.training._inputs import batches_on
 
 from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
@@ -334,10 +333,10 @@ def test_large_frozen_parameters_are_told_how_not_to_be_copied(digits, caplog, m
     options = {"steps": 1, "settings": WEIGHTED, "probes": 0, "frozen": FROZEN}
     unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert not caplog.text
-    monkeypatch.setattr(_warn, "LARGE", digits.params["hidden"].nbytes - 1)
+    monkeypatch.setattr(_constants, "LARGE", digits.params["hidden"].nbytes - 1)
     unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text
-    monkeypatch.setattr(_warn, "LARGE", digits.params["hidden"].nbytes)
+    monkeypatch.setattr(_constants, "LARGE", digits.params["hidden"].nbytes)
     caplog.clear()
     unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert not caplog.text
