@@ -48,6 +48,9 @@ class Planned(NamedTuple):
 def planned(model: str, mesh: Mesh, batch: int, sequence: int, adapters: int = 0) -> Planned:
     """The model of that name.
 
+    A denoiser's batch has ready-made targets. Those of `tasks.diffusion` with `original`, such as negative guidance,
+    take two forward passes more and a second tree of parameters, which the plan leaves out.
+
     Args:
       model: One of `MODELS`.
       mesh: With axes `data` and `model`.
