@@ -174,6 +174,9 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
 def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:
     """Times `(count,)` in [0, steps), one in each of `count` equal parts, in random order: less noise than free draws.
 
+    The parts depend on `count`, so one key gives batches of two sizes other times, also in the rows that both have.
+    Where a step's forget and retain rows are to share times, their batches have to be as large.
+
     >>> sorted(stratified_times(jax.random.key(0), 4, 8).tolist())[::2] < [2, 6]
     True
     """

@@ -35,22 +35,35 @@ def diffusion(
 
     .. math:: l = \frac1n \sum_i w(t_i)\, \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2 / d
 
-    with d numbers in an image. Times are stratified; times and noise come from the key alone, so that two models, or
-    one before and after a step, can be compared on the same. Evaluation, which has no key, always draws the same: on
-    other noise a small rise would not show. A share of the conditions is left out in training; these examples count in
-    the retain loss alone.
+    with d numbers in an image. Times are stratified; times and noise come from the key and the size of the batch alone,
+    so that two models, or one before and after a step, can be compared on the same. Batches of two sizes get other
+    times, and so forget and retain rows share them only where both batches are as large. Evaluation, which has no key,
+    always draws the same: on other noise a small rise would not show. A share of the conditions is left out in
+    training; these examples count in the retain loss alone.
 
-    Forget losses, each the mean squared error of the prediction for the forgotten condition, against
+    Forget losses, each a mean squared error, over the examples i with their condition left in:
+
+    .. math:: l_f = \frac{1}{n d} \sum_i \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2
+
+    of the prediction for the forgotten condition against
 
     - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD). Where p of all images that x_t may have
       come from are of the class, guidance p / (1 - p) gives the prediction for the others together;
-    - `random_condition`: the prediction for another one, drawn anew for each example; its minimum is the mean
-      prediction for all others;
-    - `unconditional`: the prediction for no condition, :math:`f_0(x_t, \varnothing)`;
-    - `other_condition`: that for the next one, :math:`f_0(x_t, c + 1)` (SalUn, Fan et al., arXiv 2310.12508);
-    - `noise`: uniform noise in place of the Gaussian (EraseDiff, Wu et al., arXiv 2401.05779);
-    - `surrogate`: the denoising loss of images of uniform noise (Selective Amnesia, Heng & Soh, arXiv 2305.10120);
-    - `bounded_ascent`: ascent on the denoising loss until it is that of predicting 0, the mean square of the target.
+    - `random_condition`: the prediction for another one, drawn anew for each example, :math:`y_i = f_0(x_t, c')` with
+      :math:`c'` uniform over all but :math:`c_i`; its minimum is the mean prediction for all others;
+    - `unconditional`: the prediction for no condition, :math:`y_i = f_0(x_t, \varnothing)`;
+    - `other_condition`: that for the next one, :math:`y_i = f_0(x_t, (c_i + 1) \bmod K)` with K conditions (SalUn, Fan
+      et al., arXiv 2310.12508);
+
+    or of something else:
+
+    - `noise`: the noise :math:`\epsilon_i` that the prediction means (`objectives.diffusion.epsilon_of`), against
+      uniform noise in place of the Gaussian, :math:`\lVert \epsilon_i - u_i \rVert^2` with :math:`u_i \sim U[0, 1]^d`
+      (EraseDiff, Wu et al., arXiv 2401.05779);
+    - `surrogate`: the denoising loss of images of uniform noise, :math:`x'_i \sim U[-1, 1]^d`, all of them and without
+      weights, :math:`\lVert f(x'_{t_i}, t_i, c_i) - y'_i \rVert^2` (Selective Amnesia, Heng & Soh, arXiv 2305.10120);
+    - `bounded_ascent`: ascent on the denoising loss without weights until it is that of predicting 0, the mean square
+      of its target, :math:`\max(0, \lVert y_i \rVert^2 - \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2)`.
 
     Conditions that are no classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label.
 

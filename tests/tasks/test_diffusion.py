@@ -45,6 +45,9 @@ def test_forget_losses_are_the_distances_to_their_targets(params):
     for name, expected in by_hand.items():
         np.testing.assert_allclose(made.forget[name](outputs, batch), expected, rtol=1e-4, err_msg=name)
     assert set(made.forget) == {*by_hand, "random_condition", "noise", "surrogate", "bounded_ascent"}
+    wanted, found = (np.asarray(outputs[name]) for name in ("target", "prediction"))
+    room = np.maximum(0, np.mean(wanted**2, axis=1) - np.mean((found - wanted) ** 2, axis=1))
+    np.testing.assert_allclose(made.forget["bounded_ascent"](outputs, batch), np.mean(room), rtol=1e-4)
     assert float(made.forget["bounded_ascent"](outputs | {"prediction": outputs["target"]}, batch)) > 0.1
     assert float(made.forget["bounded_ascent"](outputs | {"prediction": 0 * outputs["target"]}, batch)) == 0
 
@@ -151,6 +154,15 @@ def test_one_key_gives_one_noise_and_another_another(params):
     np.testing.assert_array_equal(outputs(jax.random.key(1)), outputs(jax.random.key(1)))
     assert np.any(outputs(jax.random.key(1)) != outputs(jax.random.key(2)))
     np.testing.assert_array_equal(outputs(None), outputs(None))
+
+
+def test_rows_share_noise_and_times_between_batches_of_one_size_alone(params):
+    made, key = tasks.diffusion(lambda params, x_t, t, labels: x_t, SCHEDULE, num_conditions=CLASSES), jax.random.key(1)
+    # Of black images, what a perfect model predicts is noise and time alone.
+    black = lambda count: {"inputs": jnp.zeros((count, 5)), "labels": jnp.zeros(count, int)}
+    target = lambda count, label: made.outputs(params, black(count) | {"labels": jnp.full(count, label)}, key)["target"]
+    np.testing.assert_array_equal(target(8, 0), target(8, 1))
+    assert np.any(target(8, 0) != target(16, 0)[:8])
 
 
 def test_conditions_left_out_count_in_the_retain_loss_alone(params):
