@@ -1,5 +1,6 @@
 """What the experiment on diffusion gives to its methods."""
 
+import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import diffusion, rows
@@ -33,3 +34,47 @@ def test_the_forget_objective_goes_with_the_trial_as_the_page_says(found):
     told = {(0, "negative_guidance"), (1, "random_condition"), ("untuned", "negative_guidance")}
     # Fine-tuning and SCRUB have none.
     assert objectives == told | {(0, None), (1, None)}
+
+
+def test_what_the_page_says_of_the_row_trained_again_is_in_the_rows(found):
+    median = lambda method, of: np.median(
+        [of(row) for row in found if row["model"] == method and row["trial"] in (0, 1)]
+    )
+    again = lambda method: median(method, lambda row: row["attacks"]["embedding"])
+    loss, rise = (lambda method, name=name: median(method, lambda row: row[name]) for name in ("forget_loss", "rise"))
+    assert loss("PCGrad") > loss("weighted sum")
+    assert again("PCGrad") < again("weighted sum")
+    assert max(run.METHODS, key=rise) == "EUPMU explicit"
+    assert again("EUPMU explicit") < again("EUPMU")
+    assert max(run.METHODS, key=again) == "SCRUB"
+    own = {key: rows.select(found, model="EUPMU", trial=key) for key in (0, "untuned")}
+    pairs = list(zip(*own.values(), strict=True))
+    assert all(one["seed"] == other["seed"] for one, other in pairs)
+    assert all(abs(one["forget_loss"] - other["forget_loss"]) < 0.005 for one, other in pairs)
+    assert 25 < max(abs(one["attacks"]["embedding"] - other["attacks"]["embedding"]) for one, other in pairs) <= 30
+    retrained = {row["seed"]: row for row in rows.select(found, model="retrained")}
+    assert all(row["target"] < retrained[row["seed"]]["forget_loss"] for pair in pairs for row in pair)
+    # The last column of the table of attacks.
+    off = {line[0]: float(line[-1]) for line in table(page.blocks()["diffusion attacks"])}
+    forgetting = {name for name in off if name not in ("original", "fine-tuning, trial 0")}
+    assert max(forgetting, key=off.get) == "SCRUB, trial 0"
+
+
+def test_the_page_counts_methods_and_differences_by_seed(found):
+    blocks = {name: " ".join(text.split()) for name, text in page.blocks().items()}
+    trials = [row for row in found if row["trial"] in (0, 1)]
+    of = lambda method: [row["attacks"]["embedding"] for row in trials if row["model"] == method]
+    less = sum(np.median(of(method)) > np.median(of("EUPMU")) for method in run.METHODS)
+    assert f"of {len(run.METHODS) - 1} methods, {less} give back less" in blocks["diffusion relearned"]
+    # With EUPMU's row as good as the best one there is nothing left to tell of.
+    best = [row | {"attacks": {"embedding": 100.0}} if row["model"] == "EUPMU" else row for row in found]
+    assert "of 9 methods, 0 give back less" in page._relearned(best, list(run.METHODS))
+    ours, theirs = (
+        rows.select(found, model=model, trial=t) for model, t in (("EUPMU", "untuned"), ("weighted sum", 0))
+    )
+    differences = ", ".join(f"{one['FD'] - other['FD']:+.1f}" for one, other in zip(ours, theirs, strict=True))
+    assert f"differs from it by {differences}." in blocks["diffusion said"]
+
+
+def table(block):
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()[2:]]
