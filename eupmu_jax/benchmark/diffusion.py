@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from eupmu_jax import tasks
@@ -26,6 +25,7 @@ from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.relearning import relearn_part
 
 CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
 EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 100, 64, 2e-3, 0.995
@@ -161,13 +161,14 @@ def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, floa
     """
     forget, retain = sets(forgotten)
     whole = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
-    after_steps = functools.partial(tuned, _denoising, params, steps=20, learning_rate=1e-4, seed=seed)
+    options: dict[str, Any] = {"steps": 20, "batch_size": BATCH, "learning_rate": 1e-4, "seed": seed}
+    after_steps = lambda examples: relearn_part(plain_task(), params, whole, examples, **options)
     image = forget[np.arange(ATTACKED) % len(forget)]["inputs"]
     after = functools.partial(ua, forgotten=forgotten, seed=seed)
     return {
         "embedding": after(relearned_row(params, forgotten, seed)),
-        "forgotten data": after(after_steps(whole, forget)),
-        "retained data": after(after_steps(whole, retain)),
+        "forgotten data": after(after_steps(forget)),
+        "retained data": after(after_steps(retain)),
         "no guidance": after(params, guidance=0.0),
         "ancestral": after(params, eta=1.0),
         "noised images": after(params, start=image, share=0.5),
@@ -178,51 +179,11 @@ def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.Arr
     """Parameters whose row of the forgotten class alone is trained again on its images."""
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[forgotten].set(True)
-    options: dict[str, Any] = {"steps": RELEARNING, "learning_rate": 1e-2, "seed": seed}
-    return tuned(_denoising, params, mask, sets(forgotten)[0], **options)
+    options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": 1e-2, "seed": seed}
+    return relearn_part(plain_task(), params, mask, sets(forgotten)[0], **options)
 
 
 def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:
     """UA of `ATTACKED` samples, with options of `sample`."""
     images = samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
     return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))
-
-
-def tuned(
-    loss: Callable,
-    params: chex.ArrayTree,
-    mask: chex.ArrayTree,
-    examples: Examples,
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    batch_size: int = BATCH,
-) -> chex.ArrayTree:
-    """Parameters after Adam where the mask is true, and as they were elsewhere.
-
-    Args:
-      loss: `loss(params, statistics, batch, key) -> (scalar, statistics)`, as `fit` takes it; one object for all calls.
-      params, mask: Trees of the same structure; the mask has bools.
-      examples: Batches are drawn from them with replacement.
-      steps, learning_rate, seed, batch_size: Of the optimizer and of what is drawn.
-    """
-    keys = jax.random.split(jax.random.key(seed), steps)
-    tree = jax.tree.map(jnp.asarray, examples.tree)
-    return _scan(loss, batch_size, params, mask, tree, jnp.asarray(examples.ids), keys, learning_rate)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _scan(loss, batch_size, params, mask, tree, ids, keys, learning_rate):
-    optimizer = optax.adam(learning_rate)
-
-    def step(carry, key):
-        params, state = carry
-        chosen = jax.random.choice(key, ids, (batch_size,))
-        batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
-        slopes = jax.grad(lambda params: loss(params, (), batch, key)[0])(params)
-        # The leaves that stay have moments of 0, and steps of 0.
-        updates, state = optimizer.update(jax.tree.map(jnp.multiply, slopes, mask), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]

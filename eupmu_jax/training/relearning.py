@@ -5,13 +5,16 @@ nothing. Compare each unlearned model with the retrained one, from the same step
 
 - forget-side: train on a small part of the forget set and watch the rest of it;
 - retain-only (arXiv 2505.22310): train on retain examples and watch the forget set.
+
+What is hidden from one part of a model alone, such as the row of a class in an embedding, `relearn_part` finds again.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -90,6 +93,82 @@ def relearn(
         if count % every == 0 or count == steps:
             measured[count] = accuracy(task, params, watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
+
+
+def relearn_part(
+    task: Task,
+    params: chex.ArrayTree,
+    part: chex.ArrayTree,
+    examples: Examples,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float = 1e-2,
+    seed: int = 0,
+) -> chex.ArrayTree:
+    """Fine-tunes a part of a model alone on its retain loss, with Adam.
+
+    On images to forget, and with the row of a class or word in an embedding as the part, that is textual inversion (Gal
+    et al. 2022, arXiv 2208.01618): what comes back was in the rest of the network all the time. Compare with a
+    retrained model, which gives back some of it too.
+
+    Args:
+      task: Any; one object for all models that are compared, as the steps are compiled once for each.
+      params: Of the model; left as they are.
+      part: Tree of bools like `params`, arrays of their shapes: True where a number may change.
+      examples: In memory; batches are drawn from them with replacement.
+      steps, batch_size: Optimizer steps, and examples in each.
+      learning_rate: Constant.
+      seed: Of the examples drawn, and of all keys.
+
+    Returns:
+      The parameters, to the bit as they were where `part` is False.
+
+    Raises:
+      ValueError: For a number below 1, an empty set, or a part of another structure, shape or kind, or without a True.
+
+    Example:
+      >>> from eupmu_jax.tasks import as_examples, classification
+      >>> task = classification(lambda w, x: x @ w, num_classes=2)
+      >>> both = as_examples("examples", {"inputs": jnp.eye(2), "labels": jnp.arange(2)})
+      >>> first = jnp.zeros((2, 2), bool).at[0].set(True)
+      >>> relearn_part(task, jnp.zeros((2, 2)), first, both, steps=1, batch_size=8, learning_rate=0.5).round(3).tolist()
+      [[0.5, -0.5], [0.0, 0.0]]
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if not len(examples):
+        raise ValueError("examples: got none, expected at least one")
+    structures: list[Any] = [jax.tree.structure(part), jax.tree.structure(params)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"part: got structure {structures[0]}, expected that of params, {structures[1]}")
+    for flags, leaf in zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True):
+        if np.shape(flags) != np.shape(leaf) or not jnp.issubdtype(jnp.result_type(flags), bool):
+            given = f"{jnp.result_type(flags)} of shape {np.shape(flags)}"
+            raise ValueError(f"part: got {given}, expected bool of the parameter's shape {np.shape(leaf)}")
+    if not any(bool(jnp.any(flags)) for flags in jax.tree.leaves(part)):
+        raise ValueError("part: got no True, expected at least one number that may change")
+    keys = jax.random.split(jax.random.key(seed), steps)
+    tree = jax.tree.map(jnp.asarray, examples.tree)
+    return _steps_of_part(task, batch_size, params, part, tree, jnp.asarray(examples.ids), keys, learning_rate)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rate):
+    optimizer = optax.adam(learning_rate)
+
+    def step(carry, key):
+        params, state = carry
+        chosen = jax.random.choice(key, ids, (batch_size,))
+        batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
+        slopes = jax.grad(lambda params: task.retain(task.outputs(params, batch, key), batch))(params)
+        # What stays has moments of 0, and steps of 0.
+        slopes = jax.tree.map(lambda slope, changes: jnp.where(changes, slope, 0), slopes, part)
+        updates, state = optimizer.update(slopes, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
 
 def accuracy(task: Task, params: chex.ArrayTree, examples: Examples, batch_size: int = 2_000) -> float:

@@ -24,7 +24,7 @@ from flax import nnx
 
 import eupmu_jax as eupmu
 from eupmu_jax import tasks
-from eupmu_jax.benchmark import diffusion, rows
+from eupmu_jax.benchmark import rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.data import augment, emoji
 from eupmu_jax.methods import METHODS as ALL_METHODS
@@ -37,6 +37,7 @@ from eupmu_jax.tasks import Examples
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.fitting import fit
 from eupmu_jax.training.levels import measured_level
+from eupmu_jax.training.relearning import relearn_part
 from experiments import origin
 
 ROWS, SAMPLES = (Path(__file__).with_name(name) for name in ("rows.jsonl", "samples.npz"))
@@ -213,7 +214,7 @@ def relearned(params, seed: int) -> float:
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[word].set(True)
     options = {"steps": RELEARNING, "learning_rate": 1e-2, "seed": seed, "batch_size": FORGET_BATCH}
-    params = diffusion.tuned(_denoising, params, mask, sets()[0], **options)
+    params = relearn_part(plain_task(), params, mask, sets()[0], **options)
     shown = np.asarray(classifier()[0](samples(params, prompts_of(0, ATTACKED), seed + 1)))
     return float(100 * np.mean(shown == 0))
 

@@ -9,8 +9,8 @@ import pytest
 
 from eupmu_jax.benchmark import problems
 from eupmu_jax.objectives import cross_entropy
-from eupmu_jax.tasks import Examples
-from eupmu_jax.training.relearning import Curve, area_between, relearn
+from eupmu_jax.tasks import Examples, classification
+from eupmu_jax.training.relearning import Curve, area_between, relearn, relearn_part
 
 FORGOTTEN = 3
 
@@ -137,3 +137,54 @@ def test_curves_of_other_steps_are_not_compared():
     one, other = (Curve(np.array(steps), np.zeros(2)) for steps in ([0, 10], [0, 20]))
     with pytest.raises(ValueError, match=r"^retrained: got steps \[ 0 20\], expected those of curve, \[ 0 10\]"):
         area_between(one, other)
+
+
+LINEAR = classification(lambda params, inputs: inputs @ params["kernel"] + params["bias"], num_classes=2)
+PARAMS = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+NOTHING = {"kernel": np.zeros((3, 2), bool), "bias": np.zeros(2, bool)}
+FIRST_ROW = NOTHING | {"kernel": np.array([[True, True], [False, False], [False, False]])}
+
+
+def linear_examples(count=12):
+    inputs = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    return Examples({"inputs": inputs, "labels": (inputs[:, 0] > 0).astype(int)}, np.arange(count))
+
+
+def test_a_part_learns_again_and_the_rest_keeps_its_bits():
+    examples = linear_examples()
+    found = relearn_part(LINEAR, PARAMS, FIRST_ROW, examples, steps=20, batch_size=8, learning_rate=0.1)
+    jax.tree.map(
+        lambda before, after, part: np.testing.assert_array_equal(before != after, part), PARAMS, found, FIRST_ROW
+    )
+    error = lambda params: np.mean(LINEAR.error(LINEAR.outputs(params, examples.tree, None), examples.tree))
+    assert error(found) < error(PARAMS)
+    again = relearn_part(LINEAR, PARAMS, FIRST_ROW, examples, steps=20, batch_size=8, learning_rate=0.1)
+    chex.assert_trees_all_equal(found, again)
+    other = relearn_part(LINEAR, PARAMS, FIRST_ROW, examples, steps=20, batch_size=8, learning_rate=0.1, seed=1)
+    assert np.any(found["kernel"] != other["kernel"])
+
+
+def test_the_steps_of_models_that_are_compared_are_compiled_once():
+    outputs = chex.assert_max_traces(LINEAR.outputs, n=1)
+    task, examples = LINEAR._replace(outputs=outputs), linear_examples()
+    for scale in (1.0, 2.0):
+        params = jax.tree.map(lambda leaf, scale=scale: scale * leaf, PARAMS)
+        relearn_part(task, params, FIRST_ROW, examples, steps=2, batch_size=4, learning_rate=0.1 * scale)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: got 0, expected at least 1"),
+        ({"batch_size": 0}, "batch_size: got 0, expected at least 1"),
+        ({"examples": linear_examples(0)}, "examples: got none, expected at least one"),
+        ({"part": {"kernel": FIRST_ROW["kernel"]}}, "part: got structure .*, expected that of params, "),
+        ({"part": {"kernel": True, "bias": True}}, r"part: got bool of shape \(\), expected bool of .* shape \(2,\)"),
+        ({"part": jax.tree.map(jnp.ones_like, PARAMS)}, r"part: got float32 of shape \(2,\), expected bool"),
+        ({"part": NOTHING}, "part: got no True, expected at least one number that may change"),
+    ],
+)
+def test_a_part_that_cannot_be_learned_again_is_named(change, message):
+    options = {"part": FIRST_ROW, "examples": linear_examples(), "steps": 1, "batch_size": 4} | change
+    with pytest.raises(ValueError, match=message):
+        relearn_part(LINEAR, PARAMS, options.pop("part"), options.pop("examples"), **options)
