@@ -1,7 +1,8 @@
 """Twenty steps on one device and on meshes of eight, for `test_mesh.py`; prints what each kind of step came to as JSON.
 
 Run as a script, since the number of devices is fixed when JAX starts: `python mesh_run.py MESHES`, a JSON object whose
-values are OBJECTIVE, DATA, MODEL and AXES. All in one process, so that what one device does is compiled once.
+values are OBJECTIVE, DATA, MODEL, AXES and the kinds of step. All in one process, so that what one device does is
+compiled once.
 """
 
 import functools
@@ -23,7 +24,6 @@ LIMITED = eupmu.tolerances.budget(-0.5, 1.0, relative_to_start=True)
 SURGERY = eupmu.unilateral_surgery
 FROZEN = {"hidden": False, "head": False, "bias": True}
 AGGREGATORS = ("owa", "mean", "dualproj", "upgrad")
-# These are functions of the same Gram matrix and losses; one mesh will do.
 MORE_AGGREGATORS = {
     "pcgrad": eupmu.aggregators.pcgrad(seed=0, num_objectives=3),
     "cagrad": eupmu.aggregators.cagrad(num_objectives=3),
@@ -136,8 +136,8 @@ def run_on_one(kind):
     return run(kind, lambda optimizer, *arguments: (*arguments, None, None))[0]
 
 
-def on_mesh(objective, data, model, axes):
-    """What each kind of step comes to on that mesh, and how far from one device."""
+def on_mesh(objective, data, model, axes, kinds):
+    """What these kinds of step come to on that mesh, and how far from one device."""
     mesh, axes = sharding.make_mesh(data, model, objective), axes.split(",")
     by_objective = objective > 1
 
@@ -151,12 +151,6 @@ def on_mesh(objective, data, model, axes):
         return *jax.device_put((params, state), out[:2]), batches, shardings, out
 
     rows = {"plain": {"collectives": collectives(run_plain(mesh, axes))}}
-    kinds = ("explicit vmap", "owa") if by_objective else [kind for kind in KINDS if kind not in MORE_AGGREGATORS]
-    if (data, model, axes) == (4, 2, ["model"]) and not by_objective:
-        kinds = list(KINDS)
-    if model == 1:
-        # What is split here is the batch alone.
-        kinds = ["explicit vmap", "explicit unroll", "explicit of 3", "two passes", "implicit"]
     for kind in kinds:
         one = run_on_one(kind)
         many, compiled = run(kind, placed)
