@@ -38,7 +38,7 @@ class Attack(NamedTuple):
         # One side may be cut at 0 or 1.
         width = max(self.auc - self.low, self.high - self.auc)
         wider = stats.norm.ppf(1 - SIGNIFICANCE / 2 / count) / stats.norm.ppf(1 - SIGNIFICANCE / 2)
-        return abs(self.auc - 0.5) > width * wider
+        return bool(abs(self.auc - 0.5) > width * wider)
 
 
 class Canaries(NamedTuple):
