@@ -50,11 +50,11 @@ def render(made: dict) -> str:
 <div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
 smaller than that of an example never seen, of unseen ones that mix the classes alike; 0.5 is chance. Classes to go: the
-same, of these classes alone. With shadow models: the same, each example judged by models that never saw it. TPR: how many of the forgotten are known by their
-loss where 1 % of those never seen are taken for them; epsilon: a lower bound on that of differential privacy, as if
-the examples to learn had been drawn at random. Relearned: accuracy on the other half of the forgotten before and
-after {_steps(audited)} steps on half of them, and on retained examples alone. Below, the unlearned parameters,
-rounded.</p>
+same, of these classes alone. With shadow models: the same, each example judged by models that never saw it. TPR: how
+many of the forgotten are known by their loss where 1 % of those never seen are taken for them; epsilon: a lower bound
+on that of differential privacy, as if the examples to learn had been drawn at random. Relearned: accuracy on the other
+half of the forgotten before and after {_steps(audited)} steps on half of them, and on retained examples alone. Below,
+the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}
