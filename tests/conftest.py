@@ -41,6 +41,12 @@ class Bytes:
         return bytes(tokens).decode()
 
 
+@pytest.fixture(scope="session")
+def byte_tokens():
+    """What `Tokenizer` takes as the tokenizer of a package, with bytes as its tokens."""
+    return Bytes()
+
+
 @pytest.fixture(scope="module")
 def toy_persons():
     """Questions of seed 0 of `benchmark.persons`, with a table of what follows each byte as its language model."""

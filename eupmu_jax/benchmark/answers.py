@@ -1,20 +1,17 @@
 """How a language model answers questions: TOFU's figures, from losses of answers and from its own."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax.benchmark.reading import continued, token_by_token
 from eupmu_jax.data import questions
 from eupmu_jax.data.questions import Questions
 from eupmu_jax.metrics import language as metrics
 from eupmu_jax.metrics.rouge import rouge_l
-from eupmu_jax.models.language import LanguageModel, Tokenizer, generate
-from eupmu_jax.objectives import language as losses
+from eupmu_jax.models.language import LanguageModel, Tokenizer
 from eupmu_jax.tasks import Examples
 
 
@@ -96,20 +93,9 @@ def examples(batch: dict[str, np.ndarray]) -> Examples:
 
 def told(asked: Asked, params: chex.ArrayTree, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The loss of each answer, its length, and the most likely token at every place of the row but the first."""
-    count = len(batch["tokens"])
-    # The last part is filled up, so that one size is compiled.
-    rows = np.arange(-(-count // asked.batch) * asked.batch).clip(max=count - 1).reshape(-1, asked.batch)
-    apply = asked.language.apply
-    found = [_told(apply, params, batch["tokens"][chosen], batch["mask"][chosen]) for chosen in rows]
-    nll, lengths, predicted = (np.concatenate([np.asarray(part[k]) for part in found])[:count] for k in range(3))
-    return nll, lengths, predicted
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _told(apply: Callable, params, tokens, mask):
-    logits = apply(params, tokens)[:, :-1]
-    nll = losses.sequence_nll(losses.token_nll(logits, tokens[:, 1:]), mask[:, 1:])
-    return nll, losses.answer_lengths(mask[:, 1:]), jnp.argmax(logits, axis=-1)
+    nll, predicted = token_by_token(asked.language.apply, params, batch["tokens"], asked.batch)
+    mask = batch["mask"][:, 1:]
+    return np.where(mask, nll, 0).sum(axis=1), mask.sum(axis=1), predicted
 
 
 def error(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
@@ -128,14 +114,7 @@ def _targets(batch):
 
 def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
     """The model's own answers, the most likely token again and again."""
-    prompts, end = _prompts(asked, part), asked.tokenizer.end
-    made: list[list[int]] = []
-    for start in range(0, len(prompts), asked.batch):
-        some = prompts[start : start + asked.batch]
-        # Filled up as well.
-        filled = some + some[:1] * (asked.batch - len(some))
-        made += generate(asked.language, params, filled, asked.answer, end=end)[: len(some)]
-    return [asked.tokenizer.decode(tokens).strip() for tokens in made]
+    return continued(asked.language, asked.tokenizer, params, _prompts(asked, part), asked.answer, asked.batch)
 
 
 def _prompts(asked, part):

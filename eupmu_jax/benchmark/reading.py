@@ -1,0 +1,59 @@
+"""What a language model makes of sequences: losses of their tokens and how it goes on, a part at a time."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.models.language import LanguageModel, Tokenizer, generate
+from eupmu_jax.objectives import language as losses
+
+
+def token_by_token(
+    apply: Callable, params: chex.ArrayTree, tokens: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of every token but the first, and the most likely one there, `(n, length - 1)` each.
+
+    Args:
+      apply: As `tasks.language` takes it.
+      params: Of it.
+      tokens: Of n sequences, `(n, length)`.
+      size: Sequences in a forward pass.
+
+    >>> nll, predicted = token_by_token(lambda p, tokens: jax.nn.one_hot(tokens + p, 4), 1, np.array([[0, 1, 3]]), 2)
+    >>> nll.round(4), predicted.tolist()
+    (array([[0.7437, 1.7437]], dtype=float32), [[1, 2]])
+    """
+    count = len(tokens)
+    # The last part is filled up, so that one size is compiled.
+    rows = np.arange(-(-count // size) * size).clip(max=count - 1).reshape(-1, size)
+    found = [_token_by_token(apply, params, tokens[chosen]) for chosen in rows]
+    nll, predicted = (np.concatenate([np.asarray(part[k]) for part in found])[:count] for k in range(2))
+    return nll, predicted
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _token_by_token(apply: Callable, params, tokens):
+    logits = apply(params, tokens)[:, :-1]
+    return losses.token_nll(logits, tokens[:, 1:]), jnp.argmax(logits, axis=-1)
+
+
+def continued(
+    language: LanguageModel,
+    tokenizer: Tokenizer,
+    params: chex.ArrayTree,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    size: int,
+) -> list[str]:
+    """How the model goes on after prompts of tokens: texts of at most `count` tokens, `size` prompts at a time."""
+    made: list[list[int]] = []
+    for start in range(0, len(prompts), size):
+        some = list(prompts[start : start + size])
+        # Filled up as well.
+        filled = some + some[:1] * (size - len(some))
+        made += generate(language, params, filled, count, end=tokenizer.end)[: len(some)]
+    return [tokenizer.decode(tokens).strip() for tokens in made]

@@ -1,0 +1,93 @@
+"""MUSE's figures of a table of what follows each byte, in the place of the language model."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax.benchmark import muse
+from eupmu_jax.metrics import privleak
+from eupmu_jax.models.language import LanguageModel, Tokenizer
+
+pytest.importorskip("rouge_score", reason="needs rouge-score")
+
+# "ab ab ab ..." for ever, after any colon and any of these.
+FOLLOWS = {":": "a", "a": "b", "b": " ", " ": "a"}
+
+
+@pytest.fixture
+def reader(byte_tokens):
+    table = np.zeros((128, 128), np.float32)
+    for before, after in FOLLOWS.items():
+        table[ord(before), ord(after)] = 9
+    apply = lambda params, tokens: params[tokens]
+    decode = lambda params, tokens, positions, cache: (params[tokens], cache)
+    language = LanguageModel(jnp.array(table), apply, None, decode, lambda n, length: {}, None, 0, None)
+    return muse.Reader(language, Tokenizer(byte_tokens, 0, None, 128), length=12, batch=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A corpus in MUSE's layout."""
+    pair = lambda question, answer: {"question": question, "answer": answer}
+    tables = {
+        # 200 tokens, of which 128 are compared; and nothing that the model goes on with.
+        "verbmem/forget": [{"prompt": "So, a", "gt": "b " + "ab " * 66}, {"prompt": "So, a", "gt": "zz"}],
+        "knowmem/forget_qa": [pair("Who?", "ab"), pair("Where?", "home"), pair("Why?", "ab")],
+        "knowmem/retain_qa": [pair("When?", "1815")],
+        "knowmem/forget_qa_icl": [pair("What?", "a")],
+        "knowmem/retain_qa_icl": [pair("What?", "a"), pair("How?", "b")],
+        "privleak/forget": ["ab ab ab ab and more", "ab a"],
+        "privleak/holdout": ["zyx", "ab zyx", "wvu" * 9],
+    }
+    for name, rows in tables.items():
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_figures_by_hand(reader, folder):
+    found = muse.judge(reader, reader.language.params, muse.load(folder))
+    # The first 128 tokens of one passage of two are continued right.
+    assert found["verbmem"] == pytest.approx(1 / 2)
+    # 32 tokens are eleven words, of which the answer is one: precision 1 / 11 and recall 1, for two questions of three.
+    assert found["knowmem"] == {"forget": pytest.approx(2 / 3 * 1 / 6), "retain": 0}
+    assert found["separation"] == 1
+    assert privleak(found["separation"], 0.5) == -100
+
+
+def test_passages_are_cut_and_the_least_likely_tokens_count(reader):
+    known = -np.log(np.exp(9) / (np.exp(9) + 127))
+    other = -np.log(1 / (np.exp(9) + 127))
+    scores = muse.membership(reader, reader.language.params, ["ab ab ab ab zzzzzzzz", "abzz", "ab ab z"])
+    # Eleven known ones after the cut; one of three; and two of six, which is 2.4 rounded down.
+    expected = [known, other, (other + known) / 2]
+    np.testing.assert_allclose(scores, -np.array(expected), rtol=1e-4)
+
+
+def test_a_begin_token_stands_before_what_is_read(reader):
+    later = reader._replace(begin=":")
+    known = -np.log(np.exp(9) / (np.exp(9) + 127))
+    # It makes the first token one that is predicted.
+    assert muse.membership(later, reader.language.params, ["a"]) == pytest.approx(-known, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("context", "words"),
+    [
+        (11, "length: got 12 tokens and 0 new ones"),
+        (132, "passages: got 5 tokens and 128 new ones"),
+    ],
+)
+def test_what_is_beyond_the_context_is_refused_before_any_work(reader, folder, context, words):
+    small = reader._replace(language=reader.language._replace(context=context))
+    with pytest.raises(ValueError, match=f"^{words}, expected no more than the model's context of {context}$"):
+        muse.judge(small, None, muse.load(folder))
+
+
+def test_a_passage_without_a_token_to_predict_is_refused(reader, folder):
+    corpus = muse.load(folder)._replace(held_out=("ab", "z"))
+    with pytest.raises(ValueError, match=r"^held_out\[1\]: got fewer than 2 tokens, expected one after the first$"):
+        muse.judge(reader, None, corpus)
