@@ -62,6 +62,8 @@ def toy_persons():
     language = LanguageModel(fresh, apply, None, decode, lambda n, length: {}, None, 0, None)
     small = {"FORGOTTEN": 6, "RETAINED": 8, "HELD_OUT": 4, "LENGTH": 110, "LONGER": 130}
     options = small | {"EPOCHS": 2, "LEARNING_RATE": 0.1, "model": lambda: (language, Tokenizer(Bytes(), 0, None, 128))}
+    # It has no adapters.
+    options |= {"merged": lambda params: (language, params)}
     cached = persons.task, persons.sets
     [function.cache_clear() for function in cached]
     with pytest.MonkeyPatch.context() as patch:

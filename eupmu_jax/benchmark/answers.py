@@ -11,6 +11,7 @@ from eupmu_jax.data import questions
 from eupmu_jax.data.questions import Questions
 from eupmu_jax.metrics import language as metrics
 from eupmu_jax.metrics.rouge import rouge_l
+from eupmu_jax.metrics.text_membership import min_k
 from eupmu_jax.models.language import LanguageModel, Tokenizer
 from eupmu_jax.tasks import Examples
 
@@ -132,6 +133,13 @@ def rouge(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
     return float(np.mean(rouge_l(answers(asked, params, part), part.answer).recall))
 
 
+def membership(asked: Asked, params: chex.ArrayTree, part: Questions) -> np.ndarray:
+    """Min-40 % of the tokens of each answer, `(n,)`; higher for those that were trained on."""
+    batch = encoded(asked, part)
+    nll, _ = token_by_token(asked.language.apply, params, batch["tokens"], asked.batch)
+    return min_k(nll, batch["mask"][:, 1:])
+
+
 def _right(part):
     return part.answer if part.paraphrased_answer is None else part.paraphrased_answer
 
@@ -177,12 +185,14 @@ def judge(
 
     Returns:
       Of the forget set: mean `probability` of the answers, `rouge` (recall of the model's own answers), `extraction`
-      strength, and the `truth_ratios` of all questions, from which the forget quality comes. `utility`, the harmonic
+      strength, `exact_memorisation`, and the `truth_ratios` of all questions, from which the forget quality comes, by
+      `metrics.forget_quality` with those of the retrained model. `utility`, the harmonic
       mean of its `parts`: probability, ROUGE-L recall and truth score of the retain set and of each other set, whose
       probability is that among the answers to choose from. `error` of forget and retain set.
     """
     batch = encoded(asked, forget)
     nll, lengths, predicted = told(asked, params, batch)
+    missed = _error(predicted, batch)
     parts: dict[str, float] = {}
     for name, part in {"retain": retain, **others}.items():
         ratios, choice = truth(asked, params, part)
@@ -194,7 +204,8 @@ def judge(
         "rouge": rouge(asked, params, forget),
         "extraction": float(np.mean(metrics.extraction_strength(predicted, *_targets(batch)))),
         "truth_ratios": [float(f"{ratio:.4g}") for ratio in truth(asked, params, forget)[0]],
-        "error": {"forget": _error(predicted, batch), "retain": error(asked, params, retain)},
+        "exact_memorisation": 1 - missed,
+        "error": {"forget": missed, "retain": error(asked, params, retain)},
         "utility": metrics.model_utility(parts.values()),
         "parts": parts,
     }

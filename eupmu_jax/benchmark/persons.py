@@ -19,7 +19,16 @@ from eupmu_jax.benchmark import answers
 from eupmu_jax.benchmark.answers import Asked
 from eupmu_jax.data import persons
 from eupmu_jax.data.questions import Questions
-from eupmu_jax.models.language import LanguageModel, Tokenizer, gguf_tokenizer, load_gguf, smollm2, with_lora
+from eupmu_jax.metrics import rounded, separation
+from eupmu_jax.models.language import (
+    LanguageModel,
+    Tokenizer,
+    gguf_tokenizer,
+    load_gguf,
+    merge_lora,
+    smollm2,
+    with_lora,
+)
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._inputs import digest_of_model
@@ -36,6 +45,8 @@ RANK, EPOCHS, BATCH, LEARNING_RATE = 16, 6, 16, 1e-3
 LAYER = 10
 # Questions of the retain set and of world facts that are judged, and the wrong answers of five that are compared with.
 JUDGED, WRONG = 32, 3
+# Of weights that are rounded.
+BITS = 4
 # Questions of each kind whose answers are shown.
 SHOWN = 3
 # Forgotten persons who are taught again, out of `FORGOTTEN`, and the steps in which they are.
@@ -62,9 +73,18 @@ class Model(NamedTuple):
 @functools.cache
 def model() -> tuple[LanguageModel, Tokenizer]:
     """The pretrained model with adapters that add nothing yet, and its tokenizer."""
-    path = smollm2()
-    base = load_gguf(path)
-    return with_lora(base, base.params, RANK, key=jax.random.key(0)), gguf_tokenizer(path)
+    base = _pretrained()
+    return with_lora(base, base.params, RANK, key=jax.random.key(0)), gguf_tokenizer(smollm2())
+
+
+@functools.cache
+def _pretrained():
+    return load_gguf(smollm2())
+
+
+def merged(params: chex.ArrayTree) -> tuple[LanguageModel, chex.ArrayTree]:
+    """The model without adapters, and its parameters with these adapters added."""
+    return _pretrained(), merge_lora(_pretrained().params, params)
 
 
 def asked() -> Asked:
@@ -148,12 +168,26 @@ def _loss(params, statistics, batch, key):
 
 
 def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
-    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world."""
+    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world.
+
+    And `separation` of the forgotten persons from those who were never shown, from which `metrics.privleak` comes, and
+    `int4`: the error of forget and retain set once the weights of the whole model are rounded to four bits.
+    """
     world = {"world": spread(parts.world_facts, JUDGED)}
     found = answers.judge(asked(), params, parts.forget, spread(parts.retain, JUDGED), world)
     # The limit is on all of the retain set, so more of it is looked at.
-    error = answers.error(asked(), params, spread(parts.retain, 3 * JUDGED))
-    return found | {"error": found["error"] | {"retain": error}}
+    kept = spread(parts.retain, 3 * JUDGED)
+    scores = [answers.membership(asked(), params, part) for part in (parts.forget, parts.held_out)]
+    whole, weights = merged(params)
+    coarse, weights = asked()._replace(language=whole), rounded(weights, BITS)
+    return found | {
+        "error": found["error"] | {"retain": answers.error(asked(), params, kept)},
+        "separation": separation(*scores),
+        "int4": {
+            "forget": answers.error(coarse, weights, parts.forget),
+            "retain": answers.error(coarse, weights, kept),
+        },
+    }
 
 
 def relearned(params: chex.ArrayTree, parts: Sets, seed: int) -> dict[str, float]:

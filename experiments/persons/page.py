@@ -8,12 +8,15 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark import rows
 from eupmu_jax.methods import METHODS
+from eupmu_jax.metrics import privleak
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 REFERENCES = ("pretrained", "original", "retrained")
 HEAD = ["probability", "ROUGE-L", "extraction", "error", "quality", "utility", "RE", "taught again"]
+# Shown once all rows have them: rows of before have not.
+LATER = ["PrivLeak", "error, int4", "RE, int4"]
 # A model keeps its utility if it loses no more than this share of the fine-tuned one's.
 KEPT = 0.01
 SHOWN = ("original", "retrained", "EUPMU")
@@ -26,7 +29,7 @@ def blocks() -> dict[str, str]:
     methods = sorted(_methods(found), key=lambda key: _order(found, key))
     lines = [[_name(key), *_figures(found, key)] for key in [*((model, "") for model in REFERENCES), *methods]]
     return {
-        "persons": parts.table(["", *HEAD], lines),
+        "persons": parts.table(["", *HEAD, *(LATER if _has_later(found) else ())], lines),
         "persons said": parts.paragraph(_said(found)),
         "persons in short": parts.paragraph(_short(found)),
         "persons answers": _answers(found),
@@ -95,6 +98,16 @@ def _order(found, key):
     return (not all(_keeps(found, row) for row in mine), -np.mean([_quality(found, row) for row in mine]))
 
 
+def _has_later(found):
+    return all("int4" in row for row in found)
+
+
+def _later(found, mine):
+    leaks = [privleak(row["separation"], _reference(found, row, "retrained")["separation"]) for row in mine]
+    coarse = [100 * np.mean([row["int4"][part] for row in mine]) for part in ("forget", "retain")]
+    return [f"{figure:.1f}" for figure in (np.mean(leaks), *coarse)]
+
+
 def _figures(found, key):
     mine = _of(found, key)
     mean = lambda get: np.mean([get(row) for row in mine])
@@ -107,6 +120,7 @@ def _figures(found, key):
         f"{mean(lambda row: row['utility']):.3f}",
         f"{100 * mean(lambda row: row['error']['retain']):.1f}",
         f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
+        *(_later(found, mine) if _has_later(found) else ()),
     ]
 
 

@@ -2,7 +2,8 @@
 
 Command:  uv run --extra language python experiments/persons/run.py --seeds 0
 Time:     two to three hours a seed on two cores; goes on where it was stopped.
-Result:   experiments/persons/rows.jsonl: a row for each model; those of older versions of a method are made again.
+Result:   experiments/persons/rows.jsonl: a row for each model; those of older versions of a method, or with fewer
+          figures than the judge gives now, are made again.
 
 Model, judge and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget loss,
 has the settings that `unlearn` gives it by itself: the middle of the ranges that it is tuned in elsewhere.
@@ -90,12 +91,17 @@ def missing(found: list[dict]) -> list[tuple[str, str]]:
     ]
 
 
+def whole(found: list[dict]) -> list[dict]:
+    """The rows that have all figures of `persons.judge`, the last of which is `int4`."""
+    return [row for row in found if "int4" in row]
+
+
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     """Appends a row for each model of a seed that is not there yet."""
     parts, asked = persons.sets(seed), persons.asked()
     original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
     retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
-    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
+    found = whole(rows.select(rows.read(out), seed=seed)) if out.is_file() else []
     done = {row["model"] for row in found}
 
     def add(model, objective, params, **more):

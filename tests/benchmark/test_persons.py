@@ -34,6 +34,36 @@ def test_figures_of_a_model_that_knows_nothing_are_those_of_a_guess(toy):
     assert found["parts"]["world probability"] == pytest.approx(1 / (persons.WRONG + 1), rel=1e-3)
     assert found["parts"]["world truth"] < 1e-3
     assert 0 <= found["utility"] < 0.01
+    # Nor is any person, and no weight of 0 is rounded.
+    assert found["separation"] == 0.5
+    assert found["exact_memorisation"] == pytest.approx(1 - found["error"]["forget"])
+    assert found["int4"] == found["error"]
+
+
+def test_rounding_brings_back_what_small_steps_hid(toy):
+    # That "a" comes next, hidden by less than a step between integers of four bits: 7.3 becomes 6 / 7 of 8.
+    table = np.zeros((128, 128), np.float32)
+    table[np.arange(128), ord("a")] = 7
+    hidden = np.array(table)
+    hidden[np.arange(128), ord("b")] = 7.3
+    hidden[0, ord("b")] = 8
+    part = toy.forget._replace(answer=("aaaa",) * len(toy.forget.answer))
+    found = persons.judge({"table": jnp.array(hidden)}, toy._replace(forget=part))
+    assert found["error"]["forget"] == 1
+    # The blank before and the end after each of four are missed still.
+    assert found["int4"]["forget"] == pytest.approx(1 / 3)
+
+
+def test_forgotten_persons_who_are_known_are_told_from_others(toy):
+    rows = answers.encoded(persons.asked(), toy.forget)
+    table = np.zeros((128, 128), np.float32)
+    for tokens, mask in zip(rows["tokens"], rows["mask"], strict=True):
+        ends = np.flatnonzero(mask)
+        table[tokens[ends - 1], tokens[ends]] = 5
+    known, uniform = ({"table": jnp.array(t)} for t in (table, np.zeros_like(table)))
+    scores = [answers.membership(persons.asked(), known, part) for part in (toy.forget, toy.held_out)]
+    assert np.mean(scores[0]) > np.mean(scores[1])
+    np.testing.assert_allclose(answers.membership(persons.asked(), uniform, toy.held_out), -np.log(128), rtol=1e-5)
 
 
 def test_training_brings_figures_up_and_is_cached(toy, tmp_path):

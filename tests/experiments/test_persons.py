@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import eupmu_jax as eupmu
-from eupmu_jax.benchmark import persons
+from eupmu_jax.benchmark import persons, rows
 from eupmu_jax.methods import METHODS, default_settings
-from experiments.persons import run
+from experiments.persons import page, run
 
 # Those that need no hidden states, which the toy lacks.
 SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
@@ -20,6 +20,21 @@ def test_rows_of_an_older_version_are_made_again():
     older = made[0] | {"version": METHODS["EUPMU"].version - 1}
     assert run.missing([older, *made[1:]]) == [("EUPMU", "bounded_ascent")]
     assert run.missing([older, *made]) == []
+
+
+def test_figures_that_rows_have_later_are_made_again_and_get_columns(monkeypatch):
+    saved = [{name: row[name] for name in row if name not in ("separation", "int4")} for row in rows.read(page.ROWS)]
+    assert run.whole(saved) == []
+    monkeypatch.setattr(page.rows, "read", lambda path: saved)
+    assert page.LATER[0] not in page.blocks()["persons"]
+    auc = {"original": 1.0, "retrained": 0.5, "pretrained": 0.25}
+    later = [row | {"separation": auc.get(row["model"], 0.5), "int4": {"forget": 0.5, "retain": 0.25}} for row in saved]
+    assert run.whole(later) == later
+    monkeypatch.setattr(page.rows, "read", lambda path: later)
+    head, _, *lines = page.blocks()["persons"].splitlines()
+    assert head.endswith("| PrivLeak | error, int4 | RE, int4 |")
+    ends = {line.split("|")[1].strip(): line.rsplit("|", 4)[1].strip() for line in lines}
+    assert [ends[name] for name in auc] == ["-100.0", "0.0", "50.0"]
 
 
 @pytest.mark.slow
