@@ -1,5 +1,8 @@
 """Losses of `tasks.language`: functions of the outputs of a model and a batch, which may lack what they need."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 
@@ -139,11 +142,18 @@ def _rmu(outputs, batch, steering=6.5):
     return losses.rmu(hidden, target, mask_of(batch))
 
 
-def share_not_predicted(outputs, batch):
+def _share_not_predicted(outputs, batch):
     mask = mask_of(batch)
     wrong = (jnp.argmax(logits_of(outputs), axis=-1) != batch["tokens"][:, 1:]) & mask
     return jnp.sum(wrong, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
 
+
+def _improbability(outputs, batch):
+    mask = mask_of(batch)
+    return -jnp.expm1(-losses.sequence_nll(nll_of(outputs, batch), mask) / jnp.maximum(losses.answer_lengths(mask), 1))
+
+
+ERROR = {"tokens": _share_not_predicted, "probability": _improbability}
 
 RETAIN = {"cross_entropy": _cross_entropy, "kl": _kl, "rmu": _still}
 
@@ -162,3 +172,22 @@ FORGET = {
     "undial": _undial,
     "rmu": _rmu,
 }
+
+
+def with_constants(constants):
+    """The forget losses with these constants."""
+    for name, given in constants.items():
+        if name not in FORGET:
+            raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
+        known = list(inspect.signature(FORGET[name]).parameters)[2:]
+        if unknown := [key for key in given if key not in known]:
+            raise ValueError(
+                f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
+            )
+    return {name: _with(name, tuple(sorted(constants.get(name, {}).items()))) for name in FORGET}
+
+
+@functools.lru_cache(maxsize=64)
+def _with(name, given):
+    """One object for equal constants, so that equal tasks are equal."""
+    return functools.partial(FORGET[name], **dict(given)) if given else FORGET[name]

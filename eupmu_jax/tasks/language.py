@@ -1,7 +1,6 @@
 """Token prediction as a task: batches are dicts of `tokens`, ints `(n, length)`, and perhaps `mask` and more."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 
 import chex
@@ -11,13 +10,14 @@ import numpy as np
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks._language_losses import (
+    ERROR,
     FORGET,
     RETAIN,
     as_dict,
     logits_of,
     mask_of,
     nll_of,
-    share_not_predicted,
+    with_constants,
 )
 from eupmu_jax.tasks.task import Task
 
@@ -28,6 +28,7 @@ def language(
     hidden: Callable | None = None,
     original: chex.ArrayTree | None = None,
     retain: str = "cross_entropy",
+    error: str = "tokens",
     constants: Mapping[str, Mapping[str, float]] | None = None,
     fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
 ) -> Task:
@@ -56,7 +57,9 @@ def language(
     from `original`. A step computes only what its losses use.
 
     The divergence is the mean of KL(teacher || model) over the tokens that are predicted. The error of a sequence is
-    the share of its tokens that the model would not have predicted, that is 1 less its exact memorisation.
+    the share of its tokens that the model would not have predicted, that is 1 less its exact memorisation; or, with
+    `error="probability"`, 1 less its probability by its length, :math:`1 - e^{-L_i / |y_i|}`, so that EUPMU steers to
+    how likely the model finds what it never saw.
 
     Args:
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
@@ -65,6 +68,7 @@ def language(
       original: Parameters of the original model, a constant of the compiled programs, which hold a copy each. For a
         large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
       retain: `"cross_entropy"`, `"kl"` or `"rmu"`.
+      error: `"tokens"` or `"probability"`.
       constants: Those of forget losses, by loss and name, such as `{"npo": {"beta": 0.5}, "rmu": {"steering": 20.0}}`;
         others keep the defaults of `objectives.language`.
       fresh_params: `fresh_params(key)`: untrained parameters.
@@ -76,9 +80,9 @@ def language(
       length - 1, V)`; if the task or the batch has more, a dict with these as `logits`.
 
     Raises:
-      ValueError: If `apply` or `hidden` is no function, for an unknown retain loss or constant, a retain loss that
-        needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it in
-        another shape. `unlearn` refuses sequences without any token to predict, tokens below 0, and losses of the
+      ValueError: If `apply` or `hidden` is no function, for an unknown retain loss, error or constant, a retain loss
+        that needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it
+        in another shape. `unlearn` refuses sequences without any token to predict, tokens below 0, and losses of the
         original model that are not finite or below 0.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
@@ -92,17 +96,19 @@ def language(
         raise ValueError(f"hidden: got {hidden!r}, expected a function (params, tokens) -> hidden states, or None")
     if retain not in RETAIN:
         raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
+    if error not in ERROR:
+        raise ValueError(f"error: got {error!r}, expected one of {', '.join(ERROR)}")
     if retain == "rmu" and hidden is None:
         raise ValueError("hidden: got None, but retain='rmu' needs it; expected (params, tokens) -> hidden states")
     of_large("original", original)
-    task = _task(apply, hidden, retain, fresh_params)
+    task = _task(apply, hidden, retain, error, fresh_params)
     if constants:
-        task = task._replace(forget=_with_constants(constants))
+        task = task._replace(forget=with_constants(constants))
     return task if original is None else task._replace(outputs=_with_original(task.outputs, original))
 
 
 @functools.lru_cache(maxsize=64)
-def _task(apply, hidden, retain, fresh_params):
+def _task(apply, hidden, retain, error, fresh_params):
     def outputs(params, batch, key):
         found = {"logits": _checked("apply", apply, params, batch["tokens"])[:, :-1]}
         if "alternative_tokens" in batch:
@@ -124,7 +130,7 @@ def _task(apply, hidden, retain, fresh_params):
         forget=FORGET,
         divergence=divergence,
         draw=draw,
-        error=share_not_predicted,
+        error=ERROR[error],
         fresh_params=fresh_params,
         check=_check_answers,
     )
@@ -144,24 +150,6 @@ def _with_original(outputs, original):
         return ours | {f"reference_{name}": jax.lax.stop_gradient(leaf) for name, leaf in reference.items()}
 
     return both
-
-
-def _with_constants(constants):
-    for name, given in constants.items():
-        if name not in FORGET:
-            raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
-        known = list(inspect.signature(FORGET[name]).parameters)[2:]
-        if unknown := [key for key in given if key not in known]:
-            raise ValueError(
-                f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
-            )
-    return {name: _with(name, tuple(sorted(constants.get(name, {}).items()))) for name in FORGET}
-
-
-@functools.lru_cache(maxsize=64)
-def _with(name, given):
-    """One object for equal constants, so that equal tasks are equal."""
-    return functools.partial(FORGET[name], **dict(given)) if given else FORGET[name]
 
 
 def with_reference(

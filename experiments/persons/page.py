@@ -20,6 +20,7 @@ LATER = ["PrivLeak", "error, int4", "RE, int4"]
 # A model keeps its utility if it loses no more than this share of the fine-tuned one's.
 KEPT = 0.01
 SHOWN = ("original", "retrained", "EUPMU")
+OURS = ("EUPMU", "bounded_ascent")
 KINDS = ("forgotten", "retained", "the world")
 
 
@@ -129,16 +130,15 @@ def _said(found):
     keeping = [key for key in methods if all(_keeps(found, row) for row in _of(found, key))]
     mean = lambda key: np.mean([_quality(found, row) for row in _of(found, key)])
     best = max(keeping, key=mean)
-    ours = next(key for key in methods if key[0] == "EUPMU")
     level = f"{100 * np.mean([row['held_out_error'] for row in _of(found, ('original', ''))]):.1f}"
-    kept = "keeps" if ours in keeping else "does not keep"
+    kept = "keeps" if OURS in keeping else "does not keep"
     error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
-    beside = "" if best == ours else f"; EUPMU, which {kept} it, has {mean(ours):.1f}"
+    beside = "" if best == OURS else f"; EUPMU, which {kept} it, has {mean(OURS):.1f}"
     shares = [row["share_of_retraining"] for key in methods for row in _of(found, key)]
     return (
         f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
         f"forget quality, {mean(best):.1f}, is that of {_name(best)}{beside} (the original model: "
-        f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(ours)} % on forgotten persons; the original "
+        f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons; the original "
         f"model's on persons who were never shown is {level} %, and the retrained model's on the forgotten "
         f"{error(('retrained', ''))} %. With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
         "the time of fine-tuning again."
@@ -147,16 +147,15 @@ def _said(found):
 
 def _short(found):
     """The README's sentence."""
-    ours = next(key for key in _methods(found) if key[0] == "EUPMU")
     mean = lambda key, get: np.mean([get(row) for row in _of(found, key)])
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
-    (version,) = {row["version"] for row in _of(found, ours)}
+    (version,) = {row["version"] for row in _of(found, OURS)}
     of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
     return (
-        f"After untuned EUPMU{of_version}, SmolLM2-135M gets {missed(ours)} of the tokens wrong in answers about the "
+        f"After untuned EUPMU{of_version}, SmolLM2-135M gets {missed(OURS)} of the tokens wrong in answers about the "
         f"forgotten persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility "
-        f"of {utility(ours)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
+        f"of {utility(OURS)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
     )
 
 

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     # Before JAX is imported: pretrained weights are passed to each program, not written into it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
+import numpy as np
 
 import eupmu_jax as eupmu
 from eupmu_jax import tasks
@@ -29,7 +30,10 @@ from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
-# Methods with a forget loss each. Gradient difference is the weighted sum with gradient ascent.
+# The forget losses of objectives that have something else besides: KL to the original model as the retain loss, and 1
+# less the probability of an answer as the error.
+FORGET_LOSSES = {"kl_minimisation": "gradient_ascent", "level_of_probability": "bounded_ascent"}
+# Methods with an objective each. Gradient difference is the weighted sum with gradient ascent.
 CANDIDATES = (
     ("EUPMU", "bounded_ascent"),
     ("weighted sum", "gradient_ascent"),
@@ -48,16 +52,21 @@ CANDIDATES = (
     ("weighted sum", "satimp"),
     ("augmented Lagrangian", "bounded_ascent"),
     ("OFMU", "bounded_ascent"),
+    ("EUPMU next-batch", "npo"),
+    ("weighted sum", "kl_minimisation"),
+    ("EUPMU", "level_of_probability"),
 )
 
 
 def task_of(objective: str, original) -> eupmu.Task:
     """The task, with the original model where the loss compares with that token by token, or hidden states."""
-    if objective == "undial":
-        return tasks.language(persons.model()[0].apply, original=original)
-    if objective == "rmu":
-        return tasks.language(persons.model()[0].apply, hidden=_hidden, original=original, retain="rmu")
-    return persons.task()
+    options = {
+        "undial": {"original": original},
+        "kl_minimisation": {"original": original, "retain": "kl"},
+        "rmu": {"hidden": _hidden, "original": original, "retain": "rmu"},
+        "level_of_probability": {"error": "probability"},
+    }
+    return tasks.language(persons.model()[0].apply, **options.get(objective, {}))
 
 
 def _hidden(params, tokens):
@@ -78,7 +87,23 @@ def examples_of(objective: str, part: Questions, original) -> Examples:
 def settings_of(method: str, objective: str, task: eupmu.Task) -> dict:
     """The middle of the method's ranges, with the forget loss, where it takes one."""
     given = default_settings(METHODS[method], task)
-    return given | {"forget_objective": objective} if "forget_objective" in given else given
+    return (
+        given | {"forget_objective": FORGET_LOSSES.get(objective, objective)} if "forget_objective" in given else given
+    )
+
+
+def start_of(objective: str, nll, lengths, missed: float) -> dict:
+    """Retain loss and error of the original model as the task of this objective has them.
+
+    Args:
+      objective: Of a candidate.
+      nll, lengths: Of its answers about retained persons.
+      missed: The share of their tokens that it does not predict.
+    """
+    # Compared with itself it loses nothing.
+    loss = 0.0 if objective in ("rmu", "kl_minimisation") else nll.sum() / lengths.sum()
+    error = np.mean(1 - np.exp(-nll / lengths)) if objective == "level_of_probability" else missed
+    return {"retain_loss": float(loss), "retain_error": float(error)}
 
 
 def missing(found: list[dict]) -> list[tuple[str, str]]:
@@ -117,13 +142,13 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
             add(name, "", params, held_out_error=answers.error(asked, params, parts.held_out))
     # Where any run begins, measured once.
     nll, lengths, _ = answers.told(asked, original.params, answers.encoded(asked, parts.retain))
-    start = {"retain_loss": nll.sum() / lengths.sum()}
-    start |= {"retain_error": answers.error(asked, original.params, parts.retain)}
+    missed = answers.error(asked, original.params, parts.retain)
     options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
     for method, objective in missing(found):
         task = task_of(objective, original.params)
         given = settings_of(method, objective, task)
         sets = [examples_of(objective, part, original.params) for part in parts[:3]]
+        start = start_of(objective, nll, lengths, missed)
         result = eupmu.unlearn(
             method, task, original.params, *sets, settings=given, **options, probes=0, start=start, warm=True
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import eupmu_jax as eupmu
-from eupmu_jax.benchmark import persons, rows
+from eupmu_jax.benchmark import answers, persons, rows
 from eupmu_jax.methods import METHODS, default_settings
 from experiments.persons import page, run
 
@@ -37,6 +37,17 @@ def test_figures_that_rows_have_later_are_made_again_and_get_columns(monkeypatch
     assert [ends[name] for name in auc] == ["-100.0", "0.0", "50.0"]
 
 
+@pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
+def test_where_a_run_begins_is_told_as_its_task_has_it(toy_persons, objective):
+    original, part = persons.model()[0].params, toy_persons.retain
+    task, batch = run.task_of(objective, original), answers.encoded(persons.asked(), part)
+    nll, lengths, _ = answers.told(persons.asked(), original, batch)
+    start = run.start_of(objective, nll, lengths, answers.error(persons.asked(), original, part))
+    outputs = task.outputs(original, batch, None)
+    assert start["retain_loss"] == pytest.approx(float(task.retain(outputs, batch)), rel=1e-5, abs=1e-6)
+    assert start["retain_error"] == pytest.approx(float(np.mean(task.error(outputs, batch))), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "objective"), SOME, ids=[", ".join(candidate) for candidate in SOME])
 def test_every_candidate_has_what_it_needs(toy_persons, method, objective):
@@ -44,7 +55,7 @@ def test_every_candidate_has_what_it_needs(toy_persons, method, objective):
     task = run.task_of(objective, params)
     sets = [run.examples_of(objective, part, params) for part in toy_persons[:3]]
     given = run.settings_of(method, objective, task)
-    assert given.get("forget_objective", objective) == objective
+    assert given.get("forget_objective", objective) == run.FORGET_LOSSES.get(objective, objective)
     options = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "probes": 0}
     result = eupmu.unlearn(method, task, params, *sets, settings=given, **options)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))

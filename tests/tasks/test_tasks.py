@@ -92,6 +92,16 @@ def test_error_is_the_share_of_tokens_not_predicted(language):
     np.testing.assert_allclose(task.error(task.outputs(params, batch, None), batch), expected, rtol=1e-6)
 
 
+def test_error_may_be_what_an_answer_lacks_to_be_certain(language):
+    _, params, batch, losses, _ = language
+    task = tasks.language(table_of_logits, error="probability")
+    mask = np.asarray(batch["mask"])[:, 1:]
+    expected = 1 - np.exp(-(losses * mask).sum(1) / mask.sum(1))
+    np.testing.assert_allclose(task.error(task.outputs(params, batch, None), batch), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"^error: got 'nll', expected one of tokens, probability$"):
+        tasks.language(table_of_logits, error="nll")
+
+
 def test_a_classifier_is_shown_augmented_inputs_in_steps_alone():
     augment = lambda key, inputs: inputs + jax.random.normal(key, inputs.shape)
     task = tasks.classification(lambda params, inputs: inputs @ params, 3, augment=augment)
