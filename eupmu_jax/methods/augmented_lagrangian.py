@@ -26,6 +26,12 @@ def augmented_lagrangian(task, terms, settings) -> Procedure:
     Failure cases: e is as noisy as a minibatch's loss, and lambda is rho times as noisy. With a small penalty the run
     ends before mu has found its level. Nothing measures the end, unlike in `eupmu_budget`.
 
+    Primal-dual unlearning, PDU, has the update of mu alone (Entesari et al. 2025, arXiv 2506.05314), on the step's
+    batch too: :math:`\lambda_{t+1} = \max(0, \lambda_t + \eta e_t)`, that of `controllers.nu_pi` with `proportional=0`,
+    which rho e damps here. It bounds the retain loss itself, not its rise, and in a published run lambda stays at 100
+    for five epochs before it moves; here it begins at 1 and moves at once. Its forget loss, the squared distance of the
+    largest logit from the mean one, is not in `tasks.language`, whose `kl_to_uniform` has the same aim.
+
     Source: Hestenes 1969; Powell 1969; Rockafellar 1973.
     """
     rho = settings["penalty"]
