@@ -6,10 +6,11 @@ Result:   a row of figures in --out, and the unlearned parameters beside it.
 
 `--model` is a model in Hugging Face's format, such as Llama 3.2 1B, that was fine-tuned on all of TOFU, `--retrained`
 one that was fine-tuned on the retain set alone, `--data` a copy of the data set. With `--rank` low-rank adapters are
-unlearned with, else all parameters. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices. `eupmu plan
---model 1b` says roughly what a step takes: it compiles this library's own decoder of these sizes, not the class of
-google-tunix that is loaded here. It was run here on a tiny model and questions of TOFU's layout, on one device and on
-eight pretended ones, never on TOFU itself.
+unlearned with, else all parameters. `dpo` and `lrml` prefer refusals: those of `data.persons` in turn, as TOFU's tables
+have none. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices. `eupmu plan --model 1b` says roughly
+what a step takes: it compiles this library's own decoder of these sizes, not the class of google-tunix that is loaded
+here. It was run here on a tiny model and questions of TOFU's layout, on one device and on eight pretended ones, never
+on TOFU itself; page.md has commands.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import methods, sharding, tasks
 from eupmu_jax.benchmark import answers, rows
 from eupmu_jax.data import tofu
+from eupmu_jax.data.persons import REFUSALS
 from eupmu_jax.data.questions import PROMPT, Questions
 from eupmu_jax.metrics.language import forget_quality
 from eupmu_jax.models.language import huggingface_tokenizer, load_huggingface, with_lora
@@ -36,7 +38,7 @@ from experiments import origin
 
 # Passes over the forget set, as in TOFU.
 PASSES = 5
-# Forget losses that take questions and answers alone, and one that compares with the original model.
+# Forget losses that take questions and answers alone, and then those that compare with the original model.
 OBJECTIVES = (
     "bounded_ascent",
     "random_labels",
@@ -46,6 +48,10 @@ OBJECTIVES = (
     "satimp",
     "simnpo",
     "npo",
+    "dpo",
+    "lrml",
+    "undial",
+    "rmu",
 )
 OTHERS = ("real_authors", "world_facts")
 
@@ -59,6 +65,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--forget", type=int, choices=(1, 5, 10), default=10)
     parser.add_argument("--method", default="EUPMU")
     parser.add_argument("--objective", choices=OBJECTIVES, help="the method's own if none is given")
+    parser.add_argument("--retain", choices=("cross_entropy", "kl"), help="hidden states under rmu if none is given")
     parser.add_argument(
         "--steps", type=int, help=f"as many as make {PASSES} passes over the forget set if none is given"
     )
@@ -93,14 +100,15 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     judged = {name: tofu.load(given.data, f"{name}_perturbed") for name in (f"forget{share}", "retain", *OTHERS)}
     mesh = sharding.make_mesh(given.data_axis, given.tensor_axis)
     model = asked(given.model, given, mesh, given.rank)
-    task = tasks.language(model.language.apply)
-    batches = [answers.encoded(model, part) for part in sets.values()]
+    task = task_of(given, model)
+    batches = [batch_of(given, model, part) for part in sets.values()]
     for part in judged.values():
         answers.check(model, part)
     # Before any unlearning, so that a model that cannot be read loses none.
     ratios = retrained_ratios(given, mesh, judged[f"forget{share}"]) if given.retrained else None
-    if given.objective == "npo":
-        batches = [tasks.with_reference(task, model.language.params, b, batch_size=given.batch) for b in batches]
+    if given.objective in ("npo", "dpo", "lrml"):
+        plain = tasks.language(model.language.apply)
+        batches = [tasks.with_reference(plain, model.language.params, b, batch_size=given.batch) for b in batches]
     steps = given.steps or PASSES * -(-len(sets["forget"].question) // given.batch)
     result = eupmu.unlearn(
         given.method,
@@ -119,13 +127,42 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     checkpoints.save(given.out / "params", result.params, {"method": given.method, "seed": given.seed})
     forget, retain, *others = judged.values()
     judge = lambda params: answers.judge(model, params, forget, retain, dict(zip(OTHERS, others, strict=True)))
-    row = {"method": given.method, "objective": given.objective, "forget": given.forget, "seed": given.seed}
+    row = {
+        "method": given.method,
+        "objective": given.objective,
+        "retain": given.retain,
+        "forget": given.forget,
+        "seed": given.seed,
+    }
     row |= {"original": judge(model.language.params), "unlearned": judge(result.params)}
     row |= {"steps": steps, "seconds": result.seconds, "figures": result.figures}
     if ratios is not None:
         row["forget_quality"] = forget_quality(row["unlearned"]["truth_ratios"], ratios).log10
     rows.append(given.out / "rows.jsonl", row | made_by)
     return row
+
+
+def task_of(given: argparse.Namespace, model: answers.Asked) -> eupmu.Task:
+    """The task, with the original model where a loss compares with that token by token, or hidden states."""
+    language, steered = model.language, given.objective == "rmu"
+    retain = given.retain or ("rmu" if steered else "cross_entropy")
+    # The output of the block in the middle, as for models of 16 blocks in open-unlearning.
+    hidden = lambda params, tokens: language.hidden(params, tokens, language.layers // 2)
+    return tasks.language(
+        language.apply,
+        hidden=hidden if steered else None,
+        original=language.params if given.objective == "undial" or retain != "cross_entropy" else None,
+        retain=retain,
+    )
+
+
+def batch_of(given: argparse.Namespace, model: answers.Asked, part: Questions) -> dict:
+    """The questions with their answers, and with refusals where the loss prefers them."""
+    batch = answers.encoded(model, part)
+    if given.objective in ("dpo", "lrml"):
+        refusals = [REFUSALS[row % len(REFUSALS)] for row in range(len(part.question))]
+        batch |= {f"alternative_{name}": leaf for name, leaf in answers.encoded(model, part, refusals).items()}
+    return batch
 
 
 def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> np.ndarray:

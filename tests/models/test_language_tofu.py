@@ -1,6 +1,9 @@
 """TOFU's experiment, on a tiny model and questions of TOFU's layout; and tokenizers in the format of Hugging Face."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,12 +67,30 @@ def save_tables(folder):
 
 
 # EUPMU leaves alone what the tiny model with adapters, which knows nothing, need not forget.
-@pytest.mark.parametrize(("method", "rank"), [("weighted sum", 2), ("EUPMU", 0)])
-def test_a_model_forgets_and_is_judged(write, tmp_path, method, rank):
+@pytest.mark.parametrize(
+    ("method", "rank", "more"),
+    [
+        ("weighted sum", 2, ()),
+        ("EUPMU", 0, ()),
+        *(
+            pytest.param(method, rank, more.split(), marks=pytest.mark.slow)
+            for method, rank, more in (
+                ("EUPMU", 0, "--retain kl"),
+                ("weighted sum", 2, "--objective dpo"),
+                ("weighted sum", 2, "--objective lrml"),
+                ("weighted sum", 2, "--objective undial"),
+                ("weighted sum", 2, "--objective rmu"),
+                ("weighted sum", 0, "--objective rmu --retain kl"),
+            )
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list | tuple) else None,
+)
+def test_a_model_forgets_and_is_judged(write, tmp_path, method, rank, more):
     folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
     arguments = ["--model", folder, "--retrained", folder, "--data", data, "--out", tmp_path / "out", "--forget", 5]
     arguments += ["--steps", 3, "--batch", 8, "--rank", rank, "--length", 24, "--answer", 4, "--dtype", "float32"]
-    arguments += ["--method", method]
+    arguments += ["--method", method, *more]
     row = run.run(run.parsed([str(one) for one in arguments]), {})
     assert rows.read(tmp_path / "out" / "rows.jsonl")[0]["unlearned"]["utility"] == row["unlearned"]["utility"]
     assert len(row["unlearned"]["truth_ratios"]) == 6
@@ -80,6 +101,17 @@ def test_a_model_forgets_and_is_judged(write, tmp_path, method, rank):
     ]
     assert row["forget_quality"] <= 0
     assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
+
+
+def test_commands_of_the_page_are_those_of_the_script():
+    text = Path(run.__file__).with_name("page.md").read_text()
+    commands = re.findall(r"^(uv run .*tofu/run\.py (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    parsed = [run.parsed(shlex.split(one.replace("\\\n", "").split("run.py ")[1])) for one in commands]
+    assert [(given.rank, given.batch % given.data_axis) for given in parsed] == [(0, 0), (16, 0)]
+    for given in parsed:
+        # As many devices as the plan that is to be made before.
+        assert f"--tensor {given.tensor_axis} --batch {given.batch} --sequence {given.length}" in text
+        assert given.data_axis * given.tensor_axis == 8
 
 
 def test_a_retrained_model_that_cannot_be_read_is_refused_before_any_unlearning(write, tmp_path):
