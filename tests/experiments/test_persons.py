@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 import eupmu_jax as eupmu
 from eupmu_jax.benchmark import answers, persons, rows
 from eupmu_jax.methods import METHODS, default_settings
+from experiments import parts
 from experiments.persons import page, run
 
 # Those that need no hidden states, which the toy lacks.
@@ -35,6 +37,28 @@ def test_figures_that_rows_have_later_are_made_again_and_get_columns(monkeypatch
     assert head.endswith("| PrivLeak | error, int4 | RE, int4 |")
     ends = {line.split("|")[1].strip(): line.rsplit("|", 4)[1].strip() for line in lines}
     assert [ends[name] for name in auc] == ["-100.0", "0.0", "50.0"]
+
+
+def test_why_eupmu_is_where_it_is_says_what_the_rows_say():
+    said = " ".join(page.blocks()["persons why"].split())
+    found = parts.newest(rows.read(page.ROWS), "model", "objective", "seed")
+    mean = lambda get, **key: np.mean([get(row) for row in rows.select(found, **key)])
+    missed = 100 * mean(lambda row: row["error"]["forget"], model="EUPMU", objective="bounded_ascent")
+    level = 100 * mean(lambda row: row["held_out_error"], model="original")
+    where = "beyond" if missed > level else "short of"
+    assert f"EUPMU ends {where} the level that it steers to, at {missed:.1f} against {level:.1f} % of" in said
+    kept = {row["seed"]: 0.99 * row["utility"] for row in rows.select(found, model="original")}
+    retrained = rows.select(found, model="retrained")
+    keeps = all(row["utility"] >= kept[row["seed"]] for row in retrained)
+    utility = np.mean([row["utility"] for row in retrained])
+    ends = f"{'keeps' if keeps else 'misses'} it, with a utility of {utility:.3f} against "
+    assert ends + f"{np.mean(list(kept.values())):.3f}." in said
+    # Two samples of one shape, one of them so many places further.
+    count = min(len(row["truth_ratios"]) for row in found)
+    assert f"with {count} questions" in said
+    apart = int(said.split(" questions apart")[0].split()[-1])
+    p_values = [stats.ks_2samp(np.arange(count), np.arange(count) + k).pvalue for k in (apart - 1, apart)]
+    assert p_values[1] < 0.05 <= p_values[0]
 
 
 @pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
