@@ -64,8 +64,9 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     parameters, their average over the end of the run, and three points on the way from the original to the last ones,
     that one is chosen that keeps the limit and is nearest to the target, up to the noise of the sample. It must keep
     the limit on more than 500 retained examples too, up to 1,000 (of a smaller set, on all but fewer than 100), or the
-    next best point is tried. With `allowed_error` the original parameters keep it always; with an absolute `limit`
-    perhaps none does, and that with the least retain error is returned.
+    next best point is tried; the passes of one such check are counted in the cost, those of others not. With
+    `allowed_error` the original parameters keep it always; with an absolute `limit` perhaps none does, and that with
+    the least retain error is returned.
     """
     loss = with_errors(task, settings["forget_objective"])
     limit = error_limit(terms.retain_error, settings)
@@ -116,7 +117,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         check = on_more if parts > 1 else None
         return _best_end(task, samples, check, settings["target"], allowed, prepared, params, state[1])
 
-    # A second point is checked only where the first one does not hold.
+    # Of one point; of others, which are asked only where that one does not hold, none are counted.
     checked = 2 * parts * counts[1] if parts > 1 else 0
     cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES + checked)
     return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish)
