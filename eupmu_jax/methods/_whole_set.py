@@ -1,12 +1,11 @@
 """Gradients over a whole set, in chunks that bound the memory, by compiled code that all runs share."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.methods.method import retain_gradient, size_of
 from eupmu_jax.tasks import Examples, Task
 
@@ -34,7 +33,7 @@ def mean_gradient(task: Task, params: chex.ArrayTree, data: Examples) -> chex.Ar
     return total
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_for_task()
 def _add(task, params, chunk, share, total):
     gradient = retain_gradient(task, params, chunk)
     return jax.tree.map(lambda g, t: t + share * g, gradient, total)

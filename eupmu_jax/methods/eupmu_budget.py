@@ -1,9 +1,6 @@
 """EUPMU under a budget for the whole run, with a measured end."""
 
-import functools
-
-import jax
-
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
 from eupmu_jax.surgery.explicit import unilateral_surgery
@@ -48,7 +45,7 @@ def eupmu_budget(task, terms, settings) -> Procedure:
     return descent._replace(cost=cost, prepare=lambda params, forget, retain, key: params, finish=finish)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_for_task()
 def _search(task, retain, allowed_rise, inside, outside):
     def measure(params):
         return task.retain(task.outputs(params, retain, None), retain)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.controllers import forget_level, retain_limit, scale_by_limit
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
 from eupmu_jax.methods.eupmu_budget import FIRMNESS
@@ -184,7 +185,7 @@ def _best_end(task, samples, on_more, target, allowed, original, last, averaged)
     return points[point](), (1.0, 1.0, *_WAY)[point]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_for_task()
 def _figures(task, params, batch):
     outputs = task.outputs(params, batch, None)
     return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch)])

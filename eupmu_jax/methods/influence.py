@@ -1,12 +1,11 @@
 """Influence unlearning: one Newton step that takes the forget set's influence back."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.methods._whole_set import mean_gradient
 from eupmu_jax.methods.method import Choice, Cost, LogUniform, Method, Procedure, size_of
 from eupmu_jax.tasks import Examples, Task, as_examples
@@ -137,7 +136,7 @@ def removal_step(
     return _solve(task, curvature, iterations, params, sample, damping, change, start)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@jit_for_task(choices=2)
 def _solve(task, curvature, iterations, params, sample, damping, vector, start):
     product = lambda u: jax.tree.map(
         lambda c, d: c + damping * d, curvature_product(task, params, sample, u, curvature), u

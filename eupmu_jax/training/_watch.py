@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from eupmu_jax._stack.algebra import gram_matrix
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.method import Settings, size_of
@@ -97,14 +98,14 @@ def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
     return total
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_for_task()
 def _loss_and_error(task, params, batch):
     outputs = task.outputs(params, batch, None)
     figures = {"loss": task.retain(outputs, batch)}
     return figures if task.error is None else figures | {"error": jnp.mean(task.error(outputs, batch))}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jit_for_task(choices=1)
 def _gradient(task, loss, params, batch):
     return jax.grad(lambda p: loss(task.outputs(p, batch, None), batch))(params)
 

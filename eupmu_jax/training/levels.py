@@ -1,7 +1,6 @@
 """How a model treats data that it never saw: the level to which a forget set is brought, and whether it is there."""
 
 import bisect
-import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import part_of, spread
 
@@ -261,7 +261,7 @@ def batches_of(examples, most: int | None = None) -> Iterator[chex.ArrayTree]:
         yield examples[positions[start : start + CHUNK]]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_for_task()
 def _of_batch(task, params, batch):
     outputs = task.outputs(params, batch, None)
     single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)

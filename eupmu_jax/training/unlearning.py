@@ -20,6 +20,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn, loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
+from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._inputs import (
     Sets,
     batches_on,
@@ -29,7 +30,6 @@ from eupmu_jax.training._inputs import (
     digest_of_losses,
     digest_of_model,
     identity,
-    trainable,
 )
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
@@ -124,8 +124,9 @@ def unlearn(
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
-        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew. For
-        a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
+        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew and
+        drops at its end. For a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it
+        as an argument then.
       mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
         to divide; sets that are smaller than their batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
@@ -223,7 +224,9 @@ def unlearn(
     # The step donates its arguments; the caller keeps the original ones.
     original, params = params, jax.tree.map(jnp.array, params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
-    take = jitted_step(chosen.make, task, terms, choices, sets.in_memory)
+    # Of a run with frozen parameters the step goes with the run.
+    compiled = jitted_step if frozen is None else jitted_step.__wrapped__
+    take = compiled(chosen.make, task, terms, choices, sets.in_memory)
     carry, take = (together(carry), take) if mesh is None else spread(carry, take, mesh)
     epoch = lambda count: count // -(-len(sets.forget) // sizes[0])
 

@@ -1,0 +1,37 @@
+"""The part of a model that is trained, as a task of its own."""
+
+import jax
+import jax.numpy as jnp
+
+from eupmu_jax._stack.programs import owner
+from eupmu_jax.tasks import Task
+
+
+def trainable(task: Task, params, frozen):
+    """The task and parameters without what is frozen, and a function that puts it back."""
+    if frozen is None:
+        return task, params, lambda part: part
+    mask = frozen(params) if callable(frozen) else frozen
+    structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")
+    if all(jax.tree.leaves(mask)):
+        raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
+    flags, structure = jax.tree.flatten(mask)[0], jax.tree.structure(params)
+    fixed = [jnp.asarray(leaf) if flag else None for flag, leaf in zip(flags, jax.tree.leaves(params), strict=True)]
+
+    def whole(part):
+        leaves = iter(jax.tree.leaves(part))
+        return jax.tree.unflatten(structure, [next(leaves) if leaf is None else leaf for leaf in fixed])
+
+    def without(tree):
+        return [leaf for flag, leaf in zip(flags, jax.tree.leaves(tree), strict=True) if not flag]
+
+    outputs, fresh, unknown = task.outputs, task.fresh_params, task.unknown
+    task = task._replace(
+        # Or the frozen arrays would stay with JAX after the run.
+        outputs=owner(lambda part, batch, key: outputs(whole(part), batch, key)),
+        unknown=None if unknown is None else lambda part, batch: unknown(whole(part), batch),
+        fresh_params=None if fresh is None else lambda key: without(fresh(key)),
+    )
+    return task, without(params), whole

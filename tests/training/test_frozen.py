@@ -1,0 +1,74 @@
+import gc
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax import tasks, unlearn
+from eupmu_jax._stack.programs import jit_for_task, owner
+
+SIZE = 100_000
+
+
+def data(count, seed):
+    inputs = jax.random.normal(jax.random.key(seed), (count, 4))
+    return {"inputs": inputs, "labels": (inputs[:, 0] > 0).astype(int)}
+
+
+def apply(params, inputs):
+    return inputs @ params["head"] + jnp.sum(params["base"])
+
+
+def fresh_params(key):
+    return {"base": jnp.zeros(SIZE), "head": jnp.zeros((4, 2))}
+
+
+# One for all tests, as a user has it: only what a run makes of it is new.
+TASK = tasks.classification(apply, num_classes=2, fresh_params=fresh_params)
+MASK = {"base": True, "head": False}
+SETS = data(8, 0), data(24, 1), data(16, 2)
+
+
+def run(method):
+    return unlearn(method, TASK, fresh_params(None), *SETS, steps=2, probes=1, frozen=MASK).params
+
+
+def bytes_alive():
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+@pytest.mark.parametrize("method", ["EUPMU", "influence"])
+def test_what_is_frozen_goes_with_its_run(method):
+    alive = []
+    for _ in range(3):
+        assert np.all(run(method)["base"] == 0)
+        alive.append(bytes_alive())
+    assert alive[2] - alive[0] < jnp.zeros(SIZE).nbytes
+
+
+def test_runs_of_one_task_share_what_is_compiled_though_a_frozen_run_comes_between(monkeypatch):
+    counted = []
+    task = TASK._replace(outputs=lambda *given: counted.append(1) or TASK.outputs(*given))
+    start = lambda frozen: unlearn("EUPMU", task, fresh_params(None), *SETS, steps=2, probes=1, frozen=frozen).params
+    first = start(None)
+    start(MASK)
+    traced = len(counted)
+    chex.assert_trees_all_equal(start(None), first)
+    assert len(counted) == traced
+
+
+def test_tasks_of_an_owner_have_programs_of_their_own():
+    traced = []
+
+    def scaled(task, power, inputs):
+        traced.append(power)
+        return task.outputs(2.0, inputs, None) ** power
+
+    compiled = jit_for_task(choices=1)(scaled)
+    outputs = lambda params, inputs, key: params * inputs
+    for task in (TASK._replace(outputs=outputs), TASK._replace(outputs=owner(lambda *given: outputs(*given)))):
+        assert [float(compiled(task, power, 3.0)) for power in (1, 2, 2)] == [6.0, 36.0, 36.0]
+    assert traced == [1, 2, 1, 2]
