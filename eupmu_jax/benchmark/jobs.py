@@ -160,7 +160,8 @@ def _unlearn(piece, design, reference, warm):
     problem, case = reference.problem, piece.case
     settings = tuning.settings(METHODS[piece.method], piece.trial)
     settings = settings or default_settings(METHODS[piece.method], problem.task)
-    full = settings | {"optimizer": design.optimizer}
+    known = {"optimizer": design.optimizer} if "optimizer" in METHODS[piece.method].optimizer_settings else {}
+    full = settings | known
     forget, retain, batches = problem.forget, problem.retain, (case.forget_batch, case.retain_batch)
     result = unlearn(
         piece.method,

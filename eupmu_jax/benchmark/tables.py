@@ -10,6 +10,7 @@ from rich.table import Table
 
 from eupmu_jax.benchmark import designs, saved, summary
 from eupmu_jax.methods import METHODS
+from eupmu_jax.methods.method import OPTIMIZER_SETTINGS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
 # A terminal of fewer columns lacks some of the table's.
@@ -121,5 +122,9 @@ def show_methods(console: Console) -> None:
         cells = name, method.paper, method.passes, method.needs, ", ".join(method.space)
         table.add_row(*cells[:shown])
     console.print(table)
+    some = {name: method.optimizer_settings for name, method in METHODS.items()}
+    fewer = [f"{n} ({', '.join(read) or 'none'})" for n, read in some.items() if read != OPTIMIZER_SETTINGS]
+    told = f"Each reads the settings {', '.join(OPTIMIZER_SETTINGS)} too, but {', '.join(fewer)}."
+    console.print(told, highlight=False)
     if shown < len(heads):
         console.print(f"In {WIDE} columns: what each method needs, and what is tuned of it.")

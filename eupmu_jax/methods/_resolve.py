@@ -1,5 +1,6 @@
 """What a run is asked for, checked before any work: the method, whether the task has what it needs, its settings."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, OPTIMIZERS, Choice, Method, Settings, complete
 from eupmu_jax.tasks import Task, check_task
 
+logger = logging.getLogger("eupmu_jax")
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
 # What every method divides by, and what is a share of something.
@@ -54,6 +56,8 @@ def default_settings(method: Method, task: Task) -> dict:
 def resolve_settings(name: str, method: Method, task: Task, settings: Settings | None) -> Settings:
     """The settings of a run: those given, or the defaults if None; of EUPMU, the defaults of the others too.
 
+    A setting of the optimizer that the method does not read is taken, with a warning.
+
     Raises:
       ValueError: For a setting that the method does not read, a number that is negative, not finite or otherwise out of
         range, another optimizer than "adam" and "sgd", a forget loss that the task lacks.
@@ -76,6 +80,8 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
         if not (is_word or key == "optimizer"):
             _check_range(key, value)
+    if ignored := set(OPTIMIZER_SETTINGS) & set(settings) - {*method.space, *method.optimizer_settings}:
+        logger.warning("settings: got %s, which %s does not read: no effect", ", ".join(sorted(ignored)), name)
     if not method.steers:
         return complete(settings)
     # What needs no tuning can be told a limit and nothing else.

@@ -81,6 +81,7 @@ METHODS = {
         f"1F 1B forget and retain, stacked, 3F retain every {GEN_EVERY} steps",
         _NEEDS,
         _SPACE | {"learning_rate": LogUniform(0.03, 1.0), "momentum": MOMENTUM},
+        optimizer_settings=("momentum",),
         family=FAMILY,
     ),
     "GDR-GMA": aggregated(aggregators.gdr_gma, "Lin et al., ACM MM 2024", epsilon=LogUniform(0.005, 0.5)),

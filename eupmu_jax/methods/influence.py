@@ -185,4 +185,5 @@ METHOD = Method(
         "damping": LogUniform(1e-4, 1.0),
         "curvature": Choice(("gauss_newton", "empirical_fisher")),
     },
+    optimizer_settings=(),
 )

@@ -112,6 +112,7 @@ class Method(NamedTuple):
       requires: Optional functions of a task that it cannot do without.
       forget: Names of forget losses that it cannot do without.
       optional: Settings that it reads beside those of `space` and of the optimizer.
+      optimizer_settings: Those of the optimizer that it reads; others give a warning and change nothing.
       family: "EUPMU", "aggregators" or "other methods".
       version: Raised by hand with every change that changes figures.
     """
@@ -124,6 +125,7 @@ class Method(NamedTuple):
     requires: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    optimizer_settings: tuple[str, ...] = OPTIMIZER_SETTINGS
     family: str = "other methods"
     version: int = 1
 

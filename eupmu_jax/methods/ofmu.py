@@ -134,4 +134,5 @@ METHOD = Method(
     needs="forget and retain set",
     space={"learning_rate": LogUniform(0.03, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
     forget=("bounded_ascent",),
+    optimizer_settings=("momentum", "weight_decay"),
 )

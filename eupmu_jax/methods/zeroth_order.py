@@ -87,4 +87,5 @@ METHOD = Method(
         "retain_weight": LogUniform(0.3, 30.0),
     },
     optional=("smoothing",),
+    optimizer_settings=("momentum", "weight_decay"),
 )

@@ -117,10 +117,11 @@ def unlearn(
       steps: Optimizer steps.
       settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
         takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`).
-        EUPMU takes missing ones from there too. It reads `allowed_error` (the rise of the retain error), or in its
-        place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and `target` (the forget error). An
-        error is in units of `task.error`: 0.01 is a point of accuracy of a classifier, and of a diffusion model an
-        absolute 0.01 of its denoising loss, which may be a small or a large part of it.
+        Nearly all methods read `optimizer`, `momentum` and `weight_decay` too, and warn where they do not; `eupmu
+        methods` says which. EUPMU takes missing ones from there too. It reads `allowed_error` (the rise of the retain
+        error), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and `target` (the
+        forget error). An error is in units of `task.error`: 0.01 is a point of accuracy of a classifier, and of a
+        diffusion model an absolute 0.01 of its denoising loss, which may be a small or a large part of it.
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
