@@ -42,7 +42,9 @@ def eupmu_budget(task, terms, settings) -> Procedure:
         return found.params, found.t
 
     cost = descent.cost._replace(outside_forward=measured * _PASSES)
-    return descent._replace(cost=cost, prepare=lambda params, forget, retain, key: params, finish=finish)
+    search = lambda params, sample: _search(task, sample, settings["allowed_rise"], params, params)
+    prepare = lambda params, forget, retain, key: params
+    return descent._replace(cost=cost, prepare=prepare, finish=finish, outside=((search, measured),))
 
 
 @jit_for_task()

@@ -121,7 +121,8 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     # Of one point; of others, which are asked only where that one does not hold, none are counted.
     checked = 2 * parts * counts[1] if parts > 1 else 0
     cost = Cost((1, 1), (1, 1), outside_forward=sum(counts) * _PASSES + checked)
-    return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish)
+    measured = functools.partial(_figures, task), max(counts)
+    return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish, (measured,))
 
 
 def error_limit(retain_error: chex.Numeric, settings: Settings) -> chex.Numeric | None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax._stack.programs import jit_for_task
-from eupmu_jax.methods._whole_set import mean_gradient
+from eupmu_jax.methods._whole_set import largest_pass, mean_gradient
 from eupmu_jax.methods.method import Choice, Cost, LogUniform, Method, Procedure, size_of
 from eupmu_jax.tasks import Examples, Task, as_examples
 
@@ -64,7 +64,13 @@ def influence(task, terms, settings) -> Procedure:
         outside_backward=terms.num_forget + sample_size * backward,
     )
     keep = lambda params, prepared, state, batches, count, key: (params, state)
-    return Procedure(lambda params, prepared: (), keep, cost, prepare, finish)
+
+    def solve(params, sample):
+        chunked, settled = _chunked(sample), (settings["curvature"], iterations)
+        return _solve(task, *settled, params, chunked, settings["damping"], params, params)
+
+    outside = largest_pass(task, max(terms.num_forget, sample_size)), (solve, sample_size)
+    return Procedure(lambda params, prepared: (), keep, cost, prepare, finish, outside)
 
 
 def _passes_of_an_example(iterations):
@@ -129,11 +135,14 @@ def removal_step(
         raise ValueError(f"curvature: got {curvature!r}, expected 'gauss_newton' or 'empirical_fisher'")
     gradients = [mean_gradient(task, params, part) for part in (forget, as_examples("retain", retain))]
     change = jax.tree.map(lambda f, r: share * (f - r), *gradients)
-    chunks = CHUNKS if size_of(retain) % CHUNKS == 0 else 1
-    sample = jax.tree.map(lambda leaf: jnp.reshape(leaf, (chunks, -1, *leaf.shape[1:])), retain)
     # An argument: with a constant zero, XLA on CPU makes garbage of this product for 450 images or more in a chunk.
     start = jax.tree.map(jnp.zeros_like, change)
-    return _solve(task, curvature, iterations, params, sample, damping, change, start)
+    return _solve(task, curvature, iterations, params, _chunked(retain), damping, change, start)
+
+
+def _chunked(sample):
+    chunks = CHUNKS if size_of(sample) % CHUNKS == 0 else 1
+    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (chunks, -1, *leaf.shape[1:])), sample)
 
 
 @jit_for_task(choices=2)

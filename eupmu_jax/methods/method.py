@@ -91,6 +91,8 @@ class Procedure(NamedTuple):
         `tasks.Examples`); None if there is nothing to prepare, and `prepared` is then ().
       finish: `(params, state, prepared, forget, retain) -> (params, share)`, called once after the last step, or None.
         `share` is how far of the way from the original parameters to those of the last step was kept, 1 for all of it.
+      outside: What `prepare` and `finish` do with more than a step's batches at once: `(function, examples)` for each,
+        the function of `(params, batch)`; what it takes beside a step.
     """
 
     init: Callable
@@ -98,6 +100,7 @@ class Procedure(NamedTuple):
     cost: Cost
     prepare: Callable | None = None
     finish: Callable | None = None
+    outside: tuple[tuple[Callable, int], ...] = ()
 
 
 class Method(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
-from eupmu_jax.methods._whole_set import mean_gradient
+from eupmu_jax.methods._whole_set import largest_pass, mean_gradient
 from eupmu_jax.methods.method import (
     FORGET_OBJECTIVE,
     LEARNING_RATE,
@@ -60,6 +60,7 @@ def salun(task, terms, settings) -> Procedure:
         step,
         Cost((1, 1), (1, 1), outside_forward=terms.num_forget, outside_backward=terms.num_forget),
         prepare,
+        outside=(largest_pass(task, terms.num_forget),),
     )
 
 

@@ -39,7 +39,8 @@ def make(
       device_bytes: Memory of the device; None asks it.
 
     Returns:
-      `examples` of each set; `bytes`, `arguments`, `temporary` of a step as compiled, and the device's `device_bytes`;
+      `examples` of each set; `bytes`, of `arguments`, and `temporary` of a step as compiled or `outside`, which the
+      passes before and after the steps take, whichever is larger; the device's `device_bytes`;
       `forward`, `backward`; `epochs`, as many of training without the forgotten as the run costs, a backward pass
       counted as two forward, and `share` of retraining in %; `overlap`: which earlier requests have how many of these
       examples; `unlearned`: other requests on these data that are; `retrain`: whether the file can train the exact
@@ -64,7 +65,9 @@ def make(
     available = device_bytes or memory_of_device()
     found = of_batches(asked.forget_batch, asked.retain_batch)
     smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
-    while smaller is None and found.bytes > SHARE * available and max(sizes) > 1:
+    # No batch makes the passes outside of the steps smaller.
+    helps = found.arguments + found.outside <= SHARE * available
+    while smaller is None and helps and found.bytes > SHARE * available and max(sizes) > 1:
         sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
         if (less := of_batches(*sizes).bytes) <= SHARE * available:
             smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
@@ -111,8 +114,10 @@ def said(plan: Mapping[str, Any]) -> str:
         "out."
     )
     lines.append(
-        f"Memory of a step, compiled for one device: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
-        f"({size(plan['arguments'])} of parameters, optimizer and data; {size(plan['temporary'])} to compute with)."
+        f"Memory, compiled for one device: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
+        f"({size(plan['arguments'])} of parameters, optimizer and data; {size(plan['temporary'])} to compute a step "
+        f"with, {size(plan['outside'])} to measure {deletion.METHOD}'s aim and end with; "
+        f"{'measuring' if plan['outside'] > plan['temporary'] else 'a step'} takes more)."
     )
     if smaller := plan["smaller"]:
         lines.append(
@@ -120,7 +125,9 @@ def said(plan: Mapping[str, Any]) -> str:
             f"{smaller['retain_batch']}` takes {size(smaller['bytes'])}."
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
-        lines.append("That is too much, with the smallest batches too.")
+        measured = plan["arguments"] + plan["outside"] > SHARE * plan["device_bytes"]
+        why = ", as batches make no difference to what is measured" if measured else ""
+        lines.append(f"That is too much, with the smallest batches too{why}.")
     share = f", {plan['share']:.1f} % of retraining" if plan["share"] is not None else ""
     lines.append(
         f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, the cost of {plan['epochs']:.1f} "

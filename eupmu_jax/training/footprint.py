@@ -1,5 +1,6 @@
 """What a run would take: memory of a step as compiled, and passes; nothing is trained."""
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -11,6 +12,7 @@ from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.training import levels
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step
 
@@ -21,6 +23,9 @@ class Footprint(NamedTuple):
     Attributes:
       arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, state of the
         optimizer, examples in memory), and what it computes with.
+      outside: Bytes that the largest of the passes before and after all steps takes beside these arguments: its
+        examples, up to 500, of EUPMU's end 1,000 and of EUPMU budget's 2,000 at once whatever the batches, a copy of
+        the parameters, and what it computes with; 0 if there is none.
       forward, backward: Examples passed through the model, as in the result of `unlearn`; without those that find the
         level of a class that is to go, or a target without held-out data, at most 16 for each of 2,000 examples.
     """
@@ -29,11 +34,12 @@ class Footprint(NamedTuple):
     temporary: int
     forward: int
     backward: int
+    outside: int = 0
 
     @property
     def bytes(self) -> int:
-        """In all."""
-        return self.arguments + self.temporary
+        """In all, at any one time."""
+        return self.arguments + max(self.temporary, self.outside)
 
 
 def footprint(
@@ -65,6 +71,7 @@ def footprint(
     held_out = None if held_out is None else as_examples("held_out", held_out)
     check_arguments(task, params, sets, held_out, steps=steps, forget_batch=forget_batch, retain_batch=retain_batch)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
+    asked = settings
     if chosen.steers:
         # No size depends on the number.
         settings = methods.complete({"target": 0.5, **settings})
@@ -83,4 +90,24 @@ def footprint(
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)
-    return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, forward + measured, backward)
+    passes = [*procedure.outside, *(_of_levels(task, sets, held_out, asked) if chosen.steers else ())]
+    outside = max((_bytes_of(function, params, sets.forget, count) for function, count in passes), default=0)
+    return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, forward + measured, backward, outside)
+
+
+def _of_levels(task, sets, held_out, given):
+    """The passes that find a target, and those that tell whether it was reached, as `Procedure.outside` has them."""
+    parts = sets.forget, sets.retain, held_out if held_out is not None else ()
+    found = [(functools.partial(levels.errors_and_losses, task), min(levels.CHUNK, max(map(len, parts))))]
+    aims = "target" not in given and task.unknown is not None
+    if aims and (held_out is None or levels.classes_to_go(task, sets.forget, sets.retain)):
+        found.append((task.unknown, min(levels.CHUNK, len(sets.forget))))
+    return found
+
+
+def _bytes_of(function, params, examples, count):
+    """What a function of the parameters and so many examples takes: compiled for their shapes, without them."""
+    like = lambda tree, lead: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead(leaf), jnp.result_type(leaf)), tree)
+    batch = like(examples[np.zeros(1, int)], lambda leaf: (count, *np.shape(leaf)[1:]))
+    memory: Any = jax.jit(function).lower(like(params, np.shape), batch).compile().memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes

@@ -249,7 +249,7 @@ def check_finite(level: Level) -> Level:
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example."""
-    parts = [_of_batch(task, params, batch) for batch in batches_of(examples, most)]
+    parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
     return errors, losses
 
@@ -262,7 +262,8 @@ def batches_of(examples, most: int | None = None) -> Iterator[chex.ArrayTree]:
 
 
 @jit_for_task()
-def _of_batch(task, params, batch):
+def errors_and_losses(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[chex.Array, chex.Array]:
+    """Those of each example of a batch."""
     outputs = task.outputs(params, batch, None)
     single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
     losses = jax.vmap(lambda outputs, example: task.retain(single(outputs), single(example)))(outputs, batch)

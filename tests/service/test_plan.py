@@ -10,14 +10,15 @@ import eupmu_jax as eupmu
 from eupmu_jax.commands import cli
 from eupmu_jax.methods import METHODS
 from eupmu_jax.service import deletion, ledger, plan, user_file
+from eupmu_jax.training import levels
 from eupmu_jax.training.footprint import footprint
 
 IDS = np.arange(30)
 ASKED = deletion.Asked(steps=5, forget_batch=8, retain_batch=24)
 
 
-def make(file, **options):
-    return plan.make(user_file.load(file, deletion.NEEDED), IDS, ASKED, **options)
+def make(file, asked=ASKED, **options):
+    return plan.make(user_file.load(file, deletion.NEEDED), IDS, asked, **options)
 
 
 def eupmu_plan(monkeypatch, *arguments):
@@ -33,16 +34,44 @@ def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file):
-    fits = make(file)
+def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file, monkeypatch):
+    # Or what is measured would take more than a step of this small model.
+    monkeypatch.setattr(levels, "CHUNK", 50)
+    large = ASKED._replace(forget_batch=30, retain_batch=1_000)
+    fits = make(file, large)
     assert fits["smaller"] is None
+    assert fits["temporary"] > fits["outside"]
+    assert "a step takes more" in plan.said(fits)
     device = int((fits["bytes"] - 1) / plan.SHARE)
-    tight = make(file, device_bytes=device)
+    tight = make(file, large, device_bytes=device)
     smaller = tight["smaller"]
-    assert smaller["forget_batch"] < ASKED.forget_batch
+    assert smaller["forget_batch"] < large.forget_batch
     assert smaller["bytes"] <= plan.SHARE * device < fits["bytes"]
     assert f"--forget-batch {smaller['forget_batch']} --retain-batch" in plan.said(tight)
     assert "with the smallest batches too" in plan.said(make(file, device_bytes=1_000))
+
+
+def test_what_is_measured_may_take_more_than_a_step_and_then_no_batch_is_proposed(file):
+    small = make(file)
+    assert small["outside"] > small["temporary"]
+    assert small["bytes"] == small["arguments"] + small["outside"]
+    assert "measuring takes more" in plan.said(small)
+    tight = make(file, device_bytes=small["bytes"])
+    assert tight["smaller"] is None
+    assert "batches make no difference to what is measured" in plan.said(tight)
+
+
+@pytest.mark.parametrize(("method", "count"), [("EUPMU", 300), ("EUPMU budget", 200), ("SalUn", 500), ("mean", 0)])
+def test_a_footprint_holds_the_largest_pass_outside_of_the_steps(method, count):
+    inputs = np.ones((1_200, 4), np.float32)
+    data = {"inputs": inputs, "labels": np.zeros(1_200, int)}
+    # The logits alone are a row of 500 numbers for each example.
+    task = eupmu.tasks.classification(lambda params, inputs: inputs @ params, num_classes=500)
+    numbers = {"steps": 2, "forget_batch": 1, "retain_batch": 1, "settings": None}
+    found = footprint(method, task, np.zeros((4, 500), np.float32), data, data, **numbers)
+    assert found.outside >= count * 500 * 4
+    assert (found.outside > 0) == (count > 0)
+    assert found.bytes == found.arguments + max(found.temporary, found.outside)
 
 
 @pytest.mark.slow
