@@ -17,7 +17,7 @@ TITLES = {"original": "before", run.TOLD: "EUPMU,\ntold the level"}
 
 def blocks() -> dict[str, str]:
     """Figures of every model, and what is said of them."""
-    found = rows.read(run.ROWS)
+    found = parts.newest(rows.read(run.ROWS), "model", "seed")
     methods = [row["model"] for row in found if row["model"] not in REFERENCES]
     head = [*run.CONCEPTS, "others", f"{ERASED}, word learned again", "rise", "forget loss", "% of retraining"]
     return {

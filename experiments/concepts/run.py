@@ -2,7 +2,8 @@
 
 Command:  uv run python experiments/concepts/run.py
 Time:     about an hour on one core; goes on where it was stopped. Needs the emoji (see `eupmu_jax.data.emoji`).
-Result:   experiments/concepts/rows.jsonl: a row for each model; and samples.npz, what some of them draw.
+Result:   experiments/concepts/rows.jsonl: a row for each model, those of older versions of a method made again;
+          and samples.npz, what some of them draw.
 
 A U-Net of 0.35 million parameters draws in 32 x 32 pixels what a bag of words says: the mean of their embeddings is its
 condition. It learns the emoji whose names have one of seven words, which are the concepts. A classifier that has seen
@@ -219,6 +220,12 @@ def relearned(params, seed: int) -> float:
     return float(100 * np.mean(shown == 0))
 
 
+def missing(found: list[dict]) -> list[str]:
+    """Those of the methods that have no row of their present version among these."""
+    done = {(row["model"], row.get("version")) for row in found}
+    return [name for name in (TOLD, *METHODS) if (name, ALL_METHODS[name.split(",")[0]].version) not in done]
+
+
 def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) -> None:
     """Appends a row for each model that is not there yet."""
     forget, retain = sets()
@@ -226,7 +233,8 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
     retrained, seconds = train(retain.ids, seed + RETRAINED_SEED_OFFSET, cache, epochs)
     level = lambda params, part: measured_level(plain_task(), params, part).error
     start = level(original, retain)
-    done = {row["model"] for row in rows.select(rows.read(out), seed=seed)} if out.is_file() else set()
+    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
+    done = {row["model"] for row in found}
 
     def add(model, params, **more):
         figures = {"shown": judge(params, seed), "relearned": relearned(params, seed), "judge": classifier()[1]}
@@ -241,9 +249,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
         if name not in done:
             add(name, params)
     erasing, wanted = task(original), level(retrained, forget)
-    for name in (TOLD, *METHODS):
-        if name in done:
-            continue
+    for name in missing(found):
         method = name.split(",")[0]
         given = default_settings(ALL_METHODS[method], erasing) | ({"target": wanted} if name == TOLD else {})
         options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}

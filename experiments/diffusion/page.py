@@ -32,7 +32,7 @@ UA_POINTS, RA_POINTS = 2.0, 1.0
 
 def blocks() -> dict[str, str]:
     """Figures of the models that are no trial, all trials by method, and attacks."""
-    found = rows.read(ROWS)
+    found = parts.newest(rows.read(ROWS), "model", "trial", "seed")
     fixed = [(model, "") for model in REFERENCES] + [("EUPMU", tuning.UNTUNED)]
     methods = list(dict.fromkeys(row["model"] for row in found if row["model"] not in REFERENCES))
     attacks = list(found[0]["attacks"])

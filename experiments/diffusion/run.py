@@ -2,7 +2,8 @@
 
 Command:  uv run python experiments/diffusion/run.py --seeds 0 1 2
 Time:     half an hour a seed on one core; goes on where it was stopped.
-Result:   experiments/diffusion/rows.jsonl: a row for each model; and samples.npz, what some of them draw.
+Result:   experiments/diffusion/rows.jsonl: a row for each model, those of older versions of a method made again;
+          and samples.npz, what some of them draw.
 
 Model, judge and attacks are those of `eupmu_jax.benchmark.diffusion`. Every method has the same trials: points of a
 Sobol sequence in the three dimensions that it is tuned in elsewhere, with the forget objectives of diffusion. No trial
@@ -66,6 +67,12 @@ def trials() -> list[tuple[str, int | str]]:
     return untuned + [(method, trial) for trial in range(TRIALS) for method in METHODS]
 
 
+def missing(found: list[dict]) -> list[tuple[str, int | str]]:
+    """The trials that have no row of the present version of their method among these."""
+    done = {(row["model"], row["trial"], row.get("version")) for row in found}
+    return [(method, trial) for method, trial in trials() if (method, trial, ALL_METHODS[method].version) not in done]
+
+
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     """Appends a row for each model of a seed that is not there yet."""
     forgotten = forgotten_of(seed)
@@ -75,7 +82,8 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     retrained = diffusion.train(retain.ids, seed + RETRAINED_SEED_OFFSET, cache)
     level = lambda params, part: measured_level(diffusion.plain_task(), params, part).error
     start = level(original.params, retain)
-    done = {(row["model"], row["trial"]) for row in rows.select(rows.read(out), seed=seed)} if out.is_file() else set()
+    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
+    done = {row["model"] for row in found}
 
     def add(model, trial, params, **more):
         attack = diffusion.attacks if trial in ATTACKED else relearned
@@ -93,12 +101,10 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     references = {"original": original.params, "retrained": retrained.params}
     references["copied row"] = original.params | {"conditions": {"embedding": copied}}
     for name, params in references.items():
-        if (name, "") not in done:
+        if name not in done:
             add(name, "", params)
     task = diffusion.task(original.params)
-    for method, trial in trials():
-        if (method, trial) in done:
-            continue
+    for method, trial in missing(found):
         given = default_settings(ALL_METHODS[method], task) | settings(method, trial)
         options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
         result = eupmu.unlearn(

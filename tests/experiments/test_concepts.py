@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eupmu_jax.methods import METHODS
 from experiments.concepts import page, run
 
 
@@ -46,3 +47,11 @@ def test_the_picture_is_made_from_the_saved_samples(tmp_path):
         difference = np.abs(np.asarray(kept, float) - np.asarray(drawn, float))
     # Fonts may differ a little from one version of Matplotlib to another; what the models drew does not.
     assert difference.mean() < 2
+
+
+def test_methods_of_an_older_version_are_run_again():
+    names = [run.TOLD, *run.METHODS]
+    made = [{"model": name, "version": METHODS[name.split(",")[0]].version} for name in names]
+    assert run.missing([]) == names
+    assert run.missing([{"model": "original"}, *made]) == []
+    assert run.missing([made[0] | {"version": METHODS["EUPMU"].version - 1}, *made[1:]]) == names[:1]

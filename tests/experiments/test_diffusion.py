@@ -78,3 +78,10 @@ def test_the_page_counts_methods_and_differences_by_seed(found):
 
 def table(block):
     return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()[2:]]
+
+
+def test_trials_of_an_older_version_are_made_again():
+    made = [{"model": m, "trial": t, "version": METHODS[m].version} for m, t in run.trials()]
+    assert run.missing([]) == run.trials()
+    assert run.missing([{"model": "original", "trial": ""}, *made]) == []
+    assert run.missing([made[0] | {"version": METHODS["EUPMU"].version - 1}, *made[1:]]) == run.trials()[:1]
