@@ -85,6 +85,8 @@ def run(
       ValueError: For bad arguments, a line in the file of rows that is none, or another process at work in `out`.
       ChildProcessError: If one of the processes was killed; finished rows are kept.
     """
+    if workers < 0:
+        raise ValueError(f"workers: got {workers}, expected a number of processes, or 0 for one on each core")
     training, unlearning = jobs_of(name, forget, methods, seeds)
     out.mkdir(parents=True, exist_ok=True)
     with rows.alone(out):

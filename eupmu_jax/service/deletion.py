@@ -33,7 +33,8 @@ class Asked(NamedTuple):
     """What makes a run what it is.
 
     Attributes:
-      limit: Points that the error on the retained examples may rise by.
+      limit: Points that the error on the retained examples may rise by; of a task without classes, hundredths of its
+        error, as they are: 1 allows a diffusion model's loss to rise by 0.01, however large that loss is.
       steps, seed, forget_batch, retain_batch: As in `unlearn`.
     """
 

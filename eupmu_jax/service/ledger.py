@@ -92,17 +92,22 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    """As `opened`, for a ledger that is there; raises `FileNotFoundError` if it is not."""
+    """As `opened`, for a ledger that is there; raises `FileNotFoundError` if it is not, `ValueError` if it is empty."""
     if not path.is_file():
         raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
+    if not path.stat().st_size:
+        raise ValueError(f"ledger: got {path}, an empty file; expected a ledger, as `eupmu request add` makes it")
     return opened(path)
 
 
 def _check_own(connection, path):
     """Raises `ValueError` for another program's database, before anything is written to it."""
-    # The tables first: another process makes them and the version at once.
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if tables and connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+    # Both of one moment: another process makes them at once.
+    connection.execute("BEGIN")
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.execute("COMMIT")
+    if (tables or version) and not (version and {"request", "requested"} <= tables):
         raise ValueError(f"ledger: got {path}, a database that is no ledger; expected another file")
 
 
@@ -208,13 +213,13 @@ def listed(connection: sqlite3.Connection) -> list[Request]:
     return [Request(*row) for row in connection.execute(f"{_COLUMNS} ORDER BY number")]
 
 
-def find(connection: sqlite3.Connection, number: int) -> Request:
-    """The request of that number; raises `ValueError` if there is none."""
+def find(connection: sqlite3.Connection, number: int, argument: str = "number") -> Request:
+    """The request of that number; raises `ValueError` if there is none, which begins with the argument it came by."""
     row = connection.execute(f"{_COLUMNS} WHERE number = ?", (number,)).fetchone()
     if row is None:
         count = connection.execute("SELECT count(*) FROM request").fetchone()[0]
         known = f"a number from 1 to {count}" if count else "a ledger that has requests"
-        raise ValueError(f"number: got {number}, which the ledger does not have; expected {known}")
+        raise ValueError(f"{argument}: got {number}, which the ledger does not have; expected {known}")
     return Request(*row)
 
 

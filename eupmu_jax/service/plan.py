@@ -98,7 +98,8 @@ def memory_of_device() -> int:
 
 
 def _earlier(path, data, ids, number):
-    if path is None or not path.is_file():
+    # An empty file would be made a ledger.
+    if path is None or not path.is_file() or not path.stat().st_size:
         return {}, []
     digest = user_file.data_digest(data)
     with ledger.opened(path) as connection:

@@ -40,8 +40,11 @@ def verify(path: Path, file: Path) -> list[str]:
       file: The user's file that the run was made of.
 
     Raises:
+      FileNotFoundError: If the user's file is not there.
       ValueError: For a file that is no report, or a file of other data or parameters.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"file: {file} is not there; expected the Python file that the run was made of")
     path = path / "report.json" if path.is_dir() else path
     report, out = records.read(path, "report"), path.parent
     wrong = []

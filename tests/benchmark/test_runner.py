@@ -214,3 +214,11 @@ def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys):
         assert name in printed
     assert "held-out" in printed
     assert "2510.22124" in printed
+
+
+def test_fewer_processes_than_none_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^workers: got -1, expected a number of processes, or 0 for one on each core"
+    ):
+        runner.run("digits", [], [], [], tmp_path / "new", "a command", None, workers=-1)
+    assert not (tmp_path / "new").exists()

@@ -182,12 +182,22 @@ def test_killed_at_any_moment_every_request_is_whole_or_absent(path):
         assert len(found) >= max([int(line) + 1 for line in said.split()], default=0)
 
 
-def test_a_database_of_another_program_stays_as_it_is(tmp_path):
+@pytest.mark.parametrize("version", [0, 1, 7])
+def test_a_database_of_another_program_stays_as_it_is(version, tmp_path):
     path = tmp_path / "app.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
+        connection.execute(f"PRAGMA user_version = {version}")
         connection.commit()
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"ledger: got .*app.db, a database that is no ledger"), ledger.opened(path):
         pass
     assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_no_ledger_to_read(tmp_path):
+    path = tmp_path / "empty.db"
+    path.touch()
+    with pytest.raises(ValueError, match=r"^ledger: got .*empty.db, an empty file; expected a ledger"):
+        ledger.known(path)
+    assert not path.read_bytes()

@@ -125,3 +125,10 @@ def test_a_footprint_counts_the_passes_of_the_method(method, file):
     assert (found.forward, found.backward) == (run.forward, run.backward)
     assert method in METHODS
     assert found.bytes > sum(leaf.nbytes for leaf in jax.tree.leaves(own["params"]))
+
+
+def test_an_empty_ledger_has_no_requests_and_stays_empty(tmp_path):
+    path = tmp_path / "empty.db"
+    path.touch()
+    assert plan._earlier(path, {}, IDS, 0) == ({}, [])
+    assert not path.read_bytes()

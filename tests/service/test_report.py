@@ -203,3 +203,8 @@ def test_any_json_is_a_report_or_a_value_error_that_names_it(found, tmp_path_fac
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"report: .*report.json has "):
         records.read(path, "report")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^file: .*absent.py is not there; expected the Python file"):
+        report.verify(tmp_path, tmp_path / "absent.py")
