@@ -42,11 +42,11 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
     A method is not shown before all its trials are there, since the last could be the one that is chosen.
 
     Args:
-      rows: Of the present versions, see `saved.read`.
+      rows: Of the present versions, see `saved.read`; of several that are the same one, the first counts.
       name, design, case: What is shown.
       score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
     """
-    rows = saved_rows.select(rows, design=name, forget=case.forget)
+    rows = _once(saved_rows.select(rows, design=name, forget=case.forget))
     lines = []
     for model in ("original", "retrained"):
         found = [row for row in rows if row.get("model") == model and row["seed"] != design.tuning_seed]
@@ -71,6 +71,14 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
 
     unlearned.sort(key=rank)
     return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]
+
+
+def _once(rows):
+    """The rows without those that are there again, as where files were joined."""
+    found: dict = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(name) for name in ("kind", "model", "method", "trial", "seed")), row)
+    return list(found.values())
 
 
 def _line(name, rows, trials):

@@ -188,3 +188,9 @@ def test_no_rows_is_said(tmp_path):
     tables.show(NAME, tmp_path, "terminal", console)
     assert "no rows of digits" in console.file.getvalue()
     assert figures.draw(NAME, tmp_path) == []
+
+
+def test_a_row_that_is_there_twice_counts_once():
+    made = make()
+    chosen = [row for row in made if row["kind"] == "run" and row["seed"] == 0]
+    assert of([*made, *chosen, *made[:2]]) == of(made)
