@@ -31,7 +31,7 @@ from eupmu_jax.models.language import (
 )
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
-from eupmu_jax.training._inputs import digest_of_model
+from eupmu_jax.training._identity import digest_of_model
 from eupmu_jax.training.fitting import fit
 from eupmu_jax.training.relearning import relearn
 

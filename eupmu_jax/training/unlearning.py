@@ -21,16 +21,8 @@ from eupmu_jax.training import _warn, loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._frozen import trainable
-from eupmu_jax.training._inputs import (
-    Sets,
-    batches_on,
-    check_arguments,
-    check_start,
-    digest_of_examples,
-    digest_of_losses,
-    digest_of_model,
-    identity,
-)
+from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
+from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show

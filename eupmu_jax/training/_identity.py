@@ -1,0 +1,59 @@
+"""What makes a run what it is: hashes of its model, losses and examples, for its checkpoints."""
+
+import hashlib
+import re
+
+import jax
+import numpy as np
+
+from eupmu_jax._stack.jaxpr import constants
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks.examples import spread
+from eupmu_jax.training._digest import digest
+from eupmu_jax.training._inputs import HASHED
+
+
+def digest_of_examples(examples) -> str:
+    """SHA-256 of a set: all of it where it lies in memory, else its length and some examples spread over it."""
+    if isinstance(examples, Examples):
+        return digest((examples.ids, examples.tree))
+    return digest((np.array(len(examples)), examples[spread(len(examples), HASHED)]))
+
+
+def digest_of_model(task: Task, params, forget) -> str:
+    """SHA-256 of what a task closes over beside its parameters: a base under adapters, a schedule, a teacher."""
+    of_batch = lambda params, batch: task.retain(task.outputs(params, batch, None), batch)
+    return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
+
+
+def digest_of_losses(task: Task, params, forget, names) -> str:
+    """SHA-256 of the retain loss and of these forget losses, as programs of what the model returns."""
+    key, batch = jax.random.key(0), forget[np.zeros(2, int)]
+
+    def read(params, batch):
+        drawn = batch if task.draw is None else task.draw(key, 0, batch)
+        return task.outputs(params, drawn, key), drawn
+
+    found = hashlib.sha256()
+    for loss in (task.retain, *(task.forget[name] for name in names)):
+        program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
+        # Where a function lies in memory is another place in every process.
+        found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+        found.update(digest(program.consts).encode())
+    return found.hexdigest()
+
+
+def identity(name, method, settings, steps, seed, sizes, params, sets, given):
+    """What makes a run what it is, for its checkpoints; `given` has what is there only if the caller gave it."""
+    return {
+        "method": name,
+        "version": method.version,
+        "settings": {key: value if isinstance(value, str) else float(value) for key, value in settings.items()},
+        "steps": steps,
+        "seed": seed,
+        "batches": [int(size) for size in sizes],
+        "params": digest(params),
+        "forget": digest_of_examples(sets.forget),
+        "retain": digest_of_examples(sets.retain),
+        **given,
+    }
