@@ -82,7 +82,7 @@ def _ids(data, forget):
 def _requested(data, path, number):
     """The positions of a request, which has to be one on these data."""
     with ledger.known(path) as connection:
-        request = ledger.find(connection, number, "request")
+        request = ledger.find(connection, number, "request number")
         if request.data != user_file.data_digest(data):
             raise ValueError(f"request: {number} is on other data than the file has, expected one on those")
         return ledger.ids_of(connection, number)

@@ -205,7 +205,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys)
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"
     assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
-    assert "request: got 2, which the ledger does not have" in capsys.readouterr().err
+    assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
     assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
     assert "request: 1 is on other data than the file has" in capsys.readouterr().err
