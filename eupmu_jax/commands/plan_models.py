@@ -19,7 +19,8 @@ from eupmu_jax.sharding import param_shardings
 DDPM = "ddpm-cifar10"
 STABLE_DIFFUSION = "stable-diffusion"
 MODELS = (*SIZES, DDPM, STABLE_DIFFUSION)
-# Of a denoiser of 32 x 32 images, as in Ho et al. 2020, appendix B, but with attention at the lowest level alone.
+# Of a denoiser of 32 x 32 images, like that of Ho et al. 2020, appendix B, with 26.9 of its 35.7 million parameters:
+# that has attention at 16 x 16 too, one block more in each level on the way up, and two below the lowest level.
 WIDTHS, BLOCKS, GROUPS = (128, 256, 256, 256), 2, 32
 # Latent images of 512 x 512 pixels.
 LATENT = (64, 64, UNetConfig().channels)
