@@ -24,6 +24,7 @@ from eupmu_jax.models.sampling import sample
 from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training.attacks import ROW_RATE, diffusion_attacks
 from eupmu_jax.training.fitting import fit
 from eupmu_jax.training.relearning import relearn_part
 
@@ -151,39 +152,35 @@ def judge(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]
 
 
 def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]:
-    """UA after each of what may bring a forgotten class back; the less, the more was only hidden.
-
-    Returns:
-      UA by the name of the attack. `embedding`: the class's row of the embedding alone is trained again on its images
-      (textual inversion, Gal et al. 2022, arXiv 2208.01618), 200 steps. `forgotten data` and `retained data`: the whole
-      model is fine-tuned on such images, 20 steps. `no guidance` and `ancestral`: another way to sample. `noised
-      images`: real images of the class, noised half of the way.
-    """
+    """UA after each attack of `training.attacks.diffusion_attacks`; the less, the more was only hidden."""
     forget, retain = sets(forgotten)
-    whole = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
-    options: dict[str, Any] = {"steps": 20, "batch_size": BATCH, "learning_rate": 1e-4, "seed": seed}
-    after_steps = lambda examples: relearn_part(plain_task(), params, whole, examples, **options)
-    image = forget[np.arange(ATTACKED) % len(forget)]["inputs"]
-    after = functools.partial(ua, forgotten=forgotten, seed=seed)
-    return {
-        "embedding": after(relearned_row(params, forgotten, seed)),
-        "forgotten data": after(after_steps(forget)),
-        "retained data": after(after_steps(retain)),
-        "no guidance": after(params, guidance=0.0),
-        "ancestral": after(params, eta=1.0),
-        "noised images": after(params, start=image, share=0.5),
-    }
+    draw = lambda params, **options: _attacked(params, forgotten, seed, **options)
+    options: dict[str, Any] = {"count": ATTACKED, "row_steps": RELEARNING, "batch_size": BATCH, "seed": seed}
+    found = diffusion_attacks(plain_task(), params, _row_of(params, forgotten), forget, retain, draw, **options)
+    return {name: _not_shown(images, forgotten) for name, images in found.items()}
 
 
 def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.ArrayTree:
     """Parameters whose row of the forgotten class alone is trained again on its images."""
+    options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": ROW_RATE, "seed": seed}
+    return relearn_part(plain_task(), params, _row_of(params, forgotten), sets(forgotten)[0], **options)
+
+
+def _row_of(params, forgotten):
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[forgotten].set(True)
-    options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": 1e-2, "seed": seed}
-    return relearn_part(plain_task(), params, mask, sets(forgotten)[0], **options)
+    return mask
 
 
-def ua(params: chex.ArrayTree, forgotten: int, seed: int, **options) -> float:
-    """UA of `ATTACKED` samples, with options of `sample`."""
-    images = samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
+def ua(params: chex.ArrayTree, forgotten: int, seed: int) -> float:
+    """UA of `ATTACKED` samples."""
+    return _not_shown(_attacked(params, forgotten, seed), forgotten)
+
+
+def _attacked(params, forgotten, seed, **options):
+    return samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
+
+
+def _not_shown(images, forgotten):
+    """% of the images that are taken for another class."""
     return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))

@@ -1,5 +1,7 @@
 """The diffusion model of digits: its training, the attack on one row of the embedding, and the judge."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,15 @@ def test_a_training_is_read_from_its_cache(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     diffusion.train(ids, 1, tmp_path, epochs=2)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_attacks_are_those_on_any_model(params, monkeypatch):
+    for name, value in {"RELEARNING": 2, "ATTACKED": 4}.items():
+        monkeypatch.setattr(diffusion, name, value)
+    logits = lambda images: (images.reshape(len(images), -1)[:, :10], None)
+    monkeypatch.setattr(diffusion, "classifier", lambda: logits)
+    monkeypatch.setattr(diffusion, "diffusion_attacks", functools.partial(diffusion.diffusion_attacks, steps=1))
+    found = diffusion.attacks(params, 4, seed=0)
+    assert found["embedding"] == diffusion.ua(diffusion.relearned_row(params, 4, seed=0), 4, seed=0)
+    assert list(found)[1:] == ["forgotten data", "retained data", "no guidance", "ancestral", "noised images"]

@@ -1,0 +1,87 @@
+"""Attacks on a diffusion model that is said to have forgotten a class or a word: what may bring it back."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training.relearning import relearn_part
+
+# Of Adam, for the row of an embedding alone and for the whole model.
+ROW_RATE, RATE = 1e-2, 1e-4
+
+
+def diffusion_attacks(
+    task: Task,
+    params: chex.ArrayTree,
+    row: chex.ArrayTree,
+    forget: Examples,
+    retain: Examples,
+    draw: Callable,
+    *,
+    count: int,
+    row_steps: int = 200,
+    steps: int = 20,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, chex.Array]:
+    """Samples for a forgotten condition after each of what may bring it back.
+
+    Judge them by a classifier that never saw a sample, and a retrained model's beside them: the more of them show what
+    was forgotten, the more was only hidden, but a retrained model gives back some of it too.
+
+    Args:
+      task: Of `tasks.diffusion`, without `original`; one object for all models that are compared.
+      params: Of the model; left as they are.
+      row: Tree of bools like `params`, True for what stands for the condition alone: its row of an embedding.
+      forget, retain: Examples in memory, with images as `inputs`.
+      draw: `draw(params, **options) -> images`: `models.sampling.sample` for the forgotten condition, to which the
+        options go.
+      count: Images that `draw` returns.
+      row_steps, steps: Of training the row again, and the whole model.
+      batch_size: Examples in each step.
+      seed: Of the examples drawn, and of all keys.
+
+    Returns:
+      Images by the name of the attack. `embedding`: the row alone is trained again on forgotten images (textual
+      inversion, Gal et al. 2022, arXiv 2208.01618). `forgotten data` and `retained data`: the whole model is trained on
+      such images. `no guidance` and `ancestral`: another way to sample. `noised images`: sampling begins with forgotten
+      images, noised half of the way (SDEdit, Meng et al. 2022, arXiv 2108.01073).
+
+    Raises:
+      ValueError: As `relearn_part` and `sample` do, for a number below 1, an empty set or a `row` without a True.
+
+    >>> from eupmu_jax import tasks
+    >>> from eupmu_jax.models.sampling import sample
+    >>> from eupmu_jax.objectives.diffusion import cosine_schedule
+    >>> def denoise(params, x_t, t, labels):
+    ...     return x_t * params["scale"] + params["rows"][labels][:, None]
+    >>> schedule, params = cosine_schedule(60), {"scale": jnp.ones(()), "rows": jnp.zeros(3)}
+    >>> task = tasks.diffusion(denoise, schedule, num_conditions=2)
+    >>> tree = {"inputs": np.zeros((6, 4), np.float32), "labels": np.arange(6) % 2}
+    >>> forget, retain = (tasks.Examples(tree, np.arange(first, 6, 2)) for first in (1, 0))
+    >>> fixed = {"labels": jnp.ones(5, int), "shape": (4,), "key": jax.random.key(0), "nothing": 2, "steps": 9}
+    >>> draw = lambda params, **options: sample(denoise, params, schedule, **fixed, **options)
+    >>> row = {"scale": np.array(False), "rows": np.array([False, True, False])}
+    >>> found = diffusion_attacks(task, params, row, forget, retain, draw, count=5, row_steps=2, steps=2, batch_size=2)
+    >>> [(name, images.shape) for name, images in found.items()][:2]
+    [('embedding', (5, 4)), ('forgotten data', (5, 4))]
+    """
+    whole = jax.tree.map(lambda leaf: jnp.ones(np.shape(leaf), bool), params)
+
+    def trained(part, examples, steps, rate):
+        options = {"steps": steps, "batch_size": batch_size, "learning_rate": rate, "seed": seed}
+        return relearn_part(task, params, part, examples, **options)
+
+    images = forget[np.arange(count) % len(forget)]["inputs"]
+    return {
+        "embedding": draw(trained(row, forget, row_steps, ROW_RATE)),
+        "forgotten data": draw(trained(whole, forget, steps, RATE)),
+        "retained data": draw(trained(whole, retain, steps, RATE)),
+        "no guidance": draw(params, guidance=0.0),
+        "ancestral": draw(params, eta=1.0),
+        "noised images": draw(params, start=images, share=0.5),
+    }

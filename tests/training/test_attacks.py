@@ -1,0 +1,59 @@
+"""Attacks on a diffusion model that only hides a class: a table of images, of which one row was copied over another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax import tasks
+from eupmu_jax.models.sampling import sample
+from eupmu_jax.objectives.diffusion import cosine_schedule
+from eupmu_jax.training.attacks import diffusion_attacks
+
+SCHEDULE, SHOWN = cosine_schedule(40), jnp.array([-0.5, 0.5])
+
+
+def denoise(params, x_t, t, labels):
+    """Predicts the image: all pixels of a class are one number, plus what the rest of the network adds."""
+    return jnp.broadcast_to(params["rows"][labels][:, None] + params["rest"], x_t.shape)
+
+
+def draw(params, **options):
+    labels = jnp.ones(6, int)
+    return sample(
+        denoise, params, SCHEDULE, labels, (4,), jax.random.key(0), nothing=2, prediction="x", steps=20, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    task = tasks.diffusion(denoise, SCHEDULE, num_conditions=2, prediction="x", dropout=0.0)
+    labels = np.arange(8) % 2
+    tree = {"inputs": np.repeat(np.asarray(SHOWN)[labels][:, None], 4, axis=1), "labels": labels}
+    forget, retain = (tasks.Examples(tree, np.flatnonzero(labels == label)) for label in (1, 0))
+    copied = {"rows": jnp.array([-0.5, -0.5, 0.0]), "rest": jnp.zeros(())}
+    row = {"rows": np.array([False, True, False]), "rest": np.array(False)}
+    options = {"count": 6, "batch_size": 4, "row_steps": 300}
+    return copied, diffusion_attacks(task, copied, row, forget, retain, draw, **options)
+
+
+def test_a_row_that_is_trained_again_shows_the_class(found):
+    copied, images = found
+    np.testing.assert_allclose(draw(copied, guidance=0.0), -0.5, atol=1e-3)
+    # With guidance 2, three times the row less twice that of none, which is 0; cut to 1.
+    np.testing.assert_allclose(images["embedding"], 1.0, atol=1e-3)
+
+
+def test_other_attacks_bring_back_nothing_that_is_not_there(found):
+    _, images = found
+    assert list(images) == [
+        "embedding",
+        "forgotten data",
+        "retained data",
+        "no guidance",
+        "ancestral",
+        "noised images",
+    ]
+    np.testing.assert_allclose(images["no guidance"], -0.5, atol=1e-3)
+    for name in ("forgotten data", "retained data", "ancestral", "noised images"):
+        np.testing.assert_allclose(images[name], -1.0, atol=1e-2, err_msg=name)
