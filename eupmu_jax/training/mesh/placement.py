@@ -105,20 +105,24 @@ def model_axes(mesh: Mesh) -> tuple[str, ...]:
     return ("model",) if "model" in mesh.shape else ()
 
 
-def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
-    """A carry that was made on one device, laid out on a mesh, and a step that leaves it there.
+def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """Where `spread` lays the parameters and the state of a method on a mesh.
 
     Parameters lie as `sharding.param_shardings` says. A leaf of the state lies as the parameter whose path ends its own
     path, if it has that parameter's shape, or that shape behind an objective axis; everything else is replicated.
 
     Args:
-      carry: On one device.
-      step: `step(params, state, *rest) -> (params, state)`, jitted; it is traced again for the mesh.
+      params, state: Arrays or `jax.ShapeDtypeStruct`s.
       mesh: Of `sharding.make_mesh`.
+
+    >>> params = {"w": jax.ShapeDtypeStruct((512, 128), np.float32)}
+    >>> mine, moments = places_of(params, {"mu": params, "count": np.int32(0)}, sharding.make_mesh())
+    >>> moments["mu"] == mine, tuple(moments["count"].spec)
+    (True, ())
     """
-    places = sharding.param_shardings(carry.params, mesh, axes=model_axes(mesh))
+    places = sharding.param_shardings(params, mesh, axes=model_axes(mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
-    paths = jax.tree_util.tree_leaves_with_path(carry.params)
+    paths = jax.tree_util.tree_leaves_with_path(params)
     known = [(path, leaf.shape, place) for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True)]
 
     def of_state(path, leaf):
@@ -130,7 +134,18 @@ def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
                     return sharding.stacked_shardings(place)
         return replicated
 
-    layout = places, jax.tree_util.tree_map_with_path(of_state, carry.state)
+    return places, jax.tree_util.tree_map_with_path(of_state, state)
+
+
+def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
+    """A carry that was made on one device, laid out on a mesh by `places_of`, and a step that leaves it there.
+
+    Args:
+      carry: On one device.
+      step: `step(params, state, *rest) -> (params, state)`, jitted; it is traced again for the mesh.
+      mesh: Of `sharding.make_mesh`.
+    """
+    layout = places_of(carry.params, carry.state, mesh)
     params, state = jax.device_put((carry.params, carry.state), layout)
-    key = jax.device_put(carry.key, replicated)
+    key = jax.device_put(carry.key, NamedSharding(mesh, PartitionSpec()))
     return Carry(params, state, key), jax.jit(step, donate_argnums=(0, 1), out_shardings=layout)
