@@ -1,11 +1,13 @@
-"""A diffusion model of digits that is to forget a class: its training, what judges it, and what attacks it.
+"""A diffusion model of small images that is to forget a class: its training, what judges it, and what attacks it.
 
-The model is a DiT of 0.3 million parameters on the 8 x 8 digits of scikit-learn, predicting v; what is unlearned and
-sampled is the moving average of its training. The judge is a classifier that has seen real digits alone.
+By default that is a DiT of 0.3 million parameters on the 8 x 8 digits of scikit-learn; `FASHION_MNIST` is a U-Net of
+0.6 million on clothes. Both predict v; what is unlearned and sampled is the moving average of their training. The judge
+is a classifier that has seen real images alone.
 """
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eupmu_jax import tasks
+from eupmu_jax import data, tasks
 from eupmu_jax.metrics.frechet import frechet_distance
 from eupmu_jax.models import MLP
 from eupmu_jax.models.dit import DiT
 from eupmu_jax.models.sampling import sample
+from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
@@ -53,31 +56,67 @@ def digits() -> dict[str, np.ndarray]:
     return {"inputs": (pixels / 8 - 1).astype(np.float32).reshape(-1, *SHAPE), "labels": labels.astype(np.int32)}
 
 
-def sets(forgotten: int) -> tuple[Examples, Examples]:
+@functools.cache
+def clothes() -> dict[str, np.ndarray]:
+    """The 60,000 images of Fashion-MNIST's training set, with pixels in [-1, 1], and their labels."""
+    loaded = data.load("fashion_mnist")
+    return {"inputs": 2 * loaded.train_images - 1, "labels": loaded.train_labels}
+
+
+class Case(NamedTuple):
+    """Images of ten classes, and the networks that draw and judge them.
+
+    Attributes:
+      name, network: Of the images and of what draws them, for caches.
+      images: `images() -> {"inputs": ..., "labels": ...}`.
+      make: `make(seed) -> module`, with the table of its conditions as `conditions`.
+      shape: Of an image.
+      epochs: Of its training.
+      judge, judge_epochs: Hidden layers of the classifier, and of its training.
+    """
+
+    name: str
+    network: str
+    images: Callable[[], dict[str, np.ndarray]]
+    make: Callable[[Any], nnx.Module]
+    shape: tuple[int, ...]
+    epochs: int
+    judge: tuple[int, ...]
+    judge_epochs: int
+
+
+DIGITS = Case("digits", "dit", digits, lambda seed: DiT(CLASSES, rngs=nnx.Rngs(seed)), SHAPE, EPOCHS, (128, 64), 60)
+# Some 3,700 steps of training.
+FASHION_MNIST = Case(
+    "fashion_mnist", "unet", clothes, lambda seed: UNet(CLASSES, rngs=nnx.Rngs(seed)), (28, 28, 1), 4, (256, 64), 5
+)
+
+
+def sets(forgotten: int, case: Case = DIGITS) -> tuple[Examples, Examples]:
     """The images of a class, and all others."""
-    labels = digits()["labels"]
-    forget, retain = (Examples(digits(), np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
+    tree, labels = case.images(), case.images()["labels"]
+    forget, retain = (Examples(tree, np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
     return forget, retain
 
 
 @functools.cache
-def functions() -> tuple[Callable, Callable]:
+def functions(case: Case = DIGITS) -> tuple[Callable, Callable]:
     """The network as a function of its parameters, and its fresh parameters as one of a key."""
-    graph, _ = nnx.split(DiT(CLASSES, rngs=nnx.Rngs(0)), nnx.Param)
-    fresh = lambda key: nnx.to_pure_dict(nnx.state(DiT(CLASSES, rngs=nnx.Rngs(key)), nnx.Param))
+    graph, _ = nnx.split(case.make(0), nnx.Param)
+    fresh = lambda key: nnx.to_pure_dict(nnx.state(case.make(key), nnx.Param))
     return lambda params, x_t, t, labels: nnx.merge(graph, params)(x_t, t, labels), fresh
 
 
-def task(original: chex.ArrayTree | None = None) -> Task:
+def task(original: chex.ArrayTree | None = None, case: Case = DIGITS) -> Task:
     """The task, whose targets are those of the original model where there is one."""
-    denoise, fresh = functions()
+    denoise, fresh = functions(case)
     return tasks.diffusion(denoise, SCHEDULE, num_conditions=CLASSES, original=original, fresh_params=fresh)
 
 
 @functools.cache
-def plain_task() -> Task:
+def plain_task(case: Case = DIGITS) -> Task:
     """The task without an original model, one object for all who measure."""
-    return task()
+    return task(case=case)
 
 
 def steps_of(ids: np.ndarray, epochs: int = EPOCHS) -> int:
@@ -86,35 +125,40 @@ def steps_of(ids: np.ndarray, epochs: int = EPOCHS) -> int:
 
 
 def train(
-    ids: np.ndarray, seed: int, cache: Path, epochs: int = EPOCHS, on_step: Callable[[], None] = lambda: None
+    ids: np.ndarray,
+    seed: int,
+    cache: Path,
+    epochs: int = EPOCHS,
+    on_step: Callable[[], None] = lambda: None,
+    case: Case = DIGITS,
 ) -> Model:
-    """Trains on these digits alone, or returns the checkpoint in `cache` of the same training."""
-    made = plain_task()
+    """Trains on these images alone, or returns the checkpoint in `cache` of the same training."""
+    made = plain_task(case)
     params = made.fresh_params(jax.random.key(seed))  # type: ignore[misc]
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
     chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
-    meta = {"data": "digits", "model": "dit", "ids": chosen, "seed": seed, "recipe": recipe, "jax": jax.__version__}
+    meta = {"data": case.name, "model": case.network, "ids": chosen, "seed": seed, "recipe": recipe}
+    meta |= {"jax": jax.__version__}
+
+    def loss(params, statistics, batch, key):
+        return made.retain(made.outputs(params, batch, key), batch), statistics
 
     def make():
-        fitted = fit(_denoising, params, {}, Examples(digits(), ids), seed=seed, on_step=on_step, **recipe)
+        fitted = fit(loss, params, {}, Examples(case.images(), ids), seed=seed, on_step=on_step, **recipe)
         return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
 
     found, saved = checkpoints.cached(cache, params, meta, make)
     return Model(found, saved["seconds"], saved["processor_seconds"])
 
 
-def _denoising(params, statistics, batch, key):
-    return plain_task().retain(plain_task().outputs(params, batch, key), batch), statistics
-
-
 @functools.cache
-def classifier() -> Callable:
-    """`images -> (logits, features)`, by a network that has seen real digits alone."""
-    graph, params = nnx.split(MLP((64, 128, 64, CLASSES), nnx.Rngs(0)), nnx.Param)
+def classifier(case: Case = DIGITS) -> Callable:
+    """`images -> (logits, features)`, by a network that has seen real images alone."""
+    graph, params = nnx.split(MLP((math.prod(case.shape), *case.judge, CLASSES), nnx.Rngs(0)), nnx.Param)
     made = tasks.classification(lambda params, x: nnx.merge(graph, params)(x), CLASSES)
     loss = lambda params, statistics, batch, key: (made.retain(made.outputs(params, batch, key), batch), statistics)
-    everything = Examples(digits(), np.arange(len(digits()["labels"])))
-    options: dict[str, Any] = {"epochs": 60, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
+    everything = Examples(case.images(), np.arange(len(case.images()["labels"])))
+    options: dict[str, Any] = {"epochs": case.judge_epochs, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
     fitted = nnx.merge(graph, fit(loss, nnx.to_pure_dict(params), {}, everything, **options).params)
 
     @jax.jit
@@ -127,13 +171,13 @@ def classifier() -> Callable:
     return both
 
 
-def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, **options) -> chex.Array:
+def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, case: Case = DIGITS, **options) -> chex.Array:
     """Images for these classes, by 50 DDIM steps under guidance 2 unless options of `sample` say otherwise."""
     key = jax.random.key(seed)
-    return sample(functions()[0], params, SCHEDULE, labels, SHAPE, key, nothing=CLASSES, **options)
+    return sample(functions(case)[0], params, SCHEDULE, labels, case.shape, key, nothing=CLASSES, **options)
 
 
-def judge(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]:
+def judge(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> dict[str, float]:
     """Figures of a model's samples; with one seed every model's come from the same noise.
 
     Returns:
@@ -143,27 +187,28 @@ def judge(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]
     """
     others = np.delete(np.arange(CLASSES), forgotten)
     labels = jnp.asarray(np.concatenate([np.full(FORGOTTEN, forgotten), np.repeat(others, RETAINED)]))
-    logits, features = classifier()(samples(params, labels, seed))
+    logits, features = classifier(case)(samples(params, labels, seed, case))
     right = np.asarray(jnp.argmax(logits, -1) == labels)
-    real = np.asarray(classifier()(sets(forgotten)[1][np.arange(len(sets(forgotten)[1]))]["inputs"])[1])
+    retain = sets(forgotten, case)[1]
+    real = np.asarray(classifier(case)(retain[np.arange(len(retain))]["inputs"])[1])
     distance = frechet_distance(np.asarray(features)[FORGOTTEN:], real)
     ua, ra = 100 * (1 - right[:FORGOTTEN].mean()), 100 * right[FORGOTTEN:].mean()
     return {"UA": float(ua), "RA": float(ra), "FD": distance}
 
 
-def attacks(params: chex.ArrayTree, forgotten: int, seed: int) -> dict[str, float]:
+def attacks(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> dict[str, float]:
     """UA after each attack of `training.attacks.diffusion_attacks`; the less, the more was only hidden."""
-    forget, retain = sets(forgotten)
-    draw = lambda params, **options: _attacked(params, forgotten, seed, **options)
+    draw = lambda params, **options: _attacked(params, forgotten, seed, case, **options)
     options: dict[str, Any] = {"count": ATTACKED, "row_steps": RELEARNING, "batch_size": BATCH, "seed": seed}
-    found = diffusion_attacks(plain_task(), params, _row_of(params, forgotten), forget, retain, draw, **options)
-    return {name: _not_shown(images, forgotten) for name, images in found.items()}
+    row = _row_of(params, forgotten)
+    found = diffusion_attacks(plain_task(case), params, row, *sets(forgotten, case), draw, **options)
+    return {name: _not_shown(images, forgotten, case) for name, images in found.items()}
 
 
-def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int) -> chex.ArrayTree:
+def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> chex.ArrayTree:
     """Parameters whose row of the forgotten class alone is trained again on its images."""
     options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": ROW_RATE, "seed": seed}
-    return relearn_part(plain_task(), params, _row_of(params, forgotten), sets(forgotten)[0], **options)
+    return relearn_part(plain_task(case), params, _row_of(params, forgotten), sets(forgotten, case)[0], **options)
 
 
 def _row_of(params, forgotten):
@@ -172,15 +217,15 @@ def _row_of(params, forgotten):
     return mask
 
 
-def ua(params: chex.ArrayTree, forgotten: int, seed: int) -> float:
+def ua(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> float:
     """UA of `ATTACKED` samples."""
-    return _not_shown(_attacked(params, forgotten, seed), forgotten)
+    return _not_shown(_attacked(params, forgotten, seed, case), forgotten, case)
 
 
-def _attacked(params, forgotten, seed, **options):
-    return samples(params, jnp.full(ATTACKED, forgotten), seed + 1, **options)
+def _attacked(params, forgotten, seed, case, **options):
+    return samples(params, jnp.full(ATTACKED, forgotten), seed + 1, case, **options)
 
 
-def _not_shown(images, forgotten):
+def _not_shown(images, forgotten, case):
     """% of the images that are taken for another class."""
-    return float(100 * np.mean(np.asarray(jnp.argmax(classifier()(images)[0], -1)) != forgotten))
+    return float(100 * np.mean(np.asarray(jnp.argmax(classifier(case)(images)[0], -1)) != forgotten))

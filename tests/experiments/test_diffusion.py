@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from eupmu_jax.benchmark import diffusion, rows
 from eupmu_jax.methods import METHODS, resolve_settings
+from eupmu_jax.models.unet import UNet
 from experiments.diffusion import page, run
 
 
@@ -85,3 +87,29 @@ def test_trials_of_an_older_version_are_made_again():
     assert run.missing([]) == run.trials()
     assert run.missing([{"model": "original", "trial": ""}, *made]) == []
     assert run.missing([made[0] | {"version": METHODS["EUPMU"].version - 1}, *made[1:]]) == run.trials()[:1]
+
+
+@pytest.mark.slow
+def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch):
+    labels = np.arange(160) % 10
+    tree = {"inputs": np.random.default_rng(0).uniform(-1, 1, (160, 4, 4, 1)).astype(np.float32), "labels": labels}
+    make = lambda seed: UNet(10, widths=(8,), blocks=1, rngs=nnx.Rngs(seed))
+    case = diffusion.Case("noise", "small unet", lambda: tree, make, (4, 4, 1), 1, (8,), 1)
+    for name, value in {"FORGOTTEN": 10, "RETAINED": 2, "ATTACKED": 4, "RELEARNING": 2}.items():
+        monkeypatch.setattr(diffusion, name, value)
+    for name, value in {"METHODS": ("EUPMU",), "TRIALS": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(run, name, value)
+    out = tmp_path / "noise.jsonl"
+    run.run(0, out, tmp_path / "models", {}, case)
+    found = rows.read(out)
+    assert [(row["model"], row["trial"]) for row in found] == [
+        ("original", ""),
+        ("retrained", ""),
+        ("copied row", ""),
+        ("EUPMU", "untuned"),
+        ("EUPMU", 0),
+    ]
+    assert all(np.isfinite([row["UA"], row["FD"], row["attacks"]["noised images"]]).all() for row in found)
+    assert np.load(tmp_path / "noise.npz")["EUPMU, untuned"].shape == (10, run.SHOWN, 4, 4)
+    run.run(0, out, tmp_path / "models", {}, case)
+    assert len(rows.read(out)) == len(found)
