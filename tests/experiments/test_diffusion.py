@@ -97,7 +97,7 @@ def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch
     case = diffusion.Case("noise", "small unet", lambda: tree, make, (4, 4, 1), 1, (8,), 1)
     for name, value in {"FORGOTTEN": 10, "RETAINED": 2, "ATTACKED": 4, "RELEARNING": 2}.items():
         monkeypatch.setattr(diffusion, name, value)
-    for name, value in {"TRIALS": 0, "STEPS": 2}.items():
+    for name, value in {"ATTACKED": (), "TRIALS": 0, "STEPS": 2}.items():
         monkeypatch.setattr(run, name, value)
     out = tmp_path / "noise.jsonl"
     run.run(0, out, tmp_path / "models", {}, case)
@@ -108,7 +108,7 @@ def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch
         ("copied row", ""),
         ("EUPMU", "untuned"),
     ]
-    assert all(np.isfinite([row["UA"], row["FD"], row["attacks"]["noised images"]]).all() for row in found)
+    assert all(np.isfinite([row["UA"], row["FD"], row["attacks"]["embedding"]]).all() for row in found)
     assert np.load(tmp_path / "noise.npz")["EUPMU, untuned"].shape == (10, run.SHOWN, 4, 4)
     run.run(0, out, tmp_path / "models", {}, case)
     assert len(rows.read(out)) == len(found)
