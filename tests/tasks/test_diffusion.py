@@ -245,6 +245,7 @@ def test_examples_that_the_model_cannot_take_are_refused_before_any_step(change,
         unlearn("weighted sum", task(), params, batch_of(8), retain | {name: changed(retain[name])}, steps=1)
 
 
+@pytest.mark.slow
 def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(params):
     made = task()
     of = lambda count, seed, *labels: batch_of(count, seed) | {"labels": np.resize(labels, count)}

@@ -9,6 +9,8 @@ import pytest
 from eupmu_jax import tasks, unlearn
 from eupmu_jax._stack.programs import jit_for_task, owner
 
+pytestmark = pytest.mark.slow
+
 SIZE = 100_000
 
 
