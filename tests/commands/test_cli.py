@@ -35,6 +35,7 @@ def demo(tmp_path_factory):
     return out, finished.stdout, {row["method"]: row for row in store.read(out / "rows.jsonl")}
 
 
+@pytest.mark.slow
 def test_rows_hold_every_method_and_their_provenance(demo):
     _, _, rows = demo
     assert list(rows) == ["original", "retrained", *METHODS]
@@ -47,6 +48,7 @@ def test_rows_hold_every_method_and_their_provenance(demo):
     assert rows["EUPMU"]["level"]["target"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["EUPMU", "EUPMU explicit", "EUPMU implicit"])
 def test_the_class_is_forgotten_and_the_rest_is_kept(demo, method):
     _, _, rows = demo
@@ -55,6 +57,7 @@ def test_the_class_is_forgotten_and_the_rest_is_kept(demo, method):
     assert rows[method]["gap"] < rows["gradient ascent"]["gap"]
 
 
+@pytest.mark.slow
 def test_the_table_fits_a_terminal_and_shows_what_the_rows_say(demo):
     _, printed, rows = demo
     lines = printed.splitlines()
@@ -64,6 +67,7 @@ def test_the_table_fits_a_terminal_and_shows_what_the_rows_say(demo):
         assert line.split()[-len(page.COLUMNS) :] == page.cells(row)
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_shows_every_method(demo):
     out, _, rows = demo
     page = (out / "report.html").read_text()
@@ -74,6 +78,7 @@ def test_the_page_is_self_contained_and_shows_every_method(demo):
     assert "href=" not in page.replace("xlink:href=", "")
 
 
+@pytest.mark.slow
 def test_unlearned_models_can_be_restored(demo):
     import jax
     import jax.numpy as jnp

@@ -55,6 +55,7 @@ def test_a_unit_that_takes_everything_leaves_the_model_as_it_is():
     np.testing.assert_array_equal(params, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_without_the_unit_two_digits_lose_and_the_others_stay(digits, momentum):
     settings = {"learning_rate": 0.03, "momentum": momentum, "weight_decay": 5e-4}

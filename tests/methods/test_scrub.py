@@ -80,6 +80,7 @@ def test_the_first_max_step_does_nothing_because_the_student_is_the_teacher():
     np.testing.assert_allclose(params, weights, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_forgets_two_digits_and_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "alpha": 0.01, "max_share": 0.5}
     params = digits.run("SCRUB", settings, steps=60)
