@@ -45,6 +45,7 @@ def run(
         )
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
+    console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     if request:
         if is_new and reached["met"]:
             # Another request may have been unlearned meanwhile.
@@ -53,7 +54,6 @@ def run(
             # An attempt that failed takes nothing back from one that did not.
             if reached["met"] or ledger.find(connection, request[1]).state != "unlearned":
                 ledger.set_state(connection, request[1], "unlearned" if reached["met"] else "infeasible")
-    console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     if retrain:
         with console.status("training without the forgotten examples"):
             deletion.retrain(own, out)

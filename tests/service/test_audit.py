@@ -307,6 +307,11 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     assert again["reasons"] == ["What run 1 of those before forgot is known again."]
 
 
+def other_parameters(out):
+    with np.load("params.npz") as saved:
+        checkpoints.save(out / "params", dict(saved), {"asked": records.read(out / "asked.json", "asked")})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -316,6 +321,11 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
             "reached.json is not there; expected the folder of a finished",
         ),
         (lambda f, out: (out / "asked.json").write_text("{"), "asked.json is damaged"),
+        (
+            lambda f, out: f.write_text(f.read_text() + "held_out['labels'][0] += 1\n"),
+            "^held_out: .* has others than the run in .* took its level from",
+        ),
+        (lambda f, out: other_parameters(out), "^out: .* has other parameters than the run ended with"),
         (lambda f, out: (out / "params" / "1" / "params" / "manifest.ocdbt").write_bytes(b""), "that cannot be read"),
     ],
 )

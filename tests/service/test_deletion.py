@@ -228,6 +228,45 @@ def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch
     assert state_after("two") == "unlearned"
 
 
+def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, monkeypatch, capsys):
+    # BUG: both were unlearned, and each model had still learned what the other forgot.
+    for ids in (range(30), range(30, 60)):
+        (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
+        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+    made = deletion.run
+
+    def meanwhile(*arguments):
+        with ledger.opened(cli.LEDGER) as connection:
+            ledger.set_state(connection, 1, "unlearned")
+        return made(*arguments) | {"met": True}
+
+    monkeypatch.setattr(deletion, "run", meanwhile)
+    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
+    printed = capsys.readouterr()
+    assert "after: got None, but request 1 on these data is unlearned" in printed.err
+    assert "Forgot 30 of 300 examples" in printed.out
+    with ledger.known(cli.LEDGER) as connection:
+        assert ledger.find(connection, 2).state == "open"
+
+
+def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monkeypatch, capsys):
+    made = deletion.run
+    monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True, "returned": [1]})
+    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run", *sizes) == 3
+    assert "What run 1 of those before forgot is known again." in capsys.readouterr().out
+
+
+def test_a_retrained_model_that_is_not_finite_is_refused(file):
+    # BUG: the audit passed, and the command ended in a traceback.
+    file.write_text(file.read_text() + "retrain = lambda positions: {k: v * np.nan for k, v in params.items()}\n")
+    run(file, file.parent / "run", ASKED._replace(steps=2))
+    with pytest.raises(ValueError, match=r"^retrain: got parameters that are not finite, expected those of a trained"):
+        deletion.retrain(user_file.load(file, deletion.NEEDED), file.parent / "run")
+    assert not (file.parent / "run" / deletion.RETRAINED).exists()
+
+
 def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
     assert code_of(monkeypatch, "unlearn", "mytask.py", "--forget", "absent.txt") == 2
     assert (
