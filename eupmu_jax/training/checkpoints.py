@@ -28,7 +28,8 @@ class DamagedError(ValueError):
 def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new."""
     meta = meta | {_DIGEST: digest(params)}
-    with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
         step = (manager.latest_step() or 0) + 1
         saved = ocp.args.StandardSave(_tree(params))
         manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))

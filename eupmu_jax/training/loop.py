@@ -129,7 +129,9 @@ def _checkpoints(directory):
     path = epath.Path(directory)
     # A URL counts as absolute; making it so again would turn it into a local path.
     path = path if path.is_absolute() else path.absolute()
-    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+    # What a killed run left half written goes before the next is written, without a warning.
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(path, options=options)
 
 
 def _identity(carry, meta):

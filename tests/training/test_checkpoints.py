@@ -29,6 +29,16 @@ def test_a_second_save_replaces_the_first(tmp_path):
     chex.assert_trees_all_equal(params["dense"]["kernel"], 2 * PARAMS["dense"]["kernel"])
 
 
+def test_what_a_killed_save_left_goes_without_a_word(tmp_path, caplog):
+    half = tmp_path / "model" / "1.orbax-checkpoint-tmp"
+    half.mkdir(parents=True)
+    assert checkpoints.load(tmp_path / "model", PARAMS, META) is None
+    checkpoints.save(tmp_path / "model", PARAMS, META)
+    chex.assert_trees_all_equal(checkpoints.load(tmp_path / "model", PARAMS, META)[0], PARAMS)
+    assert not half.exists()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_nothing_is_loaded_where_nothing_fits(tmp_path):
     assert checkpoints.load(tmp_path / "absent", PARAMS, META) is None
     checkpoints.save(tmp_path / "model", PARAMS, META)

@@ -142,6 +142,17 @@ def test_a_run_that_breaks_off_loses_the_steps_since_its_checkpoint_alone(tmp_pa
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
+def test_a_run_that_was_killed_while_it_saved_goes_on_without_a_word(tmp_path, caplog):
+    whole = run(tmp_path / "whole", 12)
+    run(tmp_path / "killed", 4)
+    half = tmp_path / "killed" / "8.orbax-checkpoint-tmp"
+    half.mkdir()
+    resumed = run(tmp_path / "killed", 12)
+    chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
+    assert not half.exists()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(tmp_path, 4)
     message = (
