@@ -7,6 +7,7 @@ from eupmu_jax.service.attacks import attack
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.training import levels, relearning
+from eupmu_jax.training.classes import FEW, alike, labels_of
 
 # Examples of each set.
 MOST = 2_000
@@ -19,7 +20,7 @@ def of_model(task, params, sides, unseen, gone):
     losses = lambda part: _losses(task, params, part)
     found = {"errors": errors_of(task, params, sides)}
     if unseen is not None:
-        pairs = {name: levels.alike(task, part, unseen, gone) for name, part in sides.items()}
+        pairs = {name: alike(task, part, unseen, gone) for name, part in sides.items()}
         pairs[GONE] = _to_go(task, sides["forgotten"], unseen, gone)
         told = {name: [losses(part) for part in pair] for name, pair in pairs.items() if pair}
         found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
@@ -35,11 +36,11 @@ def _to_go(task, forgotten, unseen, gone):
     """The forgotten and the unseen examples of classes that are to go, mixed alike; None where there are too few."""
     found = []
     for part in (forgotten, unseen):
-        labels = levels.labels_of(task, part) if gone else None
-        if labels is None or np.sum(to_go := np.isin(labels, list(gone))) < levels.FEW:
+        labels = labels_of(task, part) if gone else None
+        if labels is None or np.sum(to_go := np.isin(labels, list(gone))) < FEW:
             return None
         found.append(part_of(part, np.flatnonzero(to_go)))
-    return levels.alike(task, *found)
+    return alike(task, *found)
 
 
 class Shadows:
@@ -49,7 +50,7 @@ class Shadows:
         self.seen, self.parts = attacks.check_shadows(shadows, len(data)), None
         ids = ids[spread(len(ids), MOST)]
         if self.seen and unseen is not None:
-            self.parts = levels.alike(task, part_of(data, ids), unseen, gone)
+            self.parts = alike(task, part_of(data, ids), unseen, gone)
         if self.parts is None:
             return
         positions = data.ids[ids] if isinstance(data, Examples) else ids
@@ -92,7 +93,7 @@ def _relearning(task, params, forget, retain):
 def of_classes(task, models, retain, groups):
     """The retain error of each group, or else each class where the examples have labels, under each model."""
     if groups is None and task.num_classes is not None and isinstance(retain, Examples):
-        groups = levels.labels_of(task, retain)
+        groups = labels_of(task, retain)
     if groups is None:
         return None
     found = {name: levels.unseen_levels(task, params, retain, groups) for name, params in models.items()}

@@ -12,7 +12,8 @@ from eupmu_jax.service.attacks import Attack
 from eupmu_jax.service.attacks import attack as attack
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
-from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training import checkpoints
+from eupmu_jax.training.classes import classes_to_go, labels_of
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 # Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
@@ -69,7 +70,7 @@ def make(path: Path, out: Path) -> dict:
     models = {"original": start, "unlearned": found[0]}
     if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
-    sides, gone = {"forgotten": forget, "retained": retain}, levels.classes_to_go(task, data, retain)
+    sides, gone = {"forgotten": forget, "retained": retain}, classes_to_go(task, data, retain)
     shadows = Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
     audited: dict[str, Any] = {name: of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
@@ -133,7 +134,7 @@ def _auc(attack):
 
 def _staying(task, forget, gone):
     """How many forgotten examples are not of a class that is to go."""
-    labels = levels.labels_of(task, forget)
+    labels = labels_of(task, forget)
     return len(forget) if labels is None else int(np.sum(~np.isin(labels, list(gone))))
 
 

@@ -23,6 +23,7 @@ from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._aim import MOST, UNLIMITED
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
 METHOD, START, RETRAINED = "EUPMU", "start", "retrained"
@@ -145,9 +146,9 @@ def _unlearned(own, params, sets, out, asked, on_step):
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
     telling = True
     if compared is not None:
-        gone = levels.classes_to_go(own["task"], forget, retain)
+        gone = classes_to_go(own["task"], forget, retain)
         missed |= bool(gone) and levels.measured_level(own["task"], result.params, forget, MOST).high < least
-        both = levels.alike(own["task"], forget, as_examples("held_out", own["held_out"]), gone)
+        both = alike(own["task"], forget, as_examples("held_out", own["held_out"]), gone)
         assert both is not None
         before = levels.compare(own["task"], params, *both)
         telling = bool(gone) or not before.low <= 0 <= before.high

@@ -11,17 +11,14 @@ from eupmu_jax.methods.eupmu_level import error_limit
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training.classes import alike, are_labelled, classes_to_go, labels_of
 from eupmu_jax.training.levels import (
     Comparison,
     Level,
-    alike,
-    are_labelled,
     batches_of,
     check_finite,
-    classes_to_go,
     compare,
     figures_of,
-    labels_of,
     level_of,
     measured_level,
 )

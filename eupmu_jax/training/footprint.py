@@ -15,6 +15,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step
+from eupmu_jax.training.classes import classes_to_go
 
 
 class Footprint(NamedTuple):
@@ -100,7 +101,7 @@ def _of_levels(task, sets, held_out, given):
     parts = sets.forget, sets.retain, held_out if held_out is not None else ()
     found = [(functools.partial(levels.errors_and_losses, task), min(levels.CHUNK, max(map(len, parts))))]
     aims = "target" not in given and task.unknown is not None
-    if aims and (held_out is None or levels.classes_to_go(task, sets.forget, sets.retain)):
+    if aims and (held_out is None or classes_to_go(task, sets.forget, sets.retain)):
         found.append((task.unknown, min(levels.CHUNK, len(sets.forget))))
     return found
 

@@ -1,7 +1,6 @@
 """How a model treats data that it never saw: the level to which a forget set is brought, and whether it is there."""
 
-import bisect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -11,12 +10,10 @@ import numpy as np
 
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
-from eupmu_jax.tasks.examples import part_of, spread
+from eupmu_jax.tasks.examples import spread
 
 CHUNK = 500
 CONFIDENCE = 0.95
-# Unseen examples of a class that tell something of it, and the part of a mix that may be lacking.
-FEW, LACKING = 5, 0.05
 
 
 class Level(NamedTuple):
@@ -128,92 +125,6 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     width = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*(_deviation(errors) for errors, _ in (forgotten, unseen)))
     p_value = stats.ks_2samp(forgotten[1], unseen[1]).pvalue
     return Comparison(difference, difference - float(width), difference + float(width), float(p_value))
-
-
-def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[Any, Any] | None:
-    """Some examples, and unseen ones that mix the classes as they do; both whole where there are no labels.
-
-    A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
-    be told from all of it without any trace. The unseen ones are as many as mix so, up to one part in twenty.
-
-    Args:
-      task: Tells whether there are classes.
-      some, unseen: Examples.
-      gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen,
-        unless that is all of them.
-
-    Returns:
-      Both sets, or None where no class, or no unseen example, is left.
-
-    >>> from eupmu_jax import tasks
-    >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
-    >>> of = lambda *labels: as_examples("data", {"labels": np.array(labels)})
-    >>> some, unseen = alike(task, of(0, 0, 0, 1, 2), of(*[0, 1] * 6, 2))
-    >>> some.ids.tolist(), unseen.ids.tolist()
-    ([0, 1, 2, 3], [0, 2, 4, 6, 8, 10, 1, 7])
-    """
-    left, right = labels_of(task, some), labels_of(task, unseen)
-    if left is None or right is None:
-        return some, unseen
-    places = {c: np.flatnonzero(right == c) for c in np.unique(left).tolist() if c not in gone}
-    if not places:
-        return None
-    if all(len(found) < FEW for found in places.values()):
-        # So many classes that no mix can be made of them.
-        stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
-        found = stay(some, left), stay(unseen, right)
-        return found if len(found[1]) else None
-    places = {c: found for c, found in places.items() if len(found) >= FEW}
-    counts = np.array([np.sum(left == c) for c in places])
-    shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])
-    lacking = lambda n: np.sum(np.maximum(shares - most / n, 0)) > LACKING
-    size = bisect.bisect_left(range(1, most.sum() + 1), True, key=lacking)
-    # Rounded in all, not one by one, or rare classes would be left out, or be too many.
-    wanted = np.diff(np.floor(np.cumsum(shares) * max(size, 1) + 0.5).astype(int), prepend=0)
-    taken = [found[spread(len(found), n)] for found, n in zip(places.values(), wanted, strict=True) if n]
-    kept = np.isin(left, list(places))
-    return part_of(some, np.flatnonzero(kept)), part_of(unseen, np.concatenate(taken))
-
-
-def labels_of(task: Task, examples: Any) -> np.ndarray | None:
-    """The labels of examples, for a classifier or a task that has conditions; else None. A source is read for them."""
-    parts = [] if task.num_classes is None and task.unknown is None else list(_labels(examples))
-    return np.concatenate(parts) if parts else None
-
-
-def classes_to_go(task: Task, some: Any, retain: Any) -> frozenset[int]:
-    """Classes of some examples that the retained ones lack: what is left of the model need not know them at all.
-
-    Of a source of retained examples no more is read than it takes to find all these classes.
-    """
-    labels = labels_of(task, some)
-    if labels is None or not are_labelled(task, retain):
-        return frozenset()
-    lacking = frozenset(labels.tolist())
-    for found in _labels(retain):
-        lacking -= frozenset(found.tolist())
-        if not lacking:
-            break
-    return lacking
-
-
-def are_labelled(task: Task, examples: Any) -> bool:
-    """Whether `labels_of` would find labels."""
-    return not (task.num_classes is None and task.unknown is None) and any(True for _ in _labels(examples))
-
-
-def _labels(examples):
-    """The labels in chunks; nothing if there are none."""
-    if isinstance(examples, Examples):
-        labels = examples.tree.get("labels") if isinstance(examples.tree, Mapping) else None
-        if labels is not None and np.ndim(labels) == 1:
-            yield np.asarray(labels)[examples.ids]
-        return
-    for batch in batches_of(examples):
-        labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if labels is None or np.ndim(labels) != 1:
-            return
-        yield np.asarray(labels)
 
 
 def _deviation(errors):
