@@ -32,7 +32,9 @@ def newest(found: list[dict], *fields: str) -> list[dict]:
 
 def paragraph(text: str) -> str:
     """A text in lines as long as those of the pages."""
-    return textwrap.fill(text, 128) + "\n"
+    # A number and its % are not parted, nor what a hyphen joins.
+    joined = re.sub(r"(\d) %", "\\1\u00a0%", text)
+    return textwrap.fill(joined, 128, break_on_hyphens=False).replace("\u00a0", " ") + "\n"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page of the classification benchmark, from `rows.jsonl` and, of the second run, `again/rows.jsonl`."""
 
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -136,14 +137,12 @@ def cost(found):
     models = {one(row): row for row in mine if row["kind"] == "model"}
     trials, runs = ([row for row in mine if row["kind"] == kind] for kind in ("trial", "run"))
     hours = sum(row["processor_seconds"] for row in models.values()) / 3600
-    shares = {}
-    for row in runs:
-        shares.setdefault((row["design"], row["forget"], row["method"]), []).append(row["share_of_retraining"])
-    over = sorted({method for (_, _, method), values in shares.items() if np.mean(values) > 5}, key=str.lower)
+    over = Counter((row["design"], row["forget"]) for row in runs if row["share_of_retraining"] > 5)
+    ((design, forget), of_most), *_ = over.most_common(1)
     text = (
         f"{len(models)} trained models ({hours:.1f} hours of one core), {len(trials):,} trials and {len(runs):,} runs "
         f"({devices}). A run took {np.median([row['share_of_retraining'] for row in runs]):.1f} % of retraining in the "
-        f"median, and more than 5 % in the mean of some case with {', '.join(over) or 'no method'}; "
-        f"{sum(row['share_of_retraining'] > 5 for row in runs)} of the runs took more."
+        f"median, and more than 5 % in {over.total()} runs, {of_most} of them those of {DESIGN_NAMES[design]}, "
+        f"{KINDS[forget]}."
     )
     return parts.paragraph(text)

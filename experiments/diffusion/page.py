@@ -183,10 +183,11 @@ def _short(found):
     ours, wanted = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
     mean = lambda mine, get: f"{np.mean([get(row) for row in mine]):.0f}"
     ua, row = (lambda row: row["UA"]), _row_relearned
+    spread = lambda mine: "{:.0f} to {:.0f}".format(*(end(map(row, mine)) for end in (min, max)))
     return (
         f"Asked for the forgotten class, a model of digits unlearned by untuned EUPMU draws another digit "
-        f"{mean(ours, ua)} % of the time (retrained: {mean(wanted, ua)} %), and {mean(ours, row)} % once the class's "
-        f"row of the embedding was trained again (retrained: {mean(wanted, row)} %)."
+        f"{mean(ours, ua)} % of the time (retrained: {mean(wanted, ua)} %), and once the class's row of the embedding "
+        f"was trained again {spread(ours)} % over the seeds (retrained: {spread(wanted)} %)."
     )
 
 

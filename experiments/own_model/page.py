@@ -18,10 +18,10 @@ def requests(found: list[dict]) -> str:
     """A line for each run."""
     lines = []
     for row in found:
-        level, attack = row["level"], row["unlearned"]["attacks"].get("forgotten")
+        level, attacks = row["level"], row["unlearned"]["attacks"]
+        attack = attacks.get("forgotten", attacks.get("classes to go"))
         errors = (level["forget_error"], level["target"], level["start"], level["retain_error"])
-        # A class that is gone is recognised by its error, whatever its loss.
-        told = "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack) if attack else "-"
+        told = "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
         codes = ", ".join(map(str, row["codes"]))
         lines.append([row["reason"], *(f"{100 * error:.1f}" for error in errors), told, row["verdict"], codes])
     head = ["forgotten", "error, %", "aimed at", "retain error before", "after", "AUC", "audit", "exit codes"]

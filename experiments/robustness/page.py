@@ -74,7 +74,8 @@ def in_short(grid: list[dict], random: list[dict]) -> str:
         f"the released code {np.median(released):.1f} B in the median and {released[-1]:.0f} B at worst. "
         f"Over {number} random settings on each data set, {kept('PI', 'returned')} keep the limit with PI and the "
         f"measured end (which helps any method). After the last step alone it is {kept('PI', 'last')}, with the "
-        f"paper's step tolerance {kept('step tolerance, implicit', 'last')}, with fixed weights of 1 and 9 "
+        f"paper's step tolerance {kept('step tolerance, implicit', 'last')} (implicit) and "
+        f"{kept('step tolerance, explicit', 'last')} (explicit), with fixed weights of 1 and 9 "
         f"{kept('fixed weight 1', 'last')} and {kept('fixed weight 9', 'last')}."
     )
 

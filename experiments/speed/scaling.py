@@ -6,7 +6,8 @@ Result:   rows in experiments/speed/scaling.jsonl.
 
 The model is the MLP of step_overhead.py, and so are the steps. With K objectives each has a K-th of the examples.
 Devices are forced host devices on the same cores, the examples shared out among them and the parameters on all: nothing
-can get faster, and what is measured is that the ratio of explicit to plain does not grow. Every case is a process.
+can get faster, and the ratio of explicit to plain grows, as one machine sums both gradients for every device in turn.
+Every case is a process.
 """
 
 import argparse
