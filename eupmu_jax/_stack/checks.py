@@ -63,6 +63,12 @@ def check_numbers(
     return np.size(value) if np.ndim(value) else None
 
 
+def check_number(name: str, value: Any, least: float | None = None, **bounds: Any) -> None:
+    """`check_numbers` of what has to be one number."""
+    if check_numbers(name, value, least, **bounds) is not None:
+        raise ValueError(f"{name}: got shape {np.shape(value)}, expected one number")
+
+
 def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
     """Raises `ValueError` unless `value` is an int of at least `least`."""
     if not is_traced(value) and not (value >= least and np.isfinite(value) and value == np.floor(value)):
@@ -86,6 +92,8 @@ def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | N
             "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
             "static_args='num_objectives'"
         )
+    if num_objectives is not None and not isinstance(num_objectives, int | np.integer):
+        raise ValueError(f"num_objectives: got {num_objectives!r}, expected an int")
     if num_objectives is not None and num_objectives < 2:
         raise ValueError(f"num_objectives: got {num_objectives}, expected K >= 2: one forget and K-1 retain objectives")
     for length in num_constraints:

@@ -57,10 +57,9 @@ def of_level(reached: Any) -> dict | None:
     """What a row keeps of `Unlearned.level`."""
     if reached is None:
         return None
-    unseen = reached.unseen
     return {
         "target": reached.target,
-        "interval": None if unseen is None or reached.target == 1 else [unseen.low, unseen.high],
+        "interval": None if reached.interval is None or reached.target == 1 else list(reached.interval),
         "limit": reached.limit,
         "allowed": reached.limit - reached.start,
         "kept": reached.kept,

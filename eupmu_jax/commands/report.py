@@ -70,12 +70,16 @@ check with: eupmu verify report.json FILE.py</footer>
 
 
 def _picture(reached):
-    level, unseen = reached["level"], reached["level"]["unseen"]
-    measured = unseen and unseen["low"] is not None and (level["target"] < 1 or not reached["rates"])
-    interval = (unseen["low"], unseen["high"]) if measured else None
+    level, interval = reached["level"], reached["level"].get("interval")
+    measured = interval and interval[0] is not None and (level["target"] < 1 or not reached["rates"])
     ends = {"EUPMU": reached["figures"]["returned"]}
     target = level["target"] if level["target"] < UNLIMITED else None
-    shown = {"target": target, "interval": interval, "limit": level["limit"], "rates": reached["rates"]}
+    shown = {
+        "target": target,
+        "interval": interval if measured else None,
+        "limit": level["limit"],
+        "rates": reached["rates"],
+    }
     return picture.svg(picture.of_runs({"EUPMU": reached["history"]}, COLORS, ends=ends, **shown))
 
 

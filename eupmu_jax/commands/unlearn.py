@@ -105,7 +105,8 @@ def said(reached: dict, out: Path) -> str:
     """What was reached, in a few lines."""
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: "-" if value is None else f"{100 * value:.1f} %" if reached["rates"] else f"{value:.4g}"
-    interval = f" ({percent(level['unseen']['low'])} to {percent(level['unseen']['high'])})" if level["unseen"] else ""
+    ends = level.get("interval")
+    interval = f" ({percent(ends[0])} to {percent(ends[1])})" if ends and level["target"] < 1 else ""
     end = "The aim is reached and the limit kept."
     if not reached["met"]:
         missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"

@@ -20,7 +20,7 @@ class SteeringState(NamedTuple):
       integrals: The integral part of the weights.
       averages: The figures' exponential averages before their bias is corrected.
       count: Steps taken.
-      nonfinite_count: Steps with figures or losses that were not finite; they left all else as it was.
+      nonfinite_count: Steps with figures, losses or a target that were not finite; they left all else as it was.
     """
 
     weights: chex.Array
@@ -50,11 +50,15 @@ def steer(
     sign: int,
     num_objectives: int | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies rows `first` to `stop` by weights that grow with `sign` times the distance from level to target."""
-    checks.check_numbers("proportional", gains.proportional, 0, finite=True)
-    checks.check_numbers("integral", gains.integral, 0, finite=True)
-    checks.check_numbers("decay", gains.decay, 0, below=1)
-    checks.check_numbers("max_weight", gains.most, above=0, finite=True)
+    """Multiplies rows `first` to `stop` by weights that grow with `sign` times the distance from level to target.
+
+    It does not look at the gradients: figures that were measured count, though a later transform refuses the step.
+    """
+    checks.check_number("proportional", gains.proportional, 0, finite=True)
+    checks.check_number("integral", gains.integral, 0, finite=True)
+    checks.check_number("decay", gains.decay, 0, below=1)
+    checks.check_number("max_weight", gains.most, above=0, finite=True)
+    num_objectives = checks.resolve_num_objectives(num_objectives)
     rows = slice(first, stop)
     room = gains.most - gains.least
 
@@ -70,10 +74,11 @@ def steer(
         k = checks.count_objectives(updates, params, num_objectives)
         losses = checks.check_losses(losses, k)
         figures = checks.check_errors(errors, k).astype(jnp.float32)[rows]
-        finite = jnp.all(jnp.isfinite(figures)) & (losses is None or jnp.all(jnp.isfinite(losses)))
+        goal = jnp.float32(target(state.count) if callable(target) else target)
+        finite = jnp.all(jnp.isfinite(figures)) & jnp.all(jnp.isfinite(goal))
+        finite &= losses is None or jnp.all(jnp.isfinite(losses))
         averages = gains.decay * state.averages + (1 - gains.decay) * figures
         levels = averages / (1 - jnp.float32(gains.decay) ** (state.count + 1))
-        goal = jnp.float32(target(state.count) if callable(target) else target)
         distances = sign * (goal - levels)
         integrals = jnp.clip(state.integrals + gains.integral * distances, 0, room)
         weights = gains.least + jnp.clip(gains.proportional * distances + integrals, 0, room)

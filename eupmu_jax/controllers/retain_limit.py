@@ -59,6 +59,11 @@ def retain_limit(
     [[1.0], [2.0]]
     """
     if not callable(limit):
-        checks.check_numbers("limit", limit, 0, finite=True, why=", or a schedule")
-    checks.check_numbers("max_weight", max_weight, above=1, finite=True)
+        length = checks.check_numbers("limit", limit, 0, finite=True, why=", or a schedule")
+        if length is not None and num_objectives not in (None, length + 1):
+            raise ValueError(
+                f"limit: got {length} values, expected {num_objectives - 1}: one for each retain objective"
+            )
+        num_objectives = num_objectives if length is None else length + 1
+    checks.check_number("max_weight", max_weight, above=1, finite=True)
     return steer(1, None, limit, Gains(proportional, integral, decay, 1.0, max_weight), -1, num_objectives)

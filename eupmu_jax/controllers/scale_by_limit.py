@@ -78,7 +78,7 @@ def scale_by_limit(
       limit: Of the figures, such as error rates, as in `retain_limit`.
       margin: By which one batch may exceed it, for its noise.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
-        shrink below 1, start and least at most 1.
+        shrink below 1, start at most 1, least at most start.
       target: Of the forget figure; None for steps that are never longer than the optimizer's.
       safe: What the retain figures may be where steps become longer than that.
       most: The longest step, at least 1, in the optimizer's.
@@ -113,14 +113,16 @@ def scale_by_limit(
     [1.6, 3.2, 3.2, 3.2, 1.0]
     """
     for name, value in (("limit", limit), ("margin", margin)):
-        checks.check_numbers(name, value, 0, finite=True)
-    checks.check_numbers("growth", growth, 1, finite=True)
-    checks.check_numbers("shrink", shrink, above=0, below=1)
-    checks.check_numbers("least", least, above=0, most=1, finite=True)
-    checks.check_numbers("start", start, above=0, most=1, finite=True)
-    checks.check_numbers("target", 0.0 if target is None else target, 0, finite=True)
-    checks.check_numbers("safe", safe, 0, finite=True)
-    checks.check_numbers("most", most, 1, finite=True)
+        checks.check_number(name, value, 0, finite=True)
+    checks.check_number("growth", growth, 1, finite=True)
+    checks.check_number("shrink", shrink, above=0, below=1)
+    checks.check_number("least", least, above=0, most=1, finite=True)
+    checks.check_number("start", start, above=0, most=1, finite=True)
+    checks.check_number("target", 0.0 if target is None else target, 0, finite=True)
+    checks.check_number("safe", safe, 0, finite=True)
+    checks.check_number("most", most, 1, finite=True)
+    if not checks.is_traced(least, start) and least > start:
+        raise ValueError(f"least: got {least}, expected at most `start`, {start}")
 
     def init_fn(params):
         del params

@@ -80,6 +80,10 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
         if not (is_word or key == "optimizer"):
             _check_range(key, value)
+            if key in ("limit", "allowed_error") and task.num_classes is not None and value > 1:
+                raise ValueError(
+                    f"settings[{key!r}]: got {value!r}, expected a share up to 1; 0.01 is a point of accuracy"
+                )
     if ignored := set(OPTIMIZER_SETTINGS) & set(settings) - {*method.space, *method.optimizer_settings}:
         logger.warning("settings: got %s, which %s does not read: no effect", ", ".join(sorted(ignored)), name)
     if not method.steers:

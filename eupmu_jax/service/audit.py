@@ -166,10 +166,10 @@ def _wanted(retrained, level, rates):
     """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    least, unseen = deletion.least_of(level["target"], rates), level["unseen"]
-    if unseen and unseen["low"] is not None and level["comparison"]:
+    least, interval = deletion.least_of(level["target"], rates), level.get("interval")
+    if interval and interval[0] is not None and level["comparison"]:
         # The target was measured on unseen examples, and is no better known than their error.
-        least = min(least, level["target"] - (unseen["error"] - unseen["low"]))
+        least = min(least, interval[0])
     return least, np.inf
 
 

@@ -11,7 +11,7 @@ from eupmu_jax.methods.eupmu_level import error_limit
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training.classes import alike, are_labelled, classes_to_go, labels_of
+from eupmu_jax.training.classes import FEW, alike, are_labelled, classes_to_go, labels_of
 from eupmu_jax.training.levels import (
     Comparison,
     Level,
@@ -32,13 +32,14 @@ MOST = 2_000
 
 
 class Aim(NamedTuple):
-    """A target of the forget error, from where it comes, the examples passed to find it, and classes that are to go."""
+    """A target of the forget error: its source, examples passed to find it, classes that are to go, its interval."""
 
     target: float
     source: str
     level: Level | None
     passes: int
     gone: frozenset = frozenset()
+    interval: tuple[float, float] | None = None
 
 
 class Reached(NamedTuple):
@@ -53,9 +54,10 @@ class Reached(NamedTuple):
       retain_error: The same on the whole retain set; of a task without classes, on at most 2,000 examples.
       start: The original model's error on the same retained examples.
       limit: Of the retain error: its start, and what it may rise by; or infinity.
-      kept: Whether the retain error is within the limit.
+      kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss, too.
       comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
         alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
+      interval: The 95 % interval of a target that was measured on held-out data; else None.
     """
 
     target: float
@@ -67,13 +69,18 @@ class Reached(NamedTuple):
     limit: float
     kept: bool
     comparison: Comparison | None
+    interval: tuple[float, float] | None = None
 
 
 def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
     """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
 
     A class that the retain set lacks is to go, and its level is 1, or `task.unknown` of its examples where the task has
-    that. Without held-out data it is `task.unknown` of the forget set, else that of chance.
+    that; a class of fewer than 5 unseen examples has the level of all. Without held-out data it is `task.unknown` of
+    the forget set, else that of chance.
+
+    Raises:
+      ValueError: For a target that is no error, and errors of the original model that are not finite.
     """
     if given is not None:
         most = np.inf if task.num_classes is None else 1
@@ -98,6 +105,41 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     errors, _ = figures_of(task, params, held_out)
     level = check_finite(level_of(errors))
+    if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
+        _warn_of_few(task, level)
+        return Aim(level.error, "unseen data", level, len(held_out), interval=(level.low, level.high))
+    found, counts = np.unique(forgotten, return_counts=True)
+    gone, passes = classes_to_go(task, sets.forget, sets.retain), len(held_out)
+    levels = {c: level_of(errors[unseen == c]) for c in found.tolist() if c not in gone and np.sum(unseen == c) >= FEW}
+    lost = Level(1.0, 1.0, 1.0, 0)
+    if gone and task.unknown is not None:
+        to_go = np.isin(forgotten, list(gone))
+        lost, more = _unknown_level(task, params, part_of(sets.forget, np.flatnonzero(to_go)))
+        passes += more
+    if few := set(found.tolist()) - set(levels) - gone:
+        logger.warning(
+            "held_out: got fewer than %d examples of %d of the %d classes to forget, whose level is taken to be that "
+            "of all, %.3g",
+            FEW,
+            len(few),
+            len(found),
+            level.error,
+        )
+    mixed = _mixed([lost if c in gone else levels.get(c, level) for c in found.tolist()], counts, len(held_out))
+    _warn_of_few(task, mixed)
+    return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high))
+
+
+def _mixed(levels, counts, examples):
+    """The level of a mix of classes, with the interval of Zou and Donner (2008), which of one class is its own."""
+    shares = counts / counts.sum()
+    errors, lows, highs = (np.array([getattr(level, name) for level in levels]) for name in ("error", "low", "high"))
+    width = lambda ends: float(np.sqrt(np.sum((shares * (ends - errors)) ** 2)))
+    error = float(np.average(errors, weights=counts))
+    return Level(error, error - width(lows), error + width(highs), examples)
+
+
+def _warn_of_few(task, level):
     if level.high - level.low > 2 * WIDE and task.error is not None:
         logger.warning(
             "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
@@ -107,35 +149,35 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             level.low,
             level.high,
         )
-    if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
-        return Aim(level.error, "unseen data", level, len(held_out))
-    levels = {c: level_of(errors[unseen == c]) for c in np.unique(unseen).tolist()}
-    found, counts = np.unique(forgotten, return_counts=True)
-    gone, passes, lost = classes_to_go(task, sets.forget, sets.retain), len(held_out), 1.0
-    if gone and task.unknown is not None:
-        to_go = np.isin(forgotten, list(gone))
-        unknown, more = _unknown_level(task, params, part_of(sets.forget, np.flatnonzero(to_go)))
-        passes, lost = passes + more, unknown.error
-    of_class = [lost if c in gone else levels[c].error if c in levels else level.error for c in found.tolist()]
-    return Aim(float(np.average(of_class, weights=counts)), "unseen data by class", level, passes, gone)
 
 
 def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
     """What became of the aim."""
-    forget, before, most = measured_level(task, params, sets.forget, MOST), start["retain_error"], None
+    forget, most = measured_level(task, params, sets.forget, MOST), None
+    before, loss = start["retain_error"], start.get("retain_loss")
     if task.num_classes is None:
         # On the same examples and the same noise, or what noise does to either could outweigh the rise.
         most = MOST
-        before = measured_level(task, original, sets.retain, most).error
-    retain = measured_level(task, params, sets.retain, most)
+        before, loss = _means(figures_of(task, original, sets.retain, most))
+    retain, retain_loss = _means(figures_of(task, params, sets.retain, most))
     found = error_limit(before, settings)
     limit = np.inf if found is None else float(found)
     both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
     comparison = None if both is None else compare(task, params, *both)
-    # Rounding alone is an excuse.
-    kept = retain.error <= limit + 1e-6 * max(1.0, abs(limit))
-    errors = forget.error, retain.error, before
-    return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison)
+    kept = _within(retain, limit)
+    if "allowed_rise" in settings:
+        kept &= _within(retain_loss, loss + settings["allowed_rise"])
+    errors = forget.error, retain, before
+    return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison, aim.interval)
+
+
+def _means(figures):
+    return tuple(float(np.mean(each)) for each in figures)
+
+
+def _within(figure, limit):
+    """Whether it is; rounding alone is an excuse."""
+    return bool(figure <= limit + 1e-6 * max(1.0, abs(limit)))
 
 
 def _chance(task, params, forget, gone):

@@ -38,15 +38,14 @@ def _shared(some, others):
     """How many of some examples are among others; 0 where either is a source."""
     if not all(isinstance(part, Examples) for part in (some, others)):
         return 0
-    if some.tree is others.tree:
-        return int(np.sum(np.isin(some.ids, others.ids)))
     # Sums of their bytes tell nearly all apart, and are quick; what is left is compared whole.
     sums = _sums(some), _sums(others)
-    rows = [
-        _rows(part, np.flatnonzero(np.isin(mine, those)))
-        for part, mine, those in zip((some, others), sums, sums[::-1], strict=True)
-    ]
-    return len(rows[0] & rows[1])
+    mine, theirs = (
+        _rows(part, np.flatnonzero(np.isin(of_part, of_other)))
+        for part, of_part, of_other in zip((some, others), sums, sums[::-1], strict=True)
+    )
+    theirs = set(theirs)
+    return sum(row in theirs for row in mine)
 
 
 def _sums(examples):
@@ -61,7 +60,7 @@ def _sums(examples):
 def _rows(examples, positions):
     """The bytes of these examples."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(examples[positions])]
-    return {b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(positions))}
+    return [b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(positions))]
 
 
 def of_lost(name, figures):
@@ -105,6 +104,12 @@ def of_end(carry, returned, steps, level):
         logger.warning("%d of %d steps were refused, as a loss or a gradient was not finite", refused, steps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(returned)):
         logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
+    if level is not None and not level.kept:
+        logger.warning(
+            "retain: the limit is not kept on the whole retain set, whose error went from %.3g to %.3g",
+            level.start,
+            level.retain_error,
+        )
     if level is not None and level.forget_error < level.target / 2 and level.target < UNLIMITED:
         logger.warning(
             "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "

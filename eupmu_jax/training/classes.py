@@ -24,7 +24,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
       task: Tells whether there are classes.
       some, unseen: Examples.
       gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen,
-        unless that is all of them.
+        unless that is every class of unseen data.
 
     Returns:
       Both sets, or None where no class, or no unseen example, is left.
@@ -43,12 +43,14 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
     places = {c: np.flatnonzero(right == c) for c in np.unique(left).tolist() if c not in gone}
     if not places:
         return None
-    if all(len(found) < FEW for found in places.values()):
-        # So many classes that no mix can be made of them.
+    if max(np.unique(right, return_counts=True)[1]) < FEW:
+        # So many classes that no mix can be made of them, of whatever classes.
         stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
         found = stay(some, left), stay(unseen, right)
         return found if len(found[1]) else None
     places = {c: found for c, found in places.items() if len(found) >= FEW}
+    if not places:
+        return None
     counts = np.array([np.sum(left == c) for c in places])
     shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])
     lacking = lambda n: np.sum(np.maximum(shares - most / n, 0)) > LACKING

@@ -121,6 +121,9 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
         figures_of(task, params, as_examples(name, data), most)
         for name, data in (("forget", forget), ("held_out", held_out))
     )
+    if any(np.isnan(losses).any() for _, losses in (forgotten, unseen)):
+        # Of a model that is lost, whose errors may look like any.
+        return Comparison(np.nan, np.nan, np.nan, np.nan)
     difference = float(np.mean(forgotten[0]) - np.mean(unseen[0]))
     width = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*(_deviation(errors) for errors, _ in (forgotten, unseen)))
     p_value = stats.ks_2samp(forgotten[1], unseen[1]).pvalue

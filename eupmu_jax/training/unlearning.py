@@ -142,7 +142,8 @@ def unlearn(
         out, parameters that are not floating point arrays, or a checkpoint of another run.
       InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
 
-    A warning is given if the limit took back more than half of the way, which retain figures alone would not show.
+    A warning is given if the limit took back more than half of the way, which retain figures alone would not show; of a
+    method that steers to a level, if probes show that the error is short of half of it, too.
 
     >>> from eupmu_jax import tasks
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))

@@ -77,6 +77,20 @@ def test_with_a_target_a_forget_figure_that_is_not_finite_changes_no_state():
     assert after.scale > state.scale
 
 
+@pytest.mark.parametrize("name", ["limit", "margin", "growth", "shrink", "least", "start", "target", "safe", "most"])
+def test_each_argument_is_one_number(name):
+    # BUG: an array of limits scaled the parameters column by column.
+    values = np.full(2, {"growth": 1.5, "most": 2.0}.get(name, 0.1))
+    with pytest.raises(ValueError, match=rf"^{name}: got shape \(2,\), expected one number"):
+        scale_by_limit(**{"limit": 0.1, name: values})
+
+
+def test_the_least_length_is_no_longer_than_the_first():
+    # BUG: a step beyond the limit made the steps ten times longer.
+    with pytest.raises(ValueError, match=r"^least: got 1.0, expected at most `start`, 0.1"):
+        scale_by_limit(0.1, start=0.1, least=1.0)
+
+
 def test_steps_grow_to_the_optimizers_own_and_no_further():
     scales, _ = run(scale_by_limit(0.1), [0.0] * 20)
     assert scales[0] == pytest.approx(0.13)

@@ -309,6 +309,18 @@ def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
     assert "are, or equal, some to retain" in caplog.text
 
 
+def test_rows_that_are_twice_in_one_tree_are_told_once_each(digits, caplog):
+    # BUG: equal rows of one tree were not looked for, and of two trees each kind was counted once.
+    tree = jax.tree.map(lambda a, b: np.concatenate([a[:5], a[:5], b[:90]]), digits.forget, digits.retain)
+    forget, retain = (Examples(tree, np.arange(*part)) for part in ((0, 5), (5, 100)))
+    unlearn("weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0)
+    assert "retain: 5 of the 5 examples to forget are, or equal, some to retain" in caplog.text
+    caplog.clear()
+    twice = Examples(tree, np.arange(10))
+    unlearn("weighted sum", TASK, digits.params, twice, retain, steps=1, settings=WEIGHTED, probes=0)
+    assert "retain: 10 of the 10 examples to forget" in caplog.text
+
+
 def test_steps_that_were_refused_are_told(digits, caplog):
     # BUG: a run of which no step was taken looked like any other.
     lost = lambda outputs, batch: jnp.nan * jnp.sum(outputs)

@@ -17,6 +17,15 @@ def test_no_unseen_example_of_a_class_that_stays_is_no_set_to_compare_with():
     assert alike(task, some, unseen, gone={0}) is None
 
 
+def test_a_class_of_few_unseen_examples_is_not_compared_with_others():
+    # BUG: where each class of the forget set had fewer than five, it was compared with all unseen examples.
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    of = lambda labels: as_examples("set", {"labels": np.array(labels)})
+    assert alike(task, of([2] * 9), of([0] * 50 + [2] * 4)) is None
+    thin = of([0, 1, 2] * 4)
+    assert [len(part) for part in alike(task, thin, thin)] == [12, 12]
+
+
 def test_a_forget_set_of_a_hard_class_is_compared_with_unseen_ones_of_that_class():
     # Of class 0 one half is wrong, of class 1 none, in the forget set as in unseen data.
     task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
