@@ -79,7 +79,7 @@ def test_passages_are_forgotten_by_a_language_model(tmp_path):
         passages.load(passages_run.LENGTH)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    options = {"methods": ("EUPMU",), "count": 50, "length": 32, "epochs": 150, "steps": 40}
+    options = {"methods": ("EUPMU",), "count": 50, "length": 32, "epochs": 100, "steps": 20}
     found = passages_run.run(tmp_path / "rows.jsonl", 0, {"command": "test"}, **options)
     figures = {row["model"]: row for row in found}
     assert list(figures) == ["original", "retrained", "EUPMU"]

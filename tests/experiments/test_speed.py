@@ -39,7 +39,7 @@ def test_step_overhead_writes_a_row_for_each_variant(run):
 
 
 def test_surgery_alone_is_held_against_memory_traffic(run):
-    rows = run("surgery_alone", "--millions", "0.5", "--blocks", "1", "--rounds", "2")
+    rows = run("surgery_alone", "--millions", "0.1", "--blocks", "1", "--rounds", "2")
     assert [row["variant"] for row in rows[:4]] == ["traffic", "surgery", "gram", "combine"]
     assert {(row["objectives"], row["dtype"]) for row in rows} == {
         (2, "float32"),

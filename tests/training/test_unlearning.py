@@ -216,16 +216,16 @@ mesh = sharding.make_mesh(4, 2)
 places = sharding.param_shardings(params, mesh)
 assert tuple(places["hidden"].spec) == (None, "model")
 options = {"steps": 10, "forget_batch": 16, "retain_batch": 48, "probes": 1}
-for method, more in (("EUPMU", {"target": 1.0, "limit": 1.0}), ("EUPMU implicit", {"multiplier_learning_rate": 1.0})):
+steered, implicit = ("EUPMU", {"target": 1.0, "limit": 1.0}), ("EUPMU implicit", {"multiplier_learning_rate": 1.0})
+for (method, more), place in ((steered, jax.devices()[0]), (implicit, places)):
     settings = {"learning_rate": 0.003, "forget_objective": "bounded_ascent"} | more
     run = lambda params, mesh: unlearn(method, task, params, forget, retain, settings=settings, mesh=mesh, **options)
     one = run(params, None)
-    for given in (jax.device_put(params, jax.devices()[0]), jax.device_put(params, places)):
-        many = run(given, mesh)
-        assert jax.tree.map(lambda leaf: leaf.sharding, many.params) == places, method
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=method), many.params, one.params)
-        for name in ("forget_loss", "retain_loss"):
-            np.testing.assert_allclose(many.history[name], one.history[name], rtol=1e-4, err_msg=method)
+    many = run(jax.device_put(params, place), mesh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, many.params) == places, method
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, err_msg=method), many.params, one.params)
+    for name in ("forget_loss", "retain_loss"):
+        np.testing.assert_allclose(many.history[name], one.history[name], rtol=1e-4, err_msg=method)
     assert np.max(np.abs(one.params["head"] - params["head"])) > 1e-3
 # The last one again, on a mesh that splits the batch alone.
 many = run(params, jax.make_mesh((8,), ("data",)))
