@@ -145,7 +145,7 @@ def _in_processes(training, unlearning, place, cores, workers, console):
 
 
 def _start(queue, out, parent):
-    """Begins a process: on a core of its own, deaf to Ctrl-C, and gone as soon as the process that began it is."""
+    """Begins a process: on a core of its own, ignoring SIGINT, and gone as soon as the process that began it is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = (out / ".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)

@@ -78,4 +78,4 @@ def write(path: Path) -> None:
             raise ValueError(f"file: {found} is there already; expected a new name")
     for to, text in ((path, TEMPLATE), (numbers, NUMBERS)):
         with to.open("x") as file:
-            file.write(text.format(name=path.name, stem=path.stem))
+            file.write(text.format(name=path.name))

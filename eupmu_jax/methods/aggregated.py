@@ -20,23 +20,23 @@ from eupmu_jax.surgery.generalized_newton import scale_by_gen
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
 _SPACE: dict[str, LogUniform | Choice] = {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE}
-_NEEDS = "forget and retain set"
+_PASSES, _NEEDS = "1F 1B forget and retain, stacked", "forget and retain set"
 FAMILY = "aggregators"
 
 
-def aggregated(aggregator, paper: str, passes: str = "1F 1B forget and retain, stacked", **own) -> Method:
+def aggregated(aggregator, paper: str, **own) -> Method:
     """The method of an aggregator.
 
     Args:
       aggregator: Factory of a stacked transform.
-      paper, passes: See `Method`.
+      paper: See `Method`.
       **own: Its own setting and where it is searched, a keyword of the factory; momentum is searched if there is none.
     """
 
     def make(task, terms, settings):
         return stacked_descent(task, terms, settings, aggregator(**{name: settings[name] for name in own}))
 
-    return Method(make, paper, passes, _NEEDS, _SPACE | (own or {"momentum": MOMENTUM}), family=FAMILY)
+    return Method(make, paper, _PASSES, _NEEDS, _SPACE | (own or {"momentum": MOMENTUM}), family=FAMILY)
 
 
 GEN_EVERY = 10

@@ -158,11 +158,11 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
     """
     digest = hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
     with _transaction(connection):
-        known = connection.execute(
+        earlier = connection.execute(
             "SELECT number FROM request WHERE data = ? AND digest = ?", (data, digest)
         ).fetchone()
-        if known:
-            return find(connection, known[0]), False
+        if earlier:
+            return find(connection, earlier[0]), False
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         row = (data, digest, reason, "open", made)
         statement = "INSERT INTO request (data, digest, reason, state, made) VALUES (?, ?, ?, ?, ?)"

@@ -26,10 +26,7 @@ PLANS = {
     "pods": [
         *(f"--topology v5e:16x16 --model 7b --step {step}" for step in EVERY_STEP),
         "--topology v6e:16x16 --model 7b --step explicit",
-        *(
-            f"--topology v5e:16x16 --model 70b --tensor 8 --batch 32 --step {s}"
-            for s in ("plain", "explicit", "two-pass")
-        ),
+        *(f"--topology v5e:16x16 --model 70b --tensor 8 --batch 32 --step {step}" for step in LARGE_STEPS),
         "--topology v5p:8x8x8 --model 70b --tensor 8 --batch 64 --sequence 4096 --step explicit",
         "--topology v5e:8x8 --model 8b --adapters 16 --tensor 4 --step explicit",
         "--topology v5e:16x16 --model 8b --step explicit",

@@ -67,7 +67,7 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
             f"topology: got {topology!r}, expected a slice such as v5e:16x16 of one of {', '.join(CHIPS)}, or cpu:8"
         )
     chip, sizes = CHIPS[kind], [int(size) for size in shape.split("x")]
-    # Far beyond what there is, libtpu crashes instead of saying so.
+    # On slices far larger than any that exist, libtpu crashes instead of saying so.
     if len(sizes) != chip.axes or not 0 < math.prod(sizes) <= chip.largest:
         raise ValueError(
             f"topology: got {topology!r}, expected {chip.axes} axes and at most {chip.largest} chips: a {kind} slice"
@@ -80,7 +80,7 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         ) from None
     from jax.experimental import topologies
 
-    # Outside a TPU machine libtpu has nobody to ask who and where it is, and no device to guard against a second
+    # Outside a TPU machine there is no metadata server that libtpu could ask, and no device to guard against a second
     # process. The topology's name overrides the type.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
