@@ -43,7 +43,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
     places = {c: np.flatnonzero(right == c) for c in np.unique(left).tolist() if c not in gone}
     if not places:
         return None
-    if max(np.unique(right, return_counts=True)[1]) < FEW:
+    if max(np.unique(right, return_counts=True)[1], default=0) < FEW:
         # So many classes that no mix can be made of them, of whatever classes.
         stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
         found = stay(some, left), stay(unseen, right)
