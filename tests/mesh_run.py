@@ -97,10 +97,6 @@ def collectives(compiled):
     return [[found.kind, found.shape] for found in program.collectives(compiled.as_text())]
 
 
-# Those whose collectives `test_mesh.py` reads: which there are is up to the optimizations.
-OPTIMIZED = ("explicit vmap", "explicit unroll", "explicit of 3")
-
-
 def run(kind, place):
     """What 20 steps lead to, with the weights of the rows in each, and the program; `place` shards the arguments."""
     optimizer, options, sizes = KINDS[kind]
@@ -112,9 +108,7 @@ def run(kind, place):
         step = options
     else:
         step = eupmu.explicit_step(loss, optimizer, shardings=shardings, **options)
-    jax.config.update("jax_disable_most_optimizations", kind not in OPTIMIZED)
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(params, state, batches).compile()
-    jax.config.update("jax_disable_most_optimizations", False)
     name, weights = "weights" if kind in (*AGGREGATORS, *MORE_AGGREGATORS) else "multipliers", []
     for _ in range(20):
         params, state, losses = compiled(params, state, batches)
