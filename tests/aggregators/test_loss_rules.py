@@ -29,6 +29,7 @@ def weights_of(tx, steps):
 STEPS = np.random.default_rng(0).uniform(0.2, 2, size=(6, 3))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_chebyshev_is_the_gradient_of_its_loss(seed):
     losses = jnp.asarray(np.random.default_rng(seed).uniform(-1, 2, size=3))

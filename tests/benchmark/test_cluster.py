@@ -220,6 +220,7 @@ def test_where_no_scheduler_answers_the_address_is_named(address, reason, tmp_pa
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_without_distributed_the_extra_is_named(tmp_path):
     (tmp_path / "distributed.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'distributed'\", name='distributed')\n"

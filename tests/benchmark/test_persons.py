@@ -101,6 +101,7 @@ def test_teaching_some_again_is_measured_on_the_others(toy):
     assert 0 <= found["before"] < found["after"] <= 100
 
 
+@pytest.mark.slow
 def test_eupmu_runs_on_these_sets(toy):
     sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in toy[:3]]
     params = persons.model()[0].params

@@ -132,6 +132,7 @@ def write(path, name):
         rows.append(path, {"name": name, "count": count, "padding": "x" * 5_000, "command": str(count % 2)})
 
 
+@pytest.mark.slow
 def test_several_processes_write_whole_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     context = multiprocessing.get_context("spawn")

@@ -26,6 +26,7 @@ def eupmu_plan(monkeypatch, *arguments):
     cli.main()
 
 
+@pytest.mark.slow
 def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
     made = make(file)
     reached = deletion.run(user_file.load(file, deletion.NEEDED), IDS, tmp_path / "run", ASKED, "a command")

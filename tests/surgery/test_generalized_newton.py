@@ -20,6 +20,7 @@ def step(tx, w, state, loss=quadratic, update=None, **kwargs):
     return tx.update(update, state, w, value_fn=loss, **kwargs)
 
 
+@pytest.mark.slow
 def test_on_a_quadratic_the_rate_goes_to_the_exact_line_search():
     tx, w = scale_by_gen(0.1), jnp.array([1.0, -2.0])
     state = tx.init(w)

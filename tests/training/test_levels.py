@@ -143,6 +143,7 @@ def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learnin
     assert eupmu.unseen_level(digits.task, run.params, digits.test).error < 1.5 * level.high
 
 
+@pytest.mark.slow
 def test_a_class_that_the_retain_set_lacks_is_to_go(digits):
     run = digits.unlearn(digits.known["labels"] == 3, held_out=digits.held_out)
     assert run.level.target == 1.0
@@ -189,6 +190,7 @@ def test_few_held_out_examples_are_said(digits, caplog):
     assert "held_out: got 20 examples, whose error of" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_class_of_few_unseen_examples_has_the_level_of_all_and_that_is_said(digits, caplog):
     # BUG: its level was that of a single example, in silence, and the interval that of all held-out data.
     labels = digits.held_out["labels"]

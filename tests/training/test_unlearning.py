@@ -63,6 +63,7 @@ def test_a_run_is_reproduced_by_its_seed(digits):
     assert first.history["forget_loss"] != other.history["forget_loss"]
 
 
+@pytest.mark.slow
 def test_forget_losses_move_the_way_they_should(digits):
     ascent = digits.unlearn("gradient ascent", settings={"learning_rate": 0.01}, probes=1).history
     tuned = digits.unlearn("fine-tuning", settings={"learning_rate": 0.001}, probes=1).history
@@ -70,6 +71,7 @@ def test_forget_losses_move_the_way_they_should(digits):
     assert tuned["retain_loss"][-1] < tuned["retain_loss"][0]
 
 
+@pytest.mark.slow
 def test_who_knows_nothing_gets_a_result_near_the_limit(digits):
     run = unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, digits.held_out, steps=60, probes=1)
     original, returned = run.figures["original"], run.figures["returned"]
