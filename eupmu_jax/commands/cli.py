@@ -4,12 +4,12 @@ import contextlib
 import io
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.commands.own_model import LEDGER, add, audit, init, list_requests, report, show, unlearn, verify
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
@@ -152,7 +152,7 @@ def benchmark(
     from eupmu_jax.benchmark import figures, runner, tables
 
     console = Console()
-    command = shlex.join(["eupmu", *sys.argv[1:]])
+    command = command_line()
     chosen = list(forget), list(methods), list(seeds)
     runner.jobs_of(design, *chosen)  # raises what is wrong with them
     if run:

@@ -3,8 +3,6 @@
 import functools
 import json
 import re
-import shlex
-import sys
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +18,7 @@ from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.commands import page
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.unlearning import unlearn
@@ -90,8 +89,7 @@ def _run(name, forget, seed, out, console):
     size, settings = settings_for(name, prepared.split)
     steps = size.steps(len(prepared.forget))
     everything, retained = np.arange(len(prepared.dataset.train_labels)), prepared.split.retain_ids
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_of(console) as progress:
 
         def train(description, ids, init_seed):
             bar = progress.add_task(description, total=problems.training_steps(prepared, ids))
@@ -119,7 +117,7 @@ def _run(name, forget, seed, out, console):
                 "backward_passes": backward / len(everything),
                 **more,
                 "split": data.digest(prepared.split),
-                **saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]])),
+                **saved_rows.provenance(command_line()),
             }
 
         rows = [
@@ -215,6 +213,19 @@ def _check(name, forget, seed, out):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
     check_folder(seed, out)
     if any("kind" in row or "gap" not in row for row in _saved(out)):
+        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+
+
+def progress_of(console: Console) -> Progress:
+    """Bars that say how many of their steps are made, and go at the end."""
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def check_only_rows_of(name: str, out: Path) -> None:
+    """Raises `ValueError` for a folder whose rows are of other data."""
+    found = out / "rows.jsonl"
+    if found.is_file() and any(row.get("data") != name for row in saved_rows.read(found)):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
 
 

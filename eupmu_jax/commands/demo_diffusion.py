@@ -2,19 +2,17 @@
 
 import functools
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eupmu_jax.benchmark import diffusion
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.commands import demo, diffusion_page
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.levels import measured_level
 from eupmu_jax.training.unlearning import unlearn
@@ -46,9 +44,7 @@ def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
     if not re.fullmatch(r"class:\d", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class from class:0 to class:9")
     demo.check_folder(seed, out)
-    found = out / "rows.jsonl"
-    if found.is_file() and any(row.get("data") != NAME for row in saved_rows.read(found)):
-        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+    demo.check_only_rows_of(NAME, out)
     with saved_rows.alone(out):
         return _run(forget, seed, out, console)
 
@@ -57,8 +53,7 @@ def _run(forget, seed, out, console):
     forgotten = int(forget.split(":")[1])
     forget_set, retain_set = diffusion.sets(forgotten)
     everything = np.arange(len(diffusion.digits()["labels"]))
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with demo.progress_of(console) as progress:
 
         def train(description, ids, init_seed):
             steps = diffusion.steps_of(ids, EPOCHS)
@@ -79,7 +74,7 @@ def _run(forget, seed, out, console):
             figures |= {"relearned": diffusion.ua(diffusion.relearned_row(params, forgotten, seed), forgotten, seed)}
             asked = {"method": method, "data": NAME, "forget": forget, "seed": seed}
             spent = {"seconds": seconds, "share_of_retraining": 100 * seconds / retrained.seconds}
-            made_by = saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]))
+            made_by = saved_rows.provenance(command_line())
             rows.append(asked | figures | losses | {"rise": losses["retain_loss"] - start} | spent | more | made_by)
             images[method] = _samples(params, seed)
 

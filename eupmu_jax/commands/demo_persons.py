@@ -1,12 +1,9 @@
 """`eupmu demo --data persons`: a language model forgets persons, beside one that never learned about them."""
 
 import functools
-import shlex
-import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +11,7 @@ from eupmu_jax.benchmark import answers, persons
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.commands import demo, persons_page
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.metrics.rouge import rouge_l
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.unlearning import unlearn
@@ -39,9 +37,7 @@ def run(seed: int, out: Path, console: Console) -> list[dict]:
       ValueError: Before any work, for a folder that is unwritable or has rows of something else.
     """
     demo.check_folder(seed, out)
-    found = out / "rows.jsonl"
-    if found.is_file() and any(row.get("data") != NAME for row in saved_rows.read(found)):
-        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+    demo.check_only_rows_of(NAME, out)
     # Before any work, whether the extra is there.
     rouge_l(["a"], ["a"])
     with saved_rows.alone(out):
@@ -50,8 +46,7 @@ def run(seed: int, out: Path, console: Console) -> list[dict]:
 
 def _run(seed, out, console):
     parts = persons.sets(seed)
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with demo.progress_of(console) as progress:
 
         def train(description, part, order):
             bar = progress.add_task(description, total=persons.steps_of(part))
@@ -65,7 +60,7 @@ def _run(seed, out, console):
 
         def add(method, params, seconds, **more):
             asked = {"method": method, "data": NAME, "seed": seed, "seconds": seconds}
-            made_by = saved_rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]))
+            made_by = saved_rows.provenance(command_line())
             rows.append(asked | figures(params, parts) | more | made_by)
 
         add("original", original.params, original.seconds, answers=_answers(original.params, parts))

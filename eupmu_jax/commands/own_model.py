@@ -1,9 +1,9 @@
 """Options of the commands for a model of one's own: unlearn, audit, report, verify, init, and the requests."""
 
-import shlex
 import sys
 from pathlib import Path
 
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.service.user_file import own_errors
 
 LEDGER = Path("eupmu_runs/requests.db")
@@ -58,7 +58,7 @@ def unlearn(
         console.print(f"Numbers of the run: {config}", highlight=False, soft_wrap=True)
     wanted = (ledger, request) if request else forget
     with own_errors(file):
-        met = command.run(file, wanted, out, after, asked, shlex.join(["eupmu", *sys.argv[1:]]), console, retrain)
+        met = command.run(file, wanted, out, after, asked, command_line(), console, retrain)
     if not met:
         sys.exit(NOT_MET)
 

@@ -1,8 +1,6 @@
 """`eupmu plan`: compiles one step for devices that need not be there, and says what it would take."""
 
 import re
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from eupmu_jax._stack.jaxpr import matmul_flops
 from eupmu_jax.benchmark import rows
+from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.commands.plan_models import MODELS, planned
 from eupmu_jax.gradients.accumulation import accumulate
 from eupmu_jax.models.decoder import SIZES
@@ -148,7 +147,7 @@ def make(
         "gram_all_reduces": sum(c.times for c in found if (c.kind, c.shape) == ("all-reduce", "f32[3]")),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
-        **rows.provenance(shlex.join(["eupmu", *sys.argv[1:]]), devices[0].device_kind),
+        **rows.provenance(command_line(), devices[0].device_kind),
     }
     return row | {"roofline_seconds": chip and _roofline(row, chip)}
 
