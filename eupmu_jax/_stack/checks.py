@@ -214,11 +214,16 @@ def check_errors(errors: chex.ArrayTree | None, num_objectives: int | None = Non
     return errors
 
 
-def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
-    """Raises `ValueError` where `tree` differs from `like` in structure or in the shape of a leaf."""
+def check_same_structure(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
+    """Raises `ValueError` where `tree` differs from `like` in structure."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
     if structures[0] != structures[1]:
         raise ValueError(f"{name}: structure {structures[0]} differs from that of {like_name}, {structures[1]}{why}")
+
+
+def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
+    """Raises `ValueError` where `tree` differs from `like` in structure or in the shape of a leaf."""
+    check_same_structure(name, tree, like_name, like, why)
     pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True)
     for (path, leaf), other in pairs:
         if jnp.shape(leaf) != jnp.shape(other):

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
@@ -175,13 +175,20 @@ def add(path: Path, key: dict, make: Callable[[], dict], origin: dict) -> None:
 def replace(path: Path, rows: Iterable[dict]) -> None:
     """Writes a file of these rows in place of what was there, at once: a kill leaves the one or the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with replacing(path) as file:
         known = {None}
         for row in rows:
             run, shared, line = _lines(row)
             file.write(line if run in known else shared + line)
             known.add(run)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of what was there at the end, whole and on the disk, or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

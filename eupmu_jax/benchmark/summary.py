@@ -46,7 +46,7 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
       name, design, case: What is shown.
       score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
     """
-    rows = _once(saved_rows.select(rows, design=name, forget=case.forget))
+    rows = once(saved_rows.select(rows, design=name, forget=case.forget))
     lines = []
     for model in ("original", "retrained"):
         found = [row for row in rows if row.get("model") == model and row["seed"] != design.tuning_seed]
@@ -73,8 +73,8 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
     return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]
 
 
-def _once(rows):
-    """The rows without those that are there again, as where files were joined."""
+def once(rows: list[dict]) -> list[dict]:
+    """The rows of one case without those that are there again, as where files were joined."""
     found: dict = {}
     for row in rows:
         found.setdefault(tuple(row.get(name) for name in ("kind", "model", "method", "trial", "seed")), row)

@@ -2,12 +2,11 @@
 
 import functools
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eupmu_jax.benchmark.rows import finite
+from eupmu_jax.benchmark.rows import finite, replacing
 
 
 @functools.cache
@@ -63,12 +62,9 @@ def check(record: Any, kind: str, place: str) -> None:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record whole or not at all, on the disk before it has its name; NaN and infinity become null."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w") as file:
-        json.dump(finite(record), file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    text = json.dumps(finite(record), indent=1, allow_nan=False)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _short(value):

@@ -1,12 +1,13 @@
 """Surgery on part of the parameters, the rest frozen."""
 
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from eupmu_jax._stack import checks
 
 
 def freeze(
@@ -41,7 +42,7 @@ def freeze(
 
     def mask_of(params):
         mask = frozen(params) if callable(frozen) else frozen
-        _check_structure("frozen", mask, params)
+        checks.check_same_structure("frozen", mask, "params", params)
         if all(jax.tree.leaves(mask)):
             raise ValueError("frozen: every leaf is frozen; expected at least one trainable leaf")
         return mask
@@ -58,7 +59,7 @@ def freeze(
         if params is None:
             raise ValueError("params: got None, expected the parameters: frozen leaves get zero updates of their shape")
         mask = mask_of(params)
-        _check_structure("updates", updates, params)
+        checks.check_same_structure("updates", updates, "params", params)
         if value_fn is not None:
 
             def value_of_trainable(part):
@@ -69,12 +70,6 @@ def freeze(
         return _fill(mask, updates, jax.tree.map(jnp.zeros_like, params)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_structure(name, tree, params):
-    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(params)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"{name}: structure {structures[0]} differs from that of params, {structures[1]}")
 
 
 def _fill(mask, trainable, frozen):

@@ -16,6 +16,7 @@ from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.sharding import param_shardings
+from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn, loop
 from eupmu_jax.training._aim import Reached, aim_of, reached
@@ -28,8 +29,6 @@ from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
 from eupmu_jax.training.mesh.placement import Carry, model_axes, spread
 
-# A limit that took back more than this share of the way is worth a word.
-LITTLE = 0.5
 # The place of the time spent in the saved history.
 _SPENT = "spent"
 

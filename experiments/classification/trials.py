@@ -18,7 +18,7 @@ def table(found: list[dict], name: str, design: Design, case: Case) -> str:
     Trial i is the same point of every method's space, so its gap is paired with that of the method whose median is the
     least: the interval is that of the mean difference.
     """
-    mine = saved_rows.select(found, design=name, forget=case.forget)
+    mine = summary.once(saved_rows.select(found, design=name, forget=case.forget))
     (original,) = saved_rows.select(mine, kind="model", model="original", seed=design.tuning_seed)
     methods = [line.name for line in summary.lines_of(mine, name, design, case) if line.trials]
     trials = {method: tuning.trials_of(mine, {"kind": "trial", "method": method}) for method in methods}
