@@ -1,5 +1,7 @@
 """What an audit measures of each model: errors, attacks, relearning, and the errors of classes and groups."""
 
+from typing import Any
+
 import numpy as np
 
 from eupmu_jax.service import attacks
@@ -16,9 +18,15 @@ GONE = "classes to go"
 STEPS, EVERY, BATCH = 40, 10, 64
 
 
-def of_model(task, params, sides, unseen, gone):
+def of_model(task: Task, params, sides: dict, unseen, gone) -> dict:
+    """What one model shows on `sides`, the "forgotten" and perhaps the "retained" examples, beside unseen ones.
+
+    Returns:
+      `errors` of each side and of unseen data; with unseen data `attacks` by the loss on each side and on classes that
+      are to go, and `canaries`, None where the forgotten cannot be compared; and `relearning` where it can be tried.
+    """
     losses = lambda part: _losses(task, params, part)
-    found = {"errors": errors_of(task, params, sides)}
+    found: dict[str, Any] = {"errors": errors_of(task, params, sides)}
     if unseen is not None:
         pairs = {name: alike(task, part, unseen, gone) for name, part in sides.items()}
         pairs[GONE] = _to_go(task, sides["forgotten"], unseen, gone)
@@ -74,7 +82,8 @@ def _losses(task, params, part):
     return levels.figures_of(task, params, part, MOST)[1]
 
 
-def errors_of(task: Task, params, sides):
+def errors_of(task: Task, params, sides: dict) -> dict:
+    """The error of at most 2,000 examples of each side, with its interval."""
     return {name: levels.measured_level(task, params, part, MOST)._asdict() for name, part in sides.items()}
 
 

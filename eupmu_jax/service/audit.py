@@ -146,11 +146,12 @@ def _remarks(audited, level, has_unseen, staying):
         remarks.append(
             "The original model passes the same tests: these examples are too few, or were known too little, to tell."
         )
-    compared = audited["unlearned"].get("attacks", {}).get("forgotten")
-    if compared and compared["examples"][0] < COMPARED * min(staying, MOST):
+    attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
+    compared = attacked["examples"][0] if attacked else 0
+    if has_unseen and compared < COMPARED * min(staying, MOST):
         remarks.append(
-            f"Only {compared['examples'][0]:,} of {staying:,} forgotten examples are compared: too few unseen have "
-            "the classes of the others."
+            f"Only {compared:,} of {staying:,} forgotten examples are compared: too few unseen have the classes of "
+            "the others."
         )
     going = audited["unlearned"].get("attacks", {}).get(GONE)
     if going and Attack(**going).tells and not retrained:

@@ -63,7 +63,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
 
 
 def labels_of(task: Task, examples: Any) -> np.ndarray | None:
-    """The labels of examples, for a classifier or a task that has conditions; else None. A source is read for them."""
+    """The labels `(n,)` of examples, for a classifier or a task with conditions; else None. A source is read whole."""
     parts = [] if task.num_classes is None and task.unknown is None else list(_labels(examples))
     return np.concatenate(parts) if parts else None
 

@@ -77,7 +77,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
 
 
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
-    """The level of any examples, at most so many, spread over the set; see `unseen_level`."""
+    """The level of any examples, as `unseen_level` has it, finite or not; of at most `most`, spread over the set."""
     errors, _ = figures_of(task, params, examples, most)
     return level_of(errors)
 
@@ -162,7 +162,7 @@ def check_finite(level: Level) -> Level:
 
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The error and the retain loss of each example."""
+    """The error and the retain loss of each example, or of at most `most`, spread over the set: `(n,)`, float64."""
     parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
     return errors, losses

@@ -77,6 +77,17 @@ def test_a_retrained_model_excuses_no_trace_that_it_has_not_itself():
     assert verdict(told | {"retrained": record(20, whole + 0.3, unseen)}) == audit.FAILED
 
 
+def test_forgotten_examples_that_nothing_is_compared_with_are_said():
+    # BUG: they were compared with unseen examples of other classes, or passed without a word.
+    one = record(20, np.arange(200.0), np.arange(200.0)) | {"attacks": {}, "relearning": {}}
+    audited = {"original": one | record(0, np.arange(200.0), 400 + np.arange(200.0)), "unlearned": one, "rates": True}
+    level = {"kept": True, "target": 0.1, "unseen": None, "comparison": None}
+    (said,) = audit._remarks(audited, level, has_unseen=True, staying=200)
+    assert said.startswith("Only 0 of 200 forgotten examples are compared: too few unseen")
+    assert audit._remarks(audited, level, has_unseen=True, staying=0) == []
+    assert audit._remarks(audited, level, has_unseen=False, staying=200) == []
+
+
 def test_one_unseen_example_of_an_error_without_bounds_sets_no_aim():
     level = {"target": 0.3, "unseen": {"error": 0.3, "low": None}, "comparison": {"difference": 0.0}}
     assert audit._wanted(None, level, rates=False) == (pytest.approx(0.297), np.inf)
