@@ -69,6 +69,7 @@ def test_labels_are_not_read():
     chex.assert_trees_all_equal(step(batches), step(labelled))
 
 
+@pytest.mark.slow
 def test_on_two_digits_the_student_comes_to_the_untrained_model_and_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "temperature": 1.0, "retain_weight": 1.0}
     params = digits.run("Bad Teacher", settings, steps=60, seed=2)

@@ -66,7 +66,13 @@ def test_three_dimensions_are_searched(name):
             assert len({isinstance(option, str) for option in part.options}) == 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Aggregators are made by one function, and one of them will do for the plain command.
+OTHERS = [name for name, method in METHODS.items() if method.family == "aggregators" and name != "mean"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in OTHERS else name for name in METHODS]
+)
 def test_the_contract(name, counted):
     digits, passes = counted
     passes.clear()

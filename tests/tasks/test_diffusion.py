@@ -116,6 +116,7 @@ def test_uniform_noise_is_what_the_prediction_should_mean(prediction, params):
     np.testing.assert_allclose(made.forget["noise"](outputs, batch), np.mean((meant - uniform) ** 2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_leaves_nothing_of_the_image_leaves_the_noise_loss_finite(params):
     to_nothing = diffusion.Schedule(tuple(np.linspace(0.99, 0, 8).tolist()))
     made, batch = tasks.diffusion(denoise, to_nothing, num_conditions=CLASSES), batch_of(64)
@@ -124,6 +125,7 @@ def test_a_schedule_that_leaves_nothing_of_the_image_leaves_the_noise_loss_finit
     assert loss < 10
 
 
+@pytest.mark.slow
 def test_latents_are_taken_where_images_are_not_bounded(params):
     latents = batch_of(8) | {"inputs": 3 * np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)}
     begin = lambda made, data: unlearn("weighted sum", made, params, data, data_of_others(data), steps=2)

@@ -326,6 +326,7 @@ def test_tokens_that_the_model_does_not_have_are_noticed(caplog):
     assert "not finite" not in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_frozen_may_be_quantised():
     params = {"base": (8 * np.asarray(ORIGINAL["in"])).astype(np.int8), "out": ORIGINAL["out"]}
     task = tasks.language(lambda p, tokens: (p["base"] / 8)[tokens] @ p["out"])
@@ -334,6 +335,7 @@ def test_what_is_frozen_may_be_quantised():
     np.testing.assert_array_equal(found["base"], params["base"])
 
 
+@pytest.mark.slow
 def test_other_constants_of_a_loss_make_another_run(tmp_path):
     data = {name: BATCH[name] for name in ("tokens", "mask")}
     settings = {"learning_rate": 1e-3, "forget_objective": "simnpo", "retain_weight": 1.0}

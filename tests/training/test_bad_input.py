@@ -271,6 +271,7 @@ def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_what_is_retained_too_is_told(digits, caplog):
     begin = lambda forget, retain: unlearn(
         "weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0
