@@ -52,13 +52,15 @@ def forget_level(
 
     Returns:
       A transform whose `update` takes stacked gradients and `errors`, `(K,)` figures of the batches, and gives stacked
-      gradients. Its state is a `SteeringState`, with one entry. A figure or a loss that is not finite makes the stack
-      NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. Placed before
-      `accumulate` it sees the figure of every microbatch; placed inside, only that of the last one.
+      gradients. Its state is a `SteeringState`, with one entry. A figure, a loss or a target that is not finite
+      makes the stack NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. It does
+      not look at the gradients: put the chain into `skip_nonfinite`, and a step refused for them leaves this state as
+      it was, too. Placed before `accumulate` it sees the figure of every microbatch; placed inside, only that of the
+      last one.
 
     Raises:
-      ValueError: For a target or gain that is negative, NaN or infinite, a decay outside [0, 1), and in `update`
-        without `errors`.
+      ValueError: For a target or gain that is negative, NaN, infinite or no single number, a decay outside [0, 1), a
+        `num_objectives` that is no int above 1, and in `update` without `errors`.
 
     Source: proportional and integral control with clamping, Astrom and Murray, "Feedback Systems", 2nd edition,
     section 11.4.
