@@ -125,14 +125,20 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             len(found),
             level.error,
         )
-    mixed = _mixed([lost if c in gone else levels.get(c, level) for c in found.tolist()], counts, len(held_out))
+    sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    parts = [(lost if c in gone else levels[c], size) for c, size in sizes.items() if c not in few]
+    if few:
+        # One part of the mix, as what these classes have of an error they share.
+        parts.append((level, sum(sizes[c] for c in few)))
+    mixed = _mixed(parts, len(held_out))
     _warn_of_few(task, mixed)
     return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high))
 
 
-def _mixed(levels, counts, examples):
-    """The level of a mix of classes, with the interval of Zou and Donner (2008), which of one class is its own."""
-    shares = counts / counts.sum()
+def _mixed(parts, examples):
+    """The level of a mix of `(level, size)` of classes, with the interval of Zou and Donner (2008)."""
+    levels, counts = zip(*parts, strict=True)
+    shares = np.array(counts) / np.sum(counts)
     errors, lows, highs = (np.array([getattr(level, name) for level in levels]) for name in ("error", "low", "high"))
     width = lambda ends: float(np.sqrt(np.sum((shares * (ends - errors)) ** 2)))
     error = float(np.average(errors, weights=counts))

@@ -206,6 +206,11 @@ def test_a_class_of_few_unseen_examples_has_the_level_of_all_and_that_is_said(di
     both = digits.unlearn(half, held_out=digits.held_out, steps=1).level
     two = eupmu.unseen_levels(digits.task, digits.params, digits.held_out, digits.held_out["labels"])[2]
     share = np.mean(digits.known["labels"][half] == 2)
+    # BUG: classes that share the level of all were taken for as many independent ones, and the interval was too narrow.
+    held_out = jax.tree.map(lambda leaf: leaf[~np.isin(labels, [2, 5, 8])], digits.held_out)
+    lacking = np.isin(digits.known["labels"], [2, 5, 8]) & (np.arange(300) % 2 == 0)
+    shared = digits.unlearn(lacking, held_out=held_out, steps=1).level
+    assert (shared.target, *shared.interval) == pytest.approx(shared.unseen[:3])
     # All of 8 is to go, which is certain.
     assert both.target == pytest.approx(1 - share + share * two.error)
     assert both.interval == pytest.approx([1 - share + share * two.low, 1 - share + share * two.high])

@@ -1,0 +1,81 @@
+"""What a run warns of: examples in two sets, steps that were lost, parameters that are too narrow or too large."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eupmu_jax import unlearn
+from eupmu_jax.tasks import Examples, _constants
+
+from .conftest import FROZEN, SETTINGS, TASK
+
+WEIGHTED = SETTINGS["weighted sum"]
+
+
+@pytest.mark.slow
+def test_what_is_retained_too_is_told(digits, caplog):
+    begin = lambda forget, retain: unlearn(
+        "weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0
+    )
+    begin(digits.forget, jax.tree.map(lambda a, b: np.concatenate([a[:3], b]), digits.forget, digits.retain))
+    assert "retain: 3 of the" in caplog.text
+    begin(Examples(digits.tree, np.arange(9)), Examples(digits.tree, np.arange(4, 99)))
+    assert "retain: 5 of the 9 examples to forget" in caplog.text
+    caplog.clear()
+    begin(digits.forget, digits.retain)
+    assert not caplog.text
+
+
+def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
+    # BUG: the level of unseen data was that of the training data, about 0, and every run reached it.
+    sets = digits.forget, digits.retain
+    mixed = jax.tree.map(lambda a, b, c: np.concatenate([a[:2], b[:3], c]), *sets, digits.held_out)
+    unlearn("weighted sum", TASK, digits.params, *sets, mixed, steps=1, settings=WEIGHTED, probes=0)
+    assert "held_out: 2 of the" in caplog.text
+    assert "are, or equal, some to retain" in caplog.text
+
+
+def test_rows_that_are_twice_in_one_tree_are_told_once_each(digits, caplog):
+    # BUG: equal rows of one tree were not looked for, and of two trees each kind was counted once.
+    tree = jax.tree.map(lambda a, b: np.concatenate([a[:5], a[:5], b[:90]]), digits.forget, digits.retain)
+    forget, retain = (Examples(tree, np.arange(*part)) for part in ((0, 5), (5, 100)))
+    unlearn("weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0)
+    assert "retain: 5 of the 5 examples to forget are, or equal, some to retain" in caplog.text
+    caplog.clear()
+    twice = Examples(tree, np.arange(10))
+    unlearn("weighted sum", TASK, digits.params, twice, retain, steps=1, settings=WEIGHTED, probes=0)
+    assert "retain: 10 of the 10 examples to forget" in caplog.text
+
+
+def test_steps_that_were_refused_are_told(digits, caplog):
+    # BUG: a run of which no step was taken looked like any other.
+    lost = lambda outputs, batch: jnp.nan * jnp.sum(outputs)
+    task = TASK._replace(forget={"lost": lost} | dict(TASK.forget))
+    settings = {"learning_rate": 0.003, "forget_objective": "lost", "allowed_rise": 0.05}
+    sets = digits.forget, digits.retain
+    unlearn("EUPMU explicit", task, digits.params, *sets, steps=3, settings=settings, probes=0)
+    assert "3 of 3 steps were refused" in caplog.text
+
+
+def test_steps_that_narrow_parameters_lose_are_told(digits, caplog):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), digits.params)
+    sets = digits.forget, digits.retain
+    unlearn("weighted sum", TASK, narrow, *sets, steps=1, settings=WEIGHTED, probes=0)
+    assert "params: bfloat16 loses steps below" in caplog.text
+    caplog.clear()
+    unlearn("weighted sum", TASK, digits.params, *sets, steps=1, settings=WEIGHTED, probes=0)
+    assert not caplog.text
+
+
+def test_large_frozen_parameters_are_told_how_not_to_be_copied(digits, caplog, monkeypatch):
+    options = {"steps": 1, "settings": WEIGHTED, "probes": 0, "frozen": FROZEN}
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
+    assert not caplog.text
+    monkeypatch.setattr(_constants, "LARGE", digits.params["hidden"].nbytes - 1)
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
+    assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text
+    monkeypatch.setattr(_constants, "LARGE", digits.params["hidden"].nbytes)
+    caplog.clear()
+    unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
+    assert not caplog.text
