@@ -80,7 +80,11 @@ def steer(
         averages = gains.decay * state.averages + (1 - gains.decay) * figures
         levels = averages / (1 - jnp.float32(gains.decay) ** (state.count + 1))
         distances = sign * (goal - levels)
-        integrals = jnp.clip(state.integrals + gains.integral * distances, 0, room)
+        # Far from the target, where the weight is full anyway, the integral stays as it is: it would be full too once
+        # the level is there, and at an error of 1, which no level passes, nothing would take it back.
+        is_full = (gains.proportional * distances + state.integrals >= room) & (distances > 0)
+        summed = jnp.clip(state.integrals + gains.integral * distances, 0, room)
+        integrals = jnp.where(is_full, state.integrals, summed)
         weights = gains.least + jnp.clip(gains.proportional * distances + integrals, 0, room)
         goals = jnp.broadcast_to(goal, weights.shape)
         new = SteeringState(weights, levels, goals, integrals, averages, state.count, state.nonfinite_count)

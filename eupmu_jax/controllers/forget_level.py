@@ -23,6 +23,8 @@ def forget_level(
       m_t = \beta m_{t-1} + (1 - \beta) e_t, \qquad \ell_t = m_t / (1 - \beta^t), \qquad x_t = \ell^* - \ell_t \\
       I_t = \mathrm{clip}(I_{t-1} + K_I x_t, 0, w_{max}), \qquad w_t = \mathrm{clip}(K_P x_t + I_t, 0, w_{max})
 
+    with :math:`I_t = I_{t-1}` where :math:`x_t > 0` and :math:`K_P x_t + I_{t-1} \ge w_{max}`, a weight that is full.
+
     :math:`e_t` is a figure of the forget batch that grows as it is forgotten: the error rate, or any `task.error`.
     The transform goes before a surgery or an aggregator: `optax.chain(forget_level(0.1), unilateral_surgery(), ...)`.
 
@@ -30,7 +32,8 @@ def forget_level(
     (:math:`K_I = 0`) comes to rest at :math:`\ell^* - w^* / K_P`, short of the target; with :math:`K_I > 0` at the
     target itself, if :math:`w^* < w_{max}`. If :math:`w^* \ge w_{max}` the weight saturates, and the level stays where
     that much weight takes it: the target is out of reach at this cost. The integral never leaves
-    :math:`[0, w_{max}]`, so a long way to the target stores nothing that would carry the level past it.
+    :math:`[0, w_{max}]`, and stays as it is while the weight is full, so a long way to the target stores nothing that
+    would carry the level past it, or keep the weight full at an error of 1, which no level passes.
 
     **Noise.** The error rate of n examples has the standard deviation :math:`\sqrt{\ell (1 - \ell) / n}`, 3.8 points
     for n = 64 and a level of 10 %. Smoothing leaves :math:`\sqrt{(1 - \beta) / (1 + \beta)}` of it, 0.9 points for

@@ -1,5 +1,6 @@
 """How far to step: shorter steps while they carry the retain set over its limit, longer ones while they do not."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -18,12 +19,14 @@ class ScaleByLimitState(NamedTuple):
 
     Attributes:
       scale: By which the last updates were multiplied.
+      peak: The largest scale so far.
       average: Of the retain figures before, the last one counted half.
       averages: Of the forget and the retain figures, over about 10 steps, before their bias is corrected.
       count: Steps taken.
     """
 
     scale: chex.Array
+    peak: chex.Array
     average: chex.Array
     averages: chex.Array
     count: chex.Array
@@ -31,7 +34,7 @@ class ScaleByLimitState(NamedTuple):
 
 def scale_by_limit(
     limit: chex.Numeric,
-    margin: chex.Numeric = 0.0,
+    margin: "chex.Numeric | Callable[[chex.Array], chex.Array]" = 0.0,
     *,
     start: chex.Numeric = 0.1,
     growth: chex.Numeric = 1.3,
@@ -45,9 +48,9 @@ def scale_by_limit(
 
     .. math::
       s_t = \begin{cases}
-        \max(\rho s_{t-1}, s_{min}) & e_t > limit + margin \text{ and } e_t \ge \bar e_{t-1} \\
+        \max(\rho s_{t-1}, s_{min}) & e_t > p_t + margin(p_t) \\
         \min(\gamma s_{t-1}, s_{max}) & \text{else}
-      \end{cases}, \qquad \bar e_t = (\bar e_{t-1} + e_t) / 2
+      \end{cases}, \qquad p_t = \max(limit, \bar e_{t-1}), \quad \bar e_t = (\bar e_{t-1} + e_t) / 2
 
     with :math:`e_t` the largest figure of the retain batches, :math:`\bar e_0 = 0`, :math:`s_0` = `start` and
     :math:`s_{max} = 1`. It stands behind an optimizer, at the end of a chain.
@@ -61,22 +64,26 @@ def scale_by_limit(
     A learning rate that is too small leaves the forget set where it was. With a `target` steps may become longer than
     the optimizer's, up to `most` times as long, while the forget figures are short of it and the retain figures are no
     higher than `safe`; between `safe` and the limit they stay as long as they are, and at the target the bound is 1
-    again. Both figures are averaged, the last ten or so steps counting most.
+    again. Above the limit they may be as long as the longest step so far, as shorter ones may be too short to repair
+    what that did. Both figures are averaged, the last ten or so steps counting most.
 
     .. math::
       s_{max} = \begin{cases}
+        \max(1, \max_{u < t} s_u) & r_t > limit \\
         most & \ell_t < target \text{ and } r_t \le safe \\
         \max(s_{t-1}, 1) & \ell_t < target \text{ and } r_t > safe \\
         1 & \text{else}
       \end{cases}
 
-    Above the limit a step is shortened only if the error does not fall: steps that repair it should not be slowed down.
+    Above the limit a step is shortened only if the error rises, by more than noise does: steps that repair it should
+    not be slowed down, and an error that stays where it is, as very short steps leave it, is no reason to shorten them.
     The figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
     :math:`\sqrt{\ell (1 - \ell) / n}`, and a margin of twice that leaves one false alarm in about 40 steps.
 
     Args:
       limit: Of the figures, such as error rates, as in `retain_limit`.
-      margin: By which one batch may exceed it, for its noise.
+      margin: By which one batch may exceed it, or the average of the batches before, for its noise: a number, or a
+        function of the figure that is exceeded.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
         shrink below 1, start at most 1, least at most start.
       target: Of the forget figure; None for steps that are never longer than the optimizer's.
@@ -112,8 +119,9 @@ def scale_by_limit(
     >>> scales  # behind and safe twice, behind and no longer safe, and forgotten enough
     [1.6, 3.2, 3.2, 3.2, 1.0]
     """
-    for name, value in (("limit", limit), ("margin", margin)):
-        checks.check_number(name, value, 0, finite=True)
+    checks.check_number("limit", limit, 0, finite=True)
+    if not callable(margin):
+        checks.check_number("margin", margin, 0, finite=True)
     checks.check_number("growth", growth, 1, finite=True)
     checks.check_number("shrink", shrink, above=0, below=1)
     checks.check_number("least", least, above=0, most=1, finite=True)
@@ -127,23 +135,27 @@ def scale_by_limit(
     def init_fn(params):
         del params
         full = lambda value, *shape: jnp.full(shape, value, jnp.float32)
-        return ScaleByLimitState(full(start), full(0), full(0, 2), jnp.zeros((), jnp.int32))
+        return ScaleByLimitState(full(start), full(start), full(0), full(0, 2), jnp.zeros((), jnp.int32))
 
-    def longest(scale, levels):
+    def longest(state, levels):
         if target is None:
             return 1.0
         short, is_safe = levels[0] < target, levels[1] <= safe
-        return jnp.where(short, jnp.where(is_safe, most, jnp.maximum(scale, 1.0)), 1.0)
+        bound = jnp.where(short, jnp.where(is_safe, most, jnp.maximum(state.scale, 1.0)), 1.0)
+        # What long steps have done, steps of the learning rate alone may be too short to repair.
+        return jnp.where(levels[1] > limit, jnp.maximum(state.peak, bound), bound)
 
     def update_fn(updates, state, params=None, *, errors=None, **extra_args):
         del params, extra_args
         errors = checks.check_errors(errors).astype(jnp.float32)
         figure, count = jnp.max(errors[1:]), optax.safe_increment(state.count)
         averages = DECAY * state.averages + (1 - DECAY) * jnp.stack([errors[0], figure])
-        bound = longest(state.scale, averages / (1 - jnp.float32(DECAY) ** count))
-        rises = (figure > limit + margin) & (figure >= state.average)
+        bound = longest(state, averages / (1 - jnp.float32(DECAY) ** count))
+        past = jnp.maximum(limit, state.average)
+        rises = figure > past + (margin(past) if callable(margin) else margin)
         scale = jnp.where(rises, jnp.maximum(shrink * state.scale, least), jnp.minimum(growth * state.scale, bound))
-        new = ScaleByLimitState(scale.astype(jnp.float32), (state.average + figure) / 2, averages, count)
+        scale = scale.astype(jnp.float32)
+        new = ScaleByLimitState(scale, jnp.maximum(state.peak, scale), (state.average + figure) / 2, averages, count)
         finite = jnp.isfinite(figure) & (jnp.isfinite(errors[0]) | (target is None))
         # Of a figure that is not looked at, nothing is kept.
         new = new._replace(averages=jnp.where(jnp.isfinite(averages), averages, state.averages))

@@ -181,7 +181,7 @@ def diffusion(
         retain=_denoising,
         forget=FORGET,
         divergence=lambda ours, teacher: jnp.mean(jnp.square(ours["prediction"] - teacher["prediction"])),
-        error=_errors,
+        error=_errors_of_conditions,
         fresh_params=fresh_params,
         unknown=unknown,
         check=check,
@@ -190,6 +190,12 @@ def diffusion(
 
 def _errors(outputs, batch):
     return outputs["weights"] * objectives.squared_errors(outputs["prediction"], outputs["target"])
+
+
+def _errors_of_conditions(outputs, batch):
+    """Where a condition was left out, the mean error of the others: no limit is measured without conditions."""
+    errors, counts = _errors(outputs, batch), outputs["counts"]
+    return jnp.where((counts > 0) | (jnp.sum(counts) == 0), errors, _mean(errors, outputs))
 
 
 def _denoising(outputs, batch):

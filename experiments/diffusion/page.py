@@ -6,6 +6,7 @@ import numpy as np
 
 from eupmu_jax.benchmark import rows, tuning
 from eupmu_jax.commands import diffusion_page
+from eupmu_jax.methods import METHODS
 from experiments import parts
 from experiments.diffusion import run
 
@@ -184,8 +185,10 @@ def _short(found):
     mean = lambda mine, get: f"{np.mean([get(row) for row in mine]):.0f}"
     ua, row = (lambda row: row["UA"]), _row_relearned
     spread = lambda mine: "{:.0f} to {:.0f}".format(*(end(map(row, mine)) for end in (min, max)))
+    (version,) = {row["version"] for row in ours}
+    of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
     return (
-        f"Asked for the forgotten class, a model of digits unlearned by untuned EUPMU draws another digit "
+        f"Asked for the forgotten class, a model of digits unlearned by untuned EUPMU{of_version} draws another digit "
         f"{mean(ours, ua)} % of the time (retrained: {mean(wanted, ua)} %), and once the class's row of the embedding "
         f"was trained again {spread(ours)} % over the seeds (retrained: {spread(wanted)} %)."
     )

@@ -27,7 +27,7 @@ def run(tx, figures):
 def by_hand(figures, limit, start=0.1, growth=1.3, shrink=0.5, least=1e-3):
     scale, average, scales = start, 0.0, []
     for figure in figures:
-        scale = max(shrink * scale, least) if figure > limit and figure >= average else min(growth * scale, 1.0)
+        scale = max(shrink * scale, least) if figure > max(limit, average) else min(growth * scale, 1.0)
         average = (average + figure) / 2
         scales.append(scale)
     return scales
@@ -41,14 +41,15 @@ def test_scales_are_those_of_the_rule(figures, limit):
 
 def longer_by_hand(errors, limit, target, safe, most):
     """With the averages as weighted sums, not step by step."""
-    scale, scales = 0.5, []
+    scale, scales, peak = 0.5, [], 0.5
     for t in range(len(errors)):
         weights = 0.9 ** np.arange(t + 1)[::-1]
         forget, retain = np.average(np.array(errors[: t + 1]), axis=0, weights=weights)
         past = sum(2.0 ** (k - t) * errors[k][1] for k in range(t))
         bound = 1.0 if forget >= target else most if retain <= safe else max(scale, 1.0)
-        rises = errors[t][1] > limit and errors[t][1] >= past
-        scale = max(0.5 * scale, 1e-3) if rises else min(1.3 * scale, bound)
+        bound = max(bound, peak) if retain > limit else bound
+        scale = max(0.5 * scale, 1e-3) if errors[t][1] > max(limit, past) else min(1.3 * scale, bound)
+        peak = max(peak, scale)
         scales.append(scale)
     return scales
 
@@ -108,6 +109,31 @@ def test_a_repair_is_not_slowed_down():
     assert scales[0] < 0.1
     # The second figure is still above the average of those before it, from 0 on.
     assert np.all(np.diff(scales[1:]) > 0)
+
+
+def test_an_error_that_stays_where_it_is_shortens_no_step():
+    # BUG: very short steps leave the error where it is, with the noise of its batches, and that made them shorter yet.
+    n, rate, limit = 192, 0.05, 0.01
+    noise = lambda figure: 2 * jnp.sqrt(figure * (1 - figure) / n)
+    figures = np.random.default_rng(0).binomial(n, rate, size=200) / n
+    scales, _ = run(scale_by_limit(limit, noise, start=0.01), figures)
+    assert np.mean(np.array(scales[50:]) > 0.5) > 0.8
+    # One that rises by more than noise does shortens it still.
+    rising, _ = run(scale_by_limit(limit, noise), [0.1, 0.2, 0.4, 0.8])
+    assert np.all(np.diff(rising) < 0)
+
+
+def test_what_a_long_step_did_another_as_long_may_repair():
+    tx = scale_by_limit(0.01, start=1.0, target=0.5, safe=0.005, most=30.0)
+    errors = [[0.1, 0.0]] * 10 + [[1.0, 0.4]] + [[1.0, 0.3 - 0.001 * n] for n in range(40)]
+    state, scales = tx.init(jnp.ones(())), []
+    for figures in errors:
+        scale, state = tx.update(jnp.ones(()), state, errors=jnp.array(figures))
+        scales.append(float(scale))
+    peak = max(scales[:10])
+    assert peak > 10
+    assert scales[10] == pytest.approx(peak / 2)
+    assert scales[-1] == pytest.approx(peak)
 
 
 def test_the_largest_of_several_retain_figures_counts_and_the_forget_figure_does_not():

@@ -53,7 +53,16 @@ def test_a_target_out_of_reach_saturates_and_the_integral_does_not_wind_up():
     tx = forget_level(0.5, proportional=4.0, integral=0.5, max_weight=0.3)
     x, state, _ = flow(tx, lambda x: jnp.stack([x, 0 * x]))
     assert x == pytest.approx(0.3, abs=1e-5)
-    chex.assert_trees_all_close((state.weights, state.integrals), (jnp.array([0.3]), jnp.array([0.3])))
+    chex.assert_trees_all_close((state.weights, state.integrals), (jnp.array([0.3]), jnp.array([0.0])))
+
+
+def test_the_weight_vanishes_at_an_error_of_1_which_no_level_passes():
+    # BUG: the integral of the way there kept the weight full once the class was gone.
+    tx = forget_level(1.0, proportional=50.0, integral=0.2, max_weight=2.0)
+    state = tx.init(PARAMS)
+    for error in [0.0] * 10 + [1.0] * 60:
+        _, state = tx.update(STACK, state, PARAMS, errors=jnp.array([error, 0.0]))
+    assert 0 <= float(state.weights[0]) < 0.2
 
 
 def test_a_target_may_follow_a_ramp():

@@ -1,10 +1,12 @@
 """EUPMU to a level: which point of the path its measured end takes, and what a run may be told."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from eupmu_jax.methods import Terms, eupmu_level, method
+from eupmu_jax.methods import METHODS, Terms, eupmu_level, method
 from eupmu_jax.methods._resolve import resolve_settings
 from eupmu_jax.tasks import Task, as_examples, classification
 
@@ -21,8 +23,11 @@ LINE = Task(
 
 
 def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings):
-    sets = [as_examples("set", {"slope": jnp.full(count, slope)}) for slope in slopes]
-    procedure = method("EUPMU").make(LINE, Terms(count, count, 10, 0.0, retain_error=start), SETTINGS | settings)
+    # With examples between half and one and a half times the slope, as the noise is that of the errors.
+    around = jnp.where(jnp.arange(count) % 2 == 0, 0.5, 1.5)
+    sets = [as_examples("set", {"slope": slope * around}) for slope in slopes]
+    terms = Terms(count, count, 10, 0.0, retain_error=start, retain_batch=64)
+    procedure = method("EUPMU").make(LINE, terms, SETTINGS | settings)
     state = (), jnp.float32(averaged)
     params, share = procedure.finish(jnp.float32(last), state, jnp.float32(0), *sets)
     return round(float(params), 3), round(float(share), 3)
@@ -33,7 +38,7 @@ def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings)
     [
         ({"allowed_error": 1.0}, 0.61, 0.6, (0.61, 1.0)),  # As good as its noise tells, so the first of them.
         ({"allowed_error": 1.0}, 1.0, 0.59, (0.59, 1.0)),
-        ({"allowed_error": 1.0}, 1.0, 1.0, (0.65, 0.65)),
+        ({"allowed_error": 1.0}, 1.0, 1.0, (0.7, 0.7)),
         ({"allowed_error": 0.055}, 1.0, 1.0, (0.4, 0.4)),
         ({"allowed_error": 0.0}, 1.0, 1.0, (0.0, 0.0)),
         ({"allowed_error": 1.0, "allowed_rise": 0.0026}, 1.0, 1.0, (0.4, 0.4)),
@@ -44,17 +49,44 @@ def test_the_end_keeps_the_limit_and_is_nearest_to_the_target(settings, last, av
     assert end(last, averaged, **settings) == expected
 
 
-@pytest.mark.parametrize(("allowed", "expected"), [(0.4, (0.6, 1.0)), (0.3, (0.51, 0.85)), (0.1, (0.0, 0.0))])
-def test_a_point_that_keeps_the_limit_on_the_small_sample_alone_is_not_taken(allowed, expected):
-    # Each twelfth example, on which a point is chosen, is easy; with all of 1,000 the slope is 0.55.
+@pytest.mark.parametrize("target", [0.6, 1.0])
+@pytest.mark.parametrize(("allowed", "expected"), [(0.4, (0.6, 1.0)), (0.28, (0.54, 0.9)), (0.1, (0.0, 0.0))])
+def test_a_point_that_keeps_the_limit_on_the_small_sample_alone_is_not_taken(target, allowed, expected):
+    # Each twelfth example, on which a point is chosen, is easy; with 500 the slope is 0.49.
     slopes = jnp.where(jnp.arange(1_200) % 12 == 0, 0.1, 0.592)
     sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), slopes)]
-    terms = Terms(1_200, 1_200, 10, 0.0)
-    procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"allowed_error": allowed})
+    terms = Terms(1_200, 1_200, 10, 0.0, retain_batch=50)
+    procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"allowed_error": allowed, "target": target})
     params, share = procedure.finish(jnp.float32(0.6), ((), jnp.float32(0.6)), jnp.float32(0), *sets)
     assert (round(float(params), 3), round(float(share), 3)) == expected
-    # Six points on 100 of both sets, and the chosen one and the original on 1,000.
-    assert procedure.cost.outside_forward == 6 * 200 + 2 * 1_000
+    # Six points on 100 of both sets, and one of them and the original on 400 others of the retain set.
+    assert procedure.cost.outside_forward == 6 * 200 + 2 * 400
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_the_end_does_not_depend_on_the_unit_of_the_error(unit):
+    # BUG: the noise of any error was that of a rate, and of errors above 1 there was none.
+    task = LINE._replace(error=lambda outputs, batch: unit * outputs)
+    slopes = jnp.where(jnp.arange(1_000) % 20 < 10, 0.5, 1.5)
+    sets = [as_examples("set", {"slope": leaf}) for leaf in (slopes, 0.01 * slopes)]
+    settings = SETTINGS | {"target": 0.6 * unit, "allowed_error": unit}
+    procedure = method("EUPMU").make(task, Terms(1_000, 1_000, 10, 0.0, retain_batch=50), settings)
+    ends = [
+        procedure.finish(jnp.float32(last), ((), jnp.float32(0.6)), jnp.float32(0), *sets)[0] for last in (0.64, 0.8)
+    ]
+    assert [round(float(params), 3) for params in ends] == [0.64, 0.6]
+
+
+def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
+    # BUG: up to 1,000 examples were one batch, which a model may have no memory for after its last step.
+    seen = []
+    task = LINE._replace(
+        outputs=lambda params, batch, key: (seen.append(len(batch["slope"])), params * batch["slope"])[1]
+    )
+    sets = [as_examples("set", {"slope": jnp.ones(1_300)})] * 2
+    procedure = method("EUPMU").make(task, Terms(1_300, 1_300, 10, 0.0, retain_batch=48), SETTINGS)
+    procedure.finish(jnp.float32(0.6), ((), jnp.float32(0.6)), jnp.float32(0), *sets)
+    assert 30 < max(seen) <= 48
 
 
 def test_a_sample_that_tells_nothing_leaves_the_last_parameters():
@@ -68,8 +100,9 @@ def test_where_no_point_keeps_the_limit_that_with_the_least_error_is_returned():
     assert end(0.9, 1.0, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
 
 
-def test_points_that_are_not_finite_are_not_taken():
-    assert end(np.nan, np.nan, allowed_error=1.0) == (0.0, 0.0)
+@pytest.mark.parametrize("count", [MANY, 150])
+def test_points_that_are_not_finite_are_not_taken(count):
+    assert end(np.nan, np.nan, allowed_error=1.0, count=count) == (0.0, 0.0)
 
 
 def test_errors_of_both_batches_go_to_the_controllers():
@@ -78,6 +111,24 @@ def test_errors_of_both_batches_go_to_the_controllers():
     for head, loss in zip(heads, (-4.5, 22.5), strict=True):
         found = head(outputs(3.0, batch, None), batch)
         assert [float(value) for value in found] == [loss if loss < 0 else 22.5, 4.5]
+
+
+@pytest.mark.parametrize(("target", "grows"), [(1.0, True), (0.3, False)])
+def test_the_weight_of_the_retain_gradient_grows_above_the_limit_where_a_class_is_to_go(target, grows):
+    # BUG: a class of Fashion-MNIST was forgotten at once, and the retain set stayed above its limit until the end.
+    task = classification(lambda params, inputs: inputs @ params, num_classes=2)
+    right, wrong = {"inputs": jnp.array([[1.0, 0.0]] * 20), "labels": jnp.zeros(20, int)}, jnp.arange(20) == 0
+    batches = right, right | {"labels": wrong.astype(int)}
+    settings = resolve_settings("EUPMU", METHODS["EUPMU"], task, {"learning_rate": 1e-9, "target": target})
+    procedure = method("EUPMU").make(task, Terms(20, 20, 10, 0.0, retain_batch=20), settings)
+    params = jnp.eye(2)
+    state, weights = procedure.init(params, ()), []
+    for count in range(3):
+        params, state = procedure.step(params, (), state, batches, count, jax.random.key(count))
+        # Of `forget_level` and of `retain_limit`.
+        weights.append(float(optax.tree.get_all_with_path(state, "weights")[1][1][0]))
+    assert (weights[0] < weights[1] < weights[2]) == grows
+    assert weights[0] > 4
 
 
 def test_the_end_of_a_budget_is_the_furthest_measured_point_that_keeps_it():

@@ -1,0 +1,135 @@
+"""Where a run to a level ends: the measured point of its path that keeps the limit and is nearest to the target."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax._stack.programs import jit_for_task
+from eupmu_jax.tasks import Task
+from eupmu_jax.tasks.examples import spread
+
+# How many examples of each set the end is chosen on, how many retained ones check it, and where on the way back to the
+# original parameters. A twelfth of a small set would say next to nothing, and the whole of a large one would cost more
+# than the steps. Not by bisection: halfway a model may be worse than at either end.
+MEASURED, LEAST, SHARE = 1_000, 100, 12
+CHECKED = 500
+WAYS = (0.9, 0.7, 0.4, 0.0)
+PASSES = 2 + len(WAYS)
+
+
+def samples_of(num_forget: int, num_retain: int) -> tuple[list[int], int]:
+    """How many examples of each set a point is measured on, and how many more retained ones check it."""
+    sizes = num_forget, num_retain
+    counts = [size if size < 2 * LEAST else min(MEASURED, max(LEAST, -(-size // SHARE))) for size in sizes]
+    return counts, max(min(CHECKED, num_retain) - counts[1], 0)
+
+
+def passes_of_end(num_forget: int, num_retain: int) -> int:
+    """How many examples `measured_end` passes through the model."""
+    counts, more = samples_of(num_forget, num_retain)
+    return sum(counts) * PASSES + 2 * more
+
+
+def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
+    """The mean of the task's error on a batch, or its retain loss where it has no error."""
+    return task.retain(outputs, batch) if task.error is None else jnp.mean(task.error(outputs, batch))
+
+
+def measured_end(
+    task: Task,
+    sets: tuple[Any, Any],
+    chunk: int,
+    target: chex.Numeric,
+    allowed: chex.Array,
+    original: chex.ArrayTree,
+    last: chex.ArrayTree,
+    averaged: chex.ArrayTree,
+) -> tuple[chex.ArrayTree, float]:
+    """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
+
+    Points are the last parameters, the averaged and the original ones, and some between the last and the original. They
+    are measured on a sample of both sets, and the limit on more of the retain set. Where none keeps it, it is the point
+    with the least retain error.
+
+    One point is made at a time, and one program measures all of them: of a large model, all would not fit, and would
+    compile as often.
+
+    Args:
+      task: Of the model, with or without classes.
+      sets: The forget and the retain set.
+      chunk: Examples that are measured at once.
+      target: Of the error on the forget set.
+      allowed: `(2,)`, by how much the error and the loss on the retain set may rise; infinity for any rise.
+      original, last, averaged: Parameters.
+    """
+    counts, more = samples_of(*map(len, sets))
+    measure = lambda part, positions: functools.partial(_mean_figures, task, part, positions, chunk)
+    sampled = [spread(len(part), count) for part, count in zip(sets, counts, strict=True)]
+    samples = [measure(part, positions) for part, positions in zip(sets, sampled, strict=True)]
+    others = np.setdiff1d(np.arange(len(sets[1])), sampled[1])
+    on_more = measure(sets[1], others[spread(len(others), more)]) if more else None
+    noise = functools.partial(_noise, task, target, counts[0])
+    back = [functools.partial(_between, original, last, way) for way in WAYS[:-1]]
+    points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
+    ways = jnp.array([1.0, 1.0, *WAYS])
+    found = [[of_sample(point()) for of_sample in samples] for point in points]
+    forget, retain = (jnp.stack([of_point[side] for of_point in found]) for side in range(2))
+    distance = jnp.abs(forget[:, 0] - target)
+    # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
+    distance = jnp.maximum(distance, noise(forget[jnp.nanargmin(distance)]))
+    rises = retain[:, :2] - retain[-1, :2]
+    keeps = jnp.all(rises <= allowed, axis=1) & jnp.isfinite(distance)
+    nearest = lambda keeps: int(jnp.argmin(jnp.where(keeps, distance, jnp.inf)))
+    point = nearest(keeps) if keeps.any() else None
+    if point is not None and on_more is not None:
+        share = more / (more + counts[1])
+        point = _borne_out(points, ways, rises, keeps, nearest, on_more, share, allowed)
+    if point is None:
+        point = int(jnp.argmin(jnp.where(jnp.isfinite(retain[:, 0]), retain[:, 0], jnp.inf)))
+    return points[point](), float(ways[point])
+
+
+def _borne_out(points, ways, rises, keeps, nearest, on_more, share, allowed):
+    """The nearest point that keeps the limit, with what more of the retain set, that share of both, says; or None.
+
+    What the sample missed of the rise of one point is taken to grow with the way for the others.
+    """
+    point = nearest(keeps)
+    rise = on_more(points[point]())[:2] - on_more(points[-1]())[:2]
+    missed = share * (rise - rises[point]) / jnp.maximum(ways[point], jnp.min(ways[:-1]))
+    keeps &= jnp.all(rises + missed * ways[:, None] <= allowed, axis=1)
+    return nearest(keeps) if keeps.any() else None
+
+
+def _noise(task, target, count, figures):
+    """Half of the 95 % interval of a mean error that is the target: of a rate, else of errors as they are found."""
+    if task.num_classes is not None:
+        return 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / count)
+    return 1.96 * jnp.sqrt(jnp.clip(figures[2] - figures[0] ** 2, 0) / count)
+
+
+def _mean_figures(task, part, positions, chunk, params):
+    """`figures` on these examples of a set, in equal chunks; fewer than there are chunks are left out."""
+    chunks = -(-len(positions) // chunk)
+    positions = positions[: len(positions) // chunks * chunks]
+    return sum(figures(task, params, part[positions[n::chunks]]) for n in range(chunks)) / chunks
+
+
+@jit_for_task()
+def figures(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
+    """`(3,)`: the mean error, the retain loss, and the mean square of the error of an example."""
+    outputs = task.outputs(params, batch, None)
+    single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+    of_one = lambda outputs, example: mean_error(task, single(outputs), single(example))
+    squares = jnp.mean(jax.vmap(of_one)(outputs, batch) ** 2)
+    return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch), squares])
+
+
+@jax.jit
+def _between(original, last, way):
+    return jax.tree.map(lambda a, b: (a + way * (b - a)).astype(a.dtype), original, last)
