@@ -25,8 +25,8 @@ class Footprint(NamedTuple):
       arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, state of the
         optimizer, examples in memory), and what it computes with.
       outside: Bytes that the largest of the passes before and after all steps takes beside these arguments: its
-        examples, up to 500, and of EUPMU budget's end 2,000 at once whatever the batches, a copy of
-        the parameters, and what it computes with; 0 if there is none.
+        examples, up to 500, and of EUPMU budget's end 2,000 at once whatever the batches, a copy of the parameters, and
+        what it computes with; 0 if there is none.
       forward, backward: Examples passed through the model, as in the result of `unlearn`; without those that find the
         level of a class that is to go, or a target without held-out data, at most 16 for each of 2,000 examples.
     """
