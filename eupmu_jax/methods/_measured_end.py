@@ -73,7 +73,6 @@ def measured_end(
     samples = [measure(part, positions) for part, positions in zip(sets, sampled, strict=True)]
     others = np.setdiff1d(np.arange(len(sets[1])), sampled[1])
     on_more = measure(sets[1], others[spread(len(others), more)]) if more else None
-    noise = functools.partial(_noise, task, target, counts[0])
     back = [functools.partial(_between, original, last, way) for way in WAYS[:-1]]
     points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
     ways = jnp.array([1.0, 1.0, *WAYS])
@@ -81,36 +80,43 @@ def measured_end(
     forget, retain = (jnp.stack([of_point[side] for of_point in found]) for side in range(2))
     distance = jnp.abs(forget[:, 0] - target)
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
-    distance = jnp.maximum(distance, noise(forget[jnp.nanargmin(distance)]))
-    rises = retain[:, :2] - retain[-1, :2]
-    keeps = jnp.all(rises <= allowed, axis=1) & jnp.isfinite(distance)
-    nearest = lambda keeps: int(jnp.argmin(jnp.where(keeps, distance, jnp.inf)))
-    point = nearest(keeps) if keeps.any() else None
-    if point is not None and on_more is not None:
-        share = more / (more + counts[1])
-        point = _borne_out(points, ways, rises, keeps, nearest, on_more, share, allowed)
-    if point is None:
+    distance = jnp.where(distance <= _noise(task, target, counts[0], forget), 0.0, distance)
+    rises, finite = retain[:, :2] - retain[-1, :2], jnp.isfinite(distance)
+    nearest = lambda kept: int(jnp.argmin(jnp.where(kept, distance, jnp.inf)))
+    kept = jnp.all(rises <= allowed, axis=1) & finite
+    if on_more is not None:
+        # A limit may be finer than one example of the sample; whether it is kept, more of them tell.
+        some = jnp.array([0.0 if task.num_classes is None else 1 / counts[1], 0.0])
+        kept = jnp.all(rises <= allowed + some, axis=1) & finite
+        if kept.any():
+            share = more / (more + counts[1])
+            kept &= _keep(points, ways, rises, nearest(kept), on_more, share, allowed)
+    if kept.any():
+        point = nearest(kept)
+    else:
         point = int(jnp.argmin(jnp.where(jnp.isfinite(retain[:, 0]), retain[:, 0], jnp.inf)))
     return points[point](), float(ways[point])
 
 
-def _borne_out(points, ways, rises, keeps, nearest, on_more, share, allowed):
-    """The nearest point that keeps the limit, with what more of the retain set, that share of both, says; or None.
+def _keep(points, ways, rises, point, on_more, share, allowed):
+    """`(points,)`: which points keep the limit, by what more of the retain set, that share of both, says of one.
 
-    What the sample missed of the rise of one point is taken to grow with the way for the others.
+    What the sample missed of the rise of that point is taken to grow with the way for the others.
     """
-    point = nearest(keeps)
     rise = on_more(points[point]())[:2] - on_more(points[-1]())[:2]
     missed = share * (rise - rises[point]) / jnp.maximum(ways[point], jnp.min(ways[:-1]))
-    keeps &= jnp.all(rises + missed * ways[:, None] <= allowed, axis=1)
-    return nearest(keeps) if keeps.any() else None
+    return jnp.all(rises + missed * ways[:, None] <= allowed, axis=1)
 
 
-def _noise(task, target, count, figures):
-    """Half of the 95 % interval of a mean error that is the target: of a rate, else of errors as they are found."""
-    if task.num_classes is not None:
-        return 1.96 * jnp.sqrt(jnp.clip(target * (1 - target), 0) / count)
-    return 1.96 * jnp.sqrt(jnp.clip(figures[2] - figures[0] ** 2, 0) / count)
+def _noise(task, target, count, found):
+    """`(points,)`: half of the 95 % interval of each mean error, and at least half an example where it is a rate.
+
+    The interval of a rate is the wider one of its own and the target's; a class that is to go has none.
+    """
+    if task.num_classes is None:
+        return 1.96 * jnp.sqrt(jnp.clip(found[:, 2] - found[:, 0] ** 2, 0) / count)
+    variance = jnp.maximum(target * (1 - target), found[:, 0] * (1 - found[:, 0]))
+    return jnp.maximum(1.96 * jnp.sqrt(jnp.where(target < 1, variance, 0.0) / count), 0.5 / count)
 
 
 def _mean_figures(task, part, positions, chunk, params):

@@ -164,5 +164,5 @@ METHOD = Method(
     },
     optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,
-    version=6,
+    version=7,
 )

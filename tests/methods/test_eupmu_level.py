@@ -63,6 +63,17 @@ def test_a_point_that_keeps_the_limit_on_the_small_sample_alone_is_not_taken(tar
     assert procedure.cost.outside_forward == 6 * 200 + 2 * 400
 
 
+def test_one_example_of_the_sample_is_no_veto_where_the_limit_is_finer_than_that():
+    # BUG: one wrong example of 200 took a run back with a limit of 0.465 points, which it kept on all others.
+    task = LINE._replace(num_classes=2)
+    wrong = jnp.zeros(1_200).at[0].set(1.0)
+    sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), wrong)]
+    settings = SETTINGS | {"allowed_error": 0.005, "target": 1.0}
+    procedure = method("EUPMU").make(task, Terms(1_200, 1_200, 10, 0.0, retain_batch=50), settings)
+    params, share = procedure.finish(jnp.float32(1.0), ((), jnp.float32(1.0)), jnp.float32(0), *sets)
+    assert (float(params), float(share)) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
 def test_the_end_does_not_depend_on_the_unit_of_the_error(unit):
     # BUG: the noise of any error was that of a rate, and of errors above 1 there was none.
@@ -75,6 +86,17 @@ def test_the_end_does_not_depend_on_the_unit_of_the_error(unit):
         procedure.finish(jnp.float32(last), ((), jnp.float32(0.6)), jnp.float32(0), *sets)[0] for last in (0.64, 0.8)
     ]
     assert [round(float(params), 3) for params in ends] == [0.64, 0.6]
+
+
+@pytest.mark.parametrize(("target", "last", "averaged"), [(1.0, 1 - 6e-8, 1.0), (0.01, 0.03, 0.0)])
+def test_what_the_sample_cannot_tell_from_the_target_does_not_take_the_end_back(target, last, averaged):
+    # BUG: an error that was 1 up to rounding, or above a low target by one example or two, made it look elsewhere.
+    task = LINE._replace(num_classes=2)
+    sets = [as_examples("set", {"slope": jnp.ones(150)})] * 2
+    settings = SETTINGS | {"allowed_error": 1.0, "target": target}
+    procedure = method("EUPMU").make(task, Terms(150, 150, 10, 0.0, retain_batch=50), settings)
+    params, share = procedure.finish(jnp.float32(last), ((), jnp.float32(averaged)), jnp.float32(0), *sets)
+    assert (float(params), float(share)) == (np.float32(last), 1.0)
 
 
 def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
