@@ -36,10 +36,11 @@ class Design(NamedTuple):
       optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
       trials: Settings that every method is tuned with (`tuning.settings`), on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
+      held_out: Training examples that are taken out before anything else: methods take their target from them, and
+        `tuning.blind_score` looks at them.
       scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
       relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
-      held_out: Training examples that are taken out before anything else, see `tuning.blind_score`.
       test_size: The first examples of the test set, all of them if None.
       augment: Whether training and unlearning see images cropped and flipped at random.
       version: To be raised with every change of code that changes figures.
@@ -53,12 +54,12 @@ class Design(NamedTuple):
     optimizer: str
     trials: int
     seeds: tuple[int, ...]
+    held_out: int
     tuning_seed: int = 100
     scores: tuple[str, ...] = ("blind", "gap")
     shadow_size: int = 2_000
     relearning_steps: int = 40
     relearning_examples: int = 500
-    held_out: int = 0
     test_size: int | None = None
     augment: bool = False
     version: int = 1
@@ -81,9 +82,12 @@ DESIGNS = {
             Case("class:{}", 150, 64, 192),
         ),
         "adam",
-        trials=8,
-        seeds=(0, 1, 2, 3, 4),
+        trials=6,
+        seeds=(0, 1, 2),
+        held_out=2_000,
+        scores=("blind",),
         relearning_steps=20,
+        version=2,
     ),
     "fashion_mnist-resnet": Design(
         "fashion_mnist",
@@ -99,10 +103,10 @@ DESIGNS = {
         "adam",
         trials=6,
         seeds=(0, 1, 2, 3, 4),
+        held_out=1_000,
         scores=("blind",),
         shadow_size=1_000,
         relearning_steps=12,
-        held_out=1_000,
         test_size=3_000,
         version=2,
     ),
@@ -115,11 +119,11 @@ DESIGNS = {
         "adam",
         trials=6,
         seeds=(0, 1, 2, 3, 4),
+        held_out=400,
         scores=("blind",),
         shadow_size=500,
         relearning_steps=12,
         relearning_examples=100,
-        held_out=400,
     ),
     "cifar10-resnet18": Design(
         "cifar10",
@@ -135,8 +139,8 @@ DESIGNS = {
         "adam",
         trials=8,
         seeds=tuple(range(10)),
-        shadow_size=10_000,
         held_out=2_000,
+        shadow_size=10_000,
         augment=True,
         version=2,
     ),
@@ -149,8 +153,8 @@ DESIGNS = {
         "adam",
         trials=4,
         seeds=(0, 1),
-        shadow_size=300,
         held_out=250,
+        shadow_size=300,
         version=2,
     ),
 }

@@ -131,13 +131,12 @@ def _cached(path, make):
 
 
 def judge(made: problems.Problem, params: chex.ArrayTree, shadow_size: int, attacks=()) -> Judged:
-    """Logits, `metrics.evaluate`, and VA, the accuracy on held-out data, if there are any."""
+    """Logits, `metrics.evaluate`, and VA, the accuracy on held-out data."""
     train_logits, test_logits = problems.logits_of(made, params)
     figures = metrics.evaluate(
         train_logits, test_logits, made.dataset, made.split, made.seed, shadow_size=shadow_size, attacks=attacks
     )
-    if made.held_out is not None:
-        figures["VA"] = problems.held_out_accuracy(made, params)
+    figures["VA"] = problems.held_out_accuracy(made, params)
     return Judged(train_logits, test_logits, figures)
 
 

@@ -29,16 +29,12 @@ def shown() -> list[tuple[str, Design, Case]]:
 
 
 def blocks() -> dict[str, str]:
-    """Of every case: gaps by both ways to choose a trial, and attacks with relearning; and what sums them up."""
+    """Of every case: gaps, all trials, and attacks with relearning; and what sums them up."""
     found, made = saved.read(ROWS), {}
     for name, design, case in shown():
-        for score, suffix in (("blind", ""), ("gap", " informed")):
-            if score not in design.scores:
-                continue
-            lines = summary.lines_of(found, name, design, case, score)
-            made[f"benchmark {name} {case.forget}{suffix}"] = tables.markdown(lines, len(design.seeds))
-            if score == "blind":
-                made[f"attacks {name} {case.forget}"] = attacks(lines)
+        lines = summary.lines_of(found, name, design, case)
+        made[f"benchmark {name} {case.forget}"] = tables.markdown(lines, len(design.seeds))
+        made[f"attacks {name} {case.forget}"] = attacks(lines)
         made[f"trials {name} {case.forget}"] = trials.table(found, name, design, case)
     made["benchmark in short"] = in_short(found)
     made["benchmark again"] = again(found, saved.read(AGAIN))

@@ -155,10 +155,6 @@ def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
     [
         (["--design", "mnist"], "design: got 'mnist', expected one of fashion_mnist-cnn, "),
         (["--methods", "oblivion"], "method: got 'oblivion', expected one of EUPMU, fine-tuning, gradient ascent, "),
-        (
-            ["--methods", "EUPMU"],
-            "methods: got 'EUPMU', which takes its target from held-out data, and fashion_mnist-cnn ",
-        ),
         (["--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, random:50%, class:{}"),
         (["--no-run", "--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, "),
         (["--seeds", "100"], "seeds: got 100, on which the methods are tuned"),
