@@ -1,4 +1,5 @@
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -7,6 +8,9 @@ import tempfile
 # XLA's optimizations take longer than they save in programs as small as those of the tests, and in the processes that
 # they start. Before JAX is imported, which reads it then.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Nor need it fuse with MLIR, which takes most of the time to compile. XLA ends a process whose flags it does not know.
+if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]] <= [0, 10]:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 # What one process compiled is there for all others, which inherit this.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="eupmu-tests-")
@@ -29,6 +33,17 @@ def few_compiled_programs():
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def on_devices():
+    """Environment of a process that takes the CPU for so many devices."""
+
+    def environment(count):
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+    return environment
 
 
 class Bytes:

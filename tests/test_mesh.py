@@ -1,7 +1,6 @@
 """Steps on meshes of eight forced host devices equal those on one, and surgery adds one small all-reduce."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,14 +45,13 @@ ROUNDED = {"4x2": ["bfloat16"], "4x2, parameters over data too": ["bfloat16"]}
 
 
 @pytest.fixture(scope="module")
-def rows_of_all():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+def rows_of_all(on_devices):
     # Which collectives a program has is up to the optimizations.
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+    environment = on_devices(8) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     chosen = {name: (*mesh, KINDS[name] + ROUNDED.get(name, [])) for name, mesh in MESHES.items()}
     finished = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "mesh_run.py"), json.dumps(chosen)],
-        env=os.environ | environment,
+        env=environment,
         capture_output=True,
         text=True,
     )

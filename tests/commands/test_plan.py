@@ -26,10 +26,11 @@ def run(folder, *steps, **options):
     """What `eupmu plan` prints, and its rows by step, all made by one process that finds its own platform."""
     out = folder / "new" / "rows.jsonl"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    # Code for the CPU that never runs need not be fast.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, ",".join(steps), *(f"--{k}={v}" for k, v in options.items()), f"--out={out}"],
-        # Code for the CPU that never runs need not be fast.
-        env=environment | {"COLUMNS": "80", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=environment | {"COLUMNS": "80", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
     )

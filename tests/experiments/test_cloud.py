@@ -23,7 +23,7 @@ PREEMPTED = 75
 
 
 def environment(devices):
-    forced = f"--xla_force_host_platform_device_count={devices}"
+    forced = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": forced, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 

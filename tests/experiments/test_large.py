@@ -1,7 +1,6 @@
 """The command line of large diffusion models, on tiny ones of random numbers."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,11 +76,10 @@ def test_the_unet_of_cifar10_is_trained_and_forgets_a_class(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_stable_diffusion_forgets_a_caption_on_eight_devices(small, tmp_path):
+def test_stable_diffusion_forgets_a_caption_on_eight_devices(small, tmp_path, on_devices):
     arguments = ["stable-diffusion", *folder_of(tmp_path), "--steps", 2, "--batch", 8, "--out", tmp_path / "run"]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", EIGHT, *map(str, arguments), "--model-axis", "2"]
-    ended = subprocess.run(command, env=os.environ | devices, capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(command, env=on_devices(8), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr[-2000:]
     row = json.loads(ended.stdout)
     assert row["mesh"] == {"objective": 1, "data": 4, "model": 2}

@@ -1,7 +1,6 @@
 """The files that a user copies go through the whole journey: one request, three of them, and on a mesh."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here):
+def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here, on_devices):
     np.savetxt("ids.txt", np.arange(100), "%d")
     asked = "--forget ids.txt --steps 60 --forget-batch 16 --retain-batch 48 --retrain --out"
     assert eupmu("unlearn", "digits.py", *asked.split(), "alone") == eupmu("audit", "alone", "digits.py") == 0
@@ -70,8 +69,7 @@ def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here):
         "report run",
         "verify run/report.json meshed.py",
     ]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    finished = subprocess.run([sys.executable, str(MANY), *commands], capture_output=True, text=True, env=environment)
+    finished = subprocess.run([sys.executable, str(MANY), *commands], capture_output=True, text=True, env=on_devices(8))
     assert finished.returncode == 0, finished.stderr[-2000:]
     one, eight = (record(here / name, "reached")["figures"]["returned"] for name in ("alone", "run"))
     assert eight == pytest.approx(one, rel=1e-3, abs=1e-4)

@@ -1,6 +1,5 @@
 """The diffusion transformer and the samplers: parameters counted, exact solutions, one key one sample."""
 
-import os
 import subprocess
 import sys
 
@@ -125,9 +124,8 @@ assert np.abs(np.asarray(eight - other)).mean() > 0.1
 
 
 @pytest.mark.slow
-def test_one_key_gives_the_same_samples_on_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run([sys.executable, "-c", ON_EIGHT], env=environment, capture_output=True, text=True)
+def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
+    ended = subprocess.run([sys.executable, "-c", ON_EIGHT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 

@@ -245,11 +245,10 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_eight_devices_then_four_then_one(tmp_path):
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+def test_eight_devices_then_four_then_one(tmp_path, on_devices):
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env=os.environ | devices,
+        env=on_devices(8),
         capture_output=True,
         text=True,
     )

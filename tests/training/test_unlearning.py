@@ -1,6 +1,5 @@
 """`unlearn` on digits of the user's own: what it gives, and what it takes."""
 
-import os
 import subprocess
 import sys
 
@@ -236,12 +235,8 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many.para
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    devices |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", MESH_SCRIPT], env=os.environ | devices, capture_output=True, text=True
-    )
+def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie(on_devices):
+    finished = subprocess.run([sys.executable, "-c", MESH_SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 

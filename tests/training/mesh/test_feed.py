@@ -1,5 +1,4 @@
 import itertools
-import os
 import subprocess
 import sys
 
@@ -110,7 +109,6 @@ with pytest.raises(ValueError, match="sizes: got 12 for set 0, expected a multip
 """
 
 
-def test_the_mesh_changes_the_places_of_a_batch_and_not_the_batch():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    finished = subprocess.run([sys.executable, "-c", SCRIPT], env=os.environ | devices, capture_output=True, text=True)
+def test_the_mesh_changes_the_places_of_a_batch_and_not_the_batch(on_devices):
+    finished = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]

@@ -114,7 +114,7 @@ def run(digits, out, processes, devices, *, method="implicit", interrupt=False):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    forced = f"--xla_force_host_platform_device_count={devices // processes}"
+    forced = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // processes}"
     started = [
         subprocess.Popen(
             [

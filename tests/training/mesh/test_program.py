@@ -1,7 +1,6 @@
 """Collectives of real programs on eight forced host devices, and of lines as a TPU's compiler writes them."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -51,11 +50,8 @@ print(json.dumps(rows))
 
 
 @pytest.fixture(scope="module")
-def rows():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | environment, capture_output=True, text=True
-    )
+def rows(on_devices):
+    finished = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return json.loads(finished.stdout)
 
