@@ -106,9 +106,9 @@ def test_what_the_page_says_of_the_attack_is_in_the_rows():
     assert min(auc.values()) > 0.6
     nearest, following = sorted(auc, key=auc.get)[:2], sorted(auc, key=auc.get)[2:5]
     assert set(nearest) == {("weighted sum", "bounded_ascent"), ("EUPMU budget", "bounded_ascent")}
-    assert following == [("SCRUB", None), ("EUPMU explicit", "bounded_ascent"), ("EUPMU", None)]
+    assert following == [("EUPMU", None), ("SCRUB", None), ("EUPMU explicit", "bounded_ascent")]
     untuned = found["EUPMU", None]
-    assert untuned["UA"] / found["control", None]["UA"] == pytest.approx(1 / 3, abs=0.03)
+    assert 0.5 < untuned["UA"] / found["control", None]["UA"] < 0.6
     assert untuned["shift"] > 0
     little = found["EUPMU budget", "bounded_ascent"]
     assert little["settings"]["allowed_rise"] == pytest.approx(0.009, abs=5e-4)
@@ -126,6 +126,7 @@ def test_what_the_page_says_of_memorised_examples_is_in_the_rows():
 
     assert mean("UA", "memorised", "retrained") == pytest.approx(90, abs=3)
     assert mean("UA", "memorised", "original") == 0
+    assert mean("UA", "memorised", "EUPMU") == pytest.approx(19, abs=2)
     names = {(row["method"], row["objective"]) for row in judged} - {("original", None), ("retrained", None)}
     ratios = {name: mean("gap", "memorised", *name) / mean("gap", "random", *name) for name in names}
     assert min(ratios, key=ratios.get) == ("random labels", None)
