@@ -8,7 +8,8 @@ import tempfile
 # XLA's optimizations take longer than they save in programs as small as those of the tests, and in the processes that
 # they start. Before JAX is imported, which reads it then.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Nor need it fuse with MLIR, which takes most of the time to compile. XLA ends a process whose flags it does not know.
+# Its code generators for fusions take most of the time to compile. XLA ends a process whose flags it does not know, so
+# later versions than these do without.
 if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]] <= [0, 10]:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 # What one process compiled is there for all others, which inherit this.

@@ -44,8 +44,8 @@ def blind_score(figures: dict, original: dict) -> float:
     """How far a model is from what the original one shows on data it never saw; no retrained model is asked.
 
     The mean of the distances of RA and VA to the original model's, and of UA to its error on held-out data, or to 100
-    if a class is to go (methods that are told to forget a class know that it should not be recognised). A design
-    without held-out data takes the test set, TA, in its place.
+    if a class is to go (methods that are told to forget a class know that it should not be recognised). Figures
+    without VA have TA, of the test set, in its place.
     """
     known = "VA" if "VA" in original else "TA"
     unseen = 100.0 if "test_UA" in figures else 100 - original[known]

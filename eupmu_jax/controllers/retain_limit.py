@@ -22,10 +22,10 @@ def retain_limit(
       x_t = \ell_t - limit, \qquad I_t = \mathrm{clip}(I_{t-1} + K_I x_t, 0, w_{max} - 1), \qquad
       w_t = 1 + \mathrm{clip}(K_P x_t + I_t, 0, w_{max} - 1)
 
-    with the smoothed figure :math:`\ell_t` of `forget_level`. The limit is in a unit that people know: an error rate
-    of 0.02 is two points of accuracy. That has no gradient, so the strict violation moves the weight and the gradient
-    of the loss moves the model, as in the proxy-Lagrangian (Cotter et al. 2019, "Two-Player Games for Efficient
-    Non-Convex Constrained Optimization").
+    with the smoothed figure :math:`\ell_t` of `forget_level`, and, as there, :math:`I_t = I_{t-1}` while the weight is
+    full. The limit is in a unit that people know: an error rate of 0.02 is two points of accuracy. That has no
+    gradient, so the strict violation moves the weight and the gradient of the loss moves the model, as in the
+    proxy-Lagrangian (Cotter et al. 2019, "Two-Player Games for Efficient Non-Convex Constrained Optimization").
 
     What follows decides what the weight does: in a weighted sum (`aggregators.mean`) it is the multiplier. A surgery
     with tolerance 0 ignores it, since the direction does not depend on the length of a retain row; with a

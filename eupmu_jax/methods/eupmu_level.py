@@ -64,10 +64,11 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     The end is measured, on a twelfth of each set, 100 to 1,000 examples, or the whole of fewer than 200: of the last
     parameters, their average over the end of the run, and three points on the way from the original to the last ones,
     that one is chosen that keeps the limit and is nearest to the target, up to the noise of the sample: that of a rate,
-    or of the errors of the examples. It is checked on up to 500 retained examples. If it does not keep the limit there,
-    what the sample missed of its rise is taken to grow with the way, and it is the nearest point that keeps the limit
-    then; the original parameters keep any `allowed_error`. Where none of the points keeps an absolute `limit`, that
-    with the least retain error is returned. All is measured in batches as large as those of the retain set.
+    or of the errors of the examples. It is checked on up to 500 retained examples, which also decide where the sample
+    exceeds the limit by one example at most. If it does not keep the limit there, what the sample missed of its rise is
+    taken to grow with the way, and it is the nearest point that keeps the limit then; the original parameters keep any
+    `allowed_error`. Where none of the points keeps an absolute `limit`, that with the least retain error is returned.
+    All is measured in batches as large as those of the retain set.
     """
     loss = with_errors(task, settings["forget_objective"])
     limit = error_limit(terms.retain_error, settings)
