@@ -1,6 +1,5 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,22 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
-from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
-from eupmu_jax.sharding import param_shardings
+from eupmu_jax.methods.passes import examples_passed
 from eupmu_jax.surgery.feasibility import LITTLE
-from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.tasks import Task
 from eupmu_jax.training import _warn, loop
-from eupmu_jax.training._aim import Reached, aim_of, reached
+from eupmu_jax.training._aim import Reached, reached
 from eupmu_jax.training._clock import Seconds
-from eupmu_jax.training._frozen import trainable
-from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
-from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start
+from eupmu_jax.training._ready import ready
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
-from eupmu_jax.training._watch import Watch, progress_bar, retain_figures, show
-from eupmu_jax.training.mesh.placement import Carry, model_axes, spread
+from eupmu_jax.training._watch import Watch, progress_bar, show
+from eupmu_jax.training.mesh.placement import Carry, spread
 
 # The place of the time spent in the saved history.
 _SPENT = "spent"
@@ -154,78 +149,35 @@ def unlearn(
     >>> result.params.shape, result.history["step"][-1]
     ((8, 3), 20)
     """
-    chosen = methods.method(method)
-    methods.check_requirements(method, chosen, task)
-    settings = methods.resolve_settings(method, chosen, task, settings)
-    sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
-    held_out = None if held_out is None else as_examples("held_out", held_out)
-    counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch, "save_every": save_every}
-    check_arguments(task, params, sets, held_out, frozen, **counts, probes=probes, seed=seed)
-    _warn.of_overlap(sets, held_out)
-    _warn.of_narrow(params, frozen)
-    _warn.of_large_frozen(params, frozen)
+    counts: dict[str, Any] = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
+    counts |= {"save_every": save_every, "probes": probes, "seed": seed}
+    run = ready(method, task, params, (forget, retain, held_out), counts, settings, frozen, mesh, directory, start)
+    task, sets, settings, aim, procedure = run.task, run.sets, run.settings, run.aim, run.procedure
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
-    if isinstance(directory, str | Path) and Path(directory).is_file():
-        raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
-    given: dict[str, Any] = {} if start is None else {"start": check_start(start)}
-    loss = task.forget.get(str(settings.get("forget_objective")))
-    if isinstance(loss, functools.partial):
-        given["constants"] = {name: repr(value) for name, value in loss.keywords.items()}
-    if mesh is not None:
-        forget_batch, retain_batch = batches_on(mesh, sets.counts, (forget_batch, retain_batch))
-        # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
-        params = jax.device_put(params, param_shardings(params, mesh, axes=model_axes(mesh)))
-    every = params
-    if directory is not None:
-        given["model"] = digest_of_model(task, params, sets.forget)
-        named = {*chosen.forget, *map(str, settings.values())} & set(task.forget)
-        given["losses"] = digest_of_losses(task, params, sets.forget, sorted(named))
-    task, params, whole = trainable(task, params, frozen)
-    # What is frozen makes another run too, and so does what is not.
-    every = every if frozen is None else (every, params)
-    asked = settings
-    aim = aim_of(task, params, sets, held_out, settings.get("target")) if chosen.steers else None
-    if aim is not None:
-        settings = methods.complete({**settings, "target": aim.target})
-        # What a target is measured on, not the target: other devices round it otherwise.
-        if held_out is not None and "target" not in asked and directory is not None:
-            given["held_out"] = digest_of_examples(held_out)
-    terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
-    start = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
-    if aim is not None and start["retain_error"] < 0:
-        raise ValueError(
-            f"task.error: got None, and a retain loss of {start['retain_error']:.3g}, but {method} steers an error "
-            "that is never negative; expected such an error in the task, or EUPMU budget"
-        )
-    _warn.of_lost("retain", start)
-    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
-    choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
-    procedure = chosen.make(task, with_start(terms, start), settings)
-    meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
-
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
-    prepare = lambda: (procedure.prepare or _nothing)(params, sets.forget, sets.retain, prepare_key)
+    prepare = lambda: (procedure.prepare or _nothing)(run.params, sets.forget, sets.retain, prepare_key)
     if warm:
         prepared = jax.block_until_ready(prepare())
         if procedure.finish:
-            state = procedure.init(params, prepared)
-            jax.block_until_ready(procedure.finish(params, state, prepared, sets.forget, sets.retain))
+            state = procedure.init(run.params, prepared)
+            jax.block_until_ready(procedure.finish(run.params, state, prepared, sets.forget, sets.retain))
     preparing = Seconds.now()
     prepared = jax.block_until_ready(prepare())
     spent = Seconds.now().since(preparing)
 
     # The step donates its arguments; the caller keeps the original ones.
-    original, params = params, jax.tree.map(jnp.array, params)
+    params = jax.tree.map(jnp.array, run.params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
     # Of a run with frozen parameters the step goes with the run.
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
-    take = compiled(chosen.make, task, terms, choices, sets.in_memory)
+    numbers, choices = _parted(settings)
+    take = compiled(run.chosen.make, task, run.terms, choices, sets.in_memory)
     carry, take = (together(carry), take) if mesh is None else spread(carry, take, mesh)
-    epoch = lambda count: count // -(-len(sets.forget) // sizes[0])
+    epoch = lambda count: count // -(-len(sets.forget) // run.sizes[0])
 
     def advance(carry, count, positions):
         fed = sets.feed(task, draw_key, epoch(int(count)), positions)
-        extra = prepared, numbers, start, fed, count, epoch(int(count)), draw_key, carry.key
+        extra = prepared, numbers, run.start, fed, count, epoch(int(count)), draw_key, carry.key
         params, state = take(carry.params, carry.state, *extra)
         if jax.default_backend() == "cpu":
             # With several steps under way, a model that calls Python can wait for a thread that waits for it.
@@ -235,16 +187,16 @@ def unlearn(
     compile_seconds = 0.0
     if warm:
         copied = carry._replace(**jax.tree.map(jnp.array, {"params": carry.params, "state": carry.state}))
-        compiling, first = Seconds.now(), next(paired_batches(sets.counts, sizes, seed))
+        compiling, first = Seconds.now(), next(paired_batches(sets.counts, run.sizes, seed))
         jax.block_until_ready(advance(copied, np.int32(0), first))
         compile_seconds = Seconds.now().since(compiling).wall
 
-    watch = Watch(task, settings, sets, held_out, seed, steps, probes, sum(sizes))
+    watch = Watch(task, settings, sets, run.held_out, seed, steps, probes, sum(run.sizes))
     # Saved with every checkpoint, so that a run in parts tells the time of all of them.
     watch.history[_SPENT], earlier = list(Seconds(0.0, 0.0)), None
     with progress_bar(method, steps, progress) as advance_bar:
         watch.record(0, carry, draw_key)
-        watch.add_figures("original", original)
+        watch.add_figures("original", run.params)
         measured = watch.figures.get("original", {})
         for name in ("forget", "held_out"):
             _warn.of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
@@ -265,10 +217,10 @@ def unlearn(
         ended = loop.run(
             advance,
             carry,
-            lambda step: paired_batches(sets.counts, sizes, seed, step),
+            lambda step: paired_batches(sets.counts, run.sizes, seed, step),
             steps=steps,
             directory=directory,
-            meta=meta,
+            meta=run.meta,
             history=watch.history,
             save_every=save_every,
             on_step=after_step,
@@ -290,7 +242,7 @@ def unlearn(
     watch.add_figures("returned", returned)
     level = None
     if aim is not None and probes:
-        level = reached(task, returned, original, sets, held_out, aim, start, settings)
+        level = reached(task, returned, run.params, sets, run.held_out, aim, run.start, settings)
     # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
     short = aim is None or (level is not None and level.forget_error < level.target / 2)
     if share is not None and share < LITTLE and short:
@@ -300,14 +252,20 @@ def unlearn(
             stacklevel=2,
         )
     _warn.of_end(ended.carry, returned, steps, level)
-    forward, backward = examples_passed(procedure.cost, steps, sizes)
+    forward, backward = examples_passed(procedure.cost, steps, run.sizes)
     forward += 0 if aim is None else aim.passes
     if progress:
         show(watch.figures, share, level)
     return Unlearned(
-        whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
+        run.whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
     )
 
 
 def _nothing(*_):
     return ()
+
+
+def _parted(settings):
+    """Numbers, which the compiled step takes, and choices, which it is compiled for."""
+    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
+    return numbers, tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))

@@ -11,7 +11,7 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.tasks import classification
-from eupmu_jax.training import _clock, unlearning
+from eupmu_jax.training import _clock, _ready
 
 from .conftest import FROZEN, SETTINGS, TASK, apply
 
@@ -104,10 +104,10 @@ def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
 @pytest.mark.slow
 def test_a_measured_target_may_be_rounded_otherwise_but_is_of_the_same_unseen_data(digits, tmp_path, monkeypatch):
     # BUG: on another device a target differs in its last bits, and the run was taken for another one.
-    aimed = unlearning.aim_of
+    aimed = _ready.aim_of
     whole = digits.unlearn("EUPMU", steps=4, held_out=digits.held_out, directory=tmp_path, probes=1)
     rounded = lambda *given: (aim := aimed(*given))._replace(target=aim.target * (1 + 1e-7))
-    monkeypatch.setattr(unlearning, "aim_of", rounded)
+    monkeypatch.setattr(_ready, "aim_of", rounded)
     again = lambda held_out: digits.unlearn(
         "EUPMU", steps=4, held_out=held_out, directory=tmp_path, probes=1, on_step=lambda: pytest.fail("made a step")
     )

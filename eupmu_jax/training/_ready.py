@@ -1,0 +1,116 @@
+"""A run of a method before its first step: what `unlearn` is given, checked, and made ready."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+from jax.sharding import Mesh
+
+from eupmu_jax import methods
+from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
+from eupmu_jax.methods.passes import terms_of, with_start
+from eupmu_jax.sharding import param_shardings
+from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.training import _warn
+from eupmu_jax.training._aim import Aim, aim_of
+from eupmu_jax.training._frozen import trainable
+from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
+from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start
+from eupmu_jax.training._watch import retain_figures
+from eupmu_jax.training.mesh.placement import model_axes
+
+
+class Ready(NamedTuple):
+    """A run that can begin.
+
+    Attributes:
+      chosen, settings, procedure: The method, all that it is set to, its target among it, and what it does.
+      task, params: Of what is not frozen.
+      whole: From such parameters to those of the model.
+      sets, held_out: The examples.
+      aim: What is steered to; None for a method that does not.
+      terms, sizes: The sizes of sets, batches and run, and of a forget and a retain batch.
+      start: Retain loss and error of the original model.
+      meta: What a checkpoint is known by; empty where none is saved.
+    """
+
+    chosen: Method
+    settings: Settings
+    procedure: Procedure
+    task: Task
+    params: chex.ArrayTree
+    whole: Callable
+    sets: Sets
+    held_out: Any
+    aim: Aim | None
+    terms: Terms
+    sizes: tuple[int, int]
+    start: Mapping[str, float]
+    meta: dict
+
+
+def ready(
+    method: str,
+    task: Task,
+    params: chex.ArrayTree,
+    data: tuple[Any, Any, Any],
+    counts: dict[str, int],
+    settings: Settings | None,
+    frozen: Any,
+    mesh: Mesh | None,
+    directory: "str | Path | None",
+    start: "Mapping[str, float] | None",
+) -> Ready:
+    """The arguments of `unlearn`, checked; `data` are forget, retain and held-out examples, `counts` all integers.
+
+    Raises:
+      ValueError: See `unlearn`.
+    """
+    chosen = methods.method(method)
+    methods.check_requirements(method, chosen, task)
+    asked = methods.resolve_settings(method, chosen, task, settings)
+    sets = Sets(as_examples("forget", data[0]), as_examples("retain", data[1]), mesh)
+    held_out = None if data[2] is None else as_examples("held_out", data[2])
+    check_arguments(task, params, sets, held_out, frozen, **counts)
+    _warn.of_overlap(sets, held_out)
+    _warn.of_narrow(params, frozen)
+    _warn.of_large_frozen(params, frozen)
+    if isinstance(directory, str | Path) and Path(directory).is_file():
+        raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
+    given: dict[str, Any] = {} if start is None else {"start": check_start(start)}
+    loss = task.forget.get(str(asked.get("forget_objective")))
+    if isinstance(loss, functools.partial):
+        given["constants"] = {name: repr(value) for name, value in loss.keywords.items()}
+    batches = counts["forget_batch"], counts["retain_batch"]
+    if mesh is not None:
+        batches = batches_on(mesh, sets.counts, batches)
+        # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
+        params = jax.device_put(params, param_shardings(params, mesh, axes=model_axes(mesh)))
+    every = params
+    if directory is not None:
+        given["model"] = digest_of_model(task, params, sets.forget)
+        named = {*chosen.forget, *map(str, asked.values())} & set(task.forget)
+        given["losses"] = digest_of_losses(task, params, sets.forget, sorted(named))
+    task, params, whole = trainable(task, params, frozen)
+    # What is frozen makes another run too, and so does what is not.
+    every = every if frozen is None else (every, params)
+    aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None
+    if aim is not None and held_out is not None and "target" not in asked and directory is not None:
+        # What a target is measured on, not the target: other devices round it otherwise.
+        given["held_out"] = digest_of_examples(held_out)
+    complete = asked if aim is None else methods.complete({**asked, "target": aim.target})
+    steps, seed = int(counts["steps"]), int(counts["seed"])
+    terms, sizes = terms_of(sets.counts, steps, batches)
+    known = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
+    if aim is not None and known["retain_error"] < 0:
+        raise ValueError(
+            f"task.error: got None, and a retain loss of {known['retain_error']:.3g}, but {method} steers an error "
+            "that is never negative; expected such an error in the task, or EUPMU budget"
+        )
+    _warn.of_lost("retain", known)
+    procedure = chosen.make(task, with_start(terms, known), complete)
+    meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
+    return Ready(chosen, complete, procedure, task, params, whole, sets, held_out, aim, terms, sizes, known, meta)
