@@ -1,12 +1,12 @@
-"""The rows of a benchmark that count: those of the present version of their design and of their method.
+"""The rows of a benchmark that count: those of their design and their method as they are now.
 
-Both versions are raised by hand when figures change. Rows of another one stay in the file, are not shown, and are made
-again.
+The versions of both are raised by hand when figures change, and a trial has the settings that the ranges of its method
+give. Other rows stay in the file, are not shown, and are made again.
 """
 
 from pathlib import Path
 
-from eupmu_jax.benchmark import rows
+from eupmu_jax.benchmark import rows, tuning
 from eupmu_jax.benchmark.designs import DESIGNS
 from eupmu_jax.methods import METHODS
 
@@ -29,4 +29,9 @@ def read(path: Path) -> list[dict]:
 def _counts(row):
     method = row.get("method")
     known = row["design"] in DESIGNS and (method is None or method in METHODS)
-    return known and versions(row["design"], method).items() <= row.items()
+    return known and versions(row["design"], method).items() <= row.items() and _in_ranges(row)
+
+
+def _in_ranges(row):
+    trial = row.get("trial", tuning.UNTUNED)
+    return trial == tuning.UNTUNED or row.get("settings") == tuning.settings(METHODS[row["method"]], trial)

@@ -70,9 +70,13 @@ def trials() -> list[tuple[str, int | str]]:
 
 
 def missing(found: list[dict]) -> list[tuple[str, int | str]]:
-    """The trials that have no row of the present version of their method among these."""
-    done = {(row["model"], row["trial"], row.get("version")) for row in found}
-    return [(method, trial) for method, trial in trials() if (method, trial, ALL_METHODS[method].version) not in done]
+    """The trials that have no row of their method and its ranges as they are now among these."""
+
+    def done(method, trial):
+        mine = rows.select(found, model=method, trial=trial, version=ALL_METHODS[method].version)
+        return any(settings(method, trial).items() <= row["settings"].items() for row in mine)
+
+    return [(method, trial) for method, trial in trials() if not done(method, trial)]
 
 
 def run(seed: int, out: Path, cache: Path, made_by: dict, case: diffusion.Case = diffusion.DIGITS) -> None:

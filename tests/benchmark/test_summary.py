@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from eupmu_jax import metrics
-from eupmu_jax.benchmark import figures, rows, saved, summary, tables
+from eupmu_jax.benchmark import figures, rows, saved, summary, tables, tuning
 from eupmu_jax.benchmark.designs import DESIGNS
+from eupmu_jax.methods import METHODS
 
 NAME = "digits"
 DESIGN = DESIGNS[NAME]._replace(seeds=(0, 1, 2), trials=2)
@@ -27,7 +28,8 @@ def make():
     for method, values in gaps.items():
         common |= saved.versions(NAME, method)
         for trial in range(2):
-            score = {"blind": float(trial), "gap": 1.0 - trial, "settings": {"learning_rate": 0.1 * (trial + 1)}}
+            score = {"blind": float(trial), "gap": 1.0 - trial}
+            common |= {"settings": tuning.settings(METHODS[method], trial)}
             made.append({**common, **score, "kind": "trial", "method": method, "trial": trial, "seed": 100})
             for seed, gap in enumerate(values):
                 run = {"kind": "run", "method": method, "trial": trial, "seed": seed, "gap": gap + trial}
@@ -88,6 +90,12 @@ def test_rows_of_an_earlier_version_of_a_method_do_not_count(tmp_path):
     assert kept(tmp_path, [*old, *found]) == found
     others = [row for row in found if row.get("method") != "SalUn"]
     assert kept(tmp_path, [*old, *others]) == others
+
+
+def test_trials_of_other_ranges_than_those_of_their_method_do_not_count(tmp_path):
+    found = make()
+    other = [row | {"settings": row["settings"] | {"learning_rate": 1.0}} for row in found if "trial" in row]
+    assert kept(tmp_path, [*other, *found]) == found
 
 
 def test_rows_of_an_earlier_version_of_a_design_do_not_count(tmp_path, monkeypatch):

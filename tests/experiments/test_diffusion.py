@@ -82,11 +82,15 @@ def table(block):
     return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()[2:]]
 
 
-def test_trials_of_an_older_version_are_made_again():
-    made = [{"model": m, "trial": t, "version": METHODS[m].version} for m, t in run.trials()]
+def test_trials_of_an_older_version_or_of_other_ranges_are_made_again():
+    made = [
+        {"model": m, "trial": t, "version": METHODS[m].version, "settings": run.settings(m, t)} for m, t in run.trials()
+    ]
     assert run.missing([]) == run.trials()
     assert run.missing([{"model": "original", "trial": ""}, *made]) == []
     assert run.missing([made[0] | {"version": METHODS["EUPMU"].version - 1}, *made[1:]]) == run.trials()[:1]
+    elsewhere = made[-1] | {"settings": made[-1]["settings"] | {"learning_rate": 1.0}}
+    assert run.missing([*made[:-1], elsewhere]) == run.trials()[-1:]
 
 
 @pytest.mark.slow
