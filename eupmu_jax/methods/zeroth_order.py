@@ -45,7 +45,8 @@ def zeroth_order(task, terms, settings) -> Procedure:
     loss = loss_of(task, settings["forget_objective"])
 
     def gradient(params, prepared, batches, count, key):
-        loss_key = jax.random.fold_in(key, 1)
+        # The first ones are those of the directions.
+        loss_key = jax.random.fold_in(key, DIRECTIONS)
 
         def objective(params):
             values = (head(loss.forward(params, b, loss_key), b) for head, b in zip(loss.heads, batches, strict=True))
