@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from eupmu_jax.service import deletion, ledger, read_ids, user_file
+from eupmu_jax.service import deletion, ledger, read_ids, retraining, user_file
 from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._aim import UNLIMITED
@@ -56,8 +56,8 @@ def run(
                 ledger.set_state(connection, request[1], "unlearned" if reached["met"] else "infeasible")
     if retrain:
         with console.status("training without the forgotten examples"):
-            deletion.retrain(own, out)
-        where = f"Retrained parameters: {out / deletion.RETRAINED}"
+            retraining.retrain(own, out)
+        where = f"Retrained parameters: {out / retraining.RETRAINED}"
         console.print(where, highlight=False, markup=False, soft_wrap=True)
     return reached["met"] and not reached.get("returned")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import deletion, records, user_file
+from eupmu_jax.service import deletion, records, retraining, user_file
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
 from eupmu_jax.service.attacks import attack as attack
@@ -34,7 +34,7 @@ def make(path: Path, out: Path) -> dict:
       path: Of the user's file. It is named by the user each time: nothing that a run's folder says is executed. With
         `shadows`, pairs of parameters and of the positions that they were trained on, there is an attack on each
         example beside that on all. With `groups`, one for each example of the data, errors are by group, not by class.
-      out: Folder of the run. Where it has retrained parameters (`deletion.retrain`), these are audited beside.
+      out: Folder of the run. Where it has retrained parameters (`retraining.retrain`), these are audited beside.
 
     Returns:
       `verdict` and `reasons`; `remarks`, such as that the original model passes too; for each model `attacks` of the
@@ -68,7 +68,7 @@ def make(path: Path, out: Path) -> dict:
     forget, retain = deletion.parts(data, ids, deletion.positions_of(asked["earlier"]))
     unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
     models = {"original": start, "unlearned": found[0]}
-    if (retrained := deletion.retrained_of(out, own["params"], asked)) is not None:
+    if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
     sides, gone = {"forgotten": forget, "retained": retain}, classes_to_go(task, data, retain)
     shadows = Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.benchmark.rows import alone, provenance
@@ -26,7 +25,7 @@ from eupmu_jax.training._digest import digest
 from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
-METHOD, START, RETRAINED = "EUPMU", "start", "retrained"
+METHOD, START = "EUPMU", "start"
 NEEDED = ("task", "params", "data")
 
 
@@ -138,7 +137,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
     level = result.level
     assert level is not None
     # NumPy's float64 would come back as another model than was saved.
-    end = jax.tree.map(_as_given, result.params, own["params"])
+    end = jax.tree.map(as_given, result.params, own["params"])
     rates = own["task"].num_classes is not None
     # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
     # nothing, and what has it may be short of its target.
@@ -170,7 +169,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
     }
 
 
-def _as_given(leaf, like):
+def as_given(leaf, like):
     """The leaf in the dtype of the user's own."""
     dtype = getattr(like, "dtype", None) or np.asarray(like).dtype
     return leaf if leaf.dtype == dtype else np.asarray(leaf, dtype)
@@ -188,39 +187,6 @@ def least_of(target: float, rates: bool) -> float:
     if target >= UNLIMITED:
         return 0.0
     return target - 0.01 if rates else 0.99 * target
-
-
-def retrain(own: Mapping[str, Any], out: Path) -> None:
-    """Trains the exact reference of a finished run, by the user's own `retrain(positions)`; done once.
-
-    Args:
-      own: What `user_file.load` found, with `data`, `params` and `retrain`: a function of the positions that are still
-        retained, `(n,)` int64, which returns parameters that were trained on these alone.
-      out: Folder of the run.
-
-    Raises:
-      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`
-        or that are not finite.
-    """
-    asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
-    if retrained_of(out, own["params"], asked) is not None:
-        return
-    if asked["data"] != user_file.data_digest(data):
-        raise ValueError(f"out: {out} is of other data than the file has, expected a run on those")
-    params = own["retrain"](np.setdiff1d(np.arange(len(data)), forgotten_by(out)))
-    found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
-    if str(found) != str(wanted):
-        raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
-    params = jax.tree.map(_as_given, jax.tree.map(np.asarray, params), own["params"])
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)):
-        raise ValueError("retrain: got parameters that are not finite, expected those of a trained model")
-    checkpoints.save(out / RETRAINED, params, {"asked": asked})
-
-
-def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:
-    """The parameters that `retrain` saved for the run; None if there are none."""
-    found = checkpoints.load(out / RETRAINED, like, {"asked": asked})
-    return None if found is None else found[0]
 
 
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from eupmu_jax.benchmark.rows import finite
-from eupmu_jax.service import audit, deletion, records
+from eupmu_jax.service import audit, deletion, records, retraining
 
 NAMES = ("asked", "reached", "audit")
 # Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
@@ -75,7 +75,7 @@ def verify(path: Path, file: Path) -> list[str]:
 
 def _files(out):
     """The records and the parameters of a run, by their paths in its folder."""
-    folders = [out / name for name in ("params", deletion.START, deletion.RETRAINED)]
+    folders = [out / name for name in ("params", deletion.START, retraining.RETRAINED)]
     found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return [f"{name}.json" for name in NAMES] + [path.relative_to(out).as_posix() for path in found]
 

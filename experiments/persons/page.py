@@ -15,7 +15,7 @@ from experiments import parts
 ROWS = Path(__file__).with_name("rows.jsonl")
 REFERENCES = ("pretrained", "original", "retrained")
 HEAD = ["probability", "ROUGE-L", "extraction", "error", "quality", "utility", "RE", "taught again"]
-# Shown once all rows have them: rows of before have not.
+# Rows of before have not got these.
 LATER = ["PrivLeak", "error, int4", "RE, int4"]
 # A model keeps its utility if it loses no more than this share of the fine-tuned one's.
 KEPT = 0.01
@@ -25,14 +25,19 @@ KINDS = ("forgotten", "retained", "the world")
 
 
 def blocks() -> dict[str, str]:
-    """Figures of every model, the best above, what is said of them, and answers."""
+    """Figures of every model under the first seed, the best above, what is said of them, and answers.
+
+    And the figures of the models that have rows of every seed, if there are several.
+    """
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
-    methods = sorted(_methods(found), key=lambda key: _order(found, key))
-    lines = [[_name(key), *_figures(found, key)] for key in [*((model, "") for model in REFERENCES), *methods]]
+    first = rows.select(found, seed=min(row["seed"] for row in found))
+    later = _has_later(first)
+    lines = [[_name(key), *_figures(first, key), *(_later(first, key) if later else ())] for key in _keys(first)]
     return {
-        "persons": parts.table(["", *HEAD, *(LATER if _has_later(found) else ())], lines),
-        "persons said": parts.paragraph(_said(found)),
-        "persons why": parts.paragraph(_why(found)),
+        "persons": parts.table(["", *HEAD, *(LATER if later else ())], lines),
+        "persons said": parts.paragraph(_said(first)),
+        "persons why": parts.paragraph(_why(first)),
+        "persons seeds": _over_seeds(found),
         "persons in short": parts.paragraph(_short(found)),
         "persons answers": _answers(found),
     }
@@ -41,8 +46,7 @@ def blocks() -> dict[str, str]:
 def draw(folder: Path) -> None:
     """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
-    methods = sorted(_methods(found), key=lambda key: _order(found, key))
-    keys = [("original", ""), ("retrained", ""), *methods][::-1]
+    keys = [key for key in _keys(found) if key[0] != "pretrained"][::-1]
     figures = (
         ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
         ("forget quality, log10 p", lambda row: _quality(found, row)),
@@ -67,6 +71,12 @@ def draw(folder: Path) -> None:
         panels[0].set_yticks(range(len(keys)), [_name(key) for key in keys])
         panels[2].set_xlim(left=0)
         parts.save(figure, folder / "persons.svg")
+
+
+def _keys(found):
+    """The original models and the methods, the best above."""
+    methods = sorted(_methods(found), key=lambda key: _order(found, key))
+    return [*((model, "") for model in REFERENCES), *methods]
 
 
 def _methods(found):
@@ -101,10 +111,13 @@ def _order(found, key):
 
 
 def _has_later(found):
-    return all("int4" in row for row in found)
+    return all("int4" in row for key in (*((model, "") for model in REFERENCES), OURS) for row in _of(found, key))
 
 
-def _later(found, mine):
+def _later(found, key):
+    mine = _of(found, key)
+    if not all("int4" in row for row in mine):
+        return [""] * len(LATER)
     leaks = [privleak(row["separation"], _reference(found, row, "retrained")["separation"]) for row in mine]
     coarse = [100 * np.mean([row["int4"][part] for row in mine]) for part in ("forget", "retain")]
     return [f"{figure:.1f}" for figure in (np.mean(leaks), *coarse)]
@@ -122,8 +135,18 @@ def _figures(found, key):
         f"{mean(lambda row: row['utility']):.3f}",
         f"{100 * mean(lambda row: row['error']['retain']):.1f}",
         f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
-        *(_later(found, mine) if _has_later(found) else ()),
     ]
+
+
+def _over_seeds(found):
+    """Means of the models that have rows of all seeds, with the forget quality of each."""
+    seeds = sorted({row["seed"] for row in found})
+    keys = [key for key in _keys(found) if len(_of(found, key)) == len(seeds)]
+    mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
+    by_seed = lambda key: ", ".join(f"{_quality(found, row):.1f}" for row in mine(key))
+    kept = lambda key: f"{sum(_keeps(found, row) for row in mine(key))} of {len(seeds)}"
+    lines = [[_name(key), *_figures(found, key), by_seed(key), kept(key)] for key in keys]
+    return parts.table(["", *HEAD, f"quality, seeds {', '.join(map(str, seeds))}", "utility kept"], lines)
 
 
 def _said(found):

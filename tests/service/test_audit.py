@@ -13,7 +13,7 @@ from scipy import stats
 from eupmu_jax import tasks
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import _measured, attacks, audit, deletion, records, user_file
+from eupmu_jax.service import _measured, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
@@ -224,7 +224,7 @@ def test_with_nothing_to_compare_with_it_is_inconclusive(file, monkeypatch, caps
 def test_a_retrained_model_is_audited_beside(file):
     file.write_text(file.read_text() + "retrain = lambda positions: params if 149 not in positions else None\n")
     out = run(file, steps=1, ids=150)
-    deletion.retrain(user_file.load(file, deletion.NEEDED), out)
+    retraining.retrain(user_file.load(file, deletion.NEEDED), out)
     found = audit.run(file, out)
     assert found["retrained"]["errors"] == found["original"]["errors"]
     # The retrained one is as good on them, so there is nothing to find, not of the original either.
@@ -258,7 +258,7 @@ def test_a_class_that_one_bias_hides_is_told_by_its_losses():
 def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
     file.write_text(file.read_text() + "held_out, retrain = None, lambda positions: params\n")
     out = run(file, ids=150)
-    deletion.retrain(user_file.load(file, deletion.NEEDED), out)
+    retraining.retrain(user_file.load(file, deletion.NEEDED), out)
     found = audit.run(file, out)
     assert found["verdict"] == audit.FAILED
     assert "Too much is forgotten" in found["reasons"][-1]

@@ -9,7 +9,7 @@ import pytest
 from eupmu_jax.benchmark import rows
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import unlearn as command
-from eupmu_jax.service import deletion, ledger, records, user_file
+from eupmu_jax.service import deletion, ledger, records, retraining, user_file
 from eupmu_jax.training import checkpoints, levels
 
 IDS = np.arange(30)
@@ -263,8 +263,8 @@ def test_a_retrained_model_that_is_not_finite_is_refused(file):
     file.write_text(file.read_text() + "retrain = lambda positions: {k: v * np.nan for k, v in params.items()}\n")
     run(file, file.parent / "run", ASKED._replace(steps=2))
     with pytest.raises(ValueError, match=r"^retrain: got parameters that are not finite, expected those of a trained"):
-        deletion.retrain(user_file.load(file, deletion.NEEDED), file.parent / "run")
-    assert not (file.parent / "run" / deletion.RETRAINED).exists()
+        retraining.retrain(user_file.load(file, deletion.NEEDED), file.parent / "run")
+    assert not (file.parent / "run" / retraining.RETRAINED).exists()
 
 
 def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
@@ -324,6 +324,6 @@ def test_a_retrained_model_in_numpys_precision_is_kept(file, tmp_path):
     file.write_text(file.read_text() + widened)
     run(file, tmp_path / "run", ASKED._replace(steps=2))
     own = user_file.load(file, deletion.NEEDED)
-    deletion.retrain(own, tmp_path / "run")
-    found = deletion.retrained_of(tmp_path / "run", own["params"], asked_of(tmp_path / "run"))
+    retraining.retrain(own, tmp_path / "run")
+    found = retraining.retrained_of(tmp_path / "run", own["params"], asked_of(tmp_path / "run"))
     assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}

@@ -1,0 +1,50 @@
+"""The exact reference of a run: a model trained by the user's own function without what was forgotten."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax.service import records, user_file
+from eupmu_jax.service.deletion import as_given, forgotten_by
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.training import checkpoints
+
+RETRAINED = "retrained"
+
+
+def retrain(own: Mapping[str, Any], out: Path) -> None:
+    """Trains the exact reference of a finished run, by the user's own `retrain(positions)`; done once.
+
+    Args:
+      own: What `user_file.load` found, with `data`, `params` and `retrain`: a function of the positions that are still
+        retained, `(n,)` int64, which returns parameters that were trained on these alone.
+      out: Folder of the run.
+
+    Raises:
+      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`
+        or that are not finite.
+    """
+    asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
+    if retrained_of(out, own["params"], asked) is not None:
+        return
+    if asked["data"] != user_file.data_digest(data):
+        raise ValueError(f"out: {out} is of other data than the file has, expected a run on those")
+    params = own["retrain"](np.setdiff1d(np.arange(len(data)), forgotten_by(out)))
+    found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
+    if str(found) != str(wanted):
+        raise ValueError(f"retrain: got parameters of shapes {found}, expected those of `params`, {wanted}")
+    params = jax.tree.map(as_given, jax.tree.map(np.asarray, params), own["params"])
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)):
+        raise ValueError("retrain: got parameters that are not finite, expected those of a trained model")
+    checkpoints.save(out / RETRAINED, params, {"asked": asked})
+
+
+def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:
+    """The parameters that `retrain` saved for the run; None if there are none."""
+    found = checkpoints.load(out / RETRAINED, like, {"asked": asked})
+    return None if found is None else found[0]
