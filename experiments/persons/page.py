@@ -14,7 +14,7 @@ from experiments import parts
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 REFERENCES = ("pretrained", "original", "retrained")
-HEAD = ["probability", "ROUGE-L", "extraction", "error", "quality", "utility", "RE", "taught again"]
+HEAD = ["probability", "ROUGE-L", "extraction", "error", "taught again", "off by", "quality", "utility", "RE"]
 # Rows of before have not got these.
 LATER = ["PrivLeak", "error, int4", "RE, int4"]
 # A model keeps its utility if it loses no more than this share of the fine-tuned one's.
@@ -30,7 +30,7 @@ def blocks() -> dict[str, str]:
     And the figures of the models that have rows of every seed, if there are several.
     """
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
-    first = rows.select(found, seed=min(row["seed"] for row in found))
+    first = _first(found)
     later = _has_later(first)
     lines = [[_name(key), *_figures(first, key), *(_later(first, key) if later else ())] for key in _keys(first)]
     return {
@@ -46,7 +46,7 @@ def blocks() -> dict[str, str]:
 def draw(folder: Path) -> None:
     """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
-    keys = [key for key in _keys(found) if key[0] != "pretrained"][::-1]
+    keys = [key for key in _keys(_first(found)) if key[0] != "pretrained"][::-1]
     figures = (
         ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
         ("forget quality, log10 p", lambda row: _quality(found, row)),
@@ -71,6 +71,10 @@ def draw(folder: Path) -> None:
         panels[0].set_yticks(range(len(keys)), [_name(key) for key in keys])
         panels[2].set_xlim(left=0)
         parts.save(figure, folder / "persons.svg")
+
+
+def _first(found):
+    return rows.select(found, seed=min(row["seed"] for row in found))
 
 
 def _keys(found):
@@ -131,11 +135,22 @@ def _figures(found, key):
         f"{mean(lambda row: row['rouge']):.3f}",
         f"{mean(lambda row: row['extraction']):.3f}",
         f"{100 * mean(lambda row: row['error']['forget']):.1f}",
+        f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
+        f"{mean(lambda row: _off(found, row)):.1f}",
         f"{mean(lambda row: _quality(found, row)):.1f}",
         f"{mean(lambda row: row['utility']):.3f}",
         f"{100 * mean(lambda row: row['error']['retain']):.1f}",
-        f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
     ]
+
+
+def _off(found, row):
+    """Mean distance to the retrained model, in points, of the figures of the forgotten persons."""
+    figures = lambda row: np.array(
+        [*(row[name] for name in ("probability", "rouge", "extraction")), row["error"]["forget"]]
+    )
+    again = lambda row: row["relearned"]["after"]
+    other = _reference(found, row, "retrained")
+    return np.mean([*100 * np.abs(figures(row) - figures(other)), abs(again(row) - again(other))])
 
 
 def _over_seeds(found):
@@ -158,13 +173,17 @@ def _said(found):
     kept = "keeps" if OURS in keeping else "does not keep"
     error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
     beside = "" if best == OURS else f"; EUPMU, which {kept} it, has {mean(OURS):.1f}"
+    off = lambda key: np.mean([_off(found, row) for row in _of(found, key)])
+    other = min((key for key in methods if key[0] != OURS[0]), key=off)
     shares = [row["share_of_retraining"] for key in methods for row in _of(found, key)]
     return (
         f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
         f"forget quality, {mean(best):.1f}, is that of {_name(best)}{beside} (the original model: "
         f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons; the original "
         f"model's on persons who were never shown is {level} %, and the retrained model's on the forgotten "
-        f"{error(('retrained', ''))} %. With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
+        f"{error(('retrained', ''))} %. Its five figures of forgotten persons are {off(OURS):.1f} points off the "
+        f"retrained model's in the mean; those of the nearest method besides, {_name(other)}, {off(other):.1f}. "
+        f"With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
         "the time of fine-tuning again."
     )
 
@@ -204,11 +223,13 @@ def _short(found):
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
     (version,) = {row["version"] for row in _of(found, OURS)}
+    count = len(_of(found, OURS))
+    seeds = "" if count == 1 else f", the mean of {count} seeds"
     of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
     return (
         f"After untuned EUPMU{of_version}, SmolLM2-135M gets {missed(OURS)} of the tokens wrong in answers about the "
         f"forgotten persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility "
-        f"of {utility(OURS)} (before: {utility(('original', ''))}): [persons](experiments/persons/page.md)."
+        f"of {utility(OURS)} (before: {utility(('original', ''))}){seeds}: [persons](experiments/persons/page.md)."
     )
 
 

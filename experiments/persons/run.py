@@ -1,7 +1,7 @@
 """A language model forgets persons: fine-tuned, retrained, and methods without tuning, judged and taught again.
 
 Command:  uv run --extra language python experiments/persons/run.py --seeds 0
-Time:     two to three hours a seed on two cores; goes on where it was stopped.
+Time:     three to four hours a seed on two cores; goes on where it was stopped.
 Result:   experiments/persons/rows.jsonl: a row for each model; those of older versions of a method, or with fewer
           figures than the judge gives now, are made again.
 

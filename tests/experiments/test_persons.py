@@ -8,6 +8,7 @@ from scipy import stats
 import eupmu_jax as eupmu
 from eupmu_jax.benchmark import answers, persons, rows
 from eupmu_jax.methods import METHODS, default_settings
+from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
 from experiments.persons import page, run
 
@@ -41,7 +42,7 @@ def test_figures_that_rows_have_later_are_made_again_and_get_columns(monkeypatch
 
 def test_why_eupmu_is_where_it_is_says_what_the_rows_say():
     said = " ".join(page.blocks()["persons why"].split())
-    found = parts.newest(rows.read(page.ROWS), "model", "objective", "seed")
+    found = rows.select(parts.newest(rows.read(page.ROWS), "model", "objective", "seed"), seed=0)
     mean = lambda get, **key: np.mean([get(row) for row in rows.select(found, **key)])
     missed = 100 * mean(lambda row: row["error"]["forget"], model="EUPMU", objective="bounded_ascent")
     level = 100 * mean(lambda row: row["held_out_error"], model="original")
@@ -59,6 +60,35 @@ def test_why_eupmu_is_where_it_is_says_what_the_rows_say():
     apart = int(said.split(" questions apart")[0].split()[-1])
     p_values = [stats.ks_2samp(np.arange(count), np.arange(count) + k).pvalue for k in (apart - 1, apart)]
     assert p_values[1] < 0.05 <= p_values[0]
+
+
+def test_the_table_over_seeds_has_the_models_of_all_of_them_and_the_quality_of_each():
+    found = parts.newest(rows.read(page.ROWS), "model", "objective", "seed")
+    seeds = sorted({row["seed"] for row in found})
+    head, _, *lines = page.blocks()["persons seeds"].splitlines()
+    assert f"quality, seeds {', '.join(map(str, seeds))}" in head
+    shown = {line.split("|")[1].strip(): line.split("|")[-3].strip().split(", ") for line in lines}
+    of = lambda row: ", ".join(part.replace("_", " ") for part in (row["model"], row["objective"]) if part)
+    counts = {of(row): sum(of(other) == of(row) for other in found) for row in found}
+    assert set(shown) == {name for name, count in counts.items() if count == len(seeds)}
+    retrained = {row["seed"]: row["truth_ratios"] for row in rows.select(found, model="retrained")}
+    for row in found:
+        if of(row) in shown:
+            quality = forget_quality(row["truth_ratios"], retrained[row["seed"]]).log10
+            assert float(shown[of(row)][seeds.index(row["seed"])]) == pytest.approx(quality, abs=0.051)
+
+
+def test_how_far_a_model_is_from_the_retrained_one_is_the_mean_of_five_figures():
+    row = lambda model, x: {
+        "model": model,
+        "seed": 0,
+        **dict.fromkeys(("probability", "rouge", "extraction"), x),
+        "error": {"forget": 2 * x},
+        "relearned": {"after": 100 * x},
+    }
+    found = [row("retrained", 0.5), row("EUPMU", 0.4)]
+    assert page._off(found, found[1]) == pytest.approx((3 * 10 + 20 + 10) / 5)
+    assert page._off(found, found[0]) == 0
 
 
 @pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
