@@ -15,7 +15,7 @@ from experiments import parts
 ROWS = Path(__file__).with_name("rows.jsonl")
 REFERENCES = ("pretrained", "original", "retrained")
 HEAD = ["probability", "ROUGE-L", "extraction", "error", "taught again", "off by", "quality", "utility", "RE"]
-# Rows of before have not got these.
+# Older rows lack these.
 LATER = ["PrivLeak", "error, int4", "RE, int4"]
 # A model keeps its utility if it loses no more than this share of the fine-tuned one's.
 KEPT = 0.01
@@ -78,7 +78,7 @@ def _first(found):
 
 
 def _keys(found):
-    """The original models and the methods, the best above."""
+    """The models that methods are compared with, and the methods, the best above."""
     methods = sorted(_methods(found), key=lambda key: _order(found, key))
     return [*((model, "") for model in REFERENCES), *methods]
 
