@@ -94,7 +94,8 @@ def budget(
     With a rate far below 1 / learning rate the barrier is weak: the loss may rise far above the limit first.
 
     Args:
-      limit: Loss that must not be exceeded, a float or `(K-1,)`.
+      limit: Loss that must not be exceeded, a float or `(K-1,)`. Infinity is no limit, which `implicit_surgery` cannot
+        compare with: it refuses the step.
       rate: Positive float, or a schedule of the step count.
       learning_rate: In place of `rate`: the step size, a positive float or the optimizer's own schedule. Where a
         schedule is 0 (below 1e-20) the tolerance is 0.
@@ -112,7 +113,8 @@ def budget(
     rate_at = _rate_at(rate, learning_rate)
 
     def slack(count, levels, limits):
-        return rate_at(count) * (limits - levels)
+        rate = rate_at(count)
+        return jnp.where(rate > 0, rate * (limits - levels), 0)
 
     if not relative_to_start:
         return stateless(

@@ -95,6 +95,16 @@ def test_a_schedule_that_ends_at_nothing_leaves_the_tolerance_finite(learning_ra
         np.testing.assert_array_equal(epsilon, 0)
 
 
+@pytest.mark.parametrize("limit", [jnp.inf, np.array([0.5, np.inf])])
+def test_without_a_limit_a_run_begins_at_a_learning_rate_of_0(limit):
+    # BUG: 0 times infinity refused the first step, and the count never left it.
+    tx = unilateral_surgery(budget(limit, learning_rate=optax.linear_schedule(0.0, 0.1, 5)), num_objectives=3)
+    state = tx.init(jnp.zeros(2))
+    for _ in range(3):
+        _, state = tx.update(jnp.eye(3, 2), state, losses=jnp.array([1.0, 0.2, 0.3]))
+    assert (state.count, state.nonfinite_count) == (3, 0)
+
+
 def test_a_run_whose_learning_rate_falls_to_0_takes_all_its_steps():
     rates = optax.linear_schedule(0.1, 0.0, 10)
     tx = optax.chain(unilateral_surgery(budget(2.5, learning_rate=rates)), optax.sgd(rates))

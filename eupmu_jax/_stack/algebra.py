@@ -90,4 +90,4 @@ def accumulator_dtype(tree: chex.ArrayTree) -> jnp.dtype:
 def all_finite(tree: chex.ArrayTree) -> chex.Array:
     """Scalar bool: whether every element of every leaf is finite."""
     # A sum vectorises where a conjunction does not, and 0 * inf is NaN, so it cannot overflow either.
-    return jnp.stack([jnp.isfinite(jnp.sum(leaf * 0)) for leaf in jax.tree.leaves(tree)]).all()
+    return jnp.array([jnp.isfinite(jnp.sum(leaf * 0)) for leaf in jax.tree.leaves(tree)], bool).all()

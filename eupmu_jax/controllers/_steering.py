@@ -78,7 +78,7 @@ def steer(
         finite = jnp.all(jnp.isfinite(figures)) & jnp.all(jnp.isfinite(goal))
         finite &= losses is None or jnp.all(jnp.isfinite(losses))
         averages = gains.decay * state.averages + (1 - gains.decay) * figures
-        levels = averages / (1 - jnp.float32(gains.decay) ** (state.count + 1))
+        levels = averages / (1 - jnp.float32(gains.decay) ** optax.safe_increment(state.count))
         distances = sign * (goal - levels)
         # Far from the target, where the weight is full anyway, the integral stays as it is: it would be full too once
         # the level is there, and at an error of 1, which no level passes, nothing would take it back.

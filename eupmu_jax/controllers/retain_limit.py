@@ -30,7 +30,8 @@ def retain_limit(
     What follows decides what the weight does: in a weighted sum (`aggregators.mean`) it is the multiplier. A surgery
     with tolerance 0 ignores it, since the direction does not depend on the length of a retain row; with a
     `retain_weight` r > 0 the least multiplier becomes r w. A positive tolerance :math:`\epsilon` becomes
-    :math:`\epsilon / w`, so the surgery's guarantee holds, and more.
+    :math:`\epsilon / w`, so the surgery's guarantee holds, and more. A negative one, as of a `budget` that is passed,
+    becomes :math:`\epsilon / w` too: the surgery then demands a smaller decrease, unless the `retain_weight` does more.
 
     Within the limit the weight is 1, as if this transform were not there. Above it the violation settles at
     :math:`(w^* - 1) / K_P`, or at 0 with an integral part. `forget_level` describes this, and the effect of noise.

@@ -105,7 +105,8 @@ def accumulate(
         def wait(inner_state):
             like = updates if params is None else params
             strip = (lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype)) if params is None else jnp.zeros_like
-            refused = state.refused_microbatches + ~finite
+            count = state.refused_microbatches
+            refused = jnp.where(finite, count, optax.safe_increment(count))
             return jax.tree.map(strip, like), AccumulateState(mini_step, gradient_sum, loss_sum, refused, inner_state)
 
         was, becomes = state.inner_state, jax.eval_shape(apply, state.inner_state)[1].inner_state

@@ -72,12 +72,15 @@ def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> ch
 def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: float = 1.0) -> chex.Array:
     """T^2 times the mean of KL(softmax(teacher / T) || softmax(logits / T)), summed over classes. The teacher is fixed.
 
+    Where the teacher's logit is minus infinity, as for a class that is masked out, the term is 0.
+
     >>> float(kl_to_teacher(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])))
     0.0
     """
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_promote(teacher_logits)) / temperature)
     student = jax.nn.log_softmax(_promote(logits) / temperature)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+    log_ratios = jnp.where(jnp.isneginf(teacher), 0, teacher - student)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * log_ratios, axis=-1))
 
 
 def kl_to_uniform(logits: chex.Array) -> chex.Array:

@@ -115,7 +115,8 @@ def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex
     r"""Mean over the tokens of answers of KL(reference || model); the reference is fixed.
 
     A retain loss: with `gradient_ascent` it makes the KL minimisation of TOFU (Maini et al. 2024, arXiv 2401.06121).
-    It is 0 at the reference, so not for log scale there.
+    It is 0 at the reference, so not for log scale there. Where the reference's logit is minus infinity, as in a padded
+    vocabulary, the term is 0.
 
     >>> kl_to_reference(jnp.ones((1, 2, 3)), jnp.zeros((1, 2, 3)), jnp.ones((1, 2))).tolist()
     0.0
@@ -123,7 +124,8 @@ def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex
     _check("reference_logits", reference_logits, logits.shape, "that of logits")
     reference = jax.nn.log_softmax(jax.lax.stop_gradient(_promote(reference_logits)))
     model = jax.nn.log_softmax(_promote(logits))
-    return token_mean(jnp.sum(jnp.exp(reference) * (reference - model), axis=-1), mask)
+    log_ratios = jnp.where(jnp.isneginf(reference), 0, reference - model)
+    return token_mean(jnp.sum(jnp.exp(reference) * log_ratios, axis=-1), mask)
 
 
 def undial(
@@ -141,10 +143,12 @@ def undial(
     1.3863
     """
     _check("reference_logits", reference_logits, logits.shape, "that of logits")
-    logits = _promote(logits)
+    logits, reference = _promote(logits), jax.lax.stop_gradient(_promote(reference_logits))
     true = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    wanted = jax.nn.softmax(jax.lax.stop_gradient(_promote(reference_logits)) - beta * true)
-    return token_mean(optax.softmax_cross_entropy(logits, wanted), mask)
+    wanted = jax.nn.softmax(reference - beta * true)
+    # A token that neither model can say, as in a padded vocabulary, would be 0 times infinity.
+    possible = ~(jnp.isneginf(logits) & jnp.isneginf(reference))
+    return token_mean(optax.softmax_cross_entropy(logits, wanted, where=possible), mask)
 
 
 def npo(answers: Answers, beta: float = 0.1) -> chex.Array:

@@ -61,7 +61,8 @@ def check_implicit(state: optax.OptState) -> None:
     if any(_nodes(node.inner_opt_state, ImplicitSurgeryState) for node in _nodes(state, optax.MultiStepsState)):
         raise ValueError(
             "optimizer: got optax.MultiSteps around implicit_surgery, to which it does not hand on the losses; put it "
-            "around the optimizer before the surgery alone"
+            "around the optimizer before the surgery alone and divide the tolerance by its number of steps, as the "
+            "multiplier moves in each of them"
         )
 
 

@@ -26,7 +26,7 @@ class BestFeasibleState(NamedTuple):
       feasible: Whether it keeps every limit.
       progressed: Whether some checkpoint after `init` kept every limit and forgot more, or was the first to keep them.
       stalled: Checks since the best checkpoint changed.
-      infeasible: True once `patience` checks have passed and none has progressed: with this limit nothing can be
+      infeasible: True once `stalled` is `patience` and no checkpoint has progressed: with this limit nothing can be
         forgotten, by this optimizer at least. Stop, and return `params`.
     """
 
@@ -56,7 +56,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
 
     Args:
       limit: Float, or one for each of the K-1 levels.
-      patience: Number of checks without progress after which the state says `infeasible`.
+      patience: Number of checks in a row that changed nothing after which the state says `infeasible`.
 
     Returns:
       `init(params, forget_loss, levels) -> state` and `update(state, params, forget_loss, levels) -> state`, to be
@@ -173,6 +173,7 @@ def furthest_feasible(
     """
     checks.check_int("bisections", bisections, 1)
     checks.check_numbers("limit", limit)
+    limit = np.asarray(limit) if isinstance(limit, list | tuple) else limit
     checks.check_same_shapes("outside", outside, "inside", inside)
 
     def between(t):

@@ -183,22 +183,24 @@ def _project(update, updates, gram, epsilon):
     """`update` moved onto the constraints, the multipliers that did it, and whether each is met."""
     norms = jnp.sqrt(jnp.diagonal(gram))[1:]
     measure = lambda update: _with_update(gram, updates, update)
-    violated = lambda augmented, units: _violated(augmented, epsilon, units, update)
+    violated = lambda augmented, wanted, units: _violated(augmented, wanted, units, update)
 
     def is_open(state):
-        _, augmented, _, rounds = state
-        return (rounds < MAX_ROUNDS) & jnp.any(violated(augmented, 16) & (norms > 0))
+        _, augmented, wanted, _, rounds = state
+        return (rounds < MAX_ROUNDS) & jnp.any(violated(augmented, wanted, 16) & (norms > 0))
 
     def project(state):
-        update, augmented, total, rounds = state
-        multipliers = nnls.solve_multipliers(augmented, epsilon)
+        update, augmented, wanted, total, rounds = state
+        multipliers = nnls.solve_multipliers(augmented, wanted)
+        # What cannot be had beside the others is not asked for again: it would undo them.
+        wanted = jnp.where(nnls.is_met(augmented, wanted, multipliers), wanted, jnp.inf)
         update = jax.tree.map(lambda u, g: _correct(u, g, multipliers), update, updates)
-        return update, measure(update), (total + multipliers).astype(total.dtype), rounds + 1
+        return update, measure(update), wanted, (total + multipliers).astype(total.dtype), rounds + 1
 
     # Another round removes what cancellation left of the one before.
-    start = (update, measure(update), jnp.zeros_like(epsilon), jnp.zeros([], jnp.int32))
-    update, augmented, total, _ = jax.lax.while_loop(is_open, project, start)
-    return update, total, ~violated(augmented, 128)
+    start = (update, measure(update), epsilon, jnp.zeros_like(epsilon), jnp.zeros([], jnp.int32))
+    update, augmented, _, total, _ = jax.lax.while_loop(is_open, project, start)
+    return update, total, ~violated(augmented, epsilon, 128)
 
 
 def _is_met(update, updates, gram, epsilon):

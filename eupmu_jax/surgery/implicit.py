@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -203,7 +204,8 @@ def multiplier_transform(
         moves, controller_state = controller.update(improvement + epsilon, state.controller_state, state.multipliers)
         moved = project(state.multipliers + moves).astype(dtype)
 
-        finite = algebra.all_finite((losses, current, improvement, epsilon, moved, updates))
+        moments = [leaf for leaf in jax.tree.leaves(controller_state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        finite = algebra.all_finite((losses, current, improvement, epsilon, moved, moments, updates))
         old = (state.multipliers, state.controller_state)
         moved, controller_state = refusal.choose(jnp.asarray(measured), (moved, controller_state), old)
         new = state._replace(

@@ -12,7 +12,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
     Surgery refuses a step with a non-finite loss or gradient and counts it, but cannot keep its neighbours in a chain
     from decaying moments or weights with a zero gradient. This wrapper can, at no cost beyond a select:
-    `optax.apply_if_finite` cannot be used here, as it wants updates of one shape before and after.
+    `optax.apply_if_finite` cannot be used here, as it wants updates of one shape before and after. Of an `accumulate`
+    inside, the sum that its surgery refused is dropped: kept, it would be refused in every later step.
 
     Args:
       inner: A chain that holds one or more surgeries of this library.
@@ -49,20 +50,38 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         if jax.tree.map(jnp.shape, new_state) != jax.tree.map(jnp.shape, state):
             k = jnp.shape(jax.tree.leaves(given)[0] if losses is None else losses)[0]
             raise ValueError(f"inner: its state changes shape in an update; give its surgery num_objectives={k}")
-        pairs = zip(_surgeries(new_state), _surgeries(state), strict=True)
-        refused = jnp.stack([new.nonfinite_count != old.nonfinite_count for new, old in pairs]).any()
+        refused = _refused(new_state, state)
 
         def restore(new, old):
+            if _is_sum(new):
+                inner_state = jax.tree.map(restore, new.inner_state, old.inner_state, is_leaf=_is_whole)
+                taken = ~refused | _refused(new.inner_state, old.inner_state)
+                sums = refusal.choose(taken, new._replace(inner_state=()), old._replace(inner_state=()))
+                return sums._replace(inner_state=inner_state)
             kept = refusal.choose(~refused, new, old)
             return kept._replace(nonfinite_count=new.nonfinite_count) if _is_surgery(new) else kept
 
-        return refusal.zero_unless(~refused, updates), jax.tree.map(restore, new_state, state, is_leaf=_is_surgery)
+        return refusal.zero_unless(~refused, updates), jax.tree.map(restore, new_state, state, is_leaf=_is_whole)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _is_surgery(node):
     return hasattr(node, "nonfinite_count")
+
+
+def _is_sum(node):
+    """Whether it is the state of `accumulate`."""
+    return hasattr(node, "refused_microbatches")
+
+
+def _is_whole(node):
+    return _is_surgery(node) or _is_sum(node)
+
+
+def _refused(new_state, state):
+    pairs = zip(_surgeries(new_state), _surgeries(state), strict=True)
+    return jnp.array([new.nonfinite_count != old.nonfinite_count for new, old in pairs], bool).any()
 
 
 def _surgeries(state):

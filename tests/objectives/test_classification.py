@@ -113,3 +113,13 @@ def test_random_labels_are_wrong_labels_whatever_the_dtype(dtype, classes):
 def test_a_wrong_label_must_exist():
     with pytest.raises(ValueError, match=r"^num_classes: got 1"):
         random_labels(jax.random.key(0), jnp.zeros(3, jnp.int32), 1)
+
+
+def test_a_class_that_both_models_mask_adds_nothing():
+    # BUG: 0 times infinity made NaN of the loss and of its gradient.
+    masked = lambda logits: jnp.pad(jnp.asarray(logits), ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+    ours, plain = (
+        jax.value_and_grad(lambda logits, to=to: kl_to_teacher(to(logits), to(TEACHER)))(jnp.asarray(LOGITS))
+        for to in (masked, jnp.asarray)
+    )
+    chex.assert_trees_all_close(ours, plain, rtol=1e-6)

@@ -362,3 +362,15 @@ BAD = {
 def test_shapes_that_would_broadcast_are_refused(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         jax.eval_shape(call)
+
+
+@pytest.mark.parametrize("loss", [language.kl_to_reference, language.undial], ids=["kl", "undial"])
+def test_a_padded_vocabulary_adds_nothing(loss):
+    # BUG: 0 times infinity made NaN of the loss and of its gradient.
+    padded = lambda logits: jnp.pad(jnp.asarray(logits), ((0, 0), (0, 0), (0, 2)), constant_values=-jnp.inf)
+    more = (jnp.zeros(MASK.shape, int),) if loss is language.undial else ()
+    ours, plain = (
+        jax.value_and_grad(lambda logits, to=to: loss(to(logits), to(REFERENCE), *more, MASK))(jnp.asarray(LOGITS))
+        for to in (padded, jnp.asarray)
+    )
+    chex.assert_trees_all_close(ours, plain, rtol=1e-5)

@@ -174,7 +174,7 @@ def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_no
         chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged).params, inside)
 
 
-@pytest.mark.parametrize("limit", [3.3, 7.0, 9.0, np.array([7.0])])
+@pytest.mark.parametrize("limit", [3.3, 7.0, 9.0, np.array([7.0]), [7.0]])
 def test_a_function_of_the_host_gives_what_jit_gives(limit):
     # BUG: only a traceable function could be given.
     calls = []

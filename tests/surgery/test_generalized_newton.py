@@ -128,3 +128,9 @@ def test_the_rate_can_be_injected_and_the_state_scanned():
 def test_it_refuses(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_empty_tree_is_one():
+    tx = scale_by_gen(0.1)
+    updates, _ = tx.update({}, tx.init({}), {}, value_fn=lambda params: jnp.float32(1))
+    assert updates == {}

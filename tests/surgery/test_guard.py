@@ -226,3 +226,14 @@ def test_the_losses_to_measure_are_the_retained_alone():
     guard, params = utility_guard(optax.sgd(1.0), 0.0, max_halvings=1), jnp.zeros(2)
     with pytest.raises(ValueError, match=r"^value_fn: returned shape \(2,\), expected \(1,\)"):
         guard.update(jnp.ones((2, 2)), guard.init(params), params, value_fn=lambda p: jnp.ones(2))
+
+
+def test_what_cannot_be_met_beside_the_others_does_not_undo_them():
+    # BUG: later rounds asked for it again, so the update ended where the largest demand was violated most.
+    demands = tolerances.stateless(lambda count, levels: jnp.array([-3.0, -1.0]), 2)
+    guard = utility_guard(optax.sgd(1.0), demands)
+    rows, params = jnp.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), jnp.zeros(2)
+    update, state = guard.update(rows, guard.init(params), params)
+    np.testing.assert_allclose(update, [-3.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(state.guard_multipliers, [3.0, 0.0], atol=1e-6)
+    assert state.guard_feasible.tolist() == [True, False]

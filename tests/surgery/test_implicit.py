@@ -426,3 +426,12 @@ def test_scalarised_gradients_and_the_multiplier_meet_in_the_step():
     np.testing.assert_allclose(params, P - 0.1 * gradient, rtol=1e-6)
     change = losses[1] - loss(params, batches[1])
     np.testing.assert_allclose(multipliers(state), jnp.maximum(2.0 - change / 0.1, 0), rtol=1e-5)
+
+
+def test_a_step_that_overflows_the_controller_is_refused():
+    # BUG: Adam's second moment became infinite, and the multiplier 0 for good.
+    surgery = implicit_surgery(0.0, optax.adam(0.1))
+    state = moved(surgery, 1.0, 1.5)
+    refused = moved(surgery, 1.0, 1e20, state)
+    chex.assert_trees_all_equal(refused, state._replace(nonfinite_count=jnp.int32(1)))
+    assert moved(surgery, 1.0, 3.0, refused).multipliers > state.multipliers

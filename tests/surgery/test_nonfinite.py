@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from eupmu_jax import accumulate, aggregators, implicit_surgery, skip_nonfinite, unilateral_surgery
+from eupmu_jax.controllers import forget_level
 
 PARAMS = {"w": jnp.array([0.3, -0.7, 1.1]), "b": jnp.array(0.1)}
 GRADS = {"w": jnp.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.2]]), "b": jnp.array([1.0, -1.0])}
@@ -72,11 +73,30 @@ def test_a_refusal_by_one_surgery_restores_the_other():
     chex.assert_trees_all_equal(without_count(refused), without_count(state))
 
 
-def test_accumulation_inside_keeps_its_sum():
-    inner = optax.chain(unilateral_surgery(lambda count: jnp.nan), optax.sgd(0.1))
+def test_a_sum_that_is_refused_is_dropped():
+    # BUG: it was kept, and as it was what the surgery refused, every later step was refused too.
+    inner = optax.chain(unilateral_surgery(), optax.adam(0.1))
     tx = skip_nonfinite(accumulate(inner, 2))
-    _, half = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    start, beyond = tx.init(PARAMS), jax.tree.map(lambda g: 1e20 * g, GRADS)
+    _, half = tx.update(beyond, start, PARAMS)
     updates, refused = tx.update(GRADS, half, PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    chex.assert_trees_all_equal(without_count(refused), without_count(start))
+    assert optax.tree_utils.tree_get(refused, "nonfinite_count") == 1
+
+    again, fresh = refused, start
+    for _ in range(2):
+        (updates, again), (wanted, fresh) = (tx.update(GRADS, state, PARAMS) for state in (again, fresh))
+    assert np.any(updates["w"] != 0)
+    chex.assert_trees_all_equal(updates, wanted)
+
+
+def test_a_sum_is_kept_where_another_surgery_refuses():
+    accumulated = accumulate(optax.chain(unilateral_surgery(), optax.sgd(0.1)), 2)
+    tx = skip_nonfinite(optax.chain(forget_level(0.5), accumulated))
+    bad, good = jnp.array([jnp.nan, 0.1]), jnp.array([0.2, 0.1])
+    _, half = tx.update(GRADS, tx.init(PARAMS), PARAMS, errors=good)
+    updates, refused = tx.update(GRADS, half, PARAMS, errors=bad)
     chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
     chex.assert_trees_all_equal(without_count(refused), without_count(half))
 
