@@ -11,6 +11,7 @@ from experiments import parts
 from experiments.diffusion import run
 
 ROWS, SAMPLES = (Path(__file__).with_name(name) for name in ("rows.jsonl", "samples.npz"))
+CLOTHES, CLOTHES_SAMPLES = (ROWS.with_name(f"fashion_mnist{end}") for end in (".jsonl", ".npz"))
 REFERENCES = ("original", "retrained", "copied row")
 FIGURES = {"UA": 1, "RA": 1, "FD": 1, "rise": 4, "forget_loss": 3, "share_of_retraining": 1}
 HEAD = ["UA", "RA", "FD", "rise", "forget loss", "% of retraining"]
@@ -32,35 +33,49 @@ UA_POINTS, RA_POINTS = 2.0, 1.0
 
 
 def blocks() -> dict[str, str]:
+    """Tables and sentences of digits, and the same of clothes."""
+    digits, clothes = (parts.newest(rows.read(path), "model", "trial", "seed") for path in (ROWS, CLOTHES))
+    told = {
+        "diffusion relearned": f"{_relearned(digits)} {_forgotten(digits)}",
+        "diffusion in short": _short(digits, clothes),
+    }
+    told["clothes relearned"] = _relearned(clothes)
+    paragraphs = {name: parts.paragraph(text) for name, text in told.items()}
+    return _of_images("diffusion", digits) | _of_images("clothes", clothes) | paragraphs
+
+
+def _of_images(name, found):
     """Figures of the models that are no trial, all trials by method, and attacks."""
-    found = parts.newest(rows.read(ROWS), "model", "trial", "seed")
     fixed = [(model, "") for model in REFERENCES] + [("EUPMU", tuning.UNTUNED)]
-    methods = list(dict.fromkeys(row["model"] for row in found if row["model"] not in REFERENCES))
+    methods = _methods(found)
     attacks = list(found[0]["attacks"])
-    attacked = [(method, 0) for method in methods]
+    attacked = [(method, 0) for method in methods if list(_of(found, (method, 0))[0]["attacks"]) == attacks]
     return {
-        "diffusion": parts.table(["", *HEAD], [[_name(key), *_figures(_of(found, key))] for key in fixed]),
-        "diffusion trials": parts.table(
+        name: parts.table(["", *HEAD], [[_name(key), *_figures(_of(found, key))] for key in fixed]),
+        f"{name} trials": parts.table(
             ["", *TRIALS],
             [[method, *_trials(found, method)] for method in sorted(methods, key=lambda m: _median_gap(found, m))],
         ),
-        "diffusion attacks": parts.table(
+        f"{name} attacks": parts.table(
             ["", "UA", *attacks, "off by"],
             [[_name(key), *_attacked(found, key, attacks)] for key in fixed + attacked],
         ),
-        "diffusion said": parts.paragraph(_said(found)),
-        "diffusion relearned": parts.paragraph(_relearned(found, methods)),
-        "diffusion in short": parts.paragraph(_short(found)),
+        f"{name} said": parts.paragraph(_said(found)),
     }
 
 
 def draw(folder: Path) -> None:
     """What models draw for every class, from the same noise; the first class is the forgotten one."""
-    kept = np.load(SAMPLES)
-    images = {name.replace(", 0", ""): kept[name] / 127.5 - 1 for name in kept}
     folder.mkdir(parents=True, exist_ok=True)
-    figure = diffusion_page.grid(images, run.forgotten_of(0))
-    figure.savefig(folder / "diffusion.png", dpi=110, metadata={"Software": None})
+    for path, name in ((SAMPLES, "diffusion"), (CLOTHES_SAMPLES, "diffusion_clothes")):
+        kept = np.load(path)
+        images = {model.replace(", 0", ""): kept[model] / 127.5 - 1 for model in kept}
+        figure = diffusion_page.grid(images, run.forgotten_of(0))
+        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+
+
+def _methods(found):
+    return list(dict.fromkeys(row["model"] for row in found if row["model"] not in REFERENCES))
 
 
 def _of(found, key):
@@ -99,6 +114,10 @@ def _trials_of(found, method):
     return [row for row in rows.select(found, model=method) if row["trial"] != tuning.UNTUNED]
 
 
+def _numbers(found, method):
+    return sorted({row["trial"] for row in _trials_of(found, method)})
+
+
 def _as_retrained(found, row):
     near = _gap(found, row) <= UA_POINTS
     return near and row["RA"] >= _reference(found, row, "original")["RA"] - RA_POINTS
@@ -134,41 +153,51 @@ def _said(found):
     limited = [row for row in found if row["model"] == "EUPMU"]
     kept = sum(row["rise"] <= row["limit"] for row in limited)
     gaps = [_gap(found, row) for row in untuned]
-    near = sum(gap <= UA_POINTS for gap in gaps)
-    fixed = min((_of(found, ("weighted sum", trial)) for trial in range(run.TRIALS)), key=_distance)
+    near, several = sum(gap <= UA_POINTS for gap in gaps), len(gaps) > 1
+    numbers = _numbers(found, "weighted sum")
+    fixed = min((_of(found, ("weighted sum", trial)) for trial in numbers), key=_distance)
     further = [ours["FD"] - theirs["FD"] for ours in untuned for theirs in fixed if ours["seed"] == theirs["seed"]]
+    weight = f"the weighted sum's trial {fixed[0]['trial']}"
+    weight = f"the better of the fixed weights tried, {weight}," if len(numbers) > 1 else weight
     return (
-        f"EUPMU without settings ends {_listed(gaps)} points from the retrained model's UA (seeds {_seeds(found)}), "
-        f"where at most {UA_POINTS:g} were wanted: {near} of {len(gaps)} seeds do that. Of its {len(limited)} runs, "
-        f"tuned or not, {kept} keep the limit on the denoising loss. Its FD is {_distance(untuned):.1f}, and that of "
-        f"the better of the fixed weights tried, the weighted sum's trial {fixed[0]['trial']}, is "
-        f"{_distance(fixed):.1f}; seed by seed EUPMU differs from it by {_listed(further, '+.1f')}."
+        f"EUPMU without settings ends {_listed(gaps)} points from the retrained model's UA ({_seeds(found)}), "
+        f"where at most {UA_POINTS:g} were wanted: {near} of {len(gaps)} {'seeds do' if several else 'does'} "
+        f"that. Of its {len(limited)} runs, tuned or not, {kept} keep the limit on the denoising loss. Its FD is "
+        f"{_distance(untuned):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
+        f"{'seed by seed ' * several}EUPMU differs from it by {_listed(further, '+.1f')}."
     )
 
 
-def _relearned(found, methods):
+def _relearned(found):
     """What training the row of the embedding again brings back, of EUPMU beside the others."""
+    methods = _methods(found)
     median = {method: _median_relearned(found, method) for method in methods}
     others = sorted((method for method in methods if method != "EUPMU"), key=lambda method: -median[method])
     more = [method for method in others if median[method] > median["EUPMU"]]
     less = [method for method in others if median[method] <= median["EUPMU"]]
     told = lambda chosen: ", ".join(f"{method} {median[method]:.1f}" for method in chosen) or "none"
     untuned, retrained = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
-    ours, scrub = rows.select(found, model="EUPMU"), rows.select(found, model="SCRUB")
     least = min(row["RA"] for method in ("EUPMU", *more) for row in _trials_of(found, method))
-    below = sum(row["forget_loss"] < _reference(found, row, "retrained")["forget_loss"] for row in ours)
-    spent = np.median([row["rise"] / row["limit"] for row in ours])
-    losses = lambda mine, form: " to ".join(f"{end(row['forget_loss'] for row in mine):{form}}" for end in (min, max))
     return (
         f"EUPMU was to give back less than any other method at the same utility once the row is trained again: of "
         f"{len(others)} methods, {len(more)} give back less. UA is then {median['EUPMU']:.1f} in the median of its "
         f"trials (the higher, the less comes back). Less comes back from {told(more)}, at an RA of at least "
         f"{least:.1f} in any of their trials and EUPMU's; more comes back from {told(less)}. The retrained model, "
-        f"which never saw the class, ends at {_listed(map(_row_relearned, retrained))} (seeds {_seeds(found)}), "
-        f"and EUPMU without settings at {_listed(map(_row_relearned, untuned))}. EUPMU's forget loss ends below "
-        f"the retrained model's in {below} of {len(ours)} runs, which take {100 * spent:.0f} % of the rise that they "
-        f"are allowed (median). SCRUB forgets too much: its forget loss is {losses(scrub, '.0f')}, and the "
-        f"retrained model's {losses(retrained, '.2f')}."
+        f"which never saw the class, ends at {_listed(map(_row_relearned, retrained))} ({_seeds(found)}), "
+        f"and EUPMU without settings at {_listed(map(_row_relearned, untuned))}."
+    )
+
+
+def _forgotten(found):
+    """How far the forget loss rose, of those that forget least and most."""
+    ours, scrub, retrained = (rows.select(found, model=model) for model in ("EUPMU", "SCRUB", "retrained"))
+    below = sum(row["forget_loss"] < _reference(found, row, "retrained")["forget_loss"] for row in ours)
+    spent = np.median([row["rise"] / row["limit"] for row in ours])
+    losses = lambda mine, form: " to ".join(f"{end(row['forget_loss'] for row in mine):{form}}" for end in (min, max))
+    return (
+        f"EUPMU's forget loss ends below the retrained model's in {below} of {len(ours)} runs, which take "
+        f"{100 * spent:.0f} % of the rise that they are allowed (median). SCRUB forgets too much: its forget loss is "
+        f"{losses(scrub, '.0f')}, and the retrained model's {losses(retrained, '.2f')}."
     )
 
 
@@ -180,19 +209,27 @@ def _distance(mine):
     return float(np.mean([row["FD"] for row in mine]))
 
 
-def _short(found):
-    ours, wanted = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
-    mean = lambda mine, get: f"{np.mean([get(row) for row in mine]):.0f}"
-    ua, row = (lambda row: row["UA"]), _row_relearned
-    spread = lambda mine: "{:.0f} to {:.0f}".format(*(end(map(row, mine)) for end in (min, max)))
-    (version,) = {row["version"] for row in ours}
+def _short(digits, clothes):
+    """The README's sentence: means over the seeds, and from least to most where they are far apart."""
+    key, retrained = ("EUPMU", tuning.UNTUNED), ("retrained", "")
+    (version,) = {row["version"] for row in _of(digits, key) + _of(clothes, key)}
     of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
+    ua = lambda found, key: f"{np.mean([row['UA'] for row in _of(found, key)]):.0f}"
+
+    def again(found, key):
+        values = sorted({f"{value:.0f}" for value in map(_row_relearned, _of(found, key))}, key=float)
+        return " to ".join(dict.fromkeys((values[0], values[-1])))
+
+    ours, wanted = (
+        [get(found, chosen) for get in (ua, again) for found in (digits, clothes)] for chosen in (key, retrained)
+    )
     return (
-        f"Asked for the forgotten class, a model of digits unlearned by untuned EUPMU{of_version} draws another digit "
-        f"{mean(ours, ua)} % of the time (retrained: {mean(wanted, ua)} %), and once the class's row of the embedding "
-        f"was trained again {spread(ours)} % over the seeds (retrained: {spread(wanted)} %)."
+        f"Asked for the forgotten class, a model of digits draws another one {ours[0]} % of the time after untuned "
+        f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with the class's "
+        f"embedding trained again {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %)."
     )
 
 
 def _seeds(found):
-    return ", ".join(str(seed) for seed in sorted({row["seed"] for row in found}))
+    seeds = sorted({row["seed"] for row in found})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

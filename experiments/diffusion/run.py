@@ -1,8 +1,8 @@
 """A diffusion model of digits forgets a class: original, retrained, and methods at equal tuning, judged and attacked.
 
 Command:  uv run python experiments/diffusion/run.py --seeds 0 1 2
-          with --data fashion_mnist the same of clothes, for hours; not run yet
-Time:     half an hour a seed on one core; goes on where it was stopped.
+          with --data fashion_mnist the same of clothes, of which there is one seed
+Time:     half an hour a seed on one core, of clothes four hours; goes on where it was stopped.
 Result:   experiments/diffusion/rows.jsonl: a row for each model, those of older versions of a method made again;
           and samples.npz, what some of them draw.
 
@@ -14,6 +14,7 @@ class 1, and so on.
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 SAMPLES = Path(__file__).with_name("samples.npz")
-STEPS, FORGET_BATCH, RETAIN_BATCH, TRIALS = 150, 32, 96, 2
+STEPS, FORGET_BATCH, RETAIN_BATCH = 150, 32, 96
 OBJECTIVES = Choice(("random_condition", "unconditional", "negative_guidance"))
 METHODS = (
     "fine-tuning",
@@ -41,9 +42,25 @@ METHODS = (
     "EUPMU budget",
     "EUPMU",
 )
-CASES = (diffusion.DIGITS, diffusion.FASHION_MNIST)
-# Trials that all attacks are made on; on the others it is that on the embedding alone.
-ATTACKED = ("", tuning.UNTUNED, 0)
+
+
+class Plan(NamedTuple):
+    """What is run of a case.
+
+    Attributes:
+      case: The images and networks.
+      trials: Of every method.
+      attacked: Trials that all attacks are made on; on the others it is that on the embedding alone.
+    """
+
+    case: diffusion.Case
+    trials: int
+    attacked: tuple[str | int, ...]
+
+
+DIGITS = Plan(diffusion.DIGITS, 2, ("", tuning.UNTUNED, 0))
+# All attacks on a model of clothes take ten minutes.
+CLOTHES = Plan(diffusion.FASHION_MNIST, 1, ("", tuning.UNTUNED))
 # Samples of each class that are kept for the picture, under the first seed, of models by their names and trials.
 SHOWN = 6
 PICTURED = (("original", ""), ("retrained", ""), ("copied row", ""), ("weighted sum", 0), ("EUPMU", tuning.UNTUNED))
@@ -63,24 +80,25 @@ def settings(method: str, trial: int | str) -> dict:
     return tuning.settings(chosen._replace(space=space), trial)
 
 
-def trials() -> list[tuple[str, int | str]]:
+def trials(plan: Plan = DIGITS) -> list[tuple[str, int | str]]:
     """Every method's name with each of its trials."""
     untuned: list[tuple[str, int | str]] = [("EUPMU", tuning.UNTUNED)]
-    return untuned + [(method, trial) for trial in range(TRIALS) for method in METHODS]
+    return untuned + [(method, trial) for trial in range(plan.trials) for method in METHODS]
 
 
-def missing(found: list[dict]) -> list[tuple[str, int | str]]:
+def missing(found: list[dict], plan: Plan = DIGITS) -> list[tuple[str, int | str]]:
     """The trials that have no row of their method and its ranges as they are now among these."""
 
     def done(method, trial):
         mine = rows.select(found, model=method, trial=trial, version=ALL_METHODS[method].version)
         return any(settings(method, trial).items() <= row["settings"].items() for row in mine)
 
-    return [(method, trial) for method, trial in trials() if not done(method, trial)]
+    return [(method, trial) for method, trial in trials(plan) if not done(method, trial)]
 
 
-def run(seed: int, out: Path, cache: Path, made_by: dict, case: diffusion.Case = diffusion.DIGITS) -> None:
+def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -> None:
     """Appends a row for each model of a seed that is not there yet."""
+    case = plan.case
     forgotten = forgotten_of(seed)
     forget, retain = diffusion.sets(forgotten, case)
     everything = np.arange(len(forget) + len(retain))
@@ -92,7 +110,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, case: diffusion.Case =
     done = {row["model"] for row in found}
 
     def add(model, trial, params, **more):
-        attack = diffusion.attacks if trial in ATTACKED else relearned
+        attack = diffusion.attacks if trial in plan.attacked else relearned
         figures = diffusion.judge(params, forgotten, seed, case) | {"attacks": attack(params, forgotten, seed, case)}
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
         row = {"model": model, "trial": trial, "forget": f"class:{forgotten}", "seed": seed, **figures, **more}
@@ -111,7 +129,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, case: diffusion.Case =
         if name not in done:
             add(name, "", params)
     task = diffusion.task(original.params, case)
-    for method, trial in missing(found):
+    for method, trial in missing(found, plan):
         given = default_settings(ALL_METHODS[method], task) | settings(method, trial)
         options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
         result = eupmu.unlearn(
@@ -139,17 +157,18 @@ def keep(name: str, params, path: Path, case: diffusion.Case) -> None:
 
 
 def main():
+    plans = {plan.case.name: plan for plan in (DIGITS, CLOTHES)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--data", choices=[case.name for case in CASES], default=CASES[0].name)
+    parser.add_argument("--data", choices=list(plans), default=DIGITS.case.name)
     parser.add_argument("--out", type=Path, help=f"{ROWS.name} beside this script, or of other data DATA.jsonl")
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()
-    case = next(case for case in CASES if case.name == arguments.data)
-    named = [] if case is CASES[0] else ["--data", case.name]
-    out = arguments.out or (ROWS.with_name(f"{case.name}.jsonl") if named else ROWS)
+    plan = plans[arguments.data]
+    named = [] if plan is DIGITS else ["--data", arguments.data]
+    out = arguments.out or (ROWS.with_name(f"{arguments.data}.jsonl") if named else ROWS)
     for seed in arguments.seeds:
-        run(seed, out, arguments.cache, origin.of(__file__, "--seeds", seed, *named), case)
+        run(seed, out, arguments.cache, origin.of(__file__, "--seeds", seed, *named), plan)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def found():
 
 def test_every_method_has_the_same_number_of_trials():
     tuned = [(method, trial) for method, trial in run.trials() if trial != "untuned"]
-    assert sorted(tuned) == sorted((method, trial) for method in run.METHODS for trial in range(run.TRIALS))
+    assert sorted(tuned) == sorted((method, trial) for method in run.METHODS for trial in range(run.DIGITS.trials))
     assert set(run.trials()) - set(tuned) == {("EUPMU", "untuned")}
 
 
@@ -70,7 +70,7 @@ def test_the_page_counts_methods_and_differences_by_seed(found):
     assert f"of {len(run.METHODS) - 1} methods, {less} give back less" in blocks["diffusion relearned"]
     # With EUPMU's row as good as the best one there is nothing left to tell of.
     best = [row | {"attacks": {"embedding": 100.0}} if row["model"] == "EUPMU" else row for row in found]
-    assert "of 9 methods, 0 give back less" in page._relearned(best, list(run.METHODS))
+    assert "of 9 methods, 0 give back less" in page._relearned(best)
     ours, theirs = (
         rows.select(found, model=model, trial=t) for model, t in (("EUPMU", "untuned"), ("weighted sum", 0))
     )
@@ -93,6 +93,15 @@ def test_trials_of_an_older_version_or_of_other_ranges_are_made_again():
     assert run.missing([*made[:-1], elsewhere]) == run.trials()[-1:]
 
 
+def test_models_of_clothes_are_those_of_the_plan_and_attacked_as_it_says():
+    plan = run.CLOTHES
+    found = {(row["model"], row["trial"]): set(row["attacks"]) for row in rows.read(page.CLOTHES)}
+    models = {(model, "") for model in page.REFERENCES}
+    assert models < set(found) <= models | set(run.trials(plan))
+    row = {"embedding"}
+    assert all(attacks > row if trial in plan.attacked else attacks == row for (_, trial), attacks in found.items())
+
+
 @pytest.mark.slow
 def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch):
     labels = np.arange(160) % 10
@@ -101,10 +110,10 @@ def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch
     case = diffusion.Case("noise", "small unet", lambda: tree, make, (4, 4, 1), 1, (8,), 1)
     for name, value in {"FORGOTTEN": 10, "RETAINED": 2, "ATTACKED": 4, "RELEARNING": 2}.items():
         monkeypatch.setattr(diffusion, name, value)
-    for name, value in {"ATTACKED": (), "TRIALS": 0, "STEPS": 2}.items():
-        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "STEPS", 2)
+    plan = run.Plan(case, trials=0, attacked=())
     out = tmp_path / "noise.jsonl"
-    run.run(0, out, tmp_path / "models", {}, case)
+    run.run(0, out, tmp_path / "models", {}, plan)
     found = rows.read(out)
     assert [(row["model"], row["trial"]) for row in found] == [
         ("original", ""),
@@ -114,5 +123,5 @@ def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch
     ]
     assert all(np.isfinite([row["UA"], row["FD"], row["attacks"]["embedding"]]).all() for row in found)
     assert np.load(tmp_path / "noise.npz")["EUPMU, untuned"].shape == (10, run.SHOWN, 4, 4)
-    run.run(0, out, tmp_path / "models", {}, case)
+    run.run(0, out, tmp_path / "models", {}, plan)
     assert len(rows.read(out)) == len(found)
