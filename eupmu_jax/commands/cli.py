@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from eupmu_jax.commands._command_line import command_line
-from eupmu_jax.commands.own_model import LEDGER, add, audit, init, list_requests, report, show, unlearn, verify
+from eupmu_jax.commands.own_model import (
+    LEDGER,
+    add,
+    asked_for,
+    audit,
+    init,
+    list_requests,
+    report,
+    show,
+    unlearn,
+    verify,
+)
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
 BAD_INPUT = 2
@@ -47,8 +58,8 @@ def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Pa
 
 def plan(
     file: Path | None = None,
-    forget: Path = Path("ids.txt"),
-    request: int = 0,
+    forget: Path | None = None,
+    request: int | None = None,
     config: Path | None = None,
     ledger: Path = LEDGER,
     epochs: int = 0,
@@ -69,7 +80,7 @@ def plan(
 
     Args:
         file: A Python file of yours, as `eupmu unlearn` takes it.
-        forget: With a file: a text file of positions in its data, one in a line.
+        forget: With a file: a text file of positions in its data, one in a line; default ids.txt.
         request: With a file: number of a request in the ledger, in place of positions.
         config: With a file: a TOML file of the numbers of a run; by default mytask.toml beside mytask.py.
         ledger: With a file: the SQLite file of all requests.
@@ -94,7 +105,7 @@ def plan(
         with own_errors(file):
             command.plan(
                 file,
-                (ledger, request) if request else forget,
+                asked_for(forget, request, ledger),
                 toml.asked(config or toml.beside(file)),
                 ledger,
                 epochs,

@@ -6,14 +6,14 @@ from pathlib import Path
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.service.user_file import own_errors
 
-LEDGER = Path("eupmu_runs/requests.db")
+LEDGER, IDS = Path("eupmu_runs/requests.db"), Path("ids.txt")
 NOT_MET, AUDIT_FAILED, INCONCLUSIVE = 3, 4, 5
 
 
 def unlearn(
     file: Path,
-    forget: Path = Path("ids.txt"),
-    request: int = 0,
+    forget: Path | None = None,
+    request: int | None = None,
     out: Path = Path("eupmu_runs/unlearn"),
     after: Path | None = None,
     config: Path | None = None,
@@ -31,7 +31,7 @@ def unlearn(
 
     Args:
         file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out` and `retrain`.
-        forget: A text file of positions in the data, one in a line.
+        forget: A text file of positions in the data, one in a line; default ids.txt.
         request: Number of a request in the ledger, in place of such a file; its state is set at the end.
         out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
@@ -56,11 +56,26 @@ def unlearn(
     asked = toml.asked(config, limit=limit, **numbers)
     if config is not None:
         console.print(f"Numbers of the run: {config}", highlight=False, soft_wrap=True)
-    wanted = (ledger, request) if request else forget
+    wanted = asked_for(forget, request, ledger)
     with own_errors(file):
         met = command.run(file, wanted, out, after, asked, command_line(), console, retrain)
     if not met:
         sys.exit(NOT_MET)
+
+
+def asked_for(forget: Path | None, request: int | None, ledger: Path) -> "Path | tuple[Path, int]":
+    """The file of positions, or the ledger and the number in it, of which there may be one.
+
+    >>> str(asked_for(None, None, LEDGER)), asked_for(None, 2, Path("requests.db"))[1]
+    ('ids.txt', 2)
+    """
+    if request is None:
+        return forget or IDS
+    if forget is not None:
+        raise ValueError(f"forget: got {forget} beside request {request}, expected one of them")
+    if request < 1:
+        raise ValueError(f"request: got {request}, expected the number of a request in the ledger, 1 or more")
+    return ledger, request
 
 
 def audit(run: Path, file: Path) -> None:

@@ -70,9 +70,9 @@ def estimate(
 
     def add(total, key):
         z = optax.tree_utils.tree_random_like(key, params, jax.random.normal)
-        moved = lambda length: loss(jax.tree.map(lambda p, d: p + length * d, params, z))
+        moved = lambda length: loss(jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, z))
         rho = (moved(smoothing) - moved(-smoothing)) / (2 * smoothing)
-        return jax.tree.map(lambda t, d: t + rho * d / directions, total, z), None
+        return jax.tree.map(lambda t, d: (t + rho * d / directions).astype(t.dtype), total, z), None
 
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), jax.random.split(key, directions))[0]
 

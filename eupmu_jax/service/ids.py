@@ -13,7 +13,7 @@ def read_ids(path: Path, count: int) -> np.ndarray:
     """Reads positions in a data set, one in each line; empty lines and what follows a `#` are left out.
 
     Args:
-      path: Of a UTF-8 text file.
+      path: Of a UTF-8 text file, with or without a byte order mark.
       count: Examples of the data set.
 
     Returns:
@@ -25,7 +25,7 @@ def read_ids(path: Path, count: int) -> np.ndarray:
         positions at all, or a file that is no text. The message names the file and the lines.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"ids: {path} is not there; expected a text file with one position in a line") from None
     except (UnicodeDecodeError, IsADirectoryError):

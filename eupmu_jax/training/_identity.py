@@ -6,11 +6,14 @@ import re
 import jax
 import numpy as np
 
-from eupmu_jax._stack.jaxpr import constants
+from eupmu_jax._stack.jaxpr import constants, equations
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import HASHED
+
+# Equations that say where and how something is computed, not what.
+NOT_COMPUTED = ("sharding_constraint", "jit", "pjit")
 
 
 def digest_of_examples(examples) -> str:
@@ -27,7 +30,7 @@ def digest_of_model(task: Task, params, forget) -> str:
 
 
 def digest_of_losses(task: Task, params, forget, names) -> str:
-    """SHA-256 of the retain loss and of these forget losses, as programs of what the model returns."""
+    """SHA-256 of the model, of its retain loss, of its error and of these forget losses, as programs."""
     key, batch = jax.random.key(0), forget[np.zeros(2, int)]
 
     def read(params, batch):
@@ -35,6 +38,13 @@ def digest_of_losses(task: Task, params, forget, names) -> str:
         return task.outputs(params, drawn, key), drawn
 
     found = hashlib.sha256()
+    # Of the model itself, which may be placed on a mesh, only what is computed: another mesh makes no other run.
+    error = lambda params, batch: None if task.error is None else task.error(*read(params, batch))
+    for part in (read, error):
+        for equation, _ in equations(part, params, batch):
+            if equation.primitive.name not in NOT_COMPUTED:
+                results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
+                found.update(f"{equation.primitive.name} {results}".encode())
     for loss in (task.retain, *(task.forget[name] for name in names)):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
         # Where a function lies in memory is another place in every process.

@@ -73,3 +73,12 @@ def test_a_model_that_can_only_be_evaluated_forgets(digits):
     unlearned = black_box.run("ZO-signGD", SETTINGS, steps=60, params=params)
     assert black_box.accuracy(unlearned, digits.forget) < black_box.accuracy(params, digits.forget) - 0.3
     assert black_box.accuracy(unlearned, digits.retain) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_estimate_is_of_the_dtype_of_its_parameter(dtype):
+    # BUG: the float32 loss widened the sum, and the loop over the directions raised a TypeError.
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    found = estimate(quadratic, params, jax.random.key(0), jnp.float32(0.1), 3)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(found))

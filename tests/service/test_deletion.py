@@ -206,6 +206,11 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys)
         assert ledger.find(connection, 1).state == "unlearned"
     assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
     assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
+    # BUG: the file of ids was ignored beside a request, and request 0 unlearned ids.txt.
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
+    assert "forget: got ids.txt beside request 1, expected one of them" in capsys.readouterr().err
+    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
+    assert "request: got 0, expected the number of a request in the ledger, 1 or more" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
     assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
     assert "request: 1 is on other data than the file has" in capsys.readouterr().err

@@ -252,3 +252,18 @@ def test_a_folder_of_a_run_with_another_loss_is_refused(tmp_path, digits):
     chex.assert_trees_all_equal(run(lambda outputs, batch: -TASK.retain(outputs, batch)), first)
     with pytest.raises(ValueError, match="another run"):
         run(square)
+
+
+@pytest.mark.parametrize("part", ["outputs", "error"])
+def test_a_folder_of_a_run_with_another_model_or_error_is_refused(part, tmp_path, digits):
+    # BUG: so did it with a model of another code that has the same parameters.
+    options = {"steps": 2, "probes": 0, "directory": tmp_path, "settings": SETTINGS["weighted sum"]}
+    begin = lambda task: unlearn("weighted sum", task, digits.params, digits.forget, digits.retain, **options).params
+    changed = {
+        "outputs": lambda params, batch, key: jnp.sin(TASK.outputs(params, batch, key)),
+        "error": lambda outputs, batch: jnp.sqrt(TASK.error(outputs, batch)),
+    }
+    first = begin(TASK)
+    chex.assert_trees_all_equal(begin(TASK._replace(error=lambda *given: TASK.error(*given))), first)
+    with pytest.raises(ValueError, match=r"holds another run; got losses"):
+        begin(TASK._replace(**{part: changed[part]}))
