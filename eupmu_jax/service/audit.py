@@ -45,8 +45,9 @@ def make(path: Path, out: Path) -> dict:
       attack of their own, beside held-out examples of these classes.
 
     Raises:
-      ValueError: For a folder without a finished run, one of other data, held-out data or another model than the file
-        has, parameters that are damaged or not those that the run ended with, or shadow models that are no such pairs.
+      ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
+        file has, parameters that are damaged or not those that the run ended with, or shadow models that are no such
+        pairs.
     """
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (records.read(out / f"{name}.json", name) for name in ("asked", "reached"))

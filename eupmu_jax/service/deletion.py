@@ -6,6 +6,7 @@ The folder has `asked.json`, what makes the run what it is; `start/`, the parame
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +103,10 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, record)
     if (out / "reached.json").exists():
-        return records.read(out / "reached.json", "reached")
+        reached = records.read(out / "reached.json", "reached")
+        if is_of_other_code(own, reached):
+            warnings.warn(f"out: {out} holds the finished run of an earlier version of the file", stacklevel=2)
+        return reached
     with alone(out):
         # Another process may have been first.
         _check_same(out, record)
@@ -222,6 +226,11 @@ def _end_of(after, like, data_digest):
         raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")
     gone = {"positions": asked["positions"], "target": reached["level"]["target"]}
     return found[0], [*asked["earlier"], gone]
+
+
+def is_of_other_code(own: Mapping[str, Any], reached: dict) -> bool:
+    """Whether the user's file is not the one that a run was made of, as far as is known."""
+    return None not in (_code(own), reached["code"]) and _code(own) != reached["code"]
 
 
 def _code(own):

@@ -307,6 +307,19 @@ def test_a_request_does_not_learn_again_what_another_had_unlearned(file, monkeyp
     assert code_of(monkeypatch, *first) == 0
 
 
+@pytest.mark.filterwarnings("default:out")
+def test_a_file_that_changed_since_the_run_is_told(file, monkeypatch, capsys):
+    # BUG: a changed model was told the aim that the old one had reached, and audited without a word.
+    unlearned = ["unlearn", "mytask.py", "--forget", "ids.txt", "--out", "run", "--steps", "2"]
+    code_of(monkeypatch, *unlearned)
+    assert "earlier version" not in capsys.readouterr().out
+    file.write_text(file.read_text() + "# later\n")
+    code_of(monkeypatch, *unlearned)
+    assert "Warning: out: run holds the finished run of an earlier version of the file" in capsys.readouterr().out
+    code_of(monkeypatch, "audit", "run", "mytask.py")
+    assert "Warning: mytask.py has changed since the run" in capsys.readouterr().out
+
+
 def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ALONE_SECONDS", 0.01)
     (tmp_path / "run").mkdir()
