@@ -99,12 +99,12 @@ def run(
         "earlier": earlier,
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
     }
-    origin = {"code": _code(own)} | provenance(command)
+    origin = {"code": _code(own.get("__file__"))} | provenance(command)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, record)
     if (out / "reached.json").exists():
         reached = records.read(out / "reached.json", "reached")
-        if is_of_other_code(own, reached):
+        if is_of_other_code(own.get("__file__"), reached):
             warnings.warn(f"out: {out} holds the finished run of an earlier version of the file", stacklevel=2)
         return reached
     with alone(out):
@@ -228,14 +228,13 @@ def _end_of(after, like, data_digest):
     return found[0], [*asked["earlier"], gone]
 
 
-def is_of_other_code(own: Mapping[str, Any], reached: dict) -> bool:
+def is_of_other_code(path: Path | str | None, reached: dict) -> bool:
     """Whether the user's file is not the one that a run was made of, as far as is known."""
-    return None not in (_code(own), reached["code"]) and _code(own) != reached["code"]
+    return None not in (path, reached["code"]) and _code(path) != reached["code"]
 
 
-def _code(own):
+def _code(path):
     """SHA-256 of the user's file, where the names come from one."""
-    path = own.get("__file__")
     return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

@@ -65,7 +65,7 @@ def verify(path: Path, file: Path) -> list[str]:
     for name in NAMES:
         if not wrong and report[name] != records.read(out / f"{name}.json", name):
             wrong.append(f"report.json: {name} is not what {name}.json says")
-    other_code = report["reached"]["code"] not in (None, _sha256(file))
+    other_code = deletion.is_of_other_code(file, report["reached"])
     code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
         again, rates = json.loads(json.dumps(finite(audit.make(file, out)))), report["audit"]["rates"]

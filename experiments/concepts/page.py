@@ -29,7 +29,6 @@ def blocks() -> dict[str, str]:
 def draw(folder: Path) -> None:
     """What models draw for the erased word and three neighbours, from the same noise."""
     kept = np.load(run.SAMPLES)
-    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(parts.STYLE):
         figure = Figure(figsize=(10.4, 1.3 * len(run.PICTURED) + 0.3), layout="constrained")
         panels = figure.subplots(len(run.PICTURED), len(run.NEIGHBOURS))
@@ -43,7 +42,7 @@ def draw(folder: Path) -> None:
             line[0].set_ylabel(TITLES.get(name, name), rotation=0, ha="right", va="center", fontsize=9)
         for axes, word in zip(panels[0], run.NEIGHBOURS, strict=True):
             axes.set_title(f"“{word}”" + (", erased" if word == ERASED else ""), fontsize=9)
-        figure.savefig(folder / "concepts.png", dpi=110, metadata={"Software": None})
+        parts.save_samples(figure, folder / "concepts.png")
 
 
 def _tiled(images):

@@ -38,8 +38,8 @@ def blocks() -> dict[str, str]:
     told = {
         "diffusion relearned": f"{_relearned(digits)} {_forgotten(digits)}",
         "diffusion in short": _short(digits, clothes),
+        "clothes relearned": _relearned(clothes),
     }
-    told["clothes relearned"] = _relearned(clothes)
     paragraphs = {name: parts.paragraph(text) for name, text in told.items()}
     return _of_images("diffusion", digits) | _of_images("clothes", clothes) | paragraphs
 
@@ -66,12 +66,10 @@ def _of_images(name, found):
 
 def draw(folder: Path) -> None:
     """What models draw for every class, from the same noise; the first class is the forgotten one."""
-    folder.mkdir(parents=True, exist_ok=True)
     for path, name in ((SAMPLES, "diffusion"), (CLOTHES_SAMPLES, "diffusion_clothes")):
         kept = np.load(path)
         images = {model.replace(", 0", ""): kept[model] / 127.5 - 1 for model in kept}
-        figure = diffusion_page.grid(images, run.forgotten_of(0))
-        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        parts.save_samples(diffusion_page.grid(images, run.forgotten_of(0)), folder / f"{name}.png")
 
 
 def _methods(found):
