@@ -168,6 +168,14 @@ def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row
             assert optax.tree_utils.tree_get(new_state, name).dtype == dtype
 
 
+@every_row
+def test_nothing_relies_on_the_promotion_of_ranks(row):
+    params, grads, losses = problem(row.num_objectives)
+    tx = row.make()
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(lambda *args: tx.update(*args, losses=losses), grads, jax.eval_shape(tx.init, params), params)
+
+
 @pytest.mark.slow
 @every_row
 def test_scan_equals_a_loop_that_is_traced_once(row):

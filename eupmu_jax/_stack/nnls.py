@@ -48,8 +48,8 @@ def is_met(gram: chex.Array, tolerance: chex.Array, multipliers: chex.Array) -> 
     [False]
     """
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
-    rounding = 1e-4 * (jnp.sum(jnp.abs(gram[1:]) * weights, axis=1) + jnp.abs(tolerance))
-    return jnp.sum(gram[1:] * weights, axis=1) + tolerance >= -rounding
+    rounding = 1e-4 * (jnp.sum(jnp.abs(gram[1:]) * weights[None], axis=1) + jnp.abs(tolerance))
+    return jnp.sum(gram[1:] * weights[None], axis=1) + tolerance >= -rounding
 
 
 def _one_constraint(gram, tolerance):
@@ -70,14 +70,14 @@ def _active_set(gram, tolerance):
     # Only demands (negative tolerances) lengthen d beyond g_0; a large allowance must not pass for rounding error.
     scale = jnp.maximum(norms[0], jnp.max(jnp.where(present, -tolerance, 0) / row_norms))
     scale = jnp.where(scale > 0, scale, 1)
-    cosines = jnp.where(indices[:, None] == indices, 1, gram[1:, 1:] / row_norms[:, None] / row_norms)
+    cosines = jnp.where(jnp.eye(m, dtype=bool), 1, gram[1:, 1:] / row_norms[:, None] / row_norms[None])
     offset = (gram[0, 1:] + tolerance) / row_norms / scale
 
     def slack(multipliers):
-        return offset + jnp.sum(cosines * multipliers, axis=1)
+        return offset + jnp.sum(cosines * multipliers[None], axis=1)
 
     def solve_active(active, right):
-        matrix = jnp.where(active[:, None] & active, cosines, jnp.eye(m, dtype=gram.dtype))
+        matrix = jnp.where(active[:, None] & active[None], cosines, jnp.eye(m, dtype=gram.dtype))
         with jax.default_matmul_precision("highest"):
             return jnp.linalg.solve(matrix, jnp.where(active, right, 0))
 

@@ -20,7 +20,7 @@ def norms_and_cosines(gram: chex.Array) -> tuple[chex.Array, chex.Array]:
     present = norms > 0
     lengths = jnp.where(present, norms, 1)
     own = jnp.eye(len(gram), dtype=bool)
-    return norms, jnp.where(own, present.astype(gram.dtype), gram / lengths[:, None] / lengths)
+    return norms, jnp.where(own, present.astype(gram.dtype), gram / lengths[:, None] / lengths[None])
 
 
 def divide_by_norms(weights: chex.Array, norms: chex.Array) -> chex.Array:
@@ -47,4 +47,4 @@ def apply_to_ones(matrix: chex.Array, function: Callable[[chex.Array, chex.Array
     present = values > _ROUNDING * jnp.finfo(values.dtype).eps * values[-1]
     # Sums, since matrix units would round the products of a float32 matmul.
     factors = jnp.where(present, function(jnp.where(present, values, 1), present.sum()), 0) * vectors.sum(axis=0)
-    return jnp.sum(vectors * factors, axis=1)
+    return jnp.sum(vectors * factors[None], axis=1)

@@ -59,9 +59,9 @@ def _weigh(gram: chex.Array, c: chex.Array) -> chex.Array:
     radius = c * jnp.sqrt(mean_squared_norm)
 
     def solve(t):
-        cross = radius * t * (products[:, None] + products)
+        cross = radius * t * (products[:, None] + products[None])
         weights = min_norm(radius**2 * gram + cross + t**2 * mean_squared_norm)
-        terms = weights[:, None] * weights * gram
+        terms = weights[:, None] * weights[None] * gram
         squared_norm = jnp.where(terms.sum() > 16 * eps * jnp.abs(terms).sum(), terms.sum(), 0)
         return weights, jnp.sqrt(squared_norm)
 

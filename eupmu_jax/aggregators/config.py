@@ -36,7 +36,7 @@ def config(*, num_objectives: int | None = None) -> optax.GradientTransformation
     def weigh(gram):
         norms, cosines = norms_and_cosines(gram)
         best = apply_to_ones(cosines, lambda values, rank: 1 / values)
-        products = jnp.sum(cosines * best, axis=1)
+        products = jnp.sum(cosines * best[None], axis=1)
         squared_norm = jnp.sum(best * products)
         length = jnp.where(
             squared_norm > 0, jnp.sum(norms * products) / jnp.where(squared_norm > 0, squared_norm, 1), 0

@@ -42,6 +42,6 @@ def conflict_free(gram, weights):
     >>> conflict_free(jnp.array([[2.0, -1.0], [-1.0, 1.0]]), jnp.array([1.0, 0.0])).round(5).tolist()
     [1.0, 1.0]
     """
-    products = jnp.sum(gram * weights, axis=1)  # A matmul would round its factors on matrix units.
+    products = jnp.sum(gram * weights[None], axis=1)  # A matmul would round its factors on matrix units.
     whole = jnp.block([[jnp.sum(weights * products), products[None]], [products[:, None], gram]])
     return weights + nnls.solve_multipliers(whole, jnp.zeros_like(weights))

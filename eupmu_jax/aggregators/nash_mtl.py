@@ -61,7 +61,7 @@ def _bargain(cosines: chex.Array) -> chex.Array:
     def body(state):
         a, _, step = state
         # In units of a, where the Hessian is the identity plus something positive.
-        scaled = matrix * a[:, None] * a
+        scaled = matrix * a[:, None] * a[None]
         gradient = scaled.sum(axis=1) - 1
         with jax.default_matmul_precision("highest"):
             newton = jnp.linalg.solve(scaled + identity, gradient)

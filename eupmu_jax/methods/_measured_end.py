@@ -81,13 +81,13 @@ def measured_end(
     distance = jnp.abs(forget[:, 0] - target)
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
     distance = jnp.where(distance <= _noise(task, target, counts[0], forget), 0.0, distance)
-    rises, finite = retain[:, :2] - retain[-1, :2], jnp.isfinite(distance)
+    rises, finite = retain[:, :2] - retain[-1:, :2], jnp.isfinite(distance)
     nearest = lambda kept: int(jnp.argmin(jnp.where(kept, distance, jnp.inf)))
-    kept = jnp.all(rises <= allowed, axis=1) & finite
+    kept = jnp.all(rises <= allowed[None], axis=1) & finite
     if on_more is not None:
         # A limit may be finer than one example of the sample; whether it is kept, more of them tell.
         some = jnp.array([0.0 if task.num_classes is None else 1 / counts[1], 0.0])
-        kept = jnp.all(rises <= allowed + some, axis=1) & finite
+        kept = jnp.all(rises <= (allowed + some)[None], axis=1) & finite
         if kept.any():
             share = more / (more + counts[1])
             kept &= _keep(points, ways, rises, nearest(kept), on_more, share, allowed)
@@ -105,7 +105,7 @@ def _keep(points, ways, rises, point, on_more, share, allowed):
     """
     rise = on_more(points[point]())[:2] - on_more(points[-1]())[:2]
     missed = share * (rise - rises[point]) / jnp.maximum(ways[point], jnp.min(ways[:-1]))
-    return jnp.all(rises + missed * ways[:, None] <= allowed, axis=1)
+    return jnp.all(rises + missed[None] * ways[:, None] <= allowed[None], axis=1)
 
 
 def _noise(task, target, count, found):

@@ -25,7 +25,7 @@ def expanded_logits(logits: chex.Array, unit: Unit) -> chex.Array:
     [[1.0, 2.0, 1.5]]
     """
     # A sum of products, for a matrix unit would round to bfloat16.
-    return jnp.concatenate([logits, jnp.sum(logits * unit.weights, axis=-1, keepdims=True) + unit.bias], axis=-1)
+    return jnp.concatenate([logits, jnp.sum(logits * unit.weights[None], axis=-1, keepdims=True) + unit.bias], axis=-1)
 
 
 def boundary_expand(task, terms, settings) -> Procedure:

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 from eupmu_jax import objectives
 from eupmu_jax.methods.method import MOMENTUM, Cost, LogUniform, Method, Procedure, descend, descent
+from eupmu_jax.tasks.examples import spread
+
+# Forget examples whose range is looked at.
+CHECKED = 1_000
 
 
 def nearest_wrong_labels(
@@ -46,7 +50,8 @@ def boundary_shrink(task, terms, settings) -> Procedure:
 
     y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class that x' is given, whether or not x'
     crossed a boundary, so that y' may be the truth and teach what should be forgotten; here it is the best of the
-    others. Inputs must lie in [0, 1]. The authors round x' to 8 bits; epsilon is 0.1 and the learning rate 1e-5.
+    others. Inputs must lie in [0, 1], or a run raises `ValueError`. The authors round x' to 8 bits; epsilon is 0.1 and
+    the learning rate 1e-5.
 
     A step costs the original model two forward passes and a backward pass to the inputs, and the student one of each.
     The backward pass to the inputs makes no gradients of parameters, but is counted as a whole one.
@@ -64,8 +69,22 @@ def boundary_shrink(task, terms, settings) -> Procedure:
         labels = nearest_wrong_labels(task.outputs, original, forget, settings["bound"], key)
         return jax.grad(lambda p: objectives.cross_entropy(task.outputs(p, forget, key), labels))(params)
 
-    prepare = lambda params, forget, retain, key: params
+    def prepare(params, forget, retain, key):
+        _check_inputs(forget[spread(len(forget), CHECKED)]["inputs"])
+        return params
+
     return descend(descent(terms, settings), gradient, Cost((3, 0), (2, 0)), prepare)
+
+
+def _check_inputs(inputs):
+    dtype = getattr(inputs, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"forget: got inputs of {dtype or type(inputs).__name__}, expected an array of floats in [0, 1]"
+        )
+    least, most = float(jnp.min(inputs)), float(jnp.max(inputs))
+    if not 0 <= least <= most <= 1:
+        raise ValueError(f"forget: got inputs from {least:g} to {most:g}, expected numbers in [0, 1]")
 
 
 METHOD = Method(

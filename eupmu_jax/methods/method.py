@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
@@ -137,6 +138,10 @@ class Method(NamedTuple):
         """Whether it brings the forget error to a target, which it takes from held-out data."""
         return "target" in self.optional
 
+    def losses(self, task: Task, settings: Settings) -> list[str]:
+        """Names of a task's forget losses that it takes with these settings."""
+        return sorted({*self.forget, *map(str, settings.values())} & set(task.forget))
+
 
 def loss_of(task: Task, forget_objective: str) -> SharedForward:
     """Forget and retain losses of a task, `(params, batch, key)`, sharing its forward pass."""
@@ -170,7 +175,18 @@ def descent(terms: Terms, settings: Settings) -> optax.GradientTransformation:
     """
     decay = optax.add_decayed_weights(settings["weight_decay"]) if "weight_decay" in settings else optax.identity()
     scaling = optax.scale_by_learning_rate(learning_rate(terms, settings))
-    return optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling)
+    return _wide_enough(optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling))
+
+
+def _wide_enough(optimizer):
+    """The optimizer in float32 where parameters are float16, in which Adam's epsilon is 0."""
+    wide = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float16 else leaf
+    widened = lambda tree: jax.tree.map(wide, tree)
+
+    def update(updates, state, params=None, **extra_args):
+        return optimizer.update(widened(updates), state, widened(params), **extra_args)
+
+    return optax.GradientTransformationExtraArgs(lambda params: optimizer.init(widened(params)), update)
 
 
 def _preconditioner(settings):

@@ -6,6 +6,7 @@ The folder has `asked.json`, what makes the run what it is; `start/`, the parame
 """
 
 import hashlib
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._aim import MOST, UNLIMITED
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
@@ -79,6 +81,7 @@ def run(
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     check_task(own["task"])
+    check_params(own["params"])
     if not 0 < asked.limit <= (100 if own["task"].num_classes else np.finfo(float).max):
         most = ", at most 100" if own["task"].num_classes else ""
         raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0{most}")
@@ -115,7 +118,14 @@ def run(
             if after is not None:
                 checkpoints.save(out / START, params, {"data": data_digest})
             sets = parts(data, ids, positions_of(earlier))
-            params, reached = _unlearned(own, params, sets, out, asked, on_step)
+            try:
+                params, reached = _unlearned(own, params, sets, out, asked, on_step)
+            except Exception:
+                # Refused before its first step, the folder is nobody's; or what was mended would be another run.
+                if not (out / "steps").exists():
+                    shutil.rmtree(out / START, ignore_errors=True)
+                    (out / "asked.json").unlink()
+                raise
             checkpoints.save(out / "params", params, {"asked": record})
             reached |= {"returned": _returned(own["task"], params, data, earlier)}
             records.write(out / "reached.json", reached | origin)

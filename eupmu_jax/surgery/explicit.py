@@ -155,7 +155,7 @@ def solve(
     safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
     base = jnp.broadcast_to(jnp.asarray(retain_weight, gram.dtype), (k - 1,))
     # What the weighted retain gradients do for each constraint is as good as that much more tolerance.
-    multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base, axis=1))
+    multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base[None], axis=1))
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
     # A finite slope may be too small for what the tolerance demands of it.
     finite &= jnp.all(jnp.isfinite(multipliers))

@@ -9,6 +9,8 @@ import numpy as np
 
 # What rounding may make of 1.
 ROUNDED = 1.001
+# Leaves that an error lists.
+NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,9 @@ def as_examples(name: str, data: Any) -> Any:
     7
     """
     if isinstance(data, Examples):
+        data = Examples(data.tree, np.asarray(data.ids))
         length = len(data)
-        _check_ids(name, np.asarray(data.ids), _length(name, data.tree))
+        _check_ids(name, data.ids, _length(name, data.tree))
     elif _is_tree_of_arrays(data):
         length = _length(name, data)
         data = Examples(data, np.arange(length))
@@ -156,7 +159,8 @@ def _is_tree_of_arrays(data):
 def _length(name, tree):
     lengths = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     if len(set(lengths.values())) != 1 or () in lengths.values():
-        raise ValueError(f"{name}: leaves have leading axes {lengths}, expected one number of examples in all")
+        some = dict(list(lengths.items())[:NAMED])
+        raise ValueError(f"{name}: leaves have leading axes {some}, expected one number of examples in all")
     _check_numbers(name, tree)
     ((length,),) = set(lengths.values())
     return length
@@ -187,5 +191,6 @@ def _check_source(name, data):
         ) from error
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):
-        raise ValueError(f"{name}: data[positions] gave leaves of shapes {shapes} for 2 positions, expected (2, ...)")
+        some = str(shapes[:NAMED])
+        raise ValueError(f"{name}: data[positions] gave leaves of shapes {some} for 2 positions, expected (2, ...)")
     _check_numbers(name, batch)

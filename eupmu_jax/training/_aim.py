@@ -146,7 +146,9 @@ def _mixed(parts, examples):
 
 
 def _warn_of_few(task, level):
-    if level.high - level.low > 2 * WIDE and task.error is not None:
+    # A share of the level, where that is no rate.
+    wide = 2 * WIDE * (1.0 if task.num_classes is not None else abs(level.error))
+    if level.high - level.low > wide and task.error is not None:
         logger.warning(
             "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
             "level better",

@@ -12,9 +12,6 @@ def trainable(task: Task, params, frozen):
     if frozen is None:
         return task, params, lambda part: part
     mask = frozen(params) if callable(frozen) else frozen
-    structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")
     if all(jax.tree.leaves(mask)):
         raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
     flags, structure = jax.tree.flatten(mask)[0], jax.tree.structure(params)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from eupmu_jax._stack.jaxpr import constants, equations
+from eupmu_jax.methods.method import softened
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training._digest import digest
@@ -29,8 +30,8 @@ def digest_of_model(task: Task, params, forget) -> str:
     return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
 
 
-def digest_of_losses(task: Task, params, forget, names) -> str:
-    """SHA-256 of the model, of its retain loss, of its error and of these forget losses, as programs."""
+def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> str:
+    """SHA-256 of the model, its error, its retain loss, these forget losses and its distance from a teacher, if any."""
     key, batch = jax.random.key(0), forget[np.zeros(2, int)]
 
     def read(params, batch):
@@ -45,7 +46,8 @@ def digest_of_losses(task: Task, params, forget, names) -> str:
             if equation.primitive.name not in NOT_COMPUTED:
                 results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
                 found.update(f"{equation.primitive.name} {results}".encode())
-    for loss in (task.retain, *(task.forget[name] for name in names)):
+    distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
+    for loss in (task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
         # Where a function lies in memory is another place in every process.
         found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())

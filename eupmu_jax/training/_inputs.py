@@ -1,6 +1,7 @@
 """What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
 
 import functools
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -16,6 +17,8 @@ from eupmu_jax.tasks.examples import spread
 HASHED = 64
 # Examples that a task checks at a time.
 CHECKED = 10_000
+# Of which JAX still makes the keys of a run, which count on from it.
+MOST_SEED = 2**63 - 3
 
 
 class Sets:
@@ -34,6 +37,8 @@ class Sets:
             shared = forget.tree is retain.tree
             forget = Examples(on_device(forget.tree), forget.ids)
             retain = Examples(forget.tree if shared else on_device(retain.tree), retain.ids)
+        elif mesh is not None:
+            forget, retain = on_host(forget), on_host(retain)
         self.forget, self.retain = forget, retain
         self.counts = len(forget), len(retain)
 
@@ -70,13 +75,28 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def check_arguments(task: Task, params, sets: Sets, held_out, frozen=None, **counts: int) -> None:
-    """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1."""
+def on_host(examples):
+    """Examples of which nothing is committed to one device, as what was restored may be, so that a mesh takes them."""
+    if not isinstance(examples, Examples):
+        return examples
+    fetched = lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable else leaf
+    return Examples(jax.tree.map(fetched, examples.tree), examples.ids)
+
+
+def check_arguments(
+    task: Task, params, sets: Sets, held_out, frozen=None, losses: Sequence[str] = (), **counts: int
+) -> None:
+    """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1.
+
+    `losses` names the forget losses that the run takes.
+    """
     for name, value in counts.items():
         least = 0 if name in ("probes", "seed") else 1
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
-    _check_params(params, frozen)
+    if counts.get("seed", 0) > MOST_SEED:
+        raise ValueError(f"seed: got {counts['seed']}, expected an int of at most {MOST_SEED}")
+    check_params(params, frozen)
     wanted = _described(sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
         if part is not None and (found := _described(part)) != wanted:
@@ -84,18 +104,23 @@ def check_arguments(task: Task, params, sets: Sets, held_out, frozen=None, **cou
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None and task.check is not None:
             _check_examples(task, name, part)
-    _check_outputs(task, params, sets.forget)
+    _check_functions(task, params, sets.forget, tuple(losses))
 
 
-def _check_params(params, frozen):
+def check_params(params, frozen=None) -> None:
+    """Raises `ValueError` unless what is not frozen are finite floating point arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
-    flags = [False] * len(leaves) if frozen is None else jax.tree.leaves(frozen(params) if callable(frozen) else frozen)
+    mask = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
+    structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")
+    flags = jax.tree.leaves(mask)
     if wrong := [flag for flag in flags if np.shape(flag) or np.asarray(flag).dtype != bool]:
         found = f"an array of shape {np.shape(wrong[0])}" if np.shape(wrong[0]) else repr(wrong[0])
         raise ValueError(f"frozen: got {found}, expected a bool for each leaf of the parameters")
-    for (path, leaf), is_frozen in zip(leaves, flags, strict=False):
+    for (path, leaf), is_frozen in zip(leaves, flags, strict=True):
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
@@ -107,29 +132,37 @@ def _check_params(params, frozen):
             )
 
 
-def _check_outputs(task, params, forget):
-    """Raises `ValueError` unless there is a logit for each class, one retain loss, and one error for each example."""
+def _check_functions(task, params, forget, losses):
     shape_of = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
     given = [jax.tree.flatten(jax.tree.map(shape_of, tree)) for tree in (params, forget[np.zeros(2, int)])]
-    outputs, loss, errors = _returned(task, *((tuple(leaves), structure) for leaves, structure in given))
+    _check_returned(task, losses, *((tuple(leaves), structure) for leaves, structure in given))
+
+
+@functools.lru_cache(maxsize=64)
+def _check_returned(task, losses, params, batch):
+    """Raises `ValueError` unless a task's functions return what a run takes from them; traced once for its shapes."""
+    params, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (params, batch))
+    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
     if task.num_classes is not None and getattr(outputs, "shape", (2, task.num_classes)) != (2, task.num_classes):
         raise ValueError(
             f"task.outputs: returned shape {outputs.shape} for 2 examples, expected (2, {task.num_classes}): a logit "
             "for each class"
         )
-    if getattr(loss, "shape", None) != ():
-        raise ValueError(f"task.retain: returned {_described_shape(loss)}, expected a scalar, the mean over a batch")
-    if task.error is not None and getattr(errors, "shape", None) != (2,):
-        raise ValueError(f"task.error: returned {_described_shape(errors)} for 2 examples, expected shape (2,)")
-
-
-@functools.lru_cache(maxsize=64)
-def _returned(task, params, batch):
-    """Shapes of the outputs, of the retain loss and of the error; traced once for a task and its shapes."""
-    params, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (params, batch))
-    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
-    loss = jax.eval_shape(task.retain, outputs, batch)
-    return outputs, loss, None if task.error is None else jax.eval_shape(task.error, outputs, batch)
+    drawn = batch if task.draw is None else jax.eval_shape(task.draw, jax.random.key(0), 0, batch)
+    for name, tree in (("outputs", outputs), ("draw", drawn)):
+        if any(leaf.shape[:1] != (2,) for leaf in jax.tree.leaves(tree)):
+            found = _described_shape(tree)
+            raise ValueError(f"task.{name}: returned {found} for 2 examples, expected them along the first axis")
+    named = {f"forget[{name!r}]": (task.forget[name], drawn) for name in losses}
+    for name, (loss, examples) in {"retain": (task.retain, batch), **named}.items():
+        found = jax.eval_shape(loss, outputs, examples)
+        if getattr(found, "shape", None) != ():
+            shape = _described_shape(found)
+            raise ValueError(f"task.{name}: returned {shape}, expected a scalar, the mean over a batch")
+    if task.error is not None:
+        errors = jax.eval_shape(task.error, outputs, batch)
+        if getattr(errors, "shape", None) != (2,):
+            raise ValueError(f"task.error: returned {_described_shape(errors)} for 2 examples, expected shape (2,)")
 
 
 def _described_shape(tree):
@@ -156,6 +189,16 @@ def check_start(start) -> dict[str, float]:
     if set(start) != set(wanted) or not all(np.ndim(value) == 0 and np.isfinite(value) for value in start.values()):
         raise ValueError(f"start: got {dict(start)}, expected finite numbers {' and '.join(wanted)}")
     return {name: float(start[name]) for name in wanted}
+
+
+def check_storable(params) -> None:
+    """Raises `ValueError` for leaves without a number, which no checkpoint can hold."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.size(leaf):
+            raise ValueError(
+                f"params: leaf {jax.tree_util.keystr(path)} has shape {np.shape(leaf)}, which no checkpoint can hold; "
+                "expected at least one number in each, or no directory"
+            )
 
 
 def batches_on(mesh, counts, batches) -> tuple[int, int]:

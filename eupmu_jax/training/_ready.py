@@ -18,7 +18,7 @@ from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
-from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start
+from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training.mesh.placement import model_axes
 
@@ -74,7 +74,9 @@ def ready(
     asked = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", data[0]), as_examples("retain", data[1]), mesh)
     held_out = None if data[2] is None else as_examples("held_out", data[2])
-    check_arguments(task, params, sets, held_out, frozen, **counts)
+    held_out = held_out if mesh is None else on_host(held_out)
+    losses = chosen.losses(task, asked)
+    check_arguments(task, params, sets, held_out, frozen, losses, **counts)
     _warn.of_overlap(sets, held_out)
     _warn.of_narrow(params, frozen)
     _warn.of_large_frozen(params, frozen)
@@ -92,9 +94,10 @@ def ready(
     every = params
     if directory is not None:
         given["model"] = digest_of_model(task, params, sets.forget)
-        named = {*chosen.forget, *map(str, asked.values())} & set(task.forget)
-        given["losses"] = digest_of_losses(task, params, sets.forget, sorted(named))
+        given["losses"] = digest_of_losses(task, params, sets.forget, losses, "divergence" in chosen.requires)
     task, params, whole = trainable(task, params, frozen)
+    if directory is not None:
+        check_storable(params)
     # What is frozen makes another run too, and so does what is not.
     every = every if frozen is None else (every, params)
     aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None

@@ -70,7 +70,8 @@ def footprint(
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
     held_out = None if held_out is None else as_examples("held_out", held_out)
-    check_arguments(task, params, sets, held_out, steps=steps, forget_batch=forget_batch, retain_batch=retain_batch)
+    batches = {"forget_batch": forget_batch, "retain_batch": retain_batch}
+    check_arguments(task, params, sets, held_out, losses=chosen.losses(task, settings), steps=steps, **batches)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
     if chosen.steers:

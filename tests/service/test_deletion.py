@@ -90,6 +90,10 @@ def test_a_folder_of_another_run_says_what_differs_and_stays_as_it_is(file, tmp_
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def append(file, line):
+    return file.write_text(f"{file.read_text()}{line}\n")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,6 +101,7 @@ def test_a_folder_of_another_run_says_what_differs_and_stays_as_it_is(file, tmp_
         (lambda f, out: run(f, out, ASKED._replace(limit=0.0)), "limit: got 0.0, expected points of accuracy above 0"),
         (lambda f, out: run(f, out, ASKED._replace(limit=float("nan"))), "limit: got nan"),
         (lambda f, out: run(f, f.parent), "is no folder of a run; expected an empty folder"),
+        (lambda f, out: append(f, "params = dict") and run(f, out), "params: leaf  is type, expected floating point"),
         (lambda f, out: f.write_text("data = 1") and run(f, out), "does not define `task`, `params`; expected"),
     ],
 )
@@ -104,6 +109,13 @@ def test_bad_input_is_named_before_anything_is_written(change, message, file, tm
     with pytest.raises(ValueError, match=message):
         change(file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_a_refused_run_takes_another(file, tmp_path):
+    # BUG: it was "of another run" ever after.
+    with pytest.raises(ValueError, match="forget_batch: got 0, expected an int of at least 1"):
+        run(file, tmp_path / "run", ASKED._replace(forget_batch=0))
+    assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
 def test_a_damaged_record_is_named(file, tmp_path):

@@ -150,6 +150,7 @@ BAD = {
         {"frozen": {"hidden": True}},
         r"frozen: got structure .*, expected that of params, ",
     ),
+    "a mask for all": ({"frozen": True}, r"frozen: got structure PyTreeDef\(\*\), expected that of params, "),
     "everything frozen": (
         {"frozen": dict.fromkeys(FROZEN, True)},
         r"frozen: every leaf is frozen, expected at least one trainable leaf",
@@ -191,6 +192,18 @@ BAD = {
         {"task": TASK._replace(retain=lambda outputs, batch: outputs)},
         r"task\.retain: returned shape \(2, 10\), expected a scalar",
     ),
+    "a forget loss that is no scalar": (
+        {"task": TASK._replace(forget={"bounded_ascent": lambda outputs, batch: outputs})},
+        r"task\.forget\['bounded_ascent'\]: returned shape \(2, 10\), expected a scalar",
+    ),
+    "outputs of no example": (
+        {"task": TASK._replace(num_classes=None, outputs=lambda params, batch, key: jnp.mean(params["bias"]))},
+        r"task\.outputs: returned shape \(\) for 2 examples, expected them along the first axis",
+    ),
+    "a draw of fewer examples": (
+        {"task": TASK._replace(draw=lambda key, epoch, batch: jax.tree.map(lambda leaf: leaf[1:], batch))},
+        r"task\.draw: returned \{.*\} for 2 examples, expected them along the first axis",
+    ),
     "one error for all": (
         {"task": TASK._replace(error=lambda outputs, batch: jnp.mean(outputs))},
         r"task\.error: returned shape \(\) for 2 examples, expected shape \(2,\)",
@@ -202,6 +215,19 @@ BAD = {
     "a column of labels": (
         {name: lambda d, name=name: column(getattr(d, name)) for name in ("forget", "retain")},
         r"forget: labels: got shape \(2, 1\)|forget: labels: got shape \(\d+, 1\), expected \(n,\) ints",
+    ),
+    "inputs beyond the range": (
+        {
+            "method": "boundary shrink",
+            "settings": {"learning_rate": 0.01, "bound": 0.1},
+            "forget": lambda d: d.forget | {"inputs": 2 * d.forget["inputs"]},
+        },
+        r"forget: got inputs from 0 to 2, expected numbers in \[0, 1\]",
+    ),
+    "a seed beyond what a key takes": ({"seed": 2**63}, r"seed: got 9223372036854775808, expected an int of at most"),
+    "a leaf that cannot be saved": (
+        {"params": lambda d: d.params | {"empty": jnp.zeros((0, 3))}},
+        r"params: leaf \['empty'\] has shape \(0, 3\), which no checkpoint can hold",
     ),
     "lost parameters": (
         {"params": lambda d: d.params | {"bias": d.params["bias"].at[3].set(np.nan)}},
