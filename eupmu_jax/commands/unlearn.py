@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from eupmu_jax.service import deletion, ledger, read_ids, retraining, user_file
+from eupmu_jax.service import deletion, folder, ledger, read_ids, retraining, user_file
 from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._aim import UNLIMITED
@@ -90,7 +90,7 @@ def _requested(data, path, number):
 
 def _check_order(path, number, after):
     """Raises `ValueError` where a run would learn again what another request had unlearned."""
-    gone = np.empty(0, np.int64) if after is None else deletion.forgotten_by(after)
+    gone = np.empty(0, np.int64) if after is None else folder.forgotten_by(after)
     with ledger.opened(path) as connection:
         for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
             if not np.isin(ledger.ids_of(connection, done), gone).all():

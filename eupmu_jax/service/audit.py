@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import deletion, records, retraining, user_file
+from eupmu_jax.service import deletion, folder, records, retraining, user_file
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
 from eupmu_jax.service.attacks import attack as attack
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._digest import digest
 from eupmu_jax.training.classes import classes_to_go, labels_of
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
@@ -52,21 +53,21 @@ def make(path: Path, out: Path) -> dict:
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (records.read(out / f"{name}.json", name) for name in ("asked", "reached"))
     data, task = as_examples("data", own["data"]), own["task"]
-    start = deletion.start_of(out, own["params"], asked["data"])
-    if asked["data"] != user_file.data_digest(data) or asked["params"] != deletion.digest(start):
+    start = folder.start_of(out, own["params"], asked["data"])
+    if asked["data"] != user_file.data_digest(data) or asked["params"] != digest(start):
         raise ValueError(
             f"file: {path} has other data or parameters than the run in {out}, expected those it was made of"
         )
     found = checkpoints.load(out / "params", own["params"], {"asked": asked})
     if found is None:
         raise ValueError(f"out: {out / 'params'} has parameters of another run, expected those of {out / 'asked.json'}")
-    if deletion.digest(found[0]) != reached["params"]:
+    if digest(found[0]) != reached["params"]:
         raise ValueError(f"out: {out / 'params'} has other parameters than the run ended with, expected those")
     held_out = None if own.get("held_out") is None else user_file.data_digest(own["held_out"])
     if None not in (held_out, asked["held_out"]) and held_out != asked["held_out"]:
         raise ValueError(f"held_out: {path} has others than the run in {out} took its level from, expected those")
     ids = np.array(asked["positions"])
-    forget, retain = deletion.parts(data, ids, deletion.positions_of(asked["earlier"]))
+    forget, retain = deletion.parts(data, ids, folder.positions_of(asked["earlier"]))
     unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
     models = {"original": start, "unlearned": found[0]}
     if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
@@ -77,7 +78,7 @@ def make(path: Path, out: Path) -> dict:
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): errors_of(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
-    audited["classes"] = of_classes(task, models, retain, groups_of(own, data, deletion.forgotten_by(out)))
+    audited["classes"] = of_classes(task, models, retain, groups_of(own, data, folder.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None

@@ -1,23 +1,16 @@
-"""A user's model without some of their data: unlearned parameters in a folder, with what was asked and reached.
+"""A user's model without some of their data: unlearned parameters in a folder, with what was asked and reached."""
 
-The folder has `asked.json`, what makes the run what it is; `start/`, the parameters of the run before, if there is one;
-`steps/`, checkpoints from which the same call goes on; at the end `params/`, the unlearned parameters, and
-`reached.json`; and, where that was wanted, `retrained/`. Each is whole or absent at any moment.
-"""
-
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import numpy as np
 
 from eupmu_jax.benchmark.rows import alone, provenance
-from eupmu_jax.service import records, user_file
+from eupmu_jax.service import folder, records, user_file
 from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
@@ -28,7 +21,7 @@ from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
-METHOD, START = "EUPMU", "start"
+METHOD = "EUPMU"
 NEEDED = ("task", "params", "data")
 
 
@@ -87,11 +80,11 @@ def run(
         raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0{most}")
     data = as_examples("data", own["data"])
     data_digest = user_file.data_digest(data)
-    params, earlier = (own["params"], []) if after is None else _end_of(after, own["params"], data_digest)
-    if len(again := np.intersect1d(ids, positions_of(earlier))):
+    params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
+    if len(again := np.intersect1d(ids, folder.positions_of(earlier))):
         some = ", ".join(map(str, again[:NAMED]))
         raise ValueError(f"ids: got {some}, which an earlier run forgot, expected positions that are still retained")
-    if len(ids) + len(positions_of(earlier)) == len(data):
+    if len(ids) + len(folder.positions_of(earlier)) == len(data):
         raise ValueError(f"ids: got all {len(data)} examples, expected some to retain")
     record = asked._asdict() | {
         "method": METHOD,
@@ -102,28 +95,28 @@ def run(
         "earlier": earlier,
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
     }
-    origin = {"code": _code(own.get("__file__"))} | provenance(command)
+    origin = {"code": folder.code_of(own.get("__file__"))} | provenance(command)
     out.mkdir(parents=True, exist_ok=True)
-    _check_same(out, record)
+    folder.check_same(out, record)
     if (out / "reached.json").exists():
         reached = records.read(out / "reached.json", "reached")
-        if is_of_other_code(own.get("__file__"), reached):
+        if folder.is_of_other_code(own.get("__file__"), reached):
             warnings.warn(f"out: {out} holds the finished run of an earlier version of the file", stacklevel=2)
         return reached
     with alone(out):
         # Another process may have been first.
-        _check_same(out, record)
+        folder.check_same(out, record)
         if not (out / "reached.json").exists():
             records.write(out / "asked.json", record)
             if after is not None:
-                checkpoints.save(out / START, params, {"data": data_digest})
-            sets = parts(data, ids, positions_of(earlier))
+                checkpoints.save(out / folder.START, params, {"data": data_digest})
+            sets = parts(data, ids, folder.positions_of(earlier))
             try:
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:
                 # Refused before its first step, the folder is nobody's; or what was mended would be another run.
                 if not (out / "steps").exists():
-                    shutil.rmtree(out / START, ignore_errors=True)
+                    shutil.rmtree(out / folder.START, ignore_errors=True)
                     (out / "asked.json").unlink()
                 raise
             checkpoints.save(out / "params", params, {"asked": record})
@@ -207,68 +200,3 @@ def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:
     """The examples at these positions, and all others that are not gone already."""
     others = np.setdiff1d(np.arange(len(data)), np.concatenate([ids, gone]))
     return part_of(data, ids), part_of(data, others)
-
-
-def positions_of(earlier: list[dict]) -> np.ndarray:
-    """All that earlier runs forgot."""
-    return np.array([position for run in earlier for position in run["positions"]], np.int64)
-
-
-def forgotten_by(out: Path) -> np.ndarray:
-    """All positions that a run and those before it forgot, or were asked to."""
-    asked = records.read(out / "asked.json", "asked")
-    return positions_of([*asked["earlier"], asked])
-
-
-def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayTree:
-    """The parameters that a run began with: those of the user's file, or those of the run before, which it keeps."""
-    found = checkpoints.load(out / START, params, {"data": data_digest})
-    return params if found is None else found[0]
-
-
-def _end_of(after, like, data_digest):
-    """The parameters that a finished run ended with, and what it and those before it forgot."""
-    asked, reached = (records.read(after / f"{name}.json", name, "after") for name in ("asked", "reached"))
-    if asked["data"] != data_digest:
-        raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
-    found = checkpoints.load(after / "params", like, {})
-    if found is None or digest(found[0]) != reached["params"]:
-        raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")
-    gone = {"positions": asked["positions"], "target": reached["level"]["target"]}
-    return found[0], [*asked["earlier"], gone]
-
-
-def is_of_other_code(path: Path | str | None, reached: dict) -> bool:
-    """Whether the user's file is not the one that a run was made of, as far as is known."""
-    return None not in (path, reached["code"]) and _code(path) != reached["code"]
-
-
-def _code(path):
-    """SHA-256 of the user's file, where the names come from one."""
-    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _check_same(out, record):
-    """Raises `ValueError` where the folder has another run, before anything is written."""
-    path = out / "asked.json"
-    if not path.exists():
-        # What begins with a dot a kill may have left.
-        if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
-            raise ValueError(
-                f"out: {out} has {', '.join(others[:NAMED])}, and is no folder of a run; expected an empty folder"
-            )
-        return
-    saved = records.read(path, "asked")
-    if differing := [name for name in record if saved.get(name) != record[name]]:
-        listed = ", ".join(
-            "another run to go on from"
-            if name == "earlier"
-            else f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
-            for name in differing
-            if name != "positions"
-        )
-        raise ValueError(f"out: {out} is of another run; got {listed}; expected the same, or another folder")
-
-
-def _short(value):
-    return value[:12] if isinstance(value, str) else value

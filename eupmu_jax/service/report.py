@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from eupmu_jax.benchmark.rows import finite
-from eupmu_jax.service import audit, deletion, records, retraining
+from eupmu_jax.service import audit, folder, records, retraining
 
 NAMES = ("asked", "reached", "audit")
 # Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
@@ -65,7 +65,7 @@ def verify(path: Path, file: Path) -> list[str]:
     for name in NAMES:
         if not wrong and report[name] != records.read(out / f"{name}.json", name):
             wrong.append(f"report.json: {name} is not what {name}.json says")
-    other_code = deletion.is_of_other_code(file, report["reached"])
+    other_code = folder.is_of_other_code(file, report["reached"])
     code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
         again, rates = json.loads(json.dumps(finite(audit.make(file, out)))), report["audit"]["rates"]
@@ -75,8 +75,8 @@ def verify(path: Path, file: Path) -> list[str]:
 
 def _files(out):
     """The records and the parameters of a run, by their paths in its folder."""
-    folders = [out / name for name in ("params", deletion.START, retraining.RETRAINED)]
-    found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    folders = [out / name for name in ("params", folder.START, retraining.RETRAINED)]
+    found = sorted(path for part in folders for path in part.rglob("*") if path.is_file())
     return [f"{name}.json" for name in NAMES] + [path.relative_to(out).as_posix() for path in found]
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.service import records, user_file
-from eupmu_jax.service.deletion import as_given, forgotten_by
+from eupmu_jax.service.deletion import as_given
+from eupmu_jax.service.folder import forgotten_by
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import checkpoints
 

@@ -11,6 +11,7 @@ from eupmu_jax.commands import cli
 from eupmu_jax.commands import unlearn as command
 from eupmu_jax.service import deletion, ledger, records, retraining, user_file
 from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training._digest import digest
 
 IDS = np.arange(30)
 ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
@@ -36,7 +37,7 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
     assert {"versions", "device", "command"} <= set(reached)
     with np.load("params.npz") as saved:
         params, meta = checkpoints.load(out / "params", dict(saved), {})
-    assert deletion.digest(params) == reached["params"]
+    assert digest(params) == reached["params"]
     assert meta["asked"] == json.loads((out / "asked.json").read_text())
     assert run(file, out, on_step=pytest.fail) == reached
 
@@ -346,7 +347,7 @@ def test_a_model_in_numpys_precision_can_be_read_again(file, tmp_path):
     reached = run(file, tmp_path / "run", ASKED._replace(steps=2))
     own = user_file.load(file, deletion.NEEDED)
     params, _ = checkpoints.load(tmp_path / "run" / "params", own["params"])
-    assert deletion.digest(params) == reached["params"]
+    assert digest(params) == reached["params"]
 
 
 def test_a_retrained_model_in_numpys_precision_is_kept(file, tmp_path):
