@@ -12,7 +12,7 @@ logger = logging.getLogger("eupmu_jax")
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
 # What every method divides by, and what is a share of something.
-POSITIVE = ("smoothing", "temperature")
+POSITIVE = ("smoothing", "temperature", "damping")
 SHARES = ("mask_fraction", "max_share", "sparsity")
 
 
@@ -70,15 +70,17 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     for key, value in settings.items():
         if key not in known:
             raise ValueError(f"settings: got {key!r}, which {name} does not read; expected some of {', '.join(known)}")
-        if key in OBJECTIVES and value not in task.forget:
+        if key in OBJECTIVES and (not isinstance(value, str) or value not in task.forget):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(task.forget)}")
         dimension = method.space.get(key)
-        is_word = isinstance(dimension, Choice) and isinstance(dimension.options[0], str)
-        if not (is_word or key == "optimizer") and not _is_finite_number(value):
+        words = [word for word in getattr(dimension, "options", ()) if isinstance(word, str)]
+        if words and key not in OBJECTIVES and value not in words:
+            raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(words)}")
+        if not (words or key == "optimizer") and not _is_finite_number(value):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
         if key == "optimizer" and value not in OPTIMIZERS:
             raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
-        if not (is_word or key == "optimizer"):
+        if not (words or key == "optimizer"):
             _check_range(key, value)
             if key in ("limit", "allowed_error") and task.num_classes is not None and value > 1:
                 raise ValueError(

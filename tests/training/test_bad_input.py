@@ -52,6 +52,18 @@ BAD = {
         {"settings": WEIGHTED | {"forget_objective": "kindness"}},
         r"settings\['forget_objective'\]: got 'kindness', expected one of bounded_ascent, random_labels, ",
     ),
+    "a list of forget losses": (
+        {"settings": WEIGHTED | {"forget_objective": ["bounded_ascent"]}},
+        r"settings\['forget_objective'\]: got \['bounded_ascent'\], expected one of bounded_ascent, random_labels, ",
+    ),
+    "an unknown curvature": (
+        {"method": "influence", "settings": {"learning_rate": 1.0, "damping": 0.1, "curvature": "gauss"}},
+        r"settings\['curvature'\]: got 'gauss', expected one of gauss_newton, empirical_fisher",
+    ),
+    "no damping": (
+        {"method": "influence", "settings": {"learning_rate": 1.0, "damping": 0.0, "curvature": "gauss_newton"}},
+        r"settings\['damping'\]: got 0\.0, expected a number above 0",
+    ),
     "an unknown optimizer": (
         {"settings": WEIGHTED | {"optimizer": "lion"}},
         r"settings\['optimizer'\]: got 'lion', expected one of adam, sgd",
