@@ -104,7 +104,7 @@ def _gaps(axis, lines):
     """Mean gap of every method with its interval, and a tick at the median gap of its trials."""
     methods = [line for line in lines if line.name not in ANCHORS][::-1]
     for height, line in enumerate(methods):
-        gap = np.nan_to_num(line.figures["gap"], nan=TICKS[-1])
+        gap = np.nan_to_num(line.figures.get("gap", np.nan), nan=TICKS[-1])
         axis.barh(height, gap, color=color(line.name), height=0.72, alpha=1.0 if line.tied else 0.55)
         if line.gap:
             axis.plot([line.gap.low, line.gap.high], [height, height], color="#111418", lw=1.2)

@@ -67,7 +67,7 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
 
     def rank(line):
         incomplete = not set(line.seeds) >= set(design.seeds)
-        return incomplete, np.nan_to_num(line.figures["gap"], nan=np.inf), line.name
+        return incomplete, np.nan_to_num(line.figures.get("gap", np.nan), nan=np.inf), line.name
 
     unlearned.sort(key=rank)
     return lines + [line._replace(tied=_tied(line, unlearned[0])) for line in unlearned]

@@ -17,7 +17,7 @@ from rich.table import Table
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems
 from eupmu_jax.benchmark import rows as saved_rows
-from eupmu_jax.commands import page
+from eupmu_jax.commands import document, page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
@@ -178,7 +178,7 @@ def _run(name, forget, seed, out, console):
 
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
-    (out / "report.html").write_text(page.render(rows))
+    document.write(out / "report.html", page.render(rows))
     show(f"{name}: forget {forget}, seed {seed}", rows, page.best_of(rows), page, out, console)
     return rows
 

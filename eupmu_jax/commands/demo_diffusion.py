@@ -11,7 +11,7 @@ from rich.console import Console
 from eupmu_jax.benchmark import diffusion
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
-from eupmu_jax.commands import demo, diffusion_page
+from eupmu_jax.commands import demo, diffusion_page, document
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.levels import measured_level
@@ -107,7 +107,7 @@ def _run(forget, seed, out, console):
 
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
-    (out / "report.html").write_text(diffusion_page.render(rows, images))
+    document.write(out / "report.html", diffusion_page.render(rows, images))
     demo.show(f"{NAME}: forget {forget}, seed {seed}", rows, [rows[-1]], diffusion_page, out, console)
     return rows
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from eupmu_jax.benchmark import answers, persons
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
-from eupmu_jax.commands import demo, persons_page
+from eupmu_jax.commands import demo, document, persons_page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.metrics.rouge import rouge_l
 from eupmu_jax.training import checkpoints
@@ -87,7 +87,7 @@ def _run(seed, out, console):
 
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
-    (out / "report.html").write_text(persons_page.render(rows))
+    document.write(out / "report.html", persons_page.render(rows))
     _print_answers(rows, console)
     demo.show(f"{NAME}: forget {persons.FORGOTTEN} persons, seed {seed}", rows, [rows[-1]], persons_page, out, console)
     return rows

@@ -2,6 +2,9 @@
 
 import html
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from eupmu_jax.benchmark.rows import replacing
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }
@@ -59,3 +62,9 @@ def made_by(row: dict) -> str:
     """Command, versions and device of a row, in a line."""
     versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     return html.escape(f"{row['command']} | {versions} | {row['device']}")
+
+
+def write(path: Path, page: str) -> None:
+    """Writes a page, in UTF-8 whatever the machine's own encoding; a kill leaves the old one or the new."""
+    with replacing(path) as file:
+        file.write(page.encode())

@@ -4,8 +4,7 @@ import html
 from collections.abc import Callable
 from pathlib import Path
 
-from eupmu_jax.commands import picture
-from eupmu_jax.commands.document import document
+from eupmu_jax.commands import document, picture
 from eupmu_jax.service import report
 from eupmu_jax.service.audit import GONE
 from eupmu_jax.training._aim import UNLIMITED
@@ -21,7 +20,7 @@ VERDICTS = {
 def run(out: Path) -> Path:
     """Writes `report.json` and `report.html` in the folder of an audited run; returns the path of the page."""
     made = report.make(out)
-    (out / "report.html").write_text(render(made))
+    document.write(out / "report.html", render(made))
     return out / "report.html"
 
 
@@ -66,7 +65,7 @@ model. That no trace was found is no proof that there is none.</p>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
 check with: eupmu verify report.json FILE.py</footer>
 """
-    return document("eupmu report", body)
+    return document.document("eupmu report", body)
 
 
 def _picture(reached):

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from eupmu_jax.service import deletion, folder, ledger, read_ids, retraining, user_file
+from eupmu_jax.service import deletion, folder, ledger, read_ids, records, retraining, user_file
 from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._aim import UNLIMITED
@@ -36,9 +36,11 @@ def run(
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
-    request, is_new = None if isinstance(forget, Path) else forget, not (out / "reached.json").exists()
-    if request and is_new:
-        _check_order(*request, after)
+    request = None if isinstance(forget, Path) else forget
+    if request:
+        if not (out / "reached.json").exists():
+            _check_order(*request, after)
+        _warn_of_other_data(*request, console)
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.print(
             f"Warning: {message}", highlight=False, markup=False, soft_wrap=True
@@ -46,20 +48,41 @@ def run(
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
     console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
+    met = reached["met"] and not reached.get("returned")
     if request:
-        if is_new and reached["met"]:
-            # Another request may have been unlearned meanwhile.
-            _check_order(*request, after)
-        with ledger.opened(request[0]) as connection:
-            # An attempt that failed takes nothing back from one that did not.
-            if reached["met"] or ledger.find(connection, request[1]).state != "unlearned":
-                ledger.set_state(connection, request[1], "unlearned" if reached["met"] else "infeasible")
+        _set_states(*request, reached, met, after, out)
     if retrain:
         with console.status("training without the forgotten examples"):
             retraining.retrain(own, out)
         where = f"Retrained parameters: {out / retraining.RETRAINED}"
         console.print(where, highlight=False, markup=False, soft_wrap=True)
-    return reached["met"] and not reached.get("returned")
+    return met
+
+
+def _set_states(path, number, reached, met, after, out):
+    """What became of a request, and of earlier ones that are known again, in the ledger."""
+    with ledger.opened(path) as connection:
+        was = ledger.find(connection, number).state
+    if met and was != "unlearned":
+        # Another request may have been unlearned since the run began, or before it was told again.
+        _check_order(path, number, after)
+    with ledger.opened(path) as connection:
+        # An attempt that failed takes nothing back from one that did not.
+        if met or was != "unlearned":
+            ledger.set_state(connection, number, "unlearned" if met else "infeasible")
+        for run in reached.get("returned", ()):
+            known = records.read(out / "asked.json", "asked")["earlier"][run - 1]["positions"]
+            for other in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
+                if np.isin(ledger.ids_of(connection, other), known).all():
+                    ledger.set_state(connection, other, "open")
+
+
+def _warn_of_other_data(path, number, console):
+    with ledger.opened(path) as connection:
+        others = ledger.unlearned_elsewhere(connection, ledger.find(connection, number).data)
+    if others:
+        told = planned.of_other_data(others)
+        console.print(f"Warning: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def plan(
@@ -111,7 +134,7 @@ def said(reached: dict, out: Path) -> str:
     if not reached["met"]:
         missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
         compared = level["comparison"]
-        if level["kept"] and compared and compared["low"] > 0:
+        if level["kept"] and compared and (compared["low"] or 0) > 0:
             missed = "More is forgotten than unseen data is unknown"
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."

@@ -52,6 +52,8 @@ def capitals(synsets: Mapping[str, _wordnet.Synset]) -> list[tuple[str, str]]:
         city = _ENGLISH.get(synset.names[0], synset.names[0])
         if _NATIONAL_CAPITAL in kinds and city not in _UNSETTLED and (country := _country(synset, synsets)):
             found.append((city, country))
+    if not found:
+        raise ValueError("WordNet: got no capital of a country, expected its whole data.noun")
     cities, countries = (Counter(names) for names in zip(*found, strict=True))
     # "Luxembourg-Ville" and "Panama City" would be no questions.
     told = lambda city, country: country.removeprefix("the ") in city

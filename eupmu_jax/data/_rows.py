@@ -60,14 +60,14 @@ def texts(rows: Sequence[dict], field: str, path: Path) -> tuple[str, ...]:
 
 
 def _json(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             return json.loads(text)
         # Not splitlines: a text may have other line breaks than these.
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: got {error}, expected JSON, one object a line or one list") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: got {error}, expected JSON in UTF-8, one object a line or one list") from error
 
 
 def _parquet(path: Path) -> list[dict]:

@@ -52,7 +52,7 @@ def synsets(path: Path, files: tuple[str, ...]) -> dict[str, Synset]:
       ValueError: If a line is no synset.
     """
     found = {}
-    with path.open(encoding="ascii") as lines:
+    with path.open(encoding="ascii", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             # The licence, before the first synset, is indented.
             if line.startswith("  ") or line[9:11] not in files:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,10 @@ def load(length: int) -> np.ndarray:
             f"no {path}; install Debian's package dict-devil, or name its devil.dict.dz in the environment variable "
             f"{SOURCE_VARIABLE}"
         )
-    text = gzip.decompress(path.read_bytes()).decode("latin-1")
+    try:
+        text = gzip.decompress(path.read_bytes()).decode("latin-1")
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: got {error}, expected the compressed devil.dict.dz") from error
     starts = [match.start() for match in _HEAD.finditer(text)]
     entries = [" ".join(text[a:b].split()) for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
     passages = [entry.encode("latin-1")[:length] for entry in entries]

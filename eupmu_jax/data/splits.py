@@ -145,6 +145,9 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
     split = _parts(record["forget_ids"], len(dataset.train_labels), record["forget_class"])
     if (found := digest(split)) != record["split_digest"]:
         raise ValueError(f"{path}: got indices with SHA-256 {found}, want {record['split_digest']}; it was changed")
+    of_class = np.flatnonzero(np.asarray(dataset.train_labels) == split.forget_class)
+    if split.forget_class is not None and not np.array_equal(split.forget_ids, of_class):
+        raise ValueError(f"{path}: got other examples than those of class {split.forget_class}; it was changed")
     return split
 
 

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 _PROJECTIONS = {"query", "key", "value", "q_proj", "k_proj", "v_proj"}
 _OUTPUTS = {"out", "o_proj", "attn_vec_einsum"}
@@ -20,13 +21,13 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     dimensions or more, are all but the last. Those of attention are told by its name: `(inputs, heads, width)` of
     `query`, `key`, `value`, `q_proj`, `k_proj` or `v_proj`, `(heads, width, outputs)` of `out`, `o_proj` or
     `attn_vec_einsum`, and `(stack, heads, inputs, width)` of `kv_einsum` or `qkv_einsum`; under `blocks` without a
-    number, as in `models.Decoder`, they are a matrix for each block. An embedding `(tokens, width)` has a scale for
+    number, as in `models.Decoder`, all are stacked, one for each block. An embedding `(tokens, width)` has a scale for
     each of its features. Weights of one dimension, those named `bias`, and those that are no floating point numbers
     stay as they are. Shapes and dtypes do not change, and no memory is saved. Parameters that are low-rank adapters
     alone say nothing of the model: round what `models.language.merge_lora` makes of them.
 
     Args:
-      params: Any pytree of arrays.
+      params: Any pytree of arrays, or the state of a Flax NNX model.
       bits: b, at least 2.
 
     Returns:
@@ -44,21 +45,29 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
     largest = 2 ** (bits - 1) - 1
 
     def of_leaf(path, weights):
-        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        if weights.ndim < 2 or "bias" in names or not jnp.issubdtype(weights.dtype, jnp.floating):
+        if isinstance(weights, nnx.Variable):
+            return weights.replace(of_leaf(path, weights[...]))
+        names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+        if weights.ndim - _is_stacked(names) < 2 or "bias" in names or not jnp.issubdtype(weights.dtype, jnp.floating):
             return weights
         exact = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         scales = jnp.max(jnp.abs(exact), axis=_inputs_of(names, weights.ndim), keepdims=True) / largest
         levels = jnp.round(exact / jnp.where(scales > 0, scales, 1))
         return (levels * scales).astype(weights.dtype)
 
-    return jax.tree.map_with_path(of_leaf, params)
+    # A variable of NNX is a leaf, or `value` would be a part of each name.
+    return jax.tree.map_with_path(of_leaf, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _is_stacked(names):
+    """Whether an array has the weights of all blocks, as in `models.Decoder`."""
+    return "blocks" in names and not any(name.isdigit() for name in names)
 
 
 def _inputs_of(names, ndim):
     """The axes of a kernel that are summed over."""
-    if "blocks" in names and not any(name.isdigit() for name in names):
-        # `models.Decoder` has the matrices of all blocks in one array, and heads side by side.
+    if _is_stacked(names):
+        # Heads are side by side there.
         return -2
     if ndim == 3 and _PROJECTIONS & set(names):
         return 0

@@ -3,6 +3,7 @@
 Needs the package rouge-score, of the extra `language`.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 # Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
+logger = logging.getLogger("eupmu_jax")
+_WORDS = re.compile("[a-z0-9]")
 _END = re.compile(r"\n\s*\n|\nQuestion|Question:")
 
 
@@ -24,7 +27,9 @@ def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool =
     """ROUGE-L of words (Lin 2004).
 
     TOFU reports the mean recall of stemmed words of greedy answers of at most 200 tokens, MUSE means of F1 without
-    stemming. A text without words has 0.
+    stemming. Both take the words of rouge-score, which are of the letters a to z and of digits alone: an accent parts a
+    word, and a text in another script has none. A text without words has 0; of such references a warning is given, as
+    that is no sign of forgetting.
 
     Args:
       generated: Texts of the model.
@@ -44,8 +49,15 @@ def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool =
     except ImportError as error:
         raise ImportError("ROUGE-L needs the package rouge-score: install eupmu-jax[language]") from error
     scorer = RougeScorer(["rougeL"], use_stemmer=stem)
+    if wordless := [true for true in references if any(map(str.isalpha, true)) and not _WORDS.search(true.lower())]:
+        logger.warning(
+            "references: %d of %d have no letter from a to z, so that ROUGE-L is 0 whatever the model says; got %r",
+            len(wordless),
+            len(references),
+            wordless[0][:40],
+        )
     scores = [scorer.score(true, text)["rougeL"] for text, true in zip(generated, references, strict=True)]
-    return RougeL(np.array([score.recall for score in scores]), np.array([score.fmeasure for score in scores]))
+    return RougeL(*(np.array([getattr(score, name) for score in scores], float) for name in ("recall", "fmeasure")))
 
 
 def verbmem(continuations: Sequence[str], references: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
       share: In (0, 1].
 
     Raises:
-      ValueError: For other shapes, another share, a text without tokens or a loss that is NaN.
+      ValueError: For other shapes, another share, a text without tokens or a loss that is not finite.
 
     >>> min_k([[1.0, 4.0, 2.0, 9.0]], [[1, 1, 1, 0]], share=0.7).tolist()
     [-3.0]
@@ -30,8 +30,8 @@ def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
         raise ValueError(f"share: got {share}, expected a number above 0 and up to 1")
     if not (present := counted.any(axis=1)).all():
         raise ValueError(f"mask: got no token in text {np.argmin(present)}, expected at least one in each")
-    if np.isnan(losses[counted]).any():
-        raise ValueError("nll: got NaN, expected numbers")
+    if not np.isfinite(losses[counted]).all():
+        raise ValueError("nll: got NaN or infinity, expected finite numbers")
     largest = -np.sort(-np.where(counted, losses, -np.inf), axis=1)
     counts = np.maximum((share * counted.sum(axis=1)).astype(int), 1)
     kept = np.arange(losses.shape[1]) < counts[:, None]

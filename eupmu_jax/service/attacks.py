@@ -67,7 +67,7 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     few examples, chance gives an area far from 0.5, around which the former is too small.
 
     Args:
-      scores: `(n,)`, of the examples in question.
+      scores: `(n,)`, of the examples in question; NaN counts as infinity.
       unseen: `(m,)`, of examples that were never seen.
 
     >>> found = attack(np.arange(100.0), np.arange(100.0))
@@ -78,6 +78,8 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     """
     from scipy import stats
 
+    # As the loss of a lost model is: it knows nothing.
+    scores, unseen = (np.nan_to_num(part, nan=np.inf, posinf=np.inf, neginf=-np.inf) for part in (scores, unseen))
     n, m = len(scores), len(unseen)
     auc = float(stats.mannwhitneyu(unseen, scores).statistic) / (n * m)
     a = (auc * n * m + 1) / (n * m + 2)

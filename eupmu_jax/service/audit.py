@@ -7,6 +7,7 @@ import numpy as np
 
 from eupmu_jax import metrics
 from eupmu_jax.service import deletion, folder, records, retraining, user_file
+from eupmu_jax.service._again import untrue
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
 from eupmu_jax.service.attacks import attack as attack
@@ -43,7 +44,8 @@ def make(path: Path, out: Path) -> dict:
       held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
       retained examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or
       group; `earlier`: what earlier runs forgot, under the parameters of this one. Classes that are to go have an
-      attack of their own, beside held-out examples of these classes.
+      attack of their own, beside held-out examples of these classes. What the run says that it reached is measured
+      again, and a record that says something else fails.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
@@ -63,12 +65,12 @@ def make(path: Path, out: Path) -> dict:
         raise ValueError(f"out: {out / 'params'} has parameters of another run, expected those of {out / 'asked.json'}")
     if digest(found[0]) != reached["params"]:
         raise ValueError(f"out: {out / 'params'} has other parameters than the run ended with, expected those")
-    held_out = None if own.get("held_out") is None else user_file.data_digest(own["held_out"])
+    held_out = None if own.get("held_out") is None else user_file.data_digest(own["held_out"], "held_out")
     if None not in (held_out, asked["held_out"]) and held_out != asked["held_out"]:
         raise ValueError(f"held_out: {path} has others than the run in {out} took its level from, expected those")
     ids = np.array(asked["positions"])
     forget, retain = deletion.parts(data, ids, folder.positions_of(asked["earlier"]))
-    unseen = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
+    unseen = deletion.held_out_of(own)
     models = {"original": start, "unlearned": found[0]}
     if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
@@ -83,7 +85,9 @@ def make(path: Path, out: Path) -> dict:
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.num_classes is not None
     verdict, reasons = _verdict(audited, reached, unseen is not None)
-    if more := _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
+    wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
+    more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
+    if more := more + _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}

@@ -15,7 +15,7 @@ from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
-from eupmu_jax.training._aim import MOST, UNLIMITED
+from eupmu_jax.training._aim import MOST, UNLIMITED, Reached
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training.classes import alike, classes_to_go
@@ -93,7 +93,7 @@ def run(
         "positions": ids.tolist(),
         "params": digest(params),
         "earlier": earlier,
-        "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"]),
+        "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"], "held_out"),
     }
     origin = {"code": folder.code_of(own.get("__file__"))} | provenance(command)
     out.mkdir(parents=True, exist_ok=True)
@@ -145,28 +145,12 @@ def _unlearned(own, params, sets, out, asked, on_step):
     assert level is not None
     # NumPy's float64 would come back as another model than was saved.
     end = jax.tree.map(as_given, result.params, own["params"])
-    rates = own["task"].num_classes is not None
-    # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
-    # nothing, and what has it may be short of its target.
-    compared, least = level.comparison, least_of(level.target, rates)
-    missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
-    telling = True
-    if compared is not None:
-        gone = classes_to_go(own["task"], forget, retain)
-        missed |= bool(gone) and levels.measured_level(own["task"], result.params, forget, MOST).high < least
-        both = alike(own["task"], forget, as_examples("held_out", own["held_out"]), gone)
-        assert both is not None
-        before = levels.compare(own["task"], params, *both)
-        telling = bool(gone) or not before.low <= 0 <= before.high
+    met, telling = judged(own, params, result.params, level, sets)
     return end, {
-        "met": bool(level.kept and not missed),
+        "met": met,
         "telling": telling,
-        "rates": rates,
-        "level": level._asdict()
-        | {
-            name: value and value._asdict()
-            for name, value in (("unseen", level.unseen), ("comparison", level.comparison))
-        },
+        "rates": own["task"].num_classes is not None,
+        "level": as_dict(level),
         "figures": result.figures,
         "history": result.history,
         "share": result.share,
@@ -174,6 +158,35 @@ def _unlearned(own, params, sets, out, asked, on_step):
         "examples": {"forget": len(forget), "retain": len(retain)},
         "params": digest(end),
     }
+
+
+def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, Any]) -> tuple[bool, bool]:
+    """Whether a run met its aim, and whether the errors of the original model could have told the forgotten at all."""
+    task, (forget, retain), compared = own["task"], sets, level.comparison
+    # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
+    # nothing, and what has it may be short of its target.
+    least = least_of(level.target, task.num_classes is not None)
+    missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
+    telling = True
+    if compared is not None:
+        gone = classes_to_go(task, forget, retain)
+        missed |= bool(gone) and levels.measured_level(task, end, forget, MOST).high < least
+        both = alike(task, forget, held_out_of(own), gone)
+        assert both is not None
+        before = levels.compare(task, start, *both)
+        telling = bool(gone) or not before.low <= 0 <= before.high
+    return bool(level.kept and not missed), telling
+
+
+def held_out_of(own: Mapping[str, Any]) -> Any:
+    """The held-out examples of a user's file, or None."""
+    return None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
+
+
+def as_dict(level: Reached) -> dict:
+    """For a record."""
+    parts = {"unseen": level.unseen, "comparison": level.comparison}
+    return level._asdict() | {name: part and part._asdict() for name, part in parts.items()}
 
 
 def as_given(leaf, like):

@@ -208,6 +208,12 @@ def unlearned(connection: sqlite3.Connection, data: str, but: int = 0) -> list[i
     return [row[0] for row in connection.execute(statement, (data, but))]
 
 
+def unlearned_elsewhere(connection: sqlite3.Connection, data: str) -> list[int]:
+    """Numbers of the requests on other data that are unlearned."""
+    statement = "SELECT number FROM request WHERE data != ? AND state = 'unlearned' ORDER BY number"
+    return [row[0] for row in connection.execute(statement, (data,))]
+
+
 def listed(connection: sqlite3.Connection) -> list[Request]:
     """All requests by their number."""
     return [Request(*row) for row in connection.execute(f"{_COLUMNS} ORDER BY number")]
@@ -215,7 +221,9 @@ def listed(connection: sqlite3.Connection) -> list[Request]:
 
 def find(connection: sqlite3.Connection, number: int, argument: str = "number") -> Request:
     """The request of that number; raises `ValueError` if there is none, which begins with the argument it came by."""
-    row = connection.execute(f"{_COLUMNS} WHERE number = ?", (number,)).fetchone()
+    # SQLite has no larger ones.
+    is_one = abs(number) < 2**63
+    row = connection.execute(f"{_COLUMNS} WHERE number = ?", (number,)).fetchone() if is_one else None
     if row is None:
         count = connection.execute("SELECT count(*) FROM request").fetchone()[0]
         known = f"a number from 1 to {count}" if count else "a ledger that has requests"

@@ -1,7 +1,7 @@
 """What it would take to unlearn some of a user's data, before anything is done."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def make(
       passes before and after the steps take, whichever is larger; the device's `device_bytes`;
       `forward`, `backward`; `epochs`, as many of training without the forgotten as the run costs, a backward pass
       counted as two forward, and `share` of retraining in %; `overlap`: which earlier requests have how many of these
-      examples; `unlearned`: other requests on these data that are; `retrain`: whether the file can train the exact
-      answer; `smaller`: batches that fit where these do not.
+      examples; `unlearned`: other requests on these data that are; `elsewhere`: requests on other data that are;
+      `retrain`: whether the file can train the exact answer; `smaller`: batches that fit where these do not.
     """
     check_task(own["task"])
     if epochs < 0:
@@ -71,7 +71,7 @@ def make(
         sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
         if (less := of_batches(*sizes).bytes) <= SHARE * available:
             smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
-    overlap, done = _earlier(requests, own["data"], ids, number)
+    overlap, done, elsewhere = _earlier(requests, own["data"], ids, number)
     cost = (found.forward + 2 * found.backward) / (3 * len(retain))
     return {
         "examples": {
@@ -86,6 +86,7 @@ def make(
         "share": 100 * cost / epochs if epochs else None,
         "overlap": overlap,
         "unlearned": done,
+        "elsewhere": elsewhere,
         "retrain": "retrain" in own,
         "smaller": smaller,
     }
@@ -100,10 +101,20 @@ def memory_of_device() -> int:
 def _earlier(path, data, ids, number):
     # An empty file would be made a ledger.
     if path is None or not path.is_file() or not path.stat().st_size:
-        return {}, []
+        return {}, [], []
     digest = user_file.data_digest(data)
     with ledger.opened(path) as connection:
-        return ledger.overlaps(connection, digest, ids, number), ledger.unlearned(connection, digest, number)
+        done = ledger.unlearned(connection, digest, number), ledger.unlearned_elsewhere(connection, digest)
+        return ledger.overlaps(connection, digest, ids, number), *done
+
+
+def of_other_data(numbers: Sequence[int]) -> str:
+    """That requests are unlearned on data which are not those of the file."""
+    some = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
+    return (
+        f"requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
+        "keeps their examples from being learned again; leave them out of the data."
+    )
 
 
 def said(plan: Mapping[str, Any]) -> str:
@@ -143,6 +154,8 @@ def said(plan: Mapping[str, Any]) -> str:
             f"Unlearned on these data so far: {len(done):,} (the latest is request {done[-1]}). `eupmu unlearn --after "
             "RUN` goes on from the latest run."
         )
+    if plan["elsewhere"]:
+        lines.append(of_other_data(plan["elsewhere"]))
     if not examples["held_out"]:
         lines.append("Without held-out data the forget error is brought to that of chance, where that is known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]

@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.service import audit, folder, records, retraining
+from eupmu_jax.service._again import ROUNDED, TOLERANCE, differences
 
 NAMES = ("asked", "reached", "audit")
-# Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
-# rates only what rounds to nothing; and points of accuracy after relearning, whose steps add up what the processors
-# round differently.
-TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
 
 
 def make(out: Path) -> dict:
@@ -69,7 +65,7 @@ def verify(path: Path, file: Path) -> list[str]:
     code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
         again, rates = json.loads(json.dumps(finite(audit.make(file, out)))), report["audit"]["rates"]
-        wrong = _differences("audit", report["audit"], again, TOLERANCE if rates else ROUNDED)
+        wrong = differences("audit", report["audit"], again, TOLERANCE if rates else ROUNDED)
     return code + wrong
 
 
@@ -82,21 +78,3 @@ def _files(out):
 
 def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _differences(place, reported, found, tolerance=TOLERANCE):
-    if place.endswith(".canaries") and None in (reported, found):
-        return []
-    tolerance = RELEARNED if ".relearning." in place and place.endswith(".accuracy") else tolerance
-    if isinstance(reported, dict) and isinstance(found, dict):
-        lines = [f"{place}.{name}: is reported and not found" for name in reported if name not in found]
-        shared = [name for name in reported if name in found]
-        return lines + [
-            line for name in shared for line in _differences(f"{place}.{name}", reported[name], found[name], tolerance)
-        ]
-    if isinstance(reported, list) and isinstance(found, list) and len(reported) == len(found):
-        pairs = enumerate(zip(reported, found, strict=True))
-        return [line for index, pair in pairs for line in _differences(f"{place}[{index}]", *pair, tolerance)]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (reported, found))
-    same = math.isclose(reported, found, rel_tol=TOLERANCE, abs_tol=tolerance) if numbers else reported == found
-    return [] if same else [f"{place}: reported {reported!r}, found {found!r}"]

@@ -78,7 +78,7 @@ def _is_own(module, path):
     return module.is_relative_to(path.resolve().parent) and not foreign
 
 
-def data_digest(data: Any) -> str:
+def data_digest(data: Any, name: str = "data") -> str:
     """SHA-256 in hex of all examples of a data set in their order; reads each once.
 
     >>> data_digest({"x": np.arange(3)}) == data_digest({"x": np.arange(3)})
@@ -86,7 +86,7 @@ def data_digest(data: Any) -> str:
     >>> data_digest({"x": np.arange(3)}) == data_digest({"x": np.array([0, 2, 1])})
     False
     """
-    examples, found = as_examples("data", data), hashlib.sha256()
+    examples, found = as_examples(name, data), hashlib.sha256()
     for start in range(0, len(examples), CHUNK):
         found.update(digest(examples[np.arange(start, min(start + CHUNK, len(examples)))]).encode())
     return found.hexdigest()

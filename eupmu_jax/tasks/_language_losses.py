@@ -2,14 +2,18 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eupmu_jax.objectives import language as losses
 
 # Of the control vector of RMU, so that every step and every run pushes the same way.
 DIRECTION = 0
+# Constants that a loss divides by.
+POSITIVE = {("npo", "beta"), ("simnpo", "beta"), ("dpo", "beta"), ("lrml", "beta"), ("lrml", "tau")}
 
 
 def as_dict(outputs):
@@ -92,13 +96,18 @@ def _random_labels(outputs, batch):
     vocabulary = logits_of(outputs).shape[-1]
     shift = 1 + (batch["random_labels"][:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
     drawn = (batch["tokens"][:, 1:] + shift) % vocabulary
-    return losses.token_mean(losses.token_nll(logits_of(outputs), drawn), mask_of(batch))
+    nll = losses.token_nll(logits_of(outputs), drawn)
+    # A vocabulary is padded with tokens that can never be.
+    return losses.token_mean(jnp.where(jnp.isposinf(nll), 0, nll), mask_of(batch))
 
 
 def _kl_to_uniform(outputs, batch):
     logits = logits_of(outputs)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return losses.token_mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1) - jnp.log(logits.shape[-1]), mask_of(batch))
+    possible = ~jnp.isneginf(logits)
+    count = jnp.sum(possible, axis=-1)
+    mean = jnp.sum(jnp.where(possible, jax.nn.log_softmax(logits), 0), axis=-1) / count
+    return losses.token_mean(-mean - jnp.log(count), mask_of(batch))
 
 
 def _gradient_ascent(outputs, batch):
@@ -179,12 +188,25 @@ def with_constants(constants):
     for name, given in constants.items():
         if name not in FORGET:
             raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
+        if not isinstance(given, Mapping):
+            raise ValueError(f"constants[{name!r}]: got {given!r}, expected a dict of numbers by name")
         known = list(inspect.signature(FORGET[name]).parameters)[2:]
         if unknown := [key for key in given if key not in known]:
             raise ValueError(
                 f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
             )
-    return {name: _with(name, tuple(sorted(constants.get(name, {}).items()))) for name in FORGET}
+        for key, value in given.items():
+            positive = (name, key) in POSITIVE
+            if not _is_number(value) or (positive and value <= 0):
+                wanted = "a number above 0" if positive else "a finite number"
+                raise ValueError(f"constants[{name!r}][{key!r}]: got {value!r}, expected {wanted}")
+    as_floats = lambda given: tuple(sorted((key, float(value)) for key, value in given.items()))
+    return {name: _with(name, as_floats(constants.get(name, {}))) for name in FORGET}
+
+
+def _is_number(value):
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array))
 
 
 @functools.lru_cache(maxsize=64)

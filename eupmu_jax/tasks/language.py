@@ -91,7 +91,8 @@ def language(
     0.3333...
     """
     if not callable(apply):
-        raise ValueError(f"apply: got {apply!r}, expected a function (params, tokens) -> logits")
+        found = f"{type(apply).__name__}, whose function is .apply" if hasattr(apply, "apply") else repr(apply)
+        raise ValueError(f"apply: got {found}, expected a function (params, tokens) -> logits")
     if hidden is not None and not callable(hidden):
         raise ValueError(f"hidden: got {hidden!r}, expected a function (params, tokens) -> hidden states, or None")
     if retain not in RETAIN:
@@ -173,7 +174,7 @@ def with_reference(
 
     Raises:
       ValueError: For tokens that are no ints from 0 on, a mask of another shape, a sequence that has no token to
-        predict, or a batch size below 1.
+        predict, a loss of the original model that is not finite, or a batch size below 1.
 
     >>> task = language(lambda params, tokens: jax.numpy.zeros((*tokens.shape, 4)))
     >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
@@ -182,11 +183,15 @@ def with_reference(
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     _check_answers(batch)
+    if not len(batch["tokens"]):
+        raise ValueError("batch: got no sequences, expected at least one")
     parts = [
         _reference_of(task, whole, params, {name: leaf[start : start + batch_size] for name, leaf in batch.items()})
         for start in range(0, len(batch["tokens"]), batch_size)
     ]
-    return dict(batch) | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = dict(batch) | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    _check_references(found)
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -205,7 +210,9 @@ def _check_answers(batch):
     if not isinstance(batch, Mapping) or "tokens" not in batch:
         given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f"batch: got {given}, expected tokens among them, in a dict")
+    # What other libraries call it would go unread, and the prompt be trained on.
     masks = [name for name in batch if "mask" in str(name) and name not in ("mask", "alternative_mask")]
+    masks += ["labels"] * ("labels" in batch)
     if masks or any(leaf is None for leaf in batch.values()):
         raise ValueError(
             f"batch: got {', '.join(masks) or 'None'}, expected arrays, of which mask says what is predicted and "
@@ -227,6 +234,10 @@ def _check_answers(batch):
                 f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "
                 "each"
             )
+    _check_references(batch)
+
+
+def _check_references(batch):
     for name in ("reference_nll", "reference_alternative_nll"):
         nll = np.asarray(batch.get(name, ()), np.float64)
         # That of a certain answer may be rounded to just below 0.

@@ -17,6 +17,7 @@ from eupmu_jax.training.levels import (
     Level,
     batches_of,
     check_finite,
+    chunk_of,
     compare,
     figures_of,
     level_of,
@@ -103,8 +104,13 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         passes = 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST)
         return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
-    errors, _ = figures_of(task, params, held_out)
+    errors, losses = figures_of(task, params, held_out)
     level = check_finite(level_of(errors))
+    if np.isnan(losses).any():
+        raise ValueError(
+            f"held_out: got {np.isnan(losses).sum()} examples whose loss under the original model is NaN, the first at "
+            f"position {np.argmax(np.isnan(losses))}; expected such as it can tell anything of"
+        )
     if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
         _warn_of_few(task, level)
         return Aim(level.error, "unseen data", level, len(held_out), interval=(level.low, level.high))
@@ -172,9 +178,9 @@ def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, setti
     limit = np.inf if found is None else float(found)
     both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
     comparison = None if both is None else compare(task, params, *both)
-    kept = _within(retain, limit)
+    kept = within(retain, limit)
     if "allowed_rise" in settings:
-        kept &= _within(retain_loss, loss + settings["allowed_rise"])
+        kept &= within(retain_loss, loss + settings["allowed_rise"])
     errors = forget.error, retain, before
     return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison, aim.interval)
 
@@ -183,7 +189,7 @@ def _means(figures):
     return tuple(float(np.mean(each)) for each in figures)
 
 
-def _within(figure, limit):
+def within(figure: float, limit: float) -> bool:
     """Whether it is; rounding alone is an excuse."""
     return bool(figure <= limit + 1e-6 * max(1.0, abs(limit)))
 
@@ -201,7 +207,7 @@ def _chance(task, params, forget, gone):
 
 def _unknown_level(task, params, forget):
     run = jax.jit(task.unknown)
-    parts = [run(params, batch) for batch in batches_of(forget, MOST)]
+    parts = [run(params, batch) for batch in batches_of(forget, MOST, chunk_of(task, params, forget))]
     errors = np.concatenate([np.asarray(part, np.float64) for part, _ in parts])
     if not np.isfinite(errors).all():
         raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a whole model")

@@ -19,6 +19,8 @@ HASHED = 64
 CHECKED = 10_000
 # Of which JAX still makes the keys of a run, which count on from it.
 MOST_SEED = 2**63 - 3
+# Steps are counted in int32.
+MOST_STEPS = 2**31 - 1
 
 
 class Sets:
@@ -94,8 +96,9 @@ def check_arguments(
         least = 0 if name in ("probes", "seed") else 1
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
-    if counts.get("seed", 0) > MOST_SEED:
-        raise ValueError(f"seed: got {counts['seed']}, expected an int of at most {MOST_SEED}")
+    for name, most in (("seed", MOST_SEED), ("steps", MOST_STEPS)):
+        if counts.get(name, 0) > most:
+            raise ValueError(f"{name}: got {counts[name]}, expected an int of at most {most}")
     check_params(params, frozen)
     wanted = _described(sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
@@ -207,6 +210,8 @@ def batches_on(mesh, counts, batches) -> tuple[int, int]:
     Raises:
       ValueError: For a batch that the mesh cannot share out evenly, or a set of fewer examples than shares.
     """
+    if not hasattr(mesh, "shape"):
+        raise ValueError(f"mesh: got {mesh!r}, expected a mesh, as of sharding.make_mesh")
     if "data" not in mesh.shape:
         raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected data among them, as of sharding.make_mesh")
     shares, fitting = mesh.shape["data"], []

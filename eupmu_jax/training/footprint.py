@@ -92,18 +92,19 @@ def footprint(
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)
-    passes = [*procedure.outside, *(_of_levels(task, sets, held_out, asked) if chosen.steers else ())]
+    passes = [*procedure.outside, *(_of_levels(task, params, sets, held_out, asked) if chosen.steers else ())]
     outside = max((_bytes_of(function, params, sets.forget, count) for function, count in passes), default=0)
     return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, forward + measured, backward, outside)
 
 
-def _of_levels(task, sets, held_out, given):
+def _of_levels(task, params, sets, held_out, given):
     """The passes that find a target, and those that tell whether it was reached, as `Procedure.outside` has them."""
     parts = sets.forget, sets.retain, held_out if held_out is not None else ()
-    found = [(functools.partial(levels.errors_and_losses, task), min(levels.CHUNK, max(map(len, parts))))]
+    chunk = levels.chunk_of(task, params, sets.forget)
+    found = [(functools.partial(levels.errors_and_losses, task), min(chunk, max(map(len, parts))))]
     aims = "target" not in given and task.unknown is not None
     if aims and (held_out is None or classes_to_go(task, sets.forget, sets.retain)):
-        found.append((task.unknown, min(levels.CHUNK, len(sets.forget))))
+        found.append((task.unknown, min(chunk, len(sets.forget))))
     return found
 
 

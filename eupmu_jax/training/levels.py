@@ -1,5 +1,6 @@
 """How a model treats data that it never saw: the level to which a forget set is brought, and whether it is there."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import spread
 
-CHUNK = 500
+# Examples that are measured at once, and what their outputs may take: a language model's are a megabyte a few tokens.
+CHUNK, OUTPUT_BYTES = 500, 2**28
 CONFIDENCE = 0.95
 
 
@@ -163,16 +165,29 @@ def check_finite(level: Level) -> Level:
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example, or of at most `most`, spread over the set: `(n,)`, float64."""
-    parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most)]
+    chunk = chunk_of(task, params, examples)
+    parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most, chunk)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
     return errors, losses
 
 
-def batches_of(examples, most: int | None = None) -> Iterator[chex.ArrayTree]:
-    """A set in batches of 500, or at most so many of it, spread over it."""
+def batches_of(examples, most: int | None = None, chunk: int = CHUNK) -> Iterator[chex.ArrayTree]:
+    """A set in batches of `chunk`, or at most so many of it, spread over it."""
     positions = spread(len(examples), most or len(examples))
-    for start in range(0, len(positions), CHUNK):
-        yield examples[positions[start : start + CHUNK]]
+    for start in range(0, len(positions), chunk):
+        yield examples[positions[start : start + chunk]]
+
+
+def chunk_of(task: Task, params: chex.ArrayTree, examples) -> int:
+    """How many examples are measured at once: 500, or fewer whose outputs take 256 MB."""
+    outputs = jax.eval_shape(functools.partial(_outputs, task), params, examples[np.zeros(1, int)])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))
+    return max(1, min(CHUNK, OUTPUT_BYTES // max(size, 1)))
+
+
+@jit_for_task()
+def _outputs(task, params, batch):
+    return task.outputs(params, batch, None)
 
 
 @jit_for_task()

@@ -20,6 +20,7 @@ import optax
 
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._streams import id_batches
+from eupmu_jax.training.levels import batches_of, chunk_of
 
 
 class Curve(NamedTuple):
@@ -171,11 +172,10 @@ def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rat
     return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
 
-def accuracy(task: Task, params: chex.ArrayTree, examples: Examples, batch_size: int = 2_000) -> float:
+def accuracy(task: Task, params: chex.ArrayTree, examples: Examples) -> float:
     """100 less the mean of the task's error in percent, over a whole set in batches."""
-    starts = range(0, len(examples), batch_size)
-    parts = [examples[np.arange(i, min(i + batch_size, len(examples)))] for i in starts]
-    return float(100 * np.mean(1 - np.concatenate([_error(task, params, part) for part in parts])))
+    batches = batches_of(examples, chunk=chunk_of(task, params, examples))
+    return float(100 * np.mean(1 - np.concatenate([_error(task, params, batch) for batch in batches])))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -47,14 +47,15 @@ def blocks() -> dict[str, str]:
 def _of_images(name, found):
     """Figures of the models that are no trial, all trials by method, and attacks."""
     fixed = [(model, "") for model in REFERENCES] + [("EUPMU", tuning.UNTUNED)]
-    methods = _methods(found)
+    compared = _compared(found)
+    methods = sorted(_methods(found), key=lambda method: _median_gap(compared, method))
     attacks = list(found[0]["attacks"])
-    attacked = [(method, 0) for method in methods if list(_of(found, (method, 0))[0]["attacks"]) == attacks]
+    attacked = [(method, 0) for method in _methods(found) if list(_of(found, (method, 0))[0]["attacks"]) == attacks]
     return {
         name: parts.table(["", *HEAD], [[_name(key), *_figures(_of(found, key))] for key in fixed]),
         f"{name} trials": parts.table(
             ["", *TRIALS],
-            [[method, *_trials(found, method)] for method in sorted(methods, key=lambda m: _median_gap(found, m))],
+            [[method, *_trials(compared, method)] for method in methods],
         ),
         f"{name} attacks": parts.table(
             ["", "UA", *attacks, "off by"],
@@ -74,6 +75,12 @@ def draw(folder: Path) -> None:
 
 def _methods(found):
     return list(dict.fromkeys(row["model"] for row in found if row["model"] not in REFERENCES))
+
+
+def _compared(found):
+    """Rows of the seeds, and so of the classes, under which every method has all its trials."""
+    of = lambda seed: {(row["model"], row["trial"]) for row in found if seed in (None, row["seed"])}
+    return [row for row in found if of(row["seed"]) == of(None)]
 
 
 def _of(found, key):
@@ -168,14 +175,14 @@ def _said(found):
 
 def _relearned(found):
     """What training the row of the embedding again brings back, of EUPMU beside the others."""
-    methods = _methods(found)
-    median = {method: _median_relearned(found, method) for method in methods}
+    methods, compared = _methods(found), _compared(found)
+    median = {method: _median_relearned(compared, method) for method in methods}
     others = sorted((method for method in methods if method != "EUPMU"), key=lambda method: -median[method])
     more = [method for method in others if median[method] > median["EUPMU"]]
     less = [method for method in others if median[method] <= median["EUPMU"]]
     told = lambda chosen: ", ".join(f"{method} {median[method]:.1f}" for method in chosen) or "none"
     untuned, retrained = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
-    least = min(row["RA"] for method in ("EUPMU", *more) for row in _trials_of(found, method))
+    least = min(row["RA"] for method in ("EUPMU", *more) for row in _trials_of(compared, method))
     return (
         f"EUPMU was to give back less than any other method at the same utility once the row is trained again: of "
         f"{len(others)} methods, {len(more)} give back less. UA is then {median['EUPMU']:.1f} in the median of its "

@@ -137,7 +137,7 @@ def test_what_is_wrong_is_named_with_file_row_and_field(tmp_path, table, rows, m
 
 def test_no_json(tmp_path):
     (tmp_path / "full.json").write_text('{"question": "Q?", "answer"\n')
-    with pytest.raises(ValueError, match=r"full\.json: got .*, expected JSON, one object a line or one list"):
+    with pytest.raises(ValueError, match=r"full\.json: got .*, expected JSON in UTF-8, one object a line or one list"):
         tofu.load(tmp_path, "full")
 
 

@@ -1,9 +1,11 @@
 """Rounding to few bits: levels, errors, and what it leaves alone."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from eupmu_jax import metrics
 
@@ -102,6 +104,24 @@ def test_a_scale_is_that_of_all_inputs_of_an_output(names, shape, inputs):
     (found,) = jax.tree.leaves(rounded_to_int4(tree))
     scales = np.abs(weights).max(axis=inputs, keepdims=True) / 7
     np.testing.assert_allclose(found, np.round(weights / scales) * scales, rtol=1e-5, atol=1e-7)
+
+
+def test_the_state_of_a_flax_model_is_rounded_as_its_dict_is():
+    # BUG: the name of every leaf of a state ends in `value`, which was taken for that of attention.
+    state = nnx.state(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
+    found = rounded_to_int4(state)
+    chex.assert_trees_all_equal_structs(found, state)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(found), rounded_to_int4(nnx.to_pure_dict(state)))
+
+
+def test_the_scales_of_stacked_norms_stay_and_a_list_of_blocks_is_none():
+    scales = jnp.array([[1.0, 0.9, 1.1], [0.45, 1.3, 0.2]])
+    np.testing.assert_array_equal(
+        rounded_to_int4({"blocks": {"norm": {"scale": scales}}})["blocks"]["norm"]["scale"], scales
+    )
+    heads = jnp.asarray(RNG.normal(size=(8, 2, 4)) * [[[1.0], [50.0]]], jnp.float32)
+    numbered = rounded_to_int4({"blocks": {"0": {"query": {"kernel": heads}}}})["blocks"]["0"]
+    chex.assert_trees_all_equal(rounded_to_int4({"blocks": [{"query": {"kernel": heads}}]})["blocks"][0], numbered)
 
 
 def test_the_biases_of_attention_heads_stay():

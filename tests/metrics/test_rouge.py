@@ -43,6 +43,13 @@ def test_answers_end_at_a_blank_line_or_a_question(answer, expected):
     assert shortened(answer) == expected
 
 
+def test_a_script_whose_words_do_not_count_is_told(caplog):
+    assert metrics.rouge_l(["a city", "…"], ["a city", "…"]).f1.dtype == float
+    assert not caplog.text
+    assert metrics.rouge_l(["Мария", "a"], ["Мария", "a"]).recall.tolist() == [0, 1]
+    assert "references: 1 of 2 have no letter from a to z" in caplog.text
+
+
 def test_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ImportError, match=r"rouge-score: install eupmu-jax\[language\]"):

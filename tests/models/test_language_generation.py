@@ -62,6 +62,24 @@ def test_answers_stop_before_the_end_token_and_compile_once(load, language):
     assert _run._cache_size() == compiled
 
 
+@pytest.mark.slow
+def test_parameters_in_another_dtype_than_the_loaded_ones_generate_too(load, language):
+    # BUG: the cache kept the dtype of the model as it was loaded.
+    model = load("qwen2")
+    prompts = [language.tokens[0, :4].tolist()]
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), model.params)
+    assert len(generate(model, narrow, prompts, NEW)[0]) == NEW
+    mixed = model.params | {"embedder": narrow["embedder"]}
+    assert len(generate(model, mixed, prompts, NEW)[0]) == NEW
+
+
+def test_a_model_that_is_lost_is_told(load, language, caplog):
+    # BUG: NaN everywhere is token 0 for ever, which ROUGE takes for forgotten.
+    model = load("qwen2")
+    generate(model, jax.tree.map(lambda leaf: leaf * np.nan, model.params), [[1], [2, 3]], NEW)
+    assert "params: 2 of 2 prompts are followed by NaN in place of logits" in caplog.text
+
+
 def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
     model = load_huggingface(write("llama"))._replace(decode=None)
     with pytest.raises(ValueError, match=r"prompts: got 60 tokens and 5 new ones, expected no more than .* 64"):
@@ -72,3 +90,10 @@ def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
         generate(model, model.params, [], 5)
     with pytest.raises(ValueError, match="max_new_tokens: got 0, expected at least 1"):
         generate(model, model.params, [[1]], 0)
+    with pytest.raises(ValueError, match=r"max_new_tokens: got 3\.0, expected an int"):
+        generate(model, model.params, [[1]], 3.0)
+    with pytest.raises(ValueError, match="prompts: got one that is no list of tokens"):
+        generate(model, model.params, [1, 2], 3)
+    for token in (-1, 10**6):
+        with pytest.raises(ValueError, match=f"prompts: got token {token}, expected some of the model, from 0 to "):
+            generate(model, model.params, [[1, token]], 3)

@@ -110,6 +110,10 @@ def test_text_to_tokens_and_back(write_gguf):
     assert (tokenizer.end, tokenizer.vocabulary) == (1, 10)
     with pytest.raises(ValueError, match="template: got none"):
         tokenizer._replace(template=None).chat([])
+    marked = "{% generation %}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}{%- endgeneration -%}"
+    assert tokenizer._replace(template=marked).chat([{"content": "<é>"}]) == '{"content": "<é>"}'
+    with pytest.raises(ValueError, match=r"messages: got some that the chat template cannot render: .*content"):
+        tokenizer._replace(template="{{ messages[0].content.strip() }}").chat([{"role": "user"}])
 
 
 @pytest.mark.parametrize(

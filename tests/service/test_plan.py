@@ -131,5 +131,5 @@ def test_a_footprint_counts_the_passes_of_the_method(method, file):
 def test_an_empty_ledger_has_no_requests_and_stays_empty(tmp_path):
     path = tmp_path / "empty.db"
     path.touch()
-    assert plan._earlier(path, {}, IDS, 0) == ({}, [])
+    assert plan._earlier(path, {}, IDS, 0) == ({}, [], [])
     assert not path.read_bytes()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, report, user_file
+from eupmu_jax.service._again import differences
 
 from .conftest import FILE
 
@@ -153,6 +154,23 @@ def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_ag
     assert line.startswith("audit.unlearned.errors.forgotten.error: reported ")
 
 
+def test_a_record_of_what_was_never_reached_fails_the_audit_and_a_check(copy):
+    # BUG: target, limit and whether they were met were taken on trust, and a run that forgot nothing passed.
+    path = copy / "run" / "reached.json"
+    reached = json.loads(path.read_text())
+    reached["met"] = not reached["met"]
+    reached["level"] |= {"target": 0.01, "interval": [0.0, 0.02], "limit": 0.9}
+    records.write(path, reached)
+    before = json.loads((copy / "run" / "audit.json").read_text())
+    report.make(copy / "run")
+    assert any(line.startswith("audit.reasons: reported ") for line in verify(copy))
+    audited = audit.run(copy / "mytask.py", copy / "run")
+    assert audited["verdict"] == audit.FAILED
+    (said,) = [reason for reason in audited["reasons"] if reason.startswith("reached.json does not say")]
+    assert all(f"level.{name}" in said for name in ("target", "limit", "interval"))
+    assert not any("reached.json" in reason for reason in before["reasons"])
+
+
 @pytest.mark.parametrize(
     ("place", "reported", "found", "differs"),
     [
@@ -162,10 +180,11 @@ def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_ag
         ("audit.relearning.on retained.accuracy", [50.0], [54.0], False),
         ("audit.canaries", None, {"epsilon": 1.0}, False),
         ("audit.lira", None, {"auc": 0.5}, True),
+        ("audit.classes", {"1": 0.5}, {"1": 0.5, "3": 0.9}, True),
     ],
 )
 def test_what_counts_as_a_difference(place, reported, found, differs):
-    assert bool(report._differences(place, reported, found)) is differs
+    assert bool(differences(place, reported, found)) is differs
 
 
 def test_another_file_than_the_runs_is_named(copy):

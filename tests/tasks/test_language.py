@@ -1,7 +1,9 @@
 """Losses of the language task that need more than tokens: where their values come from, and what is refused."""
 
 import functools
+import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,6 +259,30 @@ BAD = {
         lambda: tasks.language(apply, constants={"lrml": {"beta": 1.0, "gamma": 1.0}}),
         r"constants\['lrml'\]: got gamma, expected some of beta, tau",
     ),
+    "a constant that is no number": (
+        lambda: tasks.language(apply, constants={"npo": {"beta": "0.5"}}),
+        r"constants\['npo'\]\['beta'\]: got '0\.5', expected a number above 0",
+    ),
+    "a constant to divide by": (
+        lambda: tasks.language(apply, constants={"lrml": {"tau": 0}}),
+        r"constants\['lrml'\]\['tau'\]: got 0, expected a number above 0",
+    ),
+    "a constant without a name": (
+        lambda: tasks.language(apply, constants={"npo": 0.5}),
+        r"constants\['npo'\]: got 0\.5, expected a dict of numbers by name",
+    ),
+    "a model in place of its function": (
+        lambda: tasks.language(types.SimpleNamespace(apply=apply, params=ORIGINAL)),
+        r"apply: got SimpleNamespace, whose function is \.apply, expected a function",
+    ),
+    "no sequences": (
+        lambda: with_reference(TASK, ORIGINAL, {name: leaf[:0] for name, leaf in BATCH.items()}),
+        r"batch: got no sequences, expected at least one",
+    ),
+    "tokens of another model": (
+        lambda: with_reference(TASK, ORIGINAL, BATCH | {"tokens": np.full_like(BATCH["tokens"], VOCABULARY)}),
+        r"reference_nll: got nan, expected finite losses of the original model",
+    ),
     "no constants": (
         lambda: tasks.language(apply, constants={"gradient_ascent": {"beta": 1.0}}),
         r"constants\['gradient_ascent'\]: got beta, expected some of none",
@@ -268,6 +294,21 @@ BAD = {
 def test_bad_input_is_named_before_any_work(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize("name", ["random_labels", "kl_to_uniform"])
+def test_tokens_that_can_never_be_change_no_loss(name):
+    # BUG: of a vocabulary that is padded with logits of minus infinity both were infinite.
+    padded = lambda params, tokens: jnp.pad(apply(params, tokens), [(0, 0), (0, 0), (0, 5)], constant_values=-jnp.inf)
+    batch = {name: BATCH[name] for name in ("tokens", "mask")}
+    batch["random_labels"] = jnp.zeros(BATCH["tokens"].shape)
+    values = []
+    for task in (tasks.language(apply), tasks.language(padded)):
+        of = lambda params, task=task: task.forget[name](task.outputs(params, batch, None), batch)
+        value, slopes = jax.value_and_grad(of)(ORIGINAL)
+        chex.assert_tree_all_finite((value, slopes))
+        values.append(float(value))
+    assert name == "random_labels" or values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_padding_changes_no_divergence():
@@ -297,6 +338,7 @@ def test_tokens_that_are_none_are_refused(tokens):
         (lambda b: b["tokens"], "batch: got ndarray, expected tokens among them, in a dict"),
         (lambda b: {"tokens": b["tokens"], "attention_mask": b["mask"]}, "batch: got attention_mask, expected arrays"),
         (lambda b: {"tokens": b["tokens"], "mask": None}, "batch: got None, expected arrays"),
+        (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, of which mask"),
     ],
 )
 def test_a_batch_of_another_form_is_named(change, message):

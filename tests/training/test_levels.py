@@ -11,7 +11,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks import as_examples
-from eupmu_jax.training import fitting
+from eupmu_jax.training import fitting, levels
 from eupmu_jax.training._aim import Aim, reached
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training.levels import compare
@@ -76,6 +76,20 @@ def test_whole_sets_in_chunks_are_what_one_batch_is():
     examples = labelled(np.random.default_rng(0).integers(0, 3, size=1_234))
     wrong = np.mean(np.asarray(examples["labels"]) != 0)
     assert eupmu.unseen_level(GUESS, 1.0, examples).error == pytest.approx(wrong, abs=1e-9)
+
+
+def test_examples_of_large_outputs_are_measured_fewer_at_once(monkeypatch):
+    # BUG: 500 sequences at once, whose logits take 25 GB of a real vocabulary.
+    monkeypatch.setattr(levels, "OUTPUT_BYTES", 7 * 3 * 4)
+    shapes = []
+
+    def outputs(params, batch, key):
+        shapes.append(len(batch["labels"]))
+        return GUESS.outputs(params, batch, key)
+
+    examples = labelled([0, 1] * 10)
+    assert eupmu.unseen_level(GUESS._replace(outputs=outputs), 1.0, examples).error == 0.5
+    assert max(shapes) == 7
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_the_step_is_compiled_once_for_all_models_and_rates_and_parameters_are_l
         for params in (original, retrained, original)
         for options in ({"steps": 4, "every": 2, "batch_size": 8, "learning_rate": rate} for rate in (1e-4, 1e-3))
     ]
-    assert len(traces) == len(set(traces)) == 2
+    # A step, a measurement, and one example, which tells how many are measured at once.
+    assert len(traces) == len(set(traces)) == 3
     chex.assert_trees_all_equal(original, before)
     np.testing.assert_array_equal(curves[0].accuracy, curves[4].accuracy)
 

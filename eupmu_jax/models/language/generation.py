@@ -1,6 +1,7 @@
 """Greedy generation with a cache of keys and values."""
 
 import functools
+import logging
 from collections.abc import Sequence
 
 import chex
@@ -10,8 +11,11 @@ import numpy as np
 
 from eupmu_jax.models.language.adapter import LanguageModel
 
+logger = logging.getLogger("eupmu_jax")
 # Prompts are padded to a multiple, so that few lengths are compiled.
 _MULTIPLE = 16
+# Of keys and values: None is that of the model as it was loaded.
+DTYPES = None, "float32", "bfloat16"
 
 
 def generate(
@@ -41,19 +45,27 @@ def generate(
     Returns:
       The answers' tokens, without prompt and end.
 
-    Raises:
-      ValueError: Before any work: for an empty prompt, no prompts, no new tokens, or if the longest prompt and its
-        answer may exceed the model's context.
+    A warning is given for answers to prompts after which the model's logits are NaN, as those of a model that is lost.
 
-    >>> def decode(params, tokens, positions, cache):
-    ...     return jax.nn.one_hot(tokens + params, 9), cache
-    >>> model = LanguageModel(1, None, None, decode, lambda n, length: {}, None, 0, 64)
+    Raises:
+      ValueError: Before any work: for an empty prompt, no prompts, tokens that the model does not have, no new tokens,
+        or if the longest prompt and its answer may exceed the model's context. For parameters of so many dtypes that no
+        cache fits them.
+
+    >>> apply = lambda params, tokens: jax.nn.one_hot(tokens + params, 9)
+    >>> decode = lambda params, tokens, positions, cache: (apply(params, tokens), cache)
+    >>> model = LanguageModel(1, apply, None, decode, lambda n, length: {}, None, 0, 64)
     >>> generate(model, 1, [[3], [0, 5]], 4, end=7)
     [[4, 5, 6], [6]]
     """
+    if any(np.ndim(prompt) != 1 for prompt in prompts):
+        raise ValueError("prompts: got one that is no list of tokens, expected a list of such lists")
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise ValueError(f"prompts: got lengths {lengths}, expected one prompt or more, of a token or more each")
+    for name, value in (("max_new_tokens", max_new_tokens), ("end", end)):
+        if not isinstance(value, int | np.integer) and not (name == "end" and value is None):
+            raise ValueError(f"{name}: got {value!r}, expected an int")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
     if model.context is not None and max(lengths) + max_new_tokens > model.context:
@@ -64,14 +76,35 @@ def generate(
     padded = np.zeros((len(prompts), -(-max(lengths) // _MULTIPLE) * _MULTIPLE), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
-    tokens, counts = _run(
-        model.decode, model.empty_cache, params, padded, np.array(lengths), max_new_tokens, -1 if end is None else end
-    )
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    vocabulary = jax.eval_shape(jax.jit(model.apply), params, one).shape[-1]
+    if wrong := [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]:
+        raise ValueError(f"prompts: got token {wrong[0]}, expected some of the model, from 0 to {vocabulary - 1}")
+    given = params, padded, np.array(lengths), int(max_new_tokens), -1 if end is None else int(end)
+    tokens, counts, lost = _generated(model, *given)
+    if np.any(lost):
+        logger.warning("params: %d of %d prompts are followed by NaN in place of logits", np.sum(lost), len(prompts))
     return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
 
 
-@functools.partial(jax.jit, static_argnames=("decode", "empty_cache", "max_new_tokens"))
-def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end):
+def _generated(model, *given):
+    """What `_run` returns, with a cache in the first dtype that the model's keys have."""
+    for dtype in DTYPES:
+        try:
+            return _run(model.decode, model.empty_cache, *given, dtype)
+        except TypeError as error:
+            # Of keys in another dtype than the cache, which is that of the model as it was loaded.
+            if "same dtypes" not in str(error):
+                raise
+    found = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(given[0])})
+    raise ValueError(
+        f"params: got {', '.join(found)}, with which keys and values have several dtypes; expected those of the model, "
+        "or all in one"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("decode", "empty_cache", "max_new_tokens", "dtype"))
+def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end, dtype):
     n, width = prompts.shape
 
     # Each prompt by itself, as google-tunix writes all rows of a batch into the same slots of its cache.
@@ -81,11 +114,13 @@ def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end):
         # Slots from here on hold padding, or nothing, and are written before they are seen.
         cache = {name: layer | {"end_index": start[None]} for name, layer in cache.items()}
         logits, cache = decode(params, tokens[None], positions[None], cache)
-        return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), cache
+        return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), jnp.any(jnp.isnan(logits[0]), axis=-1), cache
 
-    cache = jax.vmap(lambda _: empty_cache(1, width + max_new_tokens))(lengths)
-    next_tokens, cache = step(prompts, jnp.zeros_like(lengths), cache)
-    token = jnp.take_along_axis(next_tokens, lengths[:, None] - 1, axis=1)[:, 0]
+    as_keys = lambda leaf: leaf if dtype is None or leaf.dtype == jnp.int32 else leaf.astype(dtype)
+    cache = jax.vmap(lambda _: jax.tree.map(as_keys, empty_cache(1, width + max_new_tokens)))(lengths)
+    next_tokens, are_lost, cache = step(prompts, jnp.zeros_like(lengths), cache)
+    last = lambda of_tokens: jnp.take_along_axis(of_tokens, lengths[:, None] - 1, axis=1)[:, 0]
+    token, lost = last(next_tokens), last(are_lost)
 
     def unfinished(carry):
         i, token, done, *_ = carry
@@ -96,9 +131,9 @@ def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end):
         done = done | (token == end)
         answers = answers.at[:, i].set(token)
         counts = counts + ~done
-        following, cache = step(token[:, None], lengths + i, cache)
+        following, _, cache = step(token[:, None], lengths + i, cache)
         return i + 1, following[:, 0], done, counts, answers, cache
 
     start = (0, token, jnp.zeros(n, bool), jnp.zeros(n, jnp.int32), jnp.zeros((n, max_new_tokens), jnp.int32), cache)
     *_, counts, answers, _ = jax.lax.while_loop(unfinished, body, start)
-    return answers, counts
+    return answers, counts, lost

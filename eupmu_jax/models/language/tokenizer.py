@@ -1,5 +1,8 @@
 """Text to tokens and back, with the special tokens and the chat template of an instructed model."""
 
+import datetime
+import functools
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 
 # Single digits are tokens in these; the rest is split as in GPT-2.
 _DIGITS = ("smollm",)
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
 class Tokenizer(NamedTuple):
@@ -46,12 +50,25 @@ class Tokenizer(NamedTuple):
         """
         if self.template is None:
             raise ValueError("template: got none, expected a model with a chat template")
+        import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         # As transformers sets it up, which templates are written for.
-        template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.template)
-        known = {"tools": None, "documents": None, "raise_exception": _refuse} | dict(self.special)
-        return template.render(messages=messages, add_generation_prompt=answer, **known)
+        options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], **options)
+        environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+        functions = {"raise_exception": _refuse, "strftime_now": _now}
+        known = {"tools": None, "documents": None} | functions | dict(self.special)
+        # The tag marks what is trained on, for transformers alone.
+        text = _GENERATION.sub("", self.template)
+        try:
+            return environment.from_string(text).render(messages=messages, add_generation_prompt=answer, **known)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"messages: got some that the chat template cannot render: {error}") from error
+
+
+def _now(form):
+    return datetime.datetime.now().strftime(form)
 
 
 def _refuse(message):

@@ -1,0 +1,80 @@
+"""What a run says that it reached, measured again on its parameters, and figures compared with those found again."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from eupmu_jax.benchmark.rows import finite
+from eupmu_jax.service import deletion
+from eupmu_jax.training import levels
+from eupmu_jax.training._aim import Reached, aim_of, reached, within
+from eupmu_jax.training._digest import digest
+from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._watch import retain_figures
+
+# Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
+# rates only what rounds to nothing; and points of accuracy after relearning, whose steps add up what the processors
+# round differently.
+TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
+
+
+def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple[Any, Any]) -> list[str]:
+    """What of `reached.json` does not follow from the parameters, the data and what was asked; nothing if all does.
+
+    Args:
+      own: Of the user's file.
+      asked, told: `asked.json` and `reached.json`.
+      start, end: Parameters of the run.
+      sets: What was forgotten and what was retained.
+    """
+    task, held_out, both = own["task"], deletion.held_out_of(own), Sets(*sets, None)
+    aim = aim_of(task, start, both, held_out, None)
+    before = retain_figures(task, start, both.retain, levels.chunk_of(task, start, both.retain))
+    settings = {"allowed_error": asked["limit"] / 100}
+    found = reached(task, end, start, both, held_out, aim, before, settings)
+    rates = task.num_classes is not None
+    # On the edge of a limit another processor may fall to its other side: what was kept follows from what was told.
+    without = lambda level: {name: value for name, value in level.items() if name != "kept"}
+    measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
+    wrong = differences("level", without(told["level"]), without(measured), TOLERANCE if rates else ROUNDED)
+    level = _level_of(told["level"])
+    met, telling = deletion.judged(own, start, end, level, sets)
+    flags = {"level.kept": (told["level"]["kept"], within(level.retain_error, level.limit))}
+    flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
+    wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
+    if digest(np.array(asked["positions"], np.int64)) != asked["ids"]:
+        wrong.append("ids: the positions are not those of the hash")
+    return wrong
+
+
+def _level_of(told: dict) -> Reached:
+    """A record as what it was made of; what was not finite is None in it."""
+    number = lambda value: np.nan if value is None else value
+    made: dict[str, Any] = {name: number(value) for name, value in told.items()}
+    kinds: dict[str, Any] = {"unseen": levels.Level, "comparison": levels.Comparison}
+    for name, kind in kinds.items():
+        given = told[name]
+        made[name] = given and kind(**{key: number(value) for key, value in given.items()})
+    return Reached(**made | {"interval": told["interval"]})
+
+
+def differences(place: str, reported: Any, found: Any, tolerance: float = TOLERANCE) -> list[str]:
+    """Lines that say where a record differs from what was found again."""
+    if place.endswith(".canaries") and None in (reported, found):
+        return []
+    tolerance = RELEARNED if ".relearning." in place and place.endswith(".accuracy") else tolerance
+    if isinstance(reported, dict) and isinstance(found, dict):
+        lines = [f"{place}.{name}: is reported and not found" for name in reported if name not in found]
+        lines += [f"{place}.{name}: is found and not reported" for name in found if name not in reported]
+        shared = [name for name in reported if name in found]
+        return lines + [
+            line for name in shared for line in differences(f"{place}.{name}", reported[name], found[name], tolerance)
+        ]
+    if isinstance(reported, list) and isinstance(found, list) and len(reported) == len(found):
+        pairs = enumerate(zip(reported, found, strict=True))
+        return [line for index, pair in pairs for line in differences(f"{place}[{index}]", *pair, tolerance)]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (reported, found))
+    same = math.isclose(reported, found, rel_tol=TOLERANCE, abs_tol=tolerance) if numbers else reported == found
+    return [] if same else [f"{place}: reported {reported!r}, found {found!r}"]
