@@ -18,7 +18,7 @@ LEGEND = (
     ("RA", "% of the samples for the other classes that are what was asked for"),
     ("FD", "Frechet distance of the classifier's features to those of real digits, on the other classes"),
     ("rise", "of the denoising loss on the other classes, on the same noise; limit: what EUPMU may let it rise by"),
-    ("time%", "steps alone, as a share of retraining"),
+    ("time%", "preparation, steps and end, as a share of retraining"),
 )
 COLORS = {"EUPMU": "#0b6e4f", "weighted sum": "#d9822b"}
 # Samples of a class, in rows.

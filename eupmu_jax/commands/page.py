@@ -18,7 +18,10 @@ LEGEND = (
     ("MIA", "% of the forget set that an attack on confidences takes for never seen; the aim is the retrained value"),
     ("gap", "mean distance of UA, RA, TA and MIA to the retrained model: the smaller the better"),
     ("rise", "of the loss on the whole retain set, in nats; limit: of the rise, or of the retain error in points (pt)"),
-    ("time%", "steps alone, as a share of retraining; F, B: forward and backward passes over the training set"),
+    (
+        "time%",
+        "preparation, steps and end, as a share of retraining; F, B: forward and backward passes over the training set",
+    ),
 )
 COLORS = {
     "original": "#8a8f98",

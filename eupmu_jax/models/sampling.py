@@ -59,9 +59,9 @@ def sample(
       `(n, *shape)`.
 
     Raises:
-      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; images
-        of another shape, outside of their range or not finite; a label that the model does not know; or a prediction
-        that is unknown or does not fit the schedule.
+      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; a share
+        without images to start from; no labels; images of another shape, outside of their range or not finite; a label
+        that the model does not know; or a prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -69,12 +69,18 @@ def sample(
     >>> images.shape
     (3, 2, 2, 1)
     """
+    if np.ndim(labels) != 1 or not len(labels):
+        raise ValueError(f"labels: got shape {np.shape(labels)}, expected (n,) ints, at least one")
+    if not isinstance(steps, int | np.integer):
+        raise ValueError(f"steps: got {steps!r}, expected an int")
     if not 1 <= steps <= schedule.steps:
         raise ValueError(f"steps: got {steps}, expected from 1 to those of the schedule, {schedule.steps}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
+    if start is None and share != 1:
+        raise ValueError(f"share: got {share} without start, expected images to begin from, which it is the noise of")
     if steps > (times := round(share * (schedule.steps - 1)) + 1):
         raise ValueError(f"steps: got {steps}, expected from 1 to the times in a share of {share}, {times}")
     if start is not None:

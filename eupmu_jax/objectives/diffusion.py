@@ -136,9 +136,14 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
     ValueError: schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'
     """
     _check_prediction(prediction)
+    if not isinstance(schedule.alpha_bar, tuple):
+        found = type(schedule.alpha_bar).__name__
+        raise ValueError(f"schedule: got alpha_bar as {found}, expected a tuple of numbers, which can be hashed")
     left = np.asarray(schedule.alpha_bar)
     if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
         raise ValueError("schedule: got alpha_bar that is not within [0, 1] or does not fall, expected falling shares")
+    # As it is computed with: what is next to nothing is nothing there.
+    left = left.astype(np.float32)
     if prediction == "epsilon" and left[-1] == 0:
         raise ValueError(
             "schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'"

@@ -64,7 +64,9 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
 
     with the standard error of Hanley and McNeil (1982, "The meaning and use of the area under a ROC curve"), in which a
     pair more on each side keeps it from 0, or that of chance, as in the Mann-Whitney test, whichever is larger: of a
-    few examples, chance gives an area far from 0.5, around which the former is too small.
+    few examples, chance gives an area far from 0.5, around which the former is too small. Scores are taken to be
+    independent: where they share noise, as the losses of a diffusion model do the times of a batch, both are too large,
+    and the attack tells less than it could.
 
     Args:
       scores: `(n,)`, of the examples in question; NaN counts as infinity.

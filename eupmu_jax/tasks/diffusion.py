@@ -173,6 +173,8 @@ def diffusion(
             shapes = jax.tree.map(np.shape, batch)
             raise ValueError(f"batch: got shapes {shapes}, expected a dict with inputs (n, ...) and labels (n,)")
         check_labels(batch["labels"], num_conditions + 1)
+        if not jnp.issubdtype(jnp.result_type(batch["inputs"]), jnp.floating):
+            raise ValueError(f"inputs: got {jnp.result_type(batch['inputs'])}, expected floating point numbers")
         otherwise = ", or for latents a task with bounded=False"
         check_images("inputs", batch["inputs"], ROUNDED if bounded else None, otherwise)
 

@@ -91,6 +91,13 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         return Aim(float(given), "settings", None, 0, classes_to_go(task, sets.forget, sets.retain))
     if held_out is None and task.unknown is not None:
         level, passes = _unknown_level(task, params, sets.forget)
+        labels = labels_of(task, sets.forget)
+        if labels is not None and set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain):
+            logger.warning(
+                "held_out: got None, so the level of unseen data is not known; the forget set is brought to %.3g, the "
+                "error of a model that does not know its conditions, though the retain set has some of them",
+                level.error,
+            )
         return Aim(level.error, "unknown", None, passes)
     if held_out is None:
         gone = classes_to_go(task, sets.forget, sets.retain)

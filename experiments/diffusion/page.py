@@ -179,16 +179,18 @@ def _relearned(found):
     median = {method: _median_relearned(compared, method) for method in methods}
     others = sorted((method for method in methods if method != "EUPMU"), key=lambda method: -median[method])
     more = [method for method in others if median[method] > median["EUPMU"]]
-    less = [method for method in others if median[method] <= median["EUPMU"]]
+    same = [method for method in others if median[method] == median["EUPMU"]]
+    less = [method for method in others if median[method] < median["EUPMU"]]
     told = lambda chosen: ", ".join(f"{method} {median[method]:.1f}" for method in chosen) or "none"
+    as_much = f", and as much from {told(same)}" if same else ""
     untuned, retrained = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
     least = min(row["RA"] for method in ("EUPMU", *more) for row in _trials_of(compared, method))
     return (
         f"EUPMU was to give back less than any other method at the same utility once the row is trained again: of "
         f"{len(others)} methods, {len(more)} give back less. UA is then {median['EUPMU']:.1f} in the median of its "
         f"trials (the higher, the less comes back). Less comes back from {told(more)}, at an RA of at least "
-        f"{least:.1f} in any of their trials and EUPMU's; more comes back from {told(less)}. The retrained model, "
-        f"which never saw the class, ends at {_listed(map(_row_relearned, retrained))} ({_seeds(found)}), "
+        f"{least:.1f} in any of their trials and EUPMU's; more comes back from {told(less)}{as_much}. The retrained "
+        f"model, which never saw the class, ends at {_listed(map(_row_relearned, retrained))} ({_seeds(found)}), "
         f"and EUPMU without settings at {_listed(map(_row_relearned, untuned))}."
     )
 

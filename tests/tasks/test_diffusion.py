@@ -220,6 +220,14 @@ def test_methods_run_on_it(method, trained):
             "schedule: got one that leaves all of the image at first, expected noise, or the prediction 'v'",
         ),
         ({"schedule": diffusion.Schedule((0.5, 0.6))}, "schedule: got alpha_bar that is not within"),
+        (
+            {"schedule": diffusion.Schedule((0.5, 1e-50)), "prediction": "epsilon"},
+            "schedule: got one that leaves nothing of the image at last",
+        ),
+        (
+            {"schedule": diffusion.Schedule(np.array([0.6, 0.5]))},
+            "schedule: got alpha_bar as ndarray, expected a tuple of numbers",
+        ),
     ],
 )
 def test_what_is_refused(change, message):
@@ -245,6 +253,19 @@ def test_examples_that_the_model_cannot_take_are_refused_before_any_step(change,
     ((name, changed),) = change.items()
     with pytest.raises(ValueError, match=message):
         unlearn("weighted sum", task(), params, batch_of(8), retain | {name: changed(retain[name])}, steps=1)
+
+
+def test_whole_numbers_are_no_images(params):
+    # BUG: JAX's own error, as no noise is drawn in that type.
+    batch = batch_of(8)
+    batch["inputs"] = np.sign(batch["inputs"]).astype(np.int8)
+    with pytest.raises(ValueError, match=r"^forget: inputs: got int8, expected floating point numbers"):
+        unlearn("weighted sum", task(), params, batch, batch, steps=1)
+
+
+def test_conditions_that_stay_without_unseen_data_are_brought_to_no_knowledge_of_them_and_that_is_said(params, caplog):
+    unlearn("EUPMU", task(), params, batch_of(8), batch_of(16), steps=1, probes=0)
+    assert "does not know its conditions, though the retain set has some of them" in caplog.text
 
 
 @pytest.mark.slow

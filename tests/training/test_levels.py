@@ -72,6 +72,21 @@ def test_forgotten_and_unseen_are_told_apart_by_their_errors_and_their_losses():
     assert alike.losses_p_value > 0.9
 
 
+@pytest.mark.parametrize("counts", [(120, 400), (400, 120), (700, 650)])
+def test_noise_that_places_share_hides_no_difference(counts):
+    # BUG: the spread over the times of a diffusion model, which its mean has not, made intervals five times too wide.
+    noisy = GUESS._replace(num_classes=None, error=lambda outputs, batch: jnp.abs(outputs) + batch["labels"])
+    rng = np.random.default_rng(0)
+    noisy = noisy._replace(outputs=lambda params, batch, key: 50 * jnp.linspace(0, 1, len(batch["labels"])))
+    noisy = noisy._replace(retain=lambda outputs, batch: jnp.mean(outputs + batch["labels"]))
+    of = lambda count, mean: {"labels": np.asarray(rng.normal(mean, 1.0, count), np.float32)}
+    apart = compare(noisy, 1.0, of(counts[0], 0.5), of(counts[1], 0.0))
+    assert 0 < apart.low < 0.5 < apart.high
+    alike = compare(noisy, 1.0, of(counts[0], 0.0), of(counts[1], 0.0))
+    assert alike.low < 0 < alike.high
+    assert alike.high - alike.low < 0.5
+
+
 def test_whole_sets_in_chunks_are_what_one_batch_is():
     examples = labelled(np.random.default_rng(0).integers(0, 3, size=1_234))
     wrong = np.mean(np.asarray(examples["labels"]) != 0)
