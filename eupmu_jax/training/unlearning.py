@@ -131,9 +131,10 @@ def unlearn(
       share compiled code.
 
     Raises:
-      ValueError: Before any step: for an unknown method or setting, a task without a function that the method needs,
-        sets that are empty or of different structure, a number that is not positive, a batch that the mesh cannot share
-        out, parameters that are not floating point arrays, or a checkpoint of another run.
+      ValueError: Before any step: for an unknown method or setting, a task without a function that the method needs or
+        whose functions return something else, sets that are empty or of different structure, a number that is not
+        positive, a batch that the mesh cannot share out, parameters that are not floating point arrays, or a checkpoint
+        of another run.
       InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
 
     A warning is given if the limit took back more than half of the way, which retain figures alone would not show; of a
