@@ -1,8 +1,8 @@
 """A diffusion model of digits forgets a class: original, retrained, and methods at equal tuning, judged and attacked.
 
 Command:  uv run python experiments/diffusion/run.py --seeds 0 1 2
-          with --data fashion_mnist the same of clothes, of which there is one seed
-Time:     half an hour a seed on one core, of clothes five hours; goes on where it was stopped.
+          with --data fashion_mnist the same of clothes
+Time:     half an hour a seed on one core, of clothes five hours a seed; goes on where it was stopped.
 Result:   experiments/diffusion/rows.jsonl: a row for each model, those of older versions of a method made again;
           and samples.npz, what some of them draw.
 
