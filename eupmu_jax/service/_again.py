@@ -77,4 +77,5 @@ def differences(place: str, reported: Any, found: Any, tolerance: float = TOLERA
         return [line for index, pair in pairs for line in differences(f"{place}[{index}]", *pair, tolerance)]
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (reported, found))
     same = math.isclose(reported, found, rel_tol=TOLERANCE, abs_tol=tolerance) if numbers else reported == found
-    return [] if same else [f"{place}: reported {reported!r}, found {found!r}"]
+    shown = lambda value: f"{value:.6g}" if isinstance(value, float) else repr(value)
+    return [] if same else [f"{place}: reported {shown(reported)}, found {shown(found)}"]
