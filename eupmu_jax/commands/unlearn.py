@@ -38,9 +38,10 @@ def run(
     ids = _ids(own["data"], forget)
     request = None if isinstance(forget, Path) else forget
     if request:
-        if not (out / "reached.json").exists():
-            _check_order(*request, after)
-        _warn_of_other_data(*request, console)
+        with ledger.opened(request[0]) as connection:
+            if not (out / "reached.json").exists():
+                _check_order(connection, request[1], after)
+            _warn_of_other_data(connection, request[1], console)
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.print(
             f"Warning: {message}", highlight=False, markup=False, soft_wrap=True
@@ -61,12 +62,12 @@ def run(
 
 def _set_states(path, number, reached, met, after, out):
     """What became of a request, and of earlier ones that are known again, in the ledger."""
-    with ledger.opened(path) as connection:
+    # At once, or of two runs that end together both could be marked.
+    with ledger.opened(path) as connection, ledger.transaction(connection):
         was = ledger.find(connection, number).state
-    if met and was != "unlearned":
-        # Another request may have been unlearned since the run began, or before it was told again.
-        _check_order(path, number, after)
-    with ledger.opened(path) as connection:
+        if met and was != "unlearned":
+            # Another request may have been unlearned since the run began, or before it was told again.
+            _check_order(connection, number, after)
         # An attempt that failed takes nothing back from one that did not.
         if met or was != "unlearned":
             ledger.set_state(connection, number, "unlearned" if met else "infeasible")
@@ -77,10 +78,8 @@ def _set_states(path, number, reached, met, after, out):
                     ledger.set_state(connection, other, "open")
 
 
-def _warn_of_other_data(path, number, console):
-    with ledger.opened(path) as connection:
-        others = ledger.unlearned_elsewhere(connection, ledger.find(connection, number).data)
-    if others:
+def _warn_of_other_data(connection, number, console):
+    if others := ledger.unlearned_elsewhere(connection, ledger.find(connection, number).data):
         told = planned.of_other_data(others)
         console.print(f"Warning: {told}", highlight=False, markup=False, soft_wrap=True)
 
@@ -111,17 +110,16 @@ def _requested(data, path, number):
         return ledger.ids_of(connection, number)
 
 
-def _check_order(path, number, after):
+def _check_order(connection, number, after):
     """Raises `ValueError` where a run would learn again what another request had unlearned."""
     gone = np.empty(0, np.int64) if after is None else folder.forgotten_by(after)
-    with ledger.opened(path) as connection:
-        for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
-            if not np.isin(ledger.ids_of(connection, done), gone).all():
-                raise ValueError(
-                    f"after: got {after}, but request {done} on these data is unlearned, and a run that does not go on "
-                    "from it would train on its examples again; expected the folder of the latest run, which "
-                    f"`--request {done} --after` makes if need be"
-                )
+    for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
+        if not np.isin(ledger.ids_of(connection, done), gone).all():
+            raise ValueError(
+                f"after: got {after}, but request {done} on these data is unlearned, and a run that does not go on "
+                "from it would train on its examples again; expected the folder of the latest run, which "
+                f"`--request {done} --after` makes if need be"
+            )
 
 
 def said(reached: dict, out: Path) -> str:

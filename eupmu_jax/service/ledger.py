@@ -119,7 +119,7 @@ def _migrate(connection, path):
             "expected a newer eupmu-jax"
         )
     while version < len(MIGRATIONS):
-        with _transaction(connection):
+        with transaction(connection):
             # Another process may have been first.
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version < len(MIGRATIONS):
@@ -130,7 +130,11 @@ def _migrate(connection, path):
 
 
 @contextlib.contextmanager
-def _transaction(connection):
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written within it, or nothing; one within another is a part of that."""
+    if connection.in_transaction:
+        yield
+        return
     # Immediate, so that nothing that was read before the first write can have changed by then.
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -157,7 +161,7 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
       ValueError: For positions some of which an earlier request has; nothing is added then.
     """
     digest = hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
-    with _transaction(connection):
+    with transaction(connection):
         earlier = connection.execute(
             "SELECT number FROM request WHERE data = ? AND digest = ?", (data, digest)
         ).fetchone()
@@ -241,6 +245,6 @@ def set_state(connection: sqlite3.Connection, number: int, state: str) -> None:
     """Says what became of a request; raises `ValueError` for one that is not there, or another state than `STATES`."""
     if state not in STATES:
         raise ValueError(f"state: got {state!r}, expected one of {', '.join(STATES)}")
-    with _transaction(connection):
+    with transaction(connection):
         find(connection, number)
         connection.execute("UPDATE request SET state = ? WHERE number = ?", (state, number))
