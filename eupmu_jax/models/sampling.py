@@ -1,6 +1,7 @@
 """Samples of a diffusion model: DDIM and ancestral, with classifier-free guidance."""
 
 import functools
+import logging
 from collections.abc import Callable
 
 import chex
@@ -10,6 +11,8 @@ import numpy as np
 
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
+
+logger = logging.getLogger("eupmu_jax")
 
 
 def sample(
@@ -56,7 +59,7 @@ def sample(
       clip: Whether to cut what is predicted for the image to [-1, 1] in every step; not for latent images.
 
     Returns:
-      `(n, *shape)`.
+      `(n, *shape)`. A warning is given where they are not finite.
 
     Raises:
       ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; a share
@@ -91,7 +94,14 @@ def sample(
     labels, shape = jnp.asarray(labels), tuple(shape)
     check_labels(labels, nothing + 1)
     fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip
-    return _sample(*fixed, params, labels, key, guidance, eta, start)
+    images = _sample(*fixed, params, labels, key, guidance, eta, start)
+    if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.isfinite(images)):
+        logger.warning(
+            "params: the samples are not finite, as of parameters that are lost, or of a model that does not have the "
+            "condition nothing, %d",
+            nothing,
+        )
+    return images
 
 
 @functools.partial(jax.jit, static_argnums=range(8))

@@ -158,6 +158,15 @@ def test_what_is_refused(change, message):
         sample(exact, None, SCHEDULE, **options)
 
 
+def test_samples_that_are_not_finite_are_told(caplog):
+    # BUG: a label for no condition that the model does not have made NaN without a word.
+    table = lambda params, x_t, t, labels: x_t * jnp.take(params, labels, mode="fill")[:, None]
+    sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=2, steps=2)
+    assert not caplog.text
+    sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=7, steps=2)
+    assert "does not have the condition nothing, 7" in caplog.text
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])
 def test_as_many_steps_as_there_are_times_visit_each_of_them_once(share):
     seen, schedule = [], diffusion.cosine_schedule(11)
