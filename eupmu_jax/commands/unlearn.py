@@ -36,10 +36,10 @@ def run(
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
     ids = _ids(own["data"], forget)
-    request = None if isinstance(forget, Path) else forget
+    request, is_new = None if isinstance(forget, Path) else forget, not (out / "reached.json").exists()
     if request:
         with ledger.opened(request[0]) as connection:
-            if not (out / "reached.json").exists():
+            if is_new:
                 _check_order(connection, request[1], after)
             _warn_of_other_data(connection, request[1], console)
     with Progress(console=console, transient=True) as progress, warnings.catch_warnings():
@@ -51,7 +51,7 @@ def run(
     console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     met = reached["met"] and not reached.get("returned")
     if request:
-        _set_states(*request, reached, met, after, out)
+        _set_states(*request, reached, met, after, out, is_new)
     if retrain:
         with console.status("training without the forgotten examples"):
             retraining.retrain(own, out)
@@ -60,7 +60,7 @@ def run(
     return met
 
 
-def _set_states(path, number, reached, met, after, out):
+def _set_states(path, number, reached, met, after, out, is_new):
     """What became of a request, and of earlier ones that are known again, in the ledger."""
     # At once, or of two runs that end together both could be marked.
     with ledger.opened(path) as connection, ledger.transaction(connection):
@@ -71,7 +71,9 @@ def _set_states(path, number, reached, met, after, out):
         # An attempt that failed takes nothing back from one that did not.
         if met or was != "unlearned":
             ledger.set_state(connection, number, "unlearned" if met else "infeasible")
-        for run in reached.get("returned", ()):
+        # A run that is told again says nothing of what was unlearned since.
+        returned = reached.get("returned", ()) if is_new or was == "open" else ()
+        for run in returned:
             known = records.read(out / "asked.json", "asked")["earlier"][run - 1]["positions"]
             for other in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
                 if np.isin(ledger.ids_of(connection, other), known).all():

@@ -12,7 +12,7 @@ import numpy as np
 
 # Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
 logger = logging.getLogger("eupmu_jax")
-_WORDS = re.compile("[a-z0-9]")
+_KEPT = re.compile("[a-z0-9]")
 _END = re.compile(r"\n\s*\n|\nQuestion|Question:")
 
 
@@ -49,9 +49,9 @@ def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool =
     except ImportError as error:
         raise ImportError("ROUGE-L needs the package rouge-score: install eupmu-jax[language]") from error
     scorer = RougeScorer(["rougeL"], use_stemmer=stem)
-    if wordless := [true for true in references if any(map(str.isalpha, true)) and not _WORDS.search(true.lower())]:
+    if wordless := [true for true in references if any(map(str.isalpha, true)) and not _KEPT.search(true.lower())]:
         logger.warning(
-            "references: %d of %d have no letter from a to z, so that ROUGE-L is 0 whatever the model says; got %r",
+            "references: %d of %d have no letter from a to z and no digit, so their ROUGE-L is always 0; got %r",
             len(wordless),
             len(references),
             wordless[0][:40],

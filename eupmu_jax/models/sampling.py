@@ -83,7 +83,7 @@ def sample(
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
     if start is None and share != 1:
-        raise ValueError(f"share: got {share} without start, expected images to begin from, which it is the noise of")
+        raise ValueError(f"share: got {share} without start, expected the images that it is gone back from")
     if steps > (times := round(share * (schedule.steps - 1)) + 1):
         raise ValueError(f"steps: got {steps}, expected from 1 to the times in a share of {share}, {times}")
     if start is not None:
@@ -97,8 +97,8 @@ def sample(
     images = _sample(*fixed, params, labels, key, guidance, eta, start)
     if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.isfinite(images)):
         logger.warning(
-            "params: the samples are not finite, as of parameters that are lost, or of a model that does not have the "
-            "condition nothing, %d",
+            "params: the samples are not finite; the parameters may be lost, or the model has no condition %d, which "
+            "`nothing` names",
             nothing,
         )
     return images

@@ -18,10 +18,15 @@ from eupmu_jax.training._watch import retain_figures
 # rates only what rounds to nothing; and points of accuracy after relearning, whose steps add up what the processors
 # round differently.
 TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
+# What of a level is measured on unseen examples.
+OF_UNSEEN = ("target", "source", "unseen", "comparison", "interval")
 
 
 def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple[Any, Any]) -> list[str]:
     """What of `reached.json` does not follow from the parameters, the data and what was asked; nothing if all does.
+
+    Unseen examples that the file has got since the run have no part in it. Where it has lost those of the run, what was
+    measured on them cannot be measured again, and is left out.
 
     Args:
       own: Of the user's file.
@@ -29,20 +34,24 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
       start, end: Parameters of the run.
       sets: What was forgotten and what was retained.
     """
-    task, held_out, both = own["task"], deletion.held_out_of(own), Sets(*sets, None)
-    aim = aim_of(task, start, both, held_out, None)
+    task, both = own["task"], Sets(*sets, None)
+    held_out = None if asked["held_out"] is None else deletion.held_out_of(own)
+    is_whole = (asked["held_out"] is None) == (held_out is None)
+    aim = aim_of(task, start, both, held_out, None if is_whole else told["level"]["target"])
     before = retain_figures(task, start, both.retain, levels.chunk_of(task, start, both.retain))
     settings = {"allowed_error": asked["limit"] / 100}
     found = reached(task, end, start, both, held_out, aim, before, settings)
     rates = task.num_classes is not None
     # On the edge of a limit another processor may fall to its other side: what was kept follows from what was told.
-    without = lambda level: {name: value for name, value in level.items() if name != "kept"}
+    others = {"kept"} if is_whole else {"kept", *OF_UNSEEN}
+    compared = lambda level: {name: value for name, value in level.items() if name not in others}
     measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
-    wrong = differences("level", without(told["level"]), without(measured), TOLERANCE if rates else ROUNDED)
+    wrong = differences("level", compared(told["level"]), compared(measured), TOLERANCE if rates else ROUNDED)
     level = _level_of(told["level"])
-    met, telling = deletion.judged(own, start, end, level, sets)
     flags = {"level.kept": (told["level"]["kept"], within(level.retain_error, level.limit))}
-    flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
+    if is_whole:
+        met, telling = deletion.judged(own, start, end, level, sets)
+        flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
     wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
     if digest(np.array(asked["positions"], np.int64)) != asked["ids"]:
         wrong.append("ids: the positions are not those of the hash")

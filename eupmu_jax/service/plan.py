@@ -112,7 +112,7 @@ def of_other_data(numbers: Sequence[int]) -> str:
     """That requests are unlearned on data which are not those of the file."""
     some = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
     return (
-        f"requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
+        f"Requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
         "keeps their examples from being learned again; leave them out of the data."
     )
 

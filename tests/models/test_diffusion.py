@@ -138,7 +138,7 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
         ({"nothing": 1, "labels": jnp.array([2])}, "labels: got 2, expected ints from 0 to 1"),
         ({"share": 0.0}, "share: got 0.0, expected a share of the schedule"),
         ({"start": jnp.zeros((2, 1))}, r"start: got shape \(2, 1\), expected \(1, 1\)"),
-        ({"share": 0.5}, "share: got 0.5 without start, expected images to begin from"),
+        ({"share": 0.5}, "share: got 0.5 without start, expected the images that it is gone back from"),
         ({"labels": 1}, r"labels: got shape \(\), expected \(n,\) ints, at least one"),
         ({"labels": jnp.zeros(0, int)}, r"labels: got shape \(0,\), expected \(n,\) ints, at least one"),
         ({"steps": 5.0}, "steps: got 5.0, expected an int"),
@@ -164,7 +164,7 @@ def test_samples_that_are_not_finite_are_told(caplog):
     sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=2, steps=2)
     assert not caplog.text
     sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=7, steps=2)
-    assert "does not have the condition nothing, 7" in caplog.text
+    assert "the model has no condition 7, which `nothing` names" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])

@@ -221,6 +221,20 @@ def test_with_nothing_to_compare_with_it_is_inconclusive(file, monkeypatch, caps
     assert "neither held-out data nor a retrained model" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("later", [True, False])
+def test_unseen_data_that_came_or_went_since_the_run_make_no_record_untrue(later, file):
+    # BUG: the level that the run never had, or had and could not be measured again, was called a false record.
+    whole, without = file.read_text(), file.read_text() + "held_out = None\n"
+    file.write_text(without if later else whole)
+    out = run(file, steps=5)
+    file.write_text(whole if later else without)
+    assert not [reason for reason in audit.run(file, out)["reasons"] if "reached.json" in reason]
+    reached = records.read(out / "reached.json", "reached")
+    reached["level"]["forget_error"] += 0.2
+    records.write(out / "reached.json", reached)
+    assert [reason for reason in audit.run(file, out)["reasons"] if "reached.json" in reason]
+
+
 def test_a_retrained_model_is_audited_beside(file):
     file.write_text(file.read_text() + "retrain = lambda positions: params if 149 not in positions else None\n")
     out = run(file, steps=1, ids=150)

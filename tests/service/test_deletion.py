@@ -1,16 +1,13 @@
 """From ids to parameters in a folder: what is asked, what is reached, and that no kill changes it."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import rows
-from eupmu_jax.commands import cli
 from eupmu_jax.commands import unlearn as command
-from eupmu_jax.service import deletion, ledger, records, retraining, user_file
-from eupmu_jax.service.attacks import attack
+from eupmu_jax.service import deletion, records, retraining, user_file
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._digest import digest
 
@@ -191,134 +188,6 @@ def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
     assert lazy["figures"]["returned"]["retain_loss"] == pytest.approx(tree["figures"]["returned"]["retain_loss"], 1e-3)
 
 
-def code_of(monkeypatch, *arguments):
-    """The exit code of a command, 0 for one that ends by itself."""
-    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
-    try:
-        cli.main()
-    except SystemExit as found:
-        return found.code
-    return 0
-
-
-@pytest.mark.slow
-def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monkeypatch, capsys):
-    # Of so many, none wrong can be told from the error of unseen digits.
-    (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
-    assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
-    assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
-
-
-def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys):
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
-    assert "The aim is reached and the limit kept." in capsys.readouterr().out
-    assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == IDS.tolist()
-    with ledger.known(cli.LEDGER) as connection:
-        assert ledger.find(connection, 1).state == "unlearned"
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
-    assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
-    # BUG: the file of ids was ignored beside a request, and request 0 unlearned ids.txt.
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
-    assert "forget: got ids.txt beside request 1, expected one of them" in capsys.readouterr().err
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
-    assert "request: got 0, expected the number of a request in the ledger, 1 or more" in capsys.readouterr().err
-    file.write_text(file.read_text() + "data['labels'][0] += 1\n")
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
-    assert "request: 1 is on other data than the file has" in capsys.readouterr().err
-
-
-def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch):
-    made = deletion.run
-    monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": False})
-    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-
-    def state_after(out):
-        assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", out, *sizes) == 3
-        with ledger.known(cli.LEDGER) as connection:
-            return ledger.find(connection, 1).state
-
-    assert state_after("one") == "infeasible"
-    with ledger.opened(cli.LEDGER) as connection:
-        ledger.set_state(connection, 1, "unlearned")
-    assert state_after("two") == "unlearned"
-
-
-def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, monkeypatch, capsys):
-    # BUG: both were unlearned, and each model had still learned what the other forgot.
-    for ids in (range(30), range(30, 60)):
-        (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    made = deletion.run
-
-    def meanwhile(*arguments):
-        with ledger.opened(cli.LEDGER) as connection:
-            ledger.set_state(connection, 1, "unlearned")
-        return made(*arguments) | {"met": True}
-
-    monkeypatch.setattr(deletion, "run", meanwhile)
-    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
-    printed = capsys.readouterr()
-    assert "after: got None, but request 1 on these data is unlearned" in printed.err
-    assert "Forgot 30 of 300 examples" in printed.out
-    assert states() == ["unlearned", "open"]
-    # BUG: the same call once more marked it.
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
-    assert states() == ["unlearned", "open"]
-
-
-def states():
-    with ledger.known(cli.LEDGER) as connection:
-        return [request.state for request in ledger.listed(connection)]
-
-
-def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monkeypatch, capsys):
-    for ids in (range(30), range(30, 60)):
-        (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    made = deletion.run
-    monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True})
-    sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes) == 0
-    assert states() == ["unlearned", "open"]
-    monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True, "returned": [1]})
-    second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", "--after", "one", *sizes]
-    assert code_of(monkeypatch, *second) == 3
-    assert "What run 1 of those before forgot is known again." in capsys.readouterr().out
-    # BUG: the ledger went on saying that both are unlearned.
-    assert states() == ["open", "infeasible"]
-
-
-def test_requests_on_other_data_are_told(file, monkeypatch, capsys):
-    # BUG: with one example more, nothing said that the forgotten ones are retained again.
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    with ledger.opened(cli.LEDGER) as connection:
-        ledger.set_state(connection, 1, "unlearned")
-    file.write_text(file.read_text() + "data['labels'][0] += 1\n")
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    capsys.readouterr()
-    code_of(monkeypatch, "plan", "mytask.py", "--request", "2")
-    assert "equests unlearned on other data than the file has: 1. Positions are of one" in capsys.readouterr().out
-    code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "run", "--steps", "2")
-    assert "Warning: requests unlearned on other data than the file has: 1." in capsys.readouterr().out
-
-
-def test_unseen_examples_that_the_model_can_tell_nothing_of_are_refused(file, monkeypatch, capsys):
-    # BUG: their loss of NaN ended in a TypeError after the run, and hid what an attack found.
-    file.write_text(
-        file.read_text() + "held_out['inputs'] = held_out['inputs'].copy()\nheld_out['inputs'][3] = np.nan\n"
-    )
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run", "--steps", "2") == 2
-    assert "held_out: got 1 examples whose loss under the original model is NaN, the first at position 3" in (
-        capsys.readouterr().err
-    )
-    assert attack(np.arange(100.0), np.where(np.arange(100) == 3, np.nan, 60 + np.arange(100))).tells
-
-
 def test_a_retrained_model_that_is_not_finite_is_refused(file):
     # BUG: the audit passed, and the command ended in a traceback.
     file.write_text(file.read_text() + "retrain = lambda positions: {k: v * np.nan for k, v in params.items()}\n")
@@ -326,54 +195,6 @@ def test_a_retrained_model_that_is_not_finite_is_refused(file):
     with pytest.raises(ValueError, match=r"^retrain: got parameters that are not finite, expected those of a trained"):
         retraining.retrain(user_file.load(file, deletion.NEEDED), file.parent / "run")
     assert not (file.parent / "run" / retraining.RETRAINED).exists()
-
-
-def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--forget", "absent.txt") == 2
-    assert (
-        capsys.readouterr().err
-        == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
-    )
-
-
-def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monkeypatch, capsys):
-    broken = "\ndef outputs(params, batch, key):\n    return batch['no such name']\n\n\n"
-    file.write_text(f"{file.read_text()}{broken}task = task._replace(outputs=outputs)\n")
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run") == 2
-    said = capsys.readouterr().err
-    assert "in outputs" in said
-    assert said.strip().endswith("KeyError: 'no such name'")
-    assert "eupmu_jax" not in said
-
-
-@pytest.mark.slow
-def test_a_request_does_not_learn_again_what_another_had_unlearned(file, monkeypatch, capsys):
-    sizes = ["--steps", "40", "--forget-batch", "16", "--retain-batch", "48"]
-    for ids in (range(30), range(30, 60)):
-        (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
-    first = ["unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes]
-    second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes]
-    assert code_of(monkeypatch, *first) == 0
-    assert code_of(monkeypatch, *second) == 2
-    assert "after: got None, but request 1 on these data is unlearned" in capsys.readouterr().err
-    assert not (file.parent / "two").exists()
-    assert code_of(monkeypatch, *second, "--after", "one") in (0, 3)
-    # What is finished is told again, whatever came after it.
-    assert code_of(monkeypatch, *first) == 0
-
-
-@pytest.mark.filterwarnings("default:out")
-def test_a_file_that_changed_since_the_run_is_told(file, monkeypatch, capsys):
-    # BUG: a changed model was told the aim that the old one had reached, and audited without a word.
-    unlearned = ["unlearn", "mytask.py", "--forget", "ids.txt", "--out", "run", "--steps", "2"]
-    code_of(monkeypatch, *unlearned)
-    assert "earlier version" not in capsys.readouterr().out
-    file.write_text(file.read_text() + "# later\n")
-    code_of(monkeypatch, *unlearned)
-    assert "Warning: out: run holds the finished run of an earlier version of the file" in capsys.readouterr().out
-    code_of(monkeypatch, "audit", "run", "mytask.py")
-    assert "Warning: mytask.py has changed since the run" in capsys.readouterr().out
 
 
 def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
