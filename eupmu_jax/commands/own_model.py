@@ -37,8 +37,8 @@ def unlearn(
         after: Folder of a finished run to go on from: its parameters, without what it forgot.
         config: A TOML file of the numbers that follow, as `eupmu init` writes it; by default mytask.toml beside
             mytask.py. Options of the command line take precedence.
-        limit: Points by which the error on the retained examples may rise (hundredths, if the error is no rate);
-            default 1.0.
+        limit: Points by which the error on the retained examples may rise; default 1.0. Hundredths of an error that
+            is no rate, such as a squared error; by default a tenth of the way from the forget error to its target.
         steps: Optimizer steps, part of what a run is; default 300.
         seed: Of the order of the examples; default 0.
         forget_batch: Examples to forget in each step; default 64.

@@ -49,6 +49,7 @@ def measured_end(
     original: chex.ArrayTree,
     last: chex.ArrayTree,
     averaged: chex.ArrayTree,
+    begun: chex.Numeric | None = None,
 ) -> tuple[chex.ArrayTree, float]:
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
@@ -66,6 +67,8 @@ def measured_end(
       target: Of the error on the forget set.
       allowed: `(2,)`, by how much the error and the loss on the retain set may rise; infinity for any rise.
       original, last, averaged: Parameters.
+      begun: The original model's error on the forget set. So much as it is higher on the sample the target is too; None
+        for a target that is that of any sample.
     """
     counts, more = samples_of(*map(len, sets))
     measure = lambda part, positions: functools.partial(_mean_figures, task, part, positions, chunk)
@@ -78,6 +81,9 @@ def measured_end(
     ways = jnp.array([1.0, 1.0, *WAYS])
     found = [[of_sample(point()) for of_sample in samples] for point in points]
     forget, retain = (jnp.stack([of_point[side] for of_point in found]) for side in range(2))
+    if begun is not None:
+        harder = forget[-1, 0] - begun
+        target += jnp.where(jnp.isfinite(harder), harder, 0.0)
     distance = jnp.abs(forget[:, 0] - target)
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
     distance = jnp.where(distance <= _noise(task, target, counts[0], forget), 0.0, distance)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, OPTIMIZERS, Choice, Method, Settings, complete
+from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, OPTIMIZERS, Choice, Method, Settings, complete, middle_of
 from eupmu_jax.tasks import Task, check_task
 
 logger = logging.getLogger("eupmu_jax")
@@ -35,6 +35,8 @@ def check_requirements(name: str, method: Method, task: Task) -> None:
 def default_settings(method: Method, task: Task) -> dict:
     """The middle of the method's space, and the task's first forget loss.
 
+    EUPMU has no `allowed_error` where the task's error is no rate: it depends on the target then.
+
     >>> from eupmu_jax import methods, tasks
     >>> default_settings(methods.METHODS["weighted sum"], tasks.classification(lambda p, x: x @ p, 3))
     {'learning_rate': 0.00173, 'forget_objective': 'bounded_ascent', 'retain_weight': 3.0}
@@ -49,7 +51,10 @@ def default_settings(method: Method, task: Task) -> dict:
         elif isinstance(dimension, Choice):
             settings[name] = dimension.options[len(dimension.options) // 2]
         else:
-            settings[name] = float(f"{(dimension.low * dimension.high) ** 0.5:.3g}")
+            settings[name] = middle_of(dimension)
+    if method.steers and not task.is_rate:
+        # What an error may rise by whose unit is not known, the way to the target tells.
+        del settings["allowed_error"]
     return settings
 
 
@@ -82,7 +87,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
         if not (words or key == "optimizer"):
             _check_range(key, value)
-            if key in ("limit", "allowed_error") and task.num_classes is not None and value > 1:
+            if key in ("limit", "allowed_error") and task.is_rate and value > 1:
                 raise ValueError(
                     f"settings[{key!r}]: got {value!r}, expected a share up to 1; 0.01 is a point of accuracy"
                 )
@@ -94,7 +99,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     filled = default_settings(method, task)
     if {"limit", "allowed_rise"} & set(settings):
         # That limit is then the only one.
-        del filled["allowed_error"]
+        filled.pop("allowed_error", None)
         if "allowed_error" in settings:
             raise ValueError("settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone")
     return complete(filled | dict(settings))

@@ -47,6 +47,13 @@ DECAY = 0.9
 LONGEST, NEAR, SAFE = 30.0, 0.5, 0.5
 # Of the averaged parameters, in shares of the run.
 AVERAGED = 0.1
+# A target that is none: as far as the limit allows.
+UNLIMITED = 1e30
+# Gains are those of rates, which were found where unseen data has an error of about 10 %. Another error is counted in
+# units in which its way to the target is as long; one that is nearly there counts as if a twentieth were missing.
+WAY, SHORTEST = 0.1, 0.05
+# Of a rate, or of a unit of another error.
+ALLOWED_ERROR = LogUniform(0.003, 0.03)
 
 
 def eupmu_level(task: Task, terms, settings) -> Procedure:
@@ -61,32 +68,38 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     than half of what it may. With `allowed_rise` the retain loss may rise by so many nats at most, under the budget of
     `eupmu_budget`, and all steps have their full length.
 
+    The gains are those of rates. An error that is none, such as a squared error, is measured by its way from the
+    original model's on the forget set to the target: the gains are larger where the way is shorter, and "half of the
+    target" is half of that way. So nothing depends on the unit of such an error.
+
     The end is measured, on a twelfth of each set, 100 to 1,000 examples, or the whole of fewer than 200: of the last
     parameters, their average over the end of the run, and three points on the way from the original to the last ones,
     that one is chosen that keeps the limit and is nearest to the target, up to the noise of the sample: that of a rate,
-    or of the errors of the examples. It is checked on up to 500 retained examples, which also decide where the sample
-    exceeds the limit by one example at most. If it does not keep the limit there, what the sample missed of its rise is
-    taken to grow with the way, and it is the nearest point that keeps the limit then; the original parameters keep any
-    `allowed_error`. Where none of the points keeps an absolute `limit`, that with the least retain error is returned.
-    All is measured in batches as large as those of the retain set.
+    or of the errors of the examples. Of an error that is no rate the target is moved by as much as the original model's
+    error on the sample differs from that on the set. The point is checked on up to 500 retained examples, which also
+    decide where the sample exceeds the limit by one example at most. If it does not keep the limit there, what the
+    sample missed of its rise is taken to grow with the way, and it is the nearest point that keeps the limit then; the
+    original parameters keep any `allowed_error`. Where none of the points keeps an absolute `limit`, that with the
+    least retain error is returned. All is measured in batches as large as those of the retain set.
     """
     loss = with_errors(task, settings["forget_objective"])
     limit = error_limit(terms.retain_error, settings)
     in_nats = "allowed_rise" in settings
     tolerance = barrier(terms, settings, FIRMNESS) if in_nats else 0.0
+    target, unit = settings["target"], unit_of(task, settings["target"], terms.forget_error)
     optimizer = skip_nonfinite(
         optax.chain(
             forget_level(
-                settings["target"],
-                proportional=settings.get("proportional", PROPORTIONAL),
-                integral=settings.get("integral", INTEGRAL),
+                target,
+                proportional=settings.get("proportional", PROPORTIONAL) / unit,
+                integral=settings.get("integral", INTEGRAL) / unit,
                 decay=DECAY,
                 max_weight=settings.get("max_weight", MAX_WEIGHT),
             ),
-            optax.identity() if limit is None else _retain_weight(task, limit, settings["target"]),
+            optax.identity() if limit is None else _retain_weight(task, limit, target, unit),
             unilateral_surgery(tolerance, retain_weight=settings.get("retain_weight", RETAIN_WEIGHT)),
             descent(terms, settings),
-            optax.identity() if limit is None else _lengths(task, limit, settings["target"], terms),
+            optax.identity() if limit is None else _lengths(task, limit, target, terms),
         )
     )
     take = explicit_step(loss, optimizer, has_aux=True, errors=lambda aux: aux)
@@ -103,12 +116,24 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         # Of the error and of the loss.
         of_error = jnp.inf if limit is None else limit - terms.retain_error
         allowed = jnp.stack([of_error, settings["allowed_rise"] if in_nats else jnp.inf])
-        sets = forget, retain
-        return measured_end(task, sets, terms.retain_batch, settings["target"], allowed, prepared, params, state[1])
+        begun = None if task.is_rate else terms.forget_error
+        ends = prepared, params, state[1]
+        return measured_end(task, (forget, retain), terms.retain_batch, target, allowed, *ends, begun)
 
     cost = Cost((1, 1), (1, 1), outside_forward=passes_of_end(terms.num_forget, terms.num_retain))
     measured = functools.partial(figures, task), terms.retain_batch
     return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish, (measured,))
+
+
+def unit_of(task: Task, target: chex.Numeric, forget_error: chex.Numeric) -> chex.Numeric:
+    """What errors are counted in: 1 for a rate, else 10 ways from the original model's forget error to the target.
+
+    A way of less than a twentieth of the target counts as one. Without a target the unit is 1, too.
+    """
+    if task.is_rate:
+        return 1.0
+    way = jnp.maximum(target - forget_error, SHORTEST * target) / WAY
+    return jnp.where((way > 0) & (target < UNLIMITED), way, 1.0)
 
 
 def error_limit(retain_error: chex.Numeric, settings: Settings) -> chex.Numeric | None:
@@ -118,18 +143,18 @@ def error_limit(retain_error: chex.Numeric, settings: Settings) -> chex.Numeric 
     return retain_error + settings["allowed_error"] if "allowed_error" in settings else None
 
 
-def _retain_weight(task, limit, target):
+def _retain_weight(task, limit, target, unit):
     """How much the retain gradients weigh above the limit."""
     integral = 0.0 if task.num_classes is None else jnp.where(target >= 1, RETAIN_INTEGRAL, 0.0)
-    return retain_limit(limit, proportional=RETAIN_GAIN, integral=integral, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT)
+    gain = RETAIN_GAIN / unit
+    return retain_limit(limit, proportional=gain, integral=integral, decay=DECAY, max_weight=MAX_RETAIN_WEIGHT)
 
 
 def _lengths(task, limit, target, terms):
     """How long steps are."""
     safe = limit - (1 - SAFE) * jnp.maximum(limit - terms.retain_error, 0)
-    return scale_by_limit(
-        limit, _noise_of_batch(task, limit, terms.retain_batch), target=NEAR * target, safe=safe, most=LONGEST
-    )
+    near = terms.forget_error + NEAR * jnp.maximum(target - terms.forget_error, 0)
+    return scale_by_limit(limit, _noise_of_batch(task, limit, terms.retain_batch), target=near, safe=safe, most=LONGEST)
 
 
 def _noise_of_batch(task, limit, count):
@@ -161,7 +186,7 @@ METHOD = Method(
         # Lower than of the others: where forgetting needs longer steps, they become longer by themselves.
         "learning_rate": LogUniform(1e-4, 3.16e-3),
         "forget_objective": FORGET_OBJECTIVE,
-        "allowed_error": LogUniform(0.003, 0.03),
+        "allowed_error": ALLOWED_ERROR,
     },
     optional=("target", "limit", "allowed_rise", "proportional", "integral", "max_weight", "retain_weight"),
     family=FAMILY,

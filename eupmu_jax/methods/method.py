@@ -30,6 +30,11 @@ class LogUniform(NamedTuple):
     high: float
 
 
+def middle_of(dimension: LogUniform) -> float:
+    """The geometric mean of its ends, to three digits."""
+    return float(f"{(dimension.low * dimension.high) ** 0.5:.3g}")
+
+
 class Choice(NamedTuple):
     """A setting with few values."""
 
@@ -55,6 +60,7 @@ class Terms(NamedTuple):
       passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
       retain_error: The original model's mean error over the whole retain set, or its loss where the task has no error.
       retain_batch: Examples of the retain set in each step.
+      forget_error: As `retain_error`, of the forget set; known to methods that steer an error that is no rate.
     """
 
     num_forget: int
@@ -64,6 +70,7 @@ class Terms(NamedTuple):
     passes: float = math.inf
     retain_error: chex.Numeric = 0.0
     retain_batch: int = 1
+    forget_error: chex.Numeric = 0.0
 
 
 class Cost(NamedTuple):

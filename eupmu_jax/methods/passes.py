@@ -17,8 +17,8 @@ def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> t
     a backward pass counted as two forward.
 
     >>> terms_of((100, 900), 10, (64, 1000))
-    (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0, retain_batch=900),
-     (64, 900))
+    (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0, retain_batch=900,
+           forget_error=0.0), (64, 900))
     """
     sizes = min(batches[0], counts[0]), min(batches[1], counts[1])
     passes = 3 * steps * sum(sizes)
@@ -26,8 +26,8 @@ def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> t
 
 
 def with_start(terms: Terms, start: Mapping[str, chex.Numeric]) -> Terms:
-    """The terms with `retain_loss` and `retain_error` of the original model."""
-    return terms._replace(retain_loss=start["retain_loss"], retain_error=start["retain_error"])
+    """The terms with the figures of the original model."""
+    return terms._replace(**start)
 
 
 def examples_passed(cost: Cost, steps: int, sizes: tuple[int, int]) -> tuple[int, int]:

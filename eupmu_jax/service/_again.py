@@ -9,7 +9,7 @@ import numpy as np
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.service import deletion
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import Reached, aim_of, reached, within
+from eupmu_jax.training._aim import Reached, aim_of, forget_error_of, reached, steered, within
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._watch import retain_figures
@@ -39,14 +39,14 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     is_whole = (asked["held_out"] is None) == (held_out is None)
     aim = aim_of(task, start, both, held_out, None if is_whole else told["level"]["target"])
     before = retain_figures(task, start, both.retain, levels.chunk_of(task, start, both.retain))
-    settings = {"allowed_error": asked["limit"] / 100}
+    begun = forget_error_of(task, start, both.forget)
+    settings = steered(task, deletion.settings_of(asked["limit"]), aim.target, begun)
     found = reached(task, end, start, both, held_out, aim, before, settings)
-    rates = task.num_classes is not None
     # On the edge of a limit another processor may fall to its other side: what was kept follows from what was told.
     others = {"kept"} if is_whole else {"kept", *OF_UNSEEN}
     compared = lambda level: {name: value for name, value in level.items() if name not in others}
     measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
-    wrong = differences("level", compared(told["level"]), compared(measured), TOLERANCE if rates else ROUNDED)
+    wrong = differences("level", compared(told["level"]), compared(measured), TOLERANCE if task.is_rate else ROUNDED)
     level = _level_of(told["level"])
     flags = {"level.kept": (told["level"]["kept"], within(level.retain_error, level.limit))}
     if is_whole:

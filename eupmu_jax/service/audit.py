@@ -83,7 +83,7 @@ def make(path: Path, out: Path) -> dict:
     audited["classes"] = of_classes(task, models, retain, groups_of(own, data, folder.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
-    audited["rates"] = task.num_classes is not None
+    audited["rates"] = task.is_rate
     verdict, reasons = _verdict(audited, reached, unseen is not None)
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
     more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []

@@ -4,13 +4,13 @@ import difflib
 import logging
 import tomllib
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from eupmu_jax.service.deletion import Asked
 
 logger = logging.getLogger("eupmu_jax")
 # The fields and their types, each with what else may stand for it and its name.
-KINDS = get_type_hints(Asked)
+KINDS = {name: next(iter(get_args(kind)), kind) for name, kind in get_type_hints(Asked).items()}
 ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((int, float), "a number")}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from eupmu_jax.benchmark.rows import alone, provenance
 from eupmu_jax.service import folder, records, user_file
 from eupmu_jax.service.ids import NAMED
-from eupmu_jax.tasks import as_examples, check_task
+from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._aim import MOST, UNLIMITED, Reached
@@ -29,12 +29,13 @@ class Asked(NamedTuple):
     """What makes a run what it is.
 
     Attributes:
-      limit: Points that the error on the retained examples may rise by; of a task without classes, hundredths of its
-        error, as they are: 1 allows a diffusion model's loss to rise by 0.01, however large that loss is.
+      limit: Points that the error on the retained examples may rise by, 1 if it is None. Of an error that is no rate,
+        hundredths of it, as they are: 1 allows a diffusion model's loss to rise by 0.01, however large that loss is;
+        if it is None, what `unlearn` allows by default.
       steps, seed, forget_batch, retain_batch: As in `unlearn`.
     """
 
-    limit: float = 1.0
+    limit: float | None = None
     steps: int = 300
     seed: int = 0
     forget_batch: int = 64
@@ -65,7 +66,7 @@ def run(
     Returns:
       What was reached, as it stands in `reached.json`: `figures` and `history` of `unlearn`, `level` with the target,
       the errors and the limit, `met` (whether the level was reached, not passed, and the limit kept), `rates` (whether
-      errors are shares of wrong examples), digests, versions and device.
+      errors are rates), digests, versions and device.
 
     Raises:
       ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
@@ -75,8 +76,9 @@ def run(
     """
     check_task(own["task"])
     check_params(own["params"])
-    if not 0 < asked.limit <= (100 if own["task"].num_classes else np.finfo(float).max):
-        most = ", at most 100" if own["task"].num_classes else ""
+    asked = limited(asked, own["task"])
+    if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
+        most = ", at most 100" if own["task"].is_rate else ""
         raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0{most}")
     data = as_examples("data", own["data"])
     data_digest = user_file.data_digest(data)
@@ -125,6 +127,16 @@ def run(
         return records.read(out / "reached.json", "reached")
 
 
+def limited(asked: Asked, task: Task) -> Asked:
+    """With a limit of one point where none is asked for and the task's error is a rate."""
+    return asked._replace(limit=1.0) if asked.limit is None and task.is_rate else asked
+
+
+def settings_of(limit: float | None) -> dict[str, float]:
+    """Of a run under a limit in points."""
+    return {} if limit is None else {"allowed_error": limit / 100}
+
+
 def _unlearned(own, params, sets, out, asked, on_step):
     """The unlearned parameters, and what was reached."""
     forget, retain = sets
@@ -136,7 +148,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
         retain,
         own.get("held_out"),
         mesh=own.get("mesh"),
-        settings={"allowed_error": asked.limit / 100},
+        settings=settings_of(asked.limit),
         directory=out / "steps",
         on_step=on_step,
         **{name: value for name, value in asked._asdict().items() if name != "limit"},
@@ -149,7 +161,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
     return end, {
         "met": met,
         "telling": telling,
-        "rates": own["task"].num_classes is not None,
+        "rates": own["task"].is_rate,
         "level": as_dict(level),
         "figures": result.figures,
         "history": result.history,
@@ -165,7 +177,7 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
     task, (forget, retain), compared = own["task"], sets, level.comparison
     # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
     # nothing, and what has it may be short of its target.
-    least = least_of(level.target, task.num_classes is not None)
+    least = least_of(level.target, task.is_rate)
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
     telling = True
     if compared is not None:
@@ -198,8 +210,7 @@ def as_given(leaf, like):
 def _returned(task, params, data, earlier):
     """Numbers of the earlier runs whose examples are known again, the first of them 1."""
     known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), MOST).high
-    rates = task.num_classes is not None
-    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], rates)]
+    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], task.is_rate)]
 
 
 def least_of(target: float, rates: bool) -> float:

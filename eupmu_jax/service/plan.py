@@ -57,7 +57,7 @@ def make(
 
     def of_batches(forget_batch, retain_batch):
         sizes = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
-        settings = {"allowed_error": asked.limit / 100}
+        settings = deletion.settings_of(deletion.limited(asked, own["task"]).limit)
         return footprint(
             deletion.METHOD, own["task"], own["params"], forget, retain, held_out, settings=settings, **sizes
         )

@@ -93,8 +93,8 @@ def diffusion(
       bounded: Whether images lie in [-1, 1]; latents do not.
 
     Returns:
-      The task. Its error is the denoising loss of each example, so `allowed_error` of `unlearn` is an absolute rise of
-      that loss and no share: 0.01 allows 5 % where the loss is 0.2, and a doubling where it is 0.01.
+      The task. Its error is the denoising loss of each example, which is no rate. So `allowed_error` of `unlearn` is an
+      absolute rise of that loss: 0.01 allows 5 % where the loss is 0.2, and a doubling where it is 0.01.
 
     Raises:
       ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that

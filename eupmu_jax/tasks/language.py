@@ -132,6 +132,7 @@ def _task(apply, hidden, retain, error, fresh_params):
         divergence=divergence,
         draw=draw,
         error=ERROR[error],
+        rate=True,
         fresh_params=fresh_params,
         check=_check_answers,
     )

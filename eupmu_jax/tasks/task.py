@@ -31,6 +31,8 @@ class Task(NamedTuple):
         know what it is told of them, and the forward passes of each that this took: the level of what is to go wholly.
       check: `check(batch)`: raises `ValueError` for examples that the model cannot take, such as a label it does not
         have. `unlearn` asks it before any work; batches are concrete there.
+      rate: Whether the mean error is a rate, such as the share of wrong tokens; that of a classifier always is. 0.01 of
+        a rate is a point. Other errors may be in any unit, and EUPMU measures them by the way to their target.
 
     >>> import jax.numpy as jnp
     >>> def squares(outputs, batch):
@@ -55,10 +57,16 @@ class Task(NamedTuple):
     num_classes: int | None = None
     unknown: Callable | None = None
     check: Callable | None = None
+    rate: bool = False
 
     def __hash__(self) -> int:
         """Equal functions make equal tasks, so that runs on one task share compiled code."""
         return hash(tuple(tuple(part.items()) if isinstance(part, Mapping) else part for part in self))
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether its errors are rates, declared as such or of a classifier."""
+        return self.rate or self.num_classes is not None
 
 
 def check_task(task: Task) -> None:

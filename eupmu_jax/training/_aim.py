@@ -7,7 +7,8 @@ import chex
 import jax
 import numpy as np
 
-from eupmu_jax.methods.eupmu_level import error_limit
+from eupmu_jax.methods.eupmu_level import ALLOWED_ERROR, UNLIMITED, error_limit, unit_of
+from eupmu_jax.methods.method import Settings, complete, middle_of
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
@@ -25,8 +26,6 @@ from eupmu_jax.training.levels import (
 )
 
 logger = logging.getLogger("eupmu_jax")
-# What is not limited by any level: a weight that is always full.
-UNLIMITED = 1e6
 WIDE = 0.05
 # Examples of each set that stand for it where a level is measured.
 MOST = 2_000
@@ -84,9 +83,9 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
       ValueError: For a target that is no error, and errors of the original model that are not finite.
     """
     if given is not None:
-        most = np.inf if task.num_classes is None else 1
+        most = 1 if task.is_rate else np.inf
         if not 0 <= given <= most:
-            wanted = "a number >= 0" if task.num_classes is None else "an error rate from 0 to 1"
+            wanted = "an error rate from 0 to 1" if task.is_rate else "a number >= 0"
             raise ValueError(f"settings['target']: got {given}, expected {wanted}")
         return Aim(float(given), "settings", None, 0, classes_to_go(task, sets.forget, sets.retain))
     if held_out is None and task.unknown is not None:
@@ -108,7 +107,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             "the limit allows",
             "no level" if target == UNLIMITED else aimed,
         )
-        passes = 0 if task.num_classes or task.error is None else min(len(sets.forget), MOST)
+        passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
         return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     errors, losses = figures_of(task, params, held_out)
@@ -148,6 +147,24 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high))
 
 
+def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
+    """Where the way to a target begins, on so many examples as `passes_of_start` says; 0 for rates, which need none."""
+    return measured_level(task, params, forget, MOST).error if passes_of_start(task, forget) else 0.0
+
+
+def passes_of_start(task: Task, forget) -> int:
+    """Examples that are passed to find where the way to a target begins."""
+    return 0 if task.is_rate else min(len(forget), MOST)
+
+
+def steered(task: Task, settings: Settings, target: float, forget_error: float) -> Settings:
+    """Settings with a target, and with a limit where none is asked for: so much of the unit in which errors count."""
+    found = {**settings, "target": target}
+    if not {"allowed_error", "limit", "allowed_rise"} & set(settings):
+        found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * unit_of(task, target, forget_error))
+    return complete(found)
+
+
 def _mixed(parts, examples):
     """The level of a mix of `(level, size)` of classes, with the interval of Zou and Donner (2008)."""
     levels, counts = zip(*parts, strict=True)
@@ -160,7 +177,7 @@ def _mixed(parts, examples):
 
 def _warn_of_few(task, level):
     # A share of the level, where that is no rate.
-    wide = 2 * WIDE * (1.0 if task.num_classes is not None else abs(level.error))
+    wide = 2 * WIDE * (1.0 if task.is_rate else abs(level.error))
     if level.high - level.low > wide and task.error is not None:
         logger.warning(
             "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
@@ -202,14 +219,14 @@ def within(figure: float, limit: float) -> bool:
 
 
 def _chance(task, params, forget, gone):
-    """The error of chance: of a classifier, or 1 of errors that are shares. Of others nobody knows it."""
+    """The error of chance: of a classifier, or 1 of other rates and of errors up to 1. Of others nobody knows it."""
     if task.num_classes is not None:
         # Of a class that is to go, none should be recognised.
         labels = labels_of(task, forget)
         share = 0 if labels is None else float(np.mean(np.isin(labels, list(gone))))
         return 1 - (1 - share) / task.num_classes
-    are_shares = task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1)
-    return 1.0 if are_shares else UNLIMITED
+    known = task.is_rate or (task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1))
+    return 1.0 if known else UNLIMITED
 
 
 def _unknown_level(task, params, forget):

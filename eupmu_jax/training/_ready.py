@@ -15,7 +15,7 @@ from eupmu_jax.methods.passes import terms_of, with_start
 from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
-from eupmu_jax.training._aim import Aim, aim_of
+from eupmu_jax.training._aim import Aim, aim_of, forget_error_of, passes_of_start, steered
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
@@ -33,7 +33,7 @@ class Ready(NamedTuple):
       sets, held_out: The examples.
       aim: What is steered to; None for a method that does not.
       terms, sizes: The sizes of sets, batches and run, and of a forget and a retain batch.
-      start: Retain loss and error of the original model.
+      start: Figures of the original model, as in `Terms`.
       meta: What a checkpoint is known by; empty where none is saved.
     """
 
@@ -104,7 +104,6 @@ def ready(
     if aim is not None and held_out is not None and "target" not in asked and directory is not None:
         # What a target is measured on, not the target: other devices round it otherwise.
         given["held_out"] = digest_of_examples(held_out)
-    complete = asked if aim is None else methods.complete({**asked, "target": aim.target})
     steps, seed = int(counts["steps"]), int(counts["seed"])
     terms, sizes = terms_of(sets.counts, steps, batches)
     known = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
@@ -114,6 +113,12 @@ def ready(
             "that is never negative; expected such an error in the task, or EUPMU budget"
         )
     _warn.of_lost("retain", known)
+    complete = asked
+    if aim is not None:
+        # Where the way to the target begins.
+        known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
+        aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
+        complete = steered(task, asked, aim.target, known["forget_error"])
     procedure = chosen.make(task, with_start(terms, known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
     return Ready(chosen, complete, procedure, task, params, whole, sets, held_out, aim, terms, sizes, known, meta)

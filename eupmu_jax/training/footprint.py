@@ -13,6 +13,7 @@ from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
+from eupmu_jax.training._aim import passes_of_start, steered
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step
 from eupmu_jax.training.classes import classes_to_go
@@ -76,7 +77,8 @@ def footprint(
     asked = settings
     if chosen.steers:
         # No size depends on the number.
-        settings = methods.complete({"target": 0.5, **settings})
+        settings = steered(task, settings, 0.5, 0.0)
+        measured += passes_of_start(task, sets.forget)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
     start = {"retain_loss": 0.0, "retain_error": 0.0}
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}

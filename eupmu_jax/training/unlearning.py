@@ -98,7 +98,7 @@ def unlearn(
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class, or a condition of a diffusion model, that the retain set lacks
         is to go. Without any the level is `task.unknown` of the forget set where the task has that, else chance
-        (1 - 1 / classes, or 1 of errors that are shares; of others there is no level), which is logged. Their figures
+        (1 - 1 / classes, 1 of other rates and errors up to 1; else there is no level), which is logged. Their figures
         are reported beside the others.
       steps: Optimizer steps.
       settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
@@ -106,8 +106,9 @@ def unlearn(
         Nearly all methods read `optimizer`, `momentum` and `weight_decay` too, and warn where they do not; `eupmu
         methods` says which. EUPMU takes missing ones from there too. It reads `allowed_error` (the rise of the retain
         error), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and `target` (the
-        forget error). An error is in units of `task.error`: 0.01 is a point of accuracy of a classifier, and of a
-        diffusion model an absolute 0.01 of its denoising loss, which may be a small or a large part of it.
+        forget error). An error is in units of `task.error`: 0.01 is a point of accuracy of a classifier. One that is no
+        rate may rise by a tenth of the way from the forget error to its target, if no limit is set: 0.095 of it, as
+        the 0.95 points of a rate are to one of 10 %.
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.

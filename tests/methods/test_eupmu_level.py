@@ -99,6 +99,23 @@ def test_what_the_sample_cannot_tell_from_the_target_does_not_take_the_end_back(
     assert (float(params), float(share)) == (np.float32(last), 1.0)
 
 
+@pytest.mark.parametrize(("rate", "expected"), [(False, (1.0, 1.0)), (True, (0.9, 0.9))])
+def test_where_the_sample_is_harder_than_the_set_its_target_is_higher(rate, expected):
+    # BUG: a run that had reached its target was taken back by the sample of its end. Each twelfth example is harder.
+    harder = jnp.where(jnp.arange(1_200) % 12 == 0, 0.1, 0.0)
+    task = LINE._replace(
+        outputs=lambda params, batch, key: params * batch["slope"] + batch["harder"],
+        error=lambda outputs, batch: outputs,
+        rate=rate,
+    )
+    sets = [as_examples("set", {"slope": jnp.full(1_200, slope), "harder": harder}) for slope in (1.0, 0.0)]
+    terms = Terms(1_200, 1_200, 10, 0.0, retain_batch=50, forget_error=float(harder.mean()))
+    settings = SETTINGS | {"allowed_error": 1.0, "target": 1.0 + float(harder.mean())}
+    procedure = method("EUPMU").make(task, terms, settings)
+    params, share = procedure.finish(jnp.float32(1.0), ((), jnp.float32(1.0)), jnp.float32(0), *sets)
+    assert (round(float(params), 3), round(float(share), 3)) == expected
+
+
 def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
     # BUG: up to 1,000 examples were one batch, which a model may have no memory for after its last step.
     seen = []

@@ -7,7 +7,8 @@ import pytest
 
 from eupmu_jax.benchmark import rows
 from eupmu_jax.commands import unlearn as command
-from eupmu_jax.service import deletion, records, retraining, user_file
+from eupmu_jax.service import _again, deletion, records, retraining, user_file
+from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._digest import digest
 
@@ -17,6 +18,40 @@ ASKED = deletion.Asked(steps=60, forget_batch=16, retain_batch=48)
 
 def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None, after=None):
     return deletion.run(user_file.load(file, deletion.NEEDED), ids, out, asked, "a command", after, on_step)
+
+
+# Squared errors, in a unit of which 0.01 is nothing: of 200 numbers that as many weights know by heart.
+PRICES = """
+import jax, jax.numpy as jnp, numpy as np, eupmu_jax as eupmu
+
+random = np.random.default_rng(0)
+x = random.normal(size=(300, 200)).astype(np.float32)
+y = (1e4 * x[:, :5].sum(1) + 1e4 * random.normal(size=300)).astype(np.float32)
+data, held_out = {"x": x[:200], "y": y[:200]}, {"x": x[200:], "y": y[200:]}
+params = np.linalg.lstsq(x[:200], y[:200] / 1e4, rcond=None)[0]
+errors = lambda outputs, batch: (1e4 * outputs - batch["y"]) ** 2
+mean = lambda outputs, batch: jnp.mean(errors(outputs, batch))
+task = eupmu.Task(
+    lambda params, batch, key: batch["x"] @ params, mean, {"ascent": lambda *args: -mean(*args)}, error=errors
+)
+"""
+
+
+def test_a_limit_that_is_not_asked_for_follows_the_unit_of_the_error(tmp_path):
+    # BUG: it was 0.01 of any error, so that nothing was forgotten of one in the millions.
+    file, out = tmp_path / "prices.py", tmp_path / "run"
+    file.write_text(PRICES)
+    own = user_file.load(file, deletion.NEEDED)
+    reached = deletion.run(own, IDS[:10], out, ASKED, "a command")
+    level, asked = reached["level"], asked_of(out)
+    assert asked["limit"] is None
+    assert level["kept"]
+    assert level["target"] > 1e7
+    assert level["limit"] == pytest.approx(0.0949 * level["target"], rel=1e-3)
+    assert level["forget_error"] > 0.1 * level["target"]
+    sets = deletion.parts(as_examples("data", own["data"]), IDS[:10], IDS[:0])
+    end = checkpoints.load(out / "params", own["params"])[0]
+    assert _again.untrue(own, asked, records.read(out / "reached.json", "reached"), own["params"], end, sets) == []
 
 
 def asked_of(out):
