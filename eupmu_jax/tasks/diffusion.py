@@ -1,5 +1,6 @@
 """Conditional diffusion models as tasks: batches are dicts of `inputs`, images in [-1, 1], and int `labels`."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import chex
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.parts import in_parts
 from eupmu_jax.objectives import diffusion as objectives
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
@@ -133,6 +135,8 @@ def diffusion(
     def outputs(params, batch, key):
         x, labels = batch["inputs"], batch["labels"]
         first = jax.random.key(FIXED) if key is None else key
+        # As many as a step has fit at once; what is evaluated may be more, and its noise belongs to all of it together.
+        predict = denoise if key is not None else functools.partial(in_parts, denoise)
         keys = jax.random.split(jax.random.fold_in(first, 1), 4)
         left_out = jnp.zeros(len(x), bool) if key is None else jax.random.bernoulli(keys[0], dropout, (len(x),))
         x_t, t, wanted, weights = noised(x, first)
@@ -142,8 +146,8 @@ def diffusion(
         surrogate_t, _, surrogate, _ = noised(images, first)
         flat = jax.random.uniform(keys[2], x.shape, x.dtype)
         random = (labels + jax.random.randint(keys[3], labels.shape, 1, num_conditions)) % num_conditions
-        unconditional, conditional = (denoise(teacher, x_t, t, c) for c in (nothing, labels))
-        predicted = denoise(params, x_t, t, jnp.where(left_out, nothing, labels))
+        unconditional, conditional = (predict(teacher, x_t, t, c) for c in (nothing, labels))
+        predicted = predict(params, x_t, t, jnp.where(left_out, nothing, labels))
         if predicted.shape != x_t.shape:
             raise ValueError(f"denoise: returned shape {predicted.shape}, expected that of x_t, {x_t.shape}")
         return {
@@ -152,12 +156,12 @@ def diffusion(
             "weights": weights,
             "counts": 1.0 - left_out,
             "unconditional": unconditional,
-            "random_condition": denoise(teacher, x_t, t, random),
-            "other_condition": denoise(teacher, x_t, t, (labels + 1) % num_conditions),
+            "random_condition": predict(teacher, x_t, t, random),
+            "other_condition": predict(teacher, x_t, t, (labels + 1) % num_conditions),
             "negative_guidance": objectives.negative_guidance(conditional, unconditional, guidance),
             "noise": flat,
             "predicted_noise": objectives.epsilon_of(prediction, schedule, predicted, x_t, t),
-            "surrogate_prediction": denoise(params, surrogate_t, t, labels),
+            "surrogate_prediction": predict(params, surrogate_t, t, labels),
             "surrogate": surrogate,
         }
 
@@ -165,7 +169,8 @@ def diffusion(
         x, labels = batch["inputs"], batch["labels"]
         x_t, t, wanted, weights = noised(x, jax.random.key(FIXED))
         offsets = np.unique(np.linspace(1, num_conditions - 1, min(OTHERS, num_conditions - 1)).astype(int))
-        mean = sum(denoise(params, x_t, t, (labels + offset) % num_conditions) for offset in offsets) / len(offsets)
+        predict = functools.partial(in_parts, denoise)
+        mean = sum(predict(params, x_t, t, (labels + offset) % num_conditions) for offset in offsets) / len(offsets)
         return weights * objectives.squared_errors(mean, wanted), len(offsets)
 
     def check(batch):
