@@ -73,17 +73,17 @@ def fitted(params, batch):
 original = fitted(fresh_params(jax.random.key(0)), at(np.concatenate([forget, retain])))
 
 # %% [markdown]
-# Any method runs on it. "EUPMU" forgets until the error is that of data that the model never saw, within a limit on the
-# retain loss; the figures say what became of the forget set, the retain set and the data held out.
+# Any method runs on it. "EUPMU" forgets until the error is that of data that the model never saw, while that of the
+# retain set rises by no more than a tenth of this way. It needs no settings, whatever unit the error is in. The figures
+# say what became of the forget set, the retain set and the data held out.
 
 # %%
-settings = {"learning_rate": 3e-3, "forget_objective": "bounded_ascent", "allowed_rise": 0.05}
-result = eupmu.unlearn("EUPMU", task, original, at(forget), at(retain), at(held_out), settings=settings, progress=True)
+result = eupmu.unlearn("EUPMU", task, original, at(forget), at(retain), at(held_out), progress=True)
 
 # %%
-before, after = result.figures["original"], result.figures["returned"]
-assert after["retain_loss"] <= before["retain_loss"] + 0.06
-assert after["forget_error"] > 2 * before["forget_error"]
+level = result.level
+assert level.kept
+assert abs(level.forget_error - level.target) < 0.2 * level.target
 
 # %% [markdown]
 # What a task does not have is asked for before any work.
