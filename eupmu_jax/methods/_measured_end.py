@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -40,16 +40,36 @@ def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> ch
     return task.retain(outputs, batch) if task.error is None else jnp.mean(task.error(outputs, batch))
 
 
+class Target(NamedTuple):
+    """Of the error on the forget set.
+
+    Attributes:
+      error: The target.
+      begun: The original model's error on the set; None where the target is that of any sample.
+      at_least: Whether more is as good.
+    """
+
+    error: chex.Numeric
+    begun: chex.Numeric | None = None
+    at_least: bool = False
+
+    def of_sample(self, original: chex.Numeric) -> chex.Numeric:
+        """That of a sample on which the original model has this error: higher by as much as the sample is harder."""
+        if self.begun is None:
+            return self.error
+        harder = original - self.begun
+        return self.error + jnp.where(jnp.isfinite(harder), harder, 0.0)
+
+
 def measured_end(
     task: Task,
     sets: tuple[Any, Any],
     chunk: int,
-    target: chex.Numeric,
+    target: Target,
     allowed: chex.Array,
     original: chex.ArrayTree,
     last: chex.ArrayTree,
     averaged: chex.ArrayTree,
-    begun: chex.Numeric | None = None,
 ) -> tuple[chex.ArrayTree, float]:
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
@@ -67,8 +87,6 @@ def measured_end(
       target: Of the error on the forget set.
       allowed: `(2,)`, by how much the error and the loss on the retain set may rise; infinity for any rise.
       original, last, averaged: Parameters.
-      begun: The original model's error on the forget set. So much as it is higher on the sample the target is too; None
-        for a target that is that of any sample.
     """
     counts, more = samples_of(*map(len, sets))
     measure = lambda part, positions: functools.partial(_mean_figures, task, part, positions, chunk)
@@ -81,12 +99,13 @@ def measured_end(
     ways = jnp.array([1.0, 1.0, *WAYS])
     found = [[of_sample(point()) for of_sample in samples] for point in points]
     forget, retain = (jnp.stack([of_point[side] for of_point in found]) for side in range(2))
-    if begun is not None:
-        harder = forget[-1, 0] - begun
-        target += jnp.where(jnp.isfinite(harder), harder, 0.0)
-    distance = jnp.abs(forget[:, 0] - target)
+    error = target.of_sample(forget[-1, 0])
+    distance = jnp.abs(forget[:, 0] - error)
+    if target.at_least:
+        # What is not finite stays so.
+        distance = jnp.where(forget[:, 0] > error, 0.0 * distance, distance)
     # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
-    distance = jnp.where(distance <= _noise(task, target, counts[0], forget), 0.0, distance)
+    distance = jnp.where(distance <= _noise(task, error, counts[0], forget), 0.0, distance)
     rises, finite = retain[:, :2] - retain[-1:, :2], jnp.isfinite(distance)
     nearest = lambda kept: int(jnp.argmin(jnp.where(kept, distance, jnp.inf)))
     kept = jnp.all(rises <= allowed[None], axis=1) & finite

@@ -14,6 +14,7 @@ from eupmu_jax.methods._measured_end import (
     LEAST,
     MEASURED,
     PASSES,
+    Target,
     figures,
     mean_error,
     measured_end,
@@ -76,7 +77,9 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
     parameters, their average over the end of the run, and three points on the way from the original to the last ones,
     that one is chosen that keeps the limit and is nearest to the target, up to the noise of the sample: that of a rate,
     or of the errors of the examples. Of an error that is no rate the target is moved by as much as the original model's
-    error on the sample differs from that on the set. The point is checked on up to 500 retained examples, which also
+    error on the sample differs from that on the set. Where all is to go that the task has an `unknown` error of, points
+    past that are as good as it: it is that of the mean of what else could be said, the least that a model which does
+    not know has. The point is checked on up to 500 retained examples, which also
     decide where the sample exceeds the limit by one example at most. If it does not keep the limit there, what the
     sample missed of its rise is taken to grow with the way, and it is the nearest point that keeps the limit then; the
     original parameters keep any `allowed_error`. Where none of the points keeps an absolute `limit`, that with the
@@ -117,8 +120,8 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
         of_error = jnp.inf if limit is None else limit - terms.retain_error
         allowed = jnp.stack([of_error, settings["allowed_rise"] if in_nats else jnp.inf])
         begun = None if task.is_rate else terms.forget_error
-        ends = prepared, params, state[1]
-        return measured_end(task, (forget, retain), terms.retain_batch, target, allowed, *ends, begun)
+        aim, ends = Target(target, begun, terms.at_least), (prepared, params, state[1])
+        return measured_end(task, (forget, retain), terms.retain_batch, aim, allowed, *ends)
 
     cost = Cost((1, 1), (1, 1), outside_forward=passes_of_end(terms.num_forget, terms.num_retain))
     measured = functools.partial(figures, task), terms.retain_batch

@@ -61,6 +61,7 @@ class Terms(NamedTuple):
       retain_error: The original model's mean error over the whole retain set, or its loss where the task has no error.
       retain_batch: Examples of the retain set in each step.
       forget_error: As `retain_error`, of the forget set; known to methods that steer an error that is no rate.
+      at_least: Whether the forget error may pass its target, as that of what is to go wholly may.
     """
 
     num_forget: int
@@ -71,6 +72,7 @@ class Terms(NamedTuple):
     retain_error: chex.Numeric = 0.0
     retain_batch: int = 1
     forget_error: chex.Numeric = 0.0
+    at_least: bool = False
 
 
 class Cost(NamedTuple):

@@ -32,7 +32,10 @@ MOST = 2_000
 
 
 class Aim(NamedTuple):
-    """A target of the forget error: its source, examples passed to find it, classes that are to go, its interval."""
+    """A target of the forget error: its source, examples passed to find it, classes that are to go, its interval.
+
+    `at_least`: whether all that is to be forgotten is to go, and the target is the least error without knowing it.
+    """
 
     target: float
     source: str
@@ -40,6 +43,7 @@ class Aim(NamedTuple):
     passes: int
     gone: frozenset = frozenset()
     interval: tuple[float, float] | None = None
+    at_least: bool = False
 
 
 class Reached(NamedTuple):
@@ -91,13 +95,14 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     if held_out is None and task.unknown is not None:
         level, passes = _unknown_level(task, params, sets.forget)
         labels = labels_of(task, sets.forget)
-        if labels is not None and set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain):
+        stay = () if labels is None else set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain)
+        if stay:
             logger.warning(
                 "held_out: got None, so the level of unseen data is not known; the forget set is brought to %.3g, the "
                 "error of a model that does not know its conditions, though the retain set has some of them",
                 level.error,
             )
-        return Aim(level.error, "unknown", None, passes)
+        return Aim(level.error, "unknown", None, passes, at_least=labels is not None and not stay)
     if held_out is None:
         gone = classes_to_go(task, sets.forget, sets.retain)
         target = _chance(task, params, sets.forget, gone)
@@ -144,7 +149,8 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
         parts.append((level, sum(sizes[c] for c in few)))
     mixed = _mixed(parts, len(held_out))
     _warn_of_few(task, mixed)
-    return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high))
+    all_go = task.unknown is not None and not set(sizes) - gone
+    return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high), all_go)
 
 
 def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:

@@ -118,6 +118,7 @@ def ready(
         # Where the way to the target begins.
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
+        terms = terms._replace(at_least=aim.at_least)
         complete = steered(task, asked, aim.target, known["forget_error"])
     procedure = chosen.make(task, with_start(terms, known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)

@@ -116,6 +116,19 @@ def test_where_the_sample_is_harder_than_the_set_its_target_is_higher(rate, expe
     assert (round(float(params), 3), round(float(share), 3)) == expected
 
 
+@pytest.mark.parametrize(("at_least", "expected"), [(True, (1.0, 1.0)), (False, (0.7, 0.7))])
+def test_what_is_to_go_wholly_may_pass_its_target(at_least, expected):
+    # BUG: a run that had drawn nothing of a class any more was taken back to where it still drew some of it.
+    sets = [as_examples("set", {"slope": jnp.full(1_200, slope)}) for slope in (1.0, 0.0)]
+    terms = Terms(1_200, 1_200, 10, 0.0, retain_batch=50, at_least=at_least)
+    procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"target": 0.65})
+    end = lambda last: procedure.finish(jnp.float32(last), ((), jnp.float32(last)), jnp.float32(0), *sets)
+    params, share = end(1.0)
+    assert (round(float(params), 3), round(float(share), 3)) == expected
+    assert float(end(0.5)[1]) == 1.0
+    assert float(end(jnp.nan)[0]) == 0.0
+
+
 def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
     # BUG: up to 1,000 examples were one batch, which a model may have no memory for after its last step.
     seen = []

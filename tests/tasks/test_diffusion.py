@@ -8,6 +8,9 @@ import pytest
 
 from eupmu_jax import tasks, unlearn
 from eupmu_jax.objectives import diffusion
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.training._aim import aim_of
+from eupmu_jax.training._inputs import Sets
 
 SCHEDULE, CLASSES = diffusion.cosine_schedule(100), 3
 
@@ -279,6 +282,23 @@ def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(par
     assert (level.source, level.comparison) == ("unseen data by class", None)
     # Nothing was changed, so nothing rose, whatever the noise of a batch.
     assert level.retain_error == pytest.approx(level.start, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "held_out", "at_least"),
+    [
+        ([0], None, True),
+        ([0], [0, 1, 2], True),
+        ([0, 1], None, False),
+        ([0, 1], [0, 1, 2], False),
+        ([1], [1, 2], False),
+    ],
+)
+def test_a_run_may_pass_its_target_where_all_is_to_go(forgotten, held_out, at_least, params):
+    of = lambda labels: as_examples("set", batch_of(30) | {"labels": np.resize(labels, 30)})
+    sets = Sets(of(forgotten), of([1, 2]), None)
+    unseen = None if held_out is None else of(held_out)
+    assert aim_of(task(), params, sets, unseen, None).at_least is at_least
 
 
 @pytest.mark.parametrize(
