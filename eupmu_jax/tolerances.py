@@ -57,13 +57,15 @@ def schedule(schedule_fn: Callable[[chex.Numeric], chex.Numeric]) -> Tolerance:
 
 
 def relative(share: chex.Numeric) -> Tolerance:
-    """A share of the current retain losses: epsilon_k = share * l_k. Reads the losses.
+    """A share of the current retain losses: epsilon_k = share * |l_k|. Reads the losses.
+
+    Of a loss in log scale a share of the loss itself is `constant(share)`.
 
     >>> relative(0.1).update(0, jnp.array([2.0, 4.0]), ())[0].round(3).tolist()
     [0.2..., 0.4...]
     """
     num_constraints = constant(share).num_constraints
-    return stateless(lambda count, levels: jnp.asarray(share) * _given(levels, "relative"), num_constraints)
+    return stateless(lambda count, levels: jnp.asarray(share) * jnp.abs(_given(levels, "relative")), num_constraints)
 
 
 def budget(

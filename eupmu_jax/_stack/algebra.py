@@ -16,8 +16,8 @@ def gram_matrix(updates: chex.ArrayTree) -> chex.Array:
     r"""Inner products of the rows, :math:`G_{ij} = \langle g_i, g_j \rangle` over all leaves.
 
     Sums are taken in float32 (float64 if any leaf is float64), leaf by leaf on slices of the stack, so the model is
-    never copied into a flat vector and, on a mesh, only the K(K+1)/2 sums travel. Norms between 1e-18 and 1e+18 are
-    representable; beyond that a float32 Gram matrix under- or overflows.
+    never copied into a flat vector and, on a mesh, only the K(K+1)/2 sums travel. A norm above 1e+18 overflows a
+    float32 Gram matrix, and the squares of elements below 1e-19 are 0 in it.
 
     Args:
       updates: Stacked tree of shape `(K, ...)` in every leaf.
@@ -66,7 +66,7 @@ def combine(updates: chex.ArrayTree, weights: chex.Array, params: chex.ArrayTree
     Returns:
       Tree of the parameters' shapes.
     """
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype, updates if params is None else params)
+    dtypes = jax.tree.map(jnp.result_type, updates if params is None else params)
 
     def combine_leaf(leaf, dtype):
         total = weights[0] * leaf[0]

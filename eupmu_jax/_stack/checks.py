@@ -71,7 +71,8 @@ def check_number(name: str, value: Any, least: float | None = None, **bounds: An
 
 def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
     """Raises `ValueError` unless `value` is an int of at least `least`."""
-    if not is_traced(value) and not (value >= least and np.isfinite(value) and value == np.floor(value)):
+    is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
+    if not is_traced(value) and not (is_number and value >= least and np.isfinite(value) and value == np.floor(value)):
         raise ValueError(f"{name}: got {value}, expected an int of at least {least}{unit}")
 
 
@@ -102,6 +103,8 @@ def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | N
                 f"tolerance, retain_weight or initial_multiplier: got {length} values, expected {num_objectives - 1}: "
                 "one for each retain constraint"
             )
+        if length == 0:
+            raise ValueError("tolerance, retain_weight or initial_multiplier: got no values, expected one or more")
         if length is not None:
             num_objectives = length + 1
     return num_objectives

@@ -46,5 +46,8 @@ def apply_to_ones(matrix: chex.Array, function: Callable[[chex.Array, chex.Array
     values, vectors = jnp.linalg.eigh(matrix)
     present = values > _ROUNDING * jnp.finfo(values.dtype).eps * values[-1]
     # Sums, since matrix units would round the products of a float32 matmul.
-    factors = jnp.where(present, function(jnp.where(present, values, 1), present.sum()), 0) * vectors.sum(axis=0)
+    sums, rounding = vectors.sum(axis=0), _ROUNDING * jnp.finfo(values.dtype).eps
+    # What rounding leaves of a sum that is 0, a small eigenvalue would make large.
+    sums = jnp.where(jnp.abs(sums) > rounding * jnp.abs(vectors).sum(axis=0), sums, 0)
+    factors = jnp.where(present, function(jnp.where(present, values, 1), present.sum()), 0) * sums
     return jnp.sum(vectors * factors[None], axis=1)

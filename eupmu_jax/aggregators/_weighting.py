@@ -11,7 +11,7 @@ from eupmu_jax._stack import algebra, checks, refusal
 
 
 class WeightingState(NamedTuple):
-    """State of the aggregators that see the Gram matrix alone; every field can be read with `tree_get`.
+    """State of the aggregators that see the Gram matrix alone; `tree_get` reads all but `count` in any chain.
 
     Such an aggregator has `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked
     tree in, parameter-shaped tree out. `losses` are looked at only for being finite, `gram_fn` is as in
@@ -31,7 +31,7 @@ class WeightingState(NamedTuple):
 
 
 class LossWeightingState(NamedTuple):
-    """State of the aggregators that see the losses alone; every field can be read with `tree_get`.
+    """State of the aggregators that see the losses alone; `tree_get` reads all but `count` in any chain.
 
     Such an aggregator has `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
     parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
@@ -47,6 +47,19 @@ class LossWeightingState(NamedTuple):
     memory: Any
     count: chex.Array
     nonfinite_count: chex.Array
+
+
+def count_of(num_objectives: int | None, **values: Any) -> int | None:
+    """K, from the argument or from those values that are arrays; raises `ValueError` where they disagree.
+
+    >>> count_of(None, weights=jnp.ones(3), ideal=0.0), count_of(None, ideal=0.0)
+    (3, None)
+    """
+    for name, value in values.items():
+        if jnp.ndim(value) and num_objectives not in (None, len(value)):
+            raise ValueError(f"{name}: got {len(value)} values, expected {num_objectives}: one for each objective")
+        num_objectives = len(value) if jnp.ndim(value) else num_objectives
+    return num_objectives
 
 
 def from_gram(
@@ -106,6 +119,7 @@ def from_losses(
     num_objectives: int | None = None,
     *,
     memory: Callable[[int, Any], Any] = lambda num_objectives, dtype: (),
+    at_first: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The transform :math:`d = \sum_k w_k g_k` with :math:`w` a function of the losses, present and past.
 
@@ -114,6 +128,7 @@ def from_losses(
         `state.count` the number of steps before. Weights or memory that are not finite refuse the step.
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
       memory: `(K, dtype)` to the memory at the start.
+      at_first: K of the state at the start, where `num_objectives` is None.
 
     Returns:
       A transform with a `LossWeightingState`.
@@ -139,5 +154,5 @@ def from_losses(
         return refusal.settle(finite, direction, state._replace(weights=new[0], memory=new[1]), state)
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: init(num_objectives or 2, algebra.accumulator_dtype(params)), update_fn
+        lambda params: init(num_objectives or at_first or 2, algebra.accumulator_dtype(params)), update_fn
     )

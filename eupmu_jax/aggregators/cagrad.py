@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import nnls
-from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax._stack.checks import check_number
 from eupmu_jax.aggregators._weighting import from_gram
 from eupmu_jax.aggregators.mgda import min_norm
 
@@ -45,7 +45,7 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].round(6).tolist()
     [0.2..., 0.5...]
     """
-    check_numbers("c", c, 0, finite=True)
+    check_number("c", c, 0, finite=True)
     weigh = lambda gram: _weigh(gram, jnp.asarray(c, gram.dtype))
     return from_gram(weigh, num_objectives, at_most=nnls.MAX_CONSTRAINTS)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax._stack.checks import check_numbers
-from eupmu_jax.aggregators._weighting import from_losses
+from eupmu_jax._stack.checks import check_number, check_numbers
+from eupmu_jax.aggregators._weighting import count_of, from_losses
 
 
 def chebyshev(
@@ -22,7 +22,8 @@ def chebyshev(
       l = \max_k s_k + \rho \sum_k s_k, \quad s_k = w_k [l_k - z_k]_+, \qquad
       d = \nabla l = \sum_k (1[k = \arg\max s] + \rho)\, w_k 1[l_k > z_k]\, g_k
 
-    Every Pareto optimum is the minimum for some weights; rho > 0 excludes weak ones. Losses must be on one scale, or
+    Every properly Pareto optimal point is the minimum for some weights and a small enough rho; rho > 0 excludes weak
+    optima. Losses must be on one scale, or
     the weights put them there. Of tied objectives the lower row is the worst.
 
     Cost: one forward and one backward pass over all examples. Objectives at or below their ideal have weight 0, and
@@ -33,7 +34,7 @@ def chebyshev(
       rho: Weight of the sum.
       weights: w, a number or `(K,)`.
       ideal: z, a number or `(K,)`: the losses at which nothing is left to gain.
-      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState`.
@@ -45,8 +46,10 @@ def chebyshev(
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].tolist()
     [0.5, 1.5]
     """
-    check_numbers("rho", rho, 0)
+    check_number("rho", rho, 0, finite=True)
+    at_first = count_of(num_objectives, weights=weights, ideal=ideal)
     check_numbers("weights", weights, 0)
+    check_numbers("ideal", ideal)
 
     def weigh(losses, state):
         del state
@@ -54,7 +57,7 @@ def chebyshev(
         worst = jnp.arange(len(losses)) == jnp.argmax(values)
         return (worst + jnp.asarray(rho, losses.dtype)) * slopes, ()
 
-    return from_losses(weigh, num_objectives)
+    return from_losses(weigh, num_objectives, at_first=at_first)
 
 
 def excess(losses: chex.Array, weights: "chex.Numeric", ideal: "chex.Numeric") -> tuple[chex.Array, chex.Array]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax._stack.checks import check_numbers
-from eupmu_jax.aggregators._weighting import from_losses
+from eupmu_jax._stack.checks import check_number, check_numbers
+from eupmu_jax.aggregators._weighting import count_of, from_losses
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET
 
 
@@ -57,7 +57,7 @@ def famo(
       learning_rate: Of Adam for the logits.
       weight_decay: gamma, added to Adam's gradient; the authors' value by default.
       min_losses: m, a number or `(K,)`.
-      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState` whose memory is a `FamoMemory`.
@@ -69,8 +69,10 @@ def famo(
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].round(5).tolist()
     [0.75, 0.25]
     """
-    check_numbers("learning_rate", learning_rate, 0)
-    check_numbers("weight_decay", weight_decay, 0)
+    check_number("learning_rate", learning_rate, 0, finite=True)
+    check_number("weight_decay", weight_decay, 0, finite=True)
+    at_first = count_of(num_objectives, min_losses=min_losses)
+    check_numbers("min_losses", min_losses)
     optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
 
     def start(k, dtype):
@@ -94,4 +96,4 @@ def famo(
         relative = jnp.where(jnp.all(current > 0), jax.nn.softmax(logits) / current, jnp.nan)
         return relative / relative.sum(), FamoMemory(logits, losses, optimizer_state)
 
-    return from_losses(weigh, num_objectives, memory=start)
+    return from_losses(weigh, num_objectives, memory=start, at_first=at_first)

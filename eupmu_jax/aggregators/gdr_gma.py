@@ -56,8 +56,8 @@ def gdr_gma(
     """
     if projection not in _PROJECTIONS:
         raise ValueError(f"projection: got {projection!r}, expected one of {', '.join(map(repr, _PROJECTIONS))}")
-    checks.check_numbers("gamma", gamma, 0, finite=True)
-    checks.check_numbers("epsilon", epsilon, finite=True)
+    checks.check_number("gamma", gamma, 0, finite=True)
+    checks.check_number("epsilon", epsilon, finite=True)
 
     def init_fn(params):
         dtype = algebra.accumulator_dtype(params)

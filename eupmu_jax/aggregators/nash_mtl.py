@@ -19,16 +19,16 @@ def nash_mtl(*, num_objectives: int | None = None) -> optax.GradientTransformati
     .. math::
       a_k = \frac{1}{\|g_k\| \sqrt{1 + \cos(g_0, g_1)}} \text{ for } K = 2
 
-    Guarantees: every loss descends, :math:`\langle g_k, d\rangle = 1 / a_k`; :math:`\|d\| = \sqrt K` always; scaling a
-    gradient changes nothing. For K = 2 it has the direction of `ngdiff`, `imtl_g` and `config`, and is the method that
-    unlearning knows as MUNBa (arXiv 2411.15537).
+    Guarantees: every loss descends, :math:`\langle g_k, d\rangle = 1 / a_k`; :math:`\|d\| = \sqrt K` for K gradients
+    none of which is zero; scaling a gradient changes nothing. For K = 2 it has the direction of `ngdiff`, `imtl_g` and
+    `config`, and is the method that unlearning knows as MUNBa (arXiv 2411.15537).
 
     The convex problem is self-concordant, and solved by damped Newton steps to rounding for any K; the authors solve a
     sequence of linearised ones, and then clip d to length 1: chain `optax.clip_by_global_norm(1.0)` for that.
 
     Cost: one forward and one backward pass over all examples; about ten (K, K) linear systems. Where gradients are
     opposite, or others have zero in their convex hull, a would be infinite: rounding, added to the diagonal of the unit
-    gradients' Gram matrix, bounds it, and d shrinks to 0 instead of keeping its length. A zero gradient has weight 0,
+    gradients' Gram matrix, bounds it, and the part of d within that hull shrinks to 0. A zero gradient has weight 0,
     and the others bargain among themselves.
 
     Args:
@@ -71,5 +71,6 @@ def _bargain(cosines: chex.Array) -> chex.Array:
 
     # Errors square from step to step: one from the root of the rounding is the last.
     far = lambda state: (state[1] > jnp.sqrt(eps)) & (state[2] < 200)
-    start = (jnp.ones(k, cosines.dtype), jnp.array(jnp.inf, cosines.dtype), 0)
+    # Like the data, for `shard_map`.
+    start = (jnp.ones_like(cosines[0]), jnp.full_like(cosines[0, 0], jnp.inf), 0)
     return jax.lax.while_loop(far, body, start)[0]

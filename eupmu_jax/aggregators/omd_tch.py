@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eupmu_jax._stack.checks import check_numbers
-from eupmu_jax.aggregators._weighting import from_losses
+from eupmu_jax._stack.checks import check_number, check_numbers
+from eupmu_jax.aggregators._weighting import count_of, from_losses
 from eupmu_jax.aggregators.chebyshev import excess
 
 _VARIANTS = ("eg", "pgd")
@@ -36,8 +36,8 @@ def omd_tch(
       p \leftarrow \Pi_\Delta(p + \eta s) \;\text{(pgd)}
 
     p starts uniform, and d is taken with p before its update. The maximum over p on the simplex is that of `chebyshev`,
-    which jumps to one objective where this moves smoothly. The paper's guarantee is for the average of the iterates:
-    chain `optax.ema` behind the parameters, or average checkpoints; this transform leaves them alone.
+    which jumps to one objective where this moves smoothly. The paper's guarantee is for the uniform average of the
+    parameters over all steps t, which a loop keeps: `optax.incremental_update(params, average, 1 / (t + 1))`.
 
     Cost: one forward and one backward pass over all examples. Logarithms keep `"eg"` from overflow; a weight that was
     all but lost can come back. `"pgd"` sets weights to exactly zero. A large eta gives the worst objective everything
@@ -47,7 +47,7 @@ def omd_tch(
       eta: Step size of the weights.
       variant: `"eg"`, exponentiated gradient, or `"pgd"`, projected gradient.
       weights, ideal: w and z, as in `chebyshev`.
-      num_objectives: K, if it is not 2; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState` whose memory is an `OmdTchMemory`.
@@ -63,8 +63,10 @@ def omd_tch(
     """
     if variant not in _VARIANTS:
         raise ValueError(f"variant: got {variant!r}, expected one of {', '.join(map(repr, _VARIANTS))}")
-    check_numbers("eta", eta, 0)
+    check_number("eta", eta, 0, finite=True)
+    at_first = count_of(num_objectives, weights=weights, ideal=ideal)
     check_numbers("weights", weights, 0)
+    check_numbers("ideal", ideal)
 
     def start(k, dtype):
         return OmdTchMemory(jnp.full(k, 1 / k, dtype) if variant == "pgd" else jnp.full(k, -jnp.log(k), dtype))
@@ -77,4 +79,4 @@ def omd_tch(
             return dual * slopes, OmdTchMemory(optax.projections.projection_simplex(moved))
         return jnp.exp(dual) * slopes, OmdTchMemory(jax.nn.log_softmax(moved))
 
-    return from_losses(weigh, num_objectives, memory=start)
+    return from_losses(weigh, num_objectives, memory=start, at_first=at_first)

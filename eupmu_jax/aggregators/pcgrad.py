@@ -54,5 +54,6 @@ def _project(gram, i, order):
         conflict = jnp.minimum(jnp.sum(gram[j] * weights), 0) / jnp.where(squared_norm > 0, squared_norm, 1)
         return weights.at[j].add(-jnp.where(j == i, 0, conflict))
 
-    weights = (jnp.arange(len(gram)) == i).astype(gram.dtype)
+    # Like the data, for `shard_map`.
+    weights = jnp.where(jnp.arange(len(gram)) == i, jnp.ones_like(gram[0]), 0)
     return jax.lax.fori_loop(0, len(gram), lambda step, weights: project(order[step], weights), weights)

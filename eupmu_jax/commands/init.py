@@ -59,8 +59,8 @@ task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number o
 
 
 NUMBERS = """# The numbers of a run of `eupmu unlearn {name}`; options of the command line take precedence.
-limit = 1.0         # points that the error on the retained examples may rise by. If it is no rate, as a diffusion
-                    # model's, leave this line out: how much it may rise follows from the target then
+# limit = 1.0       # points that the error on the retained examples may rise by; hundredths of one that is no rate,
+                    # whose default limit follows from its target
 steps = 300         # of the optimizer
 seed = 0            # of the order of the examples
 forget_batch = 64   # examples in each step

@@ -32,6 +32,7 @@ def render(made: dict) -> str:
     aim = f"aimed at {shown(level['target'])}, that of {level['source']}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
+    learned = "accuracy" if reached["rates"] else "error"
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
 <p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
 <p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
@@ -51,7 +52,7 @@ def render(made: dict) -> str:
 smaller than that of an example never seen, of unseen ones that mix the classes alike; 0.5 is chance. Classes to go: the
 same, of these classes alone. With shadow models: the same, each example judged by models that never saw it. TPR: how
 many of the forgotten are known by their loss where 1 % of those never seen are taken for them; epsilon: a lower bound
-on that of differential privacy, as if the examples to learn had been drawn at random. Relearned: accuracy on the other
+on that of differential privacy, as if the examples to learn had been drawn at random. Relearned: {learned} on the other
 half of the forgotten before and after {_steps(audited)} steps on half of them, and on retained examples alone. Below,
 the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
@@ -113,8 +114,8 @@ def _models(audited):
         "AUC, shadow models": lambda found: _auc(found.get("lira")),
         "TPR at 1 % FPR, %": lambda found: _true_positives(found.get("canaries")),
         "epsilon at least": lambda found: "-" if not found.get("canaries") else f"{found['canaries']['epsilon']:.2f}",
-        "relearned, %": lambda found: _relearned(found, "on half of them"),
-        "by retaining, %": lambda found: _relearned(found, "on retained"),
+        "relearned" + ", %" * rates: lambda found: _relearned(found, "on half of them", rates),
+        "by retaining" + ", %" * rates: lambda found: _relearned(found, "on retained", rates),
     }
     cells = {head: [text(found) for found in shown.values()] for head, text in figures.items()}
     return _table(list(shown), [[head, *texts] for head, texts in cells.items() if set(texts) != {"-"}])
@@ -130,9 +131,11 @@ def _true_positives(canaries):
     return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * canaries[name] for name in ("true_positives", "low", "high")))
 
 
-def _relearned(found, how):
+def _relearned(found, how, rates):
     curve = found.get("relearning", {}).get(how)
-    return "-" if not curve else f"{curve['accuracy'][0]:.0f} to {curve['accuracy'][-1]:.0f}"
+    # Accuracies, or the errors that they are 100 less of.
+    shown = lambda accuracy: f"{accuracy:.0f}" if rates else f"{1 - accuracy / 100:.4g}"
+    return "-" if not curve else f"{shown(curve['accuracy'][0])} to {shown(curve['accuracy'][-1])}"
 
 
 SIDES, MODELS = ("forgotten", "retained", "unseen"), ("original", "unlearned", "retrained")
@@ -168,7 +171,7 @@ def _earlier(asked, audited):
     lines = [
         [
             f"run {number}, {len(run['positions']):,} examples",
-            _number(run["target"], audited["rates"]),
+            _number(run["target"], audited["rates"]) if run["target"] < UNLIMITED else "no level",
             _level(found["errors"]["forgotten"], audited["rates"]),
             _auc(found.get("attacks", {}).get("forgotten")),
         ]

@@ -129,7 +129,8 @@ def said(reached: dict, out: Path) -> str:
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: "-" if value is None else f"{100 * value:.1f} %" if reached["rates"] else f"{value:.4g}"
     ends = level.get("interval")
-    interval = f" ({percent(ends[0])} to {percent(ends[1])})" if ends and level["target"] < 1 else ""
+    known = ends and (level["target"] < 1 or not reached["rates"])
+    interval = f" ({percent(ends[0])} to {percent(ends[1])})" if known else ""
     end = "The aim is reached and the limit kept."
     if not reached["met"]:
         missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
@@ -139,9 +140,17 @@ def said(reached: dict, out: Path) -> str:
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
         )
+        begun = reached["figures"].get("original", {}).get("forget_error")
+        if level["target"] >= UNLIMITED:
+            end = "Without `held_out` no level is known to aim at, and nothing tells whether enough is forgotten."
+        elif level["kept"] and begun is not None and begun >= level["target"]:
+            end = (
+                f"Nothing was to be forgotten: the error was {percent(begun)} before the run. Other unseen data, more "
+                "like these examples, may tell another aim."
+            )
     if not reached.get("telling", True):
         end += (
-            " Nor can the original model's errors on these examples be told from those on unseen data: they are too "
+            " The original model's errors on these examples cannot be told from those on unseen data: they are too "
             "few, or were known too little, to tell."
         )
     for number in reached.get("returned", ()):

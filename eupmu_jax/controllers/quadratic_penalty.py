@@ -53,6 +53,8 @@ def quadratic_penalty(
     """
     check_numbers("penalty", penalty, above=0)
     check_numbers("growth", growth, 1)
+    for name, value in (("penalty", penalty), ("growth", growth), ("violation_tolerance", violation_tolerance)):
+        check_numbers(name, value, finite=True)
 
     def init_fn(params):
         return QuadraticPenaltyState(jax.tree.map(lambda m: jnp.full_like(m, penalty), params))

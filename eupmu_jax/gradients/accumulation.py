@@ -68,8 +68,10 @@ def accumulate(
 
     def init_fn(params):
         def zeros(param):
-            zero = jnp.zeros_like(param, jnp.promote_types(param.dtype, jnp.float32))  # Sharded like the parameter.
-            return jnp.broadcast_to(zero, (num_objectives, *param.shape))
+            zero = jnp.zeros_like(
+                param, jnp.promote_types(jnp.result_type(param), jnp.float32)
+            )  # Sharded like the parameter.
+            return jnp.broadcast_to(zero, (num_objectives, *jnp.shape(param)))
 
         return AccumulateState(
             mini_step=jnp.zeros([], jnp.int32),

@@ -139,7 +139,10 @@ def _noise(task, target, count, found):
     The interval of a rate is the wider one of its own and the target's; a class that is to go has none.
     """
     if task.num_classes is None:
-        return 1.96 * jnp.sqrt(jnp.clip(found[:, 2] - found[:, 0] ** 2, 0) / count)
+        # The spread grows with the error; that past the target is no excuse to be there.
+        past = (found[:, 0] > target) & (not task.is_rate)
+        share = jnp.where(past, target / jnp.where(past, found[:, 0], 1), 1.0)
+        return 1.96 * share * jnp.sqrt(jnp.clip(found[:, 2] - found[:, 0] ** 2, 0) / count)
     variance = jnp.maximum(target * (1 - target), found[:, 0] * (1 - found[:, 0]))
     return jnp.maximum(1.96 * jnp.sqrt(jnp.where(target < 1, variance, 0.0) / count), 0.5 / count)
 

@@ -156,7 +156,7 @@ def _retain_weight(task, limit, target, unit):
 def _lengths(task, limit, target, terms):
     """How long steps are."""
     safe = limit - (1 - SAFE) * jnp.maximum(limit - terms.retain_error, 0)
-    near = terms.forget_error + NEAR * jnp.maximum(target - terms.forget_error, 0)
+    near = jnp.minimum(terms.forget_error + NEAR * jnp.maximum(target - terms.forget_error, 0), target)
     return scale_by_limit(limit, _noise_of_batch(task, limit, terms.retain_batch), target=near, safe=safe, most=LONGEST)
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.service import deletion
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import Reached, aim_of, forget_error_of, reached, steered, within
+from eupmu_jax.training._aim import UNLIMITED, Reached, aim_of, forget_error_of, reached, steered, within
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._watch import retain_figures
 
 # Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
-# rates only what rounds to nothing; and points of accuracy after relearning, whose steps add up what the processors
-# round differently.
+# rates only what rounds to nothing beside the errors of a run; and points of accuracy after relearning, whose steps add
+# up what the processors round differently.
 TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
 # What of a level is measured on unseen examples.
 OF_UNSEEN = ("target", "source", "unseen", "comparison", "interval")
@@ -46,7 +46,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     others = {"kept"} if is_whole else {"kept", *OF_UNSEEN}
     compared = lambda level: {name: value for name, value in level.items() if name not in others}
     measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
-    wrong = differences("level", compared(told["level"]), compared(measured), TOLERANCE if task.is_rate else ROUNDED)
+    wrong = differences("level", compared(told["level"]), compared(measured), absolute(task.is_rate, told["level"]))
     level = _level_of(told["level"])
     flags = {"level.kept": (told["level"]["kept"], within(level.retain_error, level.limit))}
     if is_whole:
@@ -56,6 +56,13 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     if digest(np.array(asked["positions"], np.int64)) != asked["ids"]:
         wrong.append("ids: the positions are not those of the hash")
     return wrong
+
+
+def absolute(rates: bool, level: dict) -> float:
+    """What figures that are computed again may differ by where they are next to nothing."""
+    errors = [level[name] for name in ("target", "start", "forget_error", "retain_error")]
+    largest = max((abs(error) for error in errors if error is not None and error < UNLIMITED), default=1.0)
+    return TOLERANCE if rates else ROUNDED * min(1.0, largest)
 
 
 def _level_of(told: dict) -> Reached:
@@ -73,6 +80,7 @@ def differences(place: str, reported: Any, found: Any, tolerance: float = TOLERA
     """Lines that say where a record differs from what was found again."""
     if place.endswith(".canaries") and None in (reported, found):
         return []
+    tolerance = ROUNDED if place.endswith("p_value") else tolerance
     tolerance = RELEARNED if ".relearning." in place and place.endswith(".accuracy") else tolerance
     if isinstance(reported, dict) and isinstance(found, dict):
         lines = [f"{place}.{name}: is reported and not found" for name in reported if name not in found]

@@ -105,7 +105,8 @@ def _verdict(audited, reached, has_unseen):
     error, (least, most) = audited["unlearned"]["errors"]["forgotten"], wanted
     if error["low"] > most:
         reasons.append(
-            f"Too much is forgotten: an error of {error['error']:.3f}, and of the retrained model {most:.3f} at most."
+            f"Too much is forgotten: an error of {_number(error['error'])}, and of the retrained model "
+            f"{_number(most)} at most."
         )
     if not reasons and retrained is None and not reached["met"]:
         reasons.append("The run missed its aim.")
@@ -127,7 +128,7 @@ def _known_again(audited, earlier):
     said = []
     for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
         attack = again.get("attacks", {}).get("forgotten")
-        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], audited["rates"]):
+        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], None if audited["rates"] else 0.0):
             said.append(f"What run {number} of those before forgot is known again.")
         elif attack and Attack(**attack).tells_among(len(earlier)):
             said.append(f"What run {number} of those before forgot can be told from data never seen: {_auc(attack)}.")
@@ -173,7 +174,7 @@ def _wanted(retrained, level, rates):
     """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    least, interval = deletion.least_of(level["target"], rates), level.get("interval")
+    least, interval = deletion.least_of(level["target"], None if rates else 0.0), level.get("interval")
     if interval and interval[0] is not None and level["comparison"]:
         # The target was measured on unseen examples, and is no better known than their error.
         least = min(least, interval[0])
@@ -195,15 +196,22 @@ def _traces(model, retrained, wanted, has_unseen):
             of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
             kinds[of_going] = lambda one: one["attacks"].get(GONE)
         for kind, of_model in kinds.items():
-            known = [attack for one in (model, retrained) if one and (attack := of_model(one))]
+            attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
             # What a model that never saw them cannot hide either is no trace.
-            tells = known and Attack(**known[0]).tells
-            if tells and not (len(known) == 2 and _alike(*(Attack(**attack) for attack in known))):
-                found.append(f"{kind}: {_auc(known[0])}.")
+            tells = attacks and Attack(**attacks[0]).tells
+            if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
+                found.append(f"{kind}: {_auc(attacks[0])}.")
     error, (least, _) = model["errors"]["forgotten"], wanted
     if error["high"] < least:
-        found.append(f"The forgotten are still known: an error of {error['error']:.3f}, expected {least:.3f}.")
+        found.append(
+            f"The forgotten are still known: an error of {_number(error['error'])}, expected {_number(least)}."
+        )
     return found
+
+
+def _number(error):
+    """With three decimals, where these are digits of it."""
+    return f"{error:.3f}" if error == 0 or 0.01 <= error < 1_000 else f"{error:.4g}"
 
 
 def _alike(one, other):

@@ -78,8 +78,9 @@ def run(
     check_params(own["params"])
     asked = limited(asked, own["task"])
     if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
-        most = ", at most 100" if own["task"].is_rate else ""
-        raise ValueError(f"limit: got {asked.limit}, expected points of accuracy above 0{most}")
+        wanted = "points of accuracy above 0, at most 100"
+        wanted = wanted if own["task"].is_rate else "a number above 0, in hundredths of the error"
+        raise ValueError(f"limit: got {asked.limit}, expected {wanted}")
     data = as_examples("data", own["data"])
     data_digest = user_file.data_digest(data)
     params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
@@ -177,8 +178,11 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
     task, (forget, retain), compared = own["task"], sets, level.comparison
     # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
     # nothing, and what has it may be short of its target.
-    least = least_of(level.target, task.is_rate)
+    begun = None if task.is_rate else levels.measured_level(task, start, forget, MOST).error
+    least = least_of(level.target, begun)
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
+    # Where no level is known, none is reached.
+    missed |= level.target >= UNLIMITED
     telling = True
     if compared is not None:
         gone = classes_to_go(task, forget, retain)
@@ -210,14 +214,20 @@ def as_given(leaf, like):
 def _returned(task, params, data, earlier):
     """Numbers of the earlier runs whose examples are known again, the first of them 1."""
     known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), MOST).high
-    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], task.is_rate)]
+    begun = None if task.is_rate else 0.0
+    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun)]
 
 
-def least_of(target: float, rates: bool) -> float:
-    """What an error may be that is to reach a target: a point short of it, or a hundredth of what is no rate."""
+def least_of(target: float, begun: float | None = None) -> float:
+    """What an error may be that is to reach a target: a point short of it, or where it is no rate, of its way, 1 %.
+
+    Args:
+      target: Of the error.
+      begun: Where the way to it begins, of an error that is no rate; 0 where that is not known, None for a rate.
+    """
     if target >= UNLIMITED:
         return 0.0
-    return target - 0.01 if rates else 0.99 * target
+    return target - (0.01 if begun is None else 0.01 * max(target - begun, 0))
 
 
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:

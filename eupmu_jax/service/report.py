@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.service import audit, folder, records, retraining
-from eupmu_jax.service._again import ROUNDED, TOLERANCE, differences
+from eupmu_jax.service._again import absolute, differences
 
 NAMES = ("asked", "reached", "audit")
 
@@ -64,8 +64,9 @@ def verify(path: Path, file: Path) -> list[str]:
     other_code = folder.is_of_other_code(file, report["reached"])
     code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
     if not wrong:
-        again, rates = json.loads(json.dumps(finite(audit.make(file, out)))), report["audit"]["rates"]
-        wrong = differences("audit", report["audit"], again, TOLERANCE if rates else ROUNDED)
+        again = json.loads(json.dumps(finite(audit.make(file, out))))
+        tolerance = absolute(report["audit"]["rates"], report["reached"]["level"])
+        wrong = differences("audit", report["audit"], again, tolerance)
     return code + wrong
 
 

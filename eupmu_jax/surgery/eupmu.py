@@ -2,7 +2,7 @@
 
 import optax
 
-from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax._stack.checks import check_number, check_numbers
 from eupmu_jax.surgery.implicit import implicit_surgery
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
@@ -57,12 +57,12 @@ def eupmu(
     ([1.0, 1.0], 0.2...)
     """
     if not callable(learning_rate):
-        check_numbers("learning_rate", learning_rate, 0, finite=True, why=", or a schedule")
+        check_number("learning_rate", learning_rate, 0, finite=True, why=", or a schedule")
     check_numbers("multiplier_learning_rate", multiplier_learning_rate, 0, finite=True)
     if momentum is not None:
         check_numbers("momentum", momentum, 0, below=1)
     if max_norm is not None:
-        check_numbers("max_norm", max_norm, above=0)
+        check_number("max_norm", max_norm, above=0)
     surgery = implicit_surgery(
         tolerance,
         optax.sgd(multiplier_learning_rate),

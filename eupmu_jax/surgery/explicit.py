@@ -13,7 +13,7 @@ MAX_OBJECTIVES = nnls.MAX_CONSTRAINTS + 1
 
 
 class UnilateralSurgeryState(NamedTuple):
-    """State of `unilateral_surgery`; every field can be read with `optax.tree_utils.tree_get`.
+    """State of `unilateral_surgery`; all but `count` can be read with `tree_get` in any chain.
 
     Attributes:
       multipliers: `(K-1,)` multipliers of the last step.

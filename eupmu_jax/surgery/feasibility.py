@@ -179,7 +179,8 @@ def furthest_feasible(
     def between(t):
         def interpolate(a, b):
             # Half of a random key is none, nor is there one of a count or a flag.
-            return (a + t * (b - a)).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a
+            dtype = jnp.result_type(a)
+            return (a + t * (b - a)).astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else a
 
         return jax.tree.map(interpolate, inside, outside)
 

@@ -198,7 +198,9 @@ def _project(update, updates, gram, epsilon):
         return update, measure(update), wanted, (total + multipliers).astype(total.dtype), rounds + 1
 
     # Another round removes what cancellation left of the one before.
-    start = (update, measure(update), epsilon, jnp.zeros_like(epsilon), jnp.zeros([], jnp.int32))
+    # Like the data, for `shard_map`.
+    none = jnp.zeros_like(norms, epsilon.dtype)
+    start = (update, measure(update), epsilon + none, none, jnp.zeros([], jnp.int32))
     update, augmented, _, total, _ = jax.lax.while_loop(is_open, project, start)
     return update, total, ~violated(augmented, epsilon, 128)
 

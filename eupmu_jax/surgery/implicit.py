@@ -14,7 +14,7 @@ from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, che
 
 
 class ImplicitSurgeryState(NamedTuple):
-    """State of `implicit_surgery` and `reference_surgery`; every field can be read with `tree_get`.
+    """State of `implicit_surgery` and `reference_surgery`; all but `count` can be read with `tree_get` in any chain.
 
     Attributes:
       multipliers: `(K-1,)`, for the next step's scalarised gradient.
@@ -63,9 +63,10 @@ def implicit_surgery(
     * `"level"` looks at no change at all: :math:`\delta_t = \epsilon_t`. With `tolerances.budget(limit, 1.0)` that is
       the distance of the retain loss to its limit, so that a controller of `eupmu_jax.controllers` steers the level.
 
-    Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is exactly the
-    tolerance in float32 (in bfloat16 up to a rounding of the loss, divided by the learning rate); as the learning rate
-    goes to 0 the multiplier's fixed point is the closed form of `unilateral_surgery`.
+    Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is the tolerance up to
+    a rounding of the loss, divided by the learning rate, and exactly where one program measures both losses, as
+    `mode="unroll"` does in float32; as the learning rate goes to 0 the multiplier's fixed point is the closed form of
+    `unilateral_surgery`.
     The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha it is a proportional
     one, and the loss ends lambda / eta above its target. A controller of the level with an integral part does.
 

@@ -87,3 +87,5 @@ def check_task(task: Task) -> None:
     for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check"):
         if getattr(task, name) is not None and not callable(getattr(task, name)):
             raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function or None")
+    if not isinstance(task.rate, bool) or (task.rate and task.error is None):
+        raise ValueError(f"task.rate: got {task.rate!r}, expected True or False, and True beside an error alone")

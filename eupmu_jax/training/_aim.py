@@ -1,13 +1,14 @@
 """What a run that steers to a level aims at, and whether it got there."""
 
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
 import jax
 import numpy as np
 
-from eupmu_jax.methods.eupmu_level import ALLOWED_ERROR, UNLIMITED, error_limit, unit_of
+from eupmu_jax.methods.eupmu_level import ALLOWED_ERROR, UNLIMITED, WAY, error_limit, unit_of
 from eupmu_jax.methods.method import Settings, complete, middle_of
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
@@ -112,11 +113,30 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             "the limit allows",
             "no level" if target == UNLIMITED else aimed,
         )
+        if not task.is_rate:
+            logger.warning("settings: nothing tells the unit of task.error; give a limit, or a target, in that unit")
         passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
         return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     errors, losses = figures_of(task, params, held_out)
     level = check_finite(level_of(errors))
+    if task.rate and (errors.min() < 0 or errors.max() > 1):
+        raise ValueError(
+            f"task.rate: is True, but held-out examples have errors from {errors.min():.3g} to {errors.max():.3g}; "
+            "expected a rate from 0 to 1, or a task without it"
+        )
+    if level.error < 0:
+        raise ValueError(
+            f"task.error: held-out examples have a mean of {level.error:.3g}, but EUPMU steers an error that is never "
+            "negative; expected such an error in the task, or EUPMU budget"
+        )
+    if not task.is_rate and len(errors) > 1 and np.ptp(errors) == 0:
+        logger.warning(
+            "held_out: all %d examples have one error, %.3g; a loss that compares the examples of a batch says nothing "
+            "of a single one: give the task an error of each example",
+            len(errors),
+            errors[0],
+        )
     if np.isnan(losses).any():
         raise ValueError(
             f"held_out: got {np.isnan(losses).sum()} examples whose loss under the original model is NaN, the first at "
@@ -167,8 +187,16 @@ def steered(task: Task, settings: Settings, target: float, forget_error: float) 
     """Settings with a target, and with a limit where none is asked for: so much of the unit in which errors count."""
     found = {**settings, "target": target}
     if not {"allowed_error", "limit", "allowed_rise"} & set(settings):
-        found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * unit_of(task, target, forget_error))
+        # Not of the shortest way that gains take, which may be longer than the true one.
+        way = (target - forget_error) / WAY if not task.is_rate and forget_error < target < UNLIMITED else None
+        found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * (way or unit_of(task, target, forget_error)))
     return complete(found)
+
+
+def halfway(level: Reached, start: Mapping[str, float]) -> float:
+    """Half of the way from the original model's forget error, of a rate from 0, to the target."""
+    begun = start.get("forget_error", 0.0)
+    return begun + max(level.target - begun, 0) / 2
 
 
 def _mixed(parts, examples):
@@ -221,7 +249,7 @@ def _means(figures):
 
 def within(figure: float, limit: float) -> bool:
     """Whether it is; rounding alone is an excuse."""
-    return bool(figure <= limit + 1e-6 * max(1.0, abs(limit)))
+    return bool(figure <= limit + 1e-6 * abs(limit))
 
 
 def _chance(task, params, forget, gone):

@@ -40,14 +40,14 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
 
     found = hashlib.sha256()
     # Of the model itself, which may be placed on a mesh, only what is computed: another mesh makes no other run.
-    error = lambda params, batch: None if task.error is None else task.error(*read(params, batch))
-    for part in (read, error):
-        for equation, _ in equations(part, params, batch):
-            if equation.primitive.name not in NOT_COMPUTED:
-                results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
-                found.update(f"{equation.primitive.name} {results}".encode())
+    for equation, _ in equations(read, params, batch):
+        if equation.primitive.name not in NOT_COMPUTED:
+            results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
+            found.update(f"{equation.primitive.name} {results}".encode())
+    found.update(str(task.is_rate).encode())
+    errors = [] if task.error is None else [task.error]
     distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
-    for loss in (task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
+    for loss in (*errors, task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
         # Where a function lies in memory is another place in every process.
         found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())

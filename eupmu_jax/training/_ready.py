@@ -108,8 +108,9 @@ def ready(
     terms, sizes = terms_of(sets.counts, steps, batches)
     known = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
     if aim is not None and known["retain_error"] < 0:
+        given_error = "None, and a retain loss" if task.error is None else "a mean on the retain set"
         raise ValueError(
-            f"task.error: got None, and a retain loss of {known['retain_error']:.3g}, but {method} steers an error "
+            f"task.error: got {given_error} of {known['retain_error']:.3g}, but {method} steers an error "
             "that is never negative; expected such an error in the task, or EUPMU budget"
         )
     _warn.of_lost("retain", known)
@@ -119,6 +120,8 @@ def ready(
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
+        if not task.is_rate:
+            _warn.of_reached(known["forget_error"], aim.target)
         complete = steered(task, asked, aim.target, known["forget_error"])
     procedure = chosen.make(task, with_start(terms, known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)

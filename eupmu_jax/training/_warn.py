@@ -9,7 +9,7 @@ import optax
 
 from eupmu_jax.tasks import Examples
 from eupmu_jax.tasks._constants import of_large
-from eupmu_jax.training._aim import UNLIMITED
+from eupmu_jax.training._aim import UNLIMITED, halfway
 from eupmu_jax.training._inputs import CHECKED, Sets
 
 logger = logging.getLogger("eupmu_jax")
@@ -97,7 +97,18 @@ def _leaves(params, frozen):
     return zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
 
 
-def of_end(carry, returned, steps, level):
+def of_reached(error, target):
+    """Warns of a forget set whose error is at the target before the run."""
+    if error >= target:
+        logger.warning(
+            "forget: the original model's error is %.3g, at or above the target of %.3g already, so nothing is to be "
+            "forgotten; unseen data should be like the forget set, or settings['target'] be higher",
+            error,
+            target,
+        )
+
+
+def of_end(carry, returned, steps, level, start):
     """Warns of steps that were refused, of parameters that are lost, and of a level that was not reached."""
     counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
     if refused := max(counts, default=0):
@@ -110,7 +121,7 @@ def of_end(carry, returned, steps, level):
             level.start,
             level.retain_error,
         )
-    if level is not None and level.forget_error < level.target / 2 and level.target < UNLIMITED:
+    if level is not None and level.forget_error < halfway(level, start) and level.target < UNLIMITED:
         logger.warning(
             "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "
             "may bring it nearer",

@@ -141,7 +141,7 @@ def progress_bar(description: str, steps: int, wanted: bool) -> Iterator[Callabl
         yield lambda count: progress.update(bar, completed=count)
 
 
-def show(figures: dict[str, dict[str, float]], share: float | None, level=None) -> None:
+def show(figures: dict[str, dict[str, float]], share: float | None, level=None, rates: bool = True) -> None:
     """Prints what the run did to each set, and what a measured limit left of it."""
     if not figures:
         return
@@ -155,14 +155,16 @@ def show(figures: dict[str, dict[str, float]], share: float | None, level=None) 
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, row in figures.items():
-        table.add_row(name, *(f"{row[column]:.4f}" for column in columns))
+        table.add_row(name, *(f"{row[column]:{'.4f' if rates else '.4g'}}" for column in columns))
     console = Console()
     console.print(table)
     if share is not None:
         console.print(f"The limit left {100 * share:.0f} % of the way to the last parameters.")
     if level is not None:
-        aim = f"aimed at {level.target:.3f} ({level.source})" if level.target < UNLIMITED else "with no level to aim at"
+        number = lambda value: f"{value:.3f}" if rates else f"{value:.4g}"
+        aimed = f"aimed at {number(level.target)} ({level.source})"
         console.print(
-            f"Forget error {level.forget_error:.3f}, {aim}; retain error "
-            f"{level.retain_error:.3f}, limit {level.limit:.3f}, {'kept' if level.kept else 'exceeded'}."
+            f"Forget error {number(level.forget_error)}, "
+            f"{aimed if level.target < UNLIMITED else 'with no level to aim at'}; retain error "
+            f"{number(level.retain_error)}, limit {number(level.limit)}, {'kept' if level.kept else 'exceeded'}."
         )

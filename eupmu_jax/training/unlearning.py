@@ -16,7 +16,7 @@ from eupmu_jax.methods.passes import examples_passed
 from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks import Task
 from eupmu_jax.training import _warn, loop
-from eupmu_jax.training._aim import Reached, reached
+from eupmu_jax.training._aim import Reached, halfway, reached
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._ready import ready
 from eupmu_jax.training._step import jitted_step, together
@@ -246,18 +246,18 @@ def unlearn(
     if aim is not None and probes:
         level = reached(task, returned, run.params, sets, run.held_out, aim, run.start, settings)
     # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
-    short = aim is None or (level is not None and level.forget_error < level.target / 2)
+    short = aim is None or (level is not None and level.forget_error < halfway(level, run.start))
     if share is not None and share < LITTLE and short:
         warnings.warn(
             f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "
             "forgetting; a higher limit, more steps or another forget loss may leave more",
             stacklevel=2,
         )
-    _warn.of_end(ended.carry, returned, steps, level)
+    _warn.of_end(ended.carry, returned, steps, level, run.start)
     forward, backward = examples_passed(procedure.cost, steps, run.sizes)
     forward += 0 if aim is None else aim.passes
     if progress:
-        show(watch.figures, share, level)
+        show(watch.figures, share, level, task.is_rate)
     return Unlearned(
         run.whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
     )

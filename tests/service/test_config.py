@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import eupmu_jax as eupmu
 from eupmu_jax.commands import init
 from eupmu_jax.service import config
-from eupmu_jax.service.deletion import Asked, limited
+from eupmu_jax.service.deletion import Asked
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
@@ -21,10 +20,8 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
 
 def test_what_init_writes_says_the_defaults(tmp_path):
     init.write(tmp_path / "mytask.py")
-    # Of a classifier, which the file has.
-    classifier = eupmu.tasks.classification(lambda params, x: x @ params, 10)
-    assert config.asked(tmp_path / "mytask.toml") == limited(Asked(), classifier)
-    assert set(tomllib.loads((tmp_path / "mytask.toml").read_text())) == set(Asked._fields)
+    assert config.asked(tmp_path / "mytask.toml") == Asked()
+    assert set(tomllib.loads((tmp_path / "mytask.toml").read_text())) == set(Asked._fields) - {"limit"}
 
 
 @pytest.mark.parametrize(

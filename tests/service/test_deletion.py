@@ -54,6 +54,28 @@ def test_a_limit_that_is_not_asked_for_follows_the_unit_of_the_error(tmp_path):
     assert _again.untrue(own, asked, records.read(out / "reached.json", "reached"), own["params"], end, sets) == []
 
 
+@pytest.mark.filterwarnings("ignore:the limit left")
+@pytest.mark.parametrize("unit", [1e-8, 1.0])
+def test_without_unseen_data_no_aim_is_reached_where_none_is_known(unit, tmp_path):
+    # BUG: a run that had forgotten nothing was told to have reached its aim, and its request marked as unlearned.
+    file, out = tmp_path / "prices.py", tmp_path / "run"
+    text = PRICES.replace("data, held_out =", "data, unused =")
+    file.write_text(text.replace("1e4 * outputs - batch", f"{unit} * 1e4 * outputs - {unit} * batch") + "\n")
+    reached = deletion.run(user_file.load(file, deletion.NEEDED), IDS[:10], out, ASKED, "a command")
+    assert not reached["met"] or reached["level"]["target"] == 1
+    if unit == 1:
+        assert "Without `held_out` no level is known" in command.said(reached, out)
+
+
+def test_what_was_unknown_from_the_start_is_said_to_be(tmp_path):
+    # BUG: it was told that more was forgotten than unseen data is unknown.
+    level = {"kept": True, "target": 0.5, "comparison": {"low": 0.1}, "forget_error": 2.0, "retain_error": 0.0}
+    level |= {"start": 0.0, "limit": 0.1, "source": "unseen data"}
+    reached = {"level": level, "met": False, "rates": False, "examples": {"forget": 1, "retain": 9}}
+    figures = {"figures": {"original": {"forget_error": 2.0}}}
+    assert "Nothing was to be forgotten: the error was 2 before the run." in command.said(reached | figures, tmp_path)
+
+
 def asked_of(out):
     return records.read(out / "asked.json", "asked")
 

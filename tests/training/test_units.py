@@ -80,3 +80,34 @@ def test_an_absolute_limit_stays_what_it_is(known_by_heart):
     params, *sets = known_by_heart
     level = unlearn("EUPMU", task_in(1.0), params, *sets, steps=2, settings={"allowed_error": 0.5}).level
     assert level.limit - level.start == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:the limit left")
+def test_a_limit_is_kept_or_not_in_any_unit(known_by_heart):
+    # BUG: where errors were small, anything up to 1e-6 was within any limit.
+    params, *sets = known_by_heart
+    for unit in (1.0, 1e6):
+        limited = {"limit": 1e-7 / unit, "learning_rate": 0.01}
+        assert not unlearn("EUPMU", task_in(unit), params, *sets, steps=30, settings=limited).level.kept
+
+
+def test_a_rate_that_is_none_is_refused(known_by_heart):
+    params, *sets = known_by_heart
+    with pytest.raises(ValueError, match=r"^task\.rate: is True, but held-out examples have errors from"):
+        unlearn("EUPMU", task_in(1e-2)._replace(rate=True), params, *sets, steps=1)
+    with pytest.raises(ValueError, match=r"^task\.rate: got True, expected True or False, and True beside"):
+        unlearn("EUPMU", task_in(1.0)._replace(rate=True, error=None), params, *sets, steps=1)
+
+
+def test_a_forget_set_that_is_at_the_target_already_is_told(known_by_heart, caplog):
+    params, forget, retain, held_out = known_by_heart
+    unlearn("EUPMU", task_in(1.0), params, held_out, retain, forget, steps=1)
+    assert "at or above the target of" in caplog.text
+
+
+def test_a_loss_that_compares_the_examples_of_a_batch_is_told(known_by_heart, caplog):
+    params, *sets = known_by_heart
+    spread = lambda predicted, batch: jnp.var(predicted - batch["y"])
+    task = task_in(1.0)._replace(retain=spread, error=None)
+    unlearn("EUPMU", task, params, *sets, steps=1)
+    assert "all 80 examples have one error, 0; a loss that compares the examples" in caplog.text
