@@ -9,10 +9,11 @@ import numpy as np
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.service import deletion
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import UNLIMITED, Reached, aim_of, forget_error_of, reached, steered, within
+from eupmu_jax.training._aim import UNLIMITED, Reached, aim_of, reached, within
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._watch import retain_figures
+from eupmu_jax.training._way import forget_error_of, steered
 
 # Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
 # rates only what rounds to nothing beside the errors of a run; and points of accuracy after relearning, whose steps add

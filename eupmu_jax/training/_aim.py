@@ -1,18 +1,17 @@
 """What a run that steers to a level aims at, and whether it got there."""
 
 import logging
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
 import jax
 import numpy as np
 
-from eupmu_jax.methods.eupmu_level import ALLOWED_ERROR, UNLIMITED, WAY, error_limit, unit_of
-from eupmu_jax.methods.method import Settings, complete, middle_of
+from eupmu_jax.methods.eupmu_level import UNLIMITED, error_limit
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._way import MOST
 from eupmu_jax.training.classes import FEW, alike, are_labelled, classes_to_go, labels_of
 from eupmu_jax.training.levels import (
     Comparison,
@@ -28,8 +27,6 @@ from eupmu_jax.training.levels import (
 
 logger = logging.getLogger("eupmu_jax")
 WIDE = 0.05
-# Examples of each set that stand for it where a level is measured.
-MOST = 2_000
 
 
 class Aim(NamedTuple):
@@ -171,32 +168,6 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     _warn_of_few(task, mixed)
     all_go = task.unknown is not None and not set(sizes) - gone
     return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high), all_go)
-
-
-def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
-    """Where the way to a target begins, on so many examples as `passes_of_start` says; 0 for rates, which need none."""
-    return measured_level(task, params, forget, MOST).error if passes_of_start(task, forget) else 0.0
-
-
-def passes_of_start(task: Task, forget) -> int:
-    """Examples that are passed to find where the way to a target begins."""
-    return 0 if task.is_rate else min(len(forget), MOST)
-
-
-def steered(task: Task, settings: Settings, target: float, forget_error: float) -> Settings:
-    """Settings with a target, and with a limit where none is asked for: so much of the unit in which errors count."""
-    found = {**settings, "target": target}
-    if not {"allowed_error", "limit", "allowed_rise"} & set(settings):
-        # Not of the shortest way that gains take, which may be longer than the true one.
-        way = (target - forget_error) / WAY if not task.is_rate and forget_error < target < UNLIMITED else None
-        found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * (way or unit_of(task, target, forget_error)))
-    return complete(found)
-
-
-def halfway(level: Reached, start: Mapping[str, float]) -> float:
-    """Half of the way from the original model's forget error, of a rate from 0, to the target."""
-    begun = start.get("forget_error", 0.0)
-    return begun + max(level.target - begun, 0) / 2
 
 
 def _mixed(parts, examples):

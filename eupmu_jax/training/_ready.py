@@ -15,11 +15,12 @@ from eupmu_jax.methods.passes import terms_of, with_start
 from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
-from eupmu_jax.training._aim import Aim, aim_of, forget_error_of, passes_of_start, steered
+from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
+from eupmu_jax.training._way import forget_error_of, passes_of_start, steered
 from eupmu_jax.training.mesh.placement import model_axes
 
 

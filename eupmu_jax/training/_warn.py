@@ -9,8 +9,9 @@ import optax
 
 from eupmu_jax.tasks import Examples
 from eupmu_jax.tasks._constants import of_large
-from eupmu_jax.training._aim import UNLIMITED, halfway
+from eupmu_jax.training._aim import UNLIMITED
 from eupmu_jax.training._inputs import CHECKED, Sets
+from eupmu_jax.training._way import halfway
 
 logger = logging.getLogger("eupmu_jax")
 
@@ -121,7 +122,7 @@ def of_end(carry, returned, steps, level, start):
             level.start,
             level.retain_error,
         )
-    if level is not None and level.forget_error < halfway(level, start) and level.target < UNLIMITED:
+    if level is not None and level.forget_error < halfway(level.target, start) and level.target < UNLIMITED:
         logger.warning(
             "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "
             "may bring it nearer",

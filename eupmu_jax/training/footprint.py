@@ -13,9 +13,9 @@ from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import passes_of_start, steered
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step
+from eupmu_jax.training._way import passes_of_start, steered
 from eupmu_jax.training.classes import classes_to_go
 
 

@@ -16,12 +16,13 @@ from eupmu_jax.methods.passes import examples_passed
 from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks import Task
 from eupmu_jax.training import _warn, loop
-from eupmu_jax.training._aim import Reached, halfway, reached
+from eupmu_jax.training._aim import Reached, reached
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._ready import ready
 from eupmu_jax.training._step import jitted_step, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
+from eupmu_jax.training._way import halfway
 from eupmu_jax.training.mesh.placement import Carry, spread
 
 # The place of the time spent in the saved history.
@@ -246,7 +247,7 @@ def unlearn(
     if aim is not None and probes:
         level = reached(task, returned, run.params, sets, run.held_out, aim, run.start, settings)
     # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
-    short = aim is None or (level is not None and level.forget_error < halfway(level, run.start))
+    short = aim is None or (level is not None and level.forget_error < halfway(level.target, run.start))
     if share is not None and share < LITTLE and short:
         warnings.warn(
             f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "

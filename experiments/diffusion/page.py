@@ -87,7 +87,7 @@ def _compared(found):
 
 
 def _of(found, key):
-    return rows.select(found, model=key[0], trial=key[1])
+    return sorted(rows.select(found, model=key[0], trial=key[1]), key=lambda row: row["seed"])
 
 
 def _name(key):
