@@ -97,10 +97,11 @@ def _active_set(gram, tolerance):
         drop = ratios[leaving]
         full = jnp.where(independent > 64 * eps, jnp.maximum(-slack(multipliers)[entering], 0) / independent, jnp.inf)
         length = jnp.minimum(drop, full)
-        possible = jnp.isfinite(length)
-
         direction = jnp.where(indices == entering, 1, -jnp.where(active, reaction, 0))
-        moved = jnp.maximum(multipliers + jnp.where(possible, length, 0) * direction, 0)
+        moved = jnp.maximum(multipliers + length * direction, 0)
+        # A matrix that is singular but for rounding may give anything.
+        possible = jnp.isfinite(length) & jnp.all(jnp.isfinite(moved))
+
         enters = possible & (full <= drop)
         leaves = possible & ~enters
         moved = jnp.where(leaves & (indices == leaving), 0, moved)
@@ -122,4 +123,5 @@ def _active_set(gram, tolerance):
     polished = jnp.maximum(jnp.where(active, solve_active(active, -offset), 0), 0)
     off = lambda multipliers: jnp.max(jnp.where(active, jnp.abs(slack(multipliers)), 0))
     better = off(polished) <= off(found) + 64 * eps * (1 + jnp.sum(found))
+    better &= jnp.all(jnp.isfinite(polished))
     return jnp.where(better, polished, found) * scale / row_norms

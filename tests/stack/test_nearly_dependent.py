@@ -38,6 +38,19 @@ def test_no_constraint_is_violated_where_two_are_nearly_opposite(angle):
     assert np.min(np.einsum("nkd,nd->nk", rows[:, 1:], direction) / sizes[:, 1:] / sizes[:, :1]) > -1e-3
 
 
+def test_multipliers_are_finite_where_rows_outnumber_dimensions():
+    # BUG: of 20,000 such problems two had a singular matrix, and multipliers that were no numbers.
+    rng = np.random.default_rng(0)
+    rng.integers(-3, 4, size=(20_000, 4, 3)), rng.integers(-3, 4, size=(20_000, 3))
+    rows = jnp.asarray(rng.normal(size=(20_000, 6, 3)), jnp.float32)
+    solve = lambda rows: nnls.solve_multipliers(rows @ rows.T, jnp.zeros(5))
+    multipliers = jax.jit(jax.vmap(solve))(rows)
+    assert jnp.isfinite(multipliers).all()
+    direction = rows[:, 0] + jnp.sum(multipliers[..., None] * rows[:, 1:], axis=1)
+    sizes = jnp.linalg.norm(rows, axis=2)
+    assert jnp.mean(jnp.sum(rows[:, 1:] * direction[:, None], -1) < -1e-2 * sizes[:, 1:] * sizes[:, :1]) < 1e-3
+
+
 def test_what_is_violated_by_more_than_rounding_is_not_met():
     # BUG: one in ten thousand was taken for rounding, in float64 too.
     gram, multipliers = jnp.array([[1.0, -1.0], [-1.0, 1.0]]), jnp.array([1 - 1.5e-4])
