@@ -86,5 +86,5 @@ def test_each_device_may_have_its_own_problem(name):
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 5)), jnp.float32)
     alone = lambda rows: tx.update(rows, tx.init(rows[0]), rows[0])[0]
     spec = jax.sharding.PartitionSpec
-    found = jax.shard_map(alone, mesh=mesh, in_specs=spec(None, "d"), out_specs=spec("d"))(rows)
+    found = jax.jit(jax.shard_map(alone, mesh=mesh, in_specs=spec(None, "d"), out_specs=spec("d")))(rows)
     np.testing.assert_allclose(found, alone(rows), rtol=1e-5, atol=1e-6)
