@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eupmu_jax.commands import document, picture
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import report
 from eupmu_jax.service.audit import GONE
-from eupmu_jax.training._aim import UNLIMITED
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {

@@ -7,10 +7,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import deletion, folder, ledger, read_ids, records, retraining, user_file
 from eupmu_jax.service import plan as planned
 from eupmu_jax.tasks import as_examples
-from eupmu_jax.training._aim import UNLIMITED
 
 
 def run(

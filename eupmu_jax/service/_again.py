@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax.benchmark.rows import finite
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import deletion
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import UNLIMITED, Reached, aim_of, reached, within
+from eupmu_jax.training._aim import Reached, aim_of, reached, within
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._watch import retain_figures

@@ -110,8 +110,6 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             "the limit allows",
             "no level" if target == UNLIMITED else aimed,
         )
-        if not task.is_rate:
-            logger.warning("settings: nothing tells the unit of task.error; give a limit, or a target, in that unit")
         passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
         return Aim(target, "chance", None, passes, gone)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)

@@ -123,6 +123,7 @@ def ready(
         terms = terms._replace(at_least=aim.at_least)
         if not task.is_rate:
             _warn.of_reached(known["forget_error"], aim.target)
+            _warn.of_unit(aim, asked)
         complete = steered(task, asked, aim.target, known["forget_error"])
     procedure = chosen.make(task, with_start(terms, known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)

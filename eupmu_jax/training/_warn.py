@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Examples
 from eupmu_jax.tasks._constants import of_large
-from eupmu_jax.training._aim import UNLIMITED
 from eupmu_jax.training._inputs import CHECKED, Sets
-from eupmu_jax.training._way import halfway
+from eupmu_jax.training._way import LIMITS, halfway
 
 logger = logging.getLogger("eupmu_jax")
 
@@ -106,6 +106,16 @@ def of_reached(error, target):
             "forgotten; unseen data should be like the forget set, or settings['target'] be higher",
             error,
             target,
+        )
+
+
+def of_unit(aim, settings):
+    """Warns of a limit by default in a unit that nothing tells, of an error that is no rate."""
+    if aim.source == "chance" and not LIMITS & set(settings):
+        logger.warning(
+            "settings: got no %s, and without held-out data nothing tells the unit of task.error; the limit is the one "
+            "of a rate, which may be none at all in that unit",
+            " or ".join(sorted(LIMITS)),
         )
 
 

@@ -14,9 +14,9 @@ from eupmu_jax._stack.algebra import gram_matrix
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.methods.method import Settings, size_of
 from eupmu_jax.tasks import Task
-from eupmu_jax.training._aim import UNLIMITED
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._streams import sample_positions
 

@@ -11,6 +11,8 @@ from eupmu_jax.training.levels import measured_level
 
 # Examples of each set that stand for it where a level is measured.
 MOST = 2_000
+# Settings of which any one limits the retain set.
+LIMITS = frozenset({"allowed_error", "limit", "allowed_rise"})
 
 
 def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
@@ -26,7 +28,7 @@ def passes_of_start(task: Task, forget) -> int:
 def steered(task: Task, settings: Settings, target: float, forget_error: float) -> Settings:
     """Settings with a target, and with a limit where none is asked for: so much of the unit in which errors count."""
     found = {**settings, "target": target}
-    if not {"allowed_error", "limit", "allowed_rise"} & set(settings):
+    if not LIMITS & set(settings):
         # Not of the shortest way that gains take, which may be longer than the true one.
         way = (target - forget_error) / WAY if not task.is_rate and forget_error < target < UNLIMITED else None
         found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * (way or unit_of(task, target, forget_error)))

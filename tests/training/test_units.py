@@ -57,14 +57,11 @@ def test_without_settings_the_unit_of_the_error_changes_nothing(unit, known_by_h
     params, *sets = known_by_heart
     level = unlearn("EUPMU", task_in(unit), params, *sets, steps=200).level
     assert level.kept
-    assert level.limit - level.start == pytest.approx(0.0949 * (level.target - 0.0), rel=0.05)
-    assert unit * level.target == pytest.approx(unit_free(params, sets), rel=1e-4)
-    assert level.forget_error == pytest.approx(level.target, rel=0.35)
-
-
-def unit_free(params, sets):
+    assert level.limit - level.start == pytest.approx(0.0949 * level.target, rel=0.05)
     unseen = sets[2]
-    return float(jnp.mean((forward(params, unseen, None) - unseen["y"]) ** 2))
+    of_unseen = float(jnp.mean((forward(params, unseen, None) - unseen["y"]) ** 2))
+    assert unit * level.target == pytest.approx(of_unseen, rel=1e-4)
+    assert level.forget_error == pytest.approx(level.target, rel=0.35)
 
 
 def test_what_errors_are_counted_in():
@@ -111,3 +108,11 @@ def test_a_loss_that_compares_the_examples_of_a_batch_is_told(known_by_heart, ca
     task = task_in(1.0)._replace(retain=spread, error=None)
     unlearn("EUPMU", task, params, *sets, steps=1)
     assert "all 80 examples have one error, 0; a loss that compares the examples" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:the limit left")
+@pytest.mark.parametrize(("settings", "told"), [({}, True), ({"allowed_error": 0.1}, False)])
+def test_a_limit_in_a_unit_that_nothing_tells_is_told(settings, told, known_by_heart, caplog):
+    params, forget, retain, _ = known_by_heart
+    unlearn("EUPMU", task_in(1.0), params, forget, retain, steps=1, settings=settings)
+    assert ("nothing tells the unit of task.error" in caplog.text) is told
