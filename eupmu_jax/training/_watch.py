@@ -159,7 +159,7 @@ def show(figures: dict[str, dict[str, float]], share: float | None, level=None, 
     console = Console()
     console.print(table)
     if share is not None:
-        console.print(f"The limit left {100 * share:.0f} % of the way to the last parameters.")
+        console.print(f"The run ends at {100 * share:.0f} % of the way to the last parameters.")
     if level is not None:
         number = lambda value: f"{value:.3f}" if rates else f"{value:.4g}"
         aimed = f"aimed at {number(level.target)} ({level.source})"

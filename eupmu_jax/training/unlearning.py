@@ -250,8 +250,8 @@ def unlearn(
     short = aim is None or (level is not None and level.forget_error < halfway(level.target, run.start))
     if share is not None and share < LITTLE and short:
         warnings.warn(
-            f"the limit left {share:.2f} of the way to the parameters after the last step, and as little of the "
-            "forgetting; a higher limit, more steps or another forget loss may leave more",
+            f"the run ends at {share:.2f} of the way to the parameters after the last step: nothing beyond kept the "
+            "limit and forgot more; a higher limit, more steps or another forget loss may",
             stacklevel=2,
         )
     _warn.of_end(ended.carry, returned, steps, level, run.start)

@@ -54,7 +54,7 @@ def test_a_limit_that_is_not_asked_for_follows_the_unit_of_the_error(tmp_path):
     assert _again.untrue(own, asked, records.read(out / "reached.json", "reached"), own["params"], end, sets) == []
 
 
-@pytest.mark.filterwarnings("ignore:the limit left")
+@pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.parametrize("unit", [1.0, 1e6])
 def test_without_unseen_data_no_aim_is_reached_where_none_is_known(unit, tmp_path):
     # BUG: a run that had forgotten nothing was told to have reached its aim, and its request marked as unlearned.

@@ -79,7 +79,7 @@ def test_an_absolute_limit_stays_what_it_is(known_by_heart):
     assert level.limit - level.start == pytest.approx(0.5)
 
 
-@pytest.mark.filterwarnings("ignore:the limit left")
+@pytest.mark.filterwarnings("ignore:the run ends at")
 def test_a_limit_is_kept_or_not_in_any_unit(known_by_heart):
     # BUG: where errors were small, anything up to 1e-6 was within any limit.
     params, *sets = known_by_heart
@@ -110,7 +110,7 @@ def test_a_loss_that_compares_the_examples_of_a_batch_is_told(known_by_heart, ca
     assert "all 80 examples have one error, 0; a loss that compares the examples" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:the limit left")
+@pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.parametrize(("settings", "told"), [({}, True), ({"allowed_error": 0.1}, False)])
 def test_a_limit_in_a_unit_that_nothing_tells_is_told(settings, told, known_by_heart, caplog):
     params, forget, retain, _ = known_by_heart

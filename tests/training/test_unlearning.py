@@ -92,7 +92,7 @@ def test_who_knows_nothing_gets_a_result_near_the_limit(digits):
 
 def test_a_limit_that_takes_most_back_is_warned_of(digits):
     settings = SETTINGS["EUPMU"] | {"learning_rate": 0.3, "allowed_rise": 1e-4}
-    with pytest.warns(UserWarning, match=r"^the limit left 0\.\d\d of the way to the parameters after the last step"):
+    with pytest.warns(UserWarning, match=r"^the run ends at 0\.\d\d of the way to the parameters after the last step"):
         run = digits.unlearn("EUPMU", settings=settings, probes=1)
     assert run.share < 0.5
     assert run.figures["returned"]["retain_loss"] < run.figures["last"]["retain_loss"]
