@@ -33,7 +33,6 @@ class Design(NamedTuple):
     Attributes:
       data, model, size, recipe: See `problems.make`.
       cases: What is to be forgotten.
-      optimizer: Of every method, "adam" or "sgd", see `methods.method.descent`.
       trials: Settings that every method is tuned with (`tuning.settings`), on a problem of their own, `tuning_seed`'s.
       seeds: Of the problems that are reported.
       held_out: Training examples that are taken out before anything else: methods take their target from them, and
@@ -51,7 +50,6 @@ class Design(NamedTuple):
     size: int | None
     recipe: Recipe
     cases: tuple[Case, ...]
-    optimizer: str
     trials: int
     seeds: tuple[int, ...]
     held_out: int
@@ -81,7 +79,6 @@ DESIGNS = {
             Case("random:50%", 250, 64, 192),
             Case("class:{}", 150, 64, 192),
         ),
-        "adam",
         trials=6,
         seeds=(0, 1, 2),
         held_out=2_000,
@@ -100,7 +97,6 @@ DESIGNS = {
             Case("random:50%", 125, 16, 48),
             Case("class:{}", 90, 16, 48),
         ),
-        "adam",
         trials=6,
         seeds=(0, 1, 2, 3, 4),
         held_out=1_000,
@@ -116,7 +112,6 @@ DESIGNS = {
         None,
         Recipe(40, 64, 1e-3),
         (Case("random:10%", 60, 16, 48), Case("class:{}", 60, 16, 48)),
-        "adam",
         trials=6,
         seeds=(0, 1, 2, 3, 4),
         held_out=400,
@@ -136,7 +131,6 @@ DESIGNS = {
             Case("random:50%", 800, 64, 192),
             Case("class:{}", 700, 64, 192),
         ),
-        "adam",
         trials=8,
         seeds=tuple(range(10)),
         held_out=2_000,
@@ -150,7 +144,6 @@ DESIGNS = {
         None,
         Recipe(50, 64, 1e-3),
         (Case("random:10%", 60, 16, 48), Case("random:50%", 40, 16, 48), Case("class:{}", 40, 16, 48)),
-        "adam",
         trials=4,
         seeds=(0, 1),
         held_out=250,

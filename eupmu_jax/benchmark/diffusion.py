@@ -26,9 +26,8 @@ from eupmu_jax.models.sampling import sample
 from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples, Task
-from eupmu_jax.training import checkpoints
 from eupmu_jax.training.attacks import ROW_RATE, diffusion_attacks
-from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.fitting import Trained, fit_task, trained
 from eupmu_jax.training.relearning import relearn_part
 
 CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
@@ -37,14 +36,6 @@ EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 100, 64, 2e-3, 0.995
 FORGOTTEN, RETAINED, ATTACKED = 256, 32, 128
 # Steps in which the row of the embedding is trained again.
 RELEARNING = 200
-
-
-class Model(NamedTuple):
-    """A trained model, and what it cost."""
-
-    params: chex.ArrayTree
-    seconds: float
-    processor_seconds: float
 
 
 @functools.cache
@@ -63,7 +54,7 @@ def clothes() -> dict[str, np.ndarray]:
     return {"inputs": 2 * loaded.train_images - 1, "labels": loaded.train_labels}
 
 
-class Case(NamedTuple):
+class Subject(NamedTuple):
     """Images of ten classes, and the networks that draw and judge them.
 
     Attributes:
@@ -85,38 +76,38 @@ class Case(NamedTuple):
     judge_epochs: int
 
 
-DIGITS = Case("digits", "dit", digits, lambda seed: DiT(CLASSES, rngs=nnx.Rngs(seed)), SHAPE, EPOCHS, (128, 64), 60)
+DIGITS = Subject("digits", "dit", digits, lambda seed: DiT(CLASSES, rngs=nnx.Rngs(seed)), SHAPE, EPOCHS, (128, 64), 60)
 # Some 3,700 steps of training.
-FASHION_MNIST = Case(
+FASHION_MNIST = Subject(
     "fashion_mnist", "unet", clothes, lambda seed: UNet(CLASSES, rngs=nnx.Rngs(seed)), (28, 28, 1), 4, (256, 64), 5
 )
 
 
-def sets(forgotten: int, case: Case = DIGITS) -> tuple[Examples, Examples]:
+def sets(forgotten: int, subject: Subject = DIGITS) -> tuple[Examples, Examples]:
     """The images of a class, and all others."""
-    tree, labels = case.images(), case.images()["labels"]
+    tree, labels = subject.images(), subject.images()["labels"]
     forget, retain = (Examples(tree, np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
     return forget, retain
 
 
 @functools.cache
-def functions(case: Case = DIGITS) -> tuple[Callable, Callable]:
+def functions(subject: Subject = DIGITS) -> tuple[Callable, Callable]:
     """The network as a function of its parameters, and its fresh parameters as one of a key."""
-    graph, _ = nnx.split(case.make(0), nnx.Param)
-    fresh = lambda key: nnx.to_pure_dict(nnx.state(case.make(key), nnx.Param))
+    graph, _ = nnx.split(subject.make(0), nnx.Param)
+    fresh = lambda key: nnx.to_pure_dict(nnx.state(subject.make(key), nnx.Param))
     return lambda params, x_t, t, labels: nnx.merge(graph, params)(x_t, t, labels), fresh
 
 
-def task(original: chex.ArrayTree | None = None, case: Case = DIGITS) -> Task:
+def task(original: chex.ArrayTree | None = None, subject: Subject = DIGITS) -> Task:
     """The task, whose targets are those of the original model where there is one."""
-    denoise, fresh = functions(case)
+    denoise, fresh = functions(subject)
     return tasks.diffusion(denoise, SCHEDULE, num_conditions=CLASSES, original=original, fresh_params=fresh)
 
 
 @functools.cache
-def plain_task(case: Case = DIGITS) -> Task:
+def plain_task(subject: Subject = DIGITS) -> Task:
     """The task without an original model, one object for all who measure."""
-    return task(case=case)
+    return task(subject=subject)
 
 
 def steps_of(ids: np.ndarray, epochs: int = EPOCHS) -> int:
@@ -130,36 +121,29 @@ def train(
     cache: Path,
     epochs: int = EPOCHS,
     on_step: Callable[[], None] = lambda: None,
-    case: Case = DIGITS,
-) -> Model:
+    subject: Subject = DIGITS,
+) -> Trained:
     """Trains on these images alone, or returns the checkpoint in `cache` of the same training."""
-    made = plain_task(case)
+    made = plain_task(subject)
     params = made.fresh_params(jax.random.key(seed))  # type: ignore[misc]
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
     chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
-    meta = {"data": case.name, "model": case.network, "ids": chosen, "seed": seed, "recipe": recipe}
+    meta = {"data": subject.name, "model": subject.network, "ids": chosen, "seed": seed, "recipe": recipe}
     meta |= {"jax": jax.__version__}
 
-    def loss(params, statistics, batch, key):
-        return made.retain(made.outputs(params, batch, key), batch), statistics
-
-    def make():
-        fitted = fit(loss, params, {}, Examples(case.images(), ids), seed=seed, on_step=on_step, **recipe)
-        return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
-
-    found, saved = checkpoints.cached(cache, params, meta, make)
-    return Model(found, saved["seconds"], saved["processor_seconds"])
+    examples = Examples(subject.images(), ids)
+    make = lambda: fit_task(made, params, examples, seed=seed, on_step=on_step, **recipe)
+    return trained(cache, params, meta, make)
 
 
 @functools.cache
-def classifier(case: Case = DIGITS) -> Callable:
+def classifier(subject: Subject = DIGITS) -> Callable:
     """`images -> (logits, features)`, by a network that has seen real images alone."""
-    graph, params = nnx.split(MLP((math.prod(case.shape), *case.judge, CLASSES), nnx.Rngs(0)), nnx.Param)
+    graph, params = nnx.split(MLP((math.prod(subject.shape), *subject.judge, CLASSES), nnx.Rngs(0)), nnx.Param)
     made = tasks.classification(lambda params, x: nnx.merge(graph, params)(x), CLASSES)
-    loss = lambda params, statistics, batch, key: (made.retain(made.outputs(params, batch, key), batch), statistics)
-    everything = Examples(case.images(), np.arange(len(case.images()["labels"])))
-    options: dict[str, Any] = {"epochs": case.judge_epochs, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
-    fitted = nnx.merge(graph, fit(loss, nnx.to_pure_dict(params), {}, everything, **options).params)
+    everything = Examples(subject.images(), np.arange(len(subject.images()["labels"])))
+    options: dict[str, Any] = {"epochs": subject.judge_epochs, "batch_size": BATCH, "learning_rate": 1e-3, "seed": 0}
+    fitted = nnx.merge(graph, fit_task(made, nnx.to_pure_dict(params), everything, **options).params)
 
     @jax.jit
     def both(images):
@@ -171,13 +155,13 @@ def classifier(case: Case = DIGITS) -> Callable:
     return both
 
 
-def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, case: Case = DIGITS, **options) -> chex.Array:
+def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, subject: Subject = DIGITS, **options) -> chex.Array:
     """Images for these classes, by 50 DDIM steps under guidance 2 unless options of `sample` say otherwise."""
     key = jax.random.key(seed)
-    return sample(functions(case)[0], params, SCHEDULE, labels, case.shape, key, nothing=CLASSES, **options)
+    return sample(functions(subject)[0], params, SCHEDULE, labels, subject.shape, key, nothing=CLASSES, **options)
 
 
-def judge(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> dict[str, float]:
+def judge(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:
     """Figures of a model's samples; with one seed every model's come from the same noise.
 
     Returns:
@@ -187,28 +171,28 @@ def judge(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS
     """
     others = np.delete(np.arange(CLASSES), forgotten)
     labels = jnp.asarray(np.concatenate([np.full(FORGOTTEN, forgotten), np.repeat(others, RETAINED)]))
-    logits, features = classifier(case)(samples(params, labels, seed, case))
+    logits, features = classifier(subject)(samples(params, labels, seed, subject))
     right = np.asarray(jnp.argmax(logits, -1) == labels)
-    retain = sets(forgotten, case)[1]
-    real = np.asarray(classifier(case)(retain[np.arange(len(retain))]["inputs"])[1])
+    retain = sets(forgotten, subject)[1]
+    real = np.asarray(classifier(subject)(retain[np.arange(len(retain))]["inputs"])[1])
     distance = frechet_distance(np.asarray(features)[FORGOTTEN:], real)
     ua, ra = 100 * (1 - right[:FORGOTTEN].mean()), 100 * right[FORGOTTEN:].mean()
     return {"UA": float(ua), "RA": float(ra), "FD": distance}
 
 
-def attacks(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> dict[str, float]:
+def attacks(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:
     """UA after each attack of `training.attacks.diffusion_attacks`; the less, the more was only hidden."""
-    draw = lambda params, **options: _attacked(params, forgotten, seed, case, **options)
+    draw = lambda params, **options: _attacked(params, forgotten, seed, subject, **options)
     options: dict[str, Any] = {"count": ATTACKED, "row_steps": RELEARNING, "batch_size": BATCH, "seed": seed}
     row = _row_of(params, forgotten)
-    found = diffusion_attacks(plain_task(case), params, row, *sets(forgotten, case), draw, **options)
-    return {name: _not_shown(images, forgotten, case) for name, images in found.items()}
+    found = diffusion_attacks(plain_task(subject), params, row, *sets(forgotten, subject), draw, **options)
+    return {name: _not_shown(images, forgotten, subject) for name, images in found.items()}
 
 
-def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> chex.ArrayTree:
+def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> chex.ArrayTree:
     """Parameters whose row of the forgotten class alone is trained again on its images."""
     options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": ROW_RATE, "seed": seed}
-    return relearn_part(plain_task(case), params, _row_of(params, forgotten), sets(forgotten, case)[0], **options)
+    return relearn_part(plain_task(subject), params, _row_of(params, forgotten), sets(forgotten, subject)[0], **options)
 
 
 def _row_of(params, forgotten):
@@ -217,15 +201,15 @@ def _row_of(params, forgotten):
     return mask
 
 
-def ua(params: chex.ArrayTree, forgotten: int, seed: int, case: Case = DIGITS) -> float:
+def ua(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> float:
     """UA of `ATTACKED` samples."""
-    return _not_shown(_attacked(params, forgotten, seed, case), forgotten, case)
+    return _not_shown(_attacked(params, forgotten, seed, subject), forgotten, subject)
 
 
-def _attacked(params, forgotten, seed, case, **options):
-    return samples(params, jnp.full(ATTACKED, forgotten), seed + 1, case, **options)
+def _attacked(params, forgotten, seed, subject, **options):
+    return samples(params, jnp.full(ATTACKED, forgotten), seed + 1, subject, **options)
 
 
-def _not_shown(images, forgotten, case):
+def _not_shown(images, forgotten, subject):
     """% of the images that are taken for another class."""
-    return float(100 * np.mean(np.asarray(jnp.argmax(classifier(case)(images)[0], -1)) != forgotten))
+    return float(100 * np.mean(np.asarray(jnp.argmax(classifier(subject)(images)[0], -1)) != forgotten))

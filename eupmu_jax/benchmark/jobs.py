@@ -160,8 +160,6 @@ def _unlearn(piece, design, reference, warm):
     problem, case = reference.problem, piece.case
     settings = tuning.settings(METHODS[piece.method], piece.trial)
     settings = settings or default_settings(METHODS[piece.method], problem.task)
-    known = {"optimizer": design.optimizer} if "optimizer" in METHODS[piece.method].optimizer_settings else {}
-    full = settings | known
     forget, retain, batches = problem.forget, problem.retain, (case.forget_batch, case.retain_batch)
     result = unlearn(
         piece.method,
@@ -171,9 +169,9 @@ def _unlearn(piece, design, reference, warm):
         retain,
         problem.held_out,
         steps=affordable_steps(
-            piece.method, full, problem.task, (len(forget), len(retain)), case.steps, batches, design.held_out
+            piece.method, settings, problem.task, (len(forget), len(retain)), case.steps, batches, design.held_out
         ),
-        settings=full,
+        settings=settings,
         seed=problem.seed,
         forget_batch=case.forget_batch,
         retain_batch=case.retain_batch,

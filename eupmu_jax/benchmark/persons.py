@@ -30,9 +30,8 @@ from eupmu_jax.models.language import (
     with_lora,
 )
 from eupmu_jax.tasks import Examples, Task
-from eupmu_jax.training import checkpoints
 from eupmu_jax.training._identity import digest_of_model
-from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.fitting import Trained, fit_task, trained
 from eupmu_jax.training.relearning import relearn
 
 # Persons who are to be forgotten, retained and never shown.
@@ -60,14 +59,6 @@ class Sets(NamedTuple):
     retain: Questions
     held_out: Questions
     world_facts: Questions
-
-
-class Model(NamedTuple):
-    """Trained adapters, and what they cost."""
-
-    params: chex.ArrayTree
-    seconds: float
-    processor_seconds: float
 
 
 @functools.cache
@@ -141,7 +132,7 @@ def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
     return forget, kept.take(near), parts.world_facts.take(capitals[:SHOWN])
 
 
-def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] = lambda: None) -> Model:
+def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] = lambda: None) -> Trained:
     """Fine-tunes fresh adapters on these questions, or returns the checkpoint in `cache` of the same training."""
     batch, fresh = answers.encoded(asked(), part), model()[0].params
     recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
@@ -150,21 +141,13 @@ def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] =
     model_of = {"model": f"smollm2, rank {RANK}", "base": base}
     meta = {"data": "persons", **model_of, "tokens": chosen, "seed": seed, "recipe": recipe}
 
-    def make():
-        fitted = fit(_loss, fresh, {}, answers.examples(batch), seed=seed, on_step=on_step, **recipe)
-        return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
-
-    found, saved = checkpoints.cached(cache, fresh, meta | {"jax": jax.__version__}, make)
-    return Model(found, saved["seconds"], saved["processor_seconds"])
+    make = lambda: fit_task(task(), fresh, answers.examples(batch), seed=seed, on_step=on_step, **recipe)
+    return trained(cache, fresh, meta | {"jax": jax.__version__}, make)
 
 
 def steps_of(part: Questions) -> int:
     """Optimizer steps that `train` makes on these questions."""
     return EPOCHS * (len(part.question) // BATCH)
-
-
-def _loss(params, statistics, batch, key):
-    return task().retain(task().outputs(params, batch, key), batch), statistics
 
 
 def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
         if len(trials) < design.trials:
             continue
         best = tuning.best(trials, score)
-        found = [row for row in rows if row["kind"] == "run" and row["method"] == method and row["trial"] == best]
+        found = saved_rows.select(rows, kind="run", method=method, trial=best)
         if found:
             unlearned.append(_line(method, found, [row["gap"] for row in trials]))
 

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.stats.qmc import Sobol
 
+from eupmu_jax.benchmark.rows import select
 from eupmu_jax.methods import Choice, Method
 
 # The score of a trial whose parameters are not finite: worse than any other can be.
@@ -55,8 +56,7 @@ def blind_score(figures: dict, original: dict) -> float:
 
 def trials_of(rows: list[dict], key: dict) -> list[dict]:
     """The rows with the fields of `key`, by their number."""
-    found = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
-    return sorted(found, key=lambda row: row["trial"])
+    return sorted(select(rows, **key), key=lambda row: row["trial"])
 
 
 def best(trials: list[dict], score: str) -> int:

@@ -201,22 +201,14 @@ def _run():
         for command, paths in PATHS.items():
             for name in paths:
                 command.__annotations__[name] = Annotated[Path, tyro.conf.arg(metavar=name.upper())]
-        app = tyro.extras.SubcommandApp()
-        app.command(demo)
-        app.command(plan)
-        app.command(methods)
-        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(benchmark))
-        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(unlearn))
-        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(audit))
-        app.command(init)
-        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(report))
-        app.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(verify))
-        requests = tyro.extras.SubcommandApp()
-        requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(add))
-        requests.command(name="list")(list_requests)
-        requests.command(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(show))
+        app, requests = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
+        for command in (demo, plan, methods, benchmark, unlearn, audit, init, report, verify):
+            app.command(command)
+        for command, name in ((add, "add"), (list_requests, "list"), (show, "show")):
+            requests.command(name=name)(command)
         app.command(requests, name="request", help="Keeps a ledger of what is to be deleted.")
-        app.cli(prog="eupmu", description="Machine unlearning in JAX.")
+        required = (tyro.conf.PositionalRequiredArgs,)
+        app.cli(prog="eupmu", description="Machine unlearning in JAX.", config=required)
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
     except (ValueError, FileNotFoundError, ImportError) as error:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import algebra, checks, refusal
+from eupmu_jax._stack.states import check_same_state
 
 
 class AccumulateState(NamedTuple):
@@ -112,10 +113,7 @@ def accumulate(
             return jax.tree.map(strip, like), AccumulateState(mini_step, gradient_sum, loss_sum, refused, inner_state)
 
         was, becomes = state.inner_state, jax.eval_shape(apply, state.inner_state)[1].inner_state
-        if jax.tree.map(jnp.shape, was) != jax.tree.map(jnp.shape, becomes):
-            raise ValueError(
-                f"inner: its state changes shape in an update; give its surgery num_objectives={num_objectives} too"
-            )
+        check_same_state("inner", becomes, was, num_objectives)
         return jax.lax.cond(mini_step >= every_k_steps, apply, wait, state.inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

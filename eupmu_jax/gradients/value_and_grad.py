@@ -101,7 +101,8 @@ def scalarized_value_and_grad(
         vmaps on accelerators.
 
     Raises:
-      ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`.
+      ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`;
+        for K = 2 a number will do.
 
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
     >>> from eupmu_jax.gradients.batches import stack_objectives

@@ -1,7 +1,5 @@
 """Bad Teacher: on the forget set the student follows a model that knows nothing, on the retain set the original one."""
 
-import jax.numpy as jnp
-
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods.method import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent, softened
 
@@ -38,7 +36,7 @@ def bad_teacher(task, terms, settings) -> Procedure:
         taught = tuple(
             (batch, task.outputs(teacher, batch, key)) for teacher, batch in zip(teachers, batches, strict=True)
         )
-        return value_and_grad(params, taught, jnp.asarray(settings["retain_weight"], jnp.float32)[None], key)[1]
+        return value_and_grad(params, taught, settings["retain_weight"], key)[1]
 
     def prepare(params, forget, retain, key):
         return task.fresh_params(key), params

@@ -2,7 +2,7 @@
 
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.methods.eupmu_explicit import ALLOWED_RISE, FAMILY, PAPER, barrier, stacked_descent
-from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure
+from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Procedure, keep_original
 from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.feasibility import furthest_feasible
 from eupmu_jax.tasks.examples import spread
@@ -43,8 +43,7 @@ def eupmu_budget(task, terms, settings) -> Procedure:
 
     cost = descent.cost._replace(outside_forward=measured * _PASSES)
     search = lambda params, sample: _search(task, sample, settings["allowed_rise"], params, params)
-    prepare = lambda params, forget, retain, key: params
-    return descent._replace(cost=cost, prepare=prepare, finish=finish, outside=((search, measured),))
+    return descent._replace(cost=cost, prepare=keep_original, finish=finish, outside=((search, measured),))
 
 
 @jit_for_task()

@@ -30,6 +30,7 @@ from eupmu_jax.methods.method import (
     Procedure,
     Settings,
     descent,
+    keep_original,
     loss_of,
 )
 from eupmu_jax.surgery.explicit import unilateral_surgery
@@ -125,7 +126,7 @@ def eupmu_level(task: Task, terms, settings) -> Procedure:
 
     cost = Cost((1, 1), (1, 1), outside_forward=passes_of_end(terms.num_forget, terms.num_retain))
     measured = functools.partial(figures, task), terms.retain_batch
-    return Procedure(init, step, cost, lambda params, forget, retain, key: params, finish, (measured,))
+    return Procedure(init, step, cost, keep_original, finish, (measured,))
 
 
 def unit_of(task: Task, target: chex.Numeric, forget_error: chex.Numeric) -> chex.Numeric:

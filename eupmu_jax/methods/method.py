@@ -219,6 +219,11 @@ def descend(
     return Procedure(lambda params, prepared: optimizer.init(params), step, cost, prepare)
 
 
+def keep_original(params: chex.ArrayTree, forget: chex.ArrayTree, retain: chex.ArrayTree, key) -> chex.ArrayTree:
+    """Of a method that prepares nothing but the original parameters, its `Procedure.prepare`."""
+    return params
+
+
 def retain_gradient(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree, key=None) -> chex.ArrayTree:
     """The gradient of the retain loss on a batch."""
     return jax.grad(lambda p: task.retain(task.outputs(p, batch, key), batch))(params)

@@ -1,9 +1,6 @@
 """Passes through the model: what a run may make, what a method's steps take, how many steps that pays for."""
 
 import bisect
-from collections.abc import Mapping
-
-import chex
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Cost, Settings, Terms
@@ -23,11 +20,6 @@ def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> t
     sizes = min(batches[0], counts[0]), min(batches[1], counts[1])
     passes = 3 * steps * sum(sizes)
     return Terms(*counts, steps, retain_loss=0.0, passes=passes, retain_batch=sizes[1]), sizes
-
-
-def with_start(terms: Terms, start: Mapping[str, chex.Numeric]) -> Terms:
-    """The terms with the figures of the original model."""
-    return terms._replace(**start)
 
 
 def examples_passed(cost: Cost, steps: int, sizes: tuple[int, int]) -> tuple[int, int]:

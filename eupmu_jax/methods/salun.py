@@ -5,6 +5,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods._whole_set import largest_pass, mean_gradient
@@ -50,7 +51,7 @@ def salun(task, terms, settings) -> Procedure:
 
     def step(params, mask, state, batches, count, key):
         sizes = [size_of(batch) for batch in batches]
-        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]), key)[1]
+        gradient = value_and_grad(params, batches, sizes[1] / sizes[0], key)[1]
         masked = jax.tree.map(lambda kept, g: jnp.where(kept, g, 0), mask, gradient)
         updates, state = optimizer.update(masked, state, params)
         return jax.tree.map(lambda kept, p, u: jnp.where(kept, p + u, p), mask, params, updates), state
@@ -84,15 +85,8 @@ def _largest(tree, count):
     magnitudes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
     order = jnp.argsort(magnitudes, descending=True, stable=True)
     mask = jnp.zeros(magnitudes.size, bool).at[order].set(jnp.arange(magnitudes.size) < count)
-    parts = jnp.split(mask, list(_ends(leaves)))
+    parts = jnp.split(mask, np.cumsum([leaf.size for leaf in leaves])[:-1])
     return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
-
-
-def _ends(leaves):
-    end = 0
-    for leaf in leaves[:-1]:
-        end += leaf.size
-        yield end
 
 
 METHOD = Method(

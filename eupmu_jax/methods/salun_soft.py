@@ -13,6 +13,7 @@ from eupmu_jax.methods.method import (
     Method,
     Procedure,
     descent,
+    keep_original,
     loss_of,
     size_of,
 )
@@ -46,7 +47,7 @@ def salun_soft(task, terms, settings) -> Procedure:
 
     def step(params, original, state, batches, count, key):
         sizes = [size_of(batch) for batch in batches]
-        gradient = value_and_grad(params, batches, jnp.full(1, sizes[1] / sizes[0]), key)[1]
+        gradient = value_and_grad(params, batches, sizes[1] / sizes[0], key)[1]
         updates, state = optimizer.update(gradient, state, params)
         change = jax.tree.map(lambda p, u, o: p + u - o, params, updates, original)
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -58,7 +59,7 @@ def salun_soft(task, terms, settings) -> Procedure:
         lambda params, original: optimizer.init(params),
         step,
         Cost((1, 1), (1, 1)),
-        lambda params, forget, retain, key: params,
+        keep_original,
     )
 
 

@@ -11,6 +11,7 @@ from eupmu_jax.methods.method import (
     Procedure,
     descend,
     descent,
+    keep_original,
     softened,
 )
 
@@ -32,7 +33,8 @@ def scrub(task, terms, settings) -> Procedure:
 
     In the first `max_share` of the run even steps are max-steps, so that a run ends with repair. The paper alternates
     whole passes over the two sets: 2 to 5 max-passes in 3 to 10 epochs, learning rate 5e-4, momentum 0.9, T = 4 and
-    alpha = 0.001 (0.5 on small sets). Here there is no momentum, which would carry ascent into the descent.
+    alpha = 0.001 (0.5 on small sets). Adam's first moment carries part of the ascent into the min-steps that follow
+    it; with `momentum` 0 it does not.
 
     A step pays for one branch alone: student forwards and backwards and teacher forwards on one of the two batches; the
     cost is the average over the run. On CPU XLA is slow at the gradients of convolutions inside a branch, so
@@ -61,7 +63,7 @@ def scrub(task, terms, settings) -> Procedure:
 
     share = -(-max_until // 2) / terms.steps
     cost = Cost((2 * share, 2 * (1 - share)), (share, 1 - share))
-    return descend(descent(terms, settings), gradient, cost, lambda params, forget, retain, key: params)
+    return descend(descent(terms, settings), gradient, cost, keep_original)
 
 
 METHOD = Method(

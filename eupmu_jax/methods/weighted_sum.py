@@ -1,7 +1,5 @@
 """Linear scalarisation: the forget objective plus a fixed weight times the retain loss."""
 
-import jax.numpy as jnp
-
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods.method import (
     FORGET_OBJECTIVE,
@@ -24,7 +22,7 @@ def weighted_sum(task, terms, settings) -> Procedure:
     value_and_grad = scalarized_value_and_grad(loss_of(task, settings["forget_objective"]))
 
     def gradient(params, prepared, batches, count, key):
-        return value_and_grad(params, batches, jnp.asarray(settings["retain_weight"], jnp.float32)[None], key)[1]
+        return value_and_grad(params, batches, settings["retain_weight"], key)[1]
 
     return descend(descent(terms, settings), gradient, Cost((1, 1), (1, 1)))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eupmu_jax.models.dit import patches_of
 from eupmu_jax.models.head import Head
 from eupmu_jax.models.transformer import Block
 
@@ -78,16 +79,11 @@ class ViT(nnx.Module):
         """
         if x.shape[1:] != self.images:
             raise ValueError(f"ViT was built for images of shape {self.images}, got {x.shape[1:]}.")
-        y = self.embed(self._patches(x))
+        cut = patches_of(x, self.patch_size)
+        # A convolution whose stride is its kernel, as one matmul over the patches, row by row.
+        y = self.embed(cut.reshape(len(x), -1, cut.shape[-1]))
         class_token = jnp.broadcast_to(self.class_token[...].astype(y.dtype), (len(y), 1, y.shape[-1]))
         y = jnp.concatenate([class_token, y], axis=1) + self.positions[...].astype(y.dtype)
         for block in self.blocks:
             y = block(y)
         return self.head(self.norm(y[:, 0]))
-
-    def _patches(self, x):
-        # A convolution whose stride is its kernel, as one matmul: (n, N, patch_size^2 * in_channels), row by row.
-        n, size, _, channels = x.shape
-        p, rows = self.patch_size, size // self.patch_size
-        x = x.reshape(n, rows, p, rows, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(n, rows**2, p**2 * channels)

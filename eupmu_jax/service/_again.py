@@ -10,9 +10,10 @@ from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import deletion
 from eupmu_jax.training import levels
-from eupmu_jax.training._aim import Reached, aim_of, reached, within
+from eupmu_jax.training._aim import aim_of
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._reached import Reached, reached, within
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import forget_error_of, steered
 

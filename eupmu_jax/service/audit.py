@@ -10,7 +10,6 @@ from eupmu_jax.service import deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
-from eupmu_jax.service.attacks import attack as attack
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints

@@ -16,9 +16,9 @@ from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
-from eupmu_jax.training._aim import Reached
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import check_params
+from eupmu_jax.training._reached import Reached
 from eupmu_jax.training._way import MOST
 from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn

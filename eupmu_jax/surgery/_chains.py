@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack.checks import check_same_shapes, describe
+from eupmu_jax._stack.states import nodes
 from eupmu_jax.surgery.generalized_newton import ScaleByGenState
 from eupmu_jax.surgery.implicit import ImplicitSurgeryState
 
@@ -91,12 +92,10 @@ def check_updates(updates: chex.ArrayTree, params: chex.ArrayTree, why: str = ""
 
 
 def _nodes(state, kind):
-    is_kind = lambda node: isinstance(node, kind)
-    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]
+    return nodes(state, lambda node: isinstance(node, kind))
 
 
 def _stacked(state):
     """Whether the state is one of a transform of stacked gradients."""
     counts = lambda node: hasattr(node, "nonfinite_count") or hasattr(node, "refused_microbatches")
-    found = [node for node in jax.tree.leaves(state, is_leaf=counts) if counts(node)]
-    return any(not isinstance(node, ImplicitSurgeryState | ScaleByGenState) for node in found)
+    return any(not isinstance(node, ImplicitSurgeryState | ScaleByGenState) for node in nodes(state, counts))

@@ -168,7 +168,7 @@ def solve(
 def count_fixed(num_objectives: int | None, rule: tolerances.Tolerance, retain_weight: chex.Numeric) -> int | None:
     """K as far as the arguments of a surgery tell it, or None; raises `ValueError` where they cannot be."""
     given = checks.check_numbers("retain_weight", retain_weight, 0, finite=True)
-    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, given)
+    fixed = checks.resolve_num_objectives(num_objectives, rule.num_constraints, given)
     if fixed is not None:
         checks.check_count(fixed, None, "num_objectives", at_most=MAX_OBJECTIVES)
     return fixed

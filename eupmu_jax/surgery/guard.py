@@ -9,6 +9,7 @@ import optax
 
 from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, nnls, refusal
+from eupmu_jax._stack.states import check_same_state
 from eupmu_jax.surgery.explicit import unilateral_surgery
 
 MAX_ROUNDS = 4
@@ -101,7 +102,7 @@ def utility_guard(
     True
     """
     rule = tolerances.as_tolerance(tolerance)
-    fixed = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints)
+    fixed = checks.resolve_num_objectives(num_objectives, rule.num_constraints)
     if isinstance(max_halvings, jax.Array):
         raise ValueError(
             "max_halvings: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
@@ -138,8 +139,7 @@ def utility_guard(
 
         extra_args |= {"losses": losses, "levels": levels, "gram_fn": gram_fn, "value_fn": value_fn}
         direction, surgery_state = surgery.update(updates, state.surgery_state, params, **extra_args)
-        if jax.tree.map(jnp.shape, surgery_state) != jax.tree.map(jnp.shape, state.surgery_state):
-            raise ValueError(f"surgery: its state changes shape in an update; give it num_objectives={k} too")
+        check_same_state("surgery", surgery_state, state.surgery_state, k)
         proposal, inner_state = inner.update(direction, state.inner_state, params, **extra_args)
 
         gram = (gram_fn or algebra.gram_matrix)(updates)

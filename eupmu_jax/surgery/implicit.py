@@ -152,7 +152,7 @@ def multiplier_transform(
 ) -> optax.GradientTransformationExtraArgs:
     """The update that `implicit_surgery` and `reference_surgery` share; they differ in sign, scale and projection."""
     num_initial = checks.check_numbers("initial_multiplier", initial_multiplier)
-    k = tolerances.resolve_num_objectives(num_objectives, rule.num_constraints, num_initial) or 2
+    k = checks.resolve_num_objectives(num_objectives, rule.num_constraints, num_initial) or 2
     rescale = (lambda losses: losses) if loss_scale == "raw" else _log
 
     def step_size(count):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import refusal
+from eupmu_jax._stack.states import check_same_state, nodes
 
 
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -47,9 +48,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     def update_fn(updates, state, params=None, **extra_args):
         given, losses = updates, extra_args.get("losses")
         updates, new_state = inner.update(updates, state, params, **extra_args)
-        if jax.tree.map(jnp.shape, new_state) != jax.tree.map(jnp.shape, state):
-            k = jnp.shape(jax.tree.leaves(given)[0] if losses is None else losses)[0]
-            raise ValueError(f"inner: its state changes shape in an update; give its surgery num_objectives={k}")
+        k = jnp.shape(jax.tree.leaves(given)[0] if losses is None else losses)[0]
+        check_same_state("inner", new_state, state, k)
         refused = _refused(new_state, state)
 
         def restore(new, old):
@@ -85,4 +85,4 @@ def _refused(new_state, state):
 
 
 def _surgeries(state):
-    return [node for node in jax.tree.leaves(state, is_leaf=_is_surgery) if _is_surgery(node)]
+    return nodes(state, _is_surgery)

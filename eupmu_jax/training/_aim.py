@@ -1,4 +1,4 @@
-"""What a run that steers to a level aims at, and whether it got there."""
+"""What a run that steers to a level aims at."""
 
 import logging
 from typing import NamedTuple
@@ -7,23 +7,13 @@ import chex
 import jax
 import numpy as np
 
-from eupmu_jax.methods.eupmu_level import UNLIMITED, error_limit
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._way import MOST
-from eupmu_jax.training.classes import FEW, alike, are_labelled, classes_to_go, labels_of
-from eupmu_jax.training.levels import (
-    Comparison,
-    Level,
-    batches_of,
-    check_finite,
-    chunk_of,
-    compare,
-    figures_of,
-    level_of,
-    measured_level,
-)
+from eupmu_jax.training.classes import FEW, are_labelled, classes_to_go, labels_of
+from eupmu_jax.training.levels import Level, batches_of, check_finite, chunk_of, figures_of, level_of
 
 logger = logging.getLogger("eupmu_jax")
 WIDE = 0.05
@@ -44,36 +34,6 @@ class Aim(NamedTuple):
     at_least: bool = False
 
 
-class Reached(NamedTuple):
-    """What a run aimed at, and what it reached.
-
-    Attributes:
-      target: The mean error to which the forget set was to be brought.
-      source: Of the target: "settings", "unseen data", "unseen data by class", or without held-out data "unknown", of a
-        task that can tell, else "chance".
-      unseen: The original model's level on held-out data, with its interval; None if it was not measured.
-      forget_error: Of the returned parameters, on at most 2,000 examples.
-      retain_error: The same on the whole retain set; of a task without classes, on at most 2,000 examples.
-      start: The original model's error on the same retained examples.
-      limit: Of the retain error: its start, and what it may rise by; or infinity.
-      kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss, too.
-      comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
-        alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
-      interval: The 95 % interval of a target that was measured on held-out data; else None.
-    """
-
-    target: float
-    source: str
-    unseen: Level | None
-    forget_error: float
-    retain_error: float
-    start: float
-    limit: float
-    kept: bool
-    comparison: Comparison | None
-    interval: tuple[float, float] | None = None
-
-
 def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
     """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
 
@@ -85,44 +45,67 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
       ValueError: For a target that is no error, and errors of the original model that are not finite.
     """
     if given is not None:
-        most = 1 if task.is_rate else np.inf
-        if not 0 <= given <= most:
-            wanted = "an error rate from 0 to 1" if task.is_rate else "a number >= 0"
-            raise ValueError(f"settings['target']: got {given}, expected {wanted}")
-        return Aim(float(given), "settings", None, 0, classes_to_go(task, sets.forget, sets.retain))
-    if held_out is None and task.unknown is not None:
-        level, passes = _unknown_level(task, params, sets.forget)
-        labels = labels_of(task, sets.forget)
-        stay = () if labels is None else set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain)
-        if stay:
-            logger.warning(
-                "held_out: got None, so the level of unseen data is not known; the forget set is brought to %.3g, the "
-                "error of a model that does not know its conditions, though the retain set has some of them",
-                level.error,
-            )
-        return Aim(level.error, "unknown", None, passes, at_least=labels is not None and not stay)
-    if held_out is None:
-        gone = classes_to_go(task, sets.forget, sets.retain)
-        target = _chance(task, params, sets.forget, gone)
-        aimed = f"the error of chance, {target:.3g}" + ", with 1 for classes that the retain set lacks" * bool(gone)
+        return _given(task, sets, given)
+    if held_out is not None:
+        return _of_unseen(task, params, sets, held_out)
+    return (_of_chance if task.unknown is None else _of_unknown)(task, params, sets)
+
+
+def _given(task, sets, target):
+    most = 1 if task.is_rate else np.inf
+    if not 0 <= target <= most:
+        wanted = "an error rate from 0 to 1" if task.is_rate else "a number >= 0"
+        raise ValueError(f"settings['target']: got {target}, expected {wanted}")
+    return Aim(float(target), "settings", None, 0, classes_to_go(task, sets.forget, sets.retain))
+
+
+def _of_unknown(task, params, sets):
+    level, passes = _unknown_level(task, params, sets.forget)
+    labels = labels_of(task, sets.forget)
+    stay = () if labels is None else set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain)
+    if stay:
         logger.warning(
-            "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
-            "the limit allows",
-            "no level" if target == UNLIMITED else aimed,
+            "held_out: got None, so the level of unseen data is not known; the forget set is brought to %.3g, the "
+            "error of a model that does not know its conditions, though the retain set has some of them",
+            level.error,
         )
-        passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
-        return Aim(target, "chance", None, passes, gone)
-    forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
+    return Aim(level.error, "unknown", None, passes, at_least=labels is not None and not stay)
+
+
+def _of_chance(task, params, sets):
+    gone = classes_to_go(task, sets.forget, sets.retain)
+    target = _chance(task, params, sets.forget, gone)
+    aimed = f"the error of chance, {target:.3g}" + ", with 1 for classes that the retain set lacks" * bool(gone)
+    logger.warning(
+        "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
+        "the limit allows",
+        "no level" if target == UNLIMITED else aimed,
+    )
+    passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
+    return Aim(target, "chance", None, passes, gone)
+
+
+def _of_unseen(task, params, sets, held_out):
     errors, losses = figures_of(task, params, held_out)
     level = check_finite(level_of(errors))
+    _check_unseen(task, errors, losses)
+    forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
+    if forgotten is not None and unseen is not None and are_labelled(task, sets.retain):
+        return _by_class(task, params, sets, forgotten, unseen, errors, level)
+    _warn_of_few(task, level)
+    return Aim(level.error, "unseen data", level, len(errors), interval=(level.low, level.high))
+
+
+def _check_unseen(task, errors, losses):
+    """Raises `ValueError` for errors and losses of held-out examples that nothing can be brought to the level of."""
     if task.rate and (errors.min() < 0 or errors.max() > 1):
         raise ValueError(
             f"task.rate: is True, but held-out examples have errors from {errors.min():.3g} to {errors.max():.3g}; "
             "expected a rate from 0 to 1, or a task without it"
         )
-    if level.error < 0:
+    if (mean := float(np.mean(errors))) < 0:
         raise ValueError(
-            f"task.error: held-out examples have a mean of {level.error:.3g}, but EUPMU steers an error that is never "
+            f"task.error: held-out examples have a mean of {mean:.3g}, but EUPMU steers an error that is never "
             "negative; expected such an error in the task, or EUPMU budget"
         )
     if not task.is_rate and len(errors) > 1 and np.ptp(errors) == 0:
@@ -137,11 +120,12 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
             f"held_out: got {np.isnan(losses).sum()} examples whose loss under the original model is NaN, the first at "
             f"position {np.argmax(np.isnan(losses))}; expected such as it can tell anything of"
         )
-    if forgotten is None or unseen is None or not are_labelled(task, sets.retain):
-        _warn_of_few(task, level)
-        return Aim(level.error, "unseen data", level, len(held_out), interval=(level.low, level.high))
+
+
+def _by_class(task, params, sets, forgotten, unseen, errors, level):
+    """The level of unseen data, whose errors and classes are given, with the classes mixed as in the forget set."""
     found, counts = np.unique(forgotten, return_counts=True)
-    gone, passes = classes_to_go(task, sets.forget, sets.retain), len(held_out)
+    gone, passes = classes_to_go(task, sets.forget, sets.retain), len(errors)
     levels = {c: level_of(errors[unseen == c]) for c in found.tolist() if c not in gone and np.sum(unseen == c) >= FEW}
     lost = Level(1.0, 1.0, 1.0, 0)
     if gone and task.unknown is not None:
@@ -162,7 +146,7 @@ def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> A
     if few:
         # One part of the mix, as what these classes have of an error they share.
         parts.append((level, sum(sizes[c] for c in few)))
-    mixed = _mixed(parts, len(held_out))
+    mixed = _mixed(parts, len(errors))
     _warn_of_few(task, mixed)
     all_go = task.unknown is not None and not set(sizes) - gone
     return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high), all_go)
@@ -190,35 +174,6 @@ def _warn_of_few(task, level):
             level.low,
             level.high,
         )
-
-
-def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
-    """What became of the aim."""
-    forget, most = measured_level(task, params, sets.forget, MOST), None
-    before, loss = start["retain_error"], start.get("retain_loss")
-    if task.num_classes is None:
-        # On the same examples and the same noise, or what noise does to either could outweigh the rise.
-        most = MOST
-        before, loss = _means(figures_of(task, original, sets.retain, most))
-    retain, retain_loss = _means(figures_of(task, params, sets.retain, most))
-    found = error_limit(before, settings)
-    limit = np.inf if found is None else float(found)
-    both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
-    comparison = None if both is None else compare(task, params, *both)
-    kept = within(retain, limit)
-    if "allowed_rise" in settings:
-        kept &= within(retain_loss, loss + settings["allowed_rise"])
-    errors = forget.error, retain, before
-    return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison, aim.interval)
-
-
-def _means(figures):
-    return tuple(float(np.mean(each)) for each in figures)
-
-
-def within(figure: float, limit: float) -> bool:
-    """Whether it is; rounding alone is an excuse."""
-    return bool(figure <= limit + 1e-6 * abs(limit))
 
 
 def _chance(task, params, forget, gone):

@@ -22,3 +22,41 @@ class Seconds(NamedTuple):
     def plus(self, other: "Seconds") -> "Seconds":
         """The sum of both."""
         return Seconds(self.wall + other.wall, self.processor + other.processor)
+
+
+class Stopwatch:
+    """Time of a run, with that of its earlier parts, which a run that is interrupted saves in its history.
+
+    >>> history = {"spent": [2.0, 1.0]}
+    >>> clock = Stopwatch(history)
+    >>> history["spent"] = [2.0, 1.0]  # as a checkpoint has it
+    >>> clock.start(), clock.stop(), clock.save()
+    (None, None, None)
+    >>> clock.total().wall >= 2.0, history
+    (True, {})
+    """
+
+    _PLACE = "spent"
+
+    def __init__(self, history: dict):
+        self._history, self._spent = history, Seconds(0.0, 0.0)
+        self._earlier: Seconds | None = None
+        history[self._PLACE] = list(self._spent)
+
+    def start(self) -> None:
+        """Counts from here on."""
+        self._begun = Seconds.now()
+
+    def stop(self) -> None:
+        """Counts what has passed since the start."""
+        self._spent = self._spent.plus(Seconds.now().since(self._begun))
+
+    def save(self) -> None:
+        """Puts the time so far into the history, in a step; before the first one that has the time of earlier parts."""
+        self._earlier = self._earlier or Seconds(*self._history[self._PLACE])
+        self._history[self._PLACE] = list(self._earlier.plus(self._spent).plus(Seconds.now().since(self._begun)))
+
+    def total(self) -> Seconds:
+        """The time of all parts, which leaves the history."""
+        saved = Seconds(*self._history.pop(self._PLACE))
+        return self._spent.plus(self._earlier or saved)

@@ -11,10 +11,9 @@ def trainable(task: Task, params, frozen):
     """The task and parameters without what is frozen, and a function that puts it back."""
     if frozen is None:
         return task, params, lambda part: part
-    mask = frozen(params) if callable(frozen) else frozen
-    if all(jax.tree.leaves(mask)):
+    if all(jax.tree.leaves(frozen)):
         raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
-    flags, structure = jax.tree.flatten(mask)[0], jax.tree.structure(params)
+    flags, structure = jax.tree.leaves(frozen), jax.tree.structure(params)
     fixed = [jnp.asarray(leaf) if flag else None for flag, leaf in zip(flags, jax.tree.leaves(params), strict=True)]
 
     def whole(part):

@@ -115,7 +115,7 @@ def check_params(params, frozen=None) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
-    mask = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
+    mask = jax.tree.map(lambda _: False, params) if frozen is None else frozen
     structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
     if structures[0] != structures[1]:
         raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
-from eupmu_jax.methods.passes import terms_of, with_start
+from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
@@ -77,6 +77,7 @@ def ready(
     held_out = None if data[2] is None else as_examples("held_out", data[2])
     held_out = held_out if mesh is None else on_host(held_out)
     losses = chosen.losses(task, asked)
+    frozen = frozen(params) if callable(frozen) else frozen
     check_arguments(task, params, sets, held_out, frozen, losses, **counts)
     _warn.of_overlap(sets, held_out)
     _warn.of_narrow(params, frozen)
@@ -125,6 +126,6 @@ def ready(
             _warn.of_reached(known["forget_error"], aim.target)
             _warn.of_unit(aim, asked)
         complete = steered(task, asked, aim.target, known["forget_error"])
-    procedure = chosen.make(task, with_start(terms, known), complete)
+    procedure = chosen.make(task, terms._replace(**known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
     return Ready(chosen, complete, procedure, task, params, whole, sets, held_out, aim, terms, sizes, known, meta)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import chex
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from eupmu_jax import methods
-from eupmu_jax.methods.method import Terms
-from eupmu_jax.methods.passes import with_start
+from eupmu_jax.methods.method import Settings, Terms
 from eupmu_jax.tasks import Task
 
 
@@ -19,7 +19,7 @@ def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gather
 
     def step(params, state, prepared, numbers, start, fed, count, epoch, draw_key, step_key):
         settings = methods.complete(dict(choices) | numbers)
-        procedure = make(task, with_start(terms, start), settings)
+        procedure = make(task, terms._replace(**start), settings)
         if gathers:
             trees, ids = fed
             batches = tuple(
@@ -45,3 +45,9 @@ def together(tree: chex.ArrayTree) -> chex.ArrayTree:
     if len(found) != 1 or not isinstance(next(iter(found)), SingleDeviceSharding):
         return tree
     return jax.device_put(tree, found.pop())
+
+
+def parted(settings: Settings) -> tuple[dict[str, chex.Array], tuple]:
+    """Numbers, which the compiled step takes, and choices, which it is compiled for."""
+    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
+    return numbers, tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))

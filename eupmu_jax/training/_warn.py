@@ -1,6 +1,7 @@
 """Warnings of a run: of what it was given, and of what became of it."""
 
 import logging
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 
 from eupmu_jax.methods.eupmu_level import UNLIMITED
+from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks import Examples
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.training._inputs import CHECKED, Sets
@@ -94,7 +96,7 @@ def of_large_frozen(params, frozen):
 
 def _leaves(params, frozen):
     """Each leaf with whether it is frozen."""
-    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen(params) if callable(frozen) else frozen
+    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen
     return zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
 
 
@@ -116,6 +118,19 @@ def of_unit(aim, settings):
             "settings: got no %s, and without held-out data nothing tells the unit of task.error; the limit is the one "
             "of a rate, which may be none at all in that unit",
             " or ".join(sorted(LIMITS)),
+        )
+
+
+def of_share(share, aim, level, start):
+    """Warns of an end far from the last parameters, short of half of the way to a target if there is one."""
+    if share is None or share >= LITTLE:
+        return
+    # Going back to a target that was passed costs nothing.
+    if aim is None or (level is not None and level.forget_error < halfway(level.target, start)):
+        warnings.warn(
+            f"the run ends at {share:.2f} of the way to the parameters after the last step: nothing beyond kept the "
+            "limit and forgot more; a higher limit, more steps or another forget loss may",
+            stacklevel=3,
         )
 
 

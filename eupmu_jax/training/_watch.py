@@ -12,6 +12,7 @@ import optax
 
 from eupmu_jax._stack.algebra import gram_matrix
 from eupmu_jax._stack.programs import jit_for_task
+from eupmu_jax._stack.states import nodes
 from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.eupmu_level import UNLIMITED
@@ -123,8 +124,7 @@ def _multiplier(state):
 
 
 def _weight(state):
-    is_steering = lambda node: isinstance(node, SteeringState)
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_steering) if is_steering(node)]
+    found = nodes(state, lambda node: isinstance(node, SteeringState))
     return found[0].weights[0] if found else np.nan
 
 

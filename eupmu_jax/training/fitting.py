@@ -1,7 +1,8 @@
 """Plain training of a model, and its outputs on many examples."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -9,9 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax.tasks import Examples
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training import checkpoints
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._streams import id_batches
+
+
+class Trained(NamedTuple):
+    """A trained model, and the seconds, on the clock and of the processor, that training took."""
+
+    params: chex.ArrayTree
+    seconds: float
+    processor_seconds: float
 
 
 class Fitted(NamedTuple):
@@ -88,6 +98,26 @@ def fit(
     params, statistics, _, averaged = carry
     returned = params if average is None else averaged
     return Fitted(returned, statistics, Seconds.now().since(start), steps * batch_size)
+
+
+def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: Any) -> Fitted:
+    """`fit` on the retain loss of a task, for a model without running statistics."""
+
+    def loss(params, statistics, batch, key):
+        return task.retain(task.outputs(params, batch, key), batch), statistics
+
+    return fit(loss, params, {}, examples, **recipe)
+
+
+def trained(cache: Path, like: chex.ArrayTree, meta: dict[str, Any], make: Callable[[], Fitted]) -> Trained:
+    """What `make` returns, or the checkpoint in `cache` of the same metadata; see `checkpoints.cached`."""
+
+    def made():
+        fitted = make()
+        return fitted.params, {"seconds": fitted.seconds.wall, "processor_seconds": fitted.seconds.processor}
+
+    found, saved = checkpoints.cached(cache, like, meta, made)
+    return Trained(found, saved["seconds"], saved["processor_seconds"])
 
 
 def predict(apply: Callable, params: chex.ArrayTree, inputs: chex.Array, batch_size: int = 2_000) -> np.ndarray:

@@ -10,11 +10,11 @@ import numpy as np
 
 from eupmu_jax import methods
 from eupmu_jax.methods.method import Settings
-from eupmu_jax.methods.passes import examples_passed, terms_of, with_start
+from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
 from eupmu_jax.training._inputs import Sets, check_arguments
-from eupmu_jax.training._step import jitted_step
+from eupmu_jax.training._step import jitted_step, parted
 from eupmu_jax.training._way import passes_of_start, steered
 from eupmu_jax.training.classes import classes_to_go
 
@@ -80,10 +80,9 @@ def footprint(
         settings = steered(task, settings, 0.5, 0.0)
         measured += passes_of_start(task, sets.forget)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
-    start = {"retain_loss": 0.0, "retain_error": 0.0}
-    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
-    choices = tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))
-    procedure = chosen.make(task, with_start(terms, start), settings)
+    start: Any = {"retain_loss": 0.0, "retain_error": 0.0}
+    numbers, choices = parted(settings)
+    procedure = chosen.make(task, terms._replace(**start), settings)
     key = jax.random.key(0)
     prepared = ()
     if procedure.prepare:

@@ -1,6 +1,5 @@
 """`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,20 +12,15 @@ from jax.sharding import Mesh
 
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed
-from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks import Task
 from eupmu_jax.training import _warn, loop
-from eupmu_jax.training._aim import Reached, reached
-from eupmu_jax.training._clock import Seconds
+from eupmu_jax.training._clock import Seconds, Stopwatch
+from eupmu_jax.training._reached import Reached, reached
 from eupmu_jax.training._ready import ready
-from eupmu_jax.training._step import jitted_step, together
+from eupmu_jax.training._step import jitted_step, parted, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
-from eupmu_jax.training._way import halfway
 from eupmu_jax.training.mesh.placement import Carry, spread
-
-# The place of the time spent in the saved history.
-_SPENT = "spent"
 
 
 class Unlearned(NamedTuple):
@@ -159,21 +153,23 @@ def unlearn(
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(run.params, sets.forget, sets.retain, prepare_key)
+    watch = Watch(task, settings, sets, run.held_out, seed, steps, probes, sum(run.sizes))
+    clock = Stopwatch(watch.history)
     if warm:
         prepared = jax.block_until_ready(prepare())
         if procedure.finish:
             state = procedure.init(run.params, prepared)
             jax.block_until_ready(procedure.finish(run.params, state, prepared, sets.forget, sets.retain))
-    preparing = Seconds.now()
+    clock.start()
     prepared = jax.block_until_ready(prepare())
-    spent = Seconds.now().since(preparing)
+    clock.stop()
 
     # The step donates its arguments; the caller keeps the original ones.
     params = jax.tree.map(jnp.array, run.params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
     # Of a run with frozen parameters the step goes with the run.
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
-    numbers, choices = _parted(settings)
+    numbers, choices = parted(settings)
     take = compiled(run.chosen.make, task, run.terms, choices, sets.in_memory)
     carry, take = (together(carry), take) if mesh is None else spread(carry, take, mesh)
     epoch = lambda count: count // -(-len(sets.forget) // run.sizes[0])
@@ -194,28 +190,23 @@ def unlearn(
         jax.block_until_ready(advance(copied, np.int32(0), first))
         compile_seconds = Seconds.now().since(compiling).wall
 
-    watch = Watch(task, settings, sets, run.held_out, seed, steps, probes, sum(run.sizes))
-    # Saved with every checkpoint, so that a run in parts tells the time of all of them.
-    watch.history[_SPENT], earlier = list(Seconds(0.0, 0.0)), None
     with progress_bar(method, steps, progress) as advance_bar:
         watch.record(0, carry, draw_key)
         watch.add_figures("original", run.params)
         measured = watch.figures.get("original", {})
         for name in ("forget", "held_out"):
             _warn.of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
-        begun = Seconds.now()
+        clock.start()
 
         def after_step(count, carry):
-            nonlocal spent, begun, earlier
-            earlier = earlier or Seconds(*watch.history[_SPENT])
             on_step()
             advance_bar(count)
             if count in watch.steps:
                 jax.block_until_ready(carry.params)
-                spent = spent.plus(Seconds.now().since(begun))
+                clock.stop()
                 watch.record(count, carry, draw_key)
-                begun = Seconds.now()
-            watch.history[_SPENT] = list(earlier.plus(spent).plus(Seconds.now().since(begun)))
+                clock.start()
+            clock.save()
 
         ended = loop.run(
             advance,
@@ -238,22 +229,14 @@ def unlearn(
         if mesh is not None:
             returned = jax.device_put(returned, jax.tree.map(lambda leaf: leaf.sharding, last))
     jax.block_until_ready(returned)
-    spent = spent.plus(Seconds.now().since(begun))
-    before = Seconds(*watch.history.pop(_SPENT))
-    spent = spent.plus(before if earlier is None else earlier)
+    clock.stop()
+    spent = clock.total()
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)
     level = None
     if aim is not None and probes:
         level = reached(task, returned, run.params, sets, run.held_out, aim, run.start, settings)
-    # Less than half of the way to the target, if there is one: going back to a target that was passed costs nothing.
-    short = aim is None or (level is not None and level.forget_error < halfway(level.target, run.start))
-    if share is not None and share < LITTLE and short:
-        warnings.warn(
-            f"the run ends at {share:.2f} of the way to the parameters after the last step: nothing beyond kept the "
-            "limit and forgot more; a higher limit, more steps or another forget loss may",
-            stacklevel=2,
-        )
+    _warn.of_share(share, aim, level, run.start)
     _warn.of_end(ended.carry, returned, steps, level, run.start)
     forward, backward = examples_passed(procedure.cost, steps, run.sizes)
     forward += 0 if aim is None else aim.passes
@@ -266,9 +249,3 @@ def unlearn(
 
 def _nothing(*_):
     return ()
-
-
-def _parted(settings):
-    """Numbers, which the compiled step takes, and choices, which it is compiled for."""
-    numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
-    return numbers, tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))

@@ -36,7 +36,7 @@ from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import checkpoints
-from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.fitting import fit, fit_task
 from eupmu_jax.training.levels import measured_level
 from eupmu_jax.training.relearning import relearn_part
 from experiments import origin
@@ -159,15 +159,11 @@ def train(ids: np.ndarray, seed: int, cache: Path, epochs: int = EPOCHS):
     meta = {"data": "emoji", "sizes": SIZES, "ids": chosen, "seed": seed, "recipe": recipe, "jax": jax.__version__}
 
     def make():
-        fitted = fit(_denoising, params, {}, Examples(data().tree, ids), seed=seed, **recipe)
+        fitted = fit_task(plain_task(), params, Examples(data().tree, ids), seed=seed, **recipe)
         return fitted.params, {"processor_seconds": fitted.seconds.processor}
 
     found, saved = checkpoints.cached(cache, params, meta, make)
     return found, saved["processor_seconds"]
-
-
-def _denoising(params, statistics, batch, key):
-    return plain_task().retain(plain_task().outputs(params, batch, key), batch), statistics
 
 
 @functools.cache

@@ -45,15 +45,15 @@ METHODS = (
 
 
 class Plan(NamedTuple):
-    """What is run of a case.
+    """What is run of a subject.
 
     Attributes:
-      case: The images and networks.
+      subject: The images and networks.
       trials: Of every method.
       attacked: Trials that all attacks are made on; on the others it is that on the embedding alone.
     """
 
-    case: diffusion.Case
+    subject: diffusion.Subject
     trials: int
     attacked: tuple[str | int, ...]
 
@@ -98,25 +98,27 @@ def missing(found: list[dict], plan: Plan = DIGITS) -> list[tuple[str, int | str
 
 def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -> None:
     """Appends a row for each model of a seed that is not there yet."""
-    case = plan.case
+    subject = plan.subject
     forgotten = forgotten_of(seed)
-    forget, retain = diffusion.sets(forgotten, case)
+    forget, retain = diffusion.sets(forgotten, subject)
     everything = np.arange(len(forget) + len(retain))
-    trained = lambda ids, seed: diffusion.train(ids, seed, cache, case.epochs, case=case)
+    trained = lambda ids, seed: diffusion.train(ids, seed, cache, subject.epochs, subject=subject)
     original, retrained = trained(everything, seed), trained(retain.ids, seed + RETRAINED_SEED_OFFSET)
-    level = lambda params, part: measured_level(diffusion.plain_task(case), params, part).error
+    level = lambda params, part: measured_level(diffusion.plain_task(subject), params, part).error
     start = level(original.params, retain)
     found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
     done = {row["model"] for row in found}
 
     def add(model, trial, params, **more):
         attack = diffusion.attacks if trial in plan.attacked else relearned
-        figures = diffusion.judge(params, forgotten, seed, case) | {"attacks": attack(params, forgotten, seed, case)}
+        figures = diffusion.judge(params, forgotten, seed, subject) | {
+            "attacks": attack(params, forgotten, seed, subject)
+        }
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
         row = {"model": model, "trial": trial, "forget": f"class:{forgotten}", "seed": seed, **figures, **more}
         if seed == 0 and (model, trial) in PICTURED:
-            path = out.with_name(SAMPLES.name) if case == diffusion.DIGITS else out.with_suffix(".npz")
-            keep(f"{model}, {trial}".removesuffix(", "), params, path, case)
+            path = out.with_name(SAMPLES.name) if subject == diffusion.DIGITS else out.with_suffix(".npz")
+            keep(f"{model}, {trial}".removesuffix(", "), params, path, subject)
         # Last, as a model that has its row is not made again.
         rows.append(out, row | made_by)
         print(seed, model, trial, {name: round(row[name], 4) for name in ("UA", "RA", "FD", "rise")}, flush=True)
@@ -128,7 +130,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -
     for name, params in references.items():
         if name not in done:
             add(name, "", params)
-    task = diffusion.task(original.params, case)
+    task = diffusion.task(original.params, subject)
     for method, trial in missing(found, plan):
         given = default_settings(ALL_METHODS[method], task) | settings(method, trial)
         options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
@@ -142,25 +144,27 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -
         add(method, trial, result.params, **more)
 
 
-def relearned(params, forgotten: int, seed: int, case: diffusion.Case) -> dict[str, float]:
+def relearned(params, forgotten: int, seed: int, subject: diffusion.Subject) -> dict[str, float]:
     """UA after the attack on the embedding."""
-    return {"embedding": diffusion.ua(diffusion.relearned_row(params, forgotten, seed, case), forgotten, seed, case)}
+    return {
+        "embedding": diffusion.ua(diffusion.relearned_row(params, forgotten, seed, subject), forgotten, seed, subject)
+    }
 
 
-def keep(name: str, params, path: Path, case: diffusion.Case) -> None:
+def keep(name: str, params, path: Path, subject: diffusion.Subject) -> None:
     """Adds samples of every class to the file of pictures: all from the same noise."""
     labels = np.repeat(np.arange(diffusion.CLASSES), SHOWN)
-    images = np.asarray(diffusion.samples(params, labels, 0, case))
-    pixels = np.round(127.5 * (images + 1)).astype(np.uint8).reshape(diffusion.CLASSES, SHOWN, *case.shape[:2])
+    images = np.asarray(diffusion.samples(params, labels, 0, subject))
+    pixels = np.round(127.5 * (images + 1)).astype(np.uint8).reshape(diffusion.CLASSES, SHOWN, *subject.shape[:2])
     kept = dict(np.load(path)) if path.is_file() else {}
     np.savez_compressed(path, **kept | {name: pixels})
 
 
 def main():
-    plans = {plan.case.name: plan for plan in (DIGITS, CLOTHES)}
+    plans = {plan.subject.name: plan for plan in (DIGITS, CLOTHES)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--data", choices=list(plans), default=DIGITS.case.name)
+    parser.add_argument("--data", choices=list(plans), default=DIGITS.subject.name)
     parser.add_argument("--out", type=Path, help=f"{ROWS.name} beside this script, or of other data DATA.jsonl")
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ import eupmu_jax as eupmu
 from eupmu_jax.benchmark import rows
 from eupmu_jax.methods import METHODS
 from eupmu_jax.tasks import Examples, as_examples
-from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.fitting import fit_task
 from eupmu_jax.training.levels import compare, measured_level
 from experiments import origin
 
@@ -70,8 +70,8 @@ def trained(ids: np.ndarray, seed: int):
     """Parameters trained on these digits alone."""
     keys = jax.random.split(jax.random.key(seed))
     start = {"hidden": jax.random.normal(keys[0], (64, 128)) / 8, "out": jax.random.normal(keys[1], (128, 10)) / 12}
-    loss = lambda params, stats, batch, key: (TASK.retain(TASK.outputs(params, batch, key), batch), stats)
-    return fit(loss, start, {}, Examples(data(), ids), epochs=100, batch_size=50, learning_rate=3e-3, seed=seed).params
+    recipe = {"epochs": 100, "batch_size": 50, "learning_rate": 3e-3, "seed": seed}
+    return fit_task(TASK, start, Examples(data(), ids), **recipe).params
 
 
 def error(params, examples) -> float:

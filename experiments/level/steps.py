@@ -29,7 +29,7 @@ def run(case: designs.Case, seed: int, learning_rate: float, cache: Path) -> dic
     """Figures of the unlearned model."""
     reference = protocol.reference(DESIGN, case, seed, cache)
     problem, original = reference.problem, reference.judged_original.figures
-    settings = {"learning_rate": learning_rate, "optimizer": DESIGN.optimizer}
+    settings = {"learning_rate": learning_rate}
     result = unlearn(
         "EUPMU",
         problem.task,

@@ -27,7 +27,7 @@ from eupmu_jax.data import passages
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.models.decoder import SIZES, Decoder
 from eupmu_jax.tasks import Examples
-from eupmu_jax.training.fitting import fit
+from eupmu_jax.training.fitting import fit_task
 from experiments import origin
 
 LENGTH, EPOCHS, STEPS = 64, 80, 200
@@ -55,13 +55,9 @@ def split(count: int, seed: int) -> dict[str, np.ndarray]:
 
 def train(task, tokens: np.ndarray, ids: np.ndarray, seed: int, epochs: int = EPOCHS):
     """A decoder that has seen the passages `ids` in every epoch; and the examples that were passed."""
-
-    def loss(params, statistics, batch, key):
-        return task.retain(task.outputs(params, batch, key), batch), statistics
-
     params = task.fresh_params(jax.random.key(seed))
     options = {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-3, "seed": seed}
-    fitted = fit(loss, params, {}, Examples({"tokens": tokens}, ids), **options)
+    fitted = fit_task(task, params, Examples({"tokens": tokens}, ids), **options)
     return fitted.params, fitted.seconds
 
 

@@ -26,10 +26,7 @@ def counts_of(design, case):
 
 def settings_of(method):
     first = lambda part: part.options[0] if isinstance(part, methods.Choice) else part.low
-    return {key: first(part) for key, part in methods.METHODS[method].space.items()} | {
-        "optimizer": "adam",
-        "target": 0.1,
-    }
+    return {key: first(part) for key, part in methods.METHODS[method].space.items()} | {"target": 0.1}
 
 
 @pytest.mark.parametrize("name", designs.DESIGNS)

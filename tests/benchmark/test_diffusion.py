@@ -35,7 +35,7 @@ def test_the_judge_knows_real_digits(monkeypatch):
     assert np.mean(np.argmax(logits, -1) == real["labels"]) > 0.99
     assert diffusion.frechet_distance(np.asarray(features), np.asarray(features)) < 1e-3
 
-    def perfect(params, labels, seed, case):
+    def perfect(params, labels, seed, subject):
         rng = np.random.default_rng(seed)
         return real["inputs"][[rng.choice(np.flatnonzero(real["labels"] == label)) for label in np.asarray(labels)]]
 
@@ -43,7 +43,7 @@ def test_the_judge_knows_real_digits(monkeypatch):
     figures = diffusion.judge({}, forgotten=3, seed=0)
     assert figures["UA"] < 1
     assert figures["RA"] > 99
-    next_class = lambda params, labels, seed, case: perfect(params, (labels + 1) % 10, seed, case)
+    next_class = lambda params, labels, seed, subject: perfect(params, (labels + 1) % 10, seed, subject)
     monkeypatch.setattr(diffusion, "samples", next_class)
     figures = diffusion.judge({}, forgotten=3, seed=0)
     assert figures["UA"] > 99
@@ -67,7 +67,7 @@ def test_attacks_are_those_on_any_model(params, monkeypatch):
     for name, value in {"RELEARNING": 2, "ATTACKED": 4}.items():
         monkeypatch.setattr(diffusion, name, value)
     logits = lambda images: (images.reshape(len(images), -1)[:, :10], None)
-    monkeypatch.setattr(diffusion, "classifier", lambda case: logits)
+    monkeypatch.setattr(diffusion, "classifier", lambda subject: logits)
     monkeypatch.setattr(diffusion, "diffusion_attacks", functools.partial(diffusion.diffusion_attacks, steps=1))
     found = diffusion.attacks(params, 4, seed=0)
     assert found["embedding"] == diffusion.ua(diffusion.relearned_row(params, 4, seed=0), 4, seed=0)

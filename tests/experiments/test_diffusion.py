@@ -106,11 +106,11 @@ def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch
     labels = np.arange(160) % 10
     tree = {"inputs": np.random.default_rng(0).uniform(-1, 1, (160, 4, 4, 1)).astype(np.float32), "labels": labels}
     make = lambda seed: UNet(10, widths=(8,), blocks=1, rngs=nnx.Rngs(seed))
-    case = diffusion.Case("noise", "small unet", lambda: tree, make, (4, 4, 1), 1, (8,), 1)
+    subject = diffusion.Subject("noise", "small unet", lambda: tree, make, (4, 4, 1), 1, (8,), 1)
     for name, value in {"FORGOTTEN": 10, "RETAINED": 2, "ATTACKED": 4, "RELEARNING": 2}.items():
         monkeypatch.setattr(diffusion, name, value)
     monkeypatch.setattr(run, "STEPS", 2)
-    plan = run.Plan(case, trials=0, attacked=())
+    plan = run.Plan(subject, trials=0, attacked=())
     out = tmp_path / "noise.jsonl"
     run.run(0, out, tmp_path / "models", {}, plan)
     found = rows.read(out)

@@ -65,11 +65,9 @@ def digits() -> Digits:
         fresh_params=lambda key: initial(key)[0],
     )
     everything = {"inputs": jnp.asarray(loaded.train_images), "labels": jnp.asarray(loaded.train_labels)}
-    loss = lambda params, statistics, batch, key: (task.retain(task.outputs(params, batch, None), batch), statistics)
-    params = fitting.fit(
-        loss,
+    params = fitting.fit_task(
+        task,
         task.fresh_params(jax.random.key(0)),
-        {},
         as_examples("train", everything),
         epochs=60,
         batch_size=64,

@@ -25,28 +25,28 @@ NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 @given(NUMBERS, NUMBERS)
 def test_the_auc_is_the_share_of_pairs_and_turns_with_the_sides(losses, unseen):
     pairs = [(a < b) + 0.5 * (a == b) for a in losses for b in unseen]
-    found = audit.attack(np.array(losses), np.array(unseen))
+    found = attacks.attack(np.array(losses), np.array(unseen))
     assert found.auc == pytest.approx(np.mean(pairs))
-    assert audit.attack(np.array(unseen), np.array(losses)).auc == pytest.approx(1 - found.auc)
+    assert attacks.attack(np.array(unseen), np.array(losses)).auc == pytest.approx(1 - found.auc)
     assert 0 <= found.low <= found.auc <= found.high <= 1
     assert found.low < found.high
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    held = [not audit.attack(rng.normal(size=80), rng.normal(size=120)).tells for _ in range(400)]
+    held = [not attacks.attack(rng.normal(size=80), rng.normal(size=120)).tells for _ in range(400)]
     assert 0.92 <= np.mean(held) <= 0.98
 
 
 @pytest.mark.parametrize("few", [1, 3, 10, 30])
 def test_a_few_examples_raise_no_more_false_alarms_than_many(few):
     rng = np.random.default_rng(0)
-    told = [audit.attack(rng.normal(size=few), rng.normal(size=500)).tells for _ in range(400)]
+    told = [attacks.attack(rng.normal(size=few), rng.normal(size=500)).tells for _ in range(400)]
     assert np.mean(told) <= 0.075
 
 
 def test_one_of_many_attacks_has_to_tell_more_before_all_raise_an_alarm():
-    found = audit.attack(np.arange(100.0), np.arange(100.0) + 10)
+    found = attacks.attack(np.arange(100.0), np.arange(100.0) + 10)
     assert found.tells
     assert not found.tells_among(20)
 
@@ -63,7 +63,7 @@ def test_true_positives_are_those_of_the_threshold_and_their_interval_holds_the_
 def record(forgotten, scores, unseen):
     """What an audit has on a model that gets so many of 200 forgotten examples wrong, with these losses."""
     error = level_of(np.arange(200) < forgotten)._asdict()
-    return {"errors": {"forgotten": error}, "attacks": {"forgotten": audit.attack(scores, unseen)._asdict()}}
+    return {"errors": {"forgotten": error}, "attacks": {"forgotten": attacks.attack(scores, unseen)._asdict()}}
 
 
 def test_a_retrained_model_excuses_no_trace_that_it_has_not_itself():

@@ -42,12 +42,8 @@ class Digits:
             "head": jax.random.normal(keys[1], (32, 10)) / 6,
             "bias": jnp.zeros(10),
         }
-        loss = lambda params, statistics, batch, key: (
-            TASK.retain(TASK.outputs(params, batch, None), batch),
-            statistics,
-        )
         recipe = {"epochs": 15, "batch_size": 64, "learning_rate": 0.01, "seed": 0}
-        self.params = fitting.fit(loss, start, {}, as_examples("train", tree), **recipe).params
+        self.params = fitting.fit_task(TASK, start, as_examples("train", tree), **recipe).params
 
     def unlearn(self, method, *, settings=None, **options):
         settings = SETTINGS.get(method) if settings is None else settings

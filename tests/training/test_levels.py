@@ -12,8 +12,9 @@ from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import fitting, levels
-from eupmu_jax.training._aim import Aim, reached
+from eupmu_jax.training._aim import Aim
 from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._reached import reached
 from eupmu_jax.training.levels import compare
 
 
@@ -135,10 +136,9 @@ class Digits:
         self.held_out, self.test = (jax.tree.map(lambda leaf, p=part: leaf[p::2], unseen) for part in (0, 1))
         keys = jax.random.split(jax.random.key(0))
         start = {"a": jax.random.normal(keys[0], (64, 128)) / 8, "b": jax.random.normal(keys[1], (128, 10)) / 12}
-        loss = lambda params, stats, batch, key: (self.task.retain(self.task.outputs(params, batch, key), batch), stats)
         self.task = tasks.classification(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], num_classes=10)
         options = {"epochs": 60, "batch_size": 50, "learning_rate": 3e-3, "seed": 0}
-        self.params = fitting.fit(loss, start, {}, as_examples("train", train), **options).params
+        self.params = fitting.fit_task(self.task, start, as_examples("train", train), **options).params
 
     def unlearn(self, is_forgotten, **options):
         forget, retain = (jax.tree.map(lambda leaf: leaf[at], self.known) for at in (is_forgotten, ~is_forgotten))  # noqa: B023

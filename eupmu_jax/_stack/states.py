@@ -1,0 +1,27 @@
+"""States of optimizers, as far as one transform looks into those of others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def nodes(state: optax.OptState, is_kind: Callable[[Any], bool]) -> list:
+    """The parts of a state that are of a kind, the outermost ones only.
+
+    >>> state = (optax.ScaleByScheduleState(0), optax.MaskedState(optax.ScaleByScheduleState(1)))
+    >>> [found.count for found in nodes(state, lambda node: isinstance(node, optax.ScaleByScheduleState))]
+    [0, 1]
+    """
+    return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]
+
+
+def check_same_state(name: str, new: chex.ArrayTree, old: chex.ArrayTree, num_objectives: int) -> None:
+    """Raises `ValueError` if an update changed the shape of a state, as where K is known only by then."""
+    if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):
+        raise ValueError(
+            f"{name}: its state changes shape in an update; give its surgery num_objectives={num_objectives}"
+        )

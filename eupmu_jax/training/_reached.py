@@ -1,0 +1,71 @@
+"""Whether a run that steers to a level got there."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from eupmu_jax.methods.eupmu_level import error_limit
+from eupmu_jax.training._aim import Aim
+from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._way import MOST
+from eupmu_jax.training.classes import alike
+from eupmu_jax.training.levels import Comparison, Level, compare, figures_of, measured_level
+
+
+class Reached(NamedTuple):
+    """What a run aimed at, and what it reached.
+
+    Attributes:
+      target: The mean error to which the forget set was to be brought.
+      source: Of the target: "settings", "unseen data", "unseen data by class", or without held-out data "unknown", of a
+        task that can tell, else "chance".
+      unseen: The original model's level on held-out data, with its interval; None if it was not measured.
+      forget_error: Of the returned parameters, on at most 2,000 examples.
+      retain_error: The same on the whole retain set; of a task without classes, on at most 2,000 examples.
+      start: The original model's error on the same retained examples.
+      limit: Of the retain error: its start, and what it may rise by; or infinity.
+      kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss, too.
+      comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
+        alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
+      interval: The 95 % interval of a target that was measured on held-out data; else None.
+    """
+
+    target: float
+    source: str
+    unseen: Level | None
+    forget_error: float
+    retain_error: float
+    start: float
+    limit: float
+    kept: bool
+    comparison: Comparison | None
+    interval: tuple[float, float] | None = None
+
+
+def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
+    """What became of the aim."""
+    forget, most = measured_level(task, params, sets.forget, MOST), None
+    before, loss = start["retain_error"], start.get("retain_loss")
+    if task.num_classes is None:
+        # On the same examples and the same noise, or what noise does to either could outweigh the rise.
+        most = MOST
+        before, loss = _means(figures_of(task, original, sets.retain, most))
+    retain, retain_loss = _means(figures_of(task, params, sets.retain, most))
+    found = error_limit(before, settings)
+    limit = np.inf if found is None else float(found)
+    both = None if held_out is None else alike(task, sets.forget, held_out, aim.gone)
+    comparison = None if both is None else compare(task, params, *both)
+    kept = within(retain, limit)
+    if "allowed_rise" in settings:
+        kept &= within(retain_loss, loss + settings["allowed_rise"])
+    errors = forget.error, retain, before
+    return Reached(aim.target, aim.source, aim.level, *errors, limit, kept, comparison, aim.interval)
+
+
+def _means(figures):
+    return tuple(float(np.mean(each)) for each in figures)
+
+
+def within(figure: float, limit: float) -> bool:
+    """Whether it is; rounding alone is an excuse."""
+    return bool(figure <= limit + 1e-6 * abs(limit))
