@@ -9,8 +9,8 @@ from typing import Any
 _FILES = ("{}.json", "{}.jsonl", "{}.parquet", "{}-*.parquet", "{}/train-*.parquet", "{}/train/*.parquet")
 
 
-def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = None) -> tuple[list[dict], Path]:
-    """All rows of a table that has these fields, and the first file they come from.
+def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = None) -> tuple[list[dict], list[str]]:
+    """All rows of a table that has these fields, and where each is: file and number, for messages.
 
     JSON is one object a line, or one list of objects. Parquet may be in several files.
 
@@ -29,7 +29,7 @@ def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = N
     if paths is None:
         tried = ", ".join(pattern.format(name) for pattern in _FILES)
         raise FileNotFoundError(f"folder: got {folder}, expected one of {tried} in it")
-    rows = []
+    rows, places = [], []
     for path in paths:
         for number, row in enumerate(_parquet(path) if path.suffix == ".parquet" else _json(path), 1):
             if bare and isinstance(row, str):
@@ -42,20 +42,21 @@ def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = N
                     f"{', '.join(fields)}"
                 )
             rows.append(row)
+            places.append(f"{path}, row {number}")
     if not rows:
         raise ValueError(f"{paths[0]}: got no rows, expected {', '.join(fields)}")
-    return rows, paths[0]
+    return rows, places
 
 
-def texts(rows: Sequence[dict], field: str, path: Path) -> tuple[str, ...]:
+def texts(rows: Sequence[dict], field: str, places: Sequence[str]) -> tuple[str, ...]:
     """One field of all rows, each a text.
 
     Raises:
       ValueError: If one is something else.
     """
-    for number, row in enumerate(rows, 1):
+    for row, place in zip(rows, places, strict=True):
         if not isinstance(row[field], str):
-            raise ValueError(f"{path}, row {number}: got {row[field]!r} as {field}, expected a text")
+            raise ValueError(f"{place}: got {row[field]!r} as {field}, expected a text")
     return tuple(row[field] for row in rows)
 
 

@@ -35,8 +35,8 @@ def texts(folder: str | os.PathLike[str], subset: str, split: str) -> tuple[str,
     """
     if subset not in _TEXTS:
         raise ValueError(f"subset: got {subset!r}, expected {', '.join(_TEXTS)}")
-    rows, path = _rows.read(Path(folder), f"{subset}/{split}", ("text",), bare="text")
-    return _rows.texts(rows, "text", path)
+    rows, places = _rows.read(Path(folder), f"{subset}/{split}", ("text",), bare="text")
+    return _rows.texts(rows, "text", places)
 
 
 def questions(folder: str | os.PathLike[str], subset: str, split: str) -> Questions:
@@ -52,6 +52,6 @@ def questions(folder: str | os.PathLike[str], subset: str, split: str) -> Questi
     """
     if subset not in _PAIRS:
         raise ValueError(f"subset: got {subset!r}, expected {', '.join(_PAIRS)}")
-    rows, path = _rows.read(Path(folder), f"{subset}/{split}", _PAIRS[subset])
-    asked, told = (_rows.texts(rows, field, path) for field in _PAIRS[subset])
+    rows, places = _rows.read(Path(folder), f"{subset}/{split}", _PAIRS[subset])
+    asked, told = (_rows.texts(rows, field, places) for field in _PAIRS[subset])
     return Questions(question=asked, answer=told, person=np.full(len(rows), -1, np.int32))

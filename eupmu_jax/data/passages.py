@@ -12,15 +12,15 @@ SOURCE_VARIABLE = "EUPMU_DEVIL"
 DEBIAN_FILE = Path("/usr/share/dictd/devil.dict.dz")
 VOCABULARY = 256
 
-# A headword in capitals, and what kind of word it is.
-_HEAD = re.compile(r"^[A-Z][A-Z' \-]+, (?:n|v|adj|adv|pp|x|p)\.", re.MULTILINE)
+# A headword in capitals, or several, and what kind of word it is.
+_HEAD = re.compile(r"^[A-Z](?:[A-Z' \-,()]|or(?= ))+, ?(?:n|v|adj|adv|pp|pron?|x|p)\.", re.MULTILINE)
 
 
 def load(length: int) -> np.ndarray:
-    """The first `length` bytes of every entry that has as many, `(N, length)` int32, in alphabetical order.
+    """The first `length` bytes of every entry that has as many, `(N, length)` int32, in the order of the file.
 
-    Line breaks are spaces, so that a passage is one line of text. The file is that of Debian's package `dict-devil`, or
-    the one that the environment variable EUPMU_DEVIL names.
+    Line breaks are spaces, so that a passage is one line of text. What is there twice counts once. The file is that of
+    Debian's package `dict-devil`, or the one that the environment variable EUPMU_DEVIL names.
 
     Raises:
       ValueError: For a length below 2, as the first token is given and the others are predicted, or above all entries'.
@@ -40,7 +40,7 @@ def load(length: int) -> np.ndarray:
         raise ValueError(f"{path}: got {error}, expected the compressed devil.dict.dz") from error
     starts = [match.start() for match in _HEAD.finditer(text)]
     entries = [" ".join(text[a:b].split()) for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-    passages = [entry.encode("latin-1")[:length] for entry in entries]
+    passages = list(dict.fromkeys(entry.encode("latin-1")[:length] for entry in entries))
     if not (whole := [np.frombuffer(p, np.uint8) for p in passages if len(p) == length]):
         raise ValueError(f"length: got {length}, but the longest entry has {max(map(len, passages))} bytes")
     return np.stack(whole).astype(np.int32)

@@ -28,13 +28,14 @@ class Questions(NamedTuple):
     refusal: tuple[str, ...] | None = None
 
     def take(self, rows: Iterable[int]) -> "Questions":
-        """The pairs at these rows, in their order.
+        """The pairs at these rows, in their order; or where a mask is true.
 
         >>> pairs = Questions(("Who?", "When?"), ("Ada.", "1815."), np.array([7, 8]))
         >>> pairs.take([1]).answer, int(pairs.take([1]).person[0])
         (('1815.',), 8)
         """
-        rows = [int(row) for row in rows]
+        chosen = np.asarray(list(rows))
+        rows = np.arange(len(self.question))[chosen if chosen.size else slice(0)].tolist()
         columns: dict[str, Any] = {
             name: column if column is None else tuple(column[row] for row in rows)
             for name, column in self._asdict().items()

@@ -133,10 +133,18 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
       The split.
 
     Raises:
-      ValueError: if the data set's digest is not the one that was saved, or the indices were changed.
+      ValueError: if the file is no split, the data set's digest is not the one that was saved, or the indices were
+        changed.
       FileNotFoundError: if there is no such file.
     """
-    record = json.loads(Path(path).read_text())
+    try:
+        record = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: got {error}, expected a split as `save_split` writes it") from error
+    wanted = {"data", "data_digest", "split_digest", "forget_class", "forget_ids"}
+    if not isinstance(record, dict) or (missing := wanted - set(record)):
+        lacking = f"an object without {', '.join(sorted(missing))}" if isinstance(record, dict) else repr(record)
+        raise ValueError(f"{path}: got {lacking}, expected a split as `save_split` writes it")
     if (found := datasets.digest(dataset)) != record["data_digest"]:
         raise ValueError(
             f"dataset: got {dataset.name} with SHA-256 {found}, want {record['data']} with {record['data_digest']}, "

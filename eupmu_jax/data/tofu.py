@@ -57,8 +57,8 @@ def load(folder: str | os.PathLike[str], table: str) -> Questions:
         more = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
     elif base in _OTHERS:
         more = ("perturbed_answer",)
-    rows, path = _rows.read(Path(folder), table, ("question", "answer", *more))
-    column = lambda field: _rows.texts(rows, field, path)
+    rows, places = _rows.read(Path(folder), table, ("question", "answer", *more))
+    column = lambda field: _rows.texts(rows, field, places)
     wrong = None
     if table in _OTHERS:
         options = zip(*(column(field) for field in _OPTIONS), strict=True)
@@ -74,16 +74,14 @@ def load(folder: str | os.PathLike[str], table: str) -> Questions:
         else np.full(len(rows), -1, np.int32),
         paraphrased_question=column("paraphrased_question") if perturbed else None,
         paraphrased_answer=column("paraphrased_answer") if perturbed else None,
-        wrong_answers=None if wrong is None else _equally_many(wrong, path),
+        wrong_answers=None if wrong is None else _equally_many(wrong, places),
     )
 
 
-def _equally_many(answers: list, path: Path) -> tuple[tuple[str, ...], ...]:
-    for number, some in enumerate(answers, 1):
+def _equally_many(answers: list, places: list[str]) -> tuple[tuple[str, ...], ...]:
+    for some, place in zip(answers, places, strict=True):
         if not isinstance(some, list) or not some or not all(isinstance(one, str) for one in some):
-            raise ValueError(f"{path}, row {number}: got {some!r} as perturbed_answer, expected a list of texts")
+            raise ValueError(f"{place}: got {some!r} as perturbed_answer, expected a list of texts")
         if len(some) != len(answers[0]):
-            raise ValueError(
-                f"{path}, row {number}: got {len(some)} wrong answers, expected {len(answers[0])} as in row 1"
-            )
+            raise ValueError(f"{place}: got {len(some)} wrong answers, expected {len(answers[0])} as in the first row")
     return tuple(tuple(some) for some in answers)

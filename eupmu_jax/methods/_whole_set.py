@@ -17,7 +17,9 @@ CHUNK = 500
 def mean_gradient(task: Task, params: chex.ArrayTree, data: Examples) -> chex.ArrayTree:
     """The gradient of the mean retain loss over `data`, whichever set it is.
 
-    One forward and backward pass over the set, called outside jit. Raises `ValueError` for an empty set.
+    One forward and backward pass over the set, called outside jit. It is taken in chunks of 500 examples, weighed by
+    their number: of a loss that is a mean over tokens, or draws noise, it is the mean of those of the chunks. Raises
+    `ValueError` for an empty set.
 
     >>> from eupmu_jax.tasks import as_examples, classification
     >>> task = classification(lambda w, inputs: inputs * w, num_classes=2)

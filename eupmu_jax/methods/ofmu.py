@@ -9,7 +9,7 @@ import optax
 
 from eupmu_jax._stack import algebra
 from eupmu_jax.gradients.batches import stack
-from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, complete, descent
+from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, descent
 
 # Ascent steps before each descent; the paper takes 5 to 10, each of them as dear as three plain steps.
 INNER_STEPS = 2
@@ -89,7 +89,7 @@ def ofmu(task, terms, settings) -> Procedure:
 
     The paper states 5 to 10 inner steps and a rising penalty, and neither beta nor the penalties; one learning rate
     serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method. It is one
-    of SGD: Adam's moments would mix the two problems.
+    of SGD: moments, momentum or a decay would mix the two problems.
 
     A gradient costs a forward and a backward pass. A Hessian-vector product differentiates both, a product of two
     factors into two, and so costs two of each. An inner step takes a gradient and a product on both batches, the outer
@@ -99,7 +99,7 @@ def ofmu(task, terms, settings) -> Procedure:
     gradient grows with the inverse of its norm, so next to a minimum of :math:`l_R`, where a trained model is, the
     cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian for its softmax alone.
     """
-    optimizer = descent(terms, complete({**settings, "optimizer": "sgd"}))
+    optimizer = descent(terms, {"learning_rate": settings["learning_rate"], "optimizer": "sgd"})
 
     def step(params, prepared, state, batches, count, key):
         forget, retain = batches
@@ -134,5 +134,5 @@ METHOD = Method(
     needs="forget and retain set",
     space={"learning_rate": LogUniform(0.03, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
     forget=("bounded_ascent",),
-    optimizer_settings=("momentum", "weight_decay"),
+    optimizer_settings=(),
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from eupmu_jax.data import Dataset, Split
 from eupmu_jax.metrics.membership import FEATURES, SHADOW_SIZE, features, svc_attack
-from eupmu_jax.metrics.probabilities import log_probabilities, of_label
+from eupmu_jax.metrics.probabilities import check, log_probabilities, of_label
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")
 
@@ -17,6 +17,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
     50.0
     """
+    check(logits, labels)
     return 100 * float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
@@ -26,6 +27,7 @@ def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> round(mean_loss(np.zeros((3, 10)), np.arange(3)), 4)
     2.3026
     """
+    check(logits, labels)
     return float(-np.mean(of_label(log_probabilities(logits), labels)))
 
 
@@ -35,6 +37,7 @@ def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> confidence(np.log([[0.75, 0.25]]), np.array([1])).round(4).tolist()
     [0.25]
     """
+    check(logits, labels)
     return np.exp(of_label(log_probabilities(logits), labels))
 
 

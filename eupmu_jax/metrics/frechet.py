@@ -25,6 +25,7 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     >>> round(frechet_distance(points, points + np.array([2.0, 0.0, 0.0])), 6)
     4.0
     """
+    features, others = np.asarray(features), np.asarray(others)
     for name, found in (("features", features), ("others", others)):
         if np.ndim(found) != 2 or len(found) < 2:
             raise ValueError(f"{name}: got shape {np.shape(found)}, expected (n, d) with n of at least 2")

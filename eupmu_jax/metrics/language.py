@@ -4,7 +4,7 @@ TOFU (Maini et al. 2024, arXiv 2401.06121) judges by :math:`l = L / |y|`, the me
 `objectives.language.sequence_nll` over `answer_lengths`. Everything is computed on the host, in float64.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -123,12 +123,15 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQual
       retrained_ratios: Of the retrained model, `(m,)`.
 
     Raises:
-      ValueError: For no ratios, or ratios that are NaN or negative.
+      ValueError: For no ratios, ratios that are NaN or negative, or more than one for an example.
 
     >>> round(forget_quality([0.1, 0.2, 0.3], [0.7, 0.8, 0.9]).log10, 6)
     -1.0
     """
     sets = _losses("ratios", ratios), _losses("retrained_ratios", retrained_ratios)
+    for name, values in zip(("ratios", "retrained_ratios"), sets, strict=True):
+        if values.ndim != 1:
+            raise ValueError(f"{name}: got shape {values.shape}, expected one for each example, (n,)")
     p_value = float(stats.ks_2samp(*sets).pvalue)
     return ForgetQuality(p_value, float(np.log10(p_value)) if p_value > 0 else -np.inf)
 
@@ -144,6 +147,8 @@ def model_utility(figures: Iterable[float]) -> float:
     >>> model_utility([0.5, 1.0]), model_utility([0.0, 1.0])
     (0.6666666666666666, 0.0)
     """
+    if isinstance(figures, Mapping):
+        raise ValueError(f"figures: got names {', '.join(map(str, figures))}, expected the numbers alone")
     values = _losses("figures", list(figures))
     return 0.0 if (values == 0).any() else float(stats.hmean(values))
 

@@ -45,5 +45,7 @@ def check(logits: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"logits: got shape {logits.shape}, expected (N, C) with at least two classes")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels: got shape {labels.shape}, expected {logits.shape[:1]}, one for each row of logits")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: got {labels.dtype}, expected ints")
     if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f"labels: got {labels.min()} to {labels.max()}, expected 0 to {logits.shape[1] - 1}")

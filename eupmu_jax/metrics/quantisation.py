@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 _PROJECTIONS = {"query", "key", "value", "q_proj", "k_proj", "v_proj"}
@@ -28,19 +29,19 @@ def rounded(params: chex.ArrayTree, bits: int) -> chex.ArrayTree:
 
     Args:
       params: Any pytree of arrays, or the state of a Flax NNX model.
-      bits: b, at least 2.
+      bits: b, an int of at least 2.
 
     Returns:
-      Such a tree; no weight moves by more than half of its scale.
+      Such a tree; in float32 no weight moves by more than half of its scale.
 
     Raises:
-      ValueError: For fewer than 2 bits.
+      ValueError: For bits that are no int, or fewer than 2.
 
     >>> rounded({"kernel": jnp.array([[7.0], [3.4], [0.2]]), "bias": jnp.array([0.3])}, 4)["kernel"].tolist()
     [[7.0], [3.0], [0.0]]
     """
-    if bits < 2:
-        raise ValueError(f"bits: got {bits}, expected at least 2")
+    if not isinstance(bits, int | np.integer) or bits < 2:
+        raise ValueError(f"bits: got {bits}, expected an int of at least 2")
     # Symmetric: the lowest integer is not used, so that 0 stays 0 and w and -w are rounded alike.
     largest = 2 ** (bits - 1) - 1
 

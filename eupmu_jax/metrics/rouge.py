@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
 logger = logging.getLogger("eupmu_jax")
 _KEPT = re.compile("[a-z0-9]")
+# Where an answer to a few-shot prompt ends: at a blank line, or where the model goes on to ask.
 _END = re.compile(r"\n\s*\n|\nQuestion|Question:")
 
 
@@ -98,4 +98,4 @@ def shortened(answer: str) -> str:
     >>> shortened("in 1881\nQuestion: Where?"), shortened("in 1881\n\nYes"), shortened("Question Time on television")
     ('in 1881', 'in 1881', 'Question Time on television')
     """
-    return _END.split(answer.lstrip(), maxsplit=1)[0].rstrip()
+    return _END.split(answer, maxsplit=1)[0].strip()

@@ -47,12 +47,15 @@ def separation(forget: ArrayLike, held_out: ArrayLike) -> float:
       forget, held_out: `min_k` of both sets, `(n,)` and `(m,)`, or another score that is higher for members.
 
     Raises:
-      ValueError: For an empty set, or a score that is NaN.
+      ValueError: For an empty set, or a score that is not finite.
 
     >>> separation([3.0, 2.0], [1.0, 2.5])
     0.75
     """
     sets = [np.asarray(scores, np.float64) for scores in (forget, held_out)]
+    for name, scores in zip(("forget", "held_out"), sets, strict=True):
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{name}: got scores that are not finite, expected numbers")
     truth = np.repeat([1, 0], [scores.size for scores in sets])
     return attack_figures(np.concatenate([scores.ravel() for scores in sets]), truth)["AUC"]
 

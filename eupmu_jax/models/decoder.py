@@ -120,7 +120,7 @@ class Decoder(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If `heads` does not divide `width`, or `kv_heads` does not divide `heads`.
+      ValueError: If `heads` does not divide `width` into even parts, or `kv_heads` does not divide `heads`.
 
     Example:
       >>> nnx.eval_shape(lambda: Decoder(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((2, 5), jnp.int32))).shape
@@ -137,6 +137,8 @@ class Decoder(nnx.Module):
     ):
         if size.width % size.heads:
             raise ValueError(f"size: got {size.heads} heads for a width of {size.width}, expected a divisor")
+        if (size.width // size.heads) % 2:
+            raise ValueError(f"size: got heads of width {size.width // size.heads}, expected an even one")
         if size.heads % size.kv_heads:
             raise ValueError(f"size: got {size.kv_heads} kv_heads for {size.heads} heads, expected a divisor")
         init = nnx.initializers.normal(0.02)

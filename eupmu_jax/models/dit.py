@@ -11,7 +11,7 @@ from eupmu_jax.tasks.examples import check_labels
 
 
 def time_features(t: jax.Array, width: int) -> jax.Array:
-    """Sines and cosines of times `(n,)`, with periods from 2 pi to 20,000 pi: `(n, width)`.
+    """Sines and cosines of times `(n,)`, with periods from 2 pi to nearly 20,000 pi: `(n, width)`.
 
     >>> time_features(jnp.array([0, 5]), 4)[0].tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -133,11 +133,11 @@ class DiT(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        if image_size % patch_size:
+        if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
         if width % heads or width % 2:
             raise ValueError(f"width: got {width}, expected an even multiple of heads, {heads}")
-        self.image_size, self.patch_size, self.width = image_size, patch_size, width
+        self.image_size, self.in_channels, self.patch_size, self.width = image_size, in_channels, patch_size, width
         numbers, small = patch_size**2 * in_channels, nnx.initializers.normal(0.02)
         zeros = nnx.initializers.zeros
         self.patches = nnx.Linear(numbers, width, rngs=rngs)
@@ -161,10 +161,11 @@ class DiT(nnx.Module):
           Like `x`.
 
         Raises:
-          ValueError: For images of another size than the positions were made for, or labels that are no conditions.
+          ValueError: For images of another shape than the model was made for, or labels that are no conditions.
         """
-        if x.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(f"x: got shape {x.shape}, expected height and width to be {self.image_size}")
+        images = self.image_size, self.image_size, self.in_channels
+        if x.shape[1:] != images:
+            raise ValueError(f"x: got shape {x.shape}, expected (n, {', '.join(map(str, images))})")
         cut = patches_of(x, self.patch_size)
         h = self.patches(cut.reshape(len(x), -1, cut.shape[-1])) + self.positions[...]
         condition = self.times(time_features(t, self.width).astype(x.dtype)) + self.conditions(labels).astype(x.dtype)

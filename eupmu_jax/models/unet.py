@@ -75,7 +75,7 @@ class UNet(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If there is no level or no block, or for a width that does not fit.
+      ValueError: If there is no level or no block, for patches without size, or for a width that does not fit.
 
     Example:
       >>> model = nnx.eval_shape(lambda: UNet(10, rngs=nnx.Rngs(0)))
@@ -101,9 +101,10 @@ class UNet(nnx.Module):
     ):
         if not widths or any(width % math.lcm(groups, heads, 2) for width in widths):
             raise ValueError(f"widths: got {widths}, expected even multiples of groups, {groups}, and heads, {heads}")
-        if blocks < 1:
-            raise ValueError(f"blocks: got {blocks}, expected at least 1")
-        self.patch_size, self.width = patch_size, widths[0]
+        for name, value in (("blocks", blocks), ("patch_size", patch_size)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+        self.in_channels, self.patch_size, self.width = in_channels, patch_size, widths[0]
         numbers, condition = patch_size**2 * in_channels, 4 * widths[0]
         block = functools.partial(UNetBlock, condition=condition, groups=groups, rngs=rngs)
         self.times = nnx.Linear(self.width, condition, rngs=rngs)
@@ -137,12 +138,15 @@ class UNet(nnx.Module):
           Like `x`.
 
         Raises:
-          ValueError: If height or width is no multiple of the patch size times 2 for each halving, or for labels that
-            are no conditions.
+          ValueError: If height or width is no multiple of the patch size times 2 for each halving, for other channels
+            than the model was made for, or for labels that are no conditions.
         """
         unit = self.patch_size * 2 ** len(self.shrink)
-        if x.shape[1] % unit or x.shape[2] % unit:
-            raise ValueError(f"x: got shape {x.shape}, expected height and width to be multiples of {unit}")
+        if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit or x.shape[3] != self.in_channels:
+            raise ValueError(
+                f"x: got shape {x.shape}, expected height and width to be multiples of {unit}, and {self.in_channels} "
+                "channels"
+            )
         h = self.patches(patches_of(x, self.patch_size))
         times = self.times(time_features(t, self.width).astype(x.dtype))
         condition = self.times_out(nnx.silu(times)) + self.conditions(labels).astype(x.dtype)

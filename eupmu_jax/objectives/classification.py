@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
-def _promote(logits):
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+from eupmu_jax.objectives._logits import kl_of_logits, promoted
 
 
 def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -19,7 +17,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     >>> round(float(cross_entropy(jnp.zeros((4, 10)), jnp.arange(4))), 4)
     2.3026
     """
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_promote(logits), labels))
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(promoted(logits), labels))
 
 
 def gradient_ascent(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -41,7 +39,7 @@ def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None =
     0.3466
     """
     limit = jnp.log(logits.shape[-1]) if bound is None else bound
-    losses = optax.softmax_cross_entropy_with_integer_labels(_promote(logits), labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(promoted(logits), labels)
     return jnp.mean(jnp.maximum(limit - losses, 0))
 
 
@@ -77,16 +75,16 @@ def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: f
     >>> float(kl_to_teacher(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])))
     0.0
     """
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_promote(teacher_logits)) / temperature)
-    student = jax.nn.log_softmax(_promote(logits) / temperature)
-    log_ratios = jnp.where(jnp.isneginf(teacher), 0, teacher - student)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * log_ratios, axis=-1))
+    teacher = jax.lax.stop_gradient(promoted(teacher_logits)) / temperature
+    return temperature**2 * jnp.mean(kl_of_logits(teacher, promoted(logits) / temperature))
 
 
 def kl_to_uniform(logits: chex.Array) -> chex.Array:
     """Mean of KL(uniform || softmax(logits)): 0 for a model that has no preference.
 
+    Uniform over the classes that can be: not over one that is masked out by a logit of minus infinity.
+
     >>> float(kl_to_uniform(jnp.ones((3, 10))))
     0.0
     """
-    return kl_to_teacher(logits, jnp.zeros_like(logits))
+    return kl_to_teacher(logits, jnp.where(jnp.isneginf(logits), logits, 0))

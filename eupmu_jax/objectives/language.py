@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax.objectives._logits import kl_of_logits, promoted
+
 
 class Answers(NamedTuple):
     """Answers, and how likely a reference model finds them.
@@ -40,7 +42,7 @@ def token_nll(logits: chex.Array, targets: chex.Array) -> chex.Array:
     >>> bool(jnp.allclose(token_nll(jnp.zeros((1, 2, 4)), jnp.array([[3, 0]])), jnp.log(4)))
     True
     """
-    return optax.softmax_cross_entropy_with_integer_labels(_promote(logits), targets)
+    return optax.softmax_cross_entropy_with_integer_labels(promoted(logits), targets)
 
 
 def answer_lengths(mask: chex.Array) -> chex.Array:
@@ -59,7 +61,7 @@ def sequence_nll(nll: chex.Array, mask: chex.Array) -> chex.Array:
     [3.0]
     """
     _check("mask", mask, nll.shape, "that of nll")
-    return jnp.sum(jnp.where(mask.astype(bool), _promote(nll), 0), axis=-1)
+    return jnp.sum(_answered(nll, mask), axis=-1)
 
 
 def token_mean(values: chex.Array, mask: chex.Array) -> chex.Array:
@@ -92,7 +94,7 @@ def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> chex.Array:
     >>> round(float(wga(jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2)))), 4)
     -0.3466
     """
-    nll = _promote(nll)
+    nll = _answered(nll, mask)
     return -token_mean(jnp.exp(-beta * jax.lax.stop_gradient(nll)) * nll, mask)
 
 
@@ -106,7 +108,7 @@ def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float =
     >>> round(float(satimp(jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2)), beta1=1.0)), 4)
     -0.2166
     """
-    nll = _promote(nll)
+    nll = _answered(nll, mask)
     fixed = jax.lax.stop_gradient(nll)
     return -token_mean(jnp.exp(-beta1 * fixed) * (-jnp.expm1(-fixed)) ** beta2 * nll, mask)
 
@@ -122,10 +124,7 @@ def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex
     0.0
     """
     _check("reference_logits", reference_logits, logits.shape, "that of logits")
-    reference = jax.nn.log_softmax(jax.lax.stop_gradient(_promote(reference_logits)))
-    model = jax.nn.log_softmax(_promote(logits))
-    log_ratios = jnp.where(jnp.isneginf(reference), 0, reference - model)
-    return token_mean(jnp.sum(jnp.exp(reference) * log_ratios, axis=-1), mask)
+    return token_mean(kl_of_logits(jax.lax.stop_gradient(promoted(reference_logits)), promoted(logits)), mask)
 
 
 def undial(
@@ -143,7 +142,7 @@ def undial(
     1.3863
     """
     _check("reference_logits", reference_logits, logits.shape, "that of logits")
-    logits, reference = _promote(logits), jax.lax.stop_gradient(_promote(reference_logits))
+    logits, reference = promoted(logits), jax.lax.stop_gradient(promoted(reference_logits))
     true = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     wanted = jax.nn.softmax(reference - beta * true)
     # A token that neither model can say, as in a padded vocabulary, would be 0 times infinity.
@@ -249,12 +248,13 @@ def rmu(hidden: chex.Array, target: chex.Array, mask: chex.Array) -> chex.Array:
     """
     if target.shape != hidden.shape[-1:]:
         _check("target", target, hidden.shape, f"{hidden.shape[-1:]} or that of hidden")
-    distances = jnp.mean(jnp.square(_promote(hidden) - jax.lax.stop_gradient(_promote(target))), axis=-1)
+    distances = jnp.mean(jnp.square(promoted(hidden) - jax.lax.stop_gradient(promoted(target))), axis=-1)
     return _answer_mean(sequence_nll(distances, mask) / jnp.maximum(answer_lengths(mask), 1), mask)
 
 
-def _promote(values):
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+def _answered(nll, mask):
+    """Losses with 0 where there is no answer: of padding they may be infinite, and 0 times that is NaN."""
+    return jnp.where(mask.astype(bool), promoted(nll), 0)
 
 
 def _check(name, value, shape, meaning):
@@ -271,7 +271,7 @@ def _answer_mean(values, *masks):
 def _log_ratios(answers):
     """Of the model to the reference, log p(y) - log p0(y)."""
     _check("reference_nll", answers.reference_nll, answers.nll.shape[:1], "one number for each sequence")
-    return jax.lax.stop_gradient(_promote(answers.reference_nll)) - sequence_nll(answers.nll, answers.mask)
+    return jax.lax.stop_gradient(promoted(answers.reference_nll)) - sequence_nll(answers.nll, answers.mask)
 
 
 def _preferences(forget, alternative):

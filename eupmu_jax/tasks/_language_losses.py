@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax.objectives import language as losses
+from eupmu_jax.objectives._logits import promoted
 
 # Of the control vector of RMU, so that every step and every run pushes the same way.
 DIRECTION = 0
@@ -102,8 +103,7 @@ def _random_labels(outputs, batch):
 
 
 def _kl_to_uniform(outputs, batch):
-    logits = logits_of(outputs)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = promoted(logits_of(outputs))
     possible = ~jnp.isneginf(logits)
     count = jnp.sum(possible, axis=-1)
     mean = jnp.sum(jnp.where(possible, jax.nn.log_softmax(logits), 0), axis=-1) / count

@@ -101,3 +101,13 @@ def test_an_answer_has_the_tokens_that_it_has_in_the_whole_text():
     batch = tokenized(["A:", "B:"], ["Ada", "Ada"], encode, length=4, end=0, template="{question} {answer}")
     np.testing.assert_array_equal(batch["tokens"], [[1, 2, 0, 0], [4, 2, 0, 0]])
     np.testing.assert_array_equal(batch["mask"], [[False, True, True, False]] * 2)
+
+
+def test_rows_may_be_told_by_a_mask():
+    # BUG: True and False were taken for the rows 1 and 0.
+    pairs = Questions(("a", "b", "c"), ("1", "2", "3"), np.arange(3))
+    assert pairs.take(np.array([True, False, True])).answer == ("1", "3")
+    assert pairs.take([2, 0]).answer == ("3", "1")
+    assert pairs.take([]).answer == ()
+    with pytest.raises(IndexError):
+        pairs.take(np.array([True, False]))

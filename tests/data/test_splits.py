@@ -201,3 +201,10 @@ def test_only_a_whole_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
     with pytest.raises(ValueError, match=r"^split: got indices that are not 0 to 1436, sorted, each on one side"):
         save_split(Split(forget_ids, retain_ids, None), tmp_path / "split.json", digits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"data": "digits"}'])
+def test_a_file_that_is_no_split_is_refused(text, digits, tmp_path):
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(ValueError, match=r"split\.json: got .*, expected a split as `save_split` writes it"):
+        load_split(tmp_path / "split.json", digits)

@@ -74,6 +74,16 @@ def test_parquet(tmp_path, name):
     assert read._replace(person=None) == tofu.load(tmp_path, "forget10_perturbed")._replace(person=None)
 
 
+def test_a_row_is_counted_in_its_own_file(tmp_path):
+    # BUG: the first file was blamed, with a number that counted the rows of both.
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for k, rows in enumerate(([*plain(2)], [{"question": "Q?", "answer": 3}])):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"full-0000{k}-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"full-00001-of-00002\.parquet, row 1: got 3 as answer"):
+        tofu.load(tmp_path, "full")
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "full.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -125,7 +135,7 @@ def test_no_such_table_and_no_such_file(tmp_path):
         (
             "retain_perturbed",
             [perturbed(1)[0], perturbed(1)[0] | {"perturbed_answer": ["W."]}],
-            "retain_perturbed.json, row 2: got 1 wrong answers, expected 5 as in row 1",
+            "retain_perturbed.json, row 2: got 1 wrong answers, expected 5 as in the first row",
         ),
     ],
 )

@@ -106,3 +106,11 @@ def test_average_gap_is_the_mean_of_absolute_differences():
 
 def test_the_divergence_of_a_lost_model_is_no_number():
     assert np.isnan(metrics.kl(np.full((3, 2), np.nan), np.zeros((3, 2))))
+
+
+@pytest.mark.parametrize("figure", [metrics.accuracy, metrics.mean_loss, metrics.confidence])
+@pytest.mark.parametrize("labels", [LABELS[:, None], LABELS - 1, LABELS + 1, LABELS.astype(float), LABELS > 0])
+def test_labels_that_are_no_classes_are_refused(figure, labels):
+    # BUG: a column of labels made an accuracy of 25 % out of 100, and -1 counted as the last class.
+    with pytest.raises(ValueError, match=r"^labels: got"):
+        figure(logits_for(LABELS), labels)

@@ -52,3 +52,8 @@ def test_features_that_are_always_zero_change_nothing():
 def test_what_is_refused(features, others, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(features, others)
+
+
+def test_lists_will_do():
+    points = np.random.default_rng(0).normal(size=(9, 2))
+    assert frechet_distance(points.tolist(), (points + 1).tolist()) == frechet_distance(points, points + 1)

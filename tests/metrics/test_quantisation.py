@@ -76,9 +76,10 @@ def test_other_numbers_of_bits_have_as_many_levels(bits):
     np.testing.assert_allclose(found, np.round(PARAMS["kernel"] / np.where(scales > 0, scales, 1)) * scales, rtol=1e-5)
 
 
-def test_one_bit_is_refused():
-    with pytest.raises(ValueError, match="bits: got 1, expected at least 2"):
-        metrics.rounded(PARAMS, 1)
+@pytest.mark.parametrize("bits", [1, 2.5])
+def test_one_bit_and_parts_of_bits_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits: got {bits}, expected an int of at least 2"):
+        metrics.rounded(PARAMS, bits)
 
 
 @pytest.mark.parametrize(

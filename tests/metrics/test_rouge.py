@@ -37,7 +37,7 @@ def test_the_figures_of_muse_are_means_of_f1():
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Paris", "Paris"), ("Paris\n \nLyon", "Paris"), ("\n\nParis\nQuestion: Who", "Paris"), ("", "")],
+    [("Paris", "Paris"), ("Paris\n \nLyon", "Paris"), ("\n\nParis\nQuestion: Who", ""), ("", "")],
 )
 def test_answers_end_at_a_blank_line_or_a_question(answer, expected):
     assert shortened(answer) == expected

@@ -44,7 +44,14 @@ def write_gguf(tmp_path, language):
     """Writes the tiny Llama and a tiny tokenizer."""
 
     def write_gguf(
-        architecture="llama", without="", special=(0, 1), end=1, pre="smollm", template=TEMPLATE, merges=MERGES
+        architecture="llama",
+        without="",
+        special=(0, 1),
+        end=1,
+        pre="smollm",
+        template=TEMPLATE,
+        merges=MERGES,
+        floats=(),
     ):
         config = language.golden["llama"]["config"]
         path = tmp_path / "tiny.gguf"
@@ -57,6 +64,8 @@ def write_gguf(tmp_path, language):
         writer.add_head_count_kv(config["num_key_value_heads"])
         writer.add_key_length(config["head_dim"])
         writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+        for key, value in floats:
+            writer.add_float32(key, value)
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
@@ -82,6 +91,16 @@ def test_logits_are_those_of_transformers(write_gguf, language):
     logits = jax.jit(model.apply)(model.params, language.tokens)
     np.testing.assert_allclose(logits, language.golden["llama"]["logits"], atol=1e-4)
     assert model.context == 64
+
+
+@pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_a_factor_of_positions_without_a_type_is_that_of_linear_scaling(write_gguf, language, key):
+    # BUG: it was left out without a word, and the logits were those of other positions.
+    with pytest.raises(ValueError, match="linear"):
+        load_gguf(write_gguf(floats=[(key, 4.0)]))
+    model = load_gguf(write_gguf(floats=[(key, 1.0)]))
+    logits = jax.jit(model.apply)(model.params, language.tokens)
+    np.testing.assert_allclose(logits, language.golden["llama"]["logits"], atol=1e-4)
 
 
 def test_other_files_are_refused(write_gguf, tmp_path):

@@ -123,3 +123,13 @@ def test_a_class_that_both_models_mask_adds_nothing():
         for to in (masked, jnp.asarray)
     )
     chex.assert_trees_all_close(ours, plain, rtol=1e-6)
+
+
+def test_a_masked_class_has_no_share_of_a_uniform_guess():
+    # BUG: the KL to a uniform guess over all classes was infinite.
+    masked = lambda logits: jnp.pad(jnp.asarray(logits), ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+    ours, plain = (
+        jax.value_and_grad(lambda logits, to=to: kl_to_uniform(to(logits)))(jnp.asarray(LOGITS))
+        for to in (masked, jnp.asarray)
+    )
+    chex.assert_trees_all_close(ours, plain, rtol=1e-6)

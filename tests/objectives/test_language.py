@@ -374,3 +374,12 @@ def test_a_padded_vocabulary_adds_nothing(loss):
         for to in (padded, jnp.asarray)
     )
     chex.assert_trees_all_close(ours, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [language.wga, language.satimp])
+def test_a_token_that_the_model_does_not_have_is_no_harm_where_it_is_masked(loss):
+    # BUG: the weight of padding was NaN, and so was the gradient.
+    targets = np.where(MASK == 1, TARGETS, V)
+    slope = jax.grad(lambda logits: loss(language.token_nll(logits, targets), MASK))(LOGITS)
+    chex.assert_tree_all_finite(slope)
+    assert np.any(np.asarray(slope)[MASK == 1])

@@ -169,3 +169,13 @@ def test_a_large_original_is_told_how_not_to_be_copied(make, caplog, monkeypatch
     make(original=original)
     assert "original: got 4e-08 GB" in caplog.text
     assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text
+
+
+def test_a_drawn_label_of_a_masked_class_adds_nothing():
+    # BUG: the loss was infinite, and every step refused.
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    logits = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, 0.0, -jnp.inf]])
+    batch = {"inputs": logits, "labels": jnp.zeros(2, int), "random_labels": jnp.array([2, 1])}
+    value, slope = jax.value_and_grad(lambda x: task.forget["random_labels"](x, batch))(logits)
+    assert float(value) == pytest.approx(np.log(2) / 2)
+    assert jnp.all(jnp.isfinite(slope))

@@ -97,6 +97,9 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
         "q": get("attention.head_count"),
         "k": get("attention.head_count_kv") or get("attention.head_count"),
     }
+    scaling, factor = get("rope.scaling.type"), get("rope.scaling.factor") or get("rope.scale_linear")
+    # A factor without a type is that of linear scaling.
+    scaling = scaling or ("linear" if factor not in (None, 1.0) else "none")
     named = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
     # GGUF states shapes from the innermost axis on.
     shapes = {name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in named.items()}
@@ -112,7 +115,7 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {
             "rope_theta": get("rope.freq_base"),
-            "rope_type": {None: "default", "none": "default"}.get(kind := get("rope.scaling.type"), kind),
+            "rope_type": "default" if scaling == "none" else scaling,
         },
         "max_position_embeddings": get("context_length"),
     }

@@ -1,0 +1,42 @@
+import gzip
+
+import numpy as np
+import pytest
+
+from eupmu_jax.data import passages
+
+
+@pytest.fixture
+def dictionary(tmp_path, monkeypatch):
+    """Takes a text in place of the package's."""
+
+    def dictionary(text):
+        path = tmp_path / "devil.dict.dz"
+        path.write_bytes(gzip.compress(text.encode("latin-1")))
+        monkeypatch.setenv(passages.SOURCE_VARIABLE, str(path))
+
+    return dictionary
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "ABATIS, n.",
+        "CONFIDANT, CONFIDANTE, n.",
+        "BABE or BABY, n.",
+        "TZETZE (or TSETSE) FLY, n.",
+        "INFERIAE,n.",
+        "ME, pro.",
+    ],
+)
+def test_an_entry_begins_with_each_kind_of_headword(dictionary, head):
+    # BUG: those of several words, of pronouns and without a blank belonged to the entry before.
+    dictionary(f"ZEAL, n.  A certain nervous\ndisorder.\n{head}  Rubbish in front of a fort.\n")
+    assert [passages.text_of(passage) for passage in passages.load(9)] == ["ZEAL, n. ", f"{head} Rubbish"[:9]]
+
+
+def test_what_is_there_twice_counts_once(dictionary):
+    # BUG: one text could be forgotten and retained at once.
+    dictionary("PRECIPITATE, adj.  Anteprandial.\n" * 2 + "RUIN, v.  To destroy.\n")
+    assert [passages.text_of(passage) for passage in passages.load(12)] == ["PRECIPITATE,", "RUIN, v. To "]
+    assert passages.load(12).dtype == np.int32
