@@ -41,8 +41,8 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
     """
     shape = {"objective": objective, "data": data, "model": model}
     for axis, size in shape.items():
-        if size < 1:
-            raise ValueError(f"{axis}: got {size}, expected at least 1 device")
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"{axis}: got {size}, expected an int of at least 1 device")
     devices = jax.devices() if devices is None else devices
     if len(devices) < (count := math.prod(shape.values())):
         raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")
@@ -81,12 +81,13 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
             raise ValueError(f"axes: got {axis!r}, expected names of mesh axes: {', '.join(mesh.shape)}")
 
     def shard(param):
-        spec: list = [None] * len(param.shape)
-        if math.prod(param.shape) >= MIN_SIZE:
+        shape = np.shape(param)
+        spec: list = [None] * len(shape)
+        if math.prod(shape) >= MIN_SIZE:
             for axis in sorted(axes, key=lambda axis: -mesh.shape[axis]):
-                free = [i for i, size in enumerate(param.shape) if spec[i] is None and size % mesh.shape[axis] == 0]
+                free = [i for i, size in enumerate(shape) if spec[i] is None and size % mesh.shape[axis] == 0]
                 if free:
-                    spec[max(free, key=lambda i: param.shape[i])] = axis
+                    spec[max(free, key=lambda i: shape[i])] = axis
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(shard, params)
@@ -139,9 +140,9 @@ def state_shardings(
     def shard(leaf, param, sharding):
         if is_absent(leaf):
             return leaf
-        if leaf.shape == param.shape:
+        if leaf.shape == np.shape(param):
             return sharding
-        if leaf.shape[1:] == param.shape:
+        if leaf.shape[1:] == np.shape(param):
             return stacked_shardings(sharding)
         return replicated
 
@@ -161,12 +162,15 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
         the axis.
 
     Raises:
-      ValueError: For a leaf without examples, or a number of examples that the mesh cannot share out evenly.
+      ValueError: For a leaf without examples, a number of examples that the mesh cannot share out evenly, or a mesh
+        without the axis.
 
     >>> tuple(batch_shardings((jnp.zeros((8, 3)), jnp.zeros((72, 3))), make_mesh())[1].spec)
     ('data',)
     """
     axes = ("objective", "data") if objective else ("data",)
+    if missing := [axis for axis in axes if axis not in mesh.shape]:
+        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected {', '.join(missing)} among them")
 
     def shard(path, leaf):
         shape = leaf.shape

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,8 +37,6 @@ PACKAGES = (
 _PROVENANCE = "provenance"
 # What a kill may leave of the first row of a file.
 _CUT = re.compile(rb'\{("[^\n]*)?\Z')
-# How soon a process notices that it was left alone.
-ALONE_SECONDS = 0.5
 
 
 def provenance(command: str, device: str | None = None) -> dict:
@@ -111,27 +108,6 @@ def _fields(line):
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder of rows; what a killed run left behind may take a moment to go.
-
-    Raises:
-      ValueError: If another process holds it.
-    """
-    with (folder / ".lock").open("a") as lock:
-        for _ in range(10):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(ALONE_SECONDS)
-        else:
-            raise ValueError(f"out: another run is at work in {folder}; expected a folder of its own")
-        # Shared from here on: processes that this one begins hold it too, until they are gone.
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
 
 
 def select(rows: Iterable[dict], **fields: Any) -> list[dict]:

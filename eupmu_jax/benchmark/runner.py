@@ -20,6 +20,7 @@ from eupmu_jax.benchmark import designs, jobs, rows
 from eupmu_jax.data.dataset import num_classes
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
+from eupmu_jax.training._alone import ALONE_SECONDS, alone
 
 
 def jobs_of(
@@ -83,7 +84,7 @@ def run(
         raise ValueError(f"workers: got {workers}, expected a number of processes, or 0 for one on each core")
     training, unlearning = jobs_of(name, forget, methods, seeds)
     out.mkdir(parents=True, exist_ok=True)
-    with rows.alone(out):
+    with alone(out):
         place = jobs.Place(out, command)
         counted = place.read()
         unlearning = [job for job in unlearning if jobs.missing(job, counted)]
@@ -147,7 +148,7 @@ def _start(queue, out, parent):
     def watch(lock):
         # The lock is held until this process ends, so that no other run begins while it may still write.
         while os.getppid() == parent:
-            time.sleep(rows.ALONE_SECONDS)
+            time.sleep(ALONE_SECONDS)
         os._exit(1)
 
     # Before the core is asked for: there may be nobody left to tell it.

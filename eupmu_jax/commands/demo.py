@@ -21,6 +21,7 @@ from eupmu_jax.commands import document, page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._alone import alone
 from eupmu_jax.training.unlearning import unlearn
 
 # Points in time at which a run is measured.
@@ -78,7 +79,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
       FileNotFoundError: If the data set is not on this machine.
     """
     _check(name, forget, seed, out)
-    with saved_rows.alone(out):
+    with alone(out):
         return _run(name, forget, seed, out, console)
 
 

@@ -14,6 +14,7 @@ from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.commands import demo, diffusion_page, document
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._alone import alone
 from eupmu_jax.training.levels import measured_level
 from eupmu_jax.training.unlearning import unlearn
 
@@ -45,7 +46,7 @@ def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
         raise ValueError(f"forget: got {forget!r}, expected a class from class:0 to class:9")
     demo.check_folder(seed, out)
     demo.check_only_rows_of(NAME, out)
-    with saved_rows.alone(out):
+    with alone(out):
         return _run(forget, seed, out, console)
 
 

@@ -14,6 +14,7 @@ from eupmu_jax.commands import demo, document, persons_page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.metrics.rouge import rouge_l
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._alone import alone
 from eupmu_jax.training.unlearning import unlearn
 
 NAME, METHOD = "persons", "EUPMU"
@@ -40,7 +41,7 @@ def run(seed: int, out: Path, console: Console) -> list[dict]:
     demo.check_only_rows_of(NAME, out)
     # Before any work, whether the extra is there.
     rouge_l(["a"], ["a"])
-    with saved_rows.alone(out):
+    with alone(out):
         return _run(seed, out, console)
 
 

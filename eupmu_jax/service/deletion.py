@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eupmu_jax.benchmark.rows import alone, provenance
+from eupmu_jax.benchmark.rows import provenance
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import folder, records, user_file
 from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training._reached import Reached

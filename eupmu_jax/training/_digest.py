@@ -5,10 +5,11 @@ import hashlib
 import chex
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def digest(tree: chex.ArrayTree) -> str:
-    """SHA-256 in hex of every leaf's place, dtype, shape and bytes.
+    """SHA-256 in hex of every leaf's place, dtype, shape and bytes; of parts of several processes, in all of them.
 
     >>> digest({"w": np.ones(2)}) == digest({"w": np.ones(2)}), digest({"w": np.ones(2)}) == digest({"v": np.ones(2)})
     (True, False)
@@ -17,6 +18,8 @@ def digest(tree: chex.ArrayTree) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.asarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")

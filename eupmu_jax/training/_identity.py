@@ -1,5 +1,7 @@
 """What makes a run what it is: hashes of its model, losses and examples, for its checkpoints."""
 
+import dataclasses
+import enum
 import hashlib
 import re
 
@@ -15,6 +17,8 @@ from eupmu_jax.training._inputs import HASHED
 
 # Equations that say where and how something is computed, not what.
 NOT_COMPUTED = ("sharding_constraint", "jit", "pjit")
+# Parameters of equations that say where, or how they are called.
+NOT_PLAIN = ("name", "sharding", "out_sharding", "device", "devices", "srcs", "copy_semantics", "debug", "debug_info")
 
 
 def digest_of_examples(examples) -> str:
@@ -26,7 +30,11 @@ def digest_of_examples(examples) -> str:
 
 def digest_of_model(task: Task, params, forget) -> str:
     """SHA-256 of what a task closes over beside its parameters: a base under adapters, a schedule, a teacher."""
-    of_batch = lambda params, batch: task.retain(task.outputs(params, batch, None), batch)
+
+    def of_batch(params, batch):
+        drawn = batch if task.draw is None else task.draw(jax.random.key(0), 0, batch)
+        return task.retain(task.outputs(params, batch, None), batch), drawn
+
     return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
 
 
@@ -43,7 +51,7 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
     for equation, _ in equations(read, params, batch):
         if equation.primitive.name not in NOT_COMPUTED:
             results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
-            found.update(f"{equation.primitive.name} {results}".encode())
+            found.update(f"{equation.primitive.name} {results} {_plain(equation.params)}".encode())
     found.update(str(task.is_rate).encode())
     errors = [] if task.error is None else [task.error]
     distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
@@ -53,6 +61,17 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
         found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())
         found.update(digest(program.consts).encode())
     return found.hexdigest()
+
+
+def _plain(value):
+    """A parameter of an equation, in words that are the same in every process and on every mesh; else None."""
+    if value is None or isinstance(value, bool | int | float | complex | str | np.dtype | enum.Enum):
+        return repr(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items() if name not in NOT_PLAIN}
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else None
 
 
 def identity(name, method, settings, steps, seed, sizes, params, sets, given):

@@ -124,6 +124,8 @@ def check_params(params, frozen=None) -> None:
         found = f"an array of shape {np.shape(wrong[0])}" if np.shape(wrong[0]) else repr(wrong[0])
         raise ValueError(f"frozen: got {found}, expected a bool for each leaf of the parameters")
     for (path, leaf), is_frozen in zip(leaves, flags, strict=True):
+        if is_frozen and not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise ValueError(f"params: leaf {jax.tree_util.keystr(path)} is {leaf!r}, expected numbers")
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "

@@ -21,7 +21,7 @@ from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, d
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import forget_error_of, passes_of_start, steered
-from eupmu_jax.training.mesh.placement import model_axes
+from eupmu_jax.training.mesh.placement import model_axes, sharing
 
 
 class Ready(NamedTuple):
@@ -98,6 +98,7 @@ def ready(
         given["model"] = digest_of_model(task, params, sets.forget)
         given["losses"] = digest_of_losses(task, params, sets.forget, losses, "divergence" in chosen.requires)
     task, params, whole = trainable(task, params, frozen)
+    task = task if mesh is None else sharing(task, mesh)
     if directory is not None:
         check_storable(params)
     # What is frozen makes another run too, and so does what is not.

@@ -1,6 +1,5 @@
 """Orbax checkpoints of parameters, with the JSON that says what they are and a digest that tells a damaged one."""
 
-import errno
 import hashlib
 import json
 import shutil
@@ -12,13 +11,14 @@ from typing import Any
 
 import chex
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._faults import is_passing
+from eupmu_jax.training._inputs import check_storable
 
 _DIGEST = "sha256"
-# What keeps from reading a checkpoint and does not mean that it is damaged.
-PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 
 
 class DamagedError(ValueError):
@@ -26,7 +26,12 @@ class DamagedError(ValueError):
 
 
 def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
-    """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new."""
+    """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new.
+
+    Raises:
+      ValueError: For a leaf without a number, which no checkpoint can hold.
+    """
+    check_storable(params)
     meta = meta | {_DIGEST: digest(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
@@ -69,11 +74,11 @@ def load(
             args = ocp.args.Composite(params=ocp.args.StandardRestore(_tree(like)))
             restored = manager.restore(step, args=args)["params"]
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
+        if is_passing(error):
             raise
         # Whatever Orbax and its file formats raise for files that are cut off or changed, or of another model.
         raise DamagedError(_message(directory, "that cannot be read")) from error
-    params = restored if _tree(like) is like else restored[0]
+    params = restored[0] if jax.tree_util.all_leaves([like]) else restored
     if saved.pop(_DIGEST, None) != digest(params):
         raise DamagedError(_message(directory, "whose parameters are not those that were saved"))
     return params, saved
@@ -111,7 +116,8 @@ def cached(
 
 
 def _tree(params):
-    """The parameters, in a list where they are one array: Orbax saves none that stands alone."""
+    """The parameters as Orbax saves them: one array in a list, and scalars of NumPy as arrays without an axis."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, params)
     return [params] if jax.tree_util.all_leaves([params]) else params
 
 

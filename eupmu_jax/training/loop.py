@@ -11,19 +11,24 @@ import copy
 import json
 import os
 import signal
-import threading
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._faults import is_passing
+from eupmu_jax.training._signals import stopping
 from eupmu_jax.training.mesh.placement import Carry
 
 # The place of the carry's digest in the saved history.
 _DIGEST = "sha256"
+_END = object()
 
 
 class Progress(NamedTuple):
@@ -57,10 +62,11 @@ def run(
 ) -> Progress:
     """Makes steps `first` to `first + steps - 1`, or those that the checkpoint in `directory` has not made yet.
 
-    SIGTERM, which announces the end of a preemptible machine, ends the run behind a step, with a checkpoint. Several
-    processes agree on that step wherever the signal came, through JAX's preemption service; a single process that is
-    not part of `jax.distributed` handles the signal itself, so the call must be in its main thread. A process killed
-    without warning loses the steps since the last checkpoint, and nothing else.
+    SIGTERM, which announces the end of a preemptible machine, ends the run behind a step, with a checkpoint. So does
+    Ctrl-C, of which the second ends it at once. Several processes agree on that step wherever SIGTERM came, through
+    JAX's preemption service; a single process that is not part of `jax.distributed` handles the signals itself, so the
+    call must be in its main thread. A process killed without warning loses the steps since the last checkpoint, and
+    nothing else.
 
     Args:
       advance: `advance(carry, count, batch) -> (carry, metrics)`, such as that of `placement.compile_step`. Steps are
@@ -83,35 +89,66 @@ def run(
       Where the run ended; at once, if its last step is in the checkpoint already.
 
     Raises:
-      ValueError: For counts below 1; for a checkpoint of a run with other `meta`, or of other structure or shapes.
+      ValueError: For counts below 1; for a checkpoint of a run with other `meta`, of other structure or shapes, or of
+        more steps; for a folder in which another process is at work; for batches that end too early.
+      OSError: If a checkpoint cannot be written, as on a full disk. Of the last one that is a warning.
+      KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
     """
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    last, meta, history = first + steps, _identity(carry, meta or {}), {} if history is None else history
-    with _preemption(directory) as preempted, _checkpoints(directory) as manager:
+    on_device = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
+    carry, last, history = jax.tree.map(on_device, carry), first + steps, {} if history is None else history
+    meta = _identity(carry, meta or {})
+    with stopping(directory) as (received, stops), _checkpoints(directory) as manager:
         count, carry = (first, carry) if manager is None else _restore(manager, carry, meta, first, history)
-        stopped = False
-        stream = batches(count)
+        if count > last:
+            raise ValueError(f"steps: got {steps} from step {first} on, but {directory} holds a run of {count} steps")
+        stopped, stream = False, batches(count)
         while count < last and not stopped:
-            carry, metrics = advance(carry, np.int32(count), next(stream))
+            if (batch := next(stream, _END)) is _END:
+                raise ValueError(f"batches: got none for step {count}, expected them up to step {last - 1}")
+            carry, metrics = advance(carry, np.int32(count), batch)
             count += 1
-            stopped = preempted(count)
+            stopped = stops(count)
             on_step(count, carry)
             if count % log_every == 0 or count == last:
                 log(count, jax.device_get(metrics))
             if manager is not None and (count % save_every == 0 or count == last or stopped):
-                import orbax.checkpoint as ocp
+                with _written(directory, count, warns=count == last):
+                    _save(manager, count, carry, meta, history)
+        if manager is not None:
+            with _written(directory, count, warns=count == last):
+                manager.wait_until_finished()
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    return Progress(carry, count, stopped or bool(received))
 
-                items = ocp.args.Composite(
-                    state=ocp.args.StandardSave(carry),
-                    meta=ocp.args.JsonSave(meta),
-                    # A copy: it is written while the next steps add to it.
-                    history=ocp.args.JsonSave(copy.deepcopy(history) | {_DIGEST: _digest(carry)}),
-                )
-                # By force, or the manager would go by an interval of its own.
-                manager.save(count, args=items, force=True)
-        return Progress(carry, count, stopped)
+
+def _save(manager, count, carry, meta, history):
+    import orbax.checkpoint as ocp
+
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(carry),
+        meta=ocp.args.JsonSave(meta),
+        # A copy: it is written while the next steps add to it.
+        history=ocp.args.JsonSave(copy.deepcopy(history) | {_DIGEST: _digest(carry)}),
+    )
+    # By force, or the manager would go by an interval of its own.
+    manager.save(count, args=items, force=True)
+
+
+@contextlib.contextmanager
+def _written(directory, count, warns):
+    """Names the folder where a checkpoint cannot be written; of a run that has made its steps that is a warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        said = f"directory: the checkpoint of step {count} or before could not be written to {directory}: {reason}"
+        if not warns:
+            raise OSError(said) from error
+        warnings.warn(said, stacklevel=4)
 
 
 def _digest(carry):
@@ -119,9 +156,12 @@ def _digest(carry):
     return digest(carry) if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(carry)) else None
 
 
+@contextlib.contextmanager
 def _checkpoints(directory):
+    """What writes and reads them, while no other process does."""
     if directory is None:
-        return contextlib.nullcontext()
+        yield None
+        return
     # Here alone: the package itself does not load what only checkpoints need.
     import orbax.checkpoint as ocp
     from etils import epath
@@ -131,7 +171,23 @@ def _checkpoints(directory):
     path = path if path.is_absolute() else path.absolute()
     # What a killed run left half written goes before the next is written, without a warning.
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(path, options=options)
+    with _lock(path):
+        manager = ocp.CheckpointManager(path, options=options)
+        try:
+            yield manager
+        finally:
+            # What went wrong in writing was said by then.
+            with contextlib.suppress(Exception):
+                manager.close()
+
+
+def _lock(path):
+    """Of a folder on this machine; of several processes that share a run, the first one's."""
+    if "://" in str(path) or jax.process_index() > 0:
+        return contextlib.nullcontext()
+    path.mkdir(parents=True, exist_ok=True)
+    # A finished run can be read where nothing can be written.
+    return alone(Path(path), "directory") if os.access(path, os.W_OK) else contextlib.nullcontext()
 
 
 def _identity(carry, meta):
@@ -148,9 +204,14 @@ def _restore(manager, carry, meta, first, history):
     count = manager.latest_step()
     if count is None:
         return first, carry
+    damaged = (
+        f"directory: {manager.directory} holds no whole checkpoint of step {count}, of a run like this; if it is one "
+        "that was damaged, delete its folder to go on"
+    )
     json_items = ocp.args.Composite(meta=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
-    found = manager.restore(count, args=json_items)
-    saved = found["meta"]
+    with _readable(damaged):
+        found = manager.restore(count, args=json_items)
+        saved = found["meta"]
     # The caller's entries first; shapes of leaves may be many, and follow from them.
     names = sorted(saved | meta, key=lambda name: (name.startswith("carry"), name))
     if differing := [name for name in names if saved.get(name) != meta.get(name)]:
@@ -164,29 +225,19 @@ def _restore(manager, carry, meta, first, history):
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
     # Or a device would have to hold two of them.
     jax.tree.map(lambda leaf: leaf.delete(), carry)
-    damaged = f"directory: the checkpoint of step {count} in {manager.directory} is damaged; delete its folder to go on"
-    try:
+    with _readable(damaged):
         restored = manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
-    except Exception as error:
-        raise ValueError(damaged) from error
     if expected is not None and _digest(restored) != expected:
         raise ValueError(damaged)
     return count, restored
 
 
 @contextlib.contextmanager
-def _preemption(directory):
-    """A function of the number of steps made: whether to stop there, the same in all processes."""
-    if directory is not None and jax.distributed.is_initialized():
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    # Python lets no other thread handle signals.
-    if directory is None or threading.current_thread() is not threading.main_thread():
-        yield lambda count: False
-        return
-    received = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+def _readable(damaged):
+    """Says of a checkpoint that cannot be read what to do about it."""
     try:
-        yield lambda count: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        yield
+    except Exception as error:
+        if is_passing(error):
+            raise
+        raise ValueError(damaged) from error

@@ -85,12 +85,14 @@ def relearn(
     if task.error is None:
         raise ValueError("task.error: got None, expected a function (outputs, batch) -> (n,)")
     batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
+    # Once, or every step would send the whole set to the device; the steps donate the parameters.
+    tree, params = jax.tree.map(jnp.asarray, train.tree), jax.tree.map(jnp.array, params)
     state = optax.adam(learning_rate).init(params)
     measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
         # A key, or a model of noisy examples would see the same noise in every step and learn that.
         key = jax.random.fold_in(jax.random.key(seed), count)
-        params, state = _step(task, learning_rate, params, state, train.tree, next(batches), key)
+        params, state = _step(task, learning_rate, params, state, tree, next(batches), key)
         if count % every == 0 or count == steps:
             measured[count] = accuracy(task, params, watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
@@ -208,7 +210,7 @@ def area_between(curve: Curve, retrained: Curve) -> float:
 
 
 # The learning rate is an argument, not a constant of the program, so a sweep over it compiles once.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def _step(task, learning_rate, params, state, tree, ids, key):
     batch = jax.tree.map(lambda leaf: leaf[ids], tree)
     loss = lambda p: task.retain(task.outputs(p, batch, key), batch)

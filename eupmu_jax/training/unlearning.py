@@ -31,7 +31,7 @@ class Unlearned(NamedTuple):
       history: Dict of equally long lists: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
         sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
         the gradients of the two objectives; NaN where there is none. On at most 2,000 examples of each set. Empty
-        without probes.
+        without probes. A run that went on has the points of its earlier parts too.
       figures: What the original parameters (`original`), those after the last step (`last`) and those returned
         (`returned`) show on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`, and
         `forget_error` and so on where the task has an error. Empty without probes.
@@ -108,8 +108,8 @@ def unlearn(
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
         The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew and
-        drops at its end. For a large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it
-        as an argument then.
+        drops at its end. For a large model, and on a mesh that splits parameters, set
+        JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then, in its parts.
       mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
         to divide; sets that are smaller than their batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
@@ -231,6 +231,9 @@ def unlearn(
     jax.block_until_ready(returned)
     clock.stop()
     spent = clock.total()
+    if not probes:
+        # Of earlier parts that had probes.
+        watch.history.clear()
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)
     level = None

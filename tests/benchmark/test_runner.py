@@ -17,6 +17,7 @@ import pytest
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import designs, jobs, protocol, rows, runner
 from eupmu_jax.commands import cli
+from eupmu_jax.training import _alone
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
 # What two runs of the same thing may differ in.
@@ -186,9 +187,9 @@ def test_a_file_of_other_rows_stops_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "ALONE_SECONDS", 0.01)
-    second = rows.alone(tmp_path)
-    with rows.alone(tmp_path), pytest.raises(ValueError, match="another run is at work"), second:
+    monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
+    second = _alone.alone(tmp_path)
+    with _alone.alone(tmp_path), pytest.raises(ValueError, match="another run is at work"), second:
         pass
 
 

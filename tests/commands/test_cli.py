@@ -16,6 +16,7 @@ from eupmu_jax.commands import cli, page
 from eupmu_jax.commands import demo as demo_command
 from eupmu_jax.commands.demo import HELD_OUT, METHODS
 from eupmu_jax.models.language import gguf
+from eupmu_jax.training import _alone
 
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -182,9 +183,9 @@ def test_rows_of_something_else_are_not_overwritten(tmp_path, monkeypatch, capsy
 
 
 def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "ALONE_SECONDS", 0.01)
+    monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--out", str(tmp_path)])
-    with store.alone(tmp_path), pytest.raises(SystemExit) as exit_info:
+    with _alone.alone(tmp_path), pytest.raises(SystemExit) as exit_info:
         cli.main()
     assert exit_info.value.code == 2
     assert "another run is at work" in capsys.readouterr().err

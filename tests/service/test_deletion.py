@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from eupmu_jax.benchmark import rows
 from eupmu_jax.commands import unlearn as command
 from eupmu_jax.service import _again, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
-from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training import _alone, checkpoints, levels
 from eupmu_jax.training._digest import digest
 
 IDS = np.arange(30)
@@ -255,9 +254,9 @@ def test_a_retrained_model_that_is_not_finite_is_refused(file):
 
 
 def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "ALONE_SECONDS", 0.01)
+    monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     (tmp_path / "run").mkdir()
-    with rows.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is at work in .*run;"):
+    with _alone.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is at work in .*run;"):
         run(file, tmp_path / "run")
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 

@@ -74,3 +74,23 @@ def test_tasks_of_an_owner_have_programs_of_their_own():
     for task in (TASK._replace(outputs=outputs), TASK._replace(outputs=owner(lambda *given: outputs(*given)))):
         assert [float(compiled(task, power, 3.0)) for power in (1, 2, 2)] == [6.0, 36.0, 36.0]
     assert traced == [1, 2, 1, 2]
+
+
+def test_what_is_frozen_comes_back_as_it_was_given():
+    # BUG: numbers of 64 bits came back as others of 32.
+    count = np.array([2**40])
+    params = fresh_params(None) | {"count": count, "scale": 1.5}
+    task = TASK._replace(outputs=lambda params, batch, key: apply(params, batch["inputs"]))
+    frozen = MASK | {"count": True, "scale": True}
+    found = unlearn("weighted sum", task, params, *SETS, steps=2, probes=0, frozen=frozen).params
+    assert found["count"] is count
+    assert found["scale"] == 1.5
+    with pytest.raises(ValueError, match=r"^params: leaf \['name'\] is 'resnet', expected numbers"):
+        unlearn("weighted sum", task, params | {"name": "resnet"}, *SETS, frozen=frozen | {"name": True})
+
+
+def test_a_function_that_says_what_is_frozen_is_asked_once():
+    asked = []
+    frozen = lambda params: asked.append(1) or MASK
+    unlearn("weighted sum", TASK, fresh_params(None), *SETS, steps=1, probes=0, frozen=frozen)
+    assert asked == [1]

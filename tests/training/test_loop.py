@@ -1,3 +1,4 @@
+import errno
 import functools
 import os
 import signal
@@ -8,12 +9,13 @@ import chex
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import eupmu_jax as eupmu
 from eupmu_jax import data, sharding
 from eupmu_jax.objectives import cross_entropy, random_labels
-from eupmu_jax.training import loop
+from eupmu_jax.training import _alone, loop
 from eupmu_jax.training.mesh import feed, placement
 
 MESH = sharding.make_mesh(1)
@@ -75,11 +77,11 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused(tmp_path, monkeypa
     largest = max((p for p in (tmp_path / "cut" / "4").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with pytest.raises(
-        ValueError, match=r"^directory: the checkpoint of step 4 in .*cut is damaged; delete its folder"
+        ValueError, match=r"^directory: .*cut holds no whole checkpoint of step 4, .* delete its folder to go on$"
     ):
         run(tmp_path / "cut", 8)
     monkeypatch.setattr(loop, "_digest", lambda carry: "0" * 64)
-    with pytest.raises(ValueError, match=r"^directory: the checkpoint of step 4 in .*flipped is damaged"):
+    with pytest.raises(ValueError, match=r"^directory: .*flipped holds no whole checkpoint of step 4"):
         run(tmp_path / "flipped", 8)
 
 
@@ -125,6 +127,115 @@ def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
     resumed = run(tmp_path / "parts", 12, log=lambda count, _: made.append(count), log_every=1)
     assert (resumed.step, resumed.preempted, made) == (12, False, list(range(7, 13)))
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
+
+
+def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(tmp_path):
+    # BUG: the steps since the last checkpoint were lost, all of them in a run shorter than `save_every`.
+    before = signal.getsignal(signal.SIGINT)
+    whole = run(tmp_path / "whole", 12)
+    log = lambda count, metrics: os.kill(os.getpid(), signal.SIGINT) if count == 5 else None
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", 12, log=log, log_every=1, save_every=100)
+    assert signal.getsignal(signal.SIGINT) == before
+    made = []
+    resumed = run(tmp_path / "parts", 12, log=lambda count, _: made.append(count), log_every=1)
+    assert made == list(range(7, 13))
+    chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
+
+
+def test_the_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    def log(count, metrics):
+        if count == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 12, log=log, log_every=1)
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_is_told(tmp_path, monkeypatch):
+    # BUG: it was swallowed, and the process went on as if nothing had come.
+    close = ocp.CheckpointManager.close
+
+    def closed(manager):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(manager)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "close", closed)
+    ended = run(tmp_path, 4)
+    assert (ended.step, ended.preempted) == (4, True)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_finished_run(tmp_path, monkeypatch):
+    # BUG: the parameters of a run were lost where its last checkpoint did not fit on the disk.
+    whole, wait = run(tmp_path / "whole", 6), ocp.CheckpointManager.wait_until_finished
+
+    def full(manager):
+        wait(manager)
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing\nmany lines")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+    with pytest.warns(UserWarning, match=r"^directory: the checkpoint of step 6 .* not be written to .*: RESOURCE_"):
+        ended = run(tmp_path / "full", 6, save_every=100)
+    chex.assert_trees_all_equal(values(ended.carry), values(whole.carry))
+
+
+def test_a_disk_that_is_full_in_the_middle_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: exec("raise ValueError('no space left')"))
+    with pytest.raises(OSError, match=r"^directory: the checkpoint of step 4 or before .*: no space left$"):
+        run(tmp_path, 12)
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    # BUG: the second one deleted what the first one was writing, and both died.
+    monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
+    with _alone.alone(tmp_path), pytest.raises(ValueError, match=r"^directory: another run is at work in "):
+        run(tmp_path, 4)
+    assert run(tmp_path, 4).step == 4
+
+
+def test_a_longer_run_is_not_taken_for_the_one_asked_for(tmp_path):
+    run(tmp_path, 5)
+    with pytest.raises(ValueError, match=r"^steps: got 3 from step 0 on, but .* holds a run of 5 steps$"):
+        run(tmp_path, 3)
+
+
+def test_batches_that_end_too_early_are_named():
+    advance, carry, batches = start()
+    few = lambda step: iter([next(batches(0))])
+    with pytest.raises(ValueError, match=r"^batches: got none for step 1, expected them up to step 3$"):
+        loop.run(advance, carry, few, steps=4)
+
+
+@pytest.mark.parametrize("content", ["meta", "nothing"])
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, content):
+    # BUG: KeyError and JSONDecodeError came as they were.
+    if content == "nothing":
+        (tmp_path / "3").mkdir()
+    else:
+        run(tmp_path, 4)
+        (file,) = (path for path in (tmp_path / "4" / "meta").iterdir() if path.name == "metadata")
+        file.write_text(file.read_text()[:10])
+    with pytest.raises(ValueError, match=r"^directory: .* holds no whole checkpoint of step \d, of a run like this"):
+        run(tmp_path, 8)
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    # BUG: the advice was to delete a whole checkpoint.
+    run(tmp_path, 4)
+    full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    monkeypatch.setattr(loop, "_digest", lambda carry: None)
+    restore = ocp.CheckpointManager.restore
+
+    def restored(manager, step, args):
+        if "state" in args:
+            raise ValueError("cannot read") from full
+        return restore(manager, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restored)
+    with pytest.raises(ValueError, match=r"^cannot read$"):
+        run(tmp_path, 8)
 
 
 def test_a_run_that_breaks_off_loses_the_steps_since_its_checkpoint_alone(tmp_path):

@@ -51,6 +51,8 @@ def batches(
     >>> sorted(forget["x"].tolist()), retain["x"].shape
     ([0, 10, 20], (2,))
     """
+    if "data" not in mesh.shape:
+        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected data among them")
     _check(ids, sizes, data := mesh.shape["data"])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     parts = [_held(sharding, size, size // data) for size in sizes]

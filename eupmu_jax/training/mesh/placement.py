@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax import sharding
+from eupmu_jax._stack.programs import owner
+from eupmu_jax.tasks import Task
 
 
 class Carry(NamedTuple):
@@ -73,9 +75,13 @@ def place(
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.params)
     params = copy(jax.device_put(params, places.params))
     state = jax.jit(optimizer.init, out_shardings=places.state)(params)
-    # device_put takes no typed key to the devices of other processes.
+    return Carry(params, state, _key_on(key, places.key))
+
+
+def _key_on(key, place):
+    """A typed key on a mesh: device_put takes none to the devices of other processes."""
     wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
-    return Carry(params, state, jax.jit(wrap, out_shardings=places.key)(np.asarray(jax.random.key_data(key))))
+    return jax.jit(wrap, out_shardings=place)(np.asarray(jax.random.key_data(key)))
 
 
 def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compiled:
@@ -137,6 +143,37 @@ def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tupl
     return places, jax.tree_util.tree_map_with_path(of_state, state)
 
 
+def sharing(task: Task, mesh: Mesh) -> Task:
+    """The task, whose compiled passes share out their examples along `data` wherever the batch lies, evenly or not.
+
+    Batches of a step lie there already; those that a run is measured on may have any size.
+
+    Args:
+      task: Any.
+      mesh: With an axis `data`. Where its axes are explicit, the task stays as it is.
+    """
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return task
+    place = NamedSharding(mesh, PartitionSpec("data"))
+
+    def share(leaf):
+        if not isinstance(leaf, jax.core.Tracer):
+            return leaf
+        # An argument is shared out evenly or not at all; what is computed from it need not be.
+        missing = -len(leaf) % mesh.shape["data"]
+        whole = jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]) if missing else leaf
+        return jax.lax.with_sharding_constraint(whole, place)[: len(leaf)]
+
+    shared = lambda batch: jax.tree.map(share, batch)
+
+    outputs, unknown = task.outputs, task.unknown
+    return task._replace(
+        # What is compiled for the run goes with it.
+        outputs=owner(lambda params, batch, key: outputs(params, shared(batch), key)),
+        unknown=None if unknown is None else lambda params, batch: unknown(params, shared(batch)),
+    )
+
+
 def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
     """A carry that was made on one device, laid out on a mesh by `places_of`, and a step that leaves it there.
 
@@ -147,5 +184,5 @@ def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
     """
     layout = places_of(carry.params, carry.state, mesh)
     params, state = jax.device_put((carry.params, carry.state), layout)
-    key = jax.device_put(carry.key, NamedSharding(mesh, PartitionSpec()))
+    key = _key_on(carry.key, NamedSharding(mesh, PartitionSpec()))
     return Carry(params, state, key), jax.jit(step, donate_argnums=(0, 1), out_shardings=layout)

@@ -5,7 +5,8 @@ import re
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+# Of an element, where the name of the type does not say so by its bits.
+BYTES = {"pred": 1.0, "token": 0.0}
 
 
 class Collective(NamedTuple):
@@ -44,6 +45,8 @@ def collectives(text: str) -> list[Collective]:
     """
     blocks = _computations(text)
     times = _times(blocks)
+    # Where no groups are named, all take part.
+    everyone = max([2, *map(int, re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0]))])
     found = {}
     for name, lines in blocks.items():
         for line in lines:
@@ -56,7 +59,7 @@ def collectives(text: str) -> list[Collective]:
                 channel = re.search(r"channel_id=(\d+)", rest)
                 # A TPU splits one collective into parts of one channel, for other work to run in between.
                 found[channel[1] if channel else (name, line)] = Collective(
-                    kind, shape, size, _group(rest), times[name]
+                    kind, shape, size, _group(rest, everyone), times[name]
                 )
     return list(found.values())
 
@@ -103,13 +106,20 @@ def _turns(line, blocks):
 
 def _sizes(shape):
     parts = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return [BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in parts] or [0]
+    return [math.ceil(_bytes(dtype) * math.prod(int(n) for n in dims.split(",") if n)) for dtype, dims in parts] or [0]
 
 
-def _group(attributes):
+def _bytes(dtype):
+    """Of an element: f8e4m3fn has 8 bits, c64 has 64, and so on."""
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    return BYTES.get(dtype, 4.0) if bits is None else int(bits[1]) / 8
+
+
+def _group(attributes, everyone):
     groups = re.search(r"replica_groups=(\[\d+,(\d+)\]<=|\{\{([\d,]*)\}|mesh\[(.*?)\] ?\{(.*?)\})", attributes)
     if groups is None:
-        return 2
+        # Pairs of sources and targets.
+        return everyone if "replica_groups={}" in attributes else 2
     if groups[2]:
         return int(groups[2])
     if groups[3] is not None:

@@ -48,7 +48,8 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         machine; or `"cpu:8"`, that many devices of this machine's CPU, if JAX has not started yet.
 
     Returns:
-      Devices for `sharding.make_mesh`, and a `Chip`, or None for a CPU.
+      Devices for `sharding.make_mesh`, and a `Chip`, or None for a CPU. From then on JAX runs on the CPU alone in this
+      process, if it has not started yet.
 
     Raises:
       ValueError: For another kind, a shape that the kind does not come in, missing libtpu, or CPU devices that JAX
@@ -57,10 +58,9 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
     >>> len(devices("cpu:1")[0])
     1
     """
-    # Whoever compiles for devices that are not here runs nothing, and should hold no accelerator that is.
-    jax.config.update("jax_platforms", "cpu")
     kind, _, shape = topology.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
+        _hold_no_accelerator()
         return _cpu_devices(int(shape)), None
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise ValueError(
@@ -72,6 +72,7 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         raise ValueError(
             f"topology: got {topology!r}, expected {chip.axes} axes and at most {chip.largest} chips: a {kind} slice"
         )
+    _hold_no_accelerator()
     try:
         import libtpu  # noqa: F401
     except ModuleNotFoundError:
@@ -93,6 +94,11 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, chip
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology: libtpu does not describe {topology}: {error}") from None
+
+
+def _hold_no_accelerator():
+    """Whoever compiles for devices that are not here runs nothing on those that are."""
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _cpu_devices(count):

@@ -210,3 +210,19 @@ def test_every_branch_counts():
 def test_kinds_are_found_in_names_of_operations_only():
     lines = [f'%{kind}.1 = f32[8] add(%param, %{kind}.0), metadata={{op_name="{kind}"}}' for kind in KINDS]
     assert collectives(entry(*lines)) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [("f8e4m3fn[1024]", 1024), ("c64[1024]", 8192), ("s4[3]", 2), ("pred[7]", 7), ("bf16[8]", 16)]
+)
+def test_bytes_of_every_type(shape, size):
+    (found,) = collectives(entry(f"%a = {shape} all-reduce(%p), channel_id=1, replica_groups={{{{0,1}}}}"))
+    assert (found.size, found.group) == (size, 2)
+
+
+def test_without_groups_all_devices_take_part():
+    line = "%a = f32[8] all-reduce(%p), channel_id=1, replica_groups={}"
+    text = entry(line)
+    head, _, rest = text.partition("\n")
+    (found,) = collectives(f"HloModule m, num_partitions=16\n{text if not head.startswith('HloModule') else rest}")
+    assert found.group == 16

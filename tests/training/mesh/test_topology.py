@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,17 @@ from eupmu_jax.training.mesh import topology
 def test_a_name_that_says_nothing_is_refused_with_examples(name):
     with pytest.raises(ValueError, match=r"^topology: got '.*', expected a slice such as v5e:16x16 of one of v5e, v5p"):
         topology.devices(name)
+
+
+def test_a_name_that_is_refused_leaves_the_accelerator_to_the_process():
+    # BUG: JAX ran on the CPU alone from then on.
+    code = (
+        "import jax\nfrom eupmu_jax.training.mesh.topology import devices\n"
+        "try: devices('v5e:typo')\nexcept ValueError: print(repr(jax.config.jax_platforms))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert finished.stdout.strip() in ("None", "''"), finished.stderr[-2000:]
 
 
 def test_one_cpu_device_is_always_there():

@@ -1,0 +1,42 @@
+"""A lock that keeps two processes from writing to one folder."""
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# How long it is waited for, ten times over: what a killed run left behind may take a moment to go.
+ALONE_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str = "out") -> Iterator[None]:
+    """Holds the lock of a folder, which is there; processes that this one begins hold it too, until they are gone.
+
+    Raises:
+      ValueError: If another process holds it; `name` is the argument that is blamed.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks.
+        yield
+        return
+    with (folder / ".lock").open("a") as lock:
+        for _ in range(10):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(ALONE_SECONDS)
+            except OSError as error:
+                # A network file system without locks.
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                break
+        else:
+            raise ValueError(f"{name}: another run is at work in {folder}; expected a folder of its own")
+        with contextlib.suppress(OSError):
+            # Shared from here on, or no process that this one begins could hold it.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
