@@ -1,8 +1,10 @@
 """`eupmu demo`: a model, the same model retrained without the forget set, and what every method makes of the first."""
 
+import contextlib
 import functools
 import json
 import re
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -86,17 +88,15 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
 def _run(name, forget, seed, out, console):
     prepared = problems.make(name, forget, seed, held_out=HELD_OUT[name])
     # What the same command finished before it was stopped.
-    before = [row for row in _saved(out) if row["method"] in METHODS]
+    before = [row for row in saved_rows.read(out / "rows.jsonl") if row["method"] in METHODS]
     size, settings = settings_for(name, prepared.split)
     steps = size.steps(len(prepared.forget))
     everything, retained = np.arange(len(prepared.dataset.train_labels)), prepared.split.retain_ids
     with progress_of(console) as progress:
 
         def train(description, ids, init_seed):
-            bar = progress.add_task(description, total=problems.training_steps(prepared, ids))
-            advance = functools.partial(progress.advance, bar)
-            model = problems.train(prepared, ids, init_seed=init_seed, cache=out / "models", on_step=advance)
-            progress.update(bar, completed=problems.training_steps(prepared, ids))
+            with bar(progress, description, problems.training_steps(prepared, ids)) as advance:
+                model = problems.train(prepared, ids, init_seed=init_seed, cache=out / "models", on_step=advance)
             return model, problems.evaluate(prepared, model.params, attacks=())
 
         original, original_figures = train("original model", everything, seed)
@@ -128,9 +128,8 @@ def _run(name, forget, seed, out, console):
                 ("retrained", retrained_figures, retrained),
             )
         ]
-        saved_rows.replace(out / "rows.jsonl", saved_rows.finite([*rows, *before]))
+        saved_rows.replace(out / "rows.jsonl", [*rows, *before])
         for method in METHODS:
-            bar = progress.add_task(method, total=steps)
             tuned = settings.get(method)
             identity = {
                 "method": method,
@@ -141,25 +140,25 @@ def _run(name, forget, seed, out, console):
             }
             if finished := saved_rows.select(before, **identity):
                 rows.append(finished[0])
-                progress.update(bar, completed=steps)
                 continue
-            result = unlearn(
-                method,
-                prepared.task,
-                original.params,
-                prepared.forget,
-                prepared.retain,
-                prepared.held_out,
-                steps=steps,
-                settings=None if tuned is None else {"optimizer": "sgd"} | tuned,
-                seed=seed,
-                forget_batch=size.forget_batch,
-                retain_batch=size.retain_batch,
-                start=problems.start_of(original_figures),
-                probes=PROBES,
-                warm=True,
-                on_step=functools.partial(progress.advance, bar),
-            )
+            with bar(progress, method, steps) as advance:
+                result = unlearn(
+                    method,
+                    prepared.task,
+                    original.params,
+                    prepared.forget,
+                    prepared.retain,
+                    prepared.held_out,
+                    steps=steps,
+                    settings=None if tuned is None else {"optimizer": "sgd"} | tuned,
+                    seed=seed,
+                    forget_batch=size.forget_batch,
+                    retain_batch=size.retain_batch,
+                    start=problems.start_of(original_figures),
+                    probes=PROBES,
+                    warm=True,
+                    on_step=advance,
+                )
             figures = problems.evaluate(prepared, result.params, attacks=())
             more = {
                 "allowed_rise": (tuned or {}).get("allowed_rise") if ALL_METHODS[method].family == "EUPMU" else None,
@@ -177,10 +176,16 @@ def _run(name, forget, seed, out, console):
             # Last, as a method that has its row is not run again.
             saved_rows.append(out / "rows.jsonl", rows[-1])
 
+    rows = saved(rows, out, page.render)
+    show(f"{name}: forget {forget}, seed {seed}", rows, page.best_of(rows), page, out, console)
+    return rows
+
+
+def saved(rows: list[dict], out: Path, render: Callable[[list[dict]], str]) -> list[dict]:
+    """The rows as they are written beside their page."""
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
-    document.write(out / "report.html", page.render(rows))
-    show(f"{name}: forget {forget}, seed {seed}", rows, page.best_of(rows), page, out, console)
+    document.write(out / "report.html", render(rows))
     return rows
 
 
@@ -202,10 +207,6 @@ def show(title: str, rows: list[dict], best: list[dict], view: ModuleType, out: 
     console.print(f"\nrows, checkpoints and report.html: {out}", highlight=False, soft_wrap=True)
 
 
-def _saved(out):
-    return saved_rows.read(out / "rows.jsonl") if (out / "rows.jsonl").is_file() else []
-
-
 def _check(name, forget, seed, out):
     """Raises what is wrong with the arguments, in the command's own words, before any work."""
     if name not in HELD_OUT:
@@ -213,7 +214,7 @@ def _check(name, forget, seed, out):
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
     check_folder(seed, out)
-    if any("kind" in row or "gap" not in row for row in _saved(out)):
+    if any("kind" in row or "gap" not in row for row in saved_rows.read(out / "rows.jsonl")):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
 
 
@@ -223,10 +224,17 @@ def progress_of(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+@contextlib.contextmanager
+def bar(progress: Progress, name: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A bar of so many steps, and what moves it by one; it is full at the end, however many were made."""
+    task = progress.add_task(name, total=steps)
+    yield functools.partial(progress.advance, task)
+    progress.update(task, completed=steps)
+
+
 def check_only_rows_of(name: str, out: Path) -> None:
     """Raises `ValueError` for a folder whose rows are of other data."""
-    found = out / "rows.jsonl"
-    if found.is_file() and any(row.get("data") != name for row in saved_rows.read(found)):
+    if any(row.get("data") != name for row in saved_rows.read(out / "rows.jsonl")):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
 
 

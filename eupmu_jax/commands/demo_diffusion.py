@@ -1,6 +1,5 @@
 """`eupmu demo --data digits-diffusion`: a diffusion model forgets a class, beside one retrained without it."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from eupmu_jax.benchmark import diffusion
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
-from eupmu_jax.commands import demo, diffusion_page, document
+from eupmu_jax.commands import demo, diffusion_page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._alone import alone
@@ -57,12 +56,8 @@ def _run(forget, seed, out, console):
     with demo.progress_of(console) as progress:
 
         def train(description, ids, init_seed):
-            steps = diffusion.steps_of(ids, EPOCHS)
-            bar = progress.add_task(description, total=steps)
-            advance = functools.partial(progress.advance, bar)
-            model = diffusion.train(ids, init_seed, out / "models", EPOCHS, advance)
-            progress.update(bar, completed=steps)
-            return model
+            with demo.bar(progress, description, diffusion.steps_of(ids, EPOCHS)) as advance:
+                return diffusion.train(ids, init_seed, out / "models", EPOCHS, advance)
 
         original = train("original model", everything, seed)
         retrained = train("retrained model", retain_set.ids, seed + RETRAINED_SEED_OFFSET)
@@ -83,21 +78,21 @@ def _run(forget, seed, out, console):
         add("retrained", retrained.params, retrained.seconds)
         task = diffusion.task(original.params)
         for method in METHODS:
-            bar = progress.add_task(method, total=STEPS)
-            result = unlearn(
-                method,
-                task,
-                original.params,
-                forget_set,
-                retain_set,
-                steps=STEPS,
-                seed=seed,
-                forget_batch=FORGET_BATCH,
-                retain_batch=RETAIN_BATCH,
-                probes=PROBES,
-                warm=True,
-                on_step=functools.partial(progress.advance, bar),
-            )
+            with demo.bar(progress, method, STEPS) as advance:
+                result = unlearn(
+                    method,
+                    task,
+                    original.params,
+                    forget_set,
+                    retain_set,
+                    steps=STEPS,
+                    seed=seed,
+                    forget_batch=FORGET_BATCH,
+                    retain_batch=RETAIN_BATCH,
+                    probes=PROBES,
+                    warm=True,
+                    on_step=advance,
+                )
             more: dict[str, Any] = {"history": result.history}
             if (reached := result.level) is not None:
                 more |= {"level": {"target": reached.target, "limit": reached.limit}}
@@ -106,9 +101,7 @@ def _run(forget, seed, out, console):
             folder = out / "checkpoints" / method.replace(" ", "-")
             checkpoints.save(folder, result.params, {"method": method, "data": NAME, "forget": forget, "seed": seed})
 
-    rows = saved_rows.finite(rows)
-    saved_rows.replace(out / "rows.jsonl", rows)
-    document.write(out / "report.html", diffusion_page.render(rows, images))
+    rows = demo.saved(rows, out, lambda rows: diffusion_page.render(rows, images))
     demo.show(f"{NAME}: forget {forget}, seed {seed}", rows, [rows[-1]], diffusion_page, out, console)
     return rows
 

@@ -1,6 +1,5 @@
 """`eupmu demo --data persons`: a language model forgets persons, beside one that never learned about them."""
 
-import functools
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.text import Text
 from eupmu_jax.benchmark import answers, persons
 from eupmu_jax.benchmark import rows as saved_rows
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
-from eupmu_jax.commands import demo, document, persons_page
+from eupmu_jax.commands import demo, persons_page
 from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.metrics.rouge import rouge_l
 from eupmu_jax.training import checkpoints
@@ -50,10 +49,8 @@ def _run(seed, out, console):
     with demo.progress_of(console) as progress:
 
         def train(description, part, order):
-            bar = progress.add_task(description, total=persons.steps_of(part))
-            model = persons.train(part, order, out / "models", functools.partial(progress.advance, bar))
-            progress.update(bar, completed=persons.steps_of(part))
-            return model
+            with demo.bar(progress, description, persons.steps_of(part)) as advance:
+                return persons.train(part, order, out / "models", advance)
 
         original = train("original model", persons.joined(parts.forget, parts.retain), seed)
         retrained = train("retrained model", parts.retain, seed + RETRAINED_SEED_OFFSET)
@@ -69,26 +66,24 @@ def _run(seed, out, console):
         # What EUPMU steers to, and what it may not exceed.
         target = answers.error(persons.asked(), original.params, parts.held_out)
         sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in parts[:3]]
-        bar = progress.add_task(METHOD, total=STEPS)
-        result = unlearn(
-            METHOD,
-            persons.task(),
-            original.params,
-            *sets,
-            steps=STEPS,
-            seed=seed,
-            forget_batch=FORGET_BATCH,
-            retain_batch=RETAIN_BATCH,
-            probes=0,
-            on_step=functools.partial(progress.advance, bar),
-        )
+        with demo.bar(progress, METHOD, STEPS) as advance:
+            result = unlearn(
+                METHOD,
+                persons.task(),
+                original.params,
+                *sets,
+                steps=STEPS,
+                seed=seed,
+                forget_batch=FORGET_BATCH,
+                retain_batch=RETAIN_BATCH,
+                probes=0,
+                on_step=advance,
+            )
         add(METHOD, result.params, result.seconds, target=target, answers=_answers(result.params, parts))
         meta = {"method": METHOD, "data": NAME, "seed": seed}
         checkpoints.save(out / "checkpoints" / METHOD, result.params, meta)
 
-    rows = saved_rows.finite(rows)
-    saved_rows.replace(out / "rows.jsonl", rows)
-    document.write(out / "report.html", persons_page.render(rows))
+    rows = demo.saved(rows, out, persons_page.render)
     _print_answers(rows, console)
     demo.show(f"{NAME}: forget {persons.FORGOTTEN} persons, seed {seed}", rows, [rows[-1]], persons_page, out, console)
     return rows
