@@ -42,7 +42,7 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
     shape = {"objective": objective, "data": data, "model": model}
     for axis, size in shape.items():
         if not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{axis}: got {size}, expected an int of at least 1 device")
+            raise ValueError(f"{axis}: got {size}, expected at least 1 device, as an int")
     devices = jax.devices() if devices is None else devices
     if len(devices) < (count := math.prod(shape.values())):
         raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")

@@ -220,7 +220,7 @@ def _run():
         _end(str(error), 143)
     except OSError as error:
         # No space left, a folder that cannot be written, a file in the place of one.
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        _fail(f"{error.filename}: {error.strerror or error}" if error.filename else str(error))
     except UserFileError as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_INPUT)

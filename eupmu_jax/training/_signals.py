@@ -22,14 +22,19 @@ def stopping(directory: str | os.PathLike[str] | None) -> Iterator[tuple[list[in
         yield received, lambda count: False
         return
 
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if previous[signal.SIGINT] in (signal.SIG_IGN, signal.SIG_DFL, None):
+        # Who ignores Ctrl-C, as a process that others stop, still does.
+        del previous[signal.SIGINT]
+
     def receive(number, frame):
         received.append(number)
-        # The second one ends it at once.
-        signal.signal(signal.SIGINT, previous.get(signal.SIGINT, signal.getsignal(signal.SIGINT)))
+        if signal.SIGINT in previous:
+            # The second one ends it at once.
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    # Who handles Ctrl-C, or ignores it, still does.
-    ours = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-    previous = {number: signal.signal(number, receive) for number in ours}
+    for number in previous:
+        signal.signal(number, receive)
     try:
         yield received, lambda count: bool(received)
     finally:

@@ -92,7 +92,7 @@ def run(
       ValueError: For counts below 1; for a checkpoint of a run with other `meta`, of other structure or shapes, or of
         more steps; for a folder in which another process is at work; for batches that end too early.
       OSError: If a checkpoint cannot be written, as on a full disk. Of the last one that is a warning.
-      KeyboardInterrupt: After Ctrl-C, once the checkpoint is written.
+      KeyboardInterrupt: After Ctrl-C, once the checkpoint is written, or what else the program does about it.
     """
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
         if value < 1:
@@ -121,7 +121,8 @@ def run(
             with _written(directory, count, warns=count == last):
                 manager.wait_until_finished()
     if signal.SIGINT in received:
-        raise KeyboardInterrupt
+        # Now for whoever handles it otherwise.
+        signal.raise_signal(signal.SIGINT)
     return Progress(carry, count, stopped or bool(received))
 
 

@@ -199,7 +199,7 @@ def test_sizes_that_do_not_fit_are_named():
 
 @pytest.mark.parametrize("size", [(16, 16), (4, 16)])
 def test_an_image_of_another_size_is_named(model, size):
-    with pytest.raises(ValueError, match=rf"x: got shape \(2, {size[0]}, 16, 2\), expected height and width to be 8"):
+    with pytest.raises(ValueError, match=rf"x: got shape \(2, {size[0]}, 16, 2\), expected \(n, 8, 8, 2\)"):
         model(jnp.ones((2, *size, 2)), jnp.array([0, 5]), jnp.array([0, 1]))
 
 

@@ -80,6 +80,23 @@ def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(file, tmp_
     assert (tmp_path / "run" / "run" / "reached.json").exists()
 
 
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_steps_that_were_made(file, tmp_path):
+    # BUG: it ended at once, and the steps since the last checkpoint were lost.
+    command = f"unlearn mytask.py --forget ids.txt --out run {NUMBERS}"
+    process = start(command)
+    while not (tmp_path / "run" / "steps" / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert code == 130, said
+    assert said.strip().splitlines()[-1].startswith("eupmu: interrupted; what was finished is kept")
+    (made,) = (int(path.name) for path in (tmp_path / "run" / "steps").iterdir() if path.name.isdigit())
+    assert 0 < made < 100
+    assert ended(start(command)) == (0, "")
+
+
 def test_requests_keep_their_order_when_the_clock_goes_back(tmp_path, monkeypatch):
     class Clock(datetime.datetime):
         years = iter((2030, 1999))

@@ -129,7 +129,15 @@ def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
-def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """What a program does about it that does nothing special; processes that run tests in parallel ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(ctrl_c, tmp_path):
     # BUG: the steps since the last checkpoint were lost, all of them in a run shorter than `save_every`.
     before = signal.getsignal(signal.SIGINT)
     whole = run(tmp_path / "whole", 12)
@@ -143,7 +151,7 @@ def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(tmp_path):
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
-def test_the_second_ctrl_c_ends_a_run_at_once(tmp_path):
+def test_the_second_ctrl_c_ends_a_run_at_once(ctrl_c, tmp_path):
     def log(count, metrics):
         if count == 5:
             os.kill(os.getpid(), signal.SIGINT)
