@@ -84,7 +84,7 @@ def run(
         raise ValueError(f"workers: got {workers}, expected a number of processes, or 0 for one on each core")
     training, unlearning = jobs_of(name, forget, methods, seeds)
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with alone(out, shared=True):
         place = jobs.Place(out, command)
         counted = place.read()
         unlearning = [job for job in unlearning if jobs.missing(job, counted)]

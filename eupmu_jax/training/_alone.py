@@ -11,11 +11,16 @@ ALONE_SECONDS = 0.5
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: str = "out") -> Iterator[None]:
-    """Holds the lock of a folder, which is there; processes that this one begins hold it too, until they are gone.
+def alone(folder: Path, name: str = "out", *, shared: bool = False) -> Iterator[None]:
+    """Holds the lock of a folder.
+
+    Args:
+      folder: It is there.
+      name: The argument that is blamed.
+      shared: Whether processes that this one begins may hold the lock too, each for itself, until they are gone.
 
     Raises:
-      ValueError: If another process holds it; `name` is the argument that is blamed.
+      ValueError: If another process holds it.
     """
     try:
         import fcntl
@@ -36,7 +41,6 @@ def alone(folder: Path, name: str = "out") -> Iterator[None]:
                 break
         else:
             raise ValueError(f"{name}: another run is at work in {folder}; expected a folder of its own")
-        with contextlib.suppress(OSError):
-            # Shared from here on, or no process that this one begins could hold it.
+        if shared:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield
