@@ -34,7 +34,10 @@ footer { color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: 
   .wrap td { white-space: normal; } i { margin-right: 4px; }
   .figure { overflow-x: auto; } .figure svg { min-width: 640px; }
 }
-@media print { body { margin: 0; max-width: none; } h2, .figure { break-inside: avoid; } }
+@media print {
+  body { margin: 0; max-width: none; } h2, .figure { break-inside: avoid; } .wide { overflow: visible; }
+  th, td { padding: 4px 5px; font-size: 11px; white-space: normal; }
+}
 """
 
 

@@ -55,7 +55,7 @@ def unlearn(
     config, console = config or toml.beside(file), Console()
     asked = toml.asked(config, limit=limit, **numbers)
     if config is not None:
-        console.print(f"Numbers of the run: {config}", highlight=False, soft_wrap=True)
+        console.print(f"Numbers of the run: {config}", highlight=False, markup=False, soft_wrap=True)
     wanted = asked_for(forget, request, ledger)
     with own_errors(file):
         met = command.run(file, wanted, out, after, asked, command_line(), console, retrain)
@@ -128,7 +128,10 @@ def verify(report: Path, file: Path) -> None:
     if wrong:
         print("\n".join(wrong))
         sys.exit(AUDIT_FAILED)
-    print("All hashes and figures are as reported.")
+    print(
+        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device and the "
+        "command cannot be computed again; the page is made from the report."
+    )
 
 
 def init(file: Path = Path("mytask.py")) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import deletion
+from eupmu_jax.service.ids import digest_of_ids
 from eupmu_jax.training import levels
 from eupmu_jax.training._aim import aim_of
-from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._reached import Reached, reached, within
 from eupmu_jax.training._watch import retain_figures
@@ -56,7 +56,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
         met, telling = deletion.judged(own, start, end, level, sets)
         flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
     wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
-    if digest(np.array(asked["positions"], np.int64)) != asked["ids"]:
+    if digest_of_ids(np.array(asked["positions"], np.int64)) != asked["ids"]:
         wrong.append("ids: the positions are not those of the hash")
     return wrong
 

@@ -169,7 +169,9 @@ def check_shadows(shadows: Sequence, count: int) -> list[np.ndarray]:
         if not isinstance(shadow, tuple) or len(shadow) != 2:
             raise ValueError(f"shadows: got {type(shadow).__name__} as number {number}, {wanted}")
         ids = np.asarray(shadow[1])
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (len(ids) and not 0 <= ids.min() <= ids.max() < count):
+        if not ids.size:
+            raise ValueError(f"shadows: got no positions as number {number}, {wanted}")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 0 <= ids.min() <= ids.max() < count:
             raise ValueError(f"shadows: got positions of number {number} outside of the data, {wanted}")
         seen.append(np.isin(np.arange(count), ids))
     return seen

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
+from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax.service import deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
@@ -14,11 +15,14 @@ from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._warn import shared
 from eupmu_jax.training.classes import classes_to_go, labels_of
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 # Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
 COMPARED = 0.8
+# Of the held-out examples; where more are in the data too, nothing can be told from unseen data.
+OVERLAP = 0.1
 BITS = (8, 4)
 
 
@@ -42,9 +46,9 @@ def make(path: Path, out: Path) -> dict:
       forgotten and of the retained examples, `canaries` and with shadow models `lira` of the forgotten, each beside
       held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
       retained examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or
-      group; `earlier`: what earlier runs forgot, under the parameters of this one. Classes that are to go have an
-      attack of their own, beside held-out examples of these classes. What the run says that it reached is measured
-      again, and a record that says something else fails.
+      group; `earlier`: what earlier runs forgot, under the parameters of this one; `overlap`: how many held-out
+      examples the data have, too. Classes that are to go have an attack of their own, beside held-out examples of these
+      classes. What the run says that it reached is measured again, and a record that says something else fails.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
@@ -74,7 +78,7 @@ def make(path: Path, out: Path) -> dict:
     if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
     sides, gone = {"forgotten": forget, "retained": retain}, classes_to_go(task, data, retain)
-    shadows = Shadows(task, own.get("shadows") or (), data, ids, unseen, gone)
+    shadows = Shadows(task, _listed(own.get("shadows"), start), data, ids, unseen, gone)
     audited: dict[str, Any] = {name: of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
@@ -83,7 +87,8 @@ def make(path: Path, out: Path) -> dict:
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.is_rate
-    verdict, reasons = _verdict(audited, reached, unseen is not None)
+    audited["overlap"] = 0 if unseen is None else sum(shared(unseen, part) for part in (forget, retain))
+    verdict, reasons = _verdict(audited, reached, unseen)
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
     more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
     if more := more + _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
@@ -92,8 +97,24 @@ def make(path: Path, out: Path) -> dict:
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 
-def _verdict(audited, reached, has_unseen):
+def _listed(shadows, params):
+    """The shadow models that the user's file has, if any, each of the shapes of the parameters."""
+    wanted = "expected a list of pairs of parameters and the positions in the data that they were trained on"
+    if shadows is None:
+        return []
+    try:
+        listed = list(shadows)
+    except TypeError:
+        raise ValueError(f"shadows: got {type(shadows).__name__}, {wanted}") from None
+    for number, shadow in enumerate(listed):
+        if isinstance(shadow, tuple) and len(shadow) == 2:
+            check_same_shapes(f"shadows, number {number}", shadow[0], "params", params)
+    return listed
+
+
+def _verdict(audited, reached, unseen):
     """The verdict, and the reasons for it in words."""
+    has_unseen, overlap = unseen is not None, audited["overlap"]
     level, retrained = reached["level"], audited.get("retrained")
     reasons = [] if level["kept"] else ["The retain error is above its limit."]
     if not has_unseen and retrained is None:
@@ -112,6 +133,9 @@ def _verdict(audited, reached, has_unseen):
     for bits, errors in audited["rounding"].items():
         if errors["forgotten"]["high"] < min(error["low"], least):
             reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
+    if not reasons and has_unseen and overlap > OVERLAP * len(unseen):
+        known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
+        return INCONCLUSIVE, [f"{known}: they are not unseen."]
     return (FAILED, reasons) if reasons else (PASSED, [])
 
 
@@ -164,6 +188,8 @@ def _remarks(audited, level, has_unseen, staying):
         remarks.append(
             f"Of the classes to go, an attack by the loss tells the forgotten from unseen examples: {_auc(going)}."
         )
+    if audited["overlap"]:
+        remarks.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
     if "relearning" not in audited["unlearned"]:
         remarks.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
     return remarks

@@ -12,12 +12,13 @@ import numpy as np
 from eupmu_jax.benchmark.rows import provenance
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import folder, records, user_file
-from eupmu_jax.service.ids import NAMED
+from eupmu_jax.service.ids import NAMED, digest_of_ids
 from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._faults import check_readable
 from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training._reached import Reached
 from eupmu_jax.training._way import MOST
@@ -85,6 +86,7 @@ def run(
         wanted = wanted if own["task"].is_rate else "a number above 0, in hundredths of the error"
         raise ValueError(f"limit: got {asked.limit}, expected {wanted}")
     data = as_examples("data", own["data"])
+    check_readable("out", out)
     data_digest = user_file.data_digest(data)
     params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
     if len(again := np.intersect1d(ids, folder.positions_of(earlier))):
@@ -95,7 +97,7 @@ def run(
     record = asked._asdict() | {
         "method": METHOD,
         "data": data_digest,
-        "ids": digest(ids),
+        "ids": digest_of_ids(ids),
         "positions": ids.tolist(),
         "params": digest(params),
         "earlier": earlier,

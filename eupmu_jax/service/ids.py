@@ -1,5 +1,6 @@
 """Files of ids: which examples of a data set are meant, one position in a line."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -51,3 +52,8 @@ def read_ids(path: Path, count: int) -> np.ndarray:
     if not found:
         raise ValueError(f"ids: {path} has no positions, expected at least one")
     return np.sort(np.fromiter(found, np.int64, len(found)))
+
+
+def digest_of_ids(ids: np.ndarray) -> str:
+    """SHA-256 of positions, whatever their order: the same in the ledger, in a run's records and in its report."""
+    return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()

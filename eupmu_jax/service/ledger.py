@@ -7,7 +7,6 @@ deleted from a ledger; a kill at any moment leaves a request whole or absent.
 import collections
 import contextlib
 import datetime
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eupmu_jax.service.ids import NAMED
+from eupmu_jax.service.ids import NAMED, digest_of_ids
 
 STATES = ("open", "unlearned", "infeasible")
 # The step from each version of the schema to the next; the number of the version is that of the steps made. The columns
@@ -160,7 +159,7 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
     Raises:
       ValueError: For positions some of which an earlier request has; nothing is added then.
     """
-    digest = hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
+    digest = digest_of_ids(ids)
     with transaction(connection):
         earlier = connection.execute(
             "SELECT number FROM request WHERE data = ? AND digest = ?", (data, digest)

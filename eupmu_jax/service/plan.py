@@ -113,7 +113,7 @@ def of_other_data(numbers: Sequence[int]) -> str:
     some = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
     return (
         f"Requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
-        "keeps their examples from being learned again; leave them out of the data."
+        "keeps their examples from being learned again; leave them out of the data, if they are in it."
     )
 
 

@@ -177,13 +177,15 @@ def _warn_of_few(task, level):
 
 
 def _chance(task, params, forget, gone):
-    """The error of chance: of a classifier, or 1 of other rates and of errors up to 1. Of others nobody knows it."""
+    """The error of chance: of a classifier, or 1 of other rates and of errors of 0 and 1. Of others nobody knows it."""
     if task.num_classes is not None:
         # Of a class that is to go, none should be recognised.
         labels = labels_of(task, forget)
         share = 0 if labels is None else float(np.mean(np.isin(labels, list(gone))))
         return 1 - (1 - share) / task.num_classes
-    known = task.is_rate or (task.error is not None and np.all(figures_of(task, params, forget, MOST)[0] <= 1))
+    # That a model has small errors on what it learned says nothing of their unit.
+    of_forget = lambda: figures_of(task, params, forget, MOST)[0]
+    known = task.is_rate or (task.error is not None and np.isin(of_forget(), (0, 1)).all())
     return 1.0 if known else UNLIMITED
 
 

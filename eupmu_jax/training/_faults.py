@@ -1,7 +1,8 @@
-"""Errors in which a checkpoint cannot be read although nothing is wrong with it."""
+"""Folders whose checkpoints cannot be read, and errors in which nothing is wrong with a checkpoint."""
 
 import errno
 import os
+from pathlib import Path
 
 PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 # As JAX and what writes its arrays put them into words.
@@ -19,3 +20,16 @@ def is_passing(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def check_readable(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` for a folder in whose path Orbax would look for a pattern, and not find what it wrote.
+
+    >>> check_readable("out", "runs/request 17")
+    >>> check_readable("out", "/runs/request[17]")
+    Traceback (most recent call last):
+    ValueError: out: got /runs/request[17], expected a path without any of [ ] * ?
+    """
+    where = str(path) if "://" in str(path) else str(Path(path).absolute())
+    if set("[]*?") & set(where):
+        raise ValueError(f"{name}: got {path}, expected a path without any of [ ] * ?")

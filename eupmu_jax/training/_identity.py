@@ -58,7 +58,8 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
     for loss in (*errors, task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
         # Where a function lies in memory is another place in every process.
-        found.update(re.sub("0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+        text = program.jaxpr.pretty_print(use_color=False)
+        found.update(re.sub("0x[0-9a-f]+", "", text).encode())
         found.update(digest(program.consts).encode())
     return found.hexdigest()
 

@@ -20,14 +20,14 @@ logger = logging.getLogger("eupmu_jax")
 
 def of_overlap(sets: Sets, held_out=None) -> None:
     """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
-    if both := _shared(sets.forget, sets.retain):
+    if both := shared(sets.forget, sets.retain):
         logger.warning(
             "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
             both,
             len(sets.forget),
         )
     for name, part in (("forget", sets.forget), ("retain", sets.retain)):
-        if held_out is not None and (both := _shared(held_out, part)):
+        if held_out is not None and (both := shared(held_out, part)):
             logger.warning(
                 "held_out: %d of the %d examples are, or equal, some to %s; the level of unseen data is that of data "
                 "which the model never saw",
@@ -37,8 +37,8 @@ def of_overlap(sets: Sets, held_out=None) -> None:
             )
 
 
-def _shared(some, others):
-    """How many of some examples are among others; 0 where either is a source."""
+def shared(some, others):
+    """How many of some examples are, or equal, some of others; 0 where either is a source."""
     if not all(isinstance(part, Examples) for part in (some, others)):
         return 0
     # Sums of their bytes tell nearly all apart, and are quick; what is left is compared whole.

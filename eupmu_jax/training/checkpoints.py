@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import is_passing
+from eupmu_jax.training._faults import check_readable, is_passing
 from eupmu_jax.training._inputs import check_storable
 
 _DIGEST = "sha256"
@@ -29,8 +29,9 @@ def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new.
 
     Raises:
-      ValueError: For a leaf without a number, which no checkpoint can hold.
+      ValueError: For a leaf without a number, which no checkpoint can hold, or a folder that could not be read again.
     """
+    check_readable("directory", directory)
     check_storable(params)
     meta = meta | {_DIGEST: digest(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)

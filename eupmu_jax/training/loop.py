@@ -22,7 +22,7 @@ import numpy as np
 
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import is_passing
+from eupmu_jax.training._faults import check_readable, is_passing
 from eupmu_jax.training._signals import stopping
 from eupmu_jax.training.mesh.placement import Carry
 
@@ -97,6 +97,8 @@ def run(
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
+    if directory is not None:
+        check_readable("directory", directory)
     on_device = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
     carry, last, history = jax.tree.map(on_device, carry), first + steps, {} if history is None else history
     meta = _identity(carry, meta or {})

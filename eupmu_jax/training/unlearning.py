@@ -93,8 +93,8 @@ def unlearn(
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set; a class, or a condition of a diffusion model, that the retain set lacks
         is to go. Without any the level is `task.unknown` of the forget set where the task has that, else chance
-        (1 - 1 / classes, 1 of other rates and errors up to 1; else there is no level), which is logged. Their figures
-        are reported beside the others.
+        (1 - 1 / classes, 1 of other rates and of errors that are all 0 or 1; else there is no level), which is logged.
+        Their figures are reported beside the others.
       steps: Optimizer steps.
       settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
         takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`).

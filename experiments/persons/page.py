@@ -27,7 +27,7 @@ KINDS = ("forgotten", "retained", "the world")
 def blocks() -> dict[str, str]:
     """Figures of every model under the first seed, the best above, what is said of them, and answers.
 
-    And the figures of the models that have rows of every seed, if there are several.
+    And the figures of the models that have rows of several seeds.
     """
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
     first = _first(found)
@@ -154,14 +154,13 @@ def _off(found, row):
 
 
 def _over_seeds(found):
-    """Means of the models that have rows of all seeds, with the forget quality of each."""
-    seeds = sorted({row["seed"] for row in found})
-    keys = [key for key in _keys(found) if len(_of(found, key)) == len(seeds)]
+    """Means of the models that have rows of several seeds, with the forget quality of each."""
     mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
-    by_seed = lambda key: ", ".join(f"{_quality(found, row):.1f}" for row in mine(key))
-    kept = lambda key: f"{sum(_keeps(found, row) for row in mine(key))} of {len(seeds)}"
+    keys = [key for key in _keys(found) if len(mine(key)) > 1]
+    by_seed = lambda key: ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine(key))
+    kept = lambda key: f"{sum(_keeps(found, row) for row in mine(key))} of {len(mine(key))}"
     lines = [[_name(key), *_figures(found, key), by_seed(key), kept(key)] for key in keys]
-    return parts.table(["", *HEAD, f"quality, seeds {', '.join(map(str, seeds))}", "utility kept"], lines)
+    return parts.table(["", *HEAD, "quality by seed", "utility kept"], lines)
 
 
 def _said(found):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -290,6 +291,34 @@ shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
     found = json.loads((out / "audit.json").read_text())
     assert found["original"]["lira"]["low"] > found["original"]["attacks"]["forgotten"]["auc"]
     assert "An attack with shadow models tells the forgotten" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_held_out_examples_that_the_model_learned_decide_nothing(file, monkeypatch, capsys):
+    # BUG: nothing was forgotten, the aim reached, the audit passed, and the report found no trace.
+    before = file.read_text()
+    file.write_text(f"{before}held_out = data\n")
+    assert eupmu_audit(monkeypatch, run(file, steps=1), "mytask.py") == 5
+    assert "300 of 300 held-out examples are, or equal, some of the data: they are not" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("shadows = 5", "shadows: got int, expected a list of pairs of parameters and the positions"),
+        ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected pairs"),
+        ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected pairs"),
+        ("shadows = iter([({}, [1])])", "shadows, number 0: structure PyTreeDef({}) differs from that of params"),
+        ("groups = [None] * 150 + ['b'] * 150", "groups: got None for example 0, expected a group for each"),
+        ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
+    ],
+)
+def test_what_no_shadow_model_and_no_group_is_is_named(file, lines, message):
+    # BUG: these ended in errors of Python and NumPy.
+    file.write_text(file.read_text() + lines + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        audit.make(file, run(file, steps=2))
 
 
 @pytest.mark.slow

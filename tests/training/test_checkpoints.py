@@ -90,3 +90,19 @@ def test_a_damaged_model_of_the_cache_is_made_again(tmp_path):
     with pytest.warns(UserWarning, match="it is made again"):
         again = train()
     chex.assert_trees_all_equal(again.params, whole.params)
+
+
+def test_a_folder_that_could_not_be_read_again_is_refused(tmp_path):
+    # BUG: Orbax took brackets for a pattern, wrote parameters that could not be read, and said nothing.
+    with pytest.raises(ValueError, match=r"^directory: got .*req\[17\], expected a path without any of"):
+        checkpoints.save(tmp_path / "req[17]", {"w": np.ones(2)}, {})
+    assert not (tmp_path / "req[17]").exists()
+
+
+def test_scalars_come_back_and_what_no_checkpoint_holds_is_named(tmp_path):
+    # BUG: a scalar of NumPy was written and then called damaged.
+    params = {"w": np.ones(2, np.float32), "s": np.float32(1.5)}
+    checkpoints.save(tmp_path / "run", params, {})
+    assert float(checkpoints.load(tmp_path / "run", params)[0]["s"]) == 1.5
+    with pytest.raises(ValueError, match=r"which no checkpoint can hold"):
+        checkpoints.save(tmp_path / "empty", {"w": np.ones((0, 2))}, {})

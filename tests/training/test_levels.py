@@ -10,9 +10,9 @@ from scipy import stats
 import eupmu_jax as eupmu
 from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
-from eupmu_jax.tasks import as_examples
+from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import fitting, levels
-from eupmu_jax.training._aim import Aim
+from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._reached import reached
 from eupmu_jax.training.levels import compare
@@ -350,3 +350,19 @@ def test_without_held_out_data_a_class_that_is_to_go_is_not_brought_to_chance():
     of = lambda *labels: {"inputs": np.eye(4, dtype=np.float32)[list(labels)], "labels": np.array(labels)}
     found = eupmu.unlearn("EUPMU", task, 9 * jnp.eye(4), of(3, 3, 2, 2), of(0, 1, 2), steps=1).level
     assert (found.target, found.source) == (pytest.approx((1 + 0.75) / 2), "chance")
+
+
+@pytest.mark.parametrize(("scale", "known"), [(0.01, False), (1.0, True)])
+def test_small_errors_on_what_was_learned_say_nothing_of_chance(scale, known):
+    # BUG: a regression that knew its data to less than 1 was told that 1 is chance, in whatever unit.
+    inputs = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    data = {"inputs": inputs, "targets": scale * (inputs[:, 0] > 0)}
+    task = Task(
+        outputs=lambda params, batch, key: batch["inputs"] @ params,
+        retain=lambda outputs, batch: jnp.mean((outputs[:, 0] - batch["targets"]) ** 2),
+        forget={"ascent": lambda outputs, batch: -jnp.mean((outputs[:, 0] - batch["targets"]) ** 2)},
+        error=lambda outputs, batch: batch["targets"],
+    )
+    sets = Sets(*(as_examples("data", data) for _ in range(2)), None)
+    found = aim_of(task, jnp.ones((1, 1)), sets, None, None)
+    assert (found.target == 1.0) is known

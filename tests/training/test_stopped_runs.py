@@ -3,15 +3,18 @@
 import functools
 import os
 import signal
+import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eupmu_jax import unlearn
-from eupmu_jax.tasks import classification
+from eupmu_jax.tasks import as_examples, classification
 from eupmu_jax.training import _clock, _ready
+from eupmu_jax.training._identity import digest_of_losses
 
 from .conftest import FROZEN, SETTINGS, TASK, apply
 
@@ -187,3 +190,15 @@ def test_another_base_under_the_same_adapters_makes_another_run(digits, tmp_path
     chex.assert_trees_all_equal(begin(digits.params, on_step=pytest.fail).params, first.params)
     with pytest.raises(ValueError, match=r"^directory: .* holds another run; got model"):
         begin({**digits.params, "hidden": digits.params["hidden"] * 1.1})
+
+
+def test_a_terminal_makes_no_other_run(monkeypatch):
+    # BUG: JAX colours programs that it prints for a terminal, and a run begun there did not go on in a pipe.
+    batch = {"inputs": np.ones((4, 64), np.float32), "labels": np.zeros(4, int)}
+    params = {"hidden": np.ones((64, 2), np.float32), "head": np.ones((2, 10), np.float32)}
+    found = []
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        task = classification(lambda p, x: jnp.tanh(x @ p["hidden"]) @ p["head"], 10)
+        found.append(digest_of_losses(task, params, as_examples("forget", batch), ["bounded_ascent"], True))
+    assert found[0] == found[1]
