@@ -87,8 +87,11 @@ def make(path: Path, out: Path) -> dict:
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.is_rate
-    audited["overlap"] = 0 if unseen is None else sum(shared(unseen, part) for part in (forget, retain))
-    verdict, reasons = _verdict(audited, reached, unseen)
+    overlap = audited["overlap"] = 0 if unseen is None else sum(shared(unseen, part) for part in (forget, retain))
+    verdict, reasons = _verdict(audited, reached, unseen is not None)
+    if verdict == PASSED and unseen is not None and overlap > OVERLAP * len(unseen):
+        known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
+        verdict, reasons = INCONCLUSIVE, [f"{known}: they are not unseen."]
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
     more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
     if more := more + _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
@@ -112,9 +115,8 @@ def _listed(shadows, params):
     return listed
 
 
-def _verdict(audited, reached, unseen):
+def _verdict(audited, reached, has_unseen):
     """The verdict, and the reasons for it in words."""
-    has_unseen, overlap = unseen is not None, audited["overlap"]
     level, retrained = reached["level"], audited.get("retrained")
     reasons = [] if level["kept"] else ["The retain error is above its limit."]
     if not has_unseen and retrained is None:
@@ -133,9 +135,6 @@ def _verdict(audited, reached, unseen):
     for bits, errors in audited["rounding"].items():
         if errors["forgotten"]["high"] < min(error["low"], least):
             reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
-    if not reasons and has_unseen and overlap > OVERLAP * len(unseen):
-        known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
-        return INCONCLUSIVE, [f"{known}: they are not unseen."]
     return (FAILED, reasons) if reasons else (PASSED, [])
 
 
@@ -188,7 +187,7 @@ def _remarks(audited, level, has_unseen, staying):
         remarks.append(
             f"Of the classes to go, an attack by the loss tells the forgotten from unseen examples: {_auc(going)}."
         )
-    if audited["overlap"]:
+    if audited.get("overlap"):
         remarks.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
     if "relearning" not in audited["unlearned"]:
         remarks.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
