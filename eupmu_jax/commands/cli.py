@@ -63,6 +63,7 @@ def plan(
     config: Path | None = None,
     ledger: Path = LEDGER,
     epochs: int = 0,
+    after: Path | None = None,
     topology: str = "v5e:16x16",
     model: str = "7b",
     step: str = "explicit",
@@ -85,6 +86,7 @@ def plan(
         config: With a file: a TOML file of the numbers of a run; by default mytask.toml beside mytask.py.
         ledger: With a file: the SQLite file of all requests.
         epochs: With a file: passes over the data that training took, for the share of retraining.
+        after: With a file: folder of the run that this one would go on from.
         topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
         model: Size of a decoder, tiny, 135m, 1b, 7b, 8b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
@@ -109,6 +111,7 @@ def plan(
                 toml.asked(config or toml.beside(file)),
                 ledger,
                 epochs,
+                after,
                 console,
             )
         return

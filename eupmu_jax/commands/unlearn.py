@@ -87,13 +87,19 @@ def _warn_of_other_data(connection, number, console):
 
 
 def plan(
-    file: Path, forget: "Path | tuple[Path, int]", asked: deletion.Asked, requests: Path, epochs: int, console: Console
+    file: Path,
+    forget: "Path | tuple[Path, int]",
+    asked: deletion.Asked,
+    requests: Path,
+    epochs: int,
+    after: Path | None,
+    console: Console,
 ) -> None:
     """Prints what `run` would take; see `service.plan.make`."""
     own = user_file.load(file, deletion.NEEDED)
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
     with console.status("compiling a step"):
-        made = planned.make(own, ids, asked, requests=requests, number=number, epochs=epochs)
+        made = planned.make(own, ids, asked, requests=requests, number=number, epochs=epochs, after=after)
     console.print(planned.said(made), highlight=False, markup=False, soft_wrap=True)
 
 

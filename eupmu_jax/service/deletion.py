@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import numpy as np
 
@@ -88,12 +89,7 @@ def run(
     data = as_examples("data", own["data"])
     check_readable("out", out)
     data_digest = user_file.data_digest(data)
-    params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
-    if len(again := np.intersect1d(ids, folder.positions_of(earlier))):
-        some = ", ".join(map(str, again[:NAMED]))
-        raise ValueError(f"ids: got {some}, which an earlier run forgot, expected positions that are still retained")
-    if len(ids) + len(folder.positions_of(earlier)) == len(data):
-        raise ValueError(f"ids: got all {len(data)} examples, expected some to retain")
+    params, earlier = beginning(own, data_digest, len(data), ids, after)
     record = asked._asdict() | {
         "method": METHOD,
         "data": data_digest,
@@ -131,6 +127,27 @@ def run(
             reached |= {"returned": _returned(own["task"], params, data, earlier)}
             records.write(out / "reached.json", reached | origin)
         return records.read(out / "reached.json", "reached")
+
+
+def beginning(
+    own: Mapping[str, Any], data_digest: str, count: int, ids: np.ndarray, after: Path | None
+) -> tuple[chex.ArrayTree, list[dict]]:
+    """The parameters that a run begins with, and what runs before it forgot, as records have it.
+
+    Args:
+      own, ids, after: As in `run`.
+      data_digest, count: Of the data.
+
+    Raises:
+      ValueError: For positions of which an earlier run forgot some, or where nothing would be retained.
+    """
+    params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
+    if len(again := np.intersect1d(ids, folder.positions_of(earlier))):
+        some = ", ".join(map(str, again[:NAMED]))
+        raise ValueError(f"ids: got {some}, which an earlier run forgot, expected positions that are still retained")
+    if len(ids) + len(folder.positions_of(earlier)) == count:
+        raise ValueError(f"ids: got all {count} examples, expected some to retain")
+    return params, earlier
 
 
 def limited(asked: Asked, task: Task) -> Asked:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eupmu_jax.service import deletion, ledger, user_file
+from eupmu_jax.service import deletion, folder, ledger, user_file
 from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import as_examples, check_task
 from eupmu_jax.training.footprint import footprint
@@ -25,6 +25,7 @@ def make(
     requests: Path | None = None,
     number: int = 0,
     epochs: int = 0,
+    after: Path | None = None,
     device_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Plans a run of `deletion.run`; reads alone.
@@ -36,6 +37,7 @@ def make(
       requests: A ledger, to look for earlier requests of the same examples; one that is not there has none.
       number: Of the request that these positions are, if they are one.
       epochs: Passes over the data that training took; 0 if unknown.
+      after: Folder of the run that this one would go on from.
       device_bytes: Memory of the device; None asks it.
 
     Returns:
@@ -50,17 +52,14 @@ def make(
     if epochs < 0:
         raise ValueError(f"epochs: got {epochs}, expected a number of passes over the data, or 0 if it is not known")
     data = as_examples("data", own["data"])
-    forget, retain = deletion.parts(data, ids, np.empty(0, np.int64))
+    params, earlier = deletion.beginning(own, user_file.data_digest(data), len(data), ids, after)
+    forget, retain = deletion.parts(data, ids, folder.positions_of(earlier))
     held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
-    if len(retain) == 0:
-        raise ValueError(f"ids: got all {len(data)} examples, expected some to retain")
 
     def of_batches(forget_batch, retain_batch):
         sizes = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
         settings = deletion.settings_of(deletion.limited(asked, own["task"]).limit)
-        return footprint(
-            deletion.METHOD, own["task"], own["params"], forget, retain, held_out, settings=settings, **sizes
-        )
+        return footprint(deletion.METHOD, own["task"], params, forget, retain, held_out, settings=settings, **sizes)
 
     available = device_bytes or memory_of_device()
     found = of_batches(asked.forget_batch, asked.retain_batch)

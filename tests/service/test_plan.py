@@ -107,6 +107,18 @@ def test_it_names_what_a_run_has_to_go_on_from(file, tmp_path):
     assert "1 (the latest is request 1). `eupmu unlearn --after RUN` goes on" in plan.said(made)
 
 
+@pytest.mark.slow
+def test_what_an_earlier_run_forgot_is_retained_no_more(file, tmp_path):
+    # BUG: a run after another was planned as if it were the first.
+    own = user_file.load(file, deletion.NEEDED)
+    deletion.run(own, IDS, tmp_path / "run", ASKED._replace(steps=1), "a command")
+    rest = np.arange(60, 70)
+    made = plan.make(own, rest, ASKED, after=tmp_path / "run")
+    assert made["examples"]["retain"] == plan.make(own, rest, ASKED)["examples"]["retain"] - len(IDS)
+    with pytest.raises(ValueError, match=r"^ids: got 0, .*, which an earlier run forgot"):
+        plan.make(own, IDS, ASKED, after=tmp_path / "run")
+
+
 def test_it_says_with_what_an_audit_can_compare(file):
     assert "compare with held-out data." in plan.said(make(file))
     file.write_text(file.read_text() + "held_out = None\nretrain = print\n")
