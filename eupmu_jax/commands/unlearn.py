@@ -161,6 +161,8 @@ def said(reached: dict, out: Path) -> str:
         )
     for number in reached.get("returned", ()):
         end += f" What run {number} of those before forgot is known again."
+    if reached.get("returned"):
+        end += " A run without --after, whose --forget has the positions of both, forgets them together."
     aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
