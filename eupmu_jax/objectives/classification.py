@@ -62,6 +62,7 @@ def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> ch
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: got {num_classes}, expected at least 2: a wrong label must exist")
+    labels = jnp.asarray(labels)
     # A draw from one class fewer, moved past the truth: no sum that could overflow a small integer type.
     drawn = jax.random.randint(key, labels.shape, 0, num_classes - 1, dtype=labels.dtype)
     return drawn + (drawn >= labels).astype(labels.dtype)

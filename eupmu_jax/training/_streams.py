@@ -20,6 +20,7 @@ def paired_batches(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Positions in the forget and the retain set for every step from `start` on, the same whenever it is asked for."""
     rng = np.random.default_rng(seed)
+    # What a run is watched on was drawn first.
     sample_positions(counts, rng)
     streams = [id_batches(np.arange(count), size, rng) for count, size in zip(counts, sizes, strict=True)]
     step = 0

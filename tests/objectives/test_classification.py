@@ -110,6 +110,11 @@ def test_random_labels_are_wrong_labels_whatever_the_dtype(dtype, classes):
     assert len(jnp.unique(drawn)) == classes - 1
 
 
+def test_labels_of_numpy_have_64_bits_and_give_no_warning():
+    drawn = random_labels(jax.random.key(0), np.arange(10), 10)
+    assert not jnp.any(drawn == jnp.arange(10))
+
+
 def test_a_wrong_label_must_exist():
     with pytest.raises(ValueError, match=r"^num_classes: got 1"):
         random_labels(jax.random.key(0), jnp.zeros(3, jnp.int32), 1)
