@@ -51,8 +51,7 @@ def boundary_shrink(task, terms, settings) -> Procedure:
     y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class that x' is given, whether or not x'
     crossed a boundary, so that y' may be the truth and teach what should be forgotten; here it is the best of the
     others. Inputs must lie in [0, 1]: where some of 1,000 examples, spread over the forget set, do not, a run raises
-    `ValueError`. The authors round x' to 8 bits; epsilon is 0.1 and
-    the learning rate 1e-5.
+    `ValueError`. The authors round x' to 8 bits; epsilon is 0.1 and the learning rate 1e-5.
 
     A step costs the original model two forward passes and a backward pass to the inputs, and the student one of each.
     The backward pass to the inputs makes no gradients of parameters, but is counted as a whole one.

@@ -14,6 +14,8 @@ GAP_METRICS = ("UA", "RA", "TA", "MIA")
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Percentage of rows of `logits` `(N, C)` whose largest entry is at `labels` `(N,)`; ties go to the lower class.
 
+    Raises `ValueError` for labels that are no classes, as do the next two.
+
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
     50.0
     """

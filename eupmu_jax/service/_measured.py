@@ -54,8 +54,9 @@ def _to_go(task, forgotten, unseen, gone):
 class Shadows:
     """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
 
-    def __init__(self, task, shadows, data, ids, unseen, gone):
-        self.seen, self.parts = attacks.check_shadows(shadows, len(data)), None
+    def __init__(self, task, shadows, params, data, ids, unseen, gone):
+        models = attacks.checked_shadows(shadows, len(data), params)
+        self.seen, self.parts = [seen for _, seen in models], None
         ids = ids[spread(len(ids), MOST)]
         if self.seen and unseen is not None:
             self.parts = alike(task, part_of(data, ids), unseen, gone)
@@ -63,7 +64,7 @@ class Shadows:
             return
         positions = data.ids[ids] if isinstance(data, Examples) else ids
         ids = ids[np.isin(positions, self.parts[0].ids)]
-        self.losses = [np.stack([_losses(task, params, part) for params, _ in shadows]) for part in self.parts]
+        self.losses = [np.stack([_losses(task, params, part) for params, _ in models]) for part in self.parts]
         self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
 
     def figures(self, task, params):

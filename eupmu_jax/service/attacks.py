@@ -1,9 +1,12 @@
 """Attacks of an audit: can some examples be told from those that a model never saw?"""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import chex
 import numpy as np
+
+from eupmu_jax._stack.checks import check_same_shapes
 
 # Of the bound on epsilon, and of the intervals.
 SIGNIFICANCE = 0.05
@@ -157,21 +160,29 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
     return scores
 
 
-def check_shadows(shadows: Sequence, count: int) -> list[np.ndarray]:
-    """Which of `count` examples each shadow model learned: bools `(count,)`.
+def checked_shadows(shadows: Any, count: int, params: chex.ArrayTree) -> list[tuple[chex.ArrayTree, np.ndarray]]:
+    """The parameters of each shadow model, and which of `count` examples it learned: bools `(count,)`.
+
+    Args:
+      shadows: What the user's file has; None for none.
+      count: Examples in the data.
+      params: Of the original model, whose structure and shapes the others have.
 
     Raises:
       ValueError: For anything but pairs of parameters and positions in the data.
     """
-    wanted = "expected pairs of parameters and the positions in the data that they were trained on"
-    seen = []
-    for number, shadow in enumerate(shadows):
+    wanted = "expected a list of pairs of parameters and the positions in the data that they were trained on"
+    if shadows is not None and not isinstance(shadows, Iterable):
+        raise ValueError(f"shadows: got {type(shadows).__name__}, {wanted}")
+    found = []
+    for number, shadow in enumerate(() if shadows is None else shadows):
         if not isinstance(shadow, tuple) or len(shadow) != 2:
             raise ValueError(f"shadows: got {type(shadow).__name__} as number {number}, {wanted}")
+        check_same_shapes(f"shadows, number {number}", shadow[0], "params", params)
         ids = np.asarray(shadow[1])
         if not ids.size:
             raise ValueError(f"shadows: got no positions as number {number}, {wanted}")
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 0 <= ids.min() <= ids.max() < count:
             raise ValueError(f"shadows: got positions of number {number} outside of the data, {wanted}")
-        seen.append(np.isin(np.arange(count), ids))
-    return seen
+        found.append((shadow[0], np.isin(np.arange(count), ids)))
+    return found

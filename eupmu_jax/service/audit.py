@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax.service import deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
@@ -15,7 +14,7 @@ from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._warn import shared
+from eupmu_jax.training._overlap import shared
 from eupmu_jax.training.classes import classes_to_go, labels_of
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
@@ -78,7 +77,7 @@ def make(path: Path, out: Path) -> dict:
     if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
     sides, gone = {"forgotten": forget, "retained": retain}, classes_to_go(task, data, retain)
-    shadows = Shadows(task, _listed(own.get("shadows"), start), data, ids, unseen, gone)
+    shadows = Shadows(task, own.get("shadows"), start, data, ids, unseen, gone)
     audited: dict[str, Any] = {name: of_model(task, params, sides, unseen, gone) for name, params in models.items()}
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
@@ -98,21 +97,6 @@ def make(path: Path, out: Path) -> dict:
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
-
-
-def _listed(shadows, params):
-    """The shadow models that the user's file has, if any, each of the shapes of the parameters."""
-    wanted = "expected a list of pairs of parameters and the positions in the data that they were trained on"
-    if shadows is None:
-        return []
-    try:
-        listed = list(shadows)
-    except TypeError:
-        raise ValueError(f"shadows: got {type(shadows).__name__}, {wanted}") from None
-    for number, shadow in enumerate(listed):
-        if isinstance(shadow, tuple) and len(shadow) == 2:
-            check_same_shapes(f"shadows, number {number}", shadow[0], "params", params)
-    return listed
 
 
 def _verdict(audited, reached, has_unseen):

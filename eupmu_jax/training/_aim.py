@@ -97,7 +97,7 @@ def _of_unseen(task, params, sets, held_out):
 
 
 def _check_unseen(task, errors, losses):
-    """Raises `ValueError` for errors and losses of held-out examples that nothing can be brought to the level of."""
+    """Raises `ValueError` for errors and losses of held-out examples that tell no level."""
     if task.rate and (errors.min() < 0 or errors.max() > 1):
         raise ValueError(
             f"task.rate: is True, but held-out examples have errors from {errors.min():.3g} to {errors.max():.3g}; "

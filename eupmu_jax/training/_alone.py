@@ -15,7 +15,7 @@ def alone(folder: Path, name: str = "out", *, shared: bool = False) -> Iterator[
     """Holds the lock of a folder.
 
     Args:
-      folder: It is there.
+      folder: An existing one.
       name: The argument that is blamed.
       shared: Whether processes that this one begins may hold the lock too, each for itself, until they are gone.
 

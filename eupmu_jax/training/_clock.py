@@ -52,7 +52,7 @@ class Stopwatch:
         self._spent = self._spent.plus(Seconds.now().since(self._begun))
 
     def save(self) -> None:
-        """Puts the time so far into the history, in a step; before the first one that has the time of earlier parts."""
+        """Puts the time so far into the history, which has that of the earlier parts until then."""
         self._earlier = self._earlier or Seconds(*self._history[self._PLACE])
         self._history[self._PLACE] = list(self._earlier.plus(self._spent).plus(Seconds.now().since(self._begun)))
 

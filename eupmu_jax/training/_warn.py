@@ -10,9 +10,9 @@ import optax
 
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.surgery.feasibility import LITTLE
-from eupmu_jax.tasks import Examples
 from eupmu_jax.tasks._constants import of_large
-from eupmu_jax.training._inputs import CHECKED, Sets
+from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._overlap import shared
 from eupmu_jax.training._way import LIMITS, halfway
 
 logger = logging.getLogger("eupmu_jax")
@@ -35,35 +35,6 @@ def of_overlap(sets: Sets, held_out=None) -> None:
                 len(held_out),
                 name,
             )
-
-
-def shared(some, others):
-    """How many of some examples are, or equal, some of others; 0 where either is a source."""
-    if not all(isinstance(part, Examples) for part in (some, others)):
-        return 0
-    # Sums of their bytes tell nearly all apart, and are quick; what is left is compared whole.
-    sums = _sums(some), _sums(others)
-    mine, theirs = (
-        _rows(part, np.flatnonzero(np.isin(of_part, of_other)))
-        for part, of_part, of_other in zip((some, others), sums, sums[::-1], strict=True)
-    )
-    theirs = set(theirs)
-    return sum(row in theirs for row in mine)
-
-
-def _sums(examples):
-    found = []
-    for start in range(0, len(examples), CHECKED):
-        leaves = jax.tree.leaves(examples[np.arange(start, min(start + CHECKED, len(examples)))])
-        flat = [np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if np.size(leaf)]
-        found.append(sum((part.sum(axis=1, dtype=np.int64) for part in flat), np.zeros(1, np.int64)))
-    return np.concatenate(found)
-
-
-def _rows(examples, positions):
-    """The bytes of these examples."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(examples[positions])]
-    return [b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(positions))]
 
 
 def of_lost(name, figures):

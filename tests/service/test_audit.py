@@ -307,8 +307,8 @@ def test_held_out_examples_that_the_model_learned_decide_nothing(file, monkeypat
     ("lines", "message"),
     [
         ("shadows = 5", "shadows: got int, expected a list of pairs of parameters and the positions"),
-        ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected pairs"),
-        ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected pairs"),
+        ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected a list of pairs"),
+        ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected a list of pairs"),
         ("shadows = iter([({}, [1])])", "shadows, number 0: structure PyTreeDef({}) differs from that of params"),
         ("groups = [None] * 150 + ['b'] * 150", "groups: got None for example 0, expected a group for each"),
         ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
