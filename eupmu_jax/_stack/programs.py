@@ -36,13 +36,21 @@ def jit_for_task(choices: int = 0) -> Callable[[Callable], Callable]:
         def call(task, *given):
             own = getattr(task.outputs, _OWN, None)
             if own is None:
-                return shared(task, *given)
+                return _waited(shared(task, *given))
             chosen, arguments = given[:choices], given[choices:]
             key = function, task, *chosen
             if key not in own:
                 own[key] = jax.jit(functools.partial(function, task, *chosen))
-            return own[key](*arguments)
+            return _waited(own[key](*arguments))
 
         return call
 
     return wrap
+
+
+def _waited(result):
+    if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        # Devices that one CPU pretends to have share a pool of threads. With 32 programs under way, the start of the
+        # next one takes the thread that the first one waits for.
+        jax.block_until_ready(result)
+    return result

@@ -2,8 +2,7 @@
 
 It needs Debian's package dict-devil. The mesh takes all devices there are; the same file runs on one. The model is
 trained at the first use, in two minutes on 2 cores. One CPU can pretend to be eight devices, with
-XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"; without the
-second flag the eight may wait for each other for ever on few cores.
+XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 from pathlib import Path
