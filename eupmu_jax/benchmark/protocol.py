@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import chex
 import numpy as np
 
 from eupmu_jax import data, metrics
-from eupmu_jax.benchmark import problems
+from eupmu_jax.benchmark import problems, rows
 from eupmu_jax.benchmark.designs import Case, Design
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import relearning
@@ -124,9 +123,8 @@ def _cached(path, make):
         logger.warning("%s: cannot be read (%s), so the model is judged again", path, error)
     judged = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(unfinished, **judged._asdict() | {"figures": json.dumps(judged.figures)})
-    unfinished.replace(path)
+    with rows.replacing(path) as file:
+        np.savez(file, **judged._asdict() | {"figures": json.dumps(judged.figures)})
     return judged
 
 

@@ -23,7 +23,7 @@ from eupmu_jax.methods import (
     weighted_sum,
     zeroth_order,
 )
-from eupmu_jax.methods._resolve import check_requirements, default_settings, resolve_settings
+from eupmu_jax.methods._resolve import default_settings, resolve_settings
 from eupmu_jax.methods.method import (
     Choice,
     Cost,
@@ -79,7 +79,6 @@ __all__ = [
     "Procedure",
     "Settings",
     "Terms",
-    "check_requirements",
     "complete",
     "default_settings",
     "loss_of",

@@ -16,22 +16,6 @@ POSITIVE = ("smoothing", "temperature", "damping")
 SHARES = ("mask_fraction", "max_share", "sparsity")
 
 
-def check_requirements(name: str, method: Method, task: Task) -> None:
-    """Raises `ValueError` that says what `task` lacks for this method, if anything."""
-    check_task(task)
-    for function in method.requires:
-        if getattr(task, function) is None:
-            raise ValueError(
-                f"task.{function}: got None, but {name} needs it; expected it in the task, or a method without"
-            )
-    for loss in method.forget:
-        if loss not in task.forget:
-            raise ValueError(
-                f"task.forget: got {', '.join(task.forget)}, but {name} needs a forget loss named {loss!r}; expected "
-                "it in the task, or a method without"
-            )
-
-
 def default_settings(method: Method, task: Task) -> dict:
     """The middle of the method's space, and the task's first forget loss.
 
@@ -64,9 +48,11 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     A setting of the optimizer that the method does not read is taken, with a warning.
 
     Raises:
-      ValueError: For a setting that the method does not read, a number that is negative, not finite or otherwise out of
-        range, another optimizer than "adam" and "sgd", a forget loss that the task lacks.
+      ValueError: For a task that lacks what the method needs, a setting that the method does not read, a number that
+        is negative, not finite or otherwise out of range, another optimizer than "adam" and "sgd", a forget loss that
+        the task lacks.
     """
+    _check_requirements(name, method, task)
     if settings is None:
         return complete(default_settings(method, task))
     if not isinstance(settings, Mapping):
@@ -120,3 +106,19 @@ def _check_range(key, value):
 def _is_finite_number(value):
     array = np.asarray(value)
     return array.ndim == 0 and np.issubdtype(array.dtype, np.number) and bool(np.isfinite(array))
+
+
+def _check_requirements(name: str, method: Method, task: Task) -> None:
+    """Raises `ValueError` that says what `task` lacks for this method, if anything."""
+    check_task(task)
+    for function in method.requires:
+        if getattr(task, function) is None:
+            raise ValueError(
+                f"task.{function}: got None, but {name} needs it; expected it in the task, or a method without"
+            )
+    for loss in method.forget:
+        if loss not in task.forget:
+            raise ValueError(
+                f"task.forget: got {', '.join(task.forget)}, but {name} needs a forget loss named {loss!r}; expected "
+                "it in the task, or a method without"
+            )

@@ -72,7 +72,6 @@ def ready(
       ValueError: See `unlearn`.
     """
     chosen = methods.method(method)
-    methods.check_requirements(method, chosen, task)
     asked = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", data[0]), as_examples("retain", data[1]), mesh)
     held_out = None if data[2] is None else as_examples("held_out", data[2])

@@ -67,7 +67,6 @@ def footprint(
     (1640, True)
     """
     chosen = methods.method(method)
-    methods.check_requirements(method, chosen, task)
     settings = methods.resolve_settings(method, chosen, task, settings)
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
     held_out = None if held_out is None else as_examples("held_out", held_out)
