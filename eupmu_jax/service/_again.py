@@ -51,7 +51,10 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
     wrong = differences("level", compared(told["level"]), compared(measured), absolute(task.is_rate, told["level"]))
     level = _level_of(told["level"])
-    flags = {"level.kept": (told["level"]["kept"], within(level.retain_error, level.limit))}
+    flags = {
+        "level.kept": (told["level"]["kept"], within(level.retain_error, level.limit)),
+        "examples": (told["examples"], {"forget": len(sets[0]), "retain": len(sets[1])}),
+    }
     if is_whole:
         met, telling = deletion.judged(own, start, end, level, sets)
         flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
