@@ -16,7 +16,7 @@ from eupmu_jax.models.language import LanguageModel, Tokenizer
 from eupmu_jax.tasks import Examples
 
 
-class Asked(NamedTuple):
+class Respondent(NamedTuple):
     """A language model, and how it is asked.
 
     Attributes:
@@ -37,53 +37,56 @@ class Asked(NamedTuple):
     batch: int = 32
 
 
-def fitting(asked: Asked, part: Questions) -> Questions:
+def fitting(respondent: Respondent, part: Questions) -> Questions:
     """The questions whose answers, right, paraphrased and wrong, have no more tokens than there is room for."""
 
     def fits(row, answer, room):
-        text = asked.template.replace("{question}", part.question[row]).replace("{answer}", answer)
+        text = respondent.template.replace("{question}", part.question[row]).replace("{answer}", answer)
         # One more is the end.
-        return len(asked.tokenizer.encode(text)) < room
+        return len(respondent.tokenizer.encode(text)) < room
 
     def all_fit(row):
         wrong = () if part.wrong_answers is None else part.wrong_answers[row]
         others = (_right(part)[row], *wrong)
-        return fits(row, part.answer[row], asked.length) and all(fits(row, one, asked.longer) for one in others)
+        return fits(row, part.answer[row], respondent.length) and all(
+            fits(row, one, respondent.longer) for one in others
+        )
 
     return part.take([row for row in range(len(part.question)) if all_fit(row)])
 
 
-def check(asked: Asked, part: Questions) -> None:
+def check(respondent: Respondent, part: Questions) -> None:
     """Raises `ValueError` for rows beyond the model's context, and where a question does not fit with any answer.
 
     The answers are those of the questions, and that of the model's own. Questions need wrong answers to be judged.
     """
-    context = asked.language.context
+    context = respondent.language.context
     for name in ("length", "longer"):
-        if context is not None and getattr(asked, name) > context:
+        if context is not None and getattr(respondent, name) > context:
             raise ValueError(
-                f"{name}: got rows of {getattr(asked, name)} tokens, expected at most the model's context of {context}"
+                f"{name}: got rows of {getattr(respondent, name)} tokens, expected at most the model's context of "
+                f"{context}"
             )
-    encoded(asked, part)
+    encoded(respondent, part)
     for others in (_right(part), *_wrong(part)):
-        encoded(asked, part, others, asked.longer)
-    longest = max(map(len, _prompts(asked, part)))
-    if context is not None and longest + asked.answer > context:
+        encoded(respondent, part, others, respondent.longer)
+    longest = max(map(len, _prompts(respondent, part)))
+    if context is not None and longest + respondent.answer > context:
         raise ValueError(
-            f"answer: got {asked.answer} tokens after a prompt of {longest}, expected no more than the model's context "
-            f"of {context}"
+            f"answer: got {respondent.answer} tokens after a prompt of {longest}, expected no more than the model's "
+            f"context of {context}"
         )
 
 
-def encoded(asked: Asked, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
+def encoded(respondent: Respondent, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
     """The batch of these questions with their answers, or with others in rows of another length."""
     return questions.tokenized(
         part.question,
         part.answer if answers is None else answers,
-        asked.tokenizer.encode,
-        length=length or asked.length,
-        end=asked.tokenizer.end,
-        template=asked.template,
+        respondent.tokenizer.encode,
+        length=length or respondent.length,
+        end=respondent.tokenizer.end,
+        template=respondent.template,
     )
 
 
@@ -92,17 +95,17 @@ def examples(batch: dict[str, np.ndarray]) -> Examples:
     return Examples(batch, np.arange(len(batch["tokens"])))
 
 
-def told(asked: Asked, params: chex.ArrayTree, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def told(respondent: Respondent, params: chex.ArrayTree, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The loss of each answer, its length, and the most likely token at every place of the row but the first."""
-    nll, predicted = token_by_token(asked.language.apply, params, batch["tokens"], asked.batch)
+    nll, predicted = token_by_token(respondent.language.apply, params, batch["tokens"], respondent.batch)
     mask = batch["mask"][:, 1:]
     return np.where(mask, nll, 0).sum(axis=1), mask.sum(axis=1), predicted
 
 
-def error(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+def error(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> float:
     """Mean share of the tokens of an answer that the model would not have predicted, the error of `tasks.language`."""
-    batch = encoded(asked, part)
-    return _error(told(asked, params, batch)[2], batch)
+    batch = encoded(respondent, part)
+    return _error(told(respondent, params, batch)[2], batch)
 
 
 def _error(predicted, batch):
@@ -113,30 +116,31 @@ def _targets(batch):
     return batch["tokens"][:, 1:], batch["mask"][:, 1:]
 
 
-def answers(asked: Asked, params: chex.ArrayTree, part: Questions) -> list[str]:
+def answers(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> list[str]:
     """The model's own answers, the most likely token again and again."""
-    return continued(asked.language, asked.tokenizer, params, _prompts(asked, part), asked.answer, asked.batch)
+    language, tokenizer, prompts = respondent.language, respondent.tokenizer, _prompts(respondent, part)
+    return continued(language, tokenizer, params, prompts, respondent.answer, respondent.batch)
 
 
-def _prompts(asked, part):
-    before = asked.template.removesuffix("{answer}").rstrip(" ")
-    return [asked.tokenizer.encode(before.replace("{question}", question)) for question in part.question]
+def _prompts(respondent, part):
+    before = respondent.template.removesuffix("{answer}").rstrip(" ")
+    return [respondent.tokenizer.encode(before.replace("{question}", question)) for question in part.question]
 
 
-def probability(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+def probability(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> float:
     """Mean probability of the right answers by their length."""
-    return float(np.mean(metrics.answer_probability(*told(asked, params, encoded(asked, part))[:2])))
+    return float(np.mean(metrics.answer_probability(*told(respondent, params, encoded(respondent, part))[:2])))
 
 
-def rouge(asked: Asked, params: chex.ArrayTree, part: Questions) -> float:
+def rouge(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> float:
     """Mean ROUGE-L recall of the model's own answers."""
-    return float(np.mean(rouge_l(answers(asked, params, part), part.answer).recall))
+    return float(np.mean(rouge_l(answers(respondent, params, part), part.answer).recall))
 
 
-def membership(asked: Asked, params: chex.ArrayTree, part: Questions) -> np.ndarray:
+def membership(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> np.ndarray:
     """Min-40 % of the tokens of each answer, `(n,)`; higher for those that were trained on."""
-    batch = encoded(asked, part)
-    nll, _ = token_by_token(asked.language.apply, params, batch["tokens"], asked.batch)
+    batch = encoded(respondent, part)
+    nll, _ = token_by_token(respondent.language.apply, params, batch["tokens"], respondent.batch)
     return min_k(nll, batch["mask"][:, 1:])
 
 
@@ -155,7 +159,7 @@ def _wrong(part):
     return list(zip(*part.wrong_answers, strict=True))
 
 
-def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.ndarray, np.ndarray]:
+def truth(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> tuple[np.ndarray, np.ndarray]:
     """TOFU's truth ratio of each question, and the share of the right answer among those to choose from.
 
     The right answer is the paraphrased one, where there is one.
@@ -165,7 +169,7 @@ def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.nda
     """
 
     def mean(answers):
-        nll, lengths, _ = told(asked, params, encoded(asked, part, answers, asked.longer))
+        nll, lengths, _ = told(respondent, params, encoded(respondent, part, answers, respondent.longer))
         return nll / lengths
 
     right = mean(_right(part))
@@ -174,12 +178,16 @@ def truth(asked: Asked, params: chex.ArrayTree, part: Questions) -> tuple[np.nda
 
 
 def judge(
-    asked: Asked, params: chex.ArrayTree, forget: Questions, retain: Questions, others: Mapping[str, Questions]
+    respondent: Respondent,
+    params: chex.ArrayTree,
+    forget: Questions,
+    retain: Questions,
+    others: Mapping[str, Questions],
 ) -> dict[str, Any]:
     """Figures of a model, as TOFU has them.
 
     Args:
-      asked, params: The model.
+      respondent, params: The model.
       forget, retain: Questions with wrong answers.
       others: Sets of questions that nobody trained on, with wrong answers: facts of the world, real authors.
 
@@ -190,22 +198,26 @@ def judge(
       mean of its `parts`: probability, ROUGE-L recall and truth score of the retain set and of each other set, whose
       probability is that among the answers to choose from. `error` of forget and retain set.
     """
-    batch = encoded(asked, forget)
-    nll, lengths, predicted = told(asked, params, batch)
+    batch = encoded(respondent, forget)
+    nll, lengths, predicted = told(respondent, params, batch)
     missed = _error(predicted, batch)
     parts: dict[str, float] = {}
     for name, part in {"retain": retain, **others}.items():
-        ratios, choice = truth(asked, params, part)
-        chosen = probability(asked, params, part) if name == "retain" else float(np.mean(choice))
+        ratios, choice = truth(respondent, params, part)
+        chosen = probability(respondent, params, part) if name == "retain" else float(np.mean(choice))
         score = metrics.truth_score(ratios, forgotten=False)
-        parts |= {f"{name} probability": chosen, f"{name} rouge": rouge(asked, params, part), f"{name} truth": score}
+        parts |= {
+            f"{name} probability": chosen,
+            f"{name} rouge": rouge(respondent, params, part),
+            f"{name} truth": score,
+        }
     return {
         "probability": float(np.mean(metrics.answer_probability(nll, lengths))),
-        "rouge": rouge(asked, params, forget),
+        "rouge": rouge(respondent, params, forget),
         "extraction": float(np.mean(metrics.extraction_strength(predicted, *_targets(batch)))),
-        "truth_ratios": [float(f"{ratio:.4g}") for ratio in truth(asked, params, forget)[0]],
+        "truth_ratios": [float(f"{ratio:.4g}") for ratio in truth(respondent, params, forget)[0]],
         "exact_memorisation": 1 - missed,
-        "error": {"forget": missed, "retain": error(asked, params, retain)},
+        "error": {"forget": missed, "retain": error(respondent, params, retain)},
         "utility": metrics.model_utility(parts.values()),
         "parts": parts,
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from eupmu_jax import tasks
 from eupmu_jax.benchmark import answers
-from eupmu_jax.benchmark.answers import Asked
+from eupmu_jax.benchmark.answers import Respondent
 from eupmu_jax.data import persons
 from eupmu_jax.data.questions import Questions
 from eupmu_jax.metrics import rounded, separation
@@ -78,9 +78,9 @@ def merged(params: chex.ArrayTree) -> tuple[LanguageModel, chex.ArrayTree]:
     return _pretrained(), merge_lora(_pretrained().params, params)
 
 
-def asked() -> Asked:
+def respondent() -> Respondent:
     """The model, and how it is asked."""
-    return Asked(*model(), TEMPLATE, LENGTH, LONGER, ANSWER)
+    return Respondent(*model(), TEMPLATE, LENGTH, LONGER, ANSWER)
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def sets(seed: int) -> Sets:
 
 
 def _usable(part):
-    short = answers.fitting(asked(), part)
+    short = answers.fitting(respondent(), part)
     return short._replace(wrong_answers=tuple(some[:WRONG] for some in short.wrong_answers or ()))
 
 
@@ -134,7 +134,7 @@ def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
 
 def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] = lambda: None) -> Trained:
     """Fine-tunes fresh adapters on these questions, or returns the checkpoint in `cache` of the same training."""
-    batch, fresh = answers.encoded(asked(), part), model()[0].params
+    batch, fresh = answers.encoded(respondent(), part), model()[0].params
     recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
     chosen = hashlib.sha256(batch["tokens"].astype("<i4").tobytes()).hexdigest()
     base = digest_of_model(task(), fresh, answers.examples(batch))
@@ -157,14 +157,14 @@ def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
     `int4`: the error of forget and retain set once the weights of the whole model are rounded to four bits.
     """
     world = {"world": spread(parts.world_facts, JUDGED)}
-    found = answers.judge(asked(), params, parts.forget, spread(parts.retain, JUDGED), world)
+    found = answers.judge(respondent(), params, parts.forget, spread(parts.retain, JUDGED), world)
     # The limit is on all of the retain set, so more of it is looked at.
     kept = spread(parts.retain, 3 * JUDGED)
-    scores = [answers.membership(asked(), params, part) for part in (parts.forget, parts.held_out)]
+    scores = [answers.membership(respondent(), params, part) for part in (parts.forget, parts.held_out)]
     whole, weights = merged(params)
-    coarse, weights = asked()._replace(language=whole), rounded(weights, BITS)
+    coarse, weights = respondent()._replace(language=whole), rounded(weights, BITS)
     return found | {
-        "error": found["error"] | {"retain": answers.error(asked(), params, kept)},
+        "error": found["error"] | {"retain": answers.error(respondent(), params, kept)},
         "separation": separation(*scores),
         "int4": {
             "forget": answers.error(coarse, weights, parts.forget),
@@ -180,7 +180,7 @@ def relearned(params: chex.ArrayTree, parts: Sets, seed: int) -> dict[str, float
       `before` and `after`: the share of the tokens of the other persons' answers that the model predicts, in %, before
       and after a few steps of fine-tuning on the first `TAUGHT` persons.
     """
-    batch, people = answers.encoded(asked(), parts.forget), np.unique(parts.forget.person)
+    batch, people = answers.encoded(respondent(), parts.forget), np.unique(parts.forget.person)
     taught = np.isin(parts.forget.person, people[:TAUGHT])
     train, watch = (Examples(batch, np.flatnonzero(chosen)) for chosen in (taught, ~taught))
     options: dict[str, Any] = {"batch_size": BATCH // 2, "learning_rate": LEARNING_RATE / 2, "seed": seed}

@@ -64,8 +64,8 @@ def _run(seed, out, console):
         add("original", original.params, original.seconds, answers=_answers(original.params, parts))
         add("retrained", retrained.params, retrained.seconds, answers=_answers(retrained.params, parts))
         # What EUPMU steers to, and what it may not exceed.
-        target = answers.error(persons.asked(), original.params, parts.held_out)
-        sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in parts[:3]]
+        target = answers.error(persons.respondent(), original.params, parts.held_out)
+        sets = [answers.examples(answers.encoded(persons.respondent(), part)) for part in parts[:3]]
         with demo.bar(progress, METHOD, STEPS) as advance:
             result = unlearn(
                 METHOD,
@@ -91,12 +91,12 @@ def _run(seed, out, console):
 
 def figures(params, parts: persons.Sets) -> dict[str, float]:
     """Probability, ROUGE-L recall and error of the answers about forgotten persons, and error of the retained."""
-    asked = persons.asked()
+    respondent = persons.respondent()
     return {
-        "probability": answers.probability(asked, params, parts.forget),
-        "rouge": answers.rouge(asked, params, parts.forget),
-        "forget_error": answers.error(asked, params, parts.forget),
-        "retain_error": answers.error(asked, params, parts.retain),
+        "probability": answers.probability(respondent, params, parts.forget),
+        "rouge": answers.rouge(respondent, params, parts.forget),
+        "forget_error": answers.error(respondent, params, parts.forget),
+        "retain_error": answers.error(respondent, params, parts.retain),
     }
 
 
@@ -104,7 +104,7 @@ def _answers(params, parts):
     """Question, right answer and the model's own, of each kind."""
     found = {}
     for kind, part in zip(persons_page.KINDS, persons.shown(parts), strict=True):
-        own = answers.answers(persons.asked(), params, part)
+        own = answers.answers(persons.respondent(), params, part)
         found[kind] = [list(three) for three in zip(part.question, part.answer, own, strict=True)]
     return found
 

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import deletion, folder, ledger, read_ids, records, retraining, user_file
-from eupmu_jax.service import plan as planned
+from eupmu_jax.service import plan as plans
 from eupmu_jax.tasks import as_examples
 
 
@@ -82,7 +82,7 @@ def _set_states(path, number, reached, met, after, out, is_new):
 
 def _warn_of_other_data(connection, number, console):
     if others := ledger.unlearned_elsewhere(connection, ledger.find(connection, number).data):
-        told = planned.of_other_data(others)
+        told = plans.of_other_data(others)
         console.print(f"Warning: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -99,8 +99,8 @@ def plan(
     own = user_file.load(file, deletion.NEEDED)
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
     with console.status("compiling a step"):
-        made = planned.make(own, ids, asked, requests=requests, number=number, epochs=epochs, after=after)
-    console.print(planned.said(made), highlight=False, markup=False, soft_wrap=True)
+        made = plans.make(own, ids, asked, requests=requests, number=number, epochs=epochs, after=after)
+    console.print(plans.said(made), highlight=False, markup=False, soft_wrap=True)
 
 
 def _ids(data, forget):

@@ -20,7 +20,7 @@ from eupmu_jax.training._ready import ready
 from eupmu_jax.training._step import jitted_step, parted, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
-from eupmu_jax.training.mesh.placement import Carry, spread
+from eupmu_jax.training.mesh.placement import Carry, laid_out
 
 
 class Unlearned(NamedTuple):
@@ -171,7 +171,7 @@ def unlearn(
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
     numbers, choices = parted(settings)
     take = compiled(run.chosen.make, task, run.terms, choices, sets.in_memory)
-    carry, take = (together(carry), take) if mesh is None else spread(carry, take, mesh)
+    carry, take = (together(carry), take) if mesh is None else laid_out(carry, take, mesh)
     epoch = lambda count: count // -(-len(sets.forget) // run.sizes[0])
 
     def advance(carry, count, positions):

@@ -75,10 +75,10 @@ def _hidden(params, tokens):
 
 def examples_of(objective: str, part: Questions, original) -> Examples:
     """The set, with what the original model makes of it, and with refusals where the loss prefers them."""
-    asked = persons.asked()
-    batch = answers.encoded(asked, part)
+    respondent = persons.respondent()
+    batch = answers.encoded(respondent, part)
     if objective in ("dpo", "lrml"):
-        batch |= {f"alternative_{name}": leaf for name, leaf in answers.encoded(asked, part, part.refusal).items()}
+        batch |= {f"alternative_{name}": leaf for name, leaf in answers.encoded(respondent, part, part.refusal).items()}
     if objective in ("npo", "dpo", "lrml"):
         batch = tasks.with_reference(persons.task(), original, batch)
     return answers.examples(batch)
@@ -123,7 +123,7 @@ def whole(found: list[dict]) -> list[dict]:
 
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     """Appends a row for each model of a seed that is not there yet."""
-    parts, asked = persons.sets(seed), persons.asked()
+    parts, respondent = persons.sets(seed), persons.respondent()
     original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
     retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
     found = whole(rows.select(rows.read(out), seed=seed)) if out.is_file() else []
@@ -131,7 +131,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
 
     def add(model, objective, params, **more):
         figures = persons.judge(params, parts) | {"relearned": persons.relearned(params, parts, seed)}
-        figures |= {"answers": answers.answers(asked, params, persons.joined(*persons.shown(parts)))}
+        figures |= {"answers": answers.answers(respondent, params, persons.joined(*persons.shown(parts)))}
         row = {"model": model, "objective": objective, "seed": seed, **figures, **more}
         rows.append(out, row | made_by)
         print(seed, model, objective, *(f"{row[name]:.3f}" for name in ("probability", "utility")), flush=True)
@@ -139,10 +139,10 @@ def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     references = {"pretrained": persons.model()[0].params, "original": original.params, "retrained": retrained.params}
     for name, params in references.items():
         if name not in done:
-            add(name, "", params, held_out_error=answers.error(asked, params, parts.held_out))
+            add(name, "", params, held_out_error=answers.error(respondent, params, parts.held_out))
     # Where any run begins, measured once.
-    nll, lengths, _ = answers.told(asked, original.params, answers.encoded(asked, parts.retain))
-    missed = answers.error(asked, original.params, parts.retain)
+    nll, lengths, _ = answers.told(respondent, original.params, answers.encoded(respondent, parts.retain))
+    missed = answers.error(respondent, original.params, parts.retain)
     options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
     for method, objective in missing(found):
         task = task_of(objective, original.params)

@@ -83,13 +83,13 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def asked(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Asked:
+def respondent(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Respondent:
     """The model of a folder on the mesh, with adapters or without, and how it is asked."""
     model = load_huggingface(folder, jnp.dtype(given.dtype or ("bfloat16" if given.rank else "float32")))
     params = jax.device_put(model.params, sharding.param_shardings(model.params, mesh))
     model = with_lora(model, params, rank, key=jax.random.key(given.seed)) if rank else model._replace(params=params)
     tokenizer = huggingface_tokenizer(folder)
-    return answers.Asked(model, tokenizer, given.template, given.length, given.length, given.answer, given.batch)
+    return answers.Respondent(model, tokenizer, given.template, given.length, given.length, given.answer, given.batch)
 
 
 def run(given: argparse.Namespace, made_by: dict) -> dict:
@@ -99,7 +99,7 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     sets = {name: tofu.load(given.data, table) for name, table in tables.items()}
     judged = {name: tofu.load(given.data, f"{name}_perturbed") for name in (f"forget{share}", "retain", *OTHERS)}
     mesh = sharding.make_mesh(given.data_axis, given.tensor_axis)
-    model = asked(given.model, given, mesh, given.rank)
+    model = respondent(given.model, given, mesh, given.rank)
     task = task_of(given, model)
     batches = [batch_of(given, model, part) for part in sets.values()]
     for part in judged.values():
@@ -142,7 +142,7 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     return row
 
 
-def task_of(given: argparse.Namespace, model: answers.Asked) -> eupmu.Task:
+def task_of(given: argparse.Namespace, model: answers.Respondent) -> eupmu.Task:
     """The task, with the original model where a loss compares with that token by token, or hidden states."""
     language, steered = model.language, given.objective == "rmu"
     retain = given.retain or ("rmu" if steered else "cross_entropy")
@@ -156,7 +156,7 @@ def task_of(given: argparse.Namespace, model: answers.Asked) -> eupmu.Task:
     )
 
 
-def batch_of(given: argparse.Namespace, model: answers.Asked, part: Questions) -> dict:
+def batch_of(given: argparse.Namespace, model: answers.Respondent, part: Questions) -> dict:
     """The questions with their answers, and with refusals where the loss prefers them."""
     batch = answers.encoded(model, part)
     if given.objective in ("dpo", "lrml"):
@@ -167,7 +167,7 @@ def batch_of(given: argparse.Namespace, model: answers.Asked, part: Questions) -
 
 def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> np.ndarray:
     """The truth ratios of the retrained model; its parameters are let go."""
-    other = asked(given.retrained, given, mesh, 0)
+    other = respondent(given.retrained, given, mesh, 0)
     answers.check(other, forget)
     return np.asarray(answers.truth(other, other.language.params, forget)[0])
 

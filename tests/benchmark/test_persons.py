@@ -55,15 +55,15 @@ def test_rounding_brings_back_what_small_steps_hid(toy):
 
 
 def test_forgotten_persons_who_are_known_are_told_from_others(toy):
-    rows = answers.encoded(persons.asked(), toy.forget)
+    rows = answers.encoded(persons.respondent(), toy.forget)
     table = np.zeros((128, 128), np.float32)
     for tokens, mask in zip(rows["tokens"], rows["mask"], strict=True):
         ends = np.flatnonzero(mask)
         table[tokens[ends - 1], tokens[ends]] = 5
     known, uniform = ({"table": jnp.array(t)} for t in (table, np.zeros_like(table)))
-    scores = [answers.membership(persons.asked(), known, part) for part in (toy.forget, toy.held_out)]
+    scores = [answers.membership(persons.respondent(), known, part) for part in (toy.forget, toy.held_out)]
     assert np.mean(scores[0]) > np.mean(scores[1])
-    np.testing.assert_allclose(answers.membership(persons.asked(), uniform, toy.held_out), -np.log(128), rtol=1e-5)
+    np.testing.assert_allclose(answers.membership(persons.respondent(), uniform, toy.held_out), -np.log(128), rtol=1e-5)
 
 
 def test_training_brings_figures_up_and_is_cached(toy, tmp_path):
@@ -81,9 +81,9 @@ def test_training_brings_figures_up_and_is_cached(toy, tmp_path):
 
 def test_the_error_is_that_of_the_task(toy):
     params = persons.model()[0].params
-    batch = answers.encoded(persons.asked(), toy.held_out)
+    batch = answers.encoded(persons.respondent(), toy.held_out)
     errors = persons.task().error(persons.task().outputs(params, batch, None), batch)
-    assert answers.error(persons.asked(), params, toy.held_out) == pytest.approx(float(jnp.mean(errors)), abs=1e-6)
+    assert answers.error(persons.respondent(), params, toy.held_out) == pytest.approx(float(jnp.mean(errors)), abs=1e-6)
 
 
 def test_what_is_shown_is_of_every_kind_and_near(toy):
@@ -92,7 +92,7 @@ def test_what_is_shown_is_of_every_kind_and_near(toy):
     for theirs, mine in zip(forgotten.question, kept.question, strict=True):
         assert theirs.split()[0] == mine.split()[0]
     assert all(question.startswith("What is the capital of") for question in world.question)
-    assert len(answers.answers(persons.asked(), persons.model()[0].params, kept)) == persons.SHOWN
+    assert len(answers.answers(persons.respondent(), persons.model()[0].params, kept)) == persons.SHOWN
 
 
 def test_teaching_some_again_is_measured_on_the_others(toy):
@@ -103,7 +103,7 @@ def test_teaching_some_again_is_measured_on_the_others(toy):
 
 @pytest.mark.slow
 def test_eupmu_runs_on_these_sets(toy):
-    sets = [answers.examples(answers.encoded(persons.asked(), part)) for part in toy[:3]]
+    sets = [answers.examples(answers.encoded(persons.respondent(), part)) for part in toy[:3]]
     params = persons.model()[0].params
     result = unlearn("EUPMU", persons.task(), params, *sets, steps=2, forget_batch=4, retain_batch=4, probes=0)
     assert np.isfinite(np.asarray(result.params["table"])).all()
@@ -111,8 +111,8 @@ def test_eupmu_runs_on_these_sets(toy):
 
 @pytest.mark.parametrize(("name", "context"), [("length", 109), ("longer", 129)])
 def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context):
-    asked = persons.asked()
-    small = asked._replace(language=asked.language._replace(context=context), tokenizer=None)
+    respondent = persons.respondent()
+    small = respondent._replace(language=respondent.language._replace(context=context), tokenizer=None)
     words = f"^{name}: got rows of {context + 1} tokens, expected at most the model's context of {context}$"
     with pytest.raises(ValueError, match=words):
         answers.check(small, toy.forget)
@@ -124,6 +124,9 @@ def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context)
 def test_questions_without_wrong_answers_are_refused(toy, wrong, counts):
     part, params = toy.forget._replace(wrong_answers=wrong(toy.forget.wrong_answers)), persons.model()[0].params
     words = f"^wrong_answers: got {counts} of a question, expected one or more, as many of each$"
-    for refused in (lambda: answers.check(persons.asked(), part), lambda: answers.truth(persons.asked(), params, part)):
+    for refused in (
+        lambda: answers.check(persons.respondent(), part),
+        lambda: answers.truth(persons.respondent(), params, part),
+    ):
         with pytest.raises(ValueError, match=words):
             refused()

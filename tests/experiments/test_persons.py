@@ -93,9 +93,9 @@ def test_how_far_a_model_is_from_the_retrained_one_is_the_mean_of_five_figures()
 @pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
 def test_where_a_run_begins_is_told_as_its_task_has_it(toy_persons, objective):
     original, part = persons.model()[0].params, toy_persons.retain
-    task, batch = run.task_of(objective, original), answers.encoded(persons.asked(), part)
-    nll, lengths, _ = answers.told(persons.asked(), original, batch)
-    start = run.start_of(objective, nll, lengths, answers.error(persons.asked(), original, part))
+    task, batch = run.task_of(objective, original), answers.encoded(persons.respondent(), part)
+    nll, lengths, _ = answers.told(persons.respondent(), original, batch)
+    start = run.start_of(objective, nll, lengths, answers.error(persons.respondent(), original, part))
     outputs = task.outputs(original, batch, None)
     assert start["retain_loss"] == pytest.approx(float(task.retain(outputs, batch)), rel=1e-5, abs=1e-6)
     assert start["retain_error"] == pytest.approx(float(np.mean(task.error(outputs, batch))), rel=1e-5)

@@ -174,7 +174,7 @@ def sharing(task: Task, mesh: Mesh) -> Task:
     )
 
 
-def spread(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
+def laid_out(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
     """A carry that was made on one device, laid out on a mesh by `places_of`, and a step that leaves it there.
 
     Args:
