@@ -3,6 +3,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # XLA's optimizations take longer than they save in programs as small as those of the tests, and in the processes that
@@ -45,6 +46,23 @@ def on_devices():
         return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
     return environment
+
+
+@pytest.fixture
+def eupmu(monkeypatch):
+    """Runs a command in this process, which has compiled already what the next one needs; its exit code."""
+
+    def run(*arguments):
+        from eupmu_jax.commands import cli
+
+        monkeypatch.setattr(sys, "argv", ["eupmu", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return ended.code or 0
+        return 0
+
+    return run
 
 
 class Bytes:

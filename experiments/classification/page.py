@@ -36,7 +36,7 @@ def blocks() -> dict[str, str]:
         made[f"benchmark {name} {case.forget}"] = tables.markdown(lines, len(design.seeds))
         made[f"attacks {name} {case.forget}"] = attacks(lines)
         made[f"trials {name} {case.forget}"] = trials.table(found, name, design, case)
-    made["benchmark in short"] = in_short(found)
+    made["benchmark in short"] = f"{in_short(found)}\n{trials.in_short(found, shown(), 'EUPMU')}"
     made["benchmark again"] = again(found, saved.read(AGAIN))
     made["benchmark cost"] = cost(found)
     return made

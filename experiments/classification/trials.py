@@ -1,6 +1,7 @@
 """What somebody gets who takes any setting of a method: the gaps of all its trials, and what they cost."""
 
 import numpy as np
+from scipy.stats import gmean
 
 from eupmu_jax import metrics
 from eupmu_jax.benchmark import rows as saved_rows
@@ -18,17 +19,19 @@ def table(found: list[dict], name: str, design: Design, case: Case) -> str:
     Trial i is the same point of every method's space, so its gap is paired with that of the method whose median is the
     least: the interval is that of the mean difference.
     """
-    mine = summary.once(saved_rows.select(found, design=name, forget=case.forget))
-    (original,) = saved_rows.select(mine, kind="model", model="original", seed=design.tuning_seed)
-    methods = [line.name for line in summary.lines_of(mine, name, design, case) if line.trials]
-    trials = {method: tuning.trials_of(mine, {"kind": "trial", "method": method}) for method in methods}
-    gaps = {method: np.array([row["gap"] for row in its]) for method, its in trials.items()}
-    ranked = sorted(methods, key=lambda method: (np.median(gaps[method]), method))
-    lines = []
-    for method in ranked:
+    (original,) = saved_rows.select(
+        summary.once(saved_rows.select(found, design=name, forget=case.forget)),
+        kind="model",
+        model="original",
+        seed=design.tuning_seed,
+    )
+    trials = _ranked(found, name, design, case)
+    gaps = _gaps(trials)
+    first, lines = next(iter(trials)), []
+    for method in trials:
         its, lost = gaps[method], np.array([original["RA"] - row["RA"] for row in trials[method]])
         blind = its[tuning.best(trials[method], "blind")]
-        _, low, high = metrics.paired_interval(its, gaps[ranked[0]])
+        _, low, high = metrics.paired_interval(its, gaps[first])
         lines.append(
             [
                 method,
@@ -41,3 +44,38 @@ def table(found: list[dict], name: str, design: Design, case: Case) -> str:
         )
     head = ["", "least", "chosen blindly", "median", "to the first, 95 %", "worst", "RA lost, median"]
     return parts.table(head + [f"within {limit} point{'s' * (limit > 1)}, %" for limit in LIMITS], lines)
+
+
+def _ranked(found, name, design, case):
+    """The trials of each method, that of the least median gap first."""
+    mine = summary.once(saved_rows.select(found, design=name, forget=case.forget))
+    methods = [line.name for line in summary.lines_of(mine, name, design, case) if line.trials]
+    trials = {method: tuning.trials_of(mine, {"kind": "trial", "method": method}) for method in methods}
+    gaps = _gaps(trials)
+    return {method: trials[method] for method in sorted(methods, key=lambda m: (np.median(gaps[m]), m))}
+
+
+def _gaps(trials):
+    return {method: np.array([row["gap"] for row in its]) for method, its in trials.items()}
+
+
+def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str) -> str:
+    """Whose medians are least over all cases, and in how many of them ours is not told from the least."""
+    ranks, ratios, tied = ({} for _ in range(3))
+    for name, design, case in cases:
+        gaps = _gaps(_ranked(found, name, design, case))
+        first = next(iter(gaps))
+        for rank, (method, its) in enumerate(gaps.items(), 1):
+            _, low, high = metrics.paired_interval(its, gaps[first])
+            ranks.setdefault(method, []).append(rank)
+            ratios.setdefault(method, []).append(np.median(its) / np.median(gaps[first]))
+            tied[method] = tied.get(method, 0) + (low <= 0 <= high)
+    means = {method: np.mean(its) for method, its in ranks.items()}, {m: gmean(its) for m, its in ratios.items()}
+    best = [sorted(mean.items(), key=lambda pair: pair[1])[:3] for mean in means]
+    listed = [", ".join(f"{method} {mean:.{digits}f}" for method, mean in its) for digits, its in enumerate(best, 1)]
+    others = sum(count >= tied[ours] for method, count in tied.items() if method != ours)
+    return parts.paragraph(
+        f"Mean rank of the median over all trials in {len(cases)} settings, of {len(ranks)} methods: {listed[0]}. "
+        f"Its ratio to the least, geometric mean: {listed[1]}. In {tied[ours]} settings "
+        f"or more, {len(its)} trials do not tell {ours} and {others} others from the least."
+    )

@@ -193,12 +193,9 @@ def test_a_worker_of_another_version_is_refused(tmp_path):
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
-def fails(arguments, capsys, monkeypatch):
+def fails(arguments, capsys, eupmu):
     """The line on stderr with which the command refuses its input."""
-    monkeypatch.setattr(sys, "argv", ["eupmu", "benchmark", "classification", *CHOSEN, *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == cli.BAD_INPUT
+    assert eupmu("benchmark", "classification", *CHOSEN, *arguments) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -211,10 +208,10 @@ def fails(arguments, capsys, monkeypatch):
         ("letters://127.0.0.1:9", "unknown address scheme 'letters'"),
     ],
 )
-def test_where_no_scheduler_answers_the_address_is_named(address, reason, tmp_path, capsys, monkeypatch):
+def test_where_no_scheduler_answers_the_address_is_named(address, reason, tmp_path, capsys, monkeypatch, eupmu):
     assert cluster.ANSWER_SECONDS <= 10
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
-    line = fails(["--out", str(tmp_path), "--cluster", address], capsys, monkeypatch)
+    line = fails(["--out", str(tmp_path), "--cluster", address], capsys, eupmu)
     assert line.startswith(f"eupmu: cluster: got '{address}', expected the address of a scheduler, such as tcp://host")
     assert reason in line
     assert not (tmp_path / "rows.jsonl").exists()

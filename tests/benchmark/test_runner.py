@@ -127,13 +127,12 @@ def test_programs_of_a_finished_job_are_let_go(monkeypatch):
 
 
 @pytest.mark.slow
-def test_nothing_is_made_twice_and_the_table_needs_no_data(whole, monkeypatch, capsys):
+def test_nothing_is_made_twice_and_the_table_needs_no_data(whole, monkeypatch, capsys, eupmu):
     out, _ = whole
     before = (out / "rows.jsonl").read_bytes()
     subprocess.run(command(out), check=True, capture_output=True, env=environment(out.parent))
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("read data"))
-    monkeypatch.setattr(sys, "argv", ["eupmu", *command(out, "--no-run")[3:]])
-    cli.main()
+    assert eupmu(*command(out, "--no-run")[3:]) == 0
     assert (out / "rows.jsonl").read_bytes() == before
     assert "EUPMU budget" in capsys.readouterr().out
 
@@ -162,25 +161,17 @@ def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
         (["--design", "emoji-resnet", "--seeds", "9"], "seeds: got 9, which forgets class:9, expected seeds that"),
     ],
 )
-def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["eupmu", "benchmark", "classification", "--out", str(tmp_path / "out"), *arguments]
-    )
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == cli.BAD_INPUT
+def test_bad_input_gets_one_line_before_any_work(arguments, message, tmp_path, eupmu, capsys):
+    assert eupmu("benchmark", "classification", "--out", tmp_path / "out", *arguments) == cli.BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_other_rows_stops_the_run(tmp_path, monkeypatch, capsys):
+def test_a_file_of_other_rows_stops_the_run(tmp_path, eupmu, capsys):
     rows.append(tmp_path / "rows.jsonl", {"method": "original", "data": "digits"})
-    monkeypatch.setattr(sys, "argv", ["eupmu", "benchmark", "classification", *CHOSEN, "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == cli.BAD_INPUT
+    assert eupmu("benchmark", "classification", *CHOSEN, "--out", tmp_path) == cli.BAD_INPUT
     error = capsys.readouterr().err
     assert "rows.jsonl, line 1: got a row without kind, design" in error
     assert error.count("\n") == 1
@@ -193,12 +184,11 @@ def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):
         pass
 
 
-def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys):
+def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys, eupmu):
     from eupmu_jax.methods import METHODS
 
-    monkeypatch.setattr(sys, "argv", ["eupmu", "methods"])
     monkeypatch.setenv("COLUMNS", "200")
-    cli.main()
+    assert eupmu("methods") == 0
     printed = capsys.readouterr().out
     for name in METHODS:
         assert name in printed

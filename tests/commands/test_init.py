@@ -1,23 +1,15 @@
 """`eupmu init`: what it writes is run as it is."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from eupmu_jax.commands import cli
 from eupmu_jax.service import deletion, user_file
 
 
-def eupmu(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
-    cli.main()
-
-
 @pytest.mark.slow
-def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monkeypatch, capsys):
+def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.chdir(tmp_path)
-    eupmu(monkeypatch, "init")
+    assert eupmu("init") == 0
     assert "change what is marked CHANGE" in capsys.readouterr().out
     rng = np.random.default_rng(0)
     np.savez("params.npz", hidden=rng.normal(size=(5, 8)).astype(np.float32), out=rng.normal(size=(8, 10)).astype("f4"))
@@ -37,11 +29,9 @@ def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monk
         ("task.txt", "file: got task.txt, expected"),
     ],
 )
-def test_nothing_is_overwritten(name, message, tmp_path, monkeypatch, capsys):
+def test_nothing_is_overwritten(name, message, tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mytask.py").write_text("mine")
-    with pytest.raises(SystemExit) as exit_info:
-        eupmu(monkeypatch, "init", "--file", name)
-    assert exit_info.value.code == 2
+    assert eupmu("init", "--file", name) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "mytask.py").read_text() == "mine"

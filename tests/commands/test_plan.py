@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from eupmu_jax.benchmark import rows as store
-from eupmu_jax.commands import cli, plan
+from eupmu_jax.commands import plan
 from eupmu_jax.training.mesh.program import KINDS
 
 SCRIPT = """
@@ -121,13 +121,10 @@ def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
         (["--sequence", "-3"], "sequence: got -3, expected a number from 1 to"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, eupmu, capsys):
     jax.devices()  # A process that has not started JAX could still make itself a thousand devices.
     given = ["--topology", "cpu:1", "--model", "tiny", "--tensor", "1", "--out", str(tmp_path / "rows.jsonl")]
-    monkeypatch.setattr(sys, "argv", ["eupmu", "plan", *given, *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    assert eupmu("plan", *given, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("eupmu: ")
     assert error.count("\n") == 1
@@ -166,13 +163,10 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(libtpu, tmp_path):
 
 
 @pytest.mark.tpu
-def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_do(libtpu, tmp_path, monkeypatch, capsys):
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_do(libtpu, tmp_path, eupmu, capsys):
     out = tmp_path / "rows.jsonl"
     options = {"topology": "v5e:2x2", "model": "7b", "tensor": 4, "batch": 1, "sequence": 128, "out": out}
-    monkeypatch.setattr(sys, "argv", ["eupmu", "plan", *(f"--{name}={value}" for name, value in options.items())])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    assert eupmu("plan", *(f"--{name}={value}" for name, value in options.items())) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
         r"eupmu: the step does not fit a device: Ran out of memory on HBM, [^();]*\(\d+\.\d+G\) exceeds available HBM "

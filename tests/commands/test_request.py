@@ -1,39 +1,29 @@
 """`eupmu request` as a user runs it."""
 
-import sys
-
 import pytest
-
-from eupmu_jax.commands import cli
 
 
 @pytest.fixture
-def eupmu(tmp_path, monkeypatch, capsys):
+def told(tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "mytask.py").write_text("import numpy as np\ndata = {'x': np.arange(10)}\n")
     (tmp_path / "ids.txt").write_text("1\n2\n")
 
     def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["eupmu", "request", *arguments])
-        if code:
-            with pytest.raises(SystemExit) as exit_info:
-                cli.main()
-            assert exit_info.value.code == code
-        else:
-            cli.main()
+        assert eupmu("request", *arguments) == code
         return capsys.readouterr()
 
     return run
 
 
-def test_a_request_is_added_listed_and_shown(eupmu):
-    assert "Request 1, 2 examples: added." in eupmu("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
-    assert "is there already" in eupmu("add", "mytask.py", "ids.txt", "--reason", "again").out
-    listed = eupmu("list").out
+def test_a_request_is_added_listed_and_shown(told):
+    assert "Request 1, 2 examples: added." in told("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
+    assert "is there already" in told("add", "mytask.py", "ids.txt", "--reason", "again").out
+    listed = told("list").out
     assert "a [letter]" in listed
     assert "open" in listed
-    shown = eupmu("show", "1").out
+    shown = told("show", "1").out
     assert "1, 2" in shown
     assert "a [letter]" in shown
 
@@ -50,16 +40,16 @@ def test_a_request_is_added_listed_and_shown(eupmu):
         (["add", "mytask.py", "ids.txt", "--ledger", "mytask.py/a.db"], "eupmu: mytask.py"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, eupmu, tmp_path):
-    error = eupmu(*arguments, code=2).err
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, told, tmp_path):
+    error = told(*arguments, code=2).err
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert not (tmp_path / "eupmu_runs" / "requests.db").exists()
 
 
-def test_a_file_of_ones_own_that_raises_shows_its_own_lines(eupmu, tmp_path):
+def test_a_file_of_ones_own_that_raises_shows_its_own_lines(told, tmp_path):
     (tmp_path / "mytask.py").write_text("data = {}\ndata['x'] / 2\n")
-    error = eupmu("add", "mytask.py", "ids.txt", code=2).err
+    error = told("add", "mytask.py", "ids.txt", code=2).err
     assert error.splitlines()[0] == "Traceback, the lines of your file:"
     assert error.splitlines()[-1] == "KeyError: 'x'"
     assert "runpy" not in error

@@ -9,28 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eupmu_jax.commands import cli
 from experiments.own_model import journey
 
 FILES = Path(journey.__file__).parent
 MANY = Path(__file__).parents[1] / "many_commands.py"
 
 
-def eupmu(*arguments):
-    """In this process, which has compiled already what the next command needs."""
-    sys.argv = ["eupmu", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as found:
-        return found.code or 0
-    return 0
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working folder with a copy of the plain-JAX file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
     shutil.copy(FILES / "digits.py", tmp_path)
     return tmp_path
 
@@ -45,7 +33,7 @@ def test_files_to_copy_are_short():
 
 
 @pytest.mark.slow
-def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(here, monkeypatch):
+def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(here, monkeypatch, eupmu):
     monkeypatch.setattr(journey, "eupmu", eupmu)
     found = journey.run(here / "journey", Path("digits.py"))
     assert [row["codes"] for row in found] == [[0] * 6] * 3
@@ -57,7 +45,7 @@ def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here, on_devices):
+def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here, on_devices, eupmu):
     np.savetxt("ids.txt", np.arange(100), "%d")
     asked = "--forget ids.txt --steps 60 --forget-batch 16 --retain-batch 48 --retrain --out"
     assert eupmu("unlearn", "digits.py", *asked.split(), "alone") == eupmu("audit", "alone", "digits.py") == 0

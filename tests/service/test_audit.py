@@ -1,9 +1,7 @@
 """The audit: what an attack tells, what rounding and classes show, and the verdict with its exit code."""
 
-import contextlib
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eupmu_jax import tasks
-from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import _measured, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
@@ -171,16 +168,9 @@ def run(file, steps=60, ids=30, name="run", first=0, after=None):
     return file.parent / name
 
 
-def eupmu_audit(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["eupmu", "audit", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    return exit_info.value.code
-
-
-def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, monkeypatch, capsys):
+def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, eupmu, capsys):
     out = run(file)
-    assert eupmu_audit(monkeypatch, out, "mytask.py") == 0
+    assert eupmu("audit", out, "mytask.py") == 0
     assert capsys.readouterr().out.endswith("Verdict: passed.\n")
     found = json.loads((out / "audit.json").read_text())
     assert found["reasons"] == []
@@ -194,31 +184,29 @@ def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, 
 
 
 @pytest.mark.slow
-def test_few_examples_are_said_by_the_run_itself(file, monkeypatch, capsys):
+def test_few_examples_are_said_by_the_run_itself(file, eupmu, capsys):
     # BUG: a request of a few ids was "reached" with nothing forgotten, and only an audit said how little that means.
     sizes = ["--steps", "1", "--forget-batch", "16", "--retain-batch", "48"]
     for count, told in ((10, True), (150, False)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, range(count))))
-        monkeypatch.setattr(sys, "argv", ["eupmu", "unlearn", "mytask.py", "--out", f"run{count}", *sizes])
-        with contextlib.suppress(SystemExit):
-            cli.main()
+        eupmu("unlearn", "mytask.py", "--out", f"run{count}", *sizes)
         assert ("few, or were known too little, to tell" in capsys.readouterr().out) is told
 
 
-def test_a_remark_says_that_the_untouched_model_passes_too(file, monkeypatch, capsys):
-    assert eupmu_audit(monkeypatch, run(file, steps=1), "mytask.py") == 0
+def test_a_remark_says_that_the_untouched_model_passes_too(file, eupmu, capsys):
+    assert eupmu("audit", run(file, steps=1), "mytask.py") == 0
     assert "The original model passes the same tests" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_what_is_still_known_fails(file, monkeypatch, capsys):
-    assert eupmu_audit(monkeypatch, run(file, steps=1, ids=150), "mytask.py") == 4
+def test_what_is_still_known_fails(file, eupmu, capsys):
+    assert eupmu("audit", run(file, steps=1, ids=150), "mytask.py") == 4
     assert "The forgotten are still known: an error of 0.0" in capsys.readouterr().out
 
 
-def test_with_nothing_to_compare_with_it_is_inconclusive(file, monkeypatch, capsys):
+def test_with_nothing_to_compare_with_it_is_inconclusive(file, eupmu, capsys):
     file.write_text(file.read_text() + "held_out = None\n")
-    assert eupmu_audit(monkeypatch, run(file, steps=5), "mytask.py") == 5
+    assert eupmu("audit", run(file, steps=5), "mytask.py") == 5
     assert "neither held-out data nor a retrained model" in capsys.readouterr().out
 
 
@@ -280,25 +268,25 @@ def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
 
 
 @pytest.mark.slow
-def test_shadow_models_tell_of_each_example_what_the_attack_on_all_does_not(file, monkeypatch, capsys):
+def test_shadow_models_tell_of_each_example_what_the_attack_on_all_does_not(file, eupmu, capsys):
     shadows = """
 halves = [np.random.default_rng(n).permutation(300)[:150] for n in range(6)]
 shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
 """
     file.write_text(file.read_text() + shadows)
     out = run(file, steps=1, ids=100)
-    assert eupmu_audit(monkeypatch, out, "mytask.py") == 4
+    assert eupmu("audit", out, "mytask.py") == 4
     found = json.loads((out / "audit.json").read_text())
     assert found["original"]["lira"]["low"] > found["original"]["attacks"]["forgotten"]["auc"]
     assert "An attack with shadow models tells the forgotten" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_held_out_examples_that_the_model_learned_decide_nothing(file, monkeypatch, capsys):
+def test_held_out_examples_that_the_model_learned_decide_nothing(file, eupmu, capsys):
     # BUG: nothing was forgotten, the aim reached, the audit passed, and the report found no trace.
     before = file.read_text()
     file.write_text(f"{before}held_out = data\n")
-    assert eupmu_audit(monkeypatch, run(file, steps=1), "mytask.py") == 5
+    assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
     assert "300 of 300 held-out examples are, or equal, some of the data: they are not" in capsys.readouterr().out
 
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eupmu_jax.commands import cli
 from eupmu_jax.service import deletion, ledger, records, user_file
 from eupmu_jax.training import checkpoints
 
@@ -150,17 +149,11 @@ def nonsense(tmp_path_factory):
     options=st.lists(st.tuples(OPTIONS, VALUES), max_size=3),
 )
 def test_any_command_line_of_nonsense_is_exit_code_2_and_says_what_would_do(
-    command, files, options, nonsense, monkeypatch, capsys
+    command, files, options, nonsense, monkeypatch, capsys, eupmu
 ):
     monkeypatch.chdir(nonsense)
     arguments = [*command.split(), *files, *(word for option in options for word in option)]
-    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
-    try:
-        cli.main()
-    except SystemExit as found:
-        code = found.code
-    else:
-        code = 0
+    code = eupmu(*arguments)
     said = capsys.readouterr().err
     assert code == 2, arguments
     assert said.strip(), arguments

@@ -1,13 +1,10 @@
 """The plan of a run: what it says is what the run takes, and it changes nothing."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 import eupmu_jax as eupmu
-from eupmu_jax.commands import cli
 from eupmu_jax.methods import METHODS
 from eupmu_jax.service import deletion, ledger, plan, user_file
 from eupmu_jax.training import levels
@@ -19,11 +16,6 @@ ASKED = deletion.Asked(steps=5, forget_batch=8, retain_batch=24)
 
 def make(file, asked=ASKED, **options):
     return plan.make(user_file.load(file, deletion.NEEDED), IDS, asked, **options)
-
-
-def eupmu_plan(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["eupmu", "plan", *map(str, arguments)])
-    cli.main()
 
 
 @pytest.mark.slow
@@ -76,20 +68,20 @@ def test_a_footprint_holds_the_largest_pass_outside_of_the_steps(method, count):
 
 
 @pytest.mark.slow
-def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, monkeypatch, capsys):
+def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu, capsys):
     data = user_file.data_digest(user_file.load(file, ("data",))["data"])
     with ledger.opened(tmp_path / "requests.db") as connection:
         ledger.add(connection, data, IDS[20:], "")
         ledger.add(connection, data, np.arange(40, 50), "")
         ledger.add(connection, "0" * 64, IDS, "")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--epochs", 100)
+    eupmu("plan", "mytask.py", "--ledger", "requests.db", "--epochs", 100)
     said = capsys.readouterr().out
     assert "Request 1 has 10 of these examples already." in said
     assert "Request 2" not in said
     assert "--after" not in said
     assert "% of retraining" in said
-    eupmu_plan(monkeypatch, "mytask.py", "--ledger", "requests.db", "--request", 1)
+    eupmu("plan", "mytask.py", "--ledger", "requests.db", "--request", 1)
     assert "already" not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

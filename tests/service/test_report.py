@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eupmu_jax.commands import cli
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, report, user_file
 from eupmu_jax.service._again import differences
@@ -194,15 +192,12 @@ def test_another_file_than_the_runs_is_named(copy):
     assert line.startswith("reached.code: ")
 
 
-def test_the_command_says_what_differs_with_exit_code_4(copy, monkeypatch, capsys):
-    arguments = ["eupmu", "verify", str(copy / "run" / "report.json"), str(copy / "mytask.py")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    cli.main()
+def test_the_command_says_what_differs_with_exit_code_4(copy, eupmu, capsys):
+    arguments = "verify", copy / "run" / "report.json", copy / "mytask.py"
+    assert eupmu(*arguments) == 0
     assert capsys.readouterr().out.startswith("All hashes and all figures of the audit are as reported. ")
     flip(largest_file(copy))
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 4
+    assert eupmu(*arguments) == 4
     assert "is not the file that was reported" in capsys.readouterr().out
 
 

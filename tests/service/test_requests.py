@@ -1,7 +1,6 @@
 """`eupmu request` and `eupmu unlearn`: what the ledger says of requests, and what a person is told."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,58 +10,48 @@ from eupmu_jax.service import deletion, ledger
 from eupmu_jax.service.attacks import attack
 
 
-def code_of(monkeypatch, *arguments):
-    """The exit code of a command, 0 for one that ends by itself."""
-    monkeypatch.setattr(sys, "argv", ["eupmu", *arguments])
-    try:
-        cli.main()
-    except SystemExit as found:
-        return found.code
-    return 0
-
-
 def states():
     with ledger.known(cli.LEDGER) as connection:
         return [request.state for request in ledger.listed(connection)]
 
 
 @pytest.mark.slow
-def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, monkeypatch, capsys):
+def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, eupmu, capsys):
     # Of so many, none wrong can be told from the error of unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
+    assert eupmu("unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
     assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
     assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
 
 
-def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, capsys):
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
+    assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
+    assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
     assert "The aim is reached and the limit kept." in capsys.readouterr().out
     assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == list(range(30))
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
     assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
     # BUG: the file of ids was ignored beside a request, and request 0 unlearned ids.txt.
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
     assert "forget: got ids.txt beside request 1, expected one of them" in capsys.readouterr().err
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
     assert "request: got 0, expected the number of a request in the ledger, 1 or more" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
     assert "request: 1 is on other data than the file has" in capsys.readouterr().err
 
 
-def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch):
+def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch, eupmu):
     made = deletion.run
     monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": False})
     sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+    assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
 
     def state_after(out):
-        assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", out, *sizes) == 3
+        assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", out, *sizes) == 3
         with ledger.known(cli.LEDGER) as connection:
             return ledger.find(connection, 1).state
 
@@ -72,11 +61,11 @@ def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch
     assert state_after("two") == "unlearned"
 
 
-def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, monkeypatch, capsys):
+def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, monkeypatch, capsys, eupmu):
     # BUG: both were unlearned, and each model had still learned what the other forgot.
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+        assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     made = deletion.run
 
     def meanwhile(*arguments):
@@ -86,76 +75,76 @@ def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, m
 
     monkeypatch.setattr(deletion, "run", meanwhile)
     sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
     printed = capsys.readouterr()
     assert "after: got None, but request 1 on these data is unlearned" in printed.err
     assert "Forgot 30 of 300 examples" in printed.out
     assert states() == ["unlearned", "open"]
     # BUG: the same call once more marked it.
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
+    assert eupmu("unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
     assert states() == ["unlearned", "open"]
 
 
-def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monkeypatch, capsys):
+def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monkeypatch, capsys, eupmu):
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+        assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     made = deletion.run
     monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True})
     sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes) == 0
+    assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes) == 0
     assert states() == ["unlearned", "open"]
     monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True, "returned": [1]})
     second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", "--after", "one", *sizes]
-    assert code_of(monkeypatch, *second) == 3
+    assert eupmu(*second) == 3
     assert "What run 1 of those before forgot is known again." in capsys.readouterr().out
     # BUG: the ledger went on saying that both are unlearned.
     assert states() == ["open", "infeasible"]
     # BUG: told again, it took back what was unlearned since.
     with ledger.opened(cli.LEDGER) as connection:
         ledger.set_state(connection, 1, "unlearned")
-    assert code_of(monkeypatch, *second) == 3
+    assert eupmu(*second) == 3
     assert states() == ["unlearned", "infeasible"]
 
 
-def test_requests_on_other_data_are_told(file, monkeypatch, capsys):
+def test_requests_on_other_data_are_told(file, eupmu, capsys):
     # BUG: with one example more, nothing said that the forgotten ones are retained again.
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+    assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     with ledger.opened(cli.LEDGER) as connection:
         ledger.set_state(connection, 1, "unlearned")
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
-    assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+    assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     capsys.readouterr()
-    code_of(monkeypatch, "plan", "mytask.py", "--request", "2")
+    eupmu("plan", "mytask.py", "--request", "2")
     assert "Requests unlearned on other data than the file has: 1. Positions are of one" in capsys.readouterr().out
-    code_of(monkeypatch, "unlearn", "mytask.py", "--request", "2", "--out", "run", "--steps", "2")
+    eupmu("unlearn", "mytask.py", "--request", "2", "--out", "run", "--steps", "2")
     assert "Warning: Requests unlearned on other data than the file has: 1." in capsys.readouterr().out
 
 
-def test_unseen_examples_that_the_model_can_tell_nothing_of_are_refused(file, monkeypatch, capsys):
+def test_unseen_examples_that_the_model_can_tell_nothing_of_are_refused(file, eupmu, capsys):
     # BUG: their loss of NaN ended in a TypeError after the run, and hid what an attack found.
     file.write_text(
         file.read_text() + "held_out['inputs'] = held_out['inputs'].copy()\nheld_out['inputs'][3] = np.nan\n"
     )
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run", "--steps", "2") == 2
+    assert eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "2") == 2
     assert "held_out: got 1 examples whose loss under the original model is NaN, the first at position 3" in (
         capsys.readouterr().err
     )
     assert attack(np.arange(100.0), np.where(np.arange(100) == 3, np.nan, 60 + np.arange(100))).tells
 
 
-def test_bad_input_of_the_command_is_one_line(file, monkeypatch, capsys):
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--forget", "absent.txt") == 2
+def test_bad_input_of_the_command_is_one_line(file, eupmu, capsys):
+    assert eupmu("unlearn", "mytask.py", "--forget", "absent.txt") == 2
     assert (
         capsys.readouterr().err
         == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
     )
 
 
-def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monkeypatch, capsys):
+def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, eupmu, capsys):
     broken = "\ndef outputs(params, batch, key):\n    return batch['no such name']\n\n\n"
     file.write_text(f"{file.read_text()}{broken}task = task._replace(outputs=outputs)\n")
-    assert code_of(monkeypatch, "unlearn", "mytask.py", "--out", "run") == 2
+    assert eupmu("unlearn", "mytask.py", "--out", "run") == 2
     said = capsys.readouterr().err
     assert "in outputs" in said
     assert said.strip().endswith("KeyError: 'no such name'")
@@ -163,30 +152,30 @@ def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, monk
 
 
 @pytest.mark.slow
-def test_a_request_does_not_learn_again_what_another_had_unlearned(file, monkeypatch, capsys):
+def test_a_request_does_not_learn_again_what_another_had_unlearned(file, eupmu, capsys):
     sizes = ["--steps", "40", "--forget-batch", "16", "--retain-batch", "48"]
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
-        assert code_of(monkeypatch, "request", "add", "mytask.py", "ids.txt") == 0
+        assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     first = ["unlearn", "mytask.py", "--request", "1", "--out", "one", *sizes]
     second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes]
-    assert code_of(monkeypatch, *first) == 0
-    assert code_of(monkeypatch, *second) == 2
+    assert eupmu(*first) == 0
+    assert eupmu(*second) == 2
     assert "after: got None, but request 1 on these data is unlearned" in capsys.readouterr().err
     assert not (file.parent / "two").exists()
-    assert code_of(monkeypatch, *second, "--after", "one") in (0, 3)
+    assert eupmu(*second, "--after", "one") in (0, 3)
     # What is finished is told again, whatever came after it.
-    assert code_of(monkeypatch, *first) == 0
+    assert eupmu(*first) == 0
 
 
 @pytest.mark.filterwarnings("default:out")
-def test_a_file_that_changed_since_the_run_is_told(file, monkeypatch, capsys):
+def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
     # BUG: a changed model was told the aim that the old one had reached, and audited without a word.
     unlearned = ["unlearn", "mytask.py", "--forget", "ids.txt", "--out", "run", "--steps", "2"]
-    code_of(monkeypatch, *unlearned)
+    eupmu(*unlearned)
     assert "earlier version" not in capsys.readouterr().out
     file.write_text(file.read_text() + "# later\n")
-    code_of(monkeypatch, *unlearned)
+    eupmu(*unlearned)
     assert "Warning: out: run holds the finished run of an earlier version of the file" in capsys.readouterr().out
-    code_of(monkeypatch, "audit", "run", "mytask.py")
+    eupmu("audit", "run", "mytask.py")
     assert "Warning: mytask.py has changed since the run" in capsys.readouterr().out
