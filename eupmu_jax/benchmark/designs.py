@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import NamedTuple
 
 from eupmu_jax.benchmark.problems import Recipe
@@ -158,3 +159,9 @@ def design(name: str) -> Design:
     if name not in DESIGNS:
         raise ValueError(f"design: got {name!r}, expected one of {', '.join(DESIGNS)}")
     return DESIGNS[name]
+
+
+def of_seeds(name: str, seeds: Collection[int] = ()) -> Design:
+    """The design with these seeds reported, each once; with its own if there are none."""
+    found = design(name)
+    return found._replace(seeds=tuple(dict.fromkeys(seeds)) or found.seeds)

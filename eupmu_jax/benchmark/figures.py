@@ -1,5 +1,6 @@
 """Figures of a benchmark, from rows: trade-off, gaps with intervals, relearning curves; a panel for each case."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib
@@ -28,16 +29,17 @@ def color(name: str) -> str:
     return ANCHORS[name] if name in ANCHORS else FAMILIES[family(name)]
 
 
-def draw(name: str, out: Path, folder: Path | None = None) -> list[Path]:
+def draw(name: str, out: Path, folder: Path | None = None, seeds: Collection[int] = ()) -> list[Path]:
     """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG; nothing if rows are missing.
 
     Args:
       name: Of the design.
       out: Folder of `rows.jsonl`.
       folder: Where the figures go; `out/figures` if None.
+      seeds: That are shown; the design's if it is empty.
     """
     folder = folder or out / "figures"
-    design = designs.design(name)
+    design = designs.of_seeds(name, seeds)
     found = saved.read(out / "rows.jsonl")
     shown = {case: summary.lines_of(found, name, design, case) for case in design.cases}
     shown = {case: lines for case, lines in shown.items() if len(lines) > 2}

@@ -39,10 +39,13 @@ def jobs_of(
             raise ValueError(f"forget: got {chosen!r}, expected one of {', '.join(known)}")
     for method in methods:
         known_method(method)
+    for seed in seeds:
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"seeds: got {seed}, expected numbers from 0 to {2**31 - 1}")
     if design.tuning_seed in seeds:
         raise ValueError(f"seeds: got {design.tuning_seed}, on which the methods are tuned; expected others")
     cases = tuple(case for case in design.cases if not forget or case.forget in forget)
-    reported, classes = tuple(seeds) or design.seeds, num_classes(design.data)
+    reported, classes = designs.of_seeds(name, seeds).seeds, num_classes(design.data)
     for case, seed in itertools.product(cases, reported):
         if case.forget.startswith("class:") and int(case.of(seed).removeprefix("class:")) >= classes:
             raise ValueError(
@@ -50,7 +53,8 @@ def jobs_of(
                 f"classes of {design.data}"
             )
     training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    unlearning = [jobs.Job(name, (case,), reported, method) for method in methods or METHODS for case in cases]
+    chosen = dict.fromkeys(methods or METHODS)
+    unlearning = [jobs.Job(name, (case,), reported, method) for method in chosen for case in cases]
     return training, unlearning
 
 

@@ -43,13 +43,14 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
 
     Args:
       rows: Of the present versions, see `saved.read`; of several that are the same one, the first counts.
-      name, design, case: What is shown.
+      name, design, case: What is shown; rows of other seeds than the design's do not count.
       score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
     """
     rows = once(saved_rows.select(rows, design=name, forget=case.forget))
+    rows = [row for row in rows if row["kind"] == "trial" or row["seed"] in design.seeds]
     lines = []
     for model in ("original", "retrained"):
-        found = [row for row in rows if row.get("model") == model and row["seed"] != design.tuning_seed]
+        found = saved_rows.select(rows, kind="model", model=model)
         if found:
             lines.append(_line(model, found, []))
     unlearned = []

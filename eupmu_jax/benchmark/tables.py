@@ -66,7 +66,9 @@ def latex(lines: list[summary.Line], seeds: int) -> str:
     return "\n".join([*rule, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def show(name: str, out: Path, form: str, console: Console, forget: Collection[str] = ()) -> None:
+def show(
+    name: str, out: Path, form: str, console: Console, forget: Collection[str] = (), seeds: Collection[int] = ()
+) -> None:
     """Prints the tables of a design from the rows in `out`, one for each of the design's `scores`.
 
     Args:
@@ -75,13 +77,17 @@ def show(name: str, out: Path, form: str, console: Console, forget: Collection[s
       form: "terminal", "markdown" or "latex".
       console: Where they go.
       forget: Forget sets of the design; all if it is empty.
+      seeds: That are reported; the design's if it is empty.
     """
-    design = designs.design(name)
+    design = designs.of_seeds(name, seeds)
     found = [row for row in saved.read(out / "rows.jsonl") if row["design"] == name]
     if forget:
         found = [row for row in found if row["forget"] in forget]
-    if not found:
-        console.print(f"no rows of {', '.join([name, *forget])} in {out}", highlight=False)
+    there = {row["seed"] for row in found} - {design.tuning_seed}
+    if not there & set(design.seeds):
+        of = f"{', '.join([name, *forget])}, seeds {', '.join(map(str, design.seeds))},"
+        others = f"; there are rows of seeds {', '.join(map(str, sorted(there)))}" if there else ""
+        console.print(f"no rows of {of} in {out}{others}", highlight=False, soft_wrap=True)
         return
     for case in design.cases:
         for score in design.scores:

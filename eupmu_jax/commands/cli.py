@@ -171,8 +171,8 @@ def benchmark(
     runner.jobs_of(design, *chosen)  # raises what is wrong with them
     if run:
         runner.run(design, *chosen, out, command, console, workers=workers, cluster=cluster)
-    tables.show(design, out, show, console, forget)
-    figures.draw(design, out)
+    tables.show(design, out, show, console, forget, seeds)
+    figures.draw(design, out, seeds=seeds)
 
 
 # Arguments that are named in the usage by what they are.
