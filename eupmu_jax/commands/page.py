@@ -72,8 +72,9 @@ def of_level(reached: Any) -> dict | None:
 def sampling_error(rows: list[dict]) -> float:
     """Half the width of a 95 % interval of a gap, in points, that is due to the examples it is measured on.
 
-    That of UA and MIA on the forget set and of TA on the test set, by the rates of the retrained model; an example more
-    and one less of each kind keep it from 0 at the ends.
+    That of UA and MIA on the forget set and of TA on the test set, by the rates of the retrained model. UA and MIA are
+    of the same examples, so their errors are taken to go together. An example more and one less of each kind keep the
+    rates from 0 and 1.
     """
 
     def variance(name, count):
@@ -81,7 +82,8 @@ def sampling_error(rows: list[dict]) -> float:
         return rate * (1 - rate) / count
 
     counts = rows[0]["examples"]
-    total = 2 * variance("UA", counts["forget"]) + variance("TA", counts["test"])
+    forget = sum(variance(name, counts["forget"]) ** 0.5 for name in ("UA", "MIA"))
+    total = forget**2 + variance("TA", counts["test"])
     return 100 * 1.96 * total**0.5 / 4
 
 

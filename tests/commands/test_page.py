@@ -17,8 +17,10 @@ def rows_with(**gaps):
 
 def test_the_sampling_error_by_hand():
     rate = lambda percent, count: (percent / 100 * count + 1) / (count + 2)
-    forget, test = rate(10, 100), rate(96, 1_000)
-    by_hand = np.sqrt(2 * forget * (1 - forget) / 100 + test * (1 - test) / 1_000) / 4
+    # BUG: MIA had the rate of UA.
+    ua, mia, test = rate(10, 100), rate(RETRAINED["MIA"], 100), rate(96, 1_000)
+    deviation = lambda rate, count: np.sqrt(rate * (1 - rate) / count)
+    by_hand = np.hypot(deviation(ua, 100) + deviation(mia, 100), deviation(test, 1_000)) / 4
     assert page.sampling_error(rows_with(a=1.0)) == pytest.approx(100 * 1.96 * by_hand)
 
 

@@ -1,5 +1,6 @@
 """Scripts that a reader copies run to their end; they assert what they claim."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -7,12 +8,15 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import rows
+from eupmu_jax.commands import demo
 from eupmu_jax.data import passages
 from eupmu_jax.methods import METHODS
 from experiments import parts
+from experiments.demo import tune
 from experiments.passages import run as passages_run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -89,3 +93,25 @@ def test_passages_are_forgotten_by_a_language_model(tmp_path):
     assert unlearned["retain_memorised"] > unlearned["forget_memorised"]
     assert rows.read(tmp_path / "rows.jsonl") == [row | {"command": "test"} for row in found]
     assert passages_run.run(tmp_path / "rows.jsonl", 0, {"command": "test"}, **options) == []
+
+
+@pytest.mark.slow
+def test_the_demo_is_tuned_and_trials_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    # BUG: EUPMU, which is not tuned, ended the command after all others were.
+    monkeypatch.setattr(tune, "ROWS", tmp_path / "tuning.jsonl")
+    monkeypatch.setattr(tune, "SETTINGS", tmp_path / "settings.json")
+    chosen = ["--trials", "1", "--seeds", "100", "--kind", "class", "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *chosen])
+    monkeypatch.setattr(tune, "TUNED", ["fine-tuning", "EUPMU implicit"])
+    tune.main()
+    before = rows.read(tune.ROWS)
+    assert [row["method"] for row in before] == tune.TUNED
+    tune.main()
+    assert rows.read(tune.ROWS) == before
+    assert set(json.loads(tune.SETTINGS.read_text())["digits"]["class"]["methods"]) == set(tune.TUNED)
+
+
+def test_every_method_of_the_demo_but_eupmu_is_tuned():
+    assert set(tune.TUNED) == set(demo.METHODS) - {"EUPMU"}
+    for method in tune.TUNED:
+        assert "learning_rate" in tune.draw(method, np.random.default_rng(0))
