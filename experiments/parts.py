@@ -32,6 +32,12 @@ def newest(found: list[dict], *fields: str) -> list[dict]:
     return list({tuple(row[name] for name in fields): row for row in found}.values())
 
 
+def of_version(found: list[dict], present: int) -> str:
+    """What is said of rows of a method that are not all by its present version; nothing if they are."""
+    older = sorted({row["version"] for row in found} - {present})
+    return f" (in part by version {', '.join(map(str, older))})" if older else ""
+
+
 def paragraph(text: str) -> str:
     """A text in lines as long as those of the pages."""
     # A number and its % are not parted, nor what a hyphen joins.

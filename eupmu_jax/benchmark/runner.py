@@ -53,8 +53,8 @@ def jobs_of(
                 f"classes of {design.data}"
             )
     training = [jobs.Job(name, cases, (seed,), None) for seed in (design.tuning_seed, *reported)]
-    chosen = dict.fromkeys(methods or METHODS)
-    unlearning = [jobs.Job(name, (case,), reported, method) for method in chosen for case in cases]
+    pairs = itertools.product(dict.fromkeys(methods or METHODS), cases)
+    unlearning = [jobs.Job(name, (case,), reported, method) for method, case in pairs]
     return training, unlearning
 
 

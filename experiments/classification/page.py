@@ -134,11 +134,11 @@ def cost(found):
     trials, runs = ([row for row in mine if row["kind"] == kind] for kind in ("trial", "run"))
     hours = sum(row["processor_seconds"] for row in models.values()) / 3600
     over = Counter((row["design"], row["forget"]) for row in runs if row["share_of_retraining"] > 5)
-    ((design, forget), of_most), *_ = over.most_common(1)
     text = (
         f"{len(models)} trained models ({hours:.1f} hours of one core), {len(trials):,} trials and {len(runs):,} runs "
         f"({devices}). A run took {np.median([row['share_of_retraining'] for row in runs]):.1f} % of retraining in the "
-        f"median, and more than 5 % in {over.total()} runs, {of_most} of them those of {DESIGN_NAMES[design]}, "
-        f"{KINDS[forget]}."
+        f"median, and more than 5 % in {over.total()} runs"
     )
-    return parts.paragraph(text)
+    for (design, forget), of_most in over.most_common(1):
+        text += f", {of_most} of them those of {DESIGN_NAMES[design]}, {KINDS[forget]}"
+    return parts.paragraph(f"{text}.")

@@ -238,8 +238,7 @@ def _distance(mine):
 def _short(digits, clothes):
     """The README's sentence: means over the seeds, and from least to most where they are far apart."""
     key, retrained = ("EUPMU", tuning.UNTUNED), ("retrained", "")
-    (version,) = {row["version"] for row in _of(digits, key) + _of(clothes, key)}
-    of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
+    of_version = parts.of_version(_of(digits, key) + _of(clothes, key), METHODS["EUPMU"].version)
     ua = lambda found, key: _mean_or_range([row["UA"] for row in _of(found, key)])
     again = lambda found, key: _mean_or_range([_row_relearned(row) for row in _of(found, key)])
     ours, wanted = (

@@ -10,6 +10,7 @@ from experiments.level.run import NAMES, VERSION, reaches, tells
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 SHOWN = 8
+CASES = {"random:10%": "a tenth of the data", "random:50%": "half of the data", "class": "a class"}
 # Of the method, when its gains were searched.
 SEARCHED_VERSION = 1
 
@@ -86,13 +87,20 @@ def in_short(found: list[dict]) -> str:
         np.mean([100 * (row[f"{part}_error"] - row[f"{part}_error_before"]) for row in telling])
         for part in ("retain", "test")
     )
-    longest = rows.select(telling, steps=max(row["steps"] for row in telling))
+    most = max(row["steps"] for row in telling)
+    longest = rows.select(telling, steps=most)
+    cases = " or ".join(CASES[case] for case in dict.fromkeys(row["case"] for row in telling))
+
+    def span(get):
+        return f"{min(map(get, telling)):,} to {max(map(get, telling)):,}"
+
     return parts.paragraph(
-        f"Untuned, on digits: of {len(telling)} runs that forgot half of the data or a class (learning rates 0.0003 to "
-        f"0.01, forget batches 16 to 256, 100 to 1,000 steps) {_reached(telling):.0f}% ended where forgotten and "
-        "unseen digits cannot be told apart by their errors, or at most 2% of the class is recognised, and of those "
-        f"with 1,000 steps {_reached(longest):.0f}%. Retain accuracy fell by {rise:.2f} points, test accuracy by "
-        f"{fall:.2f}."
+        f"Untuned, on digits: of {len(telling)} runs that forgot {cases} "
+        f"(learning rates {span(lambda row: row['settings']['learning_rate'])}, forget batches "
+        f"{span(lambda row: row['batch'])}, {span(lambda row: row['steps'])} steps), {_reached(telling):.0f}% ended "
+        "where forgotten and unseen digits cannot be told apart by their errors, or at most 2% of the class is "
+        f"recognised; of those with {most:,} steps {_reached(longest):.0f}%. Retain accuracy fell by {rise:.2f} "
+        f"points, test accuracy by {fall:.2f}."
     )
 
 

@@ -5,7 +5,7 @@ Time:     about 12 minutes on 2 cores.
 Result:   experiments/passages/rows.jsonl: one row for the original, the retrained and each unlearned model; those of
           older versions of a method are made again.
 
-The text is the Devil's Dictionary (Debian's package dict-devil): the first 64 bytes of 874 entries. Of these 10 % are
+The text is the Devil's Dictionary (Debian's package dict-devil): the first 64 bytes of 877 entries. Of these 10 % are
 never shown to any model, and 10 % of the others are to be forgotten. The model is a decoder of 0.4 million parameters
 that reads bytes. Exact memorisation is the share of a passage's bytes that the model predicts from those before them.
 All settings are defaults: nothing was tuned here.

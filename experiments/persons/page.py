@@ -154,9 +154,12 @@ def _off(found, row):
 
 
 def _over_seeds(found):
-    """Means of the models that have rows of several seeds, with the forget quality of each."""
+    """Means of the models that have rows of several seeds, with the forget quality of each; those of most seeds first.
+
+    Of others the seeds differ, and with them how hard it was.
+    """
     mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
-    keys = [key for key in _keys(found) if len(mine(key)) > 1]
+    keys = sorted((key for key in _keys(found) if len(mine(key)) > 1), key=lambda key: -len(mine(key)))
     by_seed = lambda key: ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine(key))
     kept = lambda key: f"{sum(_keeps(found, row) for row in mine(key))} of {len(mine(key))}"
     lines = [[_name(key), *_figures(found, key), by_seed(key), kept(key)] for key in keys]
@@ -173,7 +176,7 @@ def _said(found):
     error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
     beside = "" if best == OURS else f"; EUPMU, which {kept} it, has {mean(OURS):.1f}"
     off = lambda key: np.mean([_off(found, row) for row in _of(found, key)])
-    other = min((key for key in methods if key[0] != OURS[0]), key=off)
+    other = min((key for key in methods if key != OURS), key=off)
     shares = [row["share_of_retraining"] for key in methods for row in _of(found, key)]
     return (
         f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
@@ -181,7 +184,7 @@ def _said(found):
         f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons; the original "
         f"model's on persons who were never shown is {level} %, and the retrained model's on the forgotten "
         f"{error(('retrained', ''))} %. Its five figures of forgotten persons are {off(OURS):.1f} points off the "
-        f"retrained model's in the mean; those of the nearest method besides, {_name(other)}, {off(other):.1f}. "
+        f"retrained model's in the mean; those of the nearest other method, {_name(other)}, {off(other):.1f}. "
         f"With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
         "the time of fine-tuning again."
     )
@@ -221,15 +224,14 @@ def _short(found):
     mean = lambda key, get: np.mean([get(row) for row in _of(found, key)])
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
-    (version,) = {row["version"] for row in _of(found, OURS)}
     ours = _of(found, OURS)
     lost = sum(not _keeps(found, row) for row in ours)
     seeds = "" if len(ours) == 1 else f"; means of {len(ours)} seeds, in {lost} of which it lost over {100 * KEPT:g} %"
-    of_version = "" if version == METHODS["EUPMU"].version else f" (version {version})"
+    older = parts.of_version(ours, METHODS["EUPMU"].version)
     return (
-        f"After untuned EUPMU{of_version}, SmolLM2-135M gets {missed(OURS)} of the tokens wrong in answers about the "
-        f"forgotten persons (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}), at a utility "
-        f"of {utility(OURS)} (before: {utility(('original', ''))}{seeds})."
+        f"After untuned EUPMU{older}, SmolLM2-135M gets {missed(OURS)} of the tokens of answers about forgotten "
+        f"persons wrong (before: {missed(('original', ''))}, retrained: {missed(('retrained', ''))}); its utility is "
+        f"{utility(OURS)} (before: {utility(('original', ''))}{seeds})."
     )
 
 

@@ -131,7 +131,7 @@ def pods_summary(rows: list[dict]) -> str:
         f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
         f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step "
         f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)}. A step sends a chip "
-        f"{received(small)} (a plain one {received(plain)}), the rest being the second gradient's sums; surgery adds "
+        f"{received(small)} (a plain one {received(plain)}), for the second gradient's sums; surgery adds "
         f"{small['gram_all_reduces']} all-reduce of three numbers."
     )
     return parts.paragraph(text)

@@ -1,11 +1,11 @@
 """What steps take on devices that are not here: memory of every kind of step, large decoders, and two denoisers.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
-Time:     about an hour on 2 CPU cores, nearly half of it the last plan, which takes 18 GB; nothing is run but
+Time:     about two hours on 2 CPU cores, more than half of it the last plan, which takes 18 GB; nothing is run but
           compilers.
-Result:   a 7B decoder takes 1.5 GB of a chip on v5e:16x16, a 70B one 9 GB;
+Result:   a plain step of a 7B decoder takes 1.5 GB of a chip on v5e:16x16, that of a 70B one 9 GB;
           explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
-          experiments/speed/plans.jsonl.
+          experiments/speed/plans.jsonl, in place of those of the same commands.
 
 Each plan is one run of `eupmu plan` in a process of its own, and its row tells the command.
 """
@@ -14,6 +14,8 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+
+from eupmu_jax.benchmark import rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("experiments/speed/plans.jsonl")
@@ -42,11 +44,15 @@ def main():
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    (ROOT / arguments.out).unlink(missing_ok=True)
+    out = ROOT / arguments.out
     for name in arguments.plans:
         for options in PLANS[name]:
             command = [sys.executable, "-m", "eupmu_jax", "plan", *options.split(), "--out", str(arguments.out)]
+            before = rows.read(out)
             subprocess.run(command, check=True, cwd=ROOT)
+            made = rows.read(out)[len(before) :]
+            again = {row["command"] for row in made}
+            rows.replace(out, [*(row for row in before if row["command"] not in again), *made])
 
 
 if __name__ == "__main__":
