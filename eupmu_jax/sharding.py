@@ -70,12 +70,14 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
       Tree of `NamedSharding`s.
 
     Raises:
-      ValueError: For an axis that the mesh does not have.
+      ValueError: For an axis that the mesh does not have, or that comes twice.
 
     >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
     >>> tuple(sharding.spec)
     ('model', None)
     """
+    if isinstance(axes, str) or len(set(axes)) < len(axes):
+        raise ValueError(f"axes: got {axes!r}, expected different names of mesh axes, in a tuple")
     for axis in axes:
         if axis not in mesh.shape:
             raise ValueError(f"axes: got {axis!r}, expected names of mesh axes: {', '.join(mesh.shape)}")
@@ -131,6 +133,8 @@ def state_shardings(
     >>> tuple(found[0].mu.spec), tuple(found[0].count.spec)
     (('model', None), ())
     """
+    if not jax.tree.leaves(shardings):
+        raise ValueError("shardings: got a tree without leaves, expected one NamedSharding for each parameter")
     replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
     state = jax.eval_shape(optimizer.init, params)
 
@@ -203,6 +207,8 @@ def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Arra
     >>> gram_matrix({"w": leaf}, {"w": param_shardings(leaf[0], make_mesh())}).tolist()
     [[2.0, -1.0], [-1.0, 1.0]]
     """
+    if isinstance(shardings, NamedSharding) and not jax.tree_util.treedef_is_leaf(jax.tree.structure(updates)):
+        raise ValueError("shardings: got one NamedSharding, expected a tree of them, one for each parameter")
     pairs: list = []
     # `freeze` leaves None in place of a frozen parameter.
     jax.tree.map(lambda *pair: pairs.append(pair), updates, shardings, is_leaf=lambda node: node is None)

@@ -147,7 +147,7 @@ def _rate_at(rate, learning_rate):
         if value is not None and not callable(value):
             check_numbers(name, value, above=0, why=", or a schedule")
     if rate is not None:
-        return rate if callable(rate) else lambda count: rate
+        return rate if callable(rate) else lambda count: jnp.asarray(rate) if isinstance(rate, list | tuple) else rate
 
     def inverse(count):
         step_size = jnp.asarray(learning_rate(count) if callable(learning_rate) else learning_rate)

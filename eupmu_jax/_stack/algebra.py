@@ -69,9 +69,11 @@ def combine(updates: chex.ArrayTree, weights: chex.Array, params: chex.ArrayTree
     dtypes = jax.tree.map(jnp.result_type, updates if params is None else params)
 
     def combine_leaf(leaf, dtype):
-        total = weights[0] * leaf[0]
+        exact = jnp.promote_types(weights.dtype, leaf.dtype)
+        term = lambda k: weights[k].astype(exact) * leaf[k].astype(exact)
+        total = term(0)
         for k in range(1, leaf.shape[0]):
-            total = total + weights[k] * leaf[k]
+            total = total + term(k)
         return total.astype(dtype)
 
     return jax.tree.map(combine_leaf, updates, dtypes)

@@ -162,7 +162,7 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     param_shapes = [jnp.shape(p) for p in jax.tree.leaves(params)] if params is not None else [s[1:] for s in shapes]
     if params is not None and shapes == param_shapes:
         raise ValueError(
-            f"updates: every leaf has its parameter's shape, such as {shapes[0]}, expected (K, *{param_shapes[0]}): "
+            f"updates: every leaf has its parameter's shape, such as {shapes[0]}, expected {_behind('K', shapes[0])}: "
             "this transform takes stacked gradients. explicit_step and stacked_value_and_grad make them; implicit_step "
             "makes one gradient, for a chain that ends with implicit_surgery; optax.MultiSteps cannot hold a stack, "
             "eupmu_jax.accumulate does"
@@ -170,7 +170,7 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     first = shapes[0][0] if shapes[0] else 0
     for (path, _), shape, param_shape in zip(leaves, shapes, param_shapes, strict=True):
         if not shape or shape != (first, *param_shape):
-            expected_shape = f"({first or 'K'}, *{param_shape})" if params is not None else f"({first or 'K'}, ...)"
+            expected_shape = _behind(first or "K", param_shape if params is not None else ("...",))
             raise ValueError(
                 f"updates: leaf {describe(path)} has shape {shape}, expected {expected_shape}: every leaf needs the "
                 "same leading objective axis; stacked_value_and_grad makes such trees"
@@ -182,6 +182,11 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
         )
     check_count(first, expected)
     return first
+
+
+def _behind(count, shape):
+    """A shape behind the objective axis, in words."""
+    return f"({', '.join(map(str, (count, *shape)))}{',' * (not shape)})"
 
 
 def check_losses(losses: chex.ArrayTree | None, num_objectives: int, *, needed: bool = False) -> Any:

@@ -11,7 +11,7 @@ from eupmu_jax._stack import algebra, checks, refusal
 
 
 class WeightingState(NamedTuple):
-    """State of the aggregators that see the Gram matrix alone; `tree_get` reads all but `count` in any chain.
+    """State of the aggregators that see the Gram matrix alone; `tree_get` reads what no other member of a chain has.
 
     Such an aggregator has `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked
     tree in, parameter-shaped tree out. `losses` are looked at only for being finite, `gram_fn` is as in
@@ -31,7 +31,7 @@ class WeightingState(NamedTuple):
 
 
 class LossWeightingState(NamedTuple):
-    """State of the aggregators that see the losses alone; `tree_get` reads all but `count` in any chain.
+    """State of the aggregators that see the losses alone; `tree_get` reads what no other member of a chain has.
 
     Such an aggregator has `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
     parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.

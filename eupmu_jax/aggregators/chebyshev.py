@@ -54,7 +54,7 @@ def chebyshev(
     def weigh(losses, state):
         del state
         values, slopes = excess(losses, weights, ideal)
-        worst = jnp.arange(len(losses)) == jnp.argmax(values)
+        worst = (jnp.arange(len(losses)) == jnp.argmax(values)).astype(losses.dtype)
         return (worst + jnp.asarray(rho, losses.dtype)) * slopes, ()
 
     return from_losses(weigh, num_objectives, at_first=at_first)

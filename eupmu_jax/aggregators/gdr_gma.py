@@ -66,7 +66,8 @@ def gdr_gma(
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
         del extra_args
         losses = checks.check_losses(losses, checks.count_objectives(updates, params, 2), needed=True)
-        weights = jax.nn.sigmoid(jnp.asarray(gamma, state.weights.dtype) * (epsilon - losses[1]) * jnp.array([1, -1]))
+        excess = jnp.asarray(gamma, state.weights.dtype) * (epsilon - losses[1])
+        weights = jax.nn.sigmoid(jnp.stack([excess, -excess]))
 
         leaves, structure = jax.tree.flatten(updates)
         grams = [algebra.gram_matrix([leaf]) for leaf in leaves]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax._stack.checks import check_numbers
+from eupmu_jax._stack.checks import check_number, check_numbers
 from eupmu_jax.aggregators._weighting import LossWeightingState, from_losses
 
 OwaState = LossWeightingState
@@ -43,7 +43,7 @@ def owa(
     """
     offset = 0 if forget_weight is None else 1
     if forget_weight is not None:
-        check_numbers("forget_weight", forget_weight, 0, finite=True)
+        check_number("forget_weight", forget_weight, 0, finite=True)
     if weights is not None:
         if np.ndim(weights) != 1:
             raise ValueError(f"weights: got shape {np.shape(weights)}, expected one weight for each rank")

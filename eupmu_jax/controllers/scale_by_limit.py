@@ -83,11 +83,12 @@ def scale_by_limit(
     Args:
       limit: Of the figures, such as error rates, as in `retain_limit`.
       margin: By which one batch may exceed it, or the average of the batches before, for its noise: a number, or a
-        function of the figure that is exceeded.
+        function of the figure that is exceeded, which `optax.inject_hyperparams` takes for a schedule unless told
+        `static_args="margin"`.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
         shrink below 1, start at most 1, least at most start.
       target: Of the forget figure; None for steps that are never longer than the optimizer's.
-      safe: What the retain figures may be where steps become longer than that.
+      safe: What the retain figures may be where steps become longer than that; at most the limit.
       most: The longest step, at least 1, in the optimizer's.
 
     Returns:
@@ -131,6 +132,8 @@ def scale_by_limit(
     checks.check_number("most", most, 1, finite=True)
     if not checks.is_traced(least, start) and least > start:
         raise ValueError(f"least: got {least}, expected at most `start`, {start}")
+    if not checks.is_traced(safe, limit) and safe > limit:
+        raise ValueError(f"safe: got {safe}, expected at most `limit`, {limit}")
 
     def init_fn(params):
         del params

@@ -90,7 +90,7 @@ def accumulate(
         sums = jax.tree.map(lambda total, new: total + new.astype(total.dtype), old_sums, (updates, losses))
         gradient_sum, loss_sum = refusal.choose(finite, sums, old_sums)
         loss_sum = state.loss_sum if losses is None else loss_sum
-        mini_step = state.mini_step + finite
+        mini_step = state.mini_step + finite.astype(state.mini_step.dtype)
 
         def apply(inner_state):
             means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)

@@ -145,8 +145,8 @@ def _is_tuple_of_batches(batches, expected):
     leading = {a.shape[:1] for a in arrays}
     if len({(a.ndim, a.shape[1:]) for a in arrays}) > 1:
         return False
-    # One objective axis would be equally long in all of them, whatever their dtypes.
-    if len({a.dtype for a in arrays}) > 1 and len(leading) == 1:
+    # Tokens and their mask, say: one objective axis is equally long in all of them. Floats may differ in precision.
+    if len({a.dtype for a in arrays}) > 1 and len(leading) == 1 and not all(map(_is_floating, arrays)):
         return expected == len(batches) and expected != arrays[0].shape[:1][0] if arrays[0].ndim else False
     length = leading.pop()[0] if len(leading) == 1 and arrays[0].ndim else None
     if length is None or length < 2 or (expected is not None and length != expected):
@@ -157,6 +157,10 @@ def _is_tuple_of_batches(batches, expected):
         f"batches: {len(batches)} arrays of shape {arrays[0].shape} may be one stacked batch of {length} objectives or "
         f"{len(batches)} batches; stack the batches with stack_objectives, or make the stacked batch a dict"
     )
+
+
+def _is_floating(array):
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _checked(result, has_aux):

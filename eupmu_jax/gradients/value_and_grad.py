@@ -91,8 +91,10 @@ def scalarized_value_and_grad(
       \nabla\Big(l_0 + \sum_k \lambda_k l_k\Big) \;\text{("raw")} \qquad
       \nabla\Big(\log(l_0 + \delta) + \sum_k \lambda_k \log(l_k + \delta)\Big) \;\text{("log")},\quad \delta = 10^{-8}
 
-    Multipliers are constants of the differentiation, and negative ones weigh 0. In log scale all losses must be
-    positive; one that is not makes the gradients NaN: `implicit_surgery` names it, or inside jit refuses the step.
+    Multipliers are constants of the differentiation, and negative ones weigh 0. They act with the precision of the
+    losses: a model in bfloat16 should return its losses in float32, as those of `objectives` are. In log scale all
+    losses must be positive; one that is not makes the gradients NaN: `implicit_surgery` names it, or inside jit
+    refuses the step.
 
     Args:
       loss, has_aux: As in `stacked_value_and_grad`; so are the batches.
@@ -121,7 +123,7 @@ def scalarized_value_and_grad(
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):
             raise ValueError(
                 f"multipliers: got shape {multipliers.shape}, expected ({objectives.count - 1},): one for each retain "
-                "constraint"
+                f"constraint; a surgery of {objectives.count} objectives is made with num_objectives={objectives.count}"
             )
 
         def total(params):

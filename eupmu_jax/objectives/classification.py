@@ -17,7 +17,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     >>> round(float(cross_entropy(jnp.zeros((4, 10)), jnp.arange(4))), 4)
     2.3026
     """
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(promoted(logits), labels))
+    return jnp.mean(_cross_entropies(logits, labels))
 
 
 def gradient_ascent(logits: chex.Array, labels: chex.Array) -> chex.Array:
@@ -39,8 +39,7 @@ def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None =
     0.3466
     """
     limit = jnp.log(logits.shape[-1]) if bound is None else bound
-    losses = optax.softmax_cross_entropy_with_integer_labels(promoted(logits), labels)
-    return jnp.mean(jnp.maximum(limit - losses, 0))
+    return jnp.mean(jnp.maximum(limit - _cross_entropies(logits, labels), 0))
 
 
 def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> chex.Array:
@@ -89,3 +88,9 @@ def kl_to_uniform(logits: chex.Array) -> chex.Array:
     0.0
     """
     return kl_to_teacher(logits, jnp.where(jnp.isneginf(logits), logits, 0))
+
+
+def _cross_entropies(logits, labels):
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(f"labels: got shape {jnp.shape(labels)}, expected {logits.shape[:-1]}, a class for each row")
+    return optax.softmax_cross_entropy_with_integer_labels(promoted(logits), labels)

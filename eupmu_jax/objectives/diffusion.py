@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax.objectives._logits import promoted
+
 Prediction = Literal["epsilon", "v", "x"]
 PREDICTIONS = ("epsilon", "v", "x")
 
@@ -133,7 +135,7 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
 
     >>> check_fit("epsilon", Schedule((0.5, 0.0)))
     Traceback (most recent call last):
-    ValueError: schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'
+    ValueError: schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'
     """
     _check_prediction(prediction)
     if not isinstance(schedule.alpha_bar, tuple):
@@ -146,11 +148,11 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
     left = left.astype(np.float32)
     if prediction == "epsilon" and left[-1] == 0:
         raise ValueError(
-            "schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'"
+            "schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'"
         )
     if prediction == "x" and left[0] == 1:
         raise ValueError(
-            "schedule: got one that leaves all of the image at first, expected noise, or the prediction 'v'"
+            "schedule: got alpha_bar that begins at 1, where x says nothing of the noise; expected prediction 'v'"
         )
 
 
@@ -192,12 +194,14 @@ def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:
 
 
 def squared_errors(predicted: chex.Array, wanted: chex.Array) -> chex.Array:
-    """The mean squared error of each example, `(n,)`.
+    """The mean squared error of each example, `(n,)`, in float32 at least; raises `ValueError` for unequal shapes.
 
     >>> squared_errors(jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
     [1.0, 1.0]
     """
-    return jnp.mean(jnp.square(predicted - wanted), axis=tuple(range(1, predicted.ndim)))
+    if predicted.shape != wanted.shape:
+        raise ValueError(f"predicted: got shape {predicted.shape}, expected that of what is wanted, {wanted.shape}")
+    return jnp.mean(jnp.square(promoted(predicted) - promoted(wanted)), axis=tuple(range(1, predicted.ndim)))
 
 
 def negative_guidance(conditional: chex.Array, unconditional: chex.Array, guidance: float = 1.0) -> chex.Array:

@@ -142,6 +142,7 @@ def undial(
     1.3863
     """
     _check("reference_logits", reference_logits, logits.shape, "that of logits")
+    _check("targets", targets, logits.shape[:-1], "that of logits without the vocabulary")
     logits, reference = promoted(logits), jax.lax.stop_gradient(promoted(reference_logits))
     true = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     wanted = jax.nn.softmax(reference - beta * true)

@@ -1,5 +1,6 @@
 """Whether an optimizer fits the step that it is given to, as far as its state and its updates tell."""
 
+import collections
 from typing import Any
 
 import chex
@@ -24,6 +25,12 @@ def check_explicit(state: optax.OptState) -> None:
         raise ValueError(
             "optimizer: got a stacked transform inside optax.apply_if_finite, which cannot collapse a stack; use "
             "eupmu_jax.skip_nonfinite(chain)"
+        )
+    conditional = optax.ConditionallyTransformState, optax.ConditionallyMaskState
+    if any(_stacked(node.inner_state) for node in _nodes(state, conditional)):
+        raise ValueError(
+            "optimizer: got a stacked transform inside optax.conditionally_transform or conditionally_mask, which "
+            "cannot collapse a stack in one case and leave it in the other; put them around what follows the surgery"
         )
     if _nodes(state, ImplicitSurgeryState) and not _stacked(state):
         raise ValueError(
@@ -69,21 +76,18 @@ def check_implicit(state: optax.OptState) -> None:
 
 def check_surgery_is_last(state: optax.OptState) -> None:
     """Raises `ValueError` if a chain goes on behind the implicit surgery that its state holds."""
-    if type(state) is not tuple:
-        children = state if isinstance(state, tuple) else ()
-    else:
-        holding = [i for i, member in enumerate(state) if _nodes(member, ImplicitSurgeryState)]
-        rest = state[holding[-1] + 1 :] if holding else ()
-        # GeN measures along the final update and so stands last itself, behind a surgery that measures nothing.
-        if rest and not _nodes(rest, ScaleByGenState):
+    members = list(state.values()) if isinstance(state, dict) else list(state) if isinstance(state, tuple) else []
+    # The states of optax.chain and of optax.named_chain, by their order.
+    if type(state) in (tuple, collections.OrderedDict):
+        holding = [i for i, member in enumerate(members) if _nodes(member, ImplicitSurgeryState)]
+        if holding and holding[-1] < len(members) - 1:
             raise ValueError(
                 "optimizer: something follows implicit_surgery in the chain, but with proxy='same_batch' the surgery "
                 "measures the retain loss at params + updates, so its updates must be the final ones; put it last: "
                 "optax.chain(optax.sgd(0.1), implicit_surgery(...))"
             )
-        children = state
-    for child in children:
-        check_surgery_is_last(child)
+    for member in members:
+        check_surgery_is_last(member)
 
 
 def check_updates(updates: chex.ArrayTree, params: chex.ArrayTree, why: str = "") -> None:

@@ -13,7 +13,7 @@ MAX_OBJECTIVES = nnls.MAX_CONSTRAINTS + 1
 
 
 class UnilateralSurgeryState(NamedTuple):
-    """State of `unilateral_surgery`; all but `count` can be read with `tree_get` in any chain.
+    """State of `unilateral_surgery`; `tree_get` reads what no other member of a chain has.
 
     Attributes:
       multipliers: `(K-1,)` multipliers of the last step.

@@ -63,7 +63,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
       jitted or not; `levels` is a float or `(K-1,)`.
 
     Raises:
-      ValueError: For a limit that is NaN, or a patience below 1.
+      ValueError: For a limit that is NaN, a patience below 1, or another number of levels than of limits.
 
     >>> tracker = best_feasible(limit=0.1)
     >>> state = tracker.init(jnp.array(0.0), forget_loss=2.0, levels=0.05)
@@ -72,17 +72,24 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     >>> float(state.params), bool(state.progressed)
     (1.0, True)
     """
-    checks.check_numbers("limit", limit)
+    count = checks.check_numbers("limit", limit)
     checks.check_int("patience", patience, 1)
 
     def violation(levels):
         return jnp.max(jnp.maximum(levels - jnp.asarray(limit), 0))
 
-    def init_fn(params, forget_loss, levels):
+    def checked(levels, wanted):
         levels = jnp.atleast_1d(jnp.asarray(levels, float))
+        if levels.ndim > 1 or levels.size != (wanted or levels.size):
+            expected = f"({wanted},), as many as there are limits or were before" if wanted else "a number or (K-1,)"
+            raise ValueError(f"levels: got shape {levels.shape}, expected {expected}")
+        return levels
+
+    def init_fn(params, forget_loss, levels):
+        levels = checked(levels, count)
         return BestFeasibleState(
             params=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params),
-            forget_loss=jnp.asarray(forget_loss, jnp.float32),
+            forget_loss=jnp.asarray(forget_loss, float),
             levels=levels,
             feasible=violation(levels) == 0,
             progressed=jnp.array(False),
@@ -91,8 +98,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
         )
 
     def update_fn(state, params, forget_loss, levels):
-        forget_loss = jnp.asarray(forget_loss, jnp.float32)
-        levels = jnp.broadcast_to(jnp.asarray(levels, float), state.levels.shape)
+        forget_loss, levels = jnp.asarray(forget_loss, float), checked(levels, state.levels.size)
         excess, best_excess = violation(levels), violation(state.levels)
         better = jnp.where(excess == best_excess, forget_loss < state.forget_loss, excess < best_excess)
         is_finite = lambda loss, levels: jnp.isfinite(loss) & jnp.all(jnp.isfinite(levels))

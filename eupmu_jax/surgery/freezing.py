@@ -5,6 +5,7 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eupmu_jax._stack import checks
@@ -43,6 +44,11 @@ def freeze(
     def mask_of(params):
         mask = frozen(params) if callable(frozen) else frozen
         checks.check_same_structure("frozen", mask, "params", params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+            if not isinstance(leaf, bool | np.bool_):
+                raise ValueError(
+                    f"frozen: leaf {checks.describe(path)} is {leaf!r}, expected True or False, known before tracing"
+                )
         if all(jax.tree.leaves(mask)):
             raise ValueError("frozen: every leaf is frozen; expected at least one trainable leaf")
         return mask

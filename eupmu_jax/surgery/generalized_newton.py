@@ -12,7 +12,7 @@ from eupmu_jax._stack import algebra, checks, refusal
 
 
 class ScaleByGenState(NamedTuple):
-    """State of `scale_by_gen`; all but `count` can be read with `tree_get` in any chain.
+    """State of `scale_by_gen`; `tree_get` reads what no other member of a chain has.
 
     Attributes:
       learning_rate: Of the last step.

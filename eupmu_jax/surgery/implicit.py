@@ -14,7 +14,7 @@ from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, che
 
 
 class ImplicitSurgeryState(NamedTuple):
-    """State of `implicit_surgery` and `reference_surgery`; all but `count` can be read with `tree_get` in any chain.
+    """State of `implicit_surgery` and `reference_surgery`; `tree_get` reads what no other member of a chain has.
 
     Attributes:
       multipliers: `(K-1,)`, for the next step's scalarised gradient.
@@ -85,9 +85,11 @@ def implicit_surgery(
       num_objectives: K, if it is not 2 and neither the tolerance nor the initial multiplier has K-1 entries.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, **extra_args)`; its
-      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, as they are,
-      `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy).
+      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, on_measured=None,
+      **extra_args)`; its state is an `ImplicitSurgeryState`. `on_measured` is called where `same_batch` measures, so
+      that `implicit_step` knows that nothing may follow. The tolerance reads the retain losses on the surgery's scale,
+      or, as they are, `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient
+      (accuracy).
 
     Raises:
       ValueError: For an unknown scale or proxy, a tolerance or initial multiplier that is negative, not finite or of
@@ -169,7 +171,9 @@ def multiplier_transform(
             *refusal.counters(),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
+    def update_fn(
+        updates, state, params=None, *, losses=None, levels=None, value_fn=None, on_measured=None, **extra_args
+    ):
         del extra_args
         losses = checks.check_losses(losses, k, needed=True)
         if proxy == "same_batch" and (value_fn is None or params is None):
@@ -186,6 +190,8 @@ def multiplier_transform(
         if proxy == "same_batch":
             found = value_fn(optax.apply_updates(params, updates))
             before, after = current, rescale(checks.check_retain_losses(found, k, dtype))
+            if on_measured is not None:
+                on_measured()
             measured_count, measured = state.count, True
         elif proxy == "level":
             before, after, measured_count, measured = current, current, state.count, True

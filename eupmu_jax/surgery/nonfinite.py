@@ -48,8 +48,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     def update_fn(updates, state, params=None, **extra_args):
         given, losses = updates, extra_args.get("losses")
         updates, new_state = inner.update(updates, state, params, **extra_args)
-        k = jnp.shape(jax.tree.leaves(given)[0] if losses is None else losses)[0]
-        check_same_state("inner", new_state, state, k)
+        stacked = [losses] if losses is not None else jax.tree.leaves(given)
+        check_same_state("inner", new_state, state, next((len(leaf) for leaf in stacked if jnp.ndim(leaf)), 2))
         refused = _refused(new_state, state)
 
         def restore(new, old):

@@ -49,12 +49,12 @@ def reference_surgery(
     >>> state.multipliers.round(3).tolist()  # Adam's first step is its learning rate, whatever the error
     [1.0]
     """
-    check_numbers("error", error, finite=True)
+    count = check_numbers("error", error, finite=True)
     check_numbers("multiplier_learning_rate", multiplier_learning_rate, 0, finite=True)
     check_numbers("weight_decay", weight_decay, 0, finite=True)
     check_numbers("initial_multiplier", initial_multiplier, finite=True)
     return multiplier_transform(
-        stateless(lambda count, levels: -jnp.asarray(error)),
+        stateless(lambda *_: -jnp.asarray(error), count),
         optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(multiplier_learning_rate)),
         loss_scale="log",
         proxy="same_batch",

@@ -58,7 +58,7 @@ def explicit_step(
     gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
 
     def cast(leaf):
-        return leaf.astype(gradient_dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return jnp.asarray(leaf, gradient_dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
     def step(params, state, batches, *args, levels=None):
         _chains.check_explicit(state)
@@ -109,16 +109,12 @@ def implicit_step(
     def step(params, state, batches, *args, levels=None):
         _chains.check_implicit(state)
         value, grads = value_and_grad(params, batches, multipliers(state), *args)
-        measured = []
-
-        def value_fn(new_params):
-            measured.append(True)
-            return retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
-
+        value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
+        check_is_last = lambda: _chains.check_surgery_is_last(state)
         losses = value[0] if has_aux else value
-        updates, new_state = optimizer.update(grads, state, params, losses=losses, levels=levels, value_fn=value_fn)
-        if measured:
-            _chains.check_surgery_is_last(state)
+        updates, new_state = optimizer.update(
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, on_measured=check_is_last
+        )
         _chains.check_updates(updates, params)
         return optax.apply_updates(params, updates), new_state, value
 

@@ -434,3 +434,9 @@ def test_complex_parameters_are_refused():
         stacked_value_and_grad(loss)(params, batches)
     with pytest.raises(ValueError, match=r"^params: leaf \['w'\] is complex"):
         scalarized_value_and_grad(loss)(params, batches, jnp.ones(1))
+
+
+def test_batches_that_differ_in_precision_alone_may_be_one_stacked_batch():
+    batches = jnp.ones((3, 4), jnp.bfloat16), jnp.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"^batches: 2 arrays of shape \(3, 4\) may be one stacked batch"):
+        stacked_value_and_grad(lambda w, batch: jnp.mean((w - batch) ** 2))(jnp.ones(()), batches)

@@ -138,3 +138,10 @@ def test_a_masked_class_has_no_share_of_a_uniform_guess():
         for to in (masked, jnp.asarray)
     )
     chex.assert_trees_all_close(ours, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 1), ()])
+@pytest.mark.parametrize("loss", [cross_entropy, gradient_ascent, bounded_ascent])
+def test_labels_are_one_for_each_row(loss, shape):
+    with pytest.raises(ValueError, match=r"^labels: got shape .*, expected \(4,\), a class for each row"):
+        loss(jnp.zeros((4, 3)), jnp.zeros(shape, int))

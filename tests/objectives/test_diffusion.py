@@ -92,3 +92,12 @@ def test_what_is_unknown_is_named():
         diffusion.target("noise", SCHEDULES["linear"], *images(0)[:1], jnp.zeros(6, int), images(0)[1])
     with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
         diffusion.linear_schedule(1)
+
+
+def test_errors_of_half_precision_are_finite_and_float32():
+    # BUG: the square of 300 is infinite in float16.
+    errors = diffusion.squared_errors(jnp.full((1, 2), 300.0, jnp.float16), jnp.zeros((1, 2), jnp.float16))
+    assert errors.dtype == jnp.float32
+    assert errors.tolist() == [90_000.0]
+    with pytest.raises(ValueError, match=r"^predicted: got shape \(4, 1\)"):
+        diffusion.squared_errors(jnp.ones((4, 1)), jnp.ones(4))

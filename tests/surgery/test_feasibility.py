@@ -256,3 +256,20 @@ def test_counts_and_flags_are_not_interpolated():
     assert (int(found.params["steps"]), bool(found.params["flag"])) == (5, True)
     found = furthest_feasible(lambda params: jnp.sum(params["w"] ** 2), 9.0, inside, outside)
     assert (int(found.params["steps"]), bool(found.params["flag"])) == (3, False)
+
+
+def test_levels_are_as_many_as_limits():
+    # BUG: one level was compared with each of two limits.
+    tracker = best_feasible(jnp.array([0.1, 10.0]))
+    with pytest.raises(ValueError, match=r"^levels: got shape \(1,\), expected \(2,\)"):
+        tracker.init(jnp.zeros(1), 1.0, 5.0)
+    state = tracker.init(jnp.zeros(1), 1.0, jnp.array([0.0, 5.0]))
+    with pytest.raises(ValueError, match=r"^levels: got shape \(3,\), expected \(2,\)"):
+        tracker.update(state, jnp.zeros(1), 1.0, jnp.zeros(3))
+
+
+def test_forget_losses_are_compared_as_exactly_as_levels():
+    with jax.enable_x64(True):
+        tracker = best_feasible(0.1)
+        state = tracker.init(jnp.zeros(1), 1.0, 0.0)
+        assert tracker.update(state, jnp.ones(1), 1 - 1e-9, 0.0).progressed

@@ -87,3 +87,10 @@ def test_wrong_arguments():
     tx = freeze(unilateral_surgery(), FROZEN)
     with pytest.raises(ValueError, match=r"^params: got None"):
         tx.update(GRADS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("leaf", ["frozen", jnp.array([True, False]), 1])
+def test_a_mask_is_of_bools(leaf):
+    tx = freeze(unilateral_surgery(), {"body": leaf, "head": False})
+    with pytest.raises(ValueError, match=r"^frozen: leaf \['body'\] is .*, expected True or False"):
+        tx.init({"body": jnp.ones(2), "head": jnp.ones(1)})

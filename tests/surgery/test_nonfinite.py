@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from eupmu_jax import accumulate, aggregators, implicit_surgery, skip_nonfinite, unilateral_surgery
+from eupmu_jax import accumulate, aggregators, implicit_surgery, scale_by_gen, skip_nonfinite, unilateral_surgery
 from eupmu_jax.controllers import forget_level
 
 PARAMS = {"w": jnp.array([0.3, -0.7, 1.1]), "b": jnp.array(0.1)}
@@ -132,3 +132,10 @@ def test_an_aggregator_whose_setting_is_no_number_any_more_takes_no_step(bad):
     updates, state = jax.jit(tx.update)(GRADS, state, PARAMS)
     chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
+
+
+def test_gradients_that_are_no_stack_and_scalars_pass():
+    # BUG: the number of objectives was read from them, which is for a message alone.
+    tx = skip_nonfinite(optax.chain(optax.sgd(1.0), scale_by_gen(0.5)))
+    updates, _ = tx.update(jnp.array(1.0), tx.init(jnp.array(1.0)), jnp.array(1.0), value_fn=lambda w: w**2)
+    assert updates < 0

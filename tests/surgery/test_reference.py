@@ -89,3 +89,8 @@ def test_it_needs_positive_losses():
         surgery.update(
             jnp.zeros(2), surgery.init(jnp.ones(2)), jnp.ones(2), losses=jnp.array([-1.0, 1.0]), value_fn=jnp.sum
         )
+
+
+def test_errors_for_each_constraint_set_their_number():
+    tx = reference_surgery(error=jnp.array([0.1, 0.2]))
+    assert multipliers(tx.init(jnp.zeros(1))).shape == (2,)

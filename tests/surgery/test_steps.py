@@ -133,6 +133,14 @@ def if_finite(tx):
     return optax.apply_if_finite(tx, 3)
 
 
+def named(*members):
+    return optax.named_chain(*members)
+
+
+def sometimes(tx):
+    return optax.conditionally_transform(tx, lambda step: step < 3)
+
+
 def every_second(tx):
     return optax.MultiSteps(tx, 2).gradient_transformation()
 
@@ -156,6 +164,16 @@ def every_second(tx):
         (implicit_step, optax.adam(0.1), "^state: found 0 fields named 'multipliers'.*ends with implicit_surgery"),
         (implicit_step, optax.chain(steered(), optax.sgd(0.1)), "^optimizer: something follows implicit_surgery"),
         (implicit_step, skip_nonfinite(steered(optax.scale(0.1))), "^optimizer: something follows implicit_surgery"),
+        # BUG: a GeN behind the surgery, and a chain by names, let anything follow.
+        (implicit_step, steered(scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
+        (implicit_step, steered(optax.scale(0.1), scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
+        (implicit_step, named(("s", steered()), ("o", optax.sgd(0.1))), "^optimizer: something follows implicit_surg"),
+        (
+            implicit_step,
+            optax.partition({0: steered(optax.sgd(0.1))}, {"w": 0}),
+            "^optimizer: something follows",
+        ),
+        (explicit_step, sometimes(bent()), r"^optimizer: .*conditionally_transform"),
     ],
 )
 def test_an_optimizer_that_does_not_fit_is_refused_when_the_step_is_traced(make_step, tx, message):
@@ -179,6 +197,9 @@ def test_an_optimizer_that_does_not_fit_is_refused_when_the_step_is_traced(make_
         (implicit_step, steered(optax.scale(0.5), proxy="next_batch")),
         (implicit_step, steered(scale_by_gen(0.1), proxy="level")),
         (implicit_step, optax.inject_hyperparams(eupmu)(0.1)),
+        (implicit_step, named(("z", optax.sgd(0.1)), ("a", steered()))),
+        (implicit_step, optax.partition({0: steered()}, {"w": 0})),
+        (implicit_step, optax.chain(scale_by_gen(0.1), steered())),
     ],
 )
 def test_optimizers_that_fit_pass(make_step, tx):
@@ -246,3 +267,17 @@ def test_the_optimizer_behind_two_passes_can_measure_too():
 def test_ints_that_became_arrays_name_the_way_out(make, option):
     with pytest.raises(ValueError, match=f"{option}: got an array, .*static_args='{option}'"):
         jax.jit(make().init)(PARAMS)
+
+
+def test_python_floats_are_differentiated_in_the_dtype_that_is_asked_for():
+    tx = optax.chain(unilateral_surgery(), optax.sgd(0.1))
+    batches = jnp.ones((1, 1)), jnp.ones((2, 1))
+    step = explicit_step(lambda w, batch: jnp.mean((w - batch) ** 2), tx, gradient_dtype=jnp.bfloat16)
+    params, _, _ = step(0.5, tx.init(0.5), batches)
+    assert float(params) != 0.5
+
+
+def test_a_surgery_of_two_says_how_to_make_one_of_three():
+    tx = eupmu(0.1)
+    with pytest.raises(ValueError, match=r"^multipliers: got shape \(1,\).* num_objectives=3$"):
+        implicit_step(loss, tx)(PARAMS, tx.init(PARAMS), (*BATCHES, BATCHES[0][:2]))

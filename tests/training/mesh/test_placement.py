@@ -5,6 +5,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from eupmu_jax import sharding
@@ -103,3 +104,17 @@ def test_a_mesh_without_the_axis_is_named():
         feed.batches(lambda ids: ids, [np.arange(3), np.arange(3)], [1, 1], mesh, seed=0)
     with pytest.raises(ValueError, match=r"^data: got 2\.0, expected at least 1 device, as an int"):
         sharding.make_mesh(2.0)
+
+
+@pytest.mark.parametrize("axes", ["model", ("model", "model")])
+def test_axes_are_different_names(axes):
+    with pytest.raises(ValueError, match=r"^axes: got .*, expected different names of mesh axes"):
+        sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh(), axes=axes)
+
+
+def test_layouts_of_nothing_and_of_one_for_all_are_refused():
+    with pytest.raises(ValueError, match=r"^shardings: got a tree without leaves"):
+        sharding.state_shardings(optax.adam(0.1), {}, {})
+    one = sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh())
+    with pytest.raises(ValueError, match=r"^shardings: got one NamedSharding"):
+        sharding.gram_matrix({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, one)
