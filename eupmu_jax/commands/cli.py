@@ -100,6 +100,11 @@ def plan(
     from rich.console import Console
 
     console = Console()
+    of_file = {"forget": forget, "request": request, "config": config, "after": after, "epochs": epochs or None}
+    if given := [name for name, value in of_file.items() if value is not None and file is None]:
+        raise ValueError(f"file: got none beside {', '.join(given)}; expected your Python file, which these go with")
+    if out is not None and file is not None:
+        raise ValueError(f"out: got {out} beside {file}; expected it without a file, for the figures of a step")
     if file is not None:
         from eupmu_jax.commands import unlearn as command
         from eupmu_jax.service import config as toml
@@ -242,11 +247,11 @@ def _pass_constants():
 
 
 def _interrupted(*_):
-    _end("interrupted; what was finished is kept, and the same command goes on from it", 130)
+    _end("interrupted; what was finished is kept where it was written, and the same command goes on from there", 130)
 
 
 def _terminated(*_):
-    _end("terminated; what was finished is kept, and the same command goes on from it", 143)
+    _end("terminated; what was finished is kept where it was written, and the same command goes on from there", 143)
 
 
 def _end(message, code):

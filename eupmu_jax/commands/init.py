@@ -47,6 +47,9 @@ with np.load("held_out.npz") as saved:
 # For errors by group in place of class in the audit:
 #   groups = an array with the group of each example of the data
 
+# For parameters that stay as they are:
+#   frozen = a tree like params with a bool for each leaf, or a function of params that returns one
+
 # On many devices: examples are split along the axis `data` of the mesh, large parameters along `model`.
 #   mesh = eupmu.sharding.make_mesh(data=4, model=2)
 

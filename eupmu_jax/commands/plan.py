@@ -96,12 +96,16 @@ def make(
     for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
         if not 1 <= count <= LARGEST:
             raise ValueError(f"{argument}: got {count}, expected a number from 1 to {LARGEST:,}")
+    if not 0 <= data <= LARGEST:
+        raise ValueError(f"data: got {data}, expected a number from 1 to {LARGEST:,}, or 0 for all devices")
     if not 0 <= adapters <= LARGEST:
         raise ValueError(f"adapters: got {adapters}, expected a rank from 0 to {LARGEST:,}")
     devices, chip = topology.devices(name)
     if tensor > len(devices):
         raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
     data = data or len(devices) // tensor
+    if data * tensor > len(devices):
+        raise ValueError(f"data: got {data}, expected at most {len(devices) // tensor} with tensor {tensor} on {name}")
     mesh = make_mesh(data, tensor, devices=devices)
     params, shardings, loss, shapes, examples, fixed = planned(model, mesh, batch, sequence, adapters)
     optimizer, _ = STEPS[step](loss, shardings)

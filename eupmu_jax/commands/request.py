@@ -22,7 +22,9 @@ def add(file: Path, ids: Path, reason: str, path: Path, console: Console) -> Non
     with ledger.opened(path) as connection:
         request, is_new = ledger.add(connection, digest, positions, reason)
     said = "added" if is_new else f"is there already, made at {request.made}, {request.state}"
-    console.print(f"Request {request.number}, {request.examples:,} examples: {said}.", highlight=False)
+    if not is_new and reason not in ("", request.reason):
+        said += f"; its reason stays {request.reason!r}"
+    console.print(f"Request {request.number}, {request.examples:,} examples: {said}.", highlight=False, markup=False)
 
 
 def show_all(path: Path, console: Console) -> None:

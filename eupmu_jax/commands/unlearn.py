@@ -35,6 +35,8 @@ def run(
       retrain: Whether to call the file's `retrain` too.
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
+    if retrain:
+        retraining.check(own)
     ids = _ids(own["data"], forget)
     request, is_new = None if isinstance(forget, Path) else forget, not (out / "reached.json").exists()
     if request:
@@ -124,9 +126,9 @@ def _check_order(connection, number, after):
     for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
         if not np.isin(ledger.ids_of(connection, done), gone).all():
             raise ValueError(
-                f"after: got {after}, but request {done} on these data is unlearned, and a run that does not go on "
-                "from it would train on its examples again; expected the folder of the latest run, which "
-                f"`--request {done} --after` makes if need be"
+                f"after: got {after}, but request {done} on these data is unlearned, and this run would train on its "
+                f"examples again; expected --after with the folder of the latest run, the one that unlearned request "
+                f"{done} or went on from it"
             )
 
 
@@ -135,9 +137,12 @@ def said(reached: dict, out: Path) -> str:
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: "-" if value is None else f"{100 * value:.1f} %" if reached["rates"] else f"{value:.4g}"
     ends = level.get("interval")
+    begun = reached["figures"].get("original", {}).get("forget_error")
     known = ends and (level["target"] < 1 or not reached["rates"])
     interval = f" ({percent(ends[0])} to {percent(ends[1])})" if known else ""
     end = "The aim is reached and the limit kept."
+    if not reached.get("telling", True) and begun is not None and level["forget_error"] <= begun:
+        end = "The limit is kept, and the error on these examples is no higher than before."
     if not reached["met"]:
         missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
         compared = level["comparison"]
@@ -146,7 +151,6 @@ def said(reached: dict, out: Path) -> str:
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
         )
-        begun = reached["figures"].get("original", {}).get("forget_error")
         if level["target"] >= UNLIMITED:
             end = "Without `held_out` no level is known to aim at, and nothing tells whether enough is forgotten."
         elif level["kept"] and begun is not None and begun >= level["target"]:
@@ -156,8 +160,8 @@ def said(reached: dict, out: Path) -> str:
             )
     if not reached.get("telling", True):
         end += (
-            " The original model's errors on these examples cannot be told from those on unseen data: they are too "
-            "few, or were known too little, to tell."
+            " Whether these examples are forgotten cannot be told: the original model's errors on them do not differ "
+            "from those on unseen data, as they are too few, or were known too little, to tell."
         )
     for number in reached.get("returned", ()):
         end += f" What run {number} of those before forgot is known again."
@@ -166,9 +170,10 @@ def said(reached: dict, out: Path) -> str:
     aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
     aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
+    was = "" if begun is None else f"; it was {percent(begun)}"
     return (
-        f"Forgot {examples['forget']:,} of {sum(examples.values()):,} examples: their error is "
-        f"{percent(level['forget_error'])}, {aim}.\n"
+        f"{'Forgot' if reached['met'] else 'To forget:'} {examples['forget']:,} of {sum(examples.values()):,} "
+        f"examples. Their error is {percent(level['forget_error'])}{was}, {aim}.\n"
         f"The error on the others is {percent(level['retain_error'])}; it was {percent(level['start'])}, and its limit "
         f"is {percent(level['limit'])}.\n{end}\nCheckpoints and reached.json: {out}; the parameters: {load}"
     )

@@ -85,7 +85,8 @@ class Objectives:
             self.stacked = batches
         if expected is not None and expected != self.count:
             raise ValueError(
-                f"loss: got {expected} functions for {self.count} batches, expected one for each objective"
+                f"loss: got {expected} functions for {self.count} batches, expected one for each objective; batches "
+                "are one argument, a tuple of a batch for each"
             )
         self.vmappable = self.stacked is not None and (callable(loss) or isinstance(loss, SharedForward))
 

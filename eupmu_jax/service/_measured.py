@@ -108,17 +108,3 @@ def of_classes(task, models, retain, groups):
         return None
     found = {name: levels.unseen_levels(task, params, retain, groups) for name, params in models.items()}
     return {name: {str(c): level.error for c, level in errors.items()} for name, errors in found.items()}
-
-
-def groups_of(own, data, forgotten):
-    """The user's group of each retained example, if there are any; raises `ValueError` where one has none."""
-    groups = own.get("groups")
-    if groups is not None and np.shape(groups) != (len(data),):
-        raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
-    if groups is None:
-        return None
-    groups = np.asarray(groups)
-    # What is missing is not equal to itself, or None.
-    if len(missing := np.flatnonzero([group is None or group != group for group in groups.tolist()])):
-        raise ValueError(f"groups: got {groups[missing[0]]} for example {missing[0]}, expected a group for each")
-    return np.delete(groups, forgotten)

@@ -8,7 +8,7 @@ import numpy as np
 from eupmu_jax import metrics
 from eupmu_jax.service import deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
-from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, groups_of, of_classes, of_model
+from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
@@ -23,6 +23,7 @@ COMPARED = 0.8
 # Of the held-out examples; where more are in the data too, nothing can be told from unseen data.
 OVERLAP = 0.1
 BITS = (8, 4)
+UNTOLD = "The original model passes the same tests: these examples are too few, or were known too little, to tell."
 
 
 def run(path: Path, out: Path) -> dict:
@@ -41,13 +42,14 @@ def make(path: Path, out: Path) -> dict:
       out: Folder of the run. Where it has retrained parameters (`retraining.retrain`), these are audited beside.
 
     Returns:
-      `verdict` and `reasons`; `remarks`, such as that the original model passes too; for each model `attacks` of the
-      forgotten and of the retained examples, `canaries` and with shadow models `lira` of the forgotten, each beside
-      held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
-      retained examples; `rounding` of the unlearned parameters; `classes` with the retain error of each class or
-      group; `earlier`: what earlier runs forgot, under the parameters of this one; `overlap`: how many held-out
-      examples the data have, too. Classes that are to go have an attack of their own, beside held-out examples of these
-      classes. What the run says that it reached is measured again, and a record that says something else fails.
+      `verdict` and `reasons`; `remarks`, such as that the original model passes too (where it does, and nothing has
+      changed, nothing is decided); for each model `attacks` of the forgotten and of the retained examples, `canaries`
+      and with shadow models `lira` of the forgotten, each beside held-out examples with the classes mixed alike,
+      `errors`, and `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned
+      parameters; `classes` with the retain error of each class or group; `earlier`: what earlier runs forgot, under the
+      parameters of this one; `overlap`: how many held-out examples the data have, too. Classes that are to go have an
+      attack of their own, beside held-out examples of these classes. What the run says that it reached is measured
+      again, and a record that says something else fails.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
@@ -82,7 +84,7 @@ def make(path: Path, out: Path) -> dict:
     for name, params in models.items():
         audited[name] |= shadows.figures(task, params)
     audited["rounding"] = {str(bits): errors_of(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
-    audited["classes"] = of_classes(task, models, retain, groups_of(own, data, folder.forgotten_by(out)))
+    audited["classes"] = of_classes(task, models, retain, user_file.groups_of(own, data, folder.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.is_rate
@@ -91,11 +93,16 @@ def make(path: Path, out: Path) -> dict:
     if verdict == PASSED and unseen is not None and overlap > OVERLAP * len(unseen):
         known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
         verdict, reasons = INCONCLUSIVE, [f"{known}: they are not unseen."]
+    passes_too = _original_passes(audited, reached["level"], unseen is not None)
+    before, after = (audited[name]["errors"]["forgotten"]["error"] for name in ("original", "unlearned"))
+    if verdict == PASSED and passes_too and "retrained" not in audited and after <= before:
+        verdict, reasons = INCONCLUSIVE, ["The forgotten are no less known than they were."]
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
     more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
     if more := more + _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
-    remarks = _remarks(audited, reached["level"], unseen is not None, _staying(task, forget, gone))
+    remarks = [UNTOLD] if passes_too else []
+    remarks += _remarks(audited, unseen is not None, _staying(task, forget, gone))
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 
@@ -151,14 +158,16 @@ def _staying(task, forget, gone):
     return len(forget) if labels is None else int(np.sum(~np.isin(labels, list(gone))))
 
 
-def _remarks(audited, level, has_unseen, staying):
-    """What weakens a verdict, in words."""
-    retrained, remarks = audited.get("retrained"), []
+def _original_passes(audited, level, has_unseen):
+    """Whether the tests find no trace in the original model either."""
+    retrained = audited.get("retrained")
     wanted = _wanted(retrained, level, audited["rates"])
-    if (has_unseen or retrained) and not _traces(audited["original"], retrained, wanted, has_unseen):
-        remarks.append(
-            "The original model passes the same tests: these examples are too few, or were known too little, to tell."
-        )
+    return bool(has_unseen or retrained) and not _traces(audited["original"], retrained, wanted, has_unseen)
+
+
+def _remarks(audited, has_unseen, staying):
+    """What else weakens a verdict, in words."""
+    retrained, remarks = audited.get("retrained"), []
     attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
     compared = attacked["examples"][0] if attacked else 0
     if has_unseen and compared < COMPARED * min(staying, MOST):

@@ -59,7 +59,8 @@ def run(
     """Unlearns examples of a user's data, or goes on from where the same call was stopped.
 
     Args:
-      own: `task`, `params`, `data`, and perhaps `held_out` and `mesh`: what `user_file.load` finds in a user's file.
+      own: `task`, `params`, `data`, and perhaps `held_out`, `frozen` and `mesh`, as in `unlearn`: what
+        `user_file.load` finds in a user's file.
       ids: Positions in its data, as `read_ids` returns them.
       out: Folder of the run.
       asked: See `Asked`.
@@ -80,13 +81,14 @@ def run(
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     check_task(own["task"])
-    check_params(own["params"])
+    check_params(own["params"], frozen_of(own, own["params"]))
     asked = limited(asked, own["task"])
     if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
         wanted = "points of accuracy above 0, at most 100"
         wanted = wanted if own["task"].is_rate else "a number above 0, in hundredths of the error"
         raise ValueError(f"limit: got {asked.limit}, expected {wanted}")
     data = as_examples("data", own["data"])
+    user_file.groups_of(own, data, np.empty(0, int))
     check_readable("out", out)
     data_digest = user_file.data_digest(data)
     params, earlier = beginning(own, data_digest, len(data), ids, after)
@@ -171,6 +173,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
         retain,
         own.get("held_out"),
         mesh=own.get("mesh"),
+        frozen=own.get("frozen"),
         settings=settings_of(asked.limit),
         directory=out / "steps",
         on_step=on_step,
@@ -214,6 +217,12 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
         before = levels.compare(task, start, *both)
         telling = bool(gone) or not before.low <= 0 <= before.high
     return bool(level.kept and not missed), telling
+
+
+def frozen_of(own: Mapping[str, Any], params: chex.ArrayTree) -> chex.ArrayTree | None:
+    """Which parameters a user's file keeps as they are; None for none."""
+    frozen = own.get("frozen")
+    return frozen(params) if callable(frozen) else frozen
 
 
 def held_out_of(own: Mapping[str, Any]) -> Any:

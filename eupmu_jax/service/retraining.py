@@ -1,5 +1,6 @@
 """The exact reference of a run: a model trained by the user's own function without what was forgotten."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)):
         raise ValueError("retrain: got parameters that are not finite, expected those of a trained model")
     checkpoints.save(out / RETRAINED, params, {"asked": asked})
+
+
+def check(own: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where `retrain` cannot be called with positions."""
+    try:
+        inspect.signature(own["retrain"]).bind(np.arange(1))
+    except TypeError as error:
+        raise ValueError(f"retrain: got a function that {error}; expected one of the positions to train on") from None
 
 
 def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:

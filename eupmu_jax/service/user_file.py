@@ -1,12 +1,14 @@
 """A Python file that a user names: their data, their task and their model."""
 
 import contextlib
+import difflib
 import hashlib
 import runpy
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._digest import digest
 
+# What a file may define beside what is needed.
+OPTIONAL = ("held_out", "frozen", "mesh", "retrain", "groups", "shadows")
 # Examples that are read at a time.
 CHUNK = 1_000
 
@@ -51,6 +55,9 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
             found = runpy.run_path(str(path), run_name="eupmu_user_file")
     except SyntaxError as error:
         raise UserFileError("".join(traceback.format_exception_only(error)).strip()) from error
+    for name in set(OPTIONAL) - set(found):
+        for like in difflib.get_close_matches(name, found, n=1, cutoff=0.9):
+            warnings.warn(f"file: {path} defines `{like}`, which is not read; `{name}` is", stacklevel=2)
     if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
     return found
@@ -90,6 +97,20 @@ def data_digest(data: Any, name: str = "data") -> str:
     for start in range(0, len(examples), CHUNK):
         found.update(digest(examples[np.arange(start, min(start + CHUNK, len(examples)))]).encode())
     return found.hexdigest()
+
+
+def groups_of(own: Mapping[str, Any], data: Any, forgotten: np.ndarray) -> np.ndarray | None:
+    """The user's group of each retained example, if there are any; raises `ValueError` where one has none."""
+    groups = own.get("groups")
+    if groups is not None and np.shape(groups) != (len(data),):
+        raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
+    if groups is None:
+        return None
+    groups = np.asarray(groups)
+    # What is missing is not equal to itself, or None.
+    if len(missing := np.flatnonzero([group is None or group != group for group in groups.tolist()])):
+        raise ValueError(f"groups: got {groups[missing[0]]} for example {missing[0]}, expected a group for each")
+    return np.delete(groups, forgotten)
 
 
 def _listed(names):

@@ -22,6 +22,7 @@ from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, d
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import forget_error_of, passes_of_start, steered
+from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import model_axes, sharing
 
 
@@ -112,6 +113,7 @@ def ready(
     steps, seed = int(counts["steps"]), int(counts["seed"])
     terms, sizes = terms_of(sets.counts, steps, batches)
     known = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
+    check_told("retain", task, params, sets.retain, *known.values())
     if aim is not None and known["retain_error"] < 0:
         given_error = "None, and a retain loss" if task.error is None else "a mean on the retain set"
         raise ValueError(
@@ -123,6 +125,7 @@ def ready(
     if aim is not None:
         # Where the way to the target begins.
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
+        check_told("forget", task, params, sets.forget, known["forget_error"])
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
         if not task.is_rate:

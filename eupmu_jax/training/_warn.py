@@ -29,8 +29,8 @@ def of_overlap(sets: Sets, held_out=None) -> None:
     for name, part in (("forget", sets.forget), ("retain", sets.retain)):
         if held_out is not None and (both := shared(held_out, part)):
             logger.warning(
-                "held_out: %d of the %d examples are, or equal, some to %s; the level of unseen data is that of data "
-                "which the model never saw",
+                "held_out: %d of the %d examples are, or equal, some to %s; leave them out, or the level is not that "
+                "of data which the model never saw",
                 both,
                 len(held_out),
                 name,

@@ -183,6 +183,21 @@ def check_finite(level: Level) -> Level:
     return level
 
 
+def check_losses(name: str, losses: np.ndarray) -> None:
+    """Raises `ValueError` that names the set and the examples whose loss is NaN, if there are any."""
+    if np.isnan(losses).any():
+        raise ValueError(
+            f"{name}: got {np.isnan(losses).sum()} of {len(losses)} examples whose loss under the original model is "
+            f"NaN, the first at position {np.argmax(np.isnan(losses))}; expected none"
+        )
+
+
+def check_told(name: str, task: Task, params: chex.ArrayTree, examples, *figures: float) -> None:
+    """`check_losses` of a whole set, where a figure of it is NaN."""
+    if np.isnan(figures).any():
+        check_losses(name, figures_of(task, params, examples)[1])
+
+
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The error and the retain loss of each example, or of at most `most`, spread over the set: `(n,)`, float64."""
     chunk = chunk_of(task, params, examples)

@@ -20,6 +20,7 @@ from eupmu_jax.training._ready import ready
 from eupmu_jax.training._step import jitted_step, parted, together
 from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
+from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import Carry, laid_out
 
 
@@ -87,7 +88,8 @@ def unlearn(
       method: "EUPMU", which forgets to the level of unseen data within a limit on the retain error, or a key of
         `methods.METHODS`; `eupmu methods` lists them.
       task: Of `eupmu_jax.tasks`, or one of your own.
-      params: Of the original model: any pytree of arrays, a dict or the state of a Flax NNX model. Left as they are.
+      params: Of the original model: any pytree of arrays, a dict or the `nnx.Param`s of a Flax NNX model (statistics of
+        BatchNorm would be trained as well). Left as they are.
       forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
         for an array of positions. Both give batches of one structure; examples that are in both cause a warning.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
@@ -97,13 +99,13 @@ def unlearn(
         Their figures are reported beside the others.
       steps: Optimizer steps.
       settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
-        takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`).
-        Nearly all methods read `optimizer`, `momentum` and `weight_decay` too, and warn where they do not; `eupmu
-        methods` says which. EUPMU takes missing ones from there too. It reads `allowed_error` (the rise of the retain
-        error), or in its place `limit` (an absolute one) or `allowed_rise` (of the loss, in nats), and `target` (the
-        forget error). An error is in units of `task.error`: 0.01 is a point of accuracy of a classifier. One that is no
-        rate may rise by a tenth of the way from the forget error to its target, if no limit is set: 0.095 of it, as
-        the 0.95 points of a rate are to one of 10 %.
+        takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`). Nearly
+        all methods read `optimizer` ("adam" or "sgd"; others are for the transforms), `momentum` and `weight_decay`
+        too, and warn where they do not; `eupmu methods` says which. EUPMU takes missing ones from there too. It reads
+        `allowed_error` (the rise of the retain error), or in its place `limit` (an absolute one) or `allowed_rise` (of
+        the loss, in nats), and `target` (the forget error). An error is in units of `task.error`: 0.01 is a point of
+        accuracy of a classifier. One that is no rate may rise by a tenth of the way from the forget error to its
+        target, if no limit is set: 0.095 of it, as the 0.95 points of a rate are to one of 10 %.
       seed: Of the order of the examples, and of all keys.
       forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
       frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
@@ -194,6 +196,8 @@ def unlearn(
         watch.record(0, carry, draw_key)
         watch.add_figures("original", run.params)
         measured = watch.figures.get("original", {})
+        if measured:
+            check_told("forget", task, run.params, sets.forget, measured["forget_loss"])
         for name in ("forget", "held_out"):
             _warn.of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
         clock.start()

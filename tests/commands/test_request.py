@@ -19,7 +19,9 @@ def told(tmp_path, monkeypatch, capsys, eupmu):
 
 def test_a_request_is_added_listed_and_shown(told):
     assert "Request 1, 2 examples: added." in told("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
-    assert "is there already" in told("add", "mytask.py", "ids.txt", "--reason", "again").out
+    again = told("add", "mytask.py", "ids.txt", "--reason", "again").out
+    assert "is there already" in again
+    assert "its reason stays 'a [letter]'" in " ".join(again.split())
     listed = told("list").out
     assert "a [letter]" in listed
     assert "open" in listed

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import deletion, ledger
+from eupmu_jax.service import deletion, ledger, user_file
 from eupmu_jax.service.attacks import attack
+from eupmu_jax.training import checkpoints
 
 
 def states():
@@ -127,9 +128,7 @@ def test_unseen_examples_that_the_model_can_tell_nothing_of_are_refused(file, eu
         file.read_text() + "held_out['inputs'] = held_out['inputs'].copy()\nheld_out['inputs'][3] = np.nan\n"
     )
     assert eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "2") == 2
-    assert "held_out: got 1 examples whose loss under the original model is NaN, the first at position 3" in (
-        capsys.readouterr().err
-    )
+    assert "examples whose loss under the original model is NaN, the first at position 3" in (capsys.readouterr().err)
     assert attack(np.arange(100.0), np.where(np.arange(100) == 3, np.nan, 60 + np.arange(100))).tells
 
 
@@ -179,3 +178,45 @@ def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
     assert "Warning: out: run holds the finished run of an earlier version of the file" in capsys.readouterr().out
     eupmu("audit", "run", "mytask.py")
     assert "Warning: mytask.py has changed since the run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        ("groups = np.zeros(7)", [], "groups: got shape (7,), expected (300,): one for each example of data"),
+        (
+            "retrain = lambda: params",
+            ["--retrain"],
+            "retrain: got a function that too many positional arguments; expec",
+        ),
+        (
+            "data['inputs'] = data['inputs'].copy(); data['inputs'][5] = np.nan",
+            [],
+            "forget: got 1 of 30 examples whose",
+        ),
+        (
+            "data['inputs'] = data['inputs'].copy(); data['inputs'][45] = np.nan",
+            [],
+            "retain: got 1 of 270 examples who",
+        ),
+        ("frozen = {'hidden': True}", [], "frozen: got structure"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_before_the_first_step(line, options, message, file, eupmu, capsys):
+    # BUG: groups were looked at by the audit alone, and retrain was called after all steps were made. With one example
+    # that is not finite all steps were refused, and nothing was to be forgotten.
+    file.write_text(f"{file.read_text()}{line}\n")
+    assert eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "2", *options) == 2
+    assert f"eupmu: {message}" in capsys.readouterr().err
+    assert not list((file.parent / "run").glob("steps/*"))
+
+
+def test_what_a_file_freezes_stays(file, eupmu):
+    # BUG: the name was not read.
+    own = user_file.load(file, deletion.NEEDED)
+    name = min(own["params"])
+    file.write_text(f"{file.read_text()}frozen = lambda params: {{name: name == {name!r} for name in params}}\n")
+    eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "20")
+    found, _ = checkpoints.load(file.parent / "run" / "params", own["params"], {})
+    for leaf in own["params"]:
+        assert np.array_equal(found[leaf], own["params"][leaf]) == (leaf == name)

@@ -87,3 +87,11 @@ def test_a_function_may_import_a_module_beside_the_file_later(tmp_path, monkeypa
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^file: got .*, which is a folder, expected a Python file"):
         user_file.load(tmp_path, ())
+
+
+def test_a_name_that_is_nearly_one_that_is_read_is_told(tmp_path):
+    # BUG: without a word the level was that of chance.
+    path = tmp_path / "mytask.py"
+    path.write_text("heldout = data = 1\n")
+    with pytest.warns(UserWarning, match=r"defines `heldout`, which is not read; `held_out` is$"):
+        user_file.load(path, ("data",))
