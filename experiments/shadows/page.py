@@ -6,6 +6,7 @@ import numpy as np
 
 from eupmu_jax import metrics
 from eupmu_jax.benchmark import rows
+from eupmu_jax.methods import METHODS
 from experiments import parts
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -13,8 +14,13 @@ ROWS = Path(__file__).with_name("rows.jsonl")
 
 def blocks() -> dict[str, str]:
     """Both tables."""
-    found = rows.read(ROWS)
+    found = [row for row in rows.read(ROWS) if row.get("method_version") == version_of(row)]
     return {"u-lira": attack_table(found), "memorised": forget_sets_table(found)}
+
+
+def version_of(row: dict) -> int | None:
+    """Of the method of a row, as it is now; None for a model that none made."""
+    return METHODS[row["method"]].version if row.get("method") in METHODS else None
 
 
 def _name(row):

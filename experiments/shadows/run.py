@@ -15,10 +15,11 @@ tenth of the images, drawn at random, are *targets*, half of them in each half. 
    retrained without them.
 
 A method's settings are those of the best of 8 random trials by the blind score of the classification benchmark, on one
-problem of images drawn anew and a random forget set. They serve both parts: no tuning knows shadow models or memorised
-examples. EUPMU, which finds by itself how far to forget, has no trials: it is told the error of further test images
-instead. A method that leaves the forget objective open is tuned with each of two objectives, on the same numbers. All
-step with Adam; a run passes at most as many examples as 40 steps of 32 + 96, a backward pass counted as two forward.
+problem of images drawn anew and a random forget set, with the accuracy on further test images. They serve both parts:
+no tuning knows shadow models, memorised examples or the test images that are reported. EUPMU, which finds by itself how
+far to forget, has no trials: it is told the error of those further images instead. A method that leaves the forget
+objective open is tuned with each of two objectives, on the same numbers. All step with Adam; a run passes at most as
+many examples as 40 steps of 32 + 96, a backward pass counted as two forward.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import numpy as np
 
 from eupmu_jax import data, metrics
 from eupmu_jax.benchmark import problems, rows, tuning
+from eupmu_jax.methods import METHODS
 from eupmu_jax.training import fitting
 from experiments import origin
 from experiments.shadows.models import (
@@ -62,14 +64,19 @@ def tuning_problem(design: Setup, cache: Path) -> tuple[problems.Problem, chex.A
     made = make_problem(design, design.size // 2, TUNING_SEED)
     ids = np.arange(len(made.dataset.train_labels))
     params = problems.train(made, ids, init_seed=TUNING_SEED, cache=cache, on_step=lambda: None).params
-    return made, params, judge(made, params, TUNING_SEED)[1]
+    return made, params, figures_of(made, params)
+
+
+def figures_of(made: problems.Problem, params: chex.ArrayTree) -> dict:
+    """For the tuning: with VA, the accuracy on examples that are not reported."""
+    return judge(made, params, TUNING_SEED)[1] | {"VA": problems.held_out_accuracy(made, params)}
 
 
 def try_out(design: Setup, variant: Variant, trial: int, cache: Path) -> dict:
     """Fields of a trial's row."""
     made, original, before = tuning_problem(design, cache)
     settings = draw(variant, trial)
-    figures = judge(made, unlearned(design, made, original, variant, settings, TUNING_SEED).params, TUNING_SEED)[1]
+    figures = figures_of(made, unlearned(design, made, original, variant, settings, TUNING_SEED).params)
     blind = tuning.blind_score(figures, before)
     finite = np.isfinite([blind, figures["retain_loss"]]).all()
     return figures | {"settings": settings, "blind": blind if finite else tuning.DIVERGED}
@@ -150,11 +157,17 @@ def compare(design: Setup, cache: Path, kind: str, variant: Variant, settings: d
     return figures | row | {"gap": metrics.average_gap(figures, retrained)}
 
 
+def fields_of(variant: Variant) -> dict:
+    """What a row says of a method, or of a model that none made."""
+    version = {"method_version": METHODS[variant.method].version} if variant.method in METHODS else {}
+    return variant._asdict() | version
+
+
 def run(design: Setup, path: Path, made_by: dict, cache: Path) -> None:
     """Adds every row that the file at `path` lacks."""
 
-    def add(make, **key):
-        rows.add(path, key, make, made_by)
+    def add(make, variant=None, **key):
+        rows.add(path, (fields_of(variant) if variant else {}) | key, make, made_by)
 
     chosen: dict[Variant, dict] = {}
     for variant in design.variants:
@@ -163,8 +176,8 @@ def run(design: Setup, path: Path, made_by: dict, cache: Path) -> None:
             continue
         for trial in range(design.trials):
             make = functools.partial(try_out, design, variant, trial, cache)
-            add(make, stage="trial", **variant._asdict(), trial=trial, seed=TUNING_SEED)
-        trials = rows.select(rows.read(path), stage="trial", **variant._asdict())
+            add(make, variant, stage="trial", trial=trial, seed=TUNING_SEED)
+        trials = rows.select(rows.read(path), stage="trial", **fields_of(variant))
         chosen[variant] = trials[tuning.best(trials, "blind")]["settings"]
 
     scores = lambda: {"scores": np.round(memorisation(design, cache), 4).tolist()}
@@ -178,13 +191,13 @@ def run(design: Setup, path: Path, made_by: dict, cache: Path) -> None:
 
     for variant in (*map(Variant, REFERENCES), *design.variants):
         make = lambda v=variant: attack(design, cache, all_unlearned(v)) | {"settings": chosen.get(v)}
-        add(make, stage="membership", **variant._asdict(), seed=POOL_SEED)
+        add(make, variant, stage="membership", seed=POOL_SEED)
 
     for seed in design.seeds:
         for kind in ("random", "memorised"):
             for variant in (*map(Variant, REFERENCES.values()), *design.variants):
                 make = functools.partial(compare, design, cache, kind, variant, chosen.get(variant), seed)
-                add(make, stage="forget set", forget=kind, **variant._asdict(), seed=seed)
+                add(make, variant, stage="forget set", forget=kind, seed=seed)
 
 
 def main():

@@ -104,16 +104,15 @@ def test_what_the_page_says_of_the_attack_is_in_the_rows():
     assert all(auc[name] > 0.9 and found[name]["shift"] < -4 for name in relabelled)
     assert all(auc[name] <= auc["original", None] for name in auc.keys() - relabelled)
     assert min(auc.values()) > 0.6
-    nearest, following = sorted(auc, key=auc.get)[:2], sorted(auc, key=auc.get)[2:5]
-    assert set(nearest) == {("weighted sum", "bounded_ascent"), ("EUPMU budget", "bounded_ascent")}
-    assert following == [("EUPMU", None), ("SCRUB", None), ("EUPMU explicit", "bounded_ascent")]
+    nearest = sorted(auc, key=auc.get)[:5]
+    assert (nearest[0], *nearest[3:]) == (("weighted sum", "bounded_ascent"), ("EUPMU", None), ("SCRUB", None))
+    assert set(nearest[1:3]) == {("EUPMU budget", "bounded_ascent"), ("EUPMU explicit", "bounded_ascent")}
     untuned = found["EUPMU", None]
     assert 0.5 < untuned["UA"] / found["control", None]["UA"] < 0.6
     assert untuned["shift"] > 0
-    little = found["EUPMU budget", "bounded_ascent"]
-    assert little["settings"]["allowed_rise"] == pytest.approx(0.009, abs=5e-4)
-    assert little["UA"] < 0.8 * found["control", None]["UA"]
-    assert little["shift"] > 0
+    for little in (found[name] for name in nearest[1:3]):
+        assert little["UA"] < 0.8 * found["control", None]["UA"]
+        assert little["shift"] > 0
 
 
 def test_what_the_page_says_of_memorised_examples_is_in_the_rows():
@@ -124,14 +123,14 @@ def test_what_the_page_says_of_memorised_examples_is_in_the_rows():
         assert len(found) == 5
         return np.mean([row[field] for row in found])
 
-    assert mean("UA", "memorised", "retrained") == pytest.approx(90, abs=3)
+    assert mean("UA", "memorised", "retrained") > 90
     assert mean("UA", "memorised", "original") == 0
     assert mean("UA", "memorised", "EUPMU") == pytest.approx(19, abs=2)
     names = {(row["method"], row["objective"]) for row in judged} - {("original", None), ("retrained", None)}
     ratios = {name: mean("gap", "memorised", *name) / mean("gap", "random", *name) for name in names}
     assert min(ratios, key=ratios.get) == ("random labels", None)
     assert max(ratios, key=ratios.get) == ("EUPMU", None)
-    assert ratios["random labels", None] < 1
+    assert max(ratios["random labels", None], ratios["weighted sum", "random_labels"]) < 1
     assert sum(ratio > 1.75 for ratio in ratios.values()) > len(ratios) / 2
     least = sorted(names, key=lambda name: mean("gap", "random", *name))[:3]
     assert ("EUPMU explicit", "random_labels") in least
