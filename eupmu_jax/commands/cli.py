@@ -1,15 +1,13 @@
 """The command `eupmu`."""
 
-import contextlib
 import io
-import multiprocessing
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from eupmu_jax.commands._command_line import command_line
+from eupmu_jax.commands._ends import BAD_INPUT, end, fail, on_signals
 from eupmu_jax.commands.own_model import (
     LEDGER,
     add,
@@ -24,7 +22,6 @@ from eupmu_jax.commands.own_model import (
 )
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
-BAD_INPUT = 2
 CONSTANTS = "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS"
 
 
@@ -190,13 +187,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that knows ASCII alone shows question marks.
             stream.reconfigure(errors="replace")
-    handlers = {signal.SIGTERM: _terminated, signal.SIGINT: _interrupted}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with on_signals():
         _run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run():
@@ -218,17 +210,17 @@ def _run():
         required = (tyro.conf.PositionalRequiredArgs,)
         app.cli(prog="eupmu", description="Machine unlearning in JAX.", config=required)
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
+        fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
     except (ValueError, FileNotFoundError, ImportError) as error:
         # An extra that is missing is named by who needs it.
-        _fail(str(error))
+        fail(str(error))
     except ChildProcessError as error:
         sys.exit(f"eupmu: {error}")
     except InterruptedError as error:
-        _end(str(error), 143)
+        end(str(error), 143)
     except OSError as error:
         # No space left, a folder that cannot be written, a file in the place of one.
-        _fail(f"{error.filename}: {error.strerror or error}" if error.filename else str(error))
+        fail(f"{error.filename}: {error.strerror or error}" if error.filename else str(error))
     except UserFileError as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -236,7 +228,7 @@ def _run():
         platforms = os.environ.get("JAX_PLATFORMS")
         if platforms is None or "backend" not in str(error):
             raise
-        _fail(f"JAX_PLATFORMS: got {platforms!r}, which JAX cannot start here; expected cpu, or none")
+        fail(f"JAX_PLATFORMS: got {platforms!r}, which JAX cannot start here; expected cpu, or none")
 
 
 def _pass_constants():
@@ -244,28 +236,3 @@ def _pass_constants():
     if CONSTANTS not in os.environ:
         # JAX read it as it was imported, so all begins anew.
         os.execve(sys.executable, [sys.executable, "-m", "eupmu_jax", *sys.argv[1:]], os.environ | {CONSTANTS: "1"})
-
-
-def _interrupted(*_):
-    _end("interrupted; what was finished is kept where it was written, and the same command goes on from there", 130)
-
-
-def _terminated(*_):
-    _end("terminated; what was finished is kept where it was written, and the same command goes on from there", 143)
-
-
-def _end(message, code):
-    # At once, and not by an exception: raised in a callback of the garbage collector, it would be dropped.
-    show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-    with contextlib.suppress(RuntimeError):  # the signal may have come within a write
-        print(show_cursor, end="", flush=True)
-        print(f"eupmu: {message}", file=sys.stderr, flush=True)
-    for child in multiprocessing.active_children():
-        child.kill()
-    # Not by way of the interpreter's end, which XLA's threads at work may not survive.
-    os._exit(code)
-
-
-def _fail(message):
-    print(f"eupmu: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)

@@ -8,7 +8,7 @@ import numpy as np
 
 from eupmu_jax.benchmark.rows import finite
 from eupmu_jax.methods.eupmu_level import UNLIMITED
-from eupmu_jax.service import deletion
+from eupmu_jax.service import _judged, deletion
 from eupmu_jax.service.ids import digest_of_ids
 from eupmu_jax.training import levels
 from eupmu_jax.training._aim import aim_of
@@ -38,7 +38,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
       sets: What was forgotten and what was retained.
     """
     task, both = own["task"], Sets(*sets, None)
-    held_out = None if asked["held_out"] is None else deletion.held_out_of(own)
+    held_out = None if asked["held_out"] is None else _judged.held_out_of(own)
     is_whole = (asked["held_out"] is None) == (held_out is None)
     aim = aim_of(task, start, both, held_out, None if is_whole else told["level"]["target"])
     before = retain_figures(task, start, both.retain, levels.chunk_of(task, start, both.retain))
@@ -56,7 +56,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
         "examples": (told["examples"], {"forget": len(sets[0]), "retain": len(sets[1])}),
     }
     if is_whole:
-        met, telling = deletion.judged(own, start, end, level, sets)
+        met, telling = _judged.judged(own, start, end, level, sets)
         flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
     wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
     if digest_of_ids(np.array(asked["positions"], np.int64)) != asked["ids"]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import deletion, folder, records, retraining, user_file
+from eupmu_jax.service import _judged, deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
 from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
@@ -74,7 +74,7 @@ def make(path: Path, out: Path) -> dict:
         raise ValueError(f"held_out: {path} has others than the run in {out} took its level from, expected those")
     ids = np.array(asked["positions"])
     forget, retain = deletion.parts(data, ids, folder.positions_of(asked["earlier"]))
-    unseen = deletion.held_out_of(own)
+    unseen = _judged.held_out_of(own)
     models = {"original": start, "unlearned": found[0]}
     if (retrained := retraining.retrained_of(out, own["params"], asked)) is not None:
         models["retrained"] = retrained
@@ -141,7 +141,7 @@ def _known_again(audited, earlier):
     said = []
     for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
         attack = again.get("attacks", {}).get("forgotten")
-        if again["errors"]["forgotten"]["high"] < deletion.least_of(run["target"], None if audited["rates"] else 0.0):
+        if again["errors"]["forgotten"]["high"] < _judged.least_of(run["target"], None if audited["rates"] else 0.0):
             said.append(f"What run {number} of those before forgot is known again.")
         elif attack and Attack(**attack).tells_among(len(earlier)):
             said.append(f"What run {number} of those before forgot can be told from data never seen: {_auc(attack)}.")
@@ -191,7 +191,7 @@ def _wanted(retrained, level, rates):
     """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    least, interval = deletion.least_of(level["target"], None if rates else 0.0), level.get("interval")
+    least, interval = _judged.least_of(level["target"], None if rates else 0.0), level.get("interval")
     if interval and interval[0] is not None and level["comparison"]:
         # The target was measured on unseen examples, and is no better known than their error.
         least = min(least, interval[0])

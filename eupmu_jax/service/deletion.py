@@ -11,19 +11,17 @@ import jax
 import numpy as np
 
 from eupmu_jax.benchmark.rows import provenance
-from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import folder, records, user_file
+from eupmu_jax.service._judged import judged, returned
 from eupmu_jax.service.ids import NAMED, digest_of_ids
 from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
-from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training import checkpoints
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._faults import check_readable
 from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training._reached import Reached
-from eupmu_jax.training._way import MOST
-from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
 METHOD = "EUPMU"
@@ -126,7 +124,7 @@ def run(
                     (out / "asked.json").unlink()
                 raise
             checkpoints.save(out / "params", params, {"asked": record})
-            reached |= {"returned": _returned(own["task"], params, data, earlier)}
+            reached |= {"returned": returned(own["task"], params, data, earlier)}
             records.write(out / "reached.json", reached | origin)
         return records.read(out / "reached.json", "reached")
 
@@ -198,36 +196,10 @@ def _unlearned(own, params, sets, out, asked, on_step):
     }
 
 
-def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, Any]) -> tuple[bool, bool]:
-    """Whether a run met its aim, and whether the errors of the original model could have told the forgotten at all."""
-    task, (forget, retain), compared = own["task"], sets, level.comparison
-    # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
-    # nothing, and what has it may be short of its target.
-    begun = None if task.is_rate else levels.measured_level(task, start, forget, MOST).error
-    least = least_of(level.target, begun)
-    missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
-    # Where no level is known, none is reached.
-    missed |= level.target >= UNLIMITED
-    telling = True
-    if compared is not None:
-        gone = classes_to_go(task, forget, retain)
-        missed |= bool(gone) and levels.measured_level(task, end, forget, MOST).high < least
-        both = alike(task, forget, held_out_of(own), gone)
-        assert both is not None
-        before = levels.compare(task, start, *both)
-        telling = bool(gone) or not before.low <= 0 <= before.high
-    return bool(level.kept and not missed), telling
-
-
 def frozen_of(own: Mapping[str, Any], params: chex.ArrayTree) -> chex.ArrayTree | None:
     """Which parameters a user's file keeps as they are; None for none."""
     frozen = own.get("frozen")
     return frozen(params) if callable(frozen) else frozen
-
-
-def held_out_of(own: Mapping[str, Any]) -> Any:
-    """The held-out examples of a user's file, or None."""
-    return None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
 
 
 def as_dict(level: Reached) -> dict:
@@ -240,25 +212,6 @@ def as_given(leaf, like):
     """The leaf in the dtype of the user's own."""
     dtype = getattr(like, "dtype", None) or np.asarray(like).dtype
     return leaf if leaf.dtype == dtype else np.asarray(leaf, dtype)
-
-
-def _returned(task, params, data, earlier):
-    """Numbers of the earlier runs whose examples are known again, the first of them 1."""
-    known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), MOST).high
-    begun = None if task.is_rate else 0.0
-    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun)]
-
-
-def least_of(target: float, begun: float | None = None) -> float:
-    """What an error may be that is to reach a target: a point short of it, or where it is no rate, of its way, 1 %.
-
-    Args:
-      target: Of the error.
-      begun: Where the way to it begins, of an error that is no rate; 0 where that is not known, None for a rate.
-    """
-    if target >= UNLIMITED:
-        return 0.0
-    return target - (0.01 if begun is None else 0.01 * max(target - begun, 0))
 
 
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from eupmu_jax import tasks
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import _measured, attacks, audit, deletion, records, retraining, user_file
+from eupmu_jax.service import _judged, _measured, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
@@ -349,7 +349,7 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     again = audit.run(file, second)
     assert again["verdict"] == audit.FAILED
     data = as_examples("data", own["data"])
-    assert deletion._returned(own["task"], params, data, asked["earlier"]) == [1]
+    assert _judged.returned(own["task"], params, data, asked["earlier"]) == [1]
     assert again["reasons"] == ["What run 1 of those before forgot is known again."]
 
 
