@@ -10,7 +10,7 @@ from rich.table import Table
 from eupmu_jax.service import ledger, read_ids, user_file
 from eupmu_jax.tasks import as_examples
 
-# Positions that `show` prints before it says how many more there are.
+# Positions that `show` prints on a terminal before it says how many more there are.
 SHOWN = 20
 
 
@@ -49,6 +49,7 @@ def show_one(number: int, path: Path, console: Console) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, value in request._asdict().items():
         table.add_row(name, escape(str(value)))
-    more = f", and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else ""
-    table.add_row("ids", ", ".join(map(str, ids[:SHOWN])) + more)
+    shown = ids[:SHOWN] if console.is_terminal else ids
+    more = f", and {len(ids) - SHOWN:,} more" if len(ids) > len(shown) else ""
+    table.add_row("ids", ", ".join(map(str, shown)) + more)
     console.print(table)

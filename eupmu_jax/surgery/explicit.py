@@ -84,7 +84,8 @@ def unilateral_surgery(
 
     Args:
       tolerance: Allowed increase of the retain losses in units of the loss per unit of step size: a float, a `(K-1,)`
-        array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`).
+        array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`). Behind what
+        scales gradients by c, such as `optax.clip_by_global_norm`, it allows 1/c times as much.
       num_objectives: K. Needed where the state must keep one shape from `init` on, as in `lax.scan`, and neither
         K = 2 nor a tolerance array tells it.
       retain_weight: w, a number >= 0 or a `(K-1,)` array.

@@ -132,6 +132,8 @@ def ready(
             _warn.of_reached(known["forget_error"], aim.target)
             _warn.of_unit(aim, asked)
         complete = steered(task, asked, aim.target, known["forget_error"])
+        if not task.is_rate:
+            _warn.of_wide(complete, asked, known["retain_error"])
     procedure = chosen.make(task, terms._replace(**known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
     return Ready(chosen, complete, procedure, task, params, whole, sets, held_out, aim, terms, sizes, known, meta)

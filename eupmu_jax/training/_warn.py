@@ -92,6 +92,19 @@ def of_unit(aim, settings):
         )
 
 
+def of_wide(settings, asked, error):
+    """Warns of a limit by default that lets the retain error rise by half and more, of an error that is no rate."""
+    allowed = settings.get("allowed_error", 0.0)
+    if not LIMITS & set(asked) and allowed > error / 2:
+        logger.warning(
+            "settings: got no %s, and by default, from the way to the target, the retain error may rise by %.3g; it is "
+            "%.3g",
+            " or ".join(sorted(LIMITS)),
+            allowed,
+            error,
+        )
+
+
 def of_share(share, aim, level, start):
     """Warns of an end far from the last parameters, short of half of the way to a target if there is one."""
     if share is None or share >= LITTLE:

@@ -54,7 +54,7 @@ def split(count: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def train(task, tokens: np.ndarray, ids: np.ndarray, seed: int, epochs: int = EPOCHS):
-    """A decoder that has seen the passages `ids` in every epoch; and the examples that were passed."""
+    """A decoder that has seen the passages `ids` in every epoch, and the seconds that it took."""
     params = task.fresh_params(jax.random.key(seed))
     options = {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-3, "seed": seed}
     fitted = fit_task(task, params, Examples({"tokens": tokens}, ids), **options)

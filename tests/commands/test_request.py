@@ -17,6 +17,15 @@ def told(tmp_path, monkeypatch, capsys, eupmu):
     return run
 
 
+def test_all_positions_are_shown_where_no_terminal_is(told, tmp_path):
+    (tmp_path / "mytask.py").write_text("import numpy as np\ndata = {'x': np.arange(100)}\n")
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(60))))
+    told("add", "mytask.py", "ids.txt")
+    shown = told("show", "1").out
+    assert "more" not in shown
+    assert "59" in shown
+
+
 def test_a_request_is_added_listed_and_shown(told):
     assert "Request 1, 2 examples: added." in told("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
     again = told("add", "mytask.py", "ids.txt", "--reason", "again").out

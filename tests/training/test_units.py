@@ -116,3 +116,11 @@ def test_a_limit_in_a_unit_that_nothing_tells_is_told(settings, told, known_by_h
     params, forget, retain, _ = known_by_heart
     unlearn("EUPMU", task_in(1.0), params, forget, retain, steps=1, settings=settings)
     assert ("nothing tells the unit of task.error" in caplog.text) is told
+
+
+@pytest.mark.filterwarnings("ignore:the run ends at")
+@pytest.mark.parametrize(("settings", "told"), [(None, True), ({"allowed_error": 0.1}, False)])
+def test_a_wide_limit_by_default_is_told(settings, told, known_by_heart, caplog):
+    # Known by heart, the retained patients have an error next to nothing, and the way to the target is long.
+    unlearn("EUPMU", task_in(1.0), *known_by_heart, steps=1, settings=settings)
+    assert ("the retain error may rise by" in caplog.text) is told
