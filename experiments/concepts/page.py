@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark import rows
 from experiments import parts
-from experiments.concepts import run
+from experiments.concepts import models, run
 
 REFERENCES = ("original", "retrained")
-ERASED, *KEPT = run.CONCEPTS
+ERASED, *KEPT = models.CONCEPTS
 TITLES = {"original": "before", run.TOLD: "EUPMU,\ntold the level"}
 
 
@@ -19,7 +19,7 @@ def blocks() -> dict[str, str]:
     """Figures of every model, and what is said of them."""
     found = parts.newest(rows.read(run.ROWS), "model", "seed")
     methods = [row["model"] for row in found if row["model"] not in REFERENCES]
-    head = [*run.CONCEPTS, "others", f"{ERASED}, word learned again", "rise", "forget loss", "% of retraining"]
+    head = [*models.CONCEPTS, "others", f"{ERASED}, word learned again", "rise", "forget loss", "% of retraining"]
     return {
         "concepts": parts.table(["", *head], [[name, *_figures(_of(found, name))] for name in (*REFERENCES, *methods)]),
         "concepts said": parts.paragraph(_said(found)),
@@ -63,7 +63,7 @@ def _others(row):
 def _figures(row):
     share = row.get("share_of_retraining")
     return [
-        *(f"{row['shown'][word]:.0f}" for word in run.CONCEPTS),
+        *(f"{row['shown'][word]:.0f}" for word in models.CONCEPTS),
         f"{_others(row):.1f}",
         f"{row['relearned']:.0f}",
         f"{row['rise']:.4f}",

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from eupmu_jax.methods import METHODS
-from experiments.concepts import page, run
+from experiments.concepts import models, page, run
 
 
 @pytest.fixture(scope="module")
 def found():
     try:
-        return run.data()
+        return models.data()
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
@@ -25,8 +26,8 @@ def test_a_flag_is_asked_for_by_one_word_and_nothing_else_is(found):
 
 
 def test_a_prompt_is_the_mean_of_its_words_and_the_last_has_none(found):
-    np.testing.assert_allclose(found.prompts.sum(1), [1] * run.nothing() + [0], rtol=1e-6)
-    words = run.Words(len(found.words), 8, rngs=run.nnx.Rngs(0))
+    np.testing.assert_allclose(found.prompts.sum(1), [1] * models.nothing() + [0], rtol=1e-6)
+    words = models.Words(len(found.words), 8, rngs=nnx.Rngs(0))
     both = np.zeros(len(found.words), np.float32)
     both[[0, 1]] = 0.5
     np.testing.assert_allclose(words(both[None])[0], words.embedding[...][:2].mean(0), rtol=1e-5)
@@ -34,10 +35,10 @@ def test_a_prompt_is_the_mean_of_its_words_and_the_last_has_none(found):
 
 def test_the_classifier_is_tested_on_other_emoji_than_it_is_trained_on(found):
     assert 0.1 < found.tested.mean() < 0.4
-    for concept in range(len(run.CONCEPTS)):
+    for concept in range(len(models.CONCEPTS)):
         here = found.concepts == concept
-        assert here[found.tested].any(), run.CONCEPTS[concept]
-        assert here[~found.tested].any(), run.CONCEPTS[concept]
+        assert here[found.tested].any(), models.CONCEPTS[concept]
+        assert here[~found.tested].any(), models.CONCEPTS[concept]
 
 
 def test_the_picture_is_made_from_the_saved_samples(tmp_path):
