@@ -85,16 +85,16 @@ def implicit_surgery(
       num_objectives: K, if it is not 2 and neither the tolerance nor the initial multiplier has K-1 entries.
 
     Returns:
-      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, on_measured=None,
-      **extra_args)`; its state is an `ImplicitSurgeryState`. `on_measured` is called where `same_batch` measures, so
-      that `implicit_step` knows that nothing may follow. The tolerance reads the retain losses on the surgery's scale,
-      or, as they are, `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient
-      (accuracy).
+      A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, **extra_args)`; its
+      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, as they are,
+      `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy). Of
+      `extra_args`, `gradient_scale` is the scale of the gradient, and `on_measured` is called where `same_batch`
+      measures; `implicit_step` checks by them that the scales are one, and that nothing follows.
 
     Raises:
-      ValueError: For an unknown scale or proxy, a tolerance or initial multiplier that is negative, not finite or of
-        the wrong length, missing `losses`, `same_batch` without `params` and `value_fn`, and, outside jit, a loss that
-        is not positive in log scale (inside jit the step is refused and counted).
+      ValueError: For an unknown scale or proxy, a gradient of another scale, a tolerance or initial multiplier that is
+        negative, not finite or of the wrong length, missing `losses`, `same_batch` without `params` and `value_fn`,
+        and, outside jit, a loss that is not positive in log scale (inside jit the step is refused and counted).
 
     >>> import optax
     >>> loss = lambda w: jnp.stack([(w - 1) ** 2, w**2])  # forget pulls to 1, retain to 0
@@ -171,10 +171,12 @@ def multiplier_transform(
             *refusal.counters(),
         )
 
-    def update_fn(
-        updates, state, params=None, *, losses=None, levels=None, value_fn=None, on_measured=None, **extra_args
-    ):
-        del extra_args
+    def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
+        if (found := extra_args.get("gradient_scale", loss_scale)) != loss_scale:
+            raise ValueError(
+                f"loss_scale: got a gradient of {found!r}, expected {loss_scale!r}, that of the surgery: "
+                f"implicit_step(loss, optimizer, loss_scale={loss_scale!r})"
+            )
         losses = checks.check_losses(losses, k, needed=True)
         if proxy == "same_batch" and (value_fn is None or params is None):
             raise ValueError(
@@ -190,8 +192,7 @@ def multiplier_transform(
         if proxy == "same_batch":
             found = value_fn(optax.apply_updates(params, updates))
             before, after = current, rescale(checks.check_retain_losses(found, k, dtype))
-            if on_measured is not None:
-                on_measured()
+            extra_args.get("on_measured", lambda: None)()
             measured_count, measured = state.count, True
         elif proxy == "level":
             before, after, measured_count, measured = current, current, state.count, True

@@ -110,10 +110,10 @@ def implicit_step(
         _chains.check_implicit(state)
         value, grads = value_and_grad(params, batches, multipliers(state), *args)
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
-        check_is_last = lambda: _chains.check_surgery_is_last(state)
+        told = {"gradient_scale": loss_scale, "on_measured": lambda: _chains.check_surgery_is_last(state)}
         losses = value[0] if has_aux else value
         updates, new_state = optimizer.update(
-            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, on_measured=check_is_last
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, **told
         )
         _chains.check_updates(updates, params)
         return optax.apply_updates(params, updates), new_state, value

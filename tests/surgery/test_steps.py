@@ -14,6 +14,7 @@ from eupmu_jax import (
     implicit_step,
     implicit_surgery,
     multipliers,
+    reference_surgery,
     scale_by_gen,
     skip_nonfinite,
     two_pass,
@@ -166,6 +167,11 @@ def every_second(tx):
         (implicit_step, skip_nonfinite(steered(optax.scale(0.1))), "^optimizer: something follows implicit_surgery"),
         # BUG: a GeN behind the surgery, and a chain by names, let anything follow.
         (implicit_step, steered(scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
+        (
+            implicit_step,
+            reference_surgery(),
+            "^loss_scale: got a gradient of 'raw', expected 'log', that of the surgery",
+        ),
         (implicit_step, steered(optax.scale(0.1), scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
         (implicit_step, named(("s", steered()), ("o", optax.sgd(0.1))), "^optimizer: something follows implicit_surg"),
         (
