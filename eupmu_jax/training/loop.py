@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.programs import waited
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._faults import check_readable, is_passing
@@ -110,7 +111,7 @@ def run(
         while count < last and not stopped:
             if (batch := next(stream, _END)) is _END:
                 raise ValueError(f"batches: got none for step {count}, expected them up to step {last - 1}")
-            carry, metrics = advance(carry, np.int32(count), batch)
+            carry, metrics = waited(advance(carry, np.int32(count), batch))
             count += 1
             stopped = stops(count)
             on_step(count, carry)
