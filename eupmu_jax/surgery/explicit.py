@@ -65,7 +65,8 @@ def unilateral_surgery(
     a `retain_weight` of 1 to 2, clip the norm behind the surgery, and measure the end (`furthest_feasible`).
 
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
-    K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device.
+    K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device by a
+    loop, which reverse-mode differentiation does not go through.
 
     With a `retain_weight`, g_0 below stands for the weighted sum, and a multiplier of 0 for w:
 

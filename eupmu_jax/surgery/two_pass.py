@@ -17,7 +17,11 @@ from eupmu_jax.surgery import explicit
 
 
 class TwoPassState(NamedTuple):
-    """State of `two_pass`: the surgery's, whose fields are those of `unilateral_surgery`, and the optimizer's."""
+    """State of `two_pass`: the surgery's, whose fields are those of `unilateral_surgery`, and the optimizer's.
+
+    The forget gradient's squared norm in the Gram matrix is a difference, which rounding takes where the retain terms
+    of the direction outweigh it a thousandfold.
+    """
 
     surgery_state: explicit.UnilateralSurgeryState
     inner_state: optax.OptState
