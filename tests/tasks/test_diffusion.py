@@ -216,16 +216,16 @@ def test_methods_run_on_it(method, trained):
         ({"denoise": None}, "denoise: got None, expected a function"),
         (
             {"schedule": diffusion.Schedule((0.5, 0.0)), "prediction": "epsilon"},
-            "schedule: got one that leaves nothing of the image at last, expected a rest, or the prediction 'v'",
+            "schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'",
         ),
         (
             {"schedule": diffusion.Schedule((1.0, 0.5)), "prediction": "x"},
-            "schedule: got one that leaves all of the image at first, expected noise, or the prediction 'v'",
+            "schedule: got alpha_bar that begins at 1, where x says nothing of the noise; expected prediction 'v'",
         ),
         ({"schedule": diffusion.Schedule((0.5, 0.6))}, "schedule: got alpha_bar that is not within"),
         (
             {"schedule": diffusion.Schedule((0.5, 1e-50)), "prediction": "epsilon"},
-            "schedule: got one that leaves nothing of the image at last",
+            "schedule: got alpha_bar that ends at 0",
         ),
         (
             {"schedule": diffusion.Schedule(np.array([0.6, 0.5]))},
