@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from eupmu_jax.service import deletion, ledger, records, user_file
@@ -153,6 +153,8 @@ def nonsense(tmp_path_factory):
 def test_any_command_line_of_nonsense_is_exit_code_2_and_says_what_would_do(
     command, files, options, nonsense, monkeypatch, capsys, eupmu
 ):
+    # Without a file it plans a step for a TPU, where libtpu is installed.
+    assume(files or command != "plan")
     monkeypatch.chdir(nonsense)
     arguments = [*command.split(), *files, *(word for option in options for word in option)]
     code = eupmu(*arguments)
