@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 BAD_INPUT = 2
 
@@ -30,7 +31,7 @@ def _terminated(*_):
     end("terminated; what was finished is kept where it was written, and the same command goes on from there", 143)
 
 
-def end(message: str, code: int) -> None:
+def end(message: str, code: int) -> NoReturn:
     """Ends the process with a line on stderr."""
     # At once, and not by an exception: raised in a callback of the garbage collector, it would be dropped.
     show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
@@ -43,7 +44,7 @@ def end(message: str, code: int) -> None:
     os._exit(code)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends the command as its input is at fault, with one line on stderr."""
     print(f"eupmu: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)

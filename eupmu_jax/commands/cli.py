@@ -1,5 +1,6 @@
 """The command `eupmu`."""
 
+import inspect
 import io
 import os
 import sys
@@ -22,6 +23,8 @@ from eupmu_jax.commands.own_model import (
 )
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
+# What `plan` reads beside a user's file.
+OF_FILE = ("forget", "request", "config", "ledger", "epochs", "after")
 CONSTANTS = "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS"
 
 
@@ -94,14 +97,16 @@ def plan(
         adapters: Rank of the low-rank adapters that are trained in place of a decoder's parameters; 0 without.
         out: JSON lines file to append the figures of a step to.
     """
+    defaults = inspect.signature(plan).parameters
+    given = [name for name, value in locals().items() if name in defaults and value != defaults[name].default]
     from rich.console import Console
 
     console = Console()
-    of_file = {"forget": forget, "request": request, "config": config, "after": after, "epochs": epochs or None}
-    if given := [name for name, value in of_file.items() if value is not None and file is None]:
-        raise ValueError(f"file: got none beside {', '.join(given)}; expected your Python file, which these go with")
-    if out is not None and file is not None:
-        raise ValueError(f"out: got {out} beside {file}; expected it without a file, for the figures of a step")
+    others = [name for name in given if name != "file" and (name in OF_FILE) != (file is not None)]
+    if others and file is None:
+        raise ValueError(f"file: got none beside {', '.join(others)}; expected your Python file, which these go with")
+    if others:
+        raise ValueError(f"{', '.join(others)}: got beside {file}; expected without a file, for a step on any devices")
     if file is not None:
         from eupmu_jax.commands import unlearn as command
         from eupmu_jax.service import config as toml
@@ -118,13 +123,13 @@ def plan(
             )
         return
 
-    from eupmu_jax.commands import plan
+    from eupmu_jax.commands import plan as of_step
 
     with console.status(f"compiling for {topology}"):
-        row = plan.make(
+        row = of_step.make(
             topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence, adapters=adapters
         )
-    plan.show(row, out, console)
+    of_step.show(row, out, console)
 
 
 def methods() -> None:

@@ -79,7 +79,7 @@ def run(
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     check_task(own["task"])
-    check_params(own["params"], frozen_of(own, own["params"]))
+    check_params(own["params"])
     asked = limited(asked, own["task"])
     if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
         wanted = "points of accuracy above 0, at most 100"
@@ -194,12 +194,6 @@ def _unlearned(own, params, sets, out, asked, on_step):
         "examples": {"forget": len(forget), "retain": len(retain)},
         "params": digest(end),
     }
-
-
-def frozen_of(own: Mapping[str, Any], params: chex.ArrayTree) -> chex.ArrayTree | None:
-    """Which parameters a user's file keeps as they are; None for none."""
-    frozen = own.get("frozen")
-    return frozen(params) if callable(frozen) else frozen
 
 
 def as_dict(level: Reached) -> dict:

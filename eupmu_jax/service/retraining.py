@@ -51,7 +51,9 @@ def check(own: Mapping[str, Any]) -> None:
     try:
         inspect.signature(own["retrain"]).bind(np.arange(1))
     except TypeError as error:
-        raise ValueError(f"retrain: got a function that {error}; expected one of the positions to train on") from None
+        raise ValueError(
+            f"retrain: cannot be called with positions ({error}), expected a function of those to train on"
+        ) from None
 
 
 def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:

@@ -38,7 +38,7 @@ def of_overlap(sets: Sets, held_out=None) -> None:
 
 
 def of_lost(name, figures):
-    """Warns of figures of the original model that are not finite: of tokens that it does not have, for one."""
+    """Warns of figures of the original model that are not finite, such as an infinite loss."""
     if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
         logger.warning(
             "%s: the original model has %s, which is not finite; steps with such examples may be lost", name, lost
@@ -97,8 +97,8 @@ def of_wide(settings, asked, error):
     allowed = settings.get("allowed_error", 0.0)
     if not LIMITS & set(asked) and allowed > error / 2:
         logger.warning(
-            "settings: got no %s, and by default, from the way to the target, the retain error may rise by %.3g; it is "
-            "%.3g",
+            "settings: got no %s, so the retain error may rise by %.3g, a tenth of the way from the forget error to "
+            "its target; it is %.3g now",
             " or ".join(sorted(LIMITS)),
             allowed,
             error,

@@ -118,6 +118,10 @@ def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
         (["--data", "-1"], "data: got -1, expected a number from 1 to"),
         (["--data", "3"], "data: got 3, expected at most 1 with tensor 1 on cpu:1"),
         (["--request", "1"], "file: got none beside request; expected your Python file, which these go with"),
+        (
+            ["mytask.py", "--batch", "8"],
+            "topology, model, tensor, batch, out: got beside mytask.py; expected without a",
+        ),
         (["--epochs", "3", "--forget", "ids.txt"], "file: got none beside forget, epochs; expected"),
         (["--batch", "0"], "batch: got 0, expected a number from 1 to"),
         (["--sequence", "-3"], "sequence: got -3, expected a number from 1 to"),

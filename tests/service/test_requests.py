@@ -187,7 +187,7 @@ def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
         (
             "retrain = lambda: params",
             ["--retrain"],
-            "retrain: got a function that too many positional arguments; expec",
+            "retrain: cannot be called with positions (too many positional arg",
         ),
         (
             "data['inputs'] = data['inputs'].copy(); data['inputs'][5] = np.nan",
