@@ -18,12 +18,13 @@ GONE = "classes to go"
 STEPS, EVERY, BATCH = 40, 10, 64
 
 
-def of_model(task: Task, params, sides: dict, unseen, gone) -> dict:
+def of_model(task: Task, params, sides: dict, unseen, gone, frozen=None) -> dict:
     """What one model shows on `sides`, the "forgotten" and perhaps the "retained" examples, beside unseen ones.
 
     Returns:
       `errors` of each side and of unseen data; with unseen data `attacks` by the loss on each side and on classes that
-      are to go, and `canaries`, None where the forgotten cannot be compared; and `relearning` where it can be tried.
+      are to go, and `canaries`, None where the forgotten cannot be compared; and `relearning` of what is not frozen,
+      where it can be tried.
     """
     losses = lambda part: _losses(task, params, part)
     found: dict[str, Any] = {"errors": errors_of(task, params, sides)}
@@ -36,7 +37,7 @@ def of_model(task: Task, params, sides: dict, unseen, gone) -> dict:
         found["canaries"] = privacy and privacy._asdict()
         found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
-        found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"])
+        found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"], frozen)
     return found
 
 
@@ -88,14 +89,15 @@ def errors_of(task: Task, params, sides: dict) -> dict:
     return {name: levels.measured_level(task, params, part, MOST)._asdict() for name, part in sides.items()}
 
 
-def _relearning(task, params, forget, retain):
+def _relearning(task, params, forget, retain, frozen):
     half = max(1, len(forget) // 2)
     # In any order but their own: data that is sorted would have one half know nothing of the other.
     ids = np.random.default_rng(0).permutation(forget.ids)
     watched = Examples(forget.tree, ids[half:] if len(ids) > 1 else ids)
     curves = {}
     for name, train in (("on half of them", Examples(forget.tree, ids[:half])), ("on retained", retain)):
-        curve = relearning.relearn(task, params, train, watched, steps=STEPS, every=EVERY, batch_size=BATCH)
+        sizes = {"steps": STEPS, "every": EVERY, "batch_size": BATCH}
+        curve = relearning.relearn(task, params, train, watched, frozen=frozen, **sizes)
         curves[name] = {"step": curve.step.tolist(), "accuracy": curve.accuracy.tolist()}
     return curves
 

@@ -45,11 +45,11 @@ def make(path: Path, out: Path) -> dict:
       `verdict` and `reasons`; `remarks`, such as that the original model passes too (where it does, and nothing has
       changed, nothing is decided); for each model `attacks` of the forgotten and of the retained examples, `canaries`
       and with shadow models `lira` of the forgotten, each beside held-out examples with the classes mixed alike,
-      `errors`, and `relearning` on half of the forgotten and on retained examples; `rounding` of the unlearned
-      parameters; `classes` with the retain error of each class or group; `earlier`: what earlier runs forgot, under the
-      parameters of this one; `overlap`: how many held-out examples the data have, too. Classes that are to go have an
-      attack of their own, beside held-out examples of these classes. What the run says that it reached is measured
-      again, and a record that says something else fails.
+      `errors`, and `relearning` on half of the forgotten and on retained examples, of what is not frozen; `rounding` of
+      the unlearned parameters; `classes` with the retain error of each class or group; `earlier`: what earlier runs
+      forgot, under the parameters of this one; `overlap`: how many held-out examples the data have, too. Classes that
+      are to go have an attack of their own, beside held-out examples of these classes. What the run says that it
+      reached is measured again, and a record that says something else fails.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
@@ -80,9 +80,9 @@ def make(path: Path, out: Path) -> dict:
         models["retrained"] = retrained
     sides, gone = {"forgotten": forget, "retained": retain}, classes_to_go(task, data, retain)
     shadows = Shadows(task, own.get("shadows"), start, data, ids, unseen, gone)
-    audited: dict[str, Any] = {name: of_model(task, params, sides, unseen, gone) for name, params in models.items()}
+    audited: dict[str, Any] = {}
     for name, params in models.items():
-        audited[name] |= shadows.figures(task, params)
+        audited[name] = of_model(task, params, sides, unseen, gone, own.get("frozen")) | shadows.figures(task, params)
     audited["rounding"] = {str(bits): errors_of(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = of_classes(task, models, retain, user_file.groups_of(own, data, folder.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]

@@ -79,7 +79,7 @@ def run(
       InterruptedError: If SIGTERM ended the run; the same call goes on from it.
     """
     check_task(own["task"])
-    check_params(own["params"])
+    check_params(own["params"], own.get("frozen"))
     asked = limited(asked, own["task"])
     if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
         wanted = "points of accuracy above 0, at most 100"

@@ -57,9 +57,10 @@ def make(
     held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
 
     def of_batches(forget_batch, retain_batch):
-        sizes = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
+        sizes: dict[str, Any] = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
         settings = deletion.settings_of(deletion.limited(asked, own["task"]).limit)
-        return footprint(deletion.METHOD, own["task"], params, forget, retain, held_out, settings=settings, **sizes)
+        sizes |= {"settings": settings, "frozen": own.get("frozen")}
+        return footprint(deletion.METHOD, own["task"], params, forget, retain, held_out, **sizes)
 
     available = device_bytes or memory_of_device()
     found = of_batches(asked.forget_batch, asked.retain_batch)

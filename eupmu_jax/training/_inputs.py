@@ -12,6 +12,7 @@ from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
+from eupmu_jax.training._frozen import mask_of
 
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
@@ -115,15 +116,7 @@ def check_params(params, frozen=None) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
-    mask = jax.tree.map(lambda _: False, params) if frozen is None else frozen
-    structures = [str(jax.tree.structure(tree)) for tree in (mask, params)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"frozen: got structure {structures[0]}, expected that of params, {structures[1]}")
-    flags = jax.tree.leaves(mask)
-    if wrong := [flag for flag in flags if np.shape(flag) or np.asarray(flag).dtype != bool]:
-        found = f"an array of shape {np.shape(wrong[0])}" if np.shape(wrong[0]) else repr(wrong[0])
-        raise ValueError(f"frozen: got {found}, expected a bool for each leaf of the parameters")
-    for (path, leaf), is_frozen in zip(leaves, flags, strict=True):
+    for (path, leaf), is_frozen in zip(leaves, jax.tree.leaves(mask_of(params, frozen)), strict=True):
         if is_frozen and not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             raise ValueError(f"params: leaf {jax.tree_util.keystr(path)} is {leaf!r}, expected numbers")
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):

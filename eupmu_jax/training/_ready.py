@@ -17,7 +17,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._faults import check_readable
-from eupmu_jax.training._frozen import trainable
+from eupmu_jax.training._frozen import mask_of, trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
@@ -78,7 +78,7 @@ def ready(
     held_out = None if data[2] is None else as_examples("held_out", data[2])
     held_out = held_out if mesh is None else on_host(held_out)
     losses = chosen.losses(task, asked)
-    frozen = frozen(params) if callable(frozen) else frozen
+    frozen = None if frozen is None else mask_of(params, frozen)
     check_arguments(task, params, sets, held_out, frozen, losses, **counts)
     _warn.of_overlap(sets, held_out)
     _warn.of_narrow(params, frozen)

@@ -11,6 +11,7 @@ import optax
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks._constants import of_large
+from eupmu_jax.training._frozen import mask_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training._way import LIMITS, halfway
@@ -67,8 +68,7 @@ def of_large_frozen(params, frozen):
 
 def _leaves(params, frozen):
     """Each leaf with whether it is frozen."""
-    flags = jax.tree.map(lambda _: False, params) if frozen is None else frozen
-    return zip(jax.tree.leaves(params), jax.tree.leaves(flags), strict=False)
+    return zip(jax.tree.leaves(params), jax.tree.leaves(mask_of(params, frozen)), strict=False)
 
 
 def of_reached(error, target):

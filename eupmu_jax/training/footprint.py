@@ -1,6 +1,7 @@
 """What a run would take: memory of a step as compiled, and passes; nothing is trained."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,6 +14,7 @@ from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
+from eupmu_jax.training._frozen import mask_of, split, trainable
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step, parted
 from eupmu_jax.training._way import passes_of_start, steered
@@ -23,8 +25,8 @@ class Footprint(NamedTuple):
     """Of a run of `unlearn`.
 
     Attributes:
-      arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, state of the
-        optimizer, examples in memory), and what it computes with.
+      arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, frozen ones
+        included, state of the optimizer, examples in memory), and what it computes with.
       outside: Bytes that the largest of the passes before and after all steps takes beside these arguments: its
         examples, up to 500, and of EUPMU budget's end 2,000 at once whatever the batches, a copy of the parameters, and
         what it computes with; 0 if there is none.
@@ -56,6 +58,7 @@ def footprint(
     settings: Settings | None = None,
     forget_batch: int = 64,
     retain_batch: int = 192,
+    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
 ) -> Footprint:
     """The footprint of `unlearn` with the same arguments, on one device.
 
@@ -71,7 +74,10 @@ def footprint(
     sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
     held_out = None if held_out is None else as_examples("held_out", held_out)
     batches = {"forget_batch": forget_batch, "retain_batch": retain_batch}
-    check_arguments(task, params, sets, held_out, losses=chosen.losses(task, settings), steps=steps, **batches)
+    frozen = None if frozen is None else mask_of(params, frozen)
+    check_arguments(task, params, sets, held_out, frozen, chosen.losses(task, settings), steps=steps, **batches)
+    fixed = 0 if frozen is None else _bytes(split(params, frozen)[1])
+    task, params, _ = trainable(task, params, frozen)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
     if chosen.steers:
@@ -88,13 +94,19 @@ def footprint(
         prepared = procedure.prepare(params, sets.forget, sets.retain, key)
     state = jax.eval_shape(procedure.init, params, prepared)
     fed = sets.feed(task, key, 0, tuple(np.arange(size) for size in sizes))
-    take = jitted_step(chosen.make, task, terms, choices, sets.in_memory)
+    compiled = jitted_step if frozen is None else jitted_step.__wrapped__
+    take = compiled(chosen.make, task, terms, choices, sets.in_memory)
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)
     passes = [*procedure.outside, *(_of_levels(task, params, sets, held_out, asked) if chosen.steers else ())]
     outside = max((_bytes_of(function, params, sets.forget, count) for function, count in passes), default=0)
-    return Footprint(memory.argument_size_in_bytes, memory.temp_size_in_bytes, forward + measured, backward, outside)
+    arguments = memory.argument_size_in_bytes + fixed
+    return Footprint(arguments, memory.temp_size_in_bytes, forward + measured, backward, outside)
+
+
+def _bytes(tree):
+    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _of_levels(task, params, sets, held_out, given):

@@ -10,6 +10,7 @@ What is hidden from one part of a model alone, such as the row of a class in an 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._frozen import joined, mask_of, split
 from eupmu_jax.training._streams import id_batches
 from eupmu_jax.training.levels import batches_of, chunk_of
 
@@ -46,6 +48,7 @@ def relearn(
     batch_size: int,
     learning_rate: float = 1e-4,
     seed: int = 0,
+    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
 ) -> Curve:
     """Fine-tunes a model on its retain loss with Adam, and watches its accuracy on other examples.
 
@@ -61,12 +64,13 @@ def relearn(
       batch_size: At most as many as there are in `train`.
       learning_rate: Constant.
       seed: Of the order of the examples.
+      frozen: What stays as it is, as in `unlearn`; the state of Adam is of the others alone.
 
     Returns:
       The curve; a classifier whose parameters stop being finite shows as one that names class 0 for all.
 
     Raises:
-      ValueError: For a number below 1, an empty set, or a task without `error`.
+      ValueError: For a number below 1, an empty set, a task without `error`, or a wrong tree of what is frozen.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -86,15 +90,17 @@ def relearn(
         raise ValueError("task.error: got None, expected a function (outputs, batch) -> (n,)")
     batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
     # Once, or every step would send the whole set to the device; the steps donate the parameters.
-    tree, params = jax.tree.map(jnp.asarray, train.tree), jax.tree.map(jnp.array, params)
-    state = optax.adam(learning_rate).init(params)
+    tree = jax.tree.map(jnp.asarray, train.tree)
+    free, fixed, structure = split(jax.tree.map(jnp.asarray, params), mask_of(params, frozen))
+    free = jax.tree.map(jnp.array, free)
+    state = optax.adam(learning_rate).init(free)
     measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
         # A key, or a model of noisy examples would see the same noise in every step and learn that.
         key = jax.random.fold_in(jax.random.key(seed), count)
-        params, state = _step(task, learning_rate, params, state, tree, next(batches), key)
+        free, state = _step(task, structure, learning_rate, free, state, fixed, tree, next(batches), key)
         if count % every == 0 or count == steps:
-            measured[count] = accuracy(task, params, watch)
+            measured[count] = accuracy(task, joined(structure, fixed, free), watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
 
 
@@ -210,9 +216,9 @@ def area_between(curve: Curve, retrained: Curve) -> float:
 
 
 # The learning rate is an argument, not a constant of the program, so a sweep over it compiles once.
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _step(task, learning_rate, params, state, tree, ids, key):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def _step(task, structure, learning_rate, free, state, fixed, tree, ids, key):
     batch = jax.tree.map(lambda leaf: leaf[ids], tree)
-    loss = lambda p: task.retain(task.outputs(p, batch, key), batch)
-    updates, state = optax.adam(learning_rate).update(jax.grad(loss)(params), state, params)
-    return optax.apply_updates(params, updates), state
+    loss = lambda part: task.retain(task.outputs(joined(structure, fixed, part), batch, key), batch)
+    updates, state = optax.adam(learning_rate).update(jax.grad(loss)(free), state, free)
+    return optax.apply_updates(free, updates), state

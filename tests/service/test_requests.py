@@ -2,11 +2,12 @@
 
 import json
 
+import chex
 import numpy as np
 import pytest
 
 from eupmu_jax.commands import cli
-from eupmu_jax.service import deletion, ledger, user_file
+from eupmu_jax.service import deletion, ledger, records, user_file
 from eupmu_jax.service.attacks import attack
 from eupmu_jax.training import checkpoints
 
@@ -220,3 +221,33 @@ def test_what_a_file_freezes_stays(file, eupmu):
     found, _ = checkpoints.load(file.parent / "run" / "params", own["params"], {})
     for leaf in own["params"]:
         assert np.array_equal(found[leaf], own["params"][leaf]) == (leaf == name)
+
+
+# A base of 8 bits, and float32 that is added to it.
+QUANTISED = """
+import jax
+scales = jax.tree.map(lambda leaf: np.float32(np.abs(leaf).max() / 127), params)
+codes = jax.tree.map(lambda leaf, scale: np.round(leaf / scale).astype(np.int8), params, scales)
+params = {"codes": codes, "scales": scales, "added": jax.tree.map(np.zeros_like, params)}
+frozen = lambda params: {name: jax.tree.map(lambda _: name != "added", part) for name, part in params.items()}
+merged = lambda params: jax.tree.map(
+    lambda codes, scale, added: codes * scale + added, params["codes"], params["scales"], params["added"]
+)
+outputs = task.outputs
+task = task._replace(outputs=lambda params, batch, key: outputs(merged(params), batch, key))
+"""
+
+
+@pytest.mark.slow
+def test_a_quantised_base_stays_and_is_audited(file, eupmu, capsys):
+    # BUG: its integers were refused before the run, and relearning in an audit would have trained it.
+    file.write_text(file.read_text() + QUANTISED)
+    own = user_file.load(file, deletion.NEEDED)
+    assert eupmu("plan", "mytask.py", "--forget", "ids.txt") == 0
+    assert eupmu("unlearn", "mytask.py", "--out", "run") == 0
+    found, _ = checkpoints.load(file.parent / "run" / "params", own["params"], {})
+    for name in ("codes", "scales"):
+        chex.assert_trees_all_equal(found[name], own["params"][name])
+    assert eupmu("audit", "run", "mytask.py") == 0
+    assert "relearning" in records.read(file.parent / "run" / "audit.json", "audit")["unlearned"]
+    assert eupmu("report", "run") == eupmu("verify", "run/report.json", "mytask.py") == 0

@@ -8,6 +8,9 @@ import pytest
 
 from eupmu_jax import tasks, unlearn
 from eupmu_jax._stack.programs import jit_for_task, owner
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.training.footprint import footprint
+from eupmu_jax.training.relearning import relearn
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +97,23 @@ def test_a_function_that_says_what_is_frozen_is_asked_once():
     frozen = lambda params: asked.append(1) or MASK
     unlearn("weighted sum", TASK, fresh_params(None), *SETS, steps=1, probes=0, frozen=frozen)
     assert asked == [1]
+
+
+def test_a_footprint_has_no_state_of_what_is_frozen():
+    # BUG: a plan for adapters counted moments of their base, and a base of integers was refused.
+    size = lambda frozen: footprint("EUPMU", TASK, fresh_params(None), *SETS, steps=2, frozen=frozen).arguments
+    base = fresh_params(None)["base"].nbytes
+    assert size(MASK) < 1.1 * base
+    assert size(None) > 3 * base
+    assert size(lambda params: MASK) == size(MASK)
+
+
+def test_relearning_leaves_what_is_frozen():
+    moved = lambda **options: relearn(
+        TASK, fresh_params(None), *(as_examples("train", SETS[1]),) * 2, steps=5, every=5, batch_size=8, **options
+    )
+    # The base alone gives all classes the same logit.
+    assert moved(frozen={"base": False, "head": True}, learning_rate=1e-5).accuracy[-1] == moved().accuracy[0]
+    chex.assert_trees_all_equal(moved(frozen=MASK, learning_rate=0.1), moved(learning_rate=0.1))
+    with pytest.raises(ValueError, match=r"^frozen: got structure"):
+        moved(frozen={"base": True})
