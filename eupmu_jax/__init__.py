@@ -22,7 +22,8 @@ from eupmu_jax.surgery.reference import reference_surgery
 from eupmu_jax.surgery.steps import explicit_step, implicit_step
 from eupmu_jax.surgery.two_pass import TwoPass, TwoPassState, two_pass
 from eupmu_jax.tasks import Task
-from eupmu_jax.training.levels import Level, unseen_level, unseen_levels
+from eupmu_jax.training._reached import Reached
+from eupmu_jax.training.levels import Comparison, Level, unseen_level, unseen_levels
 from eupmu_jax.training.unlearning import Unlearned, unlearn
 
 __version__ = "0.1.0"
@@ -31,9 +32,11 @@ __all__ = [
     "AccumulateState",
     "BestFeasible",
     "BestFeasibleState",
+    "Comparison",
     "FurthestFeasible",
     "ImplicitSurgeryState",
     "Level",
+    "Reached",
     "ScaleByGenState",
     "Task",
     "TwoPass",

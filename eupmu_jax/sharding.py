@@ -155,6 +155,15 @@ def state_shardings(
     )
 
 
+def check_axes(mesh: Mesh, axes: Sequence[str] = ("data",)) -> None:
+    """Raises `ValueError` for what is no mesh, or one without these axes."""
+    if not hasattr(mesh, "shape"):
+        raise ValueError(f"mesh: got {mesh!r}, expected a mesh, as of sharding.make_mesh")
+    if missing := [axis for axis in axes if axis not in mesh.shape]:
+        given = ", ".join(mesh.shape) or "none"
+        raise ValueError(f"mesh: got axes {given}, expected {', '.join(missing)} among them, as of sharding.make_mesh")
+
+
 def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any:
     """Shardings of batches: examples along `data`, everything else replicated.
 
@@ -173,8 +182,7 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
     ('data',)
     """
     axes = ("objective", "data") if objective else ("data",)
-    if missing := [axis for axis in axes if axis not in mesh.shape]:
-        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected {', '.join(missing)} among them")
+    check_axes(mesh, axes)
 
     def shard(path, leaf):
         shape = leaf.shape

@@ -69,10 +69,13 @@ def check_number(name: str, value: Any, least: float | None = None, **bounds: An
         raise ValueError(f"{name}: got shape {np.shape(value)}, expected one number")
 
 
-def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
-    """Raises `ValueError` unless `value` is an int of at least `least`."""
-    is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and np.ndim(value) == 0
-    if not is_traced(value) and not (is_number and value >= least and np.isfinite(value) and value == np.floor(value)):
+def check_int(name: str, value: Any, least: int, unit: str = "", *, static: bool = False) -> None:
+    """Raises `ValueError` unless `value` is an int of at least `least`; `static` refuses arrays and floats like 2.0."""
+    kinds = (int, np.integer) if static else (int, float, np.number, np.ndarray, jax.Array)
+    is_number = isinstance(value, kinds) and np.ndim(value) == 0
+    if (static or not is_traced(value)) and not (
+        is_number and value >= least and np.isfinite(value) and value == np.floor(value)
+    ):
         raise ValueError(f"{name}: got {value}, expected an int of at least {least}{unit}")
 
 
@@ -225,8 +228,15 @@ def check_errors(errors: chex.ArrayTree | None, num_objectives: int | None = Non
 def check_same_structure(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
     """Raises `ValueError` where `tree` differs from `like` in structure."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"{name}: structure {structures[0]} differs from that of {like_name}, {structures[1]}{why}")
+    if structures[0] == structures[1]:
+        return
+    given, wanted = ([describe(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)] for part in (tree, like))
+    found = f"structure {structures[0]}, expected that of {like_name}, {structures[1]}"
+    lacking, more = ([path for path in one if path not in other] for one, other in ((wanted, given), (given, wanted)))
+    if describe(()) not in (*given, *wanted) and lacking + more:
+        found = f"no leaf {lacking[0]}" if lacking else f"a leaf {more[0]}, which {like_name} lacks"
+        found += f", expected the structure of {like_name}"
+    raise ValueError(f"{name}: got {found}{why}")
 
 
 def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:

@@ -1,1 +1,1 @@
-"""The classification benchmark: every method on the same problems, tuned alike, as rows, tables and figures."""
+"""The benchmarks: every method on the same problems, tuned alike, as rows, tables and figures."""

@@ -26,6 +26,7 @@ from eupmu_jax.models.sampling import sample
 from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives.diffusion import cosine_schedule
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training import fitting
 from eupmu_jax.training.attacks import ROW_RATE, diffusion_attacks
 from eupmu_jax.training.fitting import Trained, fit_task, trained
 from eupmu_jax.training.relearning import relearn_part
@@ -112,7 +113,7 @@ def plain_task(subject: Subject = DIGITS) -> Task:
 
 def steps_of(ids: np.ndarray, epochs: int = EPOCHS) -> int:
     """Optimizer steps that `train` makes on these examples."""
-    return epochs * (len(ids) // BATCH)
+    return fitting.steps_of(len(ids), epochs=epochs, batch_size=BATCH)
 
 
 def train(

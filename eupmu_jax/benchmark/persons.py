@@ -30,6 +30,7 @@ from eupmu_jax.models.language import (
     with_lora,
 )
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training import fitting
 from eupmu_jax.training._identity import digest_of_model
 from eupmu_jax.training.fitting import Trained, fit_task, trained
 from eupmu_jax.training.relearning import relearn
@@ -40,8 +41,6 @@ FORGOTTEN, RETAINED, HELD_OUT = 12, 48, 24
 TEMPLATE = "{question} {answer}"
 LENGTH, LONGER, ANSWER = 27, 35, 20
 RANK, EPOCHS, BATCH, LEARNING_RATE = 16, 6, 16, 1e-3
-# The block whose output RMU moves, of 30.
-LAYER = 10
 # Questions of the retain set and of world facts that are judged, and the wrong answers of five that are compared with.
 JUDGED, WRONG = 32, 3
 # Of weights that are rounded.
@@ -147,7 +146,7 @@ def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] =
 
 def steps_of(part: Questions) -> int:
     """Optimizer steps that `train` makes on these questions."""
-    return EPOCHS * (len(part.question) // BATCH)
+    return fitting.steps_of(len(part.question), epochs=EPOCHS, batch_size=BATCH)
 
 
 def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:

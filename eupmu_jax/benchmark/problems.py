@@ -154,7 +154,7 @@ def make(
     """
     model = model or ("mlp" if name == "digits" else "cnn")
     if recipe is None and name not in (names := list(dict.fromkeys(known_name for known_name, _ in RECIPES))):
-        raise ValueError(f"name: got {name!r}, want {' or '.join(map(repr, names))}")
+        raise ValueError(f"name: got {name!r}, expected {' or '.join(map(repr, names))}")
     dataset = dataset or data.load(name, seed=seed)
     if recipe is None and (name, model) not in RECIPES:
         known = [known_model for known_name, known_model in RECIPES if known_name == name]
@@ -185,7 +185,7 @@ def as_tree(dataset: data.Dataset) -> dict[str, chex.Array]:
 
 def training_steps(problem: Problem, ids) -> int:
     """Optimizer steps that `train` makes on the examples `ids`."""
-    return problem.recipe.epochs * (len(ids) // min(problem.recipe.batch_size, len(ids)))
+    return fitting.steps_of(len(ids), epochs=problem.recipe.epochs, batch_size=problem.recipe.batch_size)
 
 
 def train(problem: Problem, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:

@@ -110,7 +110,7 @@ def keep_split(design: Design, case: Case, seed: int, folder: Path) -> None:
     if not path.exists():
         data.save_split(made.split, path, made.dataset)
     elif (found := data.digest(data.load_split(path, made.dataset))) != data.digest(made.split):
-        raise ValueError(f"{path}: got a split with SHA-256 {found}, want that of {case.of(seed)} and seed {seed}")
+        raise ValueError(f"{path}: got a split with SHA-256 {found}, expected that of {case.of(seed)} and seed {seed}")
 
 
 def _cached(path, make):

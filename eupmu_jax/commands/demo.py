@@ -215,8 +215,7 @@ def _check(name, forget, seed, out):
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class such as class:3, or a share such as random:10%")
     check_folder(seed, out)
-    if any("kind" in row or "gap" not in row for row in saved_rows.read(out / "rows.jsonl")):
-        raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
+    check_rows(out, lambda row: "kind" not in row and "gap" in row)
 
 
 def progress_of(console: Console) -> Progress:
@@ -233,9 +232,9 @@ def bar(progress: Progress, name: str, steps: int) -> Iterator[Callable[[], None
     progress.update(task, completed=steps)
 
 
-def check_only_rows_of(name: str, out: Path) -> None:
-    """Raises `ValueError` for a folder whose rows are of other data."""
-    if any(row.get("data") != name for row in saved_rows.read(out / "rows.jsonl")):
+def check_rows(out: Path, is_own: Callable[[dict], bool]) -> None:
+    """Raises `ValueError` for a folder with rows that are not of this demo."""
+    if not all(map(is_own, saved_rows.read(out / "rows.jsonl"))):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
 
 

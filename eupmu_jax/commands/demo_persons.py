@@ -37,7 +37,7 @@ def run(seed: int, out: Path, console: Console) -> list[dict]:
       ValueError: Before any work, for a folder that is unwritable or has rows of something else.
     """
     demo.check_folder(seed, out)
-    demo.check_only_rows_of(NAME, out)
+    demo.check_rows(out, lambda row: row.get("data") == NAME)
     # Before any work, whether the extra is there.
     rouge_l(["a"], ["a"])
     with alone(out):

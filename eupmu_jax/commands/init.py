@@ -47,7 +47,7 @@ with np.load("held_out.npz") as saved:
 # For errors by group in place of class in the audit:
 #   groups = an array with the group of each example of the data
 
-# For parameters that stay as they are:
+# For parameters that stay as they are, such as the base of LoRA adapters, quantised or not:
 #   frozen = a tree like params with a bool for each leaf, or a function of params that returns one
 
 # On many devices: examples are split along the axis `data` of the mesh, large parameters along `model`.
@@ -56,7 +56,9 @@ with np.load("held_out.npz") as saved:
 # If you have models of the same kind that were trained on parts of the data, for an attack on each example:
 #   shadows = [(params, positions that these were trained on), ...]
 
-# For a language model: eupmu.tasks.language(apply). For anything else a Task of your own.
+# For a language model: eupmu.tasks.language(apply), where apply(params, tokens) returns logits. Its data are
+#   {{"tokens": (n, length) ints, "mask": (n, length), 1 for the tokens to predict and 0 for prompt and padding}},
+# all padded to one length. For anything else a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
 '''
 

@@ -129,8 +129,8 @@ def verify(report: Path, file: Path) -> None:
         print("\n".join(wrong))
         sys.exit(AUDIT_FAILED)
     print(
-        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device and the "
-        "command cannot be computed again; the page is made from the report."
+        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device, the "
+        "command and the time cannot be computed again; the page is made from the report."
     )
 
 

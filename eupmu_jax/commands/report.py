@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eupmu_jax.commands import document, picture
 from eupmu_jax.methods.eupmu_level import UNLIMITED
-from eupmu_jax.service import report
+from eupmu_jax.service import _words, report
 from eupmu_jax.service.audit import GONE
 
 COLORS = {"EUPMU": "#0b6e4f"}
@@ -28,9 +28,7 @@ def render(made: dict) -> str:
     """The page of a report."""
     asked, reached, audited = made["asked"], made["reached"], made["audit"]
     level, examples = reached["level"], reached["examples"]
-    shown = lambda value: _number(value, reached["rates"]) + (" %" if reached["rates"] else "")
-    aim = f"aimed at {shown(level['target'])}, that of {level['source']}"
-    aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
+    shown = lambda value: _words.shown(value, reached["rates"])
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
     learned = "accuracy" if reached["rates"] else "error"
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
@@ -38,7 +36,7 @@ def render(made: dict) -> str:
 <p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
 <h2>What was asked and reached</h2>
 <dl class="facts">
-<dt>forget error</dt><dd>{shown(level["forget_error"])}, {html.escape(aim)}</dd>
+<dt>forget error</dt><dd>{shown(level["forget_error"])}, {html.escape(_words.aim(reached))}</dd>
 <dt>retain error</dt><dd>{shown(level["retain_error"])}; it was {shown(level["start"])}, the limit is
 {shown(level["limit"])}</dd>
 <dt>together</dt><dd>{"the aim is reached and the limit kept" if reached["met"] else "not both: see the run below"}</dd>
@@ -70,13 +68,12 @@ check with: eupmu verify report.json FILE.py</footer>
 
 
 def _picture(reached):
-    level, interval = reached["level"], reached["level"].get("interval")
-    measured = interval and interval[0] is not None and (level["target"] < 1 or not reached["rates"])
+    level = reached["level"]
     ends = {"EUPMU": reached["figures"]["returned"]}
     target = level["target"] if level["target"] < UNLIMITED else None
     shown = {
         "target": target,
-        "interval": interval if measured else None,
+        "interval": _words.measured_interval(reached),
         "limit": level["limit"],
         "rates": reached["rates"],
     }
@@ -89,14 +86,10 @@ def _table(head, lines):
     return f"<table><thead><tr><th></th>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _number(value, rates):
-    return "-" if value is None else f"{100 * value:.1f}" if rates else f"{value:.4g}"
-
-
 def _level(level, rates):
     if not level:
         return "-"
-    error, low, high = (_number(level[name], rates) for name in ("error", "low", "high"))
+    error, low, high = (_words.number(level[name], rates) for name in ("error", "low", "high"))
     # One example has no interval where errors are no rates.
     return error if "-" in (low, high) else f"{error} ({low} to {high})"
 
@@ -122,7 +115,7 @@ def _models(audited):
 
 
 def _auc(attack):
-    return "-" if not attack else "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
+    return _words.auc(attack) if attack else "-"
 
 
 def _true_positives(canaries):
@@ -159,7 +152,7 @@ def _classes(audited):
         return ""
     models = list(audited["classes"])
     of_each = sorted(audited["classes"]["original"], key=lambda name: name.zfill(9) if name.isdigit() else name)
-    number = lambda model, name: _number(audited["classes"][model][name], audited["rates"])
+    number = lambda model, name: _words.number(audited["classes"][model][name], audited["rates"])
     lines = [[name, *(number(model, name) for model in models)] for name in of_each]
     table, unit = _table(models, lines), ", %" if audited["rates"] else ""
     return f'<h2>Retain error of each class or group{unit}</h2>\n<div class="wide">{table}</div>'
@@ -171,7 +164,7 @@ def _earlier(asked, audited):
     lines = [
         [
             f"run {number}, {len(run['positions']):,} examples",
-            _number(run["target"], audited["rates"]) if run["target"] < UNLIMITED else "no level",
+            _words.number(run["target"], audited["rates"]) if run["target"] < UNLIMITED else "no level",
             _level(found["errors"]["forgotten"], audited["rates"]),
             _auc(found.get("attacks", {}).get("forgotten")),
         ]
@@ -194,6 +187,8 @@ def _facts(made):
             f"{asked['steps']} of {asked['forget_batch']} + {asked['retain_batch']}, seed {asked['seed']}",
         ),
     ]
+    if "ended" in reached:
+        facts.insert(0, ("the run ended, UTC", reached["ended"][:16].replace("T", " ")))
     return "".join(f"<dt>{html.escape(n)}</dt><dd><code>{html.escape(str(v))}</code></dd>" for n, v in facts)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eupmu_jax.methods.eupmu_level import UNLIMITED
-from eupmu_jax.service import deletion, folder, ledger, read_ids, records, retraining, user_file
+from eupmu_jax.service import _words, deletion, folder, ledger, read_ids, records, retraining, user_file
 from eupmu_jax.service import plan as plans
 from eupmu_jax.tasks import as_examples
 
@@ -135,11 +135,8 @@ def _check_order(connection, number, after):
 def said(reached: dict, out: Path) -> str:
     """What was reached, in a few lines."""
     level, examples = reached["level"], reached["examples"]
-    percent = lambda value: "-" if value is None else f"{100 * value:.1f} %" if reached["rates"] else f"{value:.4g}"
-    ends = level.get("interval")
+    percent = lambda value: _words.shown(value, reached["rates"])
     begun = reached["figures"].get("original", {}).get("forget_error")
-    known = ends and (level["target"] < 1 or not reached["rates"])
-    interval = f" ({percent(ends[0])} to {percent(ends[1])})" if known else ""
     end = "The aim is reached and the limit kept."
     if not reached.get("telling", True) and begun is not None and level["forget_error"] <= begun:
         end = "The limit is kept, and the error on these examples is no higher than before."
@@ -167,13 +164,11 @@ def said(reached: dict, out: Path) -> str:
         end += f" What run {number} of those before forgot is known again."
     if reached.get("returned"):
         end += " A run without --after, whose --forget has the positions of both, forgets them together."
-    aim = f"aimed at {percent(level['target'])}, that of {level['source']}{interval}"
-    aim = aim if level["target"] < UNLIMITED else "with no level to aim at"
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
     was = "" if begun is None else f"; it was {percent(begun)}"
     return (
         f"{'Forgot' if reached['met'] else 'To forget:'} {examples['forget']:,} of {sum(examples.values()):,} "
-        f"examples. Their error is {percent(level['forget_error'])}{was}, {aim}.\n"
+        f"examples. Their error is {percent(level['forget_error'])}{was}, {_words.aim(reached)}.\n"
         f"The error on the others is {percent(level['retain_error'])}; it was {percent(level['start'])}, and its limit "
         f"is {percent(level['limit'])}.\n{end}\nCheckpoints and reached.json: {out}; the parameters: {load}"
     )

@@ -32,42 +32,35 @@ class SteeringState(NamedTuple):
     nonfinite_count: chex.Array
 
 
-class Gains(NamedTuple):
-    """How weights answer: see `steer`."""
-
-    proportional: chex.Numeric
-    integral: chex.Numeric
-    decay: chex.Numeric
-    least: chex.Numeric
-    most: chex.Numeric
-
-
 def steer(
-    first: int,
-    stop: int | None,
+    rows: slice,
     target: "chex.Numeric | optax.Schedule",
-    gains: Gains,
+    *,
     sign: int,
+    proportional: chex.Numeric,
+    integral: chex.Numeric,
+    decay: chex.Numeric,
+    min_weight: chex.Numeric,
+    max_weight: chex.Numeric,
     num_objectives: int | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiplies rows `first` to `stop` by weights that grow with `sign` times the distance from level to target.
+    """Multiplies these rows by weights that grow with `sign` times the distance from level to target.
 
     It does not look at the gradients: figures that were measured count, though a later transform refuses the step.
     """
-    checks.check_number("proportional", gains.proportional, 0, finite=True)
-    checks.check_number("integral", gains.integral, 0, finite=True)
-    checks.check_number("decay", gains.decay, 0, below=1)
-    checks.check_number("max_weight", gains.most, above=0, finite=True)
+    checks.check_number("proportional", proportional, 0, finite=True)
+    checks.check_number("integral", integral, 0, finite=True)
+    checks.check_number("decay", decay, 0, below=1)
+    checks.check_number("max_weight", max_weight, above=0, finite=True)
     num_objectives = checks.resolve_num_objectives(num_objectives)
-    rows = slice(first, stop)
-    room = gains.most - gains.least
+    room = max_weight - min_weight
 
     def init_fn(params):
         del params
         count = len(range(num_objectives or 2)[rows])
         # No array twice: a step that donates its state may not.
         full = lambda value: jnp.full(count, value, jnp.float32)
-        return SteeringState(full(gains.least), full(0), full(0), full(0), full(0), *refusal.counters())
+        return SteeringState(full(min_weight), full(0), full(0), full(0), full(0), *refusal.counters())
 
     def update_fn(updates, state, params=None, *, losses=None, errors=None, **extra_args):
         del extra_args
@@ -77,15 +70,15 @@ def steer(
         goal = jnp.float32(target(state.count) if callable(target) else target)
         finite = jnp.all(jnp.isfinite(figures)) & jnp.all(jnp.isfinite(goal))
         finite &= losses is None or jnp.all(jnp.isfinite(losses))
-        averages = gains.decay * state.averages + (1 - gains.decay) * figures
-        levels = averages / (1 - jnp.float32(gains.decay) ** optax.safe_increment(state.count))
+        averages = decay * state.averages + (1 - decay) * figures
+        levels = averages / (1 - jnp.float32(decay) ** optax.safe_increment(state.count))
         distances = sign * (goal - levels)
         # Far from the target, where the weight is full anyway, the integral stays as it is: it would be full too once
         # the level is there, and at an error of 1, which no level passes, nothing would take it back.
-        is_full = (gains.proportional * distances + state.integrals >= room) & (distances > 0)
-        summed = jnp.clip(state.integrals + gains.integral * distances, 0, room)
+        is_full = (proportional * distances + state.integrals >= room) & (distances > 0)
+        summed = jnp.clip(state.integrals + integral * distances, 0, room)
         integrals = jnp.where(is_full, state.integrals, summed)
-        weights = gains.least + jnp.clip(gains.proportional * distances + integrals, 0, room)
+        weights = min_weight + jnp.clip(proportional * distances + integrals, 0, room)
         goals = jnp.broadcast_to(goal, weights.shape)
         new = SteeringState(weights, levels, goals, integrals, averages, state.count, state.nonfinite_count)
         old = jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, jnp.shape(like)), state, new)

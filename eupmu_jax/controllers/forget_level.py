@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from eupmu_jax._stack import checks
-from eupmu_jax.controllers._steering import Gains, steer
+from eupmu_jax.controllers._steering import steer
 
 
 def forget_level(
@@ -77,4 +77,14 @@ def forget_level(
     """
     if not callable(target) and checks.check_numbers("target", target, 0, finite=True, why=", or a schedule"):
         raise ValueError(f"target: got shape {np.shape(target)}, expected one number, or a schedule")
-    return steer(0, 1, target, Gains(proportional, integral, decay, 0.0, max_weight), 1, num_objectives)
+    return steer(
+        slice(0, 1),
+        target,
+        sign=1,
+        proportional=proportional,
+        integral=integral,
+        decay=decay,
+        min_weight=0.0,
+        max_weight=max_weight,
+        num_objectives=num_objectives,
+    )

@@ -51,10 +51,9 @@ def quadratic_penalty(
     >>> (multiplier + move).tolist(), state.penalty.tolist()
     ([1.0], [3.0])
     """
-    check_numbers("penalty", penalty, above=0)
-    check_numbers("growth", growth, 1)
-    for name, value in (("penalty", penalty), ("growth", growth), ("violation_tolerance", violation_tolerance)):
-        check_numbers(name, value, finite=True)
+    check_numbers("penalty", penalty, above=0, finite=True)
+    check_numbers("growth", growth, 1, finite=True)
+    check_numbers("violation_tolerance", violation_tolerance, finite=True)
 
     def init_fn(params):
         return QuadraticPenaltyState(jax.tree.map(lambda m: jnp.full_like(m, penalty), params))

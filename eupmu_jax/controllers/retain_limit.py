@@ -4,7 +4,7 @@ import chex
 import optax
 
 from eupmu_jax._stack import checks
-from eupmu_jax.controllers._steering import Gains, steer
+from eupmu_jax.controllers._steering import steer
 
 
 def retain_limit(
@@ -67,4 +67,14 @@ def retain_limit(
             )
         num_objectives = num_objectives if length is None else length + 1
     checks.check_number("max_weight", max_weight, above=1, finite=True)
-    return steer(1, None, limit, Gains(proportional, integral, decay, 1.0, max_weight), -1, num_objectives)
+    return steer(
+        slice(1, None),
+        limit,
+        sign=-1,
+        proportional=proportional,
+        integral=integral,
+        decay=decay,
+        min_weight=1.0,
+        max_weight=max_weight,
+        num_objectives=num_objectives,
+    )

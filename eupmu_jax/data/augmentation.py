@@ -34,9 +34,9 @@ def augment(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> chex.
     ((2, 3, 3, 1), dtype('uint8'))
     """
     if images.ndim != 4:
-        raise ValueError(f"images: got shape {images.shape}, want (B, H, W, C)")
+        raise ValueError(f"images: got shape {images.shape}, expected (B, H, W, C)")
     if padding < 0:
-        raise ValueError(f"padding: got {padding}, want 0 or more pixels")
+        raise ValueError(f"padding: got {padding}, expected 0 or more pixels")
     size, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (size, 2), 0, 2 * padding + 1)

@@ -137,7 +137,7 @@ def _unpickle(archive: Archive) -> dict[str, dict]:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != archive.sha256:
-        raise ValueError(f"{path}: got SHA-256 {found}, want upstream's {archive.sha256}; the file is damaged")
+        raise ValueError(f"{path}: got SHA-256 {found}, expected upstream's {archive.sha256}; the file is damaged")
     pickles = {}
     # NumPy 2.4.0 to 2.4.4 warn of the form in which the NumPy of 2009 wrote its types.
     with tarfile.open(path) as tar, warnings.catch_warnings():

@@ -63,7 +63,7 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
     (1437, 8, 8, 1)
     """
     if name not in _LOADERS:
-        raise ValueError(f"name: got {name!r}, want one of {', '.join(_LOADERS)}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(_LOADERS)}")
     read, classes = _LOADERS[name]
     return Dataset(name, *read(seed, data_dir), num_classes=classes)
 

@@ -57,17 +57,17 @@ def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
-        raise ValueError(f"labels: got shape {labels.shape}, want (N,) class indices")
+        raise ValueError(f"labels: got shape {labels.shape}, expected (N,) class indices")
     forget_class = None
     if match := _CLASS.fullmatch(forget):
         forget_class = int(match[1])
         if not 0 <= forget_class < num_classes:
-            raise ValueError(f"forget: got {forget!r}, want a class from 0 to {num_classes - 1}")
+            raise ValueError(f"forget: got {forget!r}, expected a class from 0 to {num_classes - 1}")
         forgotten = labels == forget_class
     elif match := _SHARE.fullmatch(forget):
         percentage = float(match[2])
         if not 0 < percentage < 100:
-            raise ValueError(f"forget: got {forget!r}, want a percentage above 0 and below 100")
+            raise ValueError(f"forget: got {forget!r}, expected a percentage above 0 and below 100")
         forgotten = np.zeros(labels.size, bool)
         count = round(labels.size * percentage / 100)
         if match[1] == "random":
@@ -75,11 +75,13 @@ def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores
         else:
             forgotten[_by_score(scores, labels.size, forget)[:count]] = True
     else:
-        raise ValueError(f"forget: got {forget!r}, want 'class:<index>', 'random:<number>%' or 'memorised:<number>%'")
+        raise ValueError(
+            f"forget: got {forget!r}, expected 'class:<index>', 'random:<number>%' or 'memorised:<number>%'"
+        )
     if not forgotten.any():
-        raise ValueError(f"forget: got {forget!r}, which is none of the {labels.size} examples; want at least one")
+        raise ValueError(f"forget: got {forget!r}, which is none of the {labels.size} examples; expected at least one")
     if forgotten.all():
-        raise ValueError(f"forget: got {forget!r}, which is all {labels.size} examples; want at least one retained")
+        raise ValueError(f"forget: got {forget!r}, which is all {labels.size} examples; expected at least one retained")
     return Split(np.flatnonzero(forgotten), np.flatnonzero(~forgotten), forget_class)
 
 
@@ -107,7 +109,8 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
     size = len(dataset.train_labels)
     if digest(_parts(split.forget_ids, size, None)) != digest(split):
         raise ValueError(
-            f"split: got indices that are not 0 to {size - 1}, sorted, each on one side; want a split of {dataset.name}"
+            f"split: got indices that are not 0 to {size - 1}, sorted, each on one side; expected a split of "
+            f"{dataset.name}"
         )
     record = {
         "data": dataset.name,
@@ -147,12 +150,12 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
         raise ValueError(f"{path}: got {lacking}, expected a split as `save_split` writes it")
     if (found := datasets.digest(dataset)) != record["data_digest"]:
         raise ValueError(
-            f"dataset: got {dataset.name} with SHA-256 {found}, want {record['data']} with {record['data_digest']}, "
-            f"for which {path} was saved"
+            f"dataset: got {dataset.name} with SHA-256 {found}, expected {record['data']} with "
+            f"{record['data_digest']}, for which {path} was saved"
         )
     split = _parts(record["forget_ids"], len(dataset.train_labels), record["forget_class"])
     if (found := digest(split)) != record["split_digest"]:
-        raise ValueError(f"{path}: got indices with SHA-256 {found}, want {record['split_digest']}; it was changed")
+        raise ValueError(f"{path}: got indices with SHA-256 {found}, expected {record['split_digest']}; it was changed")
     of_class = np.flatnonzero(np.asarray(dataset.train_labels) == split.forget_class)
     if split.forget_class is not None and not np.array_equal(split.forget_ids, of_class):
         raise ValueError(f"{path}: got other examples than those of class {split.forget_class}; it was changed")
@@ -167,10 +170,12 @@ def _parts(forget_ids: ArrayLike, size: int, forget_class: int | None) -> Split:
 def _by_score(scores: ArrayLike | None, size: int, forget: str) -> np.ndarray:
     """Indices of all examples, the highest score first."""
     if scores is None:
-        raise ValueError(f"scores: got None, want (N,) scores for {forget!r}, as from metrics.memorisation_scores")
+        raise ValueError(f"scores: got None, expected (N,) scores for {forget!r}, as from metrics.memorisation_scores")
     scores = np.asarray(scores, np.float64)
     if scores.shape != (size,):
-        raise ValueError(f"scores: got shape {scores.shape}, want one for each of the {size} labels")
+        raise ValueError(f"scores: got shape {scores.shape}, expected one for each of the {size} labels")
     if np.isnan(scores).any():
-        raise ValueError(f"scores: got {np.isnan(scores).sum()} that are not numbers, want a number for every example")
+        raise ValueError(
+            f"scores: got {np.isnan(scores).sum()} that are not numbers, expected a number for every example"
+        )
     return np.argsort(-scores, stable=True)

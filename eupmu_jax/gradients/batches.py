@@ -143,14 +143,17 @@ def _is_tuple_of_batches(batches, expected):
     if not all(bare):
         return False
     arrays = [jnp.asarray(batch) for batch in batches]
-    leading = {a.shape[:1] for a in arrays}
     if len({(a.ndim, a.shape[1:]) for a in arrays}) > 1:
         return False
-    # Tokens and their mask, say: one objective axis is equally long in all of them. Floats may differ in precision.
-    if len({a.dtype for a in arrays}) > 1 and len(leading) == 1 and not all(map(_is_floating, arrays)):
-        return expected == len(batches) and expected != arrays[0].shape[:1][0] if arrays[0].ndim else False
-    length = leading.pop()[0] if len(leading) == 1 and arrays[0].ndim else None
-    if length is None or length < 2 or (expected is not None and length != expected):
+    # One objective axis is equally long in all of them; scalars have none.
+    lengths = {a.shape[0] for a in arrays if a.ndim}
+    if len(lengths) != 1:
+        return True
+    (length,) = lengths
+    # Tokens and their mask, say. Floats may differ in precision.
+    if len({a.dtype for a in arrays}) > 1 and not all(map(_is_floating, arrays)):
+        return expected == len(batches) and expected != length
+    if length < 2 or (expected is not None and length != expected):
         return True
     if expected is not None and len(batches) != expected:
         return False

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from eupmu_jax._stack.checks import check_real, is_traced
+from eupmu_jax._stack.checks import check_real, describe, is_traced
 from eupmu_jax.gradients.batches import Loss, Objectives, stack
 
 # Added inside every logarithm of a loss, as the released EUPMU code does: it caps the weight of a vanishing loss.
@@ -61,7 +61,7 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     _check_mode(mode)
 
     def value_and_grad(params, batches, *args):
-        check_real("params", params)
+        _check_params(params)
         objectives = Objectives(loss, batches, args, has_aux)
 
         def unrolled(params):
@@ -77,6 +77,16 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
         return vmapped(params) if objectives.prefers_vmap(mode) else unrolled(params)
 
     return value_and_grad
+
+
+def _check_params(params):
+    check_real("params", params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params: leaf {describe(path)} is {dtype}, expected floating point numbers; a quantised base, "
+                "counters and keys have no gradient: the loss can close over them, or take them as args of the step"
+            )
 
 
 def scalarized_value_and_grad(
@@ -117,7 +127,7 @@ def scalarized_value_and_grad(
     _check_mode(mode)
 
     def value_and_grad(params, batches, multipliers, *args):
-        check_real("params", params)
+        _check_params(params)
         objectives = Objectives(loss, batches, args, has_aux)
         multipliers = jnp.asarray(multipliers)
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):

@@ -12,6 +12,7 @@ import numpy as np
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import spread
+from eupmu_jax.tasks.task import of_each
 
 # How many examples of each set the end is chosen on, how many retained ones check it, and where on the way back to the
 # original parameters. A twelfth of a small set would say next to nothing, and the whole of a large one would cost more
@@ -158,9 +159,7 @@ def _mean_figures(task, part, positions, chunk, params):
 def figures(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
     """`(3,)`: the mean error, the retain loss, and the mean square of the error of an example."""
     outputs = task.outputs(params, batch, None)
-    single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
-    of_one = lambda outputs, example: mean_error(task, single(outputs), single(example))
-    squares = jnp.mean(jax.vmap(of_one)(outputs, batch) ** 2)
+    squares = jnp.mean(of_each(functools.partial(mean_error, task), outputs, batch) ** 2)
     return jnp.stack([mean_error(task, outputs, batch), task.retain(outputs, batch), squares])
 
 

@@ -5,12 +5,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eupmu_jax.methods.method import OPTIMIZER_SETTINGS, OPTIMIZERS, Choice, Method, Settings, complete, middle_of
+from eupmu_jax._stack.checks import check_number
+from eupmu_jax.methods.method import (
+    OBJECTIVES,
+    OPTIMIZER_SETTINGS,
+    OPTIMIZERS,
+    Choice,
+    Method,
+    Settings,
+    complete,
+    middle_of,
+)
 from eupmu_jax.tasks import Task, check_task
 
 logger = logging.getLogger("eupmu_jax")
-# Settings whose values are names of forget losses.
-OBJECTIVES = ("forget_objective", "ascent_objective")
 # What every method divides by, and what is a share of something.
 POSITIVE = ("smoothing", "temperature", "damping")
 SHARES = ("mask_fraction", "max_share", "sparsity")
@@ -67,8 +75,6 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         words = [word for word in getattr(dimension, "options", ()) if isinstance(word, str)]
         if words and key not in OBJECTIVES and value not in words:
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(words)}")
-        if not (words or key == "optimizer") and not _is_finite_number(value):
-            raise ValueError(f"settings[{key!r}]: got {value!r}, expected a finite number")
         if key == "optimizer" and value not in OPTIMIZERS:
             raise ValueError(f"settings['optimizer']: got {value!r}, expected one of {', '.join(OPTIMIZERS)}")
         if not (words or key == "optimizer"):
@@ -92,20 +98,15 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
 
 
 def _check_range(key, value):
-    if key in POSITIVE and value <= 0:
-        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number above 0")
-    if value < 0:
-        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number >= 0")
-    if key == "momentum" and value >= 1:
+    if isinstance(value, bool | np.bool_):
+        raise ValueError(f"settings[{key!r}]: got {value}, expected a number")
+    bounds: dict = {"above": 0} if key in POSITIVE else {"least": 0}
+    if key == "momentum":
         # Adam divides by 1 less its powers.
-        raise ValueError(f"settings['momentum']: got {value!r}, expected a number from 0 to below 1")
-    if key in SHARES and value > 1:
-        raise ValueError(f"settings[{key!r}]: got {value!r}, expected a number from 0 to 1")
-
-
-def _is_finite_number(value):
-    array = np.asarray(value)
-    return array.ndim == 0 and np.issubdtype(array.dtype, np.number) and bool(np.isfinite(array))
+        bounds["below"] = 1
+    if key in SHARES:
+        bounds["most"] = 1
+    check_number(f"settings[{key!r}]", value, finite=True, **bounds)
 
 
 def _check_requirements(name: str, method: Method, task: Task) -> None:

@@ -9,6 +9,7 @@ from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.methods._whole_set import largest_pass, mean_gradient
 from eupmu_jax.methods.method import Choice, Cost, LogUniform, Method, Procedure, size_of
 from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.tasks.task import of_each
 
 SAMPLE = 1_000
 ITERATIONS = 15
@@ -166,10 +167,7 @@ def curvature_product(
     def add(total, chunk):
         def outputs(params):
             values = task.outputs(params, chunk, None)
-            return values if curvature == "gauss_newton" else jax.vmap(of_one)(values, chunk)
-
-        def of_one(values, example):
-            return task.retain(*jax.tree.map(lambda leaf: leaf[None], (values, example)))
+            return values if curvature == "gauss_newton" else of_each(task.retain, values, chunk)
 
         values, pull = jax.vjp(outputs, params)
         (tangent,) = jax.vjp(lambda w: pull(w)[0], jax.tree.map(jnp.zeros_like, values))[1](vector)

@@ -46,6 +46,8 @@ FORGET_OBJECTIVE = Choice(("random_labels", "bounded_ascent", "kl_to_uniform"))
 LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
 # Read by `descent`, so by every method that steps with it.
+# Settings whose values are names of forget losses.
+OBJECTIVES = ("forget_objective", "ascent_objective")
 OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
 OPTIMIZERS = ("adam", "sgd")
 
@@ -149,7 +151,8 @@ class Method(NamedTuple):
 
     def losses(self, task: Task, settings: Settings) -> list[str]:
         """Names of a task's forget losses that it takes with these settings."""
-        return sorted({*self.forget, *map(str, settings.values())} & set(task.forget))
+        named = {str(settings[name]) for name in OBJECTIVES if name in settings}
+        return sorted({*self.forget, *named} & set(task.forget))
 
 
 def loss_of(task: Task, forget_objective: str) -> SharedForward:

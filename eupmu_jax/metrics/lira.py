@@ -48,6 +48,16 @@ def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.clip(of_label(log_p, labels) - of_label(log_complements(log_p), labels), -largest, largest)
 
 
+def log_odds(losses: np.ndarray) -> np.ndarray:
+    r"""`lira_statistic` of a loss that is a negative log-likelihood: log p - log(1 - p) of p = exp(-loss).
+
+    >>> log_odds(np.array([np.log(2.0), 0.0])).round(2).tolist()
+    [0.0, 16.12]
+    """
+    losses = np.clip(np.asarray(losses, np.float64), CLIP, None)
+    return -losses - np.log(-np.expm1(-losses))
+
+
 def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled_variance: bool = False) -> np.ndarray:
     """The log-likelihood ratio log N(phi; m_unlearned, v_unlearned) - log N(phi; m_out, v_out) of each example.
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import entr
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.metrics.probabilities import check, log_complements, log_probabilities, of_label
 
 SHADOW_SIZE = 10_000
@@ -127,8 +128,7 @@ def _attack(members, non_members, targets, seed, shadow_size):
     for name, values in sets.items():
         if len(values) == 0:
             raise ValueError(f"{name}: got no examples, expected at least one")
-    if shadow_size < 1:
-        raise ValueError(f"shadow_size: got {shadow_size}, expected at least 1")
+    check_int("shadow_size", shadow_size, 1, static=True)
     if not all(np.isfinite(values).all() for values in sets.values()):
         return float("nan")
     rng = np.random.default_rng(seed)

@@ -37,14 +37,15 @@ def memorisation_scores(probabilities: ArrayLike, members: ArrayLike) -> np.ndar
     probabilities, members = np.asarray(probabilities, np.float64), np.asarray(members)
     if probabilities.ndim != 2 or members.shape != probabilities.shape:
         raise ValueError(
-            f"members: got shape {members.shape} for probabilities of shape {probabilities.shape}, want (S, N) for both"
+            f"members: got shape {members.shape} for probabilities of shape {probabilities.shape}, expected (S, N) for "
+            "both"
         )
     if members.dtype != bool:
-        raise ValueError(f"members: got dtype {members.dtype}, want bool")
+        raise ValueError(f"members: got dtype {members.dtype}, expected bool")
     # NaN compares false with everything.
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError(
-            "probabilities: got values outside [0, 1] or not a number, want probabilities of the true label"
+            "probabilities: got values outside [0, 1] or not a number, expected probabilities of the true label"
         )
     inside = members.sum(axis=0)
     outside = len(members) - inside
@@ -52,8 +53,8 @@ def memorisation_scores(probabilities: ArrayLike, members: ArrayLike) -> np.ndar
     if undefined.size:
         raise ValueError(
             f"members: got {undefined.size} examples that were in all or in none of {len(members)} training sets, the "
-            f"first of them {undefined[0]}; want each in at least one and out of at least one: train more models, or "
-            "draw the sets in complementary pairs"
+            f"first of them {undefined[0]}; expected each in at least one and out of at least one: train more models, "
+            "or draw the sets in complementary pairs"
         )
     within = np.where(members, probabilities, 0).sum(axis=0) / inside
     without = np.where(members, 0, probabilities).sum(axis=0) / outside

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.models.convolution import Conv
 from eupmu_jax.models.dit import Conditions, images_of, patches_of, time_features
 
@@ -102,8 +103,7 @@ class UNet(nnx.Module):
         if not widths or any(width % math.lcm(groups, heads, 2) for width in widths):
             raise ValueError(f"widths: got {widths}, expected even multiples of groups, {groups}, and heads, {heads}")
         for name, value in (("blocks", blocks), ("patch_size", patch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+            check_int(name, value, 1, static=True)
         self.in_channels, self.patch_size, self.width = in_channels, patch_size, widths[0]
         numbers, condition = patch_size**2 * in_channels, 4 * widths[0]
         block = functools.partial(UNetBlock, condition=condition, groups=groups, rngs=rngs)

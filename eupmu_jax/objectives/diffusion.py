@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.objectives._logits import promoted
 
 Prediction = Literal["epsilon", "v", "x"]
@@ -46,7 +47,7 @@ def linear_schedule(steps: int = 1_000, first: float = 1e-4, last: float = 0.02)
     >>> f"{linear_schedule().alpha_bar[-1]:.4g}", f"{linear_schedule(100).alpha_bar[-1]:.1g}"
     ('4.036e-05', '2e-05')
     """
-    _check_steps(steps)
+    check_int("steps", steps, 2, static=True)
     variances = np.linspace(first, last, steps) * (1_000 / steps)
     return Schedule(tuple(np.cumprod(1 - np.minimum(variances, 0.999)).tolist()))
 
@@ -62,15 +63,10 @@ def cosine_schedule(steps: int = 1_000, offset: float = 0.008) -> Schedule:
     >>> round(schedule.alpha_bar[4], 4), schedule.steps
     (0.4938, 10)
     """
-    _check_steps(steps)
+    check_int("steps", steps, 2, static=True)
     left = np.cos((np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2) ** 2
     kept = np.maximum(left[1:] / left[:-1], 1e-3)
     return Schedule(tuple(np.cumprod(kept).tolist()))
-
-
-def _check_steps(steps):
-    if steps < 2:
-        raise ValueError(f"steps: got {steps}, expected at least 2")
 
 
 def noised(schedule: Schedule, x: chex.Array, t: chex.Array, noise: chex.Array) -> chex.Array:

@@ -11,7 +11,6 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import levels
 from eupmu_jax.training._reached import Reached
-from eupmu_jax.training._way import MOST
 from eupmu_jax.training.classes import alike, classes_to_go
 
 
@@ -20,7 +19,7 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
     task, (forget, retain), compared = own["task"], sets, level.comparison
     # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
     # nothing, and what has it may be short of its target.
-    begun = None if task.is_rate else levels.measured_level(task, start, forget, MOST).error
+    begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
     least = least_of(level.target, begun)
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
     # Where no level is known, none is reached.
@@ -28,7 +27,7 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
     telling = True
     if compared is not None:
         gone = classes_to_go(task, forget, retain)
-        missed |= bool(gone) and levels.measured_level(task, end, forget, MOST).high < least
+        missed |= bool(gone) and levels.measured_level(task, end, forget, levels.MOST).high < least
         both = alike(task, forget, held_out_of(own), gone)
         assert both is not None
         before = levels.compare(task, start, *both)
@@ -38,7 +37,7 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
 
 def returned(task: Task, params: chex.ArrayTree, data: Any, earlier: list[dict]) -> list[int]:
     """Numbers of the earlier runs whose examples are known again, the first of them 1."""
-    known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), MOST).high
+    known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), levels.MOST).high
     begun = None if task.is_rate else 0.0
     return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun)]
 

@@ -11,8 +11,6 @@ from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.training import levels, relearning
 from eupmu_jax.training.classes import FEW, alike, labels_of
 
-# Examples of each set.
-MOST = 2_000
 GONE = "classes to go"
 # Of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
@@ -35,7 +33,7 @@ def of_model(task: Task, params, sides: dict, unseen, gone, frozen=None) -> dict
         found["attacks"] = {name: attack(*of_pair)._asdict() for name, of_pair in told.items()}
         privacy = attacks.canaries(*told["forgotten"]) if "forgotten" in told else None
         found["canaries"] = privacy and privacy._asdict()
-        found["errors"]["unseen"] = levels.measured_level(task, params, unseen, MOST)._asdict()
+        found["errors"]["unseen"] = levels.measured_level(task, params, unseen, levels.MOST)._asdict()
     if "retained" in sides and task.error is not None and isinstance(sides["retained"], Examples):
         found["relearning"] = _relearning(task, params, sides["forgotten"], sides["retained"], frozen)
     return found
@@ -58,7 +56,7 @@ class Shadows:
     def __init__(self, task, shadows, params, data, ids, unseen, gone):
         models = attacks.checked_shadows(shadows, len(data), params)
         self.seen, self.parts = [seen for _, seen in models], None
-        ids = ids[spread(len(ids), MOST)]
+        ids = ids[spread(len(ids), levels.MOST)]
         if self.seen and unseen is not None:
             self.parts = alike(task, part_of(data, ids), unseen, gone)
         if self.parts is None:
@@ -81,12 +79,12 @@ class Shadows:
 
 
 def _losses(task, params, part):
-    return levels.figures_of(task, params, part, MOST)[1]
+    return levels.figures_of(task.attacked, params, part, levels.MOST)[1]
 
 
 def errors_of(task: Task, params, sides: dict) -> dict:
     """The error of at most 2,000 examples of each side, with its interval."""
-    return {name: levels.measured_level(task, params, part, MOST)._asdict() for name, part in sides.items()}
+    return {name: levels.measured_level(task, params, part, levels.MOST)._asdict() for name, part in sides.items()}
 
 
 def _relearning(task, params, forget, retain, frozen):
@@ -97,7 +95,7 @@ def _relearning(task, params, forget, retain, frozen):
     curves = {}
     for name, train in (("on half of them", Examples(forget.tree, ids[:half])), ("on retained", retain)):
         sizes = {"steps": STEPS, "every": EVERY, "batch_size": BATCH}
-        curve = relearning.relearn(task, params, train, watched, frozen=frozen, **sizes)
+        curve = relearning.relearn(task.attacked, params, train, watched, frozen=frozen, **sizes)
         curves[name] = {"step": curve.step.tolist(), "accuracy": curve.accuracy.tolist()}
     return curves
 

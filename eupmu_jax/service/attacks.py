@@ -7,6 +7,7 @@ import chex
 import numpy as np
 
 from eupmu_jax._stack.checks import check_same_shapes
+from eupmu_jax.metrics.lira import VARIANCE_FLOOR, log_odds
 
 # Of the bound on epsilon, and of the intervals.
 SIGNIFICANCE = 0.05
@@ -119,16 +120,6 @@ def canaries(scores: np.ndarray, unseen: np.ndarray) -> Canaries | None:
     return Canaries(epsilon, float(np.mean(called)), float(interval.low), float(interval.high))
 
 
-def log_odds(losses: np.ndarray) -> np.ndarray:
-    r"""The statistic of LiRA for a loss that is a negative log-likelihood: log p - log(1 - p) of p = exp(-loss).
-
-    >>> log_odds(np.array([np.log(2.0), 0.0])).round(2).tolist()
-    [0.0, 16.12]
-    """
-    losses = np.clip(np.asarray(losses, np.float64), 1e-7, None)
-    return -losses - np.log(-np.expm1(-losses))
-
-
 def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarray) -> np.ndarray:
     r"""LiRA without models that saw the example (Carlini et al., arXiv 2112.03570, section 4.3), per example.
 
@@ -154,7 +145,7 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
     if not enough.any():
         return np.full(len(losses), np.nan)
     chosen = phi[:, enough]
-    spread = np.sqrt(np.mean(np.nanvar(chosen, axis=0, ddof=1)) + 1e-6)
+    spread = np.sqrt(np.mean(np.nanvar(chosen, axis=0, ddof=1)) + VARIANCE_FLOOR)
     scores = np.full(len(losses), np.nan)
     scores[enough] = (np.nanmean(chosen, axis=0) - log_odds(losses)[enough]) / spread
     return scores

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import _judged, deletion, folder, records, retraining, user_file
+from eupmu_jax.service import _judged, _words, deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
-from eupmu_jax.service._measured import GONE, MOST, Shadows, errors_of, of_classes, of_model
+from eupmu_jax.service._measured import GONE, Shadows, errors_of, of_classes, of_model
 from eupmu_jax.service.attacks import Attack
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
-from eupmu_jax.training import checkpoints
+from eupmu_jax.training import checkpoints, levels
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training.classes import classes_to_go, labels_of
@@ -23,6 +23,7 @@ COMPARED = 0.8
 # Of the held-out examples; where more are in the data too, nothing can be told from unseen data.
 OVERLAP = 0.1
 BITS = (8, 4)
+APART = "Matrices were rounded one by one: adapters that are added to their base first may round otherwise."
 UNTOLD = "The original model passes the same tests: these examples are too few, or were known too little, to tell."
 
 
@@ -103,6 +104,7 @@ def make(path: Path, out: Path) -> dict:
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = [UNTOLD] if passes_too else []
     remarks += _remarks(audited, unseen is not None, _staying(task, forget, gone))
+    remarks += [APART] if own.get("frozen") is not None else []
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 
@@ -144,12 +146,10 @@ def _known_again(audited, earlier):
         if again["errors"]["forgotten"]["high"] < _judged.least_of(run["target"], None if audited["rates"] else 0.0):
             said.append(f"What run {number} of those before forgot is known again.")
         elif attack and Attack(**attack).tells_among(len(earlier)):
-            said.append(f"What run {number} of those before forgot can be told from data never seen: {_auc(attack)}.")
+            said.append(
+                f"What run {number} of those before forgot can be told from data never seen: AUC {_words.auc(attack)}."
+            )
     return said
-
-
-def _auc(attack):
-    return "AUC {auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
 
 
 def _staying(task, forget, gone):
@@ -170,7 +170,7 @@ def _remarks(audited, has_unseen, staying):
     retrained, remarks = audited.get("retrained"), []
     attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
     compared = attacked["examples"][0] if attacked else 0
-    if has_unseen and compared < COMPARED * min(staying, MOST):
+    if has_unseen and compared < COMPARED * min(staying, levels.MOST):
         remarks.append(
             f"Only {compared:,} of {staying:,} forgotten examples are compared: too few unseen have the classes of "
             "the others."
@@ -178,7 +178,8 @@ def _remarks(audited, has_unseen, staying):
     going = audited["unlearned"].get("attacks", {}).get(GONE)
     if going and Attack(**going).tells and not retrained:
         remarks.append(
-            f"Of the classes to go, an attack by the loss tells the forgotten from unseen examples: {_auc(going)}."
+            "Of the classes to go, an attack by the loss tells the forgotten from unseen examples: AUC "
+            f"{_words.auc(going)}."
         )
     if audited.get("overlap"):
         remarks.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
@@ -217,7 +218,7 @@ def _traces(model, retrained, wanted, has_unseen):
             # What a model that never saw them cannot hide either is no trace.
             tells = attacks and Attack(**attacks[0]).tells
             if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
-                found.append(f"{kind}: {_auc(attacks[0])}.")
+                found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
     error, (least, _) = model["errors"]["forgotten"], wanted
     if error["high"] < least:
         found.append(
@@ -237,13 +238,9 @@ def _alike(one, other):
     return same and one.low <= other.high and other.low <= one.high
 
 
-def _shown(error, rates):
-    return "-" if error is None else f"{100 * error:.1f} %" if rates else f"{error:.4g}"
-
-
 def said(audited: dict) -> str:
     """The audit in a few lines."""
-    percent = lambda level: _shown(level["error"], audited["rates"])
+    percent = lambda level: _words.shown(level["error"], audited["rates"])
     lines = []
     for name in ("original", "unlearned", "retrained"):
         if name in audited:

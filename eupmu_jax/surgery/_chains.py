@@ -41,8 +41,10 @@ def check_explicit(state: optax.OptState) -> None:
 
 def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: Any, state: Any) -> None:
     """Raises `ValueError` if the objective axis is still there after the optimizer, in its updates or in its state."""
-    check_updates(
+    check_same_shapes(
+        "updates of the optimizer",
         updates,
+        "params",
         params,
         ": explicit_step hands the optimizer stacked gradients, (K, *param.shape), so it must begin with a transform "
         "that collapses the stack: optax.chain(eupmu_jax.unilateral_surgery(), optimizer)",
@@ -88,11 +90,6 @@ def check_surgery_is_last(state: optax.OptState) -> None:
             )
     for member in members:
         check_surgery_is_last(member)
-
-
-def check_updates(updates: chex.ArrayTree, params: chex.ArrayTree, why: str = "") -> None:
-    """Raises `ValueError` if the updates of an optimizer do not have the parameters' structure and shapes."""
-    check_same_shapes("updates of the optimizer", updates, "params", params, why)
 
 
 def _nodes(state, kind):

@@ -126,7 +126,7 @@ class FurthestFeasible(NamedTuple):
     Attributes:
       params: The point on the segment.
       t: Where it lies: 0 is `inside`, 1 is `outside`.
-      levels: What was measured there; NaN for t = 0, where nothing is.
+      levels: What was measured there; under `jax.jit` NaN for t = 0, where nothing is.
     """
 
     params: chex.ArrayTree
@@ -201,10 +201,11 @@ def furthest_feasible(
     traced = checks.is_traced(limit, end_levels, *jax.tree.leaves((inside, outside)))
     search = _search_traced if traced else _search_on_host
     t, levels = search(lambda t: measured(between(t)), limit, end_levels, bisections)
-    start = np.asarray(measured(inside)) if not traced and t == 0 else None
-    if start is not None and np.any(start > limit):
+    if not traced and t == 0:
+        levels = measured(inside)
+    if not traced and t == 0 and np.any(np.asarray(levels) > limit):
         warnings.warn(
-            f"furthest_feasible: inside itself is above the limit, {start} > {limit}, and is "
+            f"furthest_feasible: inside itself is above the limit, {levels} > {limit}, and is "
             "returned as it is; give parameters that keep the limit, or a higher limit",
             stacklevel=2,
         )

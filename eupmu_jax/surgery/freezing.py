@@ -5,10 +5,10 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eupmu_jax._stack import checks
+from eupmu_jax._stack.frozen import joined, mask_of, split
 
 
 def freeze(
@@ -19,6 +19,11 @@ def freeze(
     Gram matrix, multipliers and the state of every optimizer in `inner` cover the trainable leaves only. Use this in
     place of `optax.masked`, `optax.partition` or `optax.selective_transform` around a surgery: they pass the frozen
     leaves of a stacked tree on with their objective axis, and adding those to the parameters would broadcast them.
+
+    Gradients of frozen leaves are still computed, K times their size, and have to exist: of a large or a quantised base
+    let the loss close over it, and hand the step what is trained alone, as `unlearn(frozen=...)` does. The state has
+    None for frozen leaves, so what reads it beside the parameters, such as `optax.contrib.schedule_free_eval_params`,
+    needs parameters with None there, too.
 
     Args:
       inner: A chain, usually one that begins with a stacked transform. It sees frozen leaves as None.
@@ -41,44 +46,24 @@ def freeze(
     """
     inner = optax.with_extra_args_support(inner)
 
-    def mask_of(params):
-        mask = frozen(params) if callable(frozen) else frozen
-        checks.check_same_structure("frozen", mask, "params", params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
-            if not isinstance(leaf, bool | np.bool_):
-                raise ValueError(
-                    f"frozen: leaf {checks.describe(path)} is {leaf!r}, expected True or False, known before tracing"
-                )
-        if all(jax.tree.leaves(mask)):
-            raise ValueError("frozen: every leaf is frozen; expected at least one trainable leaf")
-        return mask
-
-    def trainable(mask, tree):
-        return jax.tree.map(lambda is_frozen, leaf: None if is_frozen else leaf, mask, tree)
-
     def init_fn(params):
         if not jax.tree.leaves(params):  # The placeholder of optax.tree_map_params.
             return inner.init(params)
-        return inner.init(trainable(mask_of(params), params))
+        return inner.init(split(mask_of(params, frozen), params)[0])
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
         if params is None:
             raise ValueError("params: got None, expected the parameters: frozen leaves get zero updates of their shape")
-        mask = mask_of(params)
+        mask = mask_of(params, frozen)
         checks.check_same_structure("updates", updates, "params", params)
+        free, fixed = split(mask, params)
         if value_fn is not None:
 
             def value_of_trainable(part):
-                return value_fn(_fill(mask, part, params))
+                return value_fn(joined(part, fixed))
 
             extra_args["value_fn"] = value_of_trainable
-        updates, state = inner.update(trainable(mask, updates), state, trainable(mask, params), **extra_args)
-        return _fill(mask, updates, jax.tree.map(jnp.zeros_like, params)), state
+        updates, state = inner.update(split(mask, updates)[0], state, free, **extra_args)
+        return joined(updates, jax.tree.map(jnp.zeros_like, fixed)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _fill(mask, trainable, frozen):
-    """The whole tree, from its trainable part (None where frozen) and values for the frozen leaves."""
-    leaves = iter(jax.tree.leaves(trainable))
-    return jax.tree.map(lambda is_frozen, leaf: leaf if is_frozen else next(leaves), mask, frozen)

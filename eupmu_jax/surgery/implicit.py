@@ -131,6 +131,11 @@ def multipliers(state: optax.OptState) -> chex.Array:
 
     Raises:
       ValueError: If the state holds no surgery, or more than one.
+
+    >>> from eupmu_jax import unilateral_surgery
+    >>> tx = optax.chain(unilateral_surgery(num_objectives=3), optax.adam(0.1))
+    >>> multipliers(tx.init({"w": jnp.zeros(2)})).tolist()
+    [0.0, 0.0]
     """
     found = optax.tree_utils.tree_get_all_with_path(state, "multipliers")
     if len(found) != 1:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import sharding
+from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax.gradients.batches import Loss
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.surgery import _chains
@@ -42,12 +43,20 @@ def explicit_step(
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
       `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
       and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
-      call it.
+      call it. So are all other keywords, such as `value` for `optax.contrib.reduce_on_plateau`.
 
     Raises:
       ValueError: When traced, if the optimizer's updates do not have the parameters' shapes, since nothing collapsed
         the stack, or something before the surgery kept stacked moments; if it holds `implicit_surgery` instead; or if
         `optax.MultiSteps` or `optax.apply_if_finite` stands around the surgery. Also as `stacked_value_and_grad`.
+
+    >>> from eupmu_jax import unilateral_surgery
+    >>> forget, retain = (lambda w, batch: jnp.mean((w - batch) ** 2) for _ in range(2))
+    >>> optimizer = optax.chain(unilateral_surgery(), optax.sgd(0.25))
+    >>> step = jax.jit(explicit_step([forget, retain], optimizer))
+    >>> w, state, losses = step(0.0, optimizer.init(0.0), (jnp.ones(3), jnp.full(9, 2.0)))
+    >>> float(w), losses.tolist()
+    (0.5, [1.0, 4.0])
     """
     if errors is not None and not has_aux:
         raise ValueError(
@@ -60,7 +69,7 @@ def explicit_step(
     def cast(leaf):
         return jnp.asarray(leaf, gradient_dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
-    def step(params, state, batches, *args, levels=None):
+    def step(params, state, batches, *args, levels=None, **extra_args):
         _chains.check_explicit(state)
         value, grads = value_and_grad(params if gradient_dtype is None else jax.tree.map(cast, params), batches, *args)
         if shardings is not None:
@@ -69,7 +78,15 @@ def explicit_step(
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
         extra = {} if errors is None else {"errors": errors(value[1])}
         updates, new_state = optimizer.update(
-            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, gram_fn=gram_fn, **extra
+            grads,
+            state,
+            params,
+            losses=losses,
+            levels=levels,
+            value_fn=value_fn,
+            gram_fn=gram_fn,
+            **extra,
+            **extra_args,
         )
         _chains.check_collapsed(updates, params, new_state, state)
         return optax.apply_updates(params, updates), new_state, value
@@ -102,20 +119,28 @@ def implicit_step(
       ValueError: When traced, if the optimizer holds no `implicit_surgery` but a stacked transform, if a member of a
         chain follows a surgery with the `same_batch` proxy, whose parameters after the step would not be those that
         it measures, or if the updates do not have the parameters' shapes. Also as `scalarized_value_and_grad`.
+
+    >>> from eupmu_jax import eupmu
+    >>> forget, retain = (lambda w, batch: jnp.mean((w - batch) ** 2) for _ in range(2))
+    >>> optimizer = eupmu(0.25)
+    >>> step = jax.jit(implicit_step([forget, retain], optimizer))
+    >>> w, state, losses = step(0.0, optimizer.init(0.0), (jnp.ones(3), jnp.full(9, 2.0)))
+    >>> float(w), losses.tolist(), multipliers(state).tolist()
+    (0.5, [1.0, 4.0], [0.0])
     """
     optimizer = optax.with_extra_args_support(optimizer)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale, mode=mode)
 
-    def step(params, state, batches, *args, levels=None):
+    def step(params, state, batches, *args, levels=None, **extra_args):
         _chains.check_implicit(state)
         value, grads = value_and_grad(params, batches, multipliers(state), *args)
         value_fn = lambda new_params: retain_losses(loss, new_params, batches, *args, has_aux=has_aux, mode=mode)
         told = {"gradient_scale": loss_scale, "on_measured": lambda: _chains.check_surgery_is_last(state)}
         losses = value[0] if has_aux else value
         updates, new_state = optimizer.update(
-            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, **told
+            grads, state, params, losses=losses, levels=levels, value_fn=value_fn, **told, **extra_args
         )
-        _chains.check_updates(updates, params)
+        check_same_shapes("updates of the optimizer", updates, "params", params)
         return optax.apply_updates(params, updates), new_state, value
 
     return step

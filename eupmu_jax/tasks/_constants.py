@@ -4,8 +4,8 @@ import logging
 
 import chex
 import jax
-import jax.numpy as jnp
-import numpy as np
+
+from eupmu_jax._stack.frozen import bytes_of
 
 logger = logging.getLogger("eupmu_jax")
 
@@ -17,7 +17,7 @@ def of_large(name: str, constants: chex.ArrayTree) -> None:
     """Warns of large constants where JAX copies what a function closes over into every compiled program."""
     if getattr(jax.config, "jax_use_simplified_jaxpr_constants", True):
         return
-    if (size := sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(constants))) > LARGE:
+    if (size := bytes_of(constants)) > LARGE:
         logger.warning(
             "%s: got %.2g GB, which every compiled program holds a copy of; with the environment variable "
             "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 JAX passes them as arguments",

@@ -111,43 +111,41 @@ def _kl_to_uniform(outputs, batch):
 
 
 def _gradient_ascent(outputs, batch):
-    return -_cross_entropy(outputs, batch)
+    return losses.gradient_ascent(nll_of(outputs, batch), mask_of(batch))
 
 
-def _npo(outputs, batch, beta=0.1):
-    return losses.npo(_answers("npo", outputs, batch), beta)
+def _npo(outputs, batch, **constants):
+    return losses.npo(_answers("npo", outputs, batch), **constants)
 
 
-def _simnpo(outputs, batch, beta=2.5, delta=0.0):
-    return losses.simnpo(nll_of(outputs, batch), mask_of(batch), beta, delta)
+def _simnpo(outputs, batch, **constants):
+    return losses.simnpo(nll_of(outputs, batch), mask_of(batch), **constants)
 
 
-def _dpo(outputs, batch, beta=0.1):
-    forget, alternative = _pairs("dpo", outputs, batch)
-    return losses.dpo(forget, alternative, beta)
+def _dpo(outputs, batch, **constants):
+    return losses.dpo(*_pairs("dpo", outputs, batch), **constants)
 
 
-def _lrml(outputs, batch, beta=0.05, tau=0.05):
-    forget, alternative = _pairs("lrml", outputs, batch)
-    return losses.lrml(forget, alternative, beta, tau)
+def _lrml(outputs, batch, **constants):
+    return losses.lrml(*_pairs("lrml", outputs, batch), **constants)
 
 
-def _wga(outputs, batch, beta=1.0):
-    return losses.wga(nll_of(outputs, batch), mask_of(batch), beta)
+def _wga(outputs, batch, **constants):
+    return losses.wga(nll_of(outputs, batch), mask_of(batch), **constants)
 
 
-def _satimp(outputs, batch, beta1=5.0, beta2=1.0):
-    return losses.satimp(nll_of(outputs, batch), mask_of(batch), beta1, beta2)
+def _satimp(outputs, batch, **constants):
+    return losses.satimp(nll_of(outputs, batch), mask_of(batch), **constants)
 
 
-def _undial(outputs, batch, beta=10.0):
+def _undial(outputs, batch, **constants):
     reference = _needed("undial", "reference_logits", outputs, batch)
-    return losses.undial(logits_of(outputs), reference, batch["tokens"][:, 1:], mask_of(batch), beta)
+    return losses.undial(logits_of(outputs), reference, batch["tokens"][:, 1:], mask_of(batch), **constants)
 
 
-def _rmu(outputs, batch, steering=6.5):
+def _rmu(outputs, batch, **constants):
     hidden = _hidden(outputs)
-    target = losses.control_vector(jax.random.key(DIRECTION), hidden.shape[-1], steering)
+    target = losses.control_vector(jax.random.key(DIRECTION), hidden.shape[-1], **constants)
     return losses.rmu(hidden, target, mask_of(batch))
 
 
@@ -183,6 +181,19 @@ FORGET = {
 }
 
 
+# Whose arguments with a default are the constants of a forget loss.
+OBJECTIVES = {
+    "npo": losses.npo,
+    "simnpo": losses.simnpo,
+    "dpo": losses.dpo,
+    "lrml": losses.lrml,
+    "wga": losses.wga,
+    "satimp": losses.satimp,
+    "undial": losses.undial,
+    "rmu": losses.control_vector,
+}
+
+
 def with_constants(constants):
     """The forget losses with these constants."""
     for name, given in constants.items():
@@ -190,7 +201,7 @@ def with_constants(constants):
             raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
         if not isinstance(given, Mapping):
             raise ValueError(f"constants[{name!r}]: got {given!r}, expected a dict of numbers by name")
-        known = list(inspect.signature(FORGET[name]).parameters)[2:]
+        known = _constants_of(OBJECTIVES[name]) if name in OBJECTIVES else []
         if unknown := [key for key in given if key not in known]:
             raise ValueError(
                 f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
@@ -202,6 +213,11 @@ def with_constants(constants):
                 raise ValueError(f"constants[{name!r}][{key!r}]: got {value!r}, expected {wanted}")
     as_floats = lambda given: tuple(sorted((key, float(value)) for key, value in given.items()))
     return {name: _with(name, as_floats(constants.get(name, {}))) for name in FORGET}
+
+
+def _constants_of(objective):
+    parameters = inspect.signature(objective).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
 
 
 def _is_number(value):

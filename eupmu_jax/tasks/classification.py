@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from eupmu_jax import objectives
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.objectives._logits import promoted
 from eupmu_jax.tasks.examples import check_labels
-from eupmu_jax.tasks.task import Task
+from eupmu_jax.tasks.task import Task, check_function
 
 # One object for all tasks, so that equal tasks are equal.
 FORGET = {
@@ -23,7 +24,6 @@ FORGET = {
 }
 
 
-@functools.lru_cache(maxsize=64)
 def classification(
     apply: Callable,
     num_classes: int,
@@ -48,19 +48,25 @@ def classification(
       The task; the same object for the same arguments.
 
     Raises:
-      ValueError: If `apply` is no function, or for fewer than two classes. `unlearn` refuses another number of
-        logits, batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
+      ValueError: For a function that is none or has no hash, or for fewer than two classes. `unlearn` refuses another
+        number of logits, batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
 
     >>> task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     >>> batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}
     >>> task.error(task.outputs(jnp.eye(3), batch, None), batch).tolist()
     [0.0, 0.0, 1.0]
     """
-    if not callable(apply):
-        raise ValueError(f"apply: got {apply!r}, expected a function (params, inputs) -> logits")
-    if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+    check_int("num_classes", num_classes, 2, static=True)
+    check_function("apply", apply, "a function (params, inputs) -> logits")
+    if fresh_params is not None:
+        check_function("fresh_params", fresh_params, "a function of a key, or None")
+    if augment is not None:
+        check_function("augment", augment, "a function (key, inputs) -> inputs, or None")
+    return _task(apply, int(num_classes), fresh_params, augment)
 
+
+@functools.lru_cache(maxsize=64)
+def _task(apply, num_classes, fresh_params, augment):
     def outputs(params, batch, key):
         inputs = batch["inputs"] if augment is None or key is None else augment(key, batch["inputs"])
         return apply(params, inputs)

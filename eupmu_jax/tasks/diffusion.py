@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax._stack.parts import in_parts
 from eupmu_jax.objectives import diffusion as objectives
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
-from eupmu_jax.tasks.task import Task
+from eupmu_jax.tasks.task import Task, check_function
 
 # Of evaluation, so that two models are compared on the same noise at the same times.
 FIXED = 0
@@ -110,10 +111,8 @@ def diffusion(
     >>> bool(task.retain(outputs, batch) > 0), task.error(outputs, batch).shape
     (True, (4,))
     """
-    if not callable(denoise):
-        raise ValueError(f"denoise: got {denoise!r}, expected a function (params, x_t, t, labels) -> prediction")
-    if num_conditions < 2:
-        raise ValueError(f"num_conditions: got {num_conditions}, expected at least 2")
+    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction")
+    check_int("num_conditions", num_conditions, 2, static=True)
     objectives.check_fit(prediction, schedule)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")

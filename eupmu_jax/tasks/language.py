@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.tasks._language_losses import (
@@ -19,7 +20,7 @@ from eupmu_jax.tasks._language_losses import (
     nll_of,
     with_constants,
 )
-from eupmu_jax.tasks.task import Task
+from eupmu_jax.tasks.task import Task, check_function
 
 
 def language(
@@ -39,7 +40,8 @@ def language(
     Forget losses that need nothing but `tokens`: `bounded_ascent` (leaves a token alone once its loss has reached that
     of a uniform guess, ln V), `random_labels` (other tokens, drawn anew in every pass over the forget set),
     `kl_to_uniform`, `gradient_ascent`, `wga`, `satimp` and `simnpo`. Others compare with the original model, and `dpo`
-    and `lrml` with an alternative answer to the same prompt besides. Formulas are in `objectives.language`.
+    and `lrml` with an alternative answer to the same prompt besides. Formulas are in `objectives.language`, those of
+    the first three, taken of each token here, in `objectives`.
 
     ============= =================================================================================
     forget loss   needs
@@ -90,11 +92,11 @@ def language(
     >>> float(task.error(task.outputs(9.0, batch, None), batch)[0])
     0.3333...
     """
-    if not callable(apply):
-        found = f"{type(apply).__name__}, whose function is .apply" if hasattr(apply, "apply") else repr(apply)
-        raise ValueError(f"apply: got {found}, expected a function (params, tokens) -> logits")
-    if hidden is not None and not callable(hidden):
-        raise ValueError(f"hidden: got {hidden!r}, expected a function (params, tokens) -> hidden states, or None")
+    check_function("apply", apply, "a function (params, tokens) -> logits")
+    if hidden is not None:
+        check_function("hidden", hidden, "a function (params, tokens) -> hidden states, or None")
+    if fresh_params is not None:
+        check_function("fresh_params", fresh_params, "a function of a key, or None")
     if retain not in RETAIN:
         raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
     if error not in ERROR:
@@ -135,6 +137,8 @@ def _task(apply, hidden, retain, error, fresh_params):
         rate=True,
         fresh_params=fresh_params,
         check=_check_answers,
+        # A distance to the original model is none of an example that it knows.
+        nll=None if retain == "cross_entropy" else RETAIN["cross_entropy"],
     )
 
 
@@ -181,8 +185,7 @@ def with_reference(
     >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
     [2.7725...]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    check_int("batch_size", batch_size, 1, static=True)
     _check_answers(batch)
     if not len(batch["tokens"]):
         raise ValueError("batch: got no sequences, expected at least one")
@@ -230,6 +233,10 @@ def _check_answers(batch):
             raise ValueError(
                 f"{prefix}tokens: got {given}, expected ints from 0 on; what is not predicted is said by {prefix}mask"
             )
+        mask = np.asarray(batch.get(f"{prefix}mask", True))
+        if not np.isin(mask, (0, 1)).all():
+            given = mask[~np.isin(mask, (0, 1))][0]
+            raise ValueError(f"{prefix}mask: got {given}, expected 1 for what is predicted and 0 for all else")
         if len(empty := np.flatnonzero(~np.asarray(mask_of(batch, prefix)).any(axis=1))):
             raise ValueError(
                 f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "

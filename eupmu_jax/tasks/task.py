@@ -1,9 +1,10 @@
 """What a method may know of a model and its losses: pure functions over batches that are any pytrees."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
+import jax
 
 
 class Task(NamedTuple):
@@ -33,6 +34,8 @@ class Task(NamedTuple):
         have. `unlearn` asks it before any work; batches are concrete there.
       rate: Whether the mean error is a rate, such as the share of wrong tokens; that of a classifier always is. 0.01 of
         a rate is a point. Other errors may be in any unit, and EUPMU measures them by the way to their target.
+      nll: `nll(outputs, batch) -> scalar`: the mean negative log-likelihood, where `retain` is another loss, such as a
+        distance to the original model. Attacks ask by it what a model knows; None where `retain` tells that.
 
     >>> import jax.numpy as jnp
     >>> def squares(outputs, batch):
@@ -58,6 +61,7 @@ class Task(NamedTuple):
     unknown: Callable | None = None
     check: Callable | None = None
     rate: bool = False
+    nll: Callable | None = None
 
     def __hash__(self) -> int:
         """Equal functions make equal tasks, so that runs on one task share compiled code."""
@@ -68,24 +72,50 @@ class Task(NamedTuple):
         """Whether its errors are rates, declared as such or of a classifier."""
         return self.rate or self.num_classes is not None
 
+    @property
+    def attacked(self) -> "Task":
+        """The task of an attack, whose retain loss is `nll` if there is one."""
+        return self if self.nll is None else self._replace(retain=self.nll, nll=None)
+
+
+def of_each(loss: Callable, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
+    """`(n,)`: what a loss, a mean over examples, is of each example alone."""
+    single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+    return jax.vmap(lambda output, example: loss(single(output), single(example)))(outputs, batch)
+
+
+def check_function(name: str, function: Any, wanted: str) -> None:
+    """Raises `ValueError` for what is no function, or none that equal tasks can share compiled code by."""
+    if not callable(function):
+        found = f"{type(function).__name__}, whose function is .apply" if hasattr(function, "apply") else repr(function)
+        raise ValueError(f"{name}: got {found}, expected {wanted}")
+    try:
+        hash(function)
+    except TypeError:
+        kind = type(function).__name__
+        raise ValueError(f"{name}: got {kind}, which has no hash, expected {wanted}, such as a lambda of it") from None
+
 
 def check_task(task: Task) -> None:
-    """Raises `ValueError` for what is no task, or one without a function that every method needs."""
+    """Raises `ValueError` for what is no task, or one without a function that every method needs.
+
+    >>> check_task(Task(outputs=None, retain=None, forget={}))
+    Traceback (most recent call last):
+    ValueError: task.outputs: got None, expected a function
+    """
     if not isinstance(task, Task):
         raise ValueError(
             f"task: got {type(task).__name__}, expected a Task, such as eupmu_jax.tasks.classification(apply, "
             "num_classes=10)"
         )
     for name in ("outputs", "retain"):
-        if not callable(getattr(task, name)):
-            raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function")
+        check_function(f"task.{name}", getattr(task, name), "a function")
     if not isinstance(task.forget, Mapping) or not task.forget:
         raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by its name")
     for name, loss in task.forget.items():
-        if not callable(loss):
-            raise ValueError(f"task.forget[{name!r}]: got {loss!r}, expected a function (outputs, batch) -> scalar")
-    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check"):
-        if getattr(task, name) is not None and not callable(getattr(task, name)):
-            raise ValueError(f"task.{name}: got {getattr(task, name)!r}, expected a function or None")
+        check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar")
+    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll"):
+        if getattr(task, name) is not None:
+            check_function(f"task.{name}", getattr(task, name), "a function or None")
     if not isinstance(task.rate, bool) or (task.rate and task.error is None):
         raise ValueError(f"task.rate: got {task.rate!r}, expected True or False, and True beside an error alone")

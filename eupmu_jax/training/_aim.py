@@ -11,9 +11,17 @@ from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training._way import MOST
 from eupmu_jax.training.classes import FEW, are_labelled, classes_to_go, labels_of
-from eupmu_jax.training.levels import Level, batches_of, check_finite, check_losses, chunk_of, figures_of, level_of
+from eupmu_jax.training.levels import (
+    MOST,
+    Level,
+    batches_of,
+    check_finite,
+    check_losses,
+    chunk_of,
+    figures_of,
+    level_of,
+)
 
 logger = logging.getLogger("eupmu_jax")
 WIDE = 0.05

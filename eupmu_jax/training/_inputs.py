@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax._stack.programs import jit_for_task
-from eupmu_jax.sharding import batch_shardings
+from eupmu_jax.sharding import batch_shardings, check_axes
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
-from eupmu_jax.training._frozen import mask_of
 
 # Of a set that is not in memory, so many examples spread over it stand for all.
 HASHED = 64
@@ -101,9 +101,9 @@ def check_arguments(
         if counts.get(name, 0) > most:
             raise ValueError(f"{name}: got {counts[name]}, expected an int of at most {most}")
     check_params(params, frozen)
-    wanted = _described(sets.forget)
+    wanted = _described("forget", sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
-        if part is not None and (found := _described(part)) != wanted:
+        if part is not None and (found := _described(name, part)) != wanted:
             raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None and task.check is not None:
@@ -177,8 +177,18 @@ def _check_examples(task, name, examples):
             raise ValueError(f"{name}: {error}") from None
 
 
-def _described(examples):
-    return jax.tree.map(lambda leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), examples[np.zeros(1, int)])
+def _described(name, examples):
+    """Shapes and dtypes of an example; of an object, raises `ValueError` where some examples differ in them."""
+    at = lambda position: examples[np.array([position])]
+    described = lambda tree: jax.tree.map(lambda leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), tree)
+    first = described(at(0))
+    for position in () if isinstance(examples, Examples) else spread(len(examples), 3):
+        if (found := described(at(position))) != first:
+            raise ValueError(
+                f"{name}: got examples {first} and, at position {position}, {found}, expected one shape for all; pad "
+                "them to the longest of the whole set"
+            )
+    return first
 
 
 def check_start(start) -> dict[str, float]:
@@ -205,10 +215,7 @@ def batches_on(mesh, counts, batches) -> tuple[int, int]:
     Raises:
       ValueError: For a batch that the mesh cannot share out evenly, or a set of fewer examples than shares.
     """
-    if not hasattr(mesh, "shape"):
-        raise ValueError(f"mesh: got {mesh!r}, expected a mesh, as of sharding.make_mesh")
-    if "data" not in mesh.shape:
-        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected data among them, as of sharding.make_mesh")
+    check_axes(mesh)
     shares, fitting = mesh.shape["data"], []
     for name, count, batch in zip(("forget", "retain"), counts, batches, strict=True):
         if batch % shares and batch <= count:

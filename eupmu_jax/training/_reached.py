@@ -7,9 +7,8 @@ import numpy as np
 from eupmu_jax.methods.eupmu_level import error_limit
 from eupmu_jax.training._aim import Aim
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training._way import MOST
 from eupmu_jax.training.classes import alike
-from eupmu_jax.training.levels import Comparison, Level, compare, figures_of, measured_level
+from eupmu_jax.training.levels import MOST, Comparison, Level, compare, figures_of, measured_level
 
 
 class Reached(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from eupmu_jax import methods
+from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
 from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.sharding import param_shardings
@@ -17,7 +18,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._faults import check_readable
-from eupmu_jax.training._frozen import mask_of, trainable
+from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures

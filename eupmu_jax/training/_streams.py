@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from eupmu_jax.training.levels import MOST
+
 
 def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Endless batches of ids, each pass over them in a new order; a batch may span two passes."""
@@ -31,6 +33,6 @@ def paired_batches(
         step += 1
 
 
-def sample_positions(counts: Sequence[int], rng: np.random.Generator, most: int = 2_000) -> tuple[np.ndarray, ...]:
-    """At most that many positions in each set, at random: where a run is watched."""
-    return tuple(rng.permutation(np.arange(count))[:most] for count in counts)
+def sample_positions(counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """At most 2,000 positions in each set, at random: where a run is watched."""
+    return tuple(rng.permutation(np.arange(count))[:MOST] for count in counts)

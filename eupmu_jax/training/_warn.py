@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks._constants import of_large
-from eupmu_jax.training._frozen import mask_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training._way import LIMITS, halfway
@@ -68,7 +68,7 @@ def of_large_frozen(params, frozen):
 
 def _leaves(params, frozen):
     """Each leaf with whether it is frozen."""
-    return zip(jax.tree.leaves(params), jax.tree.leaves(mask_of(params, frozen)), strict=False)
+    return zip(jax.tree.leaves(params), jax.tree.leaves(mask_of(params, frozen)), strict=True)
 
 
 def of_reached(error, target):

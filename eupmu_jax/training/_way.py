@@ -7,10 +7,8 @@ import chex
 from eupmu_jax.methods.eupmu_level import ALLOWED_ERROR, UNLIMITED, WAY, unit_of
 from eupmu_jax.methods.method import Settings, complete, middle_of
 from eupmu_jax.tasks import Task
-from eupmu_jax.training.levels import measured_level
+from eupmu_jax.training.levels import MOST, measured_level
 
-# Examples of each set that stand for it where a level is measured.
-MOST = 2_000
 # Settings of which any one limits the retain set.
 LIMITS = frozenset({"allowed_error", "limit", "allowed_rise"})
 

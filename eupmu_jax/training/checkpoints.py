@@ -25,17 +25,24 @@ class DamagedError(ValueError):
     """A checkpoint that cannot be read, or that is not what was written."""
 
 
-def save(directory: Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
+def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new.
 
     Raises:
       ValueError: For a leaf without a number, which no checkpoint can hold, or a folder that could not be read again.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder, {"w": np.ones(2)}, {"seed": 0})
+    ...     params, meta = load(folder, {"w": np.zeros(2)}, {"seed": 0})
+    >>> params["w"].tolist(), meta["seed"]
+    ([1.0, 1.0], 0)
     """
     check_readable("directory", directory)
     check_storable(params)
     meta = meta | {_DIGEST: digest(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
         step = (manager.latest_step() or 0) + 1
         saved = ocp.args.StandardSave(_tree(params))
         manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))

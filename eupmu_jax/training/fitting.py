@@ -33,6 +33,11 @@ class Fitted(NamedTuple):
     examples: int
 
 
+def steps_of(count: int, *, epochs: int, batch_size: int) -> int:
+    """Optimizer steps that `fit` makes on so many examples."""
+    return epochs * (count // min(batch_size, count))
+
+
 def fit(
     loss: Callable,
     params: chex.ArrayTree,
@@ -63,7 +68,7 @@ def fit(
       The parameters after the last step, or their average, and what they cost.
     """
     batch_size = min(batch_size, len(examples))
-    steps = epochs * (len(examples) // batch_size)
+    steps = steps_of(len(examples), epochs=epochs, batch_size=batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     key = jax.random.key(seed)
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax import methods
+from eupmu_jax._stack.frozen import bytes_of, mask_of, split
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
-from eupmu_jax.training._frozen import mask_of, split, trainable
+from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._inputs import Sets, check_arguments
 from eupmu_jax.training._step import jitted_step, parted
 from eupmu_jax.training._way import passes_of_start, steered
@@ -76,7 +77,7 @@ def footprint(
     batches = {"forget_batch": forget_batch, "retain_batch": retain_batch}
     frozen = None if frozen is None else mask_of(params, frozen)
     check_arguments(task, params, sets, held_out, frozen, chosen.losses(task, settings), steps=steps, **batches)
-    fixed = 0 if frozen is None else _bytes(split(params, frozen)[1])
+    fixed = bytes_of(split(mask_of(params, frozen), params)[1])
     task, params, _ = trainable(task, params, frozen)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
@@ -103,10 +104,6 @@ def footprint(
     outside = max((_bytes_of(function, params, sets.forget, count) for function, count in passes), default=0)
     arguments = memory.argument_size_in_bytes + fixed
     return Footprint(arguments, memory.temp_size_in_bytes, forward + measured, backward, outside)
-
-
-def _bytes(tree):
-    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _of_levels(task, params, sets, held_out, given):

@@ -12,9 +12,12 @@ import numpy as np
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import part_of, spread
+from eupmu_jax.tasks.task import of_each
 
 # Examples that are measured at once, and what their outputs may take: a language model's are a megabyte a few tokens.
 CHUNK, OUTPUT_BYTES = 500, 2**28
+# Examples of a set that stand for it where that is enough.
+MOST = 2_000
 CONFIDENCE = 0.95
 
 
@@ -39,7 +42,8 @@ class Comparison(NamedTuple):
     Attributes:
       difference: Forgotten less unseen, of the mean errors.
       low, high: Its 95 % interval; where it holds 0 they cannot be told apart by their errors.
-      losses_p_value: Of the two-sample Kolmogorov-Smirnov test of the retain losses; a small one tells them apart.
+      losses_p_value: Of the two-sample Kolmogorov-Smirnov test of the retain losses, or of `Task.nll` if there is one;
+        a small one tells them apart.
     """
 
     difference: float
@@ -107,7 +111,7 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     return {group: check_finite(level_of(errors[groups == group])) for group in np.unique(groups)}
 
 
-def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = 2_000) -> Comparison:
+def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = MOST) -> Comparison:
     r"""Compares what a model does on forgotten and on unseen examples, at most so many of each, spread over the sets.
 
     The interval of errors that are 0 or 1 is that of two independent rates. Other errors may owe most of their spread
@@ -139,7 +143,10 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
         apart = _differences_at_places(task, params, sets, both)
         difference, deviation = float(np.mean(apart)), _deviation(apart)
     width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation)
-    p_value = stats.ks_2samp(forgotten[1], unseen[1]).pvalue
+    losses = [found[1] for found in (forgotten, unseen)]
+    if task.nll is not None:
+        losses = [figures_of(task.attacked, params, part, most)[1] for part in sets]
+    p_value = stats.ks_2samp(*losses).pvalue
     return Comparison(difference, difference - width, difference + width, float(p_value))
 
 
@@ -229,7 +236,6 @@ def _outputs(task, params, batch):
 def errors_and_losses(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[chex.Array, chex.Array]:
     """Those of each example of a batch."""
     outputs = task.outputs(params, batch, None)
-    single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
-    losses = jax.vmap(lambda outputs, example: task.retain(single(outputs), single(example)))(outputs, batch)
+    losses = of_each(task.retain, outputs, batch)
     errors = losses if task.error is None else jnp.asarray(task.error(outputs, batch))
     return errors.astype(jnp.float32), losses

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax._stack.programs import waited
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
@@ -96,8 +97,7 @@ def run(
       KeyboardInterrupt: After Ctrl-C, once the checkpoint is written, or what else the program does about it.
     """
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
+        check_int(name, value, 1, static=True)
     if directory is not None:
         check_readable("directory", directory)
     on_device = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf

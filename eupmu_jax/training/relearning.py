@@ -11,7 +11,7 @@ What is hidden from one part of a model alone, such as the row of a class in an 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eupmu_jax._stack.checks import check_int, check_same_shapes
+from eupmu_jax._stack.frozen import joined, mask_of, split
 from eupmu_jax.tasks import Examples, Task
-from eupmu_jax.training._frozen import joined, mask_of, split
 from eupmu_jax.training._streams import id_batches
 from eupmu_jax.training.levels import batches_of, chunk_of
 
@@ -81,8 +82,7 @@ def relearn(
       ([0, 4, 8, 9], [0.0, 100.0, 100.0, 100.0])
     """
     for name, value in (("steps", steps), ("every", every), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
+        check_int(name, value, 1, static=True)
     for name, examples in (("train", train), ("watch", watch)):
         if not len(examples):
             raise ValueError(f"{name}: got no examples, expected at least one")
@@ -91,16 +91,16 @@ def relearn(
     batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
     # Once, or every step would send the whole set to the device; the steps donate the parameters.
     tree = jax.tree.map(jnp.asarray, train.tree)
-    free, fixed, structure = split(jax.tree.map(jnp.asarray, params), mask_of(params, frozen))
+    free, fixed = split(mask_of(params, frozen), jax.tree.map(jnp.asarray, params))
     free = jax.tree.map(jnp.array, free)
     state = optax.adam(learning_rate).init(free)
     measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
         # A key, or a model of noisy examples would see the same noise in every step and learn that.
         key = jax.random.fold_in(jax.random.key(seed), count)
-        free, state = _step(task, structure, learning_rate, free, state, fixed, tree, next(batches), key)
+        free, state = _step(task, learning_rate, free, state, fixed, tree, next(batches), key)
         if count % every == 0 or count == steps:
-            measured[count] = accuracy(task, joined(structure, fixed, free), watch)
+            measured[count] = accuracy(task, joined(free, fixed), watch)
     return Curve(np.array(list(measured)), np.array(list(measured.values())))
 
 
@@ -145,17 +145,12 @@ def relearn_part(
       [[0.5, -0.5], [0.0, 0.0]]
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
+        check_int(name, value, 1, static=True)
     if not len(examples):
         raise ValueError("examples: got none, expected at least one")
-    structures: list[Any] = [jax.tree.structure(part), jax.tree.structure(params)]
-    if structures[0] != structures[1]:
-        raise ValueError(f"part: got structure {structures[0]}, expected that of params, {structures[1]}")
-    for flags, leaf in zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True):
-        if np.shape(flags) != np.shape(leaf) or not jnp.issubdtype(jnp.result_type(flags), bool):
-            given = f"{jnp.result_type(flags)} of shape {np.shape(flags)}"
-            raise ValueError(f"part: got {given}, expected bool of the parameter's shape {np.shape(leaf)}")
+    check_same_shapes("part", part, "params", params)
+    if kinds := {str(jnp.result_type(flags)) for flags in jax.tree.leaves(part)} - {"bool"}:
+        raise ValueError(f"part: got {', '.join(sorted(kinds))}, expected bools")
     if not any(bool(jnp.any(flags)) for flags in jax.tree.leaves(part)):
         raise ValueError("part: got no True, expected at least one number that may change")
     keys = jax.random.split(jax.random.key(seed), steps)
@@ -216,9 +211,9 @@ def area_between(curve: Curve, retrained: Curve) -> float:
 
 
 # The learning rate is an argument, not a constant of the program, so a sweep over it compiles once.
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def _step(task, structure, learning_rate, free, state, fixed, tree, ids, key):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _step(task, learning_rate, free, state, fixed, tree, ids, key):
     batch = jax.tree.map(lambda leaf: leaf[ids], tree)
-    loss = lambda part: task.retain(task.outputs(joined(structure, fixed, part), batch, key), batch)
+    loss = lambda part: task.retain(task.outputs(joined(part, fixed), batch, key), batch)
     updates, state = optax.adam(learning_rate).update(jax.grad(loss)(free), state, free)
     return optax.apply_updates(free, updates), state

@@ -49,27 +49,18 @@ class Given(NamedTuple):
 def problem(data: str, forget: str, seed: int, cache: Path, model: str = "mlp") -> Given:
     """Loads or trains the original and the retrained model."""
     prepared = problems.make(data, forget, seed, size=SIZES[data], model=model)
-    apply = _shared_apply(data, model, prepared.functions.apply)
     train = functools.partial(problems.train, prepared, cache=cache, on_step=lambda: None)
     original = train(np.arange(len(prepared.dataset.train_labels)), init_seed=seed)
     retrained = train(prepared.split.retain_ids, init_seed=seed + RETRAINED_SEED_OFFSET)
     figures = (evaluate(prepared, model.params) for model in (original, retrained))
     sets = prepared.split.forget_ids, prepared.split.retain_ids
     whole = tuple((prepared.tree["inputs"][ids], prepared.tree["labels"][ids]) for ids in sets)
-    return Given(prepared, apply, original.params, *figures, whole)
+    return Given(prepared, prepared.functions.apply, original.params, *figures, whole)
 
 
 def evaluate(prepared: problems.Problem, params: dict) -> dict:
     """UA, RA, TA, MIA and the losses; the attack is trained on at most 2,000 examples of each kind."""
     return problems.evaluate(prepared, params, shadow_size=SHADOW_SIZE, attacks=())
-
-
-_APPLY: dict[tuple[str, str], Callable] = {}
-
-
-def _shared_apply(data, model, apply):
-    """One function for all seeds of a model, so that they share compiled code."""
-    return _APPLY.setdefault((data, model), apply)
 
 
 def _log(losses):

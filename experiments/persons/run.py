@@ -30,6 +30,8 @@ from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
+# The block whose output RMU moves, of 30.
+LAYER = 10
 # The forget losses of objectives that have something else besides: KL to the original model as the retain loss, and 1
 # less the probability of an answer as the error.
 FORGET_LOSSES = {"kl_minimisation": "gradient_ascent", "level_of_probability": "bounded_ascent"}
@@ -70,7 +72,7 @@ def task_of(objective: str, original) -> eupmu.Task:
 
 
 def _hidden(params, tokens):
-    return persons.model()[0].hidden(params, tokens, persons.LAYER)
+    return persons.model()[0].hidden(params, tokens, LAYER)
 
 
 def examples_of(objective: str, part: Questions, original) -> Examples:

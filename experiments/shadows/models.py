@@ -54,7 +54,7 @@ class Setup(NamedTuple):
       held_out: Further test examples at most, for methods that ask how a model treats unseen data.
       pairs: Of shadow models, on complementary halves.
       forget: Share of the examples that are targets, and of a half that is to be forgotten.
-      plan: Of every unlearning run.
+      steps, batches: Of every unlearning run.
       variants, trials: What is compared, and how often each is tried.
       seeds: Of the models that forget memorised examples.
     """

@@ -51,10 +51,10 @@ def test_each_constraint_can_have_its_own_penalty():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"penalty": 0.0}, r"^penalty: got 0.0, expected a positive number"),
+        ({"penalty": 0.0}, r"^penalty: got 0.0, expected a finite positive number"),
         ({"penalty": float("nan")}, r"^penalty: got nan"),
         ({"penalty": np.array([1.0, -1.0])}, r"^penalty: got \["),
-        ({"growth": 0.99}, r"^growth: got 0.99, expected a number >= 1"),
+        ({"growth": 0.99}, r"^growth: got 0.99, expected a finite number >= 1"),
         ({"growth": float("nan")}, r"^growth: got nan"),
     ],
 )

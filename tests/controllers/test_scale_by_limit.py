@@ -196,3 +196,12 @@ def test_a_rate_that_ruins_a_trained_model_leaves_it_whole():
 
     assert worst("weighted sum", retain_weight=3.0) > 0.5
     assert worst("EUPMU") < 0.25
+
+
+def test_between_safe_and_the_limit_long_steps_stay_as_long_as_they_are():
+    tx = scale_by_limit(0.3, start=1.0, target=0.9, safe=0.1, most=4.0)
+    state, scales = tx.init(jnp.zeros(1)), []
+    for retain in [0.0] * 8 + [0.2] * 16:
+        _, state = tx.update(jnp.ones(1), state, errors=jnp.array([0.0, retain]))
+        scales.append(float(state.scale))
+    np.testing.assert_allclose(scales[6:], 4.0)

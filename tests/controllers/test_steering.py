@@ -244,3 +244,12 @@ def test_figures_are_needed_and_one_for_each_objective(errors, message):
 def test_a_function_of_the_aux_needs_an_aux():
     with pytest.raises(ValueError, match=r"^errors: got a function of the aux"):
         explicit_step(lambda params, batch: 0.0, unilateral_surgery(), errors=lambda aux: aux)
+
+
+def test_a_full_integral_without_a_proportional_part_gives_way_past_the_target():
+    tx = forget_level(0.5, proportional=0.0, integral=1.0, decay=0.0)
+    state, weights = tx.init(jnp.zeros(1)), []
+    for error in (0.0, 0.0, 0.0, 1.0):
+        _, state = tx.update(jnp.ones((2, 1)), state, errors=jnp.array([error, 0.0]))
+        weights.append(float(state.weights[0]))
+    np.testing.assert_allclose(weights, [0.5, 1.0, 1.0, 0.5])

@@ -79,7 +79,7 @@ def test_the_dtype_is_kept(dtype):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"^images: got shape \(8, 8, 3\), want \(B, H, W, C\)$"):
+    with pytest.raises(ValueError, match=r"^images: got shape \(8, 8, 3\), expected \(B, H, W, C\)$"):
         augment(jax.random.key(0), jnp.zeros((8, 8, 3)))
-    with pytest.raises(ValueError, match=r"^padding: got -1, want 0 or more pixels$"):
+    with pytest.raises(ValueError, match=r"^padding: got -1, expected 0 or more pixels$"):
         augment(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), padding=-1)

@@ -142,7 +142,7 @@ def test_another_archive_is_refused_before_it_is_unpickled(upstream, tmp_path, m
     name, *_ = upstream
     monkeypatch.setitem(cifar.ARCHIVES, name, cifar.ARCHIVES[name]._replace(sha256="0" * 64))
     monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("unpickled"))
-    with pytest.raises(ValueError, match=r"got SHA-256 [0-9a-f]{64}, want upstream's 0{64}; the file is damaged$"):
+    with pytest.raises(ValueError, match=r"got SHA-256 [0-9a-f]{64}, expected upstream's 0{64}; the file is damaged$"):
         load(name, data_dir=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

@@ -9,7 +9,7 @@ from eupmu_jax.data import Dataset, dataset, load
 
 def test_unknown_name_lists_the_known_ones():
     known = "digits, fashion_mnist, cifar10, cifar100, svhn_cropped, imagenette, emoji, emoji_32"
-    with pytest.raises(ValueError, match=rf"^name: got 'mnist', want one of {known}$"):
+    with pytest.raises(ValueError, match=rf"^name: got 'mnist', expected one of {known}$"):
         load("mnist")
 
 

@@ -152,7 +152,7 @@ def test_the_cache_is_found(package, tmp_path, monkeypatch):
 def test_another_version_and_another_folder_are_refused(package, tmp_path, monkeypatch):
     monkeypatch.setenv(emoji.SOURCE_VARIABLE, str(package))
     (package / "package.json").write_text('{"version": "15.1.2"}')
-    with pytest.raises(ValueError, match=re.escape("got version 15.1.2, want emoji-datasource-twitter@16.0.0")):
+    with pytest.raises(ValueError, match=re.escape("got version 15.1.2, expected emoji-datasource-twitter@16.0.0")):
         load("emoji", data_dir=tmp_path / "data")
     monkeypatch.setenv(emoji.SOURCE_VARIABLE, str(package / "img"))
     with pytest.raises(FileNotFoundError, match=r"no package\.json and emoji\.json in"):

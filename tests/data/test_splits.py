@@ -83,19 +83,19 @@ def test_random_split_does_not_follow_the_class():
     ],
 )
 def test_bad_syntax(forget):
-    with pytest.raises(ValueError, match=r"^forget: got '.*', want 'class:<index>', 'random:<number>%' or 'mem"):
+    with pytest.raises(ValueError, match=r"^forget: got '.*', expected 'class:<index>', 'random:<number>%' or 'mem"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["class:10", "class:-1"])
 def test_unknown_class(forget):
-    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', want a class from 0 to 9$"):
+    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', expected a class from 0 to 9$"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["random:0%", "random:0.0%", "random:100%", "random:250%", "random:-5%"])
 def test_percentage_out_of_range(forget):
-    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', want a percentage above 0 and below 100$"):
+    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', expected a percentage above 0 and below 100$"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
@@ -117,7 +117,7 @@ def test_forget_set_is_everything(forget):
 
 
 def test_one_hot_labels():
-    with pytest.raises(ValueError, match=r"^labels: got shape \(10, 10\), want \(N,\) class indices$"):
+    with pytest.raises(ValueError, match=r"^labels: got shape \(10, 10\), expected \(N,\) class indices$"):
         split(np.eye(10), "class:3", num_classes=10, seed=0)
 
 
@@ -148,8 +148,8 @@ def test_memorised_split_takes_the_highest_scores(labels, seed, tenths):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (None, r"^scores: got None, want \(N,\) scores for 'memorised:10%'"),
-        (np.zeros((100, 1)), r"^scores: got shape \(100, 1\), want one for each of the 100 labels$"),
+        (None, r"^scores: got None, expected \(N,\) scores for 'memorised:10%'"),
+        (np.zeros((100, 1)), r"^scores: got shape \(100, 1\), expected one for each of the 100 labels$"),
         (np.where(np.arange(100) < 3, np.nan, 0), "^scores: got 3 that are not numbers"),
     ],
 )

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from eupmu_jax.methods import METHODS, Terms, eupmu_level, method
+from eupmu_jax.methods._measured_end import samples_of
 from eupmu_jax.methods._resolve import resolve_settings
 from eupmu_jax.tasks import Task, as_examples, classification
 
@@ -201,3 +202,30 @@ def test_it_can_be_told_a_limit_and_nothing_else():
     for limit in ({"allowed_error": 0.005}, {"allowed_rise": 0.02}, {"limit": 0.1}):
         assert dict(resolve_settings("EUPMU", method("EUPMU"), task, limit)) == rest | limit
     assert "allowed_error" in resolve_settings("EUPMU", method("EUPMU"), task, {"target": 0.5})
+
+
+def test_a_class_that_is_to_go_is_not_said_to_be_gone_by_noise():
+    task = LINE._replace(num_classes=2)
+    sets = [as_examples("set", {"slope": jnp.ones(150)})] * 2
+    settings = SETTINGS | {"allowed_error": 1.0, "target": 1.0}
+    procedure = method("EUPMU").make(task, Terms(150, 150, 10, 0.0, retain_batch=50), settings)
+    params, share = procedure.finish(jnp.float32(0.97), ((), jnp.float32(1.0)), jnp.float32(0), *sets)
+    assert (float(params), float(share)) == (1.0, 1.0)
+
+
+def test_what_checks_the_limit_is_spread_over_a_retain_set_that_is_sorted():
+    places = jnp.arange(1_200)
+    slopes = jnp.where((places % 12 == 0) | (places < 600), 0.0, 0.6)
+    sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), slopes)]
+    settings = SETTINGS | {"allowed_error": 0.09, "target": 0.6}
+    procedure = method("EUPMU").make(LINE, Terms(1_200, 1_200, 10, 0.0, retain_batch=50), settings)
+    params, share = procedure.finish(jnp.float32(0.6), ((), jnp.float32(0.6)), jnp.float32(0), *sets)
+    assert (round(float(params), 3), round(float(share), 3)) == (0.24, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "more"),
+    [((150, 199), [150, 199], 0), ((200, 1_200), [100, 100], 400), ((50_000, 6_000), [1_000, 500], 0)],
+)
+def test_small_sets_are_measured_whole_and_large_ones_in_part(sizes, counts, more):
+    assert samples_of(*sizes) == (counts, more)

@@ -129,3 +129,13 @@ def test_every_string_of_a_choice_is_known(digits):
 def test_an_unknown_method_lists_the_known():
     with pytest.raises(ValueError, match=r"^method: got 'magic', expected one of EUPMU, fine-tuning, "):
         methods.method("magic")
+
+
+def test_a_loss_is_one_that_a_setting_of_losses_names():
+    # BUG: of a forget loss named as another setting's value, such as "sgd", a run took that, too.
+    named = lambda name: lambda outputs, batch: outputs.mean()
+    task = classification(lambda params, inputs: inputs @ params, 3)._replace(
+        forget={"ascent": named(1), "sgd": named(2)}
+    )
+    settings = {"forget_objective": "ascent", "optimizer": "sgd"}
+    assert METHODS["weighted sum"].losses(task, settings) == ["ascent"]

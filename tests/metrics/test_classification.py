@@ -114,3 +114,14 @@ def test_labels_that_are_no_classes_are_refused(figure, labels):
     # BUG: a column of labels made an accuracy of 25 % out of 100, and -1 counted as the last class.
     with pytest.raises(ValueError, match=r"^labels: got"):
         figure(logits_for(LABELS), labels)
+
+
+def test_no_rounding_takes_the_kl_of_equal_models_below_0():
+    rows = np.random.default_rng(0).normal(size=(50, 1, 7))
+    assert min(metrics.kl(row, row + 5) for row in rows) == 0.0
+
+
+def test_a_test_set_of_the_forgotten_class_alone_is_refused():
+    split = data.split(LABELS, "class:0", num_classes=3, seed=0)
+    with pytest.raises(ValueError, match=r"^dataset: got 2 of 2 test examples of the forgotten class 0"):
+        metrics.evaluate(np.zeros((6, 3)), np.zeros((2, 3)), dataset(LABELS, LABELS[:2]), split, seed=0)

@@ -57,3 +57,8 @@ def test_what_is_refused(features, others, message):
 def test_lists_will_do():
     points = np.random.default_rng(0).normal(size=(9, 2))
     assert frechet_distance(points.tolist(), (points + 1).tolist()) == frechet_distance(points, points + 1)
+
+
+def test_no_rounding_takes_the_distance_below_0():
+    sets = np.random.default_rng(0).normal(size=(50, 30, 4))
+    assert min(frechet_distance(points, points) for points in sets) == 0.0

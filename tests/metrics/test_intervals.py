@@ -85,3 +85,13 @@ def test_the_seed_settles_the_resampling_and_confidence_the_width():
 def test_bad_arguments_are_named(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         paired_interval(*arguments, **options)
+
+
+def test_another_seed_draws_other_resamples():
+    zero = np.zeros(6)
+    assert len({paired_interval(FIGURES, zero, confidence=0.5, seed=seed) for seed in range(5)}) > 1
+
+
+def test_a_narrow_interval_of_skewed_differences_holds_their_mean():
+    found = paired_interval([0.0, 0.1, 0.2, 10.0], np.zeros(4), confidence=0.01)
+    assert found.low <= found.mean <= found.high

@@ -126,3 +126,15 @@ def test_figures_at_fixed_fpr_are_those_of_every_threshold_tried():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_score_of_0_is_not_called_unlearned():
+    assert attack_figures(np.array([0.0, 1.0, -1.0, -1.0]), np.array([1, 1, 0, 0]))["accuracy"] == 0.75
+
+
+def test_a_pooled_variance_is_the_mean_of_the_examples_own():
+    rng = np.random.default_rng(0)
+    unlearned, out = rng.normal(size=(6, 3)) * [1, 2, 9], rng.normal(size=(5, 3)) * [1, 1, 7]
+    scales = (np.sqrt(world.var(axis=0, ddof=1).mean() + 1e-6) for world in (unlearned, out))
+    one, other = (norm.logpdf(1.0, world.mean(axis=0), s) for world, s in zip((unlearned, out), scales, strict=True))
+    np.testing.assert_allclose(u_lira(unlearned, out, np.ones(3), pooled_variance=True), one - other)

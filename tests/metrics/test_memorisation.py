@@ -61,8 +61,8 @@ def test_mislabelled_digits_are_the_memorised_ones():
     ("probabilities", "members", "message"),
     [
         (np.zeros((2, 3)), np.zeros((2, 4), bool), r"^members: got shape \(2, 4\) for probabilities of shape \(2, 3\)"),
-        (np.zeros(3), np.zeros(3, bool), r"want \(S, N\) for both$"),
-        (np.zeros((2, 1)), np.array([[1], [0]]), "^members: got dtype int64, want bool$"),
+        (np.zeros(3), np.zeros(3, bool), r"expected \(S, N\) for both$"),
+        (np.zeros((2, 1)), np.array([[1], [0]]), "^members: got dtype int64, expected bool$"),
         (np.array([[-0.1], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
         (np.array([[np.nan], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
     ],
@@ -74,5 +74,5 @@ def test_bad_arguments(probabilities, members, message):
 
 def test_examples_that_were_always_in_or_always_out_have_no_score():
     members = np.array([[True, True, False, True], [False, True, False, True]])
-    with pytest.raises(ValueError, match=r"^members: got 3 examples that were in all or in none of 2 .* 1; want"):
+    with pytest.raises(ValueError, match=r"^members: got 3 examples that were in all or in none of 2 .* 1; expected"):
         memorisation_scores(np.full((2, 4), 0.5), members)

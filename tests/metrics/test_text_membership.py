@@ -56,3 +56,7 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_privleak_is_relative_to_the_reference_of_one_minus_the_auc():
+    assert metrics.privleak(0.9, 0.6) == pytest.approx(100 * (0.1 - 0.4) / 0.4)

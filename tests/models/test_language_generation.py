@@ -88,7 +88,7 @@ def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
         generate(model, model.params, [[1, 2], []], 5)
     with pytest.raises(ValueError, match=r"prompts: got lengths \[\], expected"):
         generate(model, model.params, [], 5)
-    with pytest.raises(ValueError, match="max_new_tokens: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match="max_new_tokens: got 0, expected an int of at least 1"):
         generate(model, model.params, [[1]], 0)
     with pytest.raises(ValueError, match=r"max_new_tokens: got 3\.0, expected an int"):
         generate(model, model.params, [[1]], 3.0)

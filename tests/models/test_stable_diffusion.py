@@ -224,7 +224,7 @@ def test_the_schedule_is_that_of_diffusers():
     found = sd.published_schedule().alpha_bar
     for t, expected in GOLDEN["alpha_bar"].items():
         np.testing.assert_allclose(found[int(t)], expected, rtol=2e-5)
-    with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
+    with pytest.raises(ValueError, match="steps: got 1, expected an int of at least 2"):
         sd.published_schedule(1)
 
 

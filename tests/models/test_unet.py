@@ -109,7 +109,7 @@ def test_every_parameter_counts(trained):
     [
         ({"widths": (8, 12)}, r"widths: got \(8, 12\), expected even multiples of groups, 4, and heads, 8"),
         ({"widths": ()}, r"widths: got \(\)"),
-        ({"blocks": 0}, "blocks: got 0, expected at least 1"),
+        ({"blocks": 0}, "blocks: got 0, expected an int of at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(change, message):

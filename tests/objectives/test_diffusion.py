@@ -90,7 +90,7 @@ def test_negative_guidance_of_zero_is_the_unconditional_target_and_guidance_of_z
 def test_what_is_unknown_is_named():
     with pytest.raises(ValueError, match="prediction: got 'noise', expected one of epsilon, v, x"):
         diffusion.target("noise", SCHEDULES["linear"], *images(0)[:1], jnp.zeros(6, int), images(0)[1])
-    with pytest.raises(ValueError, match="steps: got 1, expected at least 2"):
+    with pytest.raises(ValueError, match="steps: got 1, expected an int of at least 2"):
         diffusion.linear_schedule(1)
 
 

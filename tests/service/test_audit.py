@@ -301,7 +301,7 @@ def test_held_out_examples_that_the_model_learned_decide_nothing(file, eupmu, ca
         ("shadows = 5", "shadows: got int, expected a list of pairs of parameters and the positions"),
         ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected a list of pairs"),
         ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected a list of pairs"),
-        ("shadows = iter([({}, [1])])", "shadows, number 0: structure PyTreeDef({}) differs from that of params"),
+        ("shadows = iter([({}, [1])])", "shadows, number 0: got no leaf ["),
         ("groups = [None] * 150 + ['b'] * 150", "groups: got None for example 0, expected a group for each"),
         ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
     ],
@@ -381,3 +381,60 @@ def test_other_data_and_damage_are_named(change, message, file):
     with pytest.raises(ValueError, match=message):
         audit.run(file, out)
     assert not (out / "audit.json").exists()
+
+
+def test_a_loss_that_is_no_number_is_that_of_a_model_that_knows_nothing():
+    assert attacks.attack(np.full(3, np.nan), np.arange(4.0)).auc == 0.0
+    assert attacks.attack(np.arange(4.0), np.full(3, np.nan)).auc == 1.0
+
+
+def test_positions_of_shadow_models_lie_in_the_data():
+    params = np.zeros(1)
+    ((_, seen),) = attacks.checked_shadows([(params, [0, 2])], 3, params)
+    assert seen.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="shadows: got positions of number 0 outside of the data"):
+        attacks.checked_shadows([(params, [0, 3])], 3, params)
+
+
+def test_more_errors_than_a_retrained_model_has_fail_where_they_are_beyond_noise():
+    whole = np.arange(200.0)
+    reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
+    for wrong, expected in ((32, audit.PASSED), (60, audit.FAILED)):
+        told = {name: record(count, whole, whole) for name, count in (("unlearned", wrong), ("retrained", 20))}
+        assert audit._verdict(told | {"rounding": {}, "rates": True}, reached, has_unseen=True)[0] == expected
+
+
+@pytest.mark.parametrize(("target", "wrong", "rounded"), [(0.5, 90, 80), (0.1, 100, 40)])
+def test_rounding_brings_nothing_back_where_the_error_stays_within_noise_or_at_the_aim(target, wrong, rounded):
+    reached = {"met": True, "level": {"kept": True, "target": target, "unseen": None, "comparison": None}}
+    told = {"unlearned": record(wrong, np.arange(200.0), np.arange(200.0)), "rates": True}
+    told["rounding"] = {"4": {"forgotten": level_of(np.arange(200) < rounded)._asdict()}}
+    assert audit._verdict(told, reached, has_unseen=True) == (audit.PASSED, [])
+
+
+def test_one_of_many_earlier_runs_has_to_tell_more_than_one_alone():
+    told = {"earlier": [record(20, np.arange(100.0), np.arange(100.0) + 10)] * 20, "rates": True}
+    run = {"target": 0.1, "positions": []}
+    assert audit._known_again(told, [run] * 20) == []
+    assert len(audit._known_again(told | {"earlier": told["earlier"][:1]}, [run])) == 1
+
+
+def test_of_more_examples_than_are_compared_at_most_none_are_said_to_be_left_out():
+    one = record(20, np.arange(200.0), np.arange(200.0))
+    one["attacks"]["forgotten"]["examples"] = (2_000, 300)
+    audited = {"unlearned": one | {"relearning": {}}, "rates": True}
+    assert audit._remarks(audited, has_unseen=True, staying=10_000) == []
+
+
+@pytest.mark.parametrize(("low", "least"), [(0.2, 0.2), (0.295, 0.29)])
+def test_an_aim_is_no_better_known_than_the_unseen_data_it_was_measured_on(low, least):
+    level = {"target": 0.3, "interval": [low, 0.4], "comparison": {"difference": 0.0}}
+    assert audit._wanted(None, level, rates=True) == (pytest.approx(least), np.inf)
+
+
+def test_what_does_not_tell_of_a_retrained_model_excuses_nothing_near_it():
+    unseen, whole = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))
+    reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
+    models = {"unlearned": record(20, whole - 0.2, unseen), "retrained": record(20, whole - 0.1, unseen)}
+    told = models | {"rounding": {}, "rates": True}
+    assert audit._verdict(told, reached, has_unseen=True)[0] == audit.FAILED

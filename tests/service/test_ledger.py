@@ -201,3 +201,50 @@ def test_an_empty_file_is_no_ledger_to_read(tmp_path):
     with pytest.raises(ValueError, match=r"^ledger: got .*empty.db, an empty file; expected a ledger"):
         ledger.known(path)
     assert not path.read_bytes()
+
+
+def test_a_ledger_of_the_next_version_is_left_to_it(path):
+    add(path, [1])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {len(ledger.MIGRATIONS) + 1}")
+    with pytest.raises(ValueError, match="expected a newer eupmu-jax"):
+        add(path, [2])
+
+
+def test_tables_of_a_ledgers_names_without_its_version_are_anothers(tmp_path):
+    path = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE request (a TEXT)")
+        connection.execute("CREATE TABLE requested (a TEXT)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="a database that is no ledger"), ledger.opened(path):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_only_positions_of_earlier_requests_are_counted(path):
+    add(path, [3])
+    told = r"ids: got 1 of 2 that an earlier request has \(3; the first is in request 1\)"
+    with pytest.raises(ValueError, match=told):
+        add(path, [1, 3])
+
+
+def test_requests_are_told_from_those_that_are_unlearned_on_other_data_alone(path):
+    for ids, data in (([1], DATA), ([2], DATA), ([1], "e" * 64)):
+        add(path, ids, data=data)
+    with ledger.opened(path) as connection:
+        ledger.set_state(connection, 3, "infeasible")
+        assert ledger.unlearned_elsewhere(connection, DATA) == []
+        ledger.set_state(connection, 3, "unlearned")
+        assert ledger.unlearned_elsewhere(connection, DATA) == [3]
+        for number in (1, 2):
+            ledger.set_state(connection, number, "unlearned")
+        assert ledger.unlearned(connection, DATA) == [1, 2]
+        assert ledger.unlearned(connection, DATA, but=2) == [1]
+        assert ledger.overlaps(connection, DATA, np.array([1, 2, 3]), but=2) == {1: 1}
+
+
+def test_a_number_that_sqlite_cannot_have_is_not_there(path):
+    with ledger.opened(path) as connection, pytest.raises(ValueError, match=f"^number: got {2**63}, which the ledger"):
+        ledger.find(connection, 2**63)

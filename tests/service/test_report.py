@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eupmu_jax.commands import report as page
 from eupmu_jax.service import audit, deletion, records, report, user_file
-from eupmu_jax.service._again import differences
+from eupmu_jax.service._again import absolute, differences
 
 from .conftest import FILE
 
@@ -180,6 +180,8 @@ def test_a_record_of_what_was_never_reached_fails_the_audit_and_a_check(copy):
         ("audit.canaries", None, {"epsilon": 1.0}, False),
         ("audit.lira", None, {"auc": 0.5}, True),
         ("audit.classes", {"1": 0.5}, {"1": 0.5, "3": 0.9}, True),
+        ("audit", {"a": 1.0}, {}, True),
+        ("level.comparison.losses_p_value", 1e-4, 5e-4, True),
     ],
 )
 def test_what_counts_as_a_difference(place, reported, found, differs):
@@ -223,3 +225,24 @@ def test_any_json_is_a_report_or_a_value_error_that_names_it(found, tmp_path_fac
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^file: .*absent.py is not there; expected the Python file"):
         report.verify(tmp_path, tmp_path / "absent.py")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(copy):
+    (copy / "run" / "params" / "link").symlink_to(copy / "mytask.py")
+    digest = report._sha256(copy / "mytask.py")
+    change_report(copy, lambda made: made["files"].update({"params/link": digest}))
+    assert "params/link: leads out of the folder" in verify(copy)
+
+
+def test_other_parameters_in_the_file_are_named(copy):
+    text = (copy / "mytask.py").read_text()
+    (copy / "mytask.py").write_text(text + "params['out'] = params['out'] + 1\n")
+    with pytest.raises(ValueError, match="has other data or parameters than the run"):
+        audit.make(copy / "mytask.py", copy / "run")
+
+
+def test_errors_that_are_no_rates_are_compared_on_their_own_scale():
+    level = {"target": 1e-4, "start": 2e-5, "forget_error": 3e-5, "retain_error": None}
+    assert absolute(True, level) == 1e-3
+    assert absolute(False, level) == pytest.approx(1e-10)
+    assert absolute(False, level | {"target": 50.0}) == 1e-6

@@ -200,7 +200,7 @@ def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
             [],
             "retain: got 1 of 270 examples who",
         ),
-        ("frozen = {'hidden': True}", [], "frozen: got structure"),
+        ("frozen = {'hidden': True}", [], "frozen: got no leaf ["),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_before_the_first_step(line, options, message, file, eupmu, capsys):

@@ -42,8 +42,13 @@ def test_another_structure_or_shape_is_named_with_its_leaf():
     check_same_shapes("a", {"w": jnp.ones(2)}, "b", {"w": np.zeros(2)})
     with pytest.raises(ValueError, match=r"^a: leaf \['w'\] has shape \(3,\), but \(2,\) in b, or so"):
         check_same_shapes("a", {"w": jnp.ones(3)}, "b", {"w": jnp.ones(2)}, ", or so")
-    with pytest.raises(ValueError, match=r"^a: structure"):
-        check_same_shapes("a", {"v": jnp.ones(2)}, "b", {"w": jnp.ones(2)})
+    for one, message in (
+        ({"v": jnp.ones(2)}, r"^a: got no leaf \['w'\], expected the structure of b$"),
+        ({"v": 1.0, "w": 2.0}, r"^a: got a leaf \['v'\], which b lacks, expected the structure of b$"),
+        (1.0, r"^a: got structure PyTreeDef\(\*\), expected that of b, "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_same_shapes("a", one, "b", {"w": jnp.ones(2)})
 
 
 def test_the_number_of_objectives_is_an_int():

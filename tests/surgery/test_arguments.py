@@ -26,7 +26,7 @@ SEVERAL = np.array([0.1, 0.4])
         (lambda: scale_by_gen(SEVERAL), r"^learning_rate: got shape"),
         (lambda: eupmu.eupmu(SEVERAL), r"^learning_rate: got shape"),
         (lambda: eupmu.eupmu(0.1, max_norm=SEVERAL), r"^max_norm: got shape"),
-        (lambda: controllers.quadratic_penalty(np.inf), r"^penalty: got inf, expected a finite number"),
+        (lambda: controllers.quadratic_penalty(np.inf), r"^penalty: got inf, expected a finite positive number"),
         (lambda: controllers.quadratic_penalty(1.0, violation_tolerance=np.nan), r"^violation_tolerance: got nan"),
         (lambda: eupmu.best_feasible(0.1, patience="a"), r"^patience: got a, expected an int"),
         (lambda: eupmu.accumulate(optax.identity(), lambda count: 2), r"^every_k_steps: got <function"),

@@ -313,3 +313,12 @@ def test_a_multiplier_that_is_too_large_for_a_number_refuses_the_step():
     update, state = transform.update(rows, state, losses=jnp.array([1.0, 1e10]))
     np.testing.assert_array_equal(update, 0)
     assert int(state.nonfinite_count) == 1
+
+
+@pytest.mark.parametrize("retain", [[[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]])
+def test_a_tolerance_that_is_no_number_refuses_the_step(retain):
+    tx = unilateral_surgery(lambda count: jnp.nan, num_objectives=len(retain) + 1)
+    grads = jnp.array([[-1.0, -1.0], *retain])
+    d, state = tx.update(grads, tx.init(grads[0]))
+    np.testing.assert_array_equal(d, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)

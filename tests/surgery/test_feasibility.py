@@ -157,7 +157,7 @@ def test_the_furthest_feasible_point_is_found_to_the_resolution_asked_for(limit,
     crossing = np.sqrt(limit)
     assert crossing - 3 * 2.0**-bisections - 1e-6 <= found.params["w"][1] <= crossing + 1e-6
     np.testing.assert_allclose(3 * found.t, found.params["w"][1], rtol=1e-6)
-    np.testing.assert_allclose(found.levels, squared(found.params) if found.t > 0 else np.nan, rtol=1e-6)
+    np.testing.assert_allclose(found.levels, squared(found.params), rtol=1e-6)
 
 
 def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_not_at_all():
@@ -226,7 +226,7 @@ def test_random_keys_are_those_of_the_point_that_is_kept():
         ({"limit": float("nan")}, "^limit: got nan"),
         ({"limit": np.ones(3)}, r"^limit: got shape \(3,\), but measure returned \(1,\)"),
         ({"outside": jnp.ones((2, 1))}, r"^outside: leaf the tree itself has shape \(2, 1\), but \(1,\) in inside"),
-        ({"outside": {"w": jnp.ones(1)}}, "^outside: structure"),
+        ({"outside": {"w": jnp.ones(1)}}, "^outside: got structure"),
     ],
 )
 def test_furthest_feasible_refuses(kwargs, message):
@@ -273,3 +273,19 @@ def test_forget_losses_are_compared_as_exactly_as_levels():
         tracker = best_feasible(0.1)
         state = tracker.init(jnp.zeros(1), 1.0, 0.0)
         assert tracker.update(state, jnp.ones(1), 1 - 1e-9, 0.0).progressed
+
+
+def test_coming_nearer_to_the_limit_without_keeping_it_is_no_progress():
+    best = best_feasible(1.0, patience=2)
+    state = best.init(jnp.array(0.0), 0.0, 3.0)
+    for _ in range(3):
+        assert not state.infeasible
+        state = best.update(state, jnp.array(1.0), 0.0, 2.0)
+    assert (bool(state.progressed), bool(state.infeasible), float(state.params)) == (False, True, 1.0)
+
+
+def test_what_was_measured_inside_is_told_where_nothing_beyond_keeps_the_limit():
+    # BUG: the levels were thrown away, and NaN told.
+    with pytest.warns(UserWarning, match="only 0 of the way"):
+        found = furthest_feasible(lambda w: np.array(w**2), 0.5, 0.7, 9.0, bisections=2)
+    assert (float(found.params), float(found.t), float(found.levels)) == (pytest.approx(0.7), 0, pytest.approx(0.49))

@@ -80,7 +80,7 @@ def test_optax_wrappers_around_surgery_are_refused(wrap):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"^frozen: structure"):
+    with pytest.raises(ValueError, match=r"^frozen: got no leaf \['head'\], expected the structure of params"):
         freeze(unilateral_surgery(), {"body": True}).init(PARAMS)
     with pytest.raises(ValueError, match=r"^frozen: every leaf is frozen"):
         freeze(unilateral_surgery(), {"body": True, "head": True}).init(PARAMS)

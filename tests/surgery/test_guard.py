@@ -237,3 +237,11 @@ def test_what_cannot_be_met_beside_the_others_does_not_undo_them():
     np.testing.assert_allclose(update, [-3.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(state.guard_multipliers, [3.0, 0.0], atol=1e-6)
     assert state.guard_feasible.tolist() == [True, False]
+
+
+def test_a_proposal_whose_length_is_no_number_is_refused():
+    tx = utility_guard(optax.scale(-1e25), 0.1)
+    grads = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
+    update, state = tx.update(grads, tx.init(grads[0]), grads[0])
+    np.testing.assert_array_equal(update, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)

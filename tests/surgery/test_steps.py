@@ -11,6 +11,7 @@ from eupmu_jax import (
     aggregators,
     eupmu,
     explicit_step,
+    freeze,
     implicit_step,
     implicit_surgery,
     multipliers,
@@ -287,3 +288,27 @@ def test_a_surgery_of_two_says_how_to_make_one_of_three():
     tx = eupmu(0.1)
     with pytest.raises(ValueError, match=r"^multipliers: got shape \(1,\).* num_objectives=3$"):
         implicit_step(loss, tx)(PARAMS, tx.init(PARAMS), (*BATCHES, BATCHES[0][:2]))
+
+
+@pytest.mark.parametrize("make", [explicit_step, implicit_step])
+def test_other_keywords_reach_the_optimizer(make):
+    # BUG: there was no way to hand a plateau its value.
+    plateau, implicit = optax.contrib.reduce_on_plateau(), implicit_surgery(0.0, optax.sgd(1.0), proxy="next_batch")
+    tx = optax.chain(*([implicit] if make is implicit_step else [unilateral_surgery(), optax.sgd(0.1)]), plateau)
+    _, state, _ = jax.jit(make(loss, tx))(PARAMS, tx.init(PARAMS), BATCHES, value=0.25)
+    assert optax.tree_utils.tree_get(state, "best_value") == 0.25
+
+
+@pytest.mark.parametrize("leaf", [jnp.ones(3, jnp.int8), jax.random.key(0)], ids=["int8", "key"])
+@pytest.mark.parametrize("make", [explicit_step, implicit_step])
+def test_what_has_no_gradient_is_named(make, leaf):
+    # BUG: of a quantised base in `freeze`, JAX raised a TypeError.
+    params = PARAMS | {"base": leaf}
+    members = (
+        [optax.sgd(0.1), implicit_surgery(0.0, optax.sgd(1.0))]
+        if make is implicit_step
+        else [unilateral_surgery(), optax.sgd(0.1)]
+    )
+    tx = freeze(optax.chain(*members), {"w": False, "base": True})
+    with pytest.raises(ValueError, match=r"^params: leaf \['base'\] is .*, expected floating point numbers; a quant"):
+        make(loss, tx)(params, tx.init(params), BATCHES)

@@ -208,7 +208,7 @@ def test_methods_run_on_it(method, trained):
     ("change", "message"),
     [
         ({"prediction": "noise"}, "prediction: got 'noise', expected one of epsilon, v, x"),
-        ({"num_conditions": 1}, "num_conditions: got 1, expected at least 2"),
+        ({"num_conditions": 1}, "num_conditions: got 1, expected an int of at least 2"),
         ({"dropout": 1.0}, r"dropout: got 1.0, expected a share in \[0, 1\)"),
         ({"gamma": -1.0}, "gamma: got -1.0, expected a number above 0, or None for equal weights"),
         ({"gamma": 0.0}, "gamma: got 0.0"),

@@ -13,7 +13,9 @@ from scipy.special import log_softmax
 from eupmu_jax import tasks
 from eupmu_jax.methods.method import softened
 from eupmu_jax.objectives import language as losses
+from eupmu_jax.service import _measured
 from eupmu_jax.tasks import with_reference
+from eupmu_jax.training import levels
 from eupmu_jax.training.unlearning import unlearn
 
 N, LENGTH, VOCABULARY, WIDTH = 5, 6, 7, 4
@@ -243,7 +245,7 @@ BAD = {
     "no tokens": (lambda: with_reference(TASK, ORIGINAL, {"inputs": 1}), r"batch: got inputs, expected tokens"),
     "no slices": (
         lambda: with_reference(TASK, ORIGINAL, BATCH, batch_size=0),
-        r"batch_size: got 0, expected at least 1",
+        r"batch_size: got 0, expected an int of at least 1",
     ),
     "no hidden states": (lambda: tasks.language(apply, hidden=3), r"hidden: got 3, expected a function"),
     "a retain loss": (
@@ -391,3 +393,34 @@ def test_other_constants_of_a_loss_make_another_run(tmp_path):
     begin(2.0)
     with pytest.raises(ValueError, match=r"^directory: .* holds another run; got constants \{'beta': '3.0'\}"):
         begin(3.0)
+
+
+def by_heart():
+    """A bigram model that was trained on the first half of some sequences alone, and both halves."""
+    rng = np.random.default_rng(0)
+    # Every sequence has tokens of its own, so that a table can learn each by heart.
+    tokens = np.arange(80 * LENGTH).reshape(80, LENGTH)
+    table = np.zeros((80 * LENGTH, 80 * LENGTH), np.float32)
+    table[tokens[:40, :-1], tokens[:40, 1:]] = rng.uniform(5, 9, size=(40, LENGTH - 1))
+    return jnp.asarray(table), *({"tokens": part} for part in (tokens[:40], tokens[40:]))
+
+
+@pytest.mark.parametrize("retain", ["cross_entropy", "kl"])
+def test_an_attack_asks_what_a_model_knows_whatever_its_retain_loss_is(retain):
+    # BUG: a distance to the original model is 0 of all that this one does, so that no attack found a trace.
+    params, known, unseen = by_heart()
+    task = tasks.language(lambda params, tokens: params[tokens], original=params, retain=retain)
+    assert levels.compare(task, params, known, unseen).losses_p_value < 1e-9
+    sides = {"forgotten": tasks.as_examples("known", known)}
+    found = _measured.of_model(task, params, sides, tasks.as_examples("unseen", unseen), set())
+    assert found["attacks"]["forgotten"]["auc"] == 1.0
+
+
+@pytest.mark.parametrize("prefix", ["", "alternative_"])
+@pytest.mark.parametrize("value", [0.5, -100, 2])
+def test_a_mask_of_weights_is_refused(prefix, value):
+    # BUG: whatever is not 0 counted as 1, -100 too.
+    mask = np.array(BATCH[f"{prefix}mask"], float)
+    mask[0, -1] = value
+    with pytest.raises(ValueError, match=f"^{prefix}mask: got {float(value)}, expected 1 for what is predicted and 0"):
+        tasks.with_reference(TASK, ORIGINAL, BATCH | {f"{prefix}mask": mask})

@@ -1,5 +1,7 @@
 """Losses of the tasks against formulas written out, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,9 +129,28 @@ def test_equal_arguments_give_the_same_task():
 
 
 LOSS = lambda outputs, batch: jnp.mean(outputs)
+
+
+@dataclasses.dataclass
+class Callable:
+    """A model as many write it: its fields can change, so it has no hash."""
+
+    scale: float = 1.0
+
+    def __call__(self, params, inputs):
+        return self.scale * inputs @ params
+
+
 BAD = {
     "no function": (lambda: tasks.classification(3, 10), r"apply: got 3, expected a function"),
-    "one class": (lambda: tasks.classification(LOSS, 1), r"num_classes: got 1, expected at least 2"),
+    "one class": (lambda: tasks.classification(LOSS, 1), r"num_classes: got 1, expected an int of at least 2"),
+    "half a class": (lambda: tasks.classification(LOSS, 2.5), r"num_classes: got 2\.5, expected an int of at least 2"),
+    "a dict": (lambda: tasks.classification({}, 3), r"apply: got \{\}, expected a function"),
+    "no hash": (
+        lambda: tasks.classification(Callable(), 3),
+        r"apply: got Callable, which has no hash, expected a func",
+    ),
+    "no hash of a language model": (lambda: tasks.language(Callable()), r"apply: got Callable, which has no hash"),
     "no model": (lambda: tasks.language(None), r"apply: got None, expected a function"),
     "no outputs": (lambda: tasks.Task(None, LOSS, {"a": LOSS}), r"task\.outputs: got None, expected a function"),
     "no retain loss": (lambda: tasks.Task(LOSS, 1.0, {"a": LOSS}), r"task\.retain: got 1\.0, expected a function"),

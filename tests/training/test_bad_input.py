@@ -9,7 +9,7 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
-from eupmu_jax.tasks import Examples, classification
+from eupmu_jax.tasks import Examples, classification, language
 from eupmu_jax.training._inputs import batches_on
 
 from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
@@ -62,7 +62,7 @@ BAD = {
     ),
     "no damping": (
         {"method": "influence", "settings": {"learning_rate": 1.0, "damping": 0.0, "curvature": "gauss_newton"}},
-        r"settings\['damping'\]: got 0\.0, expected a number above 0",
+        r"settings\['damping'\]: got 0\.0, expected a finite positive number",
     ),
     "an unknown optimizer": (
         {"settings": WEIGHTED | {"optimizer": "lion"}},
@@ -147,7 +147,7 @@ BAD = {
     "a negative seed": ({"seed": -1}, r"seed: got -1, expected an int of at least 0"),
     "steps that ascend": (
         {"settings": WEIGHTED | {"learning_rate": -0.1}},
-        r"settings\['learning_rate'\]: got -0\.1, expected a number >= 0",
+        r"settings\['learning_rate'\]: got -0\.1, expected a finite number >= 0",
     ),
     "no parameters": ({"params": lambda d: {}}, r"params: got a tree without leaves"),
     "a counter among the parameters": (
@@ -160,7 +160,7 @@ BAD = {
     ),
     "a mask of another structure": (
         {"frozen": {"hidden": True}},
-        r"frozen: got structure .*, expected that of params, ",
+        r"frozen: got no leaf \['bias'\], expected the structure of params",
     ),
     "a mask for all": ({"frozen": True}, r"frozen: got structure PyTreeDef\(\*\), expected that of params, "),
     "everything frozen": (
@@ -169,15 +169,15 @@ BAD = {
     ),
     "a rate of nothing": (
         {"method": "EUPMU explicit", "settings": SETTINGS["EUPMU explicit"] | {"learning_rate": 0.0}},
-        r"settings\['learning_rate'\]: got 0, expected a number above 0",
+        r"settings\['learning_rate'\]: got 0, expected a number above 0, by which",
     ),
     "a share above all": (
         {"method": "SalUn-soft", "settings": BOUNDED | {"sparsity": 50.0}},
-        r"settings\['sparsity'\]: got 50\.0, expected a number from 0 to 1",
+        r"settings\['sparsity'\]: got 50\.0, expected a finite number >= 0 and <= 1",
     ),
     "momentum that never ends": (
         {"settings": WEIGHTED | {"momentum": 1.0}},
-        r"settings\['momentum'\]: got 1\.0, expected a number from 0 to below 1",
+        r"settings\['momentum'\]: got 1\.0, expected a finite number >= 0 and < 1",
     ),
     "a loss below nothing": (
         {
@@ -247,7 +247,15 @@ BAD = {
     ),
     "frozen elements": (
         {"frozen": {"hidden": np.ones((64, 32), bool), "head": False, "bias": False}},
-        r"frozen: got an array of shape \(64, 32\), expected a bool for each leaf",
+        r"frozen: leaf \['hidden'\] is an array of shape \(64, 32\), expected True or False, known before tracing$",
+    ),
+    "a number that is no real one": (
+        {"settings": WEIGHTED | {"learning_rate": 1j}},
+        r"settings\['learning_rate'\]: got 1j, expected a finite number",
+    ),
+    "a flag for a number": (
+        {"settings": WEIGHTED | {"learning_rate": True}},
+        r"settings.*: got True, expected a number",
     ),
     "other names": (
         {name: lambda d, name=name: {"image": getattr(d, name)["inputs"]} for name in ("forget", "retain")},
@@ -323,3 +331,23 @@ def test_batches_are_what_a_mesh_can_share_out():
         ValueError, match=r"^forget: got 3 examples, expected at least 4, one for each part of the mesh"
     ):
         batches_on(mesh, (3, 500), (64, 192))
+
+
+class Padded:
+    """Sequences of two lengths; a batch is padded to the longest in it, as a collator of a training loop does."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, positions):
+        return {"tokens": np.ones((len(positions), self.lengths[positions].max()), int)}
+
+
+def test_examples_of_several_shapes_are_told_to_be_padded():
+    # BUG: only the first examples were compared, so that luck decided.
+    task = language(lambda params, tokens: jax.nn.one_hot(tokens, 3) * params)
+    with pytest.raises(ValueError, match=r"^retain: got examples .*, expected one shape for all; pad them"):
+        unlearn("weighted sum", task, 1.0, Padded([7, 7]), Padded([7, 5, 5]), steps=1)

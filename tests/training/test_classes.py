@@ -82,3 +82,9 @@ def test_classes_to_go_are_found_in_sources_too():
     some, unseen = alike(task, Source([0, 0, 1, 3]), Source([0, 1] * 10), {3})
     assert some[np.arange(len(some))]["labels"].tolist() == [0, 0, 1]
     assert np.mean(unseen[np.arange(len(unseen))]["labels"] == 0) == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_five_unseen_examples_of_a_class_are_enough_to_compare_with():
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    of = lambda labels: as_examples("set", {"labels": np.array(labels)})
+    assert [len(part) for part in alike(task, of([2] * 9), of([0] * 50 + [2] * 5))] == [9, 5]

@@ -115,5 +115,5 @@ def test_relearning_leaves_what_is_frozen():
     # The base alone gives all classes the same logit.
     assert moved(frozen={"base": False, "head": True}, learning_rate=1e-5).accuracy[-1] == moved().accuracy[0]
     chex.assert_trees_all_equal(moved(frozen=MASK, learning_rate=0.1), moved(learning_rate=0.1))
-    with pytest.raises(ValueError, match=r"^frozen: got structure"):
+    with pytest.raises(ValueError, match=r"^frozen: got no leaf \['head'\], expected the structure of params$"):
         moved(frozen={"base": True})

@@ -291,7 +291,7 @@ def test_a_limit_below_the_start_cannot_be_kept_and_that_is_said(digits, caplog)
     assert "retain: the limit is not kept on the whole retain set, whose error went from" in caplog.text
 
 
-@pytest.mark.parametrize(("target", "wanted"), [(-0.1, "a number >= 0"), (1.2, "an error rate from 0 to 1")])
+@pytest.mark.parametrize(("target", "wanted"), [(-0.1, "a finite number >= 0"), (1.2, "an error rate from 0 to 1")])
 def test_a_target_that_is_no_error_rate_is_refused(digits, target, wanted):
     with pytest.raises(ValueError, match=rf"^settings\['target'\]: got {target}, expected {wanted}"):
         digits.unlearn(np.arange(300) < 30, settings={"target": target})

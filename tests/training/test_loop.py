@@ -225,7 +225,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["steps", "save_every", "log_every"])
 def test_counts_below_one_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=f"{name}: got 0, expected an int of at least 1"):
         run(tmp_path, **({"steps": 3} | {name: 0}))
     assert not any(tmp_path.iterdir())
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.models.language.adapter import LanguageModel
 
 logger = logging.getLogger("eupmu_jax")
@@ -63,11 +64,9 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise ValueError(f"prompts: got lengths {lengths}, expected one prompt or more, of a token or more each")
-    for name, value in (("max_new_tokens", max_new_tokens), ("end", end)):
-        if not isinstance(value, int | np.integer) and not (name == "end" and value is None):
-            raise ValueError(f"{name}: got {value!r}, expected an int")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    check_int("max_new_tokens", max_new_tokens, 1, static=True)
+    if end is not None:
+        check_int("end", end, 0, static=True)
     if model.context is not None and max(lengths) + max_new_tokens > model.context:
         raise ValueError(
             f"prompts: got {max(lengths)} tokens and {max_new_tokens} new ones, expected no more than the model's "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.models.language.adapter import LanguageModel, from_parts
 
 # Of google-tunix's Gemma: the inputs are the last axis but one, behind stack and heads.
@@ -45,10 +46,9 @@ def with_lora(
 
     >>> with_lora(None, None, 0, key=None)
     Traceback (most recent call last):
-    ValueError: rank: got 0, expected at least 1
+    ValueError: rank: got 0, expected an int of at least 1
     """
-    if rank < 1:
-        raise ValueError(f"rank: got {rank}, expected at least 1")
+    check_int("rank", rank, 1, static=True)
     try:
         import qwix
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.objectives.diffusion import Schedule
 
 FIRST, LAST = 0.00085, 0.012
@@ -24,6 +25,5 @@ def published_schedule(steps: int = 1_000) -> Schedule:
     >>> f"{published_schedule().alpha_bar[-1]:.6f}"
     '0.004660'
     """
-    if steps < 2:
-        raise ValueError(f"steps: got {steps}, expected at least 2")
+    check_int("steps", steps, 2, static=True)
     return Schedule(tuple(np.cumprod(1 - np.linspace(FIRST**0.5, LAST**0.5, steps) ** 2).tolist()))

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eupmu_jax.sharding import check_axes
+
 # Endless for a run, but a number: grain zips only data sets of one length, and has none for those without an end.
 _STEPS = 2**31
 
@@ -51,9 +53,7 @@ def batches(
     >>> sorted(forget["x"].tolist()), retain["x"].shape
     ([0, 10, 20], (2,))
     """
-    if "data" not in mesh.shape:
-        raise ValueError(f"mesh: got axes {', '.join(mesh.shape)}, expected data among them")
-    _check(ids, sizes, data := mesh.shape["data"])
+    data = _checked(ids, sizes, mesh)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     parts = [_held(sharding, size, size // data) for size in sizes]
     local = grain.experimental.ZipMapDataset(
@@ -92,7 +92,7 @@ def layout(read: Callable[[np.ndarray], Any], ids: Sequence[np.ndarray], sizes: 
     >>> forget.shape, retain.shape
     ((2, 28, 28), (6, 28, 28))
     """
-    _check(ids, sizes, mesh.shape["data"])
+    _checked(ids, sizes, mesh)
     place = NamedSharding(mesh, PartitionSpec("data"))
 
     def of_set(examples, size):
@@ -102,7 +102,10 @@ def layout(read: Callable[[np.ndarray], Any], ids: Sequence[np.ndarray], sizes: 
     return tuple(of_set(examples, size) for examples, size in zip(ids, sizes, strict=True))
 
 
-def _check(ids, sizes, data):
+def _checked(ids, sizes, mesh):
+    """Into how many parts examples are shared out."""
+    check_axes(mesh)
+    data = mesh.shape["data"]
     if len(ids) != len(sizes):
         raise ValueError(f"sizes: got {len(sizes)} for {len(ids)} sets of ids, expected one for each")
     for k, (examples, size) in enumerate(zip(ids, sizes, strict=True)):
@@ -110,6 +113,7 @@ def _check(ids, sizes, data):
             raise ValueError(f"ids: set {k} is empty, expected at least one example")
         if size < 1 or size % data:
             raise ValueError(f"sizes: got {size} for set {k}, expected a multiple of the mesh axis data, {data}")
+    return data
 
 
 def _held(sharding, size, block):

@@ -112,7 +112,7 @@ def model_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """Where `spread` lays the parameters and the state of a method on a mesh.
+    """Where `laid_out` puts the parameters and the state of a method on a mesh.
 
     Parameters lie as `sharding.param_shardings` says. A leaf of the state lies as the parameter whose path ends its own
     path, if it has that parameter's shape, or that shape behind an objective axis; everything else is replicated.

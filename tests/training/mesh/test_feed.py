@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -112,3 +113,10 @@ with pytest.raises(ValueError, match="sizes: got 12 for set 0, expected a multip
 def test_the_mesh_changes_the_places_of_a_batch_and_not_the_batch(on_devices):
     finished = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.parametrize("make", [feed.batches, feed.layout])
+def test_a_mesh_without_its_axis_is_told(make):
+    arguments = lambda ids: {"x": ids}, [np.arange(3)], [3], jax.make_mesh((1,), ("model",))
+    with pytest.raises(ValueError, match=r"^mesh: got axes model, expected data among them"):
+        make(*arguments, **({"seed": 0} if make is feed.batches else {}))

@@ -1,0 +1,63 @@
+"""Trees in two parts, one of them frozen; each part has None in place of the other."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eupmu_jax._stack import checks
+
+
+def mask_of(params: chex.ArrayTree, frozen: Any) -> Any:
+    """The tree of bools, True where frozen, that `frozen` is or returns for the parameters; all False for None.
+
+    Raises:
+      ValueError: For a tree of another structure than the parameters, one of something else than bools that are known
+        before tracing, and one that freezes them all.
+
+    >>> mask_of({"body": 1.0, "head": 2.0}, lambda params: {name: name == "body" for name in params})
+    {'body': True, 'head': False}
+    """
+    if frozen is None:
+        return jax.tree.map(lambda _: False, params)
+    mask = frozen(params) if callable(frozen) else frozen
+    checks.check_same_structure("frozen", mask, "params", params)
+    for path, flag in jax.tree_util.tree_leaves_with_path(mask):
+        if checks.is_traced(flag) or np.shape(flag) or np.asarray(flag).dtype != bool:
+            found = f"an array of shape {np.shape(flag)}" if np.shape(flag) else repr(flag)
+            raise ValueError(
+                f"frozen: leaf {checks.describe(path)} is {found}, expected True or False, known before tracing"
+            )
+    if all(jax.tree.leaves(mask)):
+        raise ValueError("frozen: every leaf is frozen, expected at least one trainable leaf")
+    return mask
+
+
+def split(mask: Any, tree: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """The trainable and the frozen part.
+
+    >>> split({"body": True, "head": False}, {"body": 1.0, "head": 2.0})
+    ({'body': None, 'head': 2.0}, {'body': 1.0, 'head': None})
+    """
+    part = lambda wanted: jax.tree.map(lambda is_frozen, leaf: leaf if is_frozen == wanted else None, mask, tree)
+    return part(False), part(True)
+
+
+def joined(free: chex.ArrayTree, fixed: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree of both parts.
+
+    >>> joined({"body": None, "head": 2.0}, {"body": 1.0, "head": None})
+    {'body': 1.0, 'head': 2.0}
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=lambda leaf: leaf is None)
+
+
+def bytes_of(tree: chex.ArrayTree) -> int:
+    """Bytes of a tree, as JAX would hold it.
+
+    >>> bytes_of({"w": np.zeros(3)})
+    12
+    """
+    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,47 @@
+"""Errors, aims and attacks in the words of a record, for a terminal and for a page."""
+
+from eupmu_jax.methods.eupmu_level import UNLIMITED
+
+
+def number(error: float | None, rates: bool) -> str:
+    """An error: a percentage without its sign where errors are rates.
+
+    >>> number(0.0512, True), number(0.0512, False), number(None, True)
+    ('5.1', '0.0512', '-')
+    """
+    return "-" if error is None else f"{100 * error:.1f}" if rates else f"{error:.4g}"
+
+
+def shown(error: float | None, rates: bool) -> str:
+    """An error with its unit.
+
+    >>> shown(0.0512, True), shown(2.5, False), shown(None, True)
+    ('5.1 %', '2.5', '-')
+    """
+    return number(error, rates) + (" %" if rates and error is not None else "")
+
+
+def measured_interval(reached: dict) -> tuple[float, float] | None:
+    """The interval of a run's target, where that was measured."""
+    level = reached["level"]
+    ends = level.get("interval")
+    known = ends and ends[0] is not None and (level["target"] < 1 or not reached["rates"])
+    return ends if known else None
+
+
+def aim(reached: dict) -> str:
+    """What a run aimed at, and where that is from."""
+    level, ends = reached["level"], measured_interval(reached)
+    if level["target"] >= UNLIMITED:
+        return "with no level to aim at"
+    interval = f" ({' to '.join(shown(end, reached['rates']) for end in ends)})" if ends else ""
+    return f"aimed at {shown(level['target'], reached['rates'])}, that of {level['source']}{interval}"
+
+
+def auc(attack: dict) -> str:
+    """How well an attack tells, with its interval.
+
+    >>> auc({"auc": 0.5, "low": 0.4, "high": 0.6})
+    '0.50 (0.40 to 0.60)'
+    """
+    return "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
