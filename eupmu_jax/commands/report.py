@@ -7,7 +7,7 @@ from pathlib import Path
 from eupmu_jax.commands import document, picture
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import _words, report
-from eupmu_jax.service.audit import GONE
+from eupmu_jax.service._measured import GONE
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {

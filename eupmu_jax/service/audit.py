@@ -6,20 +6,17 @@ from typing import Any
 import numpy as np
 
 from eupmu_jax import metrics
-from eupmu_jax.service import _judged, _words, deletion, folder, records, retraining, user_file
+from eupmu_jax.service import _judged, _verdict, _words, deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
-from eupmu_jax.service._measured import GONE, Shadows, errors_of, of_classes, of_model
-from eupmu_jax.service.attacks import Attack
+from eupmu_jax.service._measured import Shadows, errors_of, of_classes, of_model
+from eupmu_jax.service._verdict import FAILED, INCONCLUSIVE, PASSED
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
-from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training import checkpoints
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training.classes import classes_to_go, labels_of
 
-PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
-# Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
-COMPARED = 0.8
 # Of the held-out examples; where more are in the data too, nothing can be told from unseen data.
 OVERLAP = 0.1
 BITS = (8, 4)
@@ -90,152 +87,28 @@ def make(path: Path, out: Path) -> dict:
     audited["earlier"] = [of_model(task, found[0], {"forgotten": part}, unseen, gone) for part in before]
     audited["rates"] = task.is_rate
     overlap = audited["overlap"] = 0 if unseen is None else sum(shared(unseen, part) for part in (forget, retain))
-    verdict, reasons = _verdict(audited, reached, unseen is not None)
+    verdict, reasons = _verdict.verdict(audited, reached, unseen is not None)
     if verdict == PASSED and unseen is not None and overlap > OVERLAP * len(unseen):
         known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
         verdict, reasons = INCONCLUSIVE, [f"{known}: they are not unseen."]
-    passes_too = _original_passes(audited, reached["level"], unseen is not None)
+    passes_too = _verdict.original_passes(audited, reached["level"], unseen is not None)
     before, after = (audited[name]["errors"]["forgotten"]["error"] for name in ("original", "unlearned"))
     if verdict == PASSED and passes_too and "retrained" not in audited and after <= before:
         verdict, reasons = INCONCLUSIVE, ["The forgotten are no less known than they were."]
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
     more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
-    if more := more + _above(audited, reached["level"]) + _known_again(audited, asked["earlier"]):
+    if more := more + _verdict.above(audited, reached["level"]) + _verdict.known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = [UNTOLD] if passes_too else []
-    remarks += _remarks(audited, unseen is not None, _staying(task, forget, gone))
+    remarks += _verdict.remarks(audited, unseen is not None, _staying(task, forget, gone))
     remarks += [APART] if own.get("frozen") is not None else []
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
-
-
-def _verdict(audited, reached, has_unseen):
-    """The verdict, and the reasons for it in words."""
-    level, retrained = reached["level"], audited.get("retrained")
-    reasons = [] if level["kept"] else ["The retain error is above its limit."]
-    if not has_unseen and retrained is None:
-        nothing = "There is neither held-out data nor a retrained model to compare with."
-        return FAILED if reasons else INCONCLUSIVE, [*reasons, nothing]
-    wanted = _wanted(retrained, level, audited["rates"])
-    reasons += _traces(audited["unlearned"], retrained, wanted, has_unseen)
-    error, (least, most) = audited["unlearned"]["errors"]["forgotten"], wanted
-    if error["low"] > most:
-        reasons.append(
-            f"Too much is forgotten: an error of {_number(error['error'])}, and of the retrained model "
-            f"{_number(most)} at most."
-        )
-    if not reasons and retrained is None and not reached["met"]:
-        reasons.append("The run missed its aim.")
-    for bits, errors in audited["rounding"].items():
-        if errors["forgotten"]["high"] < min(error["low"], least):
-            reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
-    return (FAILED, reasons) if reasons else (PASSED, [])
-
-
-def _above(audited, level):
-    """That the retain error is above its limit, where the run says otherwise and the audit finds it."""
-    found, limit = audited["unlearned"]["errors"]["retained"], level["limit"]
-    passed = None not in (found["low"], limit) and found["low"] > limit
-    return ["The retain error is above its limit."] if level["kept"] and passed else []
-
-
-def _known_again(audited, earlier):
-    """What earlier runs forgot and these parameters betray, in words; so many attacks have no more false alarms."""
-    said = []
-    for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
-        attack = again.get("attacks", {}).get("forgotten")
-        if again["errors"]["forgotten"]["high"] < _judged.least_of(run["target"], None if audited["rates"] else 0.0):
-            said.append(f"What run {number} of those before forgot is known again.")
-        elif attack and Attack(**attack).tells_among(len(earlier)):
-            said.append(
-                f"What run {number} of those before forgot can be told from data never seen: AUC {_words.auc(attack)}."
-            )
-    return said
 
 
 def _staying(task, forget, gone):
     """How many forgotten examples are not of a class that is to go."""
     labels = labels_of(task, forget)
     return len(forget) if labels is None else int(np.sum(~np.isin(labels, list(gone))))
-
-
-def _original_passes(audited, level, has_unseen):
-    """Whether the tests find no trace in the original model either."""
-    retrained = audited.get("retrained")
-    wanted = _wanted(retrained, level, audited["rates"])
-    return bool(has_unseen or retrained) and not _traces(audited["original"], retrained, wanted, has_unseen)
-
-
-def _remarks(audited, has_unseen, staying):
-    """What else weakens a verdict, in words."""
-    retrained, remarks = audited.get("retrained"), []
-    attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
-    compared = attacked["examples"][0] if attacked else 0
-    if has_unseen and compared < COMPARED * min(staying, levels.MOST):
-        remarks.append(
-            f"Only {compared:,} of {staying:,} forgotten examples are compared: too few unseen have the classes of "
-            "the others."
-        )
-    going = audited["unlearned"].get("attacks", {}).get(GONE)
-    if going and Attack(**going).tells and not retrained:
-        remarks.append(
-            "Of the classes to go, an attack by the loss tells the forgotten from unseen examples: AUC "
-            f"{_words.auc(going)}."
-        )
-    if audited.get("overlap"):
-        remarks.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
-    if "relearning" not in audited["unlearned"]:
-        remarks.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
-    return remarks
-
-
-def _wanted(retrained, level, rates):
-    """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
-    if retrained:
-        return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    least, interval = _judged.least_of(level["target"], None if rates else 0.0), level.get("interval")
-    if interval and interval[0] is not None and level["comparison"]:
-        # The target was measured on unseen examples, and is no better known than their error.
-        least = min(least, interval[0])
-    return least, np.inf
-
-
-def _traces(model, retrained, wanted, has_unseen):
-    """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
-    found = []
-    if has_unseen:
-        kinds = {
-            "An attack by the loss tells the forgotten from data never seen": lambda one: one["attacks"].get(
-                "forgotten"
-            ),
-            "An attack with shadow models tells the forgotten from data never seen": lambda one: one.get("lira"),
-        }
-        if retrained:
-            # Only a retrained model says what a class that it never saw looks like.
-            of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
-            kinds[of_going] = lambda one: one["attacks"].get(GONE)
-        for kind, of_model in kinds.items():
-            attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
-            # What a model that never saw them cannot hide either is no trace.
-            tells = attacks and Attack(**attacks[0]).tells
-            if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
-                found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
-    error, (least, _) = model["errors"]["forgotten"], wanted
-    if error["high"] < least:
-        found.append(
-            f"The forgotten are still known: an error of {_number(error['error'])}, expected {_number(least)}."
-        )
-    return found
-
-
-def _number(error):
-    """With three decimals, where these are digits of it."""
-    return f"{error:.3f}" if error == 0 or 0.01 <= error < 1_000 else f"{error:.4g}"
-
-
-def _alike(one, other):
-    """Whether both attacks tell, to the same side, and as well as far as their intervals know."""
-    same = other.tells and (one.auc > 0.5) == (other.auc > 0.5)
-    return same and one.low <= other.high and other.low <= one.high
 
 
 def said(audited: dict) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from eupmu_jax import tasks
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import _judged, _measured, attacks, audit, deletion, records, retraining, user_file
+from eupmu_jax.service import _judged, _measured, _verdict, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
@@ -68,7 +68,7 @@ def test_a_retrained_model_excuses_no_trace_that_it_has_not_itself():
     unseen, whole = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))
     told = {"unlearned": record(20, whole - 0.3, unseen), "rounding": {}, "rates": True}
     reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
-    verdict = lambda audited: audit._verdict(audited, reached, has_unseen=True)[0]
+    verdict = lambda audited: _verdict.verdict(audited, reached, has_unseen=True)[0]
     assert verdict(told) == audit.FAILED
     assert verdict(told | {"retrained": record(20, whole, unseen)}) == audit.FAILED
     assert verdict(told | {"retrained": record(20, whole - 0.25, unseen)}) == audit.PASSED
@@ -79,15 +79,15 @@ def test_forgotten_examples_that_nothing_is_compared_with_are_said():
     # BUG: they were compared with unseen examples of other classes, or passed without a word.
     one = record(20, np.arange(200.0), np.arange(200.0)) | {"attacks": {}, "relearning": {}}
     audited = {"original": one | record(0, np.arange(200.0), 400 + np.arange(200.0)), "unlearned": one, "rates": True}
-    (said,) = audit._remarks(audited, has_unseen=True, staying=200)
+    (said,) = _verdict.remarks(audited, has_unseen=True, staying=200)
     assert said.startswith("Only 0 of 200 forgotten examples are compared: too few unseen")
-    assert audit._remarks(audited, has_unseen=True, staying=0) == []
-    assert audit._remarks(audited, has_unseen=False, staying=200) == []
+    assert _verdict.remarks(audited, has_unseen=True, staying=0) == []
+    assert _verdict.remarks(audited, has_unseen=False, staying=200) == []
 
 
 def test_one_unseen_example_of_an_error_without_bounds_sets_no_aim():
     level = {"target": 0.3, "unseen": {"error": 0.3, "low": None}, "comparison": {"difference": 0.0}}
-    assert audit._wanted(None, level, rates=False) == (pytest.approx(0.297), np.inf)
+    assert _verdict.bounds(None, level, rates=False) == (pytest.approx(0.297), np.inf)
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_class_that_is_to_go_may_leave_a_straggler():
     reached = {"met": True, "level": {"kept": True, "target": 1.0, "unseen": None, "comparison": None}}
     for wrong, expected in ((200, audit.PASSED), (199, audit.PASSED), (180, audit.FAILED)):
         told = {"unlearned": record(wrong, np.arange(200.0), np.arange(200.0)), "rounding": {}, "rates": True}
-        assert audit._verdict(told, reached, has_unseen=True)[0] == expected
+        assert _verdict.verdict(told, reached, has_unseen=True)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_limit_an_aim_and_a_rounding_decide_too(changed, reason):
         told["rounding"] = {"8": told["unlearned"]["errors"], "4": {"forgotten": error}}
     reached |= {"met": changed.get("met", True), "level": reached["level"] | changed.get("level", {})}
     expected = (audit.FAILED, [reason]) if reason else (audit.PASSED, [])
-    assert audit._verdict(told, reached, has_unseen=True) == expected
+    assert _verdict.verdict(told, reached, has_unseen=True) == expected
 
 
 def of_earlier(scores, unseen, wrong=20):
@@ -143,21 +143,21 @@ def test_what_earlier_runs_forgot_is_attacked_too():
     # BUG: their error alone was judged.
     unseen, whole = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))
     earlier = [{"target": 0.1, "positions": []}]
-    assert audit._known_again(of_earlier(whole, unseen), earlier) == []
-    assert audit._known_again(of_earlier(whole, unseen, wrong=0), earlier) == [
+    assert _verdict.known_again(of_earlier(whole, unseen), earlier) == []
+    assert _verdict.known_again(of_earlier(whole, unseen, wrong=0), earlier) == [
         "What run 1 of those before forgot is known again."
     ]
-    (said,) = audit._known_again(of_earlier(whole + 0.5, unseen), earlier)
+    (said,) = _verdict.known_again(of_earlier(whole + 0.5, unseen), earlier)
     assert said.startswith("What run 1 of those before forgot can be told from data never seen: AUC 0.3")
 
 
 def test_the_audit_measures_the_limit_itself():
     told = lambda error: {"unlearned": {"errors": {"retained": level_of(np.arange(1_000) < error)._asdict()}}}
     level = {"kept": True, "limit": 0.01}
-    assert audit._above(told(15), level) == []
-    assert audit._above(told(30), level) == ["The retain error is above its limit."]
-    assert audit._above(told(30), level | {"kept": False}) == []
-    assert audit._above(told(30), level | {"limit": None}) == []
+    assert _verdict.above(told(15), level) == []
+    assert _verdict.above(told(30), level) == ["The retain error is above its limit."]
+    assert _verdict.above(told(30), level | {"kept": False}) == []
+    assert _verdict.above(told(30), level | {"limit": None}) == []
 
 
 def run(file, steps=60, ids=30, name="run", first=0, after=None):
@@ -252,13 +252,14 @@ def test_a_class_that_one_bias_hides_is_told_by_its_losses():
         for part in (sides["forgotten"], of(2, 100, 3))
     )
     assert told["errors"]["forgotten"]["error"] == 1
-    assert told["attacks"][audit.GONE]["auc"] > 0.9
-    assert audit._traces(told, None, (0.99, 1.0), has_unseen=True) == []
-    (said,) = audit._traces(told, untold, (0.99, 1.0), has_unseen=True)
+    assert told["attacks"][_measured.GONE]["auc"] > 0.9
+    beside = lambda one, **others: {"unlearned": one, "rates": True} | others
+    assert _verdict.traces(beside(told), "unlearned", 0.99, has_unseen=True) == []
+    (said,) = _verdict.traces(beside(told, retrained=untold), "unlearned", 0.99, has_unseen=True)
     assert said.startswith(
         "An attack by the loss tells the forgotten from unseen examples of the classes to go: AUC 0.9"
     )
-    assert audit._traces(untold, untold, (0.99, 1.0), has_unseen=True) == []
+    assert _verdict.traces(beside(untold, retrained=untold), "unlearned", 0.99, has_unseen=True) == []
 
 
 @pytest.mark.slow
@@ -401,7 +402,7 @@ def test_more_errors_than_a_retrained_model_has_fail_where_they_are_beyond_noise
     reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
     for wrong, expected in ((32, audit.PASSED), (60, audit.FAILED)):
         told = {name: record(count, whole, whole) for name, count in (("unlearned", wrong), ("retrained", 20))}
-        assert audit._verdict(told | {"rounding": {}, "rates": True}, reached, has_unseen=True)[0] == expected
+        assert _verdict.verdict(told | {"rounding": {}, "rates": True}, reached, has_unseen=True)[0] == expected
 
 
 @pytest.mark.parametrize(("target", "wrong", "rounded"), [(0.5, 90, 80), (0.1, 100, 40)])
@@ -409,27 +410,27 @@ def test_rounding_brings_nothing_back_where_the_error_stays_within_noise_or_at_t
     reached = {"met": True, "level": {"kept": True, "target": target, "unseen": None, "comparison": None}}
     told = {"unlearned": record(wrong, np.arange(200.0), np.arange(200.0)), "rates": True}
     told["rounding"] = {"4": {"forgotten": level_of(np.arange(200) < rounded)._asdict()}}
-    assert audit._verdict(told, reached, has_unseen=True) == (audit.PASSED, [])
+    assert _verdict.verdict(told, reached, has_unseen=True) == (audit.PASSED, [])
 
 
 def test_one_of_many_earlier_runs_has_to_tell_more_than_one_alone():
     told = {"earlier": [record(20, np.arange(100.0), np.arange(100.0) + 10)] * 20, "rates": True}
     run = {"target": 0.1, "positions": []}
-    assert audit._known_again(told, [run] * 20) == []
-    assert len(audit._known_again(told | {"earlier": told["earlier"][:1]}, [run])) == 1
+    assert _verdict.known_again(told, [run] * 20) == []
+    assert len(_verdict.known_again(told | {"earlier": told["earlier"][:1]}, [run])) == 1
 
 
 def test_of_more_examples_than_are_compared_at_most_none_are_said_to_be_left_out():
     one = record(20, np.arange(200.0), np.arange(200.0))
     one["attacks"]["forgotten"]["examples"] = (2_000, 300)
     audited = {"unlearned": one | {"relearning": {}}, "rates": True}
-    assert audit._remarks(audited, has_unseen=True, staying=10_000) == []
+    assert _verdict.remarks(audited, has_unseen=True, staying=10_000) == []
 
 
 @pytest.mark.parametrize(("low", "least"), [(0.2, 0.2), (0.295, 0.29)])
 def test_an_aim_is_no_better_known_than_the_unseen_data_it_was_measured_on(low, least):
     level = {"target": 0.3, "interval": [low, 0.4], "comparison": {"difference": 0.0}}
-    assert audit._wanted(None, level, rates=True) == (pytest.approx(least), np.inf)
+    assert _verdict.bounds(None, level, rates=True) == (pytest.approx(least), np.inf)
 
 
 def test_what_does_not_tell_of_a_retrained_model_excuses_nothing_near_it():
@@ -437,4 +438,4 @@ def test_what_does_not_tell_of_a_retrained_model_excuses_nothing_near_it():
     reached = {"met": True, "level": {"kept": True, "target": 0.1, "unseen": None, "comparison": None}}
     models = {"unlearned": record(20, whole - 0.2, unseen), "retrained": record(20, whole - 0.1, unseen)}
     told = models | {"rounding": {}, "rates": True}
-    assert audit._verdict(told, reached, has_unseen=True)[0] == audit.FAILED
+    assert _verdict.verdict(told, reached, has_unseen=True)[0] == audit.FAILED

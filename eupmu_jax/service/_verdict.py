@@ -1,0 +1,127 @@
+"""What the figures of an audit say: its verdict, the reasons for it, and what weakens it, in words."""
+
+import numpy as np
+
+from eupmu_jax.service import _judged, _words
+from eupmu_jax.service._measured import GONE
+from eupmu_jax.service.attacks import Attack
+from eupmu_jax.training import levels
+
+PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
+# Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
+COMPARED = 0.8
+
+
+def verdict(audited, reached, has_unseen):
+    """The verdict, and the reasons for it in words."""
+    level, retrained = reached["level"], audited.get("retrained")
+    reasons = [] if level["kept"] else ["The retain error is above its limit."]
+    if not has_unseen and retrained is None:
+        nothing = "There is neither held-out data nor a retrained model to compare with."
+        return FAILED if reasons else INCONCLUSIVE, [*reasons, nothing]
+    least, most = bounds(retrained, level, audited["rates"])
+    reasons += traces(audited, "unlearned", least, has_unseen)
+    error, shown = audited["unlearned"]["errors"]["forgotten"], lambda value: _words.shown(value, audited["rates"])
+    if error["low"] > most:
+        much = f"an error of {shown(error['error'])}, and of the retrained model {shown(most)} at most"
+        reasons.append(f"Too much is forgotten: {much}.")
+    if not reasons and retrained is None and not reached["met"]:
+        reasons.append("The run missed its aim.")
+    for bits, errors in audited["rounding"].items():
+        if errors["forgotten"]["high"] < min(error["low"], least):
+            reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
+    return (FAILED, reasons) if reasons else (PASSED, [])
+
+
+def above(audited, level):
+    """That the retain error is above its limit, where the run says otherwise and the audit finds it."""
+    found, limit = audited["unlearned"]["errors"]["retained"], level["limit"]
+    passed = None not in (found["low"], limit) and found["low"] > limit
+    return ["The retain error is above its limit."] if level["kept"] and passed else []
+
+
+def known_again(audited, earlier):
+    """What earlier runs forgot and these parameters betray, in words; so many attacks have no more false alarms."""
+    said = []
+    for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
+        attack = again.get("attacks", {}).get("forgotten")
+        if again["errors"]["forgotten"]["high"] < _judged.least_of(run["target"], None if audited["rates"] else 0.0):
+            said.append(f"What run {number} of those before forgot is known again.")
+        elif attack and Attack(**attack).tells_among(len(earlier)):
+            said.append(
+                f"What run {number} of those before forgot can be told from data never seen: AUC {_words.auc(attack)}."
+            )
+    return said
+
+
+def original_passes(audited, level, has_unseen):
+    """Whether the tests find no trace in the original model either."""
+    retrained = audited.get("retrained")
+    least, _ = bounds(retrained, level, audited["rates"])
+    return bool(has_unseen or retrained) and not traces(audited, "original", least, has_unseen)
+
+
+def remarks(audited, has_unseen, staying):
+    """What else weakens a verdict, in words."""
+    found = []
+    attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
+    compared = attacked["examples"][0] if attacked else 0
+    if has_unseen and compared < COMPARED * min(staying, levels.MOST):
+        found.append(
+            f"Only {compared:,} of {staying:,} forgotten examples are compared: too few unseen have the classes of "
+            "the others."
+        )
+    going = audited["unlearned"].get("attacks", {}).get(GONE)
+    if going and Attack(**going).tells and "retrained" not in audited:
+        found.append(
+            "Of the classes to go, an attack by the loss tells the forgotten from unseen examples: AUC "
+            f"{_words.auc(going)}."
+        )
+    if audited.get("overlap"):
+        found.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
+    if "relearning" not in audited["unlearned"]:
+        found.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
+    return found
+
+
+def bounds(retrained, level, rates):
+    """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
+    if retrained:
+        return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
+    least, interval = _judged.least_of(level["target"], None if rates else 0.0), level.get("interval")
+    if interval and interval[0] is not None and level["comparison"]:
+        # The target was measured on unseen examples, and is no better known than their error.
+        least = min(least, interval[0])
+    return least, np.inf
+
+
+def traces(audited, name, least, has_unseen):
+    """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
+    model, retrained, found = audited[name], audited.get("retrained"), []
+    if has_unseen:
+        kinds = {
+            "An attack by the loss tells the forgotten from data never seen": lambda one: one["attacks"].get(
+                "forgotten"
+            ),
+            "An attack with shadow models tells the forgotten from data never seen": lambda one: one.get("lira"),
+        }
+        if retrained:
+            # Only a retrained model says what a class that it never saw looks like.
+            of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
+            kinds[of_going] = lambda one: one["attacks"].get(GONE)
+        for kind, of_model in kinds.items():
+            attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
+            # What a model that never saw them cannot hide either is no trace.
+            tells = attacks and Attack(**attacks[0]).tells
+            if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
+                found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
+    error, shown = model["errors"]["forgotten"], lambda value: _words.shown(value, audited["rates"])
+    if error["high"] < least:
+        found.append(f"The forgotten are still known: an error of {shown(error['error'])}, expected {shown(least)}.")
+    return found
+
+
+def _alike(one, other):
+    """Whether both attacks tell, to the same side, and as well as far as their intervals know."""
+    same = other.tells and (one.auc > 0.5) == (other.auc > 0.5)
+    return same and one.low <= other.high and other.low <= one.high
