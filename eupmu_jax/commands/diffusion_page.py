@@ -57,8 +57,7 @@ def render(rows: list[dict], images: Mapping[str, np.ndarray]) -> str:
     body = _PAGE.format(
         title=title,
         headline=html.escape(headline(rows)),
-        figures=figures(rows, COLUMNS, cells, "EUPMU"),
-        legend="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND),
+        figures=figures(rows, COLUMNS, cells, LEGEND, ["EUPMU"]),
         samples=picture.svg(grid(images, int(first["forget"].split(":")[1]))),
         timeline=picture.svg(timeline(rows)),
         provenance=made_by(first),
@@ -125,7 +124,6 @@ _PAGE = """<h1>A diffusion model forgets a digit</h1>
 <p class="sub">Every model draws from the same noise: 50 DDIM steps, guidance 2. Left of the red line, the class that is
 to be forgotten.</p>
 {figures}
-<dl>{legend}</dl>
 <h2>Over time</h2>
 <div class="figure">{timeline}</div>
 <p class="sub">On fixed noise and times. Target: the loss that the mean prediction for the other classes has on the

@@ -1,11 +1,13 @@
 """The look of every page: one self-contained HTML document, for a screen of any width, in the dark, and in print."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from eupmu_jax.benchmark.rows import replacing
 
+# Columns of a table; with more it is long.
+MANY = 7
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }
 @media (prefers-color-scheme: dark) {
@@ -49,16 +51,31 @@ def document(title: str, body: str) -> str:
     )
 
 
-def figures(rows: list[dict], columns: Sequence[str], cells: Callable[[dict], list[str]], best: str) -> str:
-    """A table with a line for each method: original and retrained, the first two, in grey, and the best one marked."""
+def figures(
+    rows: list[dict],
+    columns: Sequence[str],
+    cells: Callable[[dict], list[str]],
+    legend: Sequence[tuple[str, str]],
+    best: Collection[str],
+    colors: Mapping[str, str] | None = None,
+) -> str:
+    """A table with a line for each method, and what its columns are.
+
+    Original and retrained model, the first two rows, are grey, the best ones marked; with colors, each has its own.
+    """
     lines = []
     for row in rows:
-        kind = ' class="best"' if row["method"] == best else ' class="anchor"' if row in rows[:2] else ""
+        name = row["method"]
+        kind = ' class="best"' if name in best else ' class="anchor"' if row in rows[:2] else ""
+        swatch = "" if colors is None else f'<i style="background:{colors[name]}"></i>'
         entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
-        lines.append(f"<tr{kind}><th>{html.escape(row['method'])}</th>{entries}</tr>")
+        lines.append(f"<tr{kind}><th>{swatch}{html.escape(name)}</th>{entries}</tr>")
     head = "".join(f"<th>{name}</th>" for name in columns)
-    body = "\n".join(lines)
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    # On a narrow screen a long table shows its first columns alone.
+    kind = ' class="long"' if len(columns) > MANY else ""
+    table, body = f"<table{kind}><thead><tr><th></th>{head}</tr></thead><tbody>", "\n".join(lines)
+    terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in legend)
+    return f'<div class="wide">{table}\n{body}\n</tbody></table></div>\n<dl>{terms}</dl>'
 
 
 def made_by(row: dict) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark.style import STYLE
 from eupmu_jax.commands import picture
-from eupmu_jax.commands.document import document
+from eupmu_jax.commands.document import document, figures, made_by
 from eupmu_jax.commands.picture import SMALLEST_LOSS
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap", "rise", "limit", "time%", "F", "B")
@@ -113,25 +113,15 @@ def headline(rows: list[dict]) -> str:
 
 def render(rows: list[dict]) -> str:
     """The page, with its figures inside; `rows` as `demo.run` writes them."""
-    first, best = rows[0], best_of(rows)
-    table_rows = []
-    for row in rows:
-        entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
-        swatch = f'<i style="background:{COLORS[row["method"]]}"></i>'
-        kind = ' class="best"' if row in best else ' class="anchor"' if row in rows[:2] else ""
-        table_rows.append(f"<tr{kind}><th>{swatch}{html.escape(row['method'])}</th>{entries}</tr>")
-    legend = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND)
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    first = rows[0]
     title = html.escape(f"{first['data']}: forget {first['forget']}, seed {first['seed']}")
     body = _PAGE.format(
         title=title,
         headline=html.escape(headline(rows)),
-        head="".join(f"<th>{name}</th>" for name in COLUMNS),
-        body="\n".join(table_rows),
-        legend=legend,
+        figures=figures(rows, COLUMNS, cells, LEGEND, [row["method"] for row in best_of(rows)], COLORS),
         gaps=picture.svg(_gaps(rows)),
         timeline=picture.svg(timeline(rows)),
-        provenance=html.escape(f"{first['command']} | {versions} | {first['device']} | split {first['split'][:12]}"),
+        provenance=f"{made_by(first)} | split {first['split'][:12]}",
     )
     return document(f"eupmu demo: {title}", body)
 
@@ -190,10 +180,7 @@ def timeline(rows: list[dict]) -> Figure:
 _PAGE = """<h1>Unlearning, side by side</h1>
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
-<div class="wide"><table class="long"><thead><tr><th></th>{head}</tr></thead><tbody>
-{body}
-</tbody></table></div>
-<dl>{legend}</dl>
+{figures}
 <h2>Where the models end</h2>
 <div class="figure">{gaps}</div>
 <h2>Over time</h2>

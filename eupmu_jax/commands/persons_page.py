@@ -44,8 +44,7 @@ def render(rows: list[dict]) -> str:
     body = _PAGE.format(
         title=title,
         headline=html.escape(headline(rows)),
-        figures=figures(rows, COLUMNS, cells, rows[-1]["method"]),
-        legend="".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in LEGEND),
+        figures=figures(rows, COLUMNS, cells, LEGEND, [rows[-1]["method"]]),
         answers="\n".join(_answers(rows, kind) for kind in KINDS),
         provenance=made_by(first),
         forgotten=persons.FORGOTTEN,
@@ -74,7 +73,6 @@ _PAGE = """<style>.answers th, .answers td {{ text-align: left; white-space: nor
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
 {figures}
-<dl>{legend}</dl>
 {answers}
 <h2>What this page does not show</h2>
 <p>One seed. The original model is SmolLM2-135M-Instruct, fine-tuned on questions about {forgotten} persons who are to
