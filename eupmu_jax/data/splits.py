@@ -105,6 +105,13 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
 
     Raises:
       ValueError: if the split is not one of this data set's training examples.
+
+    >>> dataset = datasets.load("digits", seed=0)
+    >>> some = split(dataset.train_labels, "class:3", num_classes=dataset.num_classes, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_split(some, f"{folder}/split.json", dataset)
+    ...     digest(load_split(f"{folder}/split.json", dataset)) == digest(some)
+    True
     """
     size = len(dataset.train_labels)
     if digest(_parts(split.forget_ids, size, None)) != digest(split):

@@ -61,6 +61,12 @@ def run_within_limit(
 
     Returns:
       The run. It may be shorter than asked for: `best.infeasible` says that the limit left no way to forget.
+
+    >>> block = lambda w, state, anchor, index: (w + 0.3, state)
+    >>> measure = lambda w: (-w, w**2)
+    >>> found = run_within_limit(block, measure, 0.25, jnp.float32(0), (), blocks=2, steps_per_block=1, bisections=8)
+    >>> round(float(found.best.params), 2), found.history["step"]
+    (0.5, [0, 1, 2])
     """
     # A Partial inside another would be a constant, compiled anew in every run.
     measure = measure if isinstance(measure, Partial) else Partial(measure)

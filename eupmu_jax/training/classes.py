@@ -72,6 +72,12 @@ def classes_to_go(task: Task, some: Any, retain: Any) -> frozenset[int]:
     """Classes of some examples that the retained ones lack: what is left of the model need not know them at all.
 
     Of a source of retained examples no more is read than it takes to find all these classes.
+
+    >>> from eupmu_jax import tasks
+    >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    >>> of = lambda labels: tasks.as_examples("examples", {"labels": np.array(labels)})
+    >>> classes_to_go(task, of([2, 2, 1]), of([0, 1]))
+    frozenset({2})
     """
     labels = labels_of(task, some)
     if labels is None or not are_labelled(task, retain):

@@ -95,6 +95,12 @@ def run(
         more steps; for a folder in which another process is at work; for batches that end too early.
       OSError: If a checkpoint cannot be written, as on a full disk. Of the last one that is a warning.
       KeyboardInterrupt: After Ctrl-C, once the checkpoint is written, or what else the program does about it.
+
+    >>> carry = Carry(jnp.zeros(()), (), jax.random.key(0))
+    >>> advance = lambda carry, count, batch: (carry._replace(params=carry.params + batch), ())
+    >>> ended = run(advance, carry, lambda step: iter(range(step, 100)), steps=4)
+    >>> float(ended.carry.params), ended.step
+    (6.0, 4)
     """
     for name, value in {"steps": steps, "save_every": save_every, "log_every": log_every}.items():
         check_int(name, value, 1, static=True)

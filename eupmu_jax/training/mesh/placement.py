@@ -69,6 +69,10 @@ def place(
       optimizer, mesh, axes: As in `layout`.
       params: The same in every process, or global arrays; the caller keeps them.
       key: Typed key, the same in every process; step s gets `jax.random.fold_in(key, s)`.
+
+    >>> carry = place(optax.adam(0.1), {"w": np.ones(3)}, jax.random.key(0), sharding.make_mesh())
+    >>> carry.params["w"].tolist(), carry.state[0].mu["w"].tolist()
+    ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, layout(optimizer, params, key, mesh, axes=axes))
     # The steps donate what they are given, so nothing may be the caller's: device_put alone shares buffers.
