@@ -62,6 +62,7 @@ def ready(
     params: chex.ArrayTree,
     data: tuple[Any, Any, Any],
     counts: dict[str, int],
+    *,
     settings: Settings | None,
     frozen: Any,
     mesh: Mesh | None,

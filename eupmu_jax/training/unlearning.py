@@ -150,8 +150,10 @@ def unlearn(
     """
     counts: dict[str, Any] = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
     counts |= {"save_every": save_every, "probes": probes, "seed": seed}
-    run = ready(method, task, params, (forget, retain, held_out), counts, settings, frozen, mesh, directory, start)
+    options: dict[str, Any] = {"settings": settings, "frozen": frozen, "mesh": mesh, "directory": directory}
+    run = ready(method, task, params, (forget, retain, held_out), counts, start=start, **options)
     task, sets, settings, aim, procedure = run.task, run.sets, run.settings, run.aim, run.procedure
+    # Ints of NumPy are no JSON.
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(run.params, sets.forget, sets.retain, prepare_key)
