@@ -81,8 +81,9 @@ def asked_for(forget: Path | None, request: int | None, ledger: Path) -> "Path |
 def audit(run: Path, file: Path) -> None:
     """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
 
-    Exit codes: 0 passed, 4 failed, 5 inconclusive (the file has no `held_out`, and the run no retrained model). A
-    remark says where the original model passes the same tests, as it may with few examples.
+    Exit codes: 0 passed, 4 failed, 5 inconclusive (the error is not above what it was, and the original model passes
+    too; or there is neither `held_out` in the file nor a retrained model). A remark says where the original model
+    passes the same tests, as it may with few examples.
 
     Args:
         run: Folder of the run.
@@ -129,8 +130,8 @@ def verify(report: Path, file: Path) -> None:
         print("\n".join(wrong))
         sys.exit(AUDIT_FAILED)
     print(
-        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device, the "
-        "command and the time cannot be computed again; the page is made from the report."
+        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device and the "
+        "command cannot be computed again; the page is made from the report."
     )
 
 

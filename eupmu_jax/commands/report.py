@@ -11,9 +11,9 @@ from eupmu_jax.service._measured import GONE
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {
-    "passed": "The audit found no trace of the forgotten examples, and the others keep their limit.",
+    "passed": "The tests below found no trace of the forgotten examples, and the others keep their limit.",
     "failed": "The audit found that something does not hold.",
-    "inconclusive": "There was nothing to compare with, so the audit says nothing.",
+    "inconclusive": "The audit decides nothing.",
 }
 
 
@@ -58,7 +58,10 @@ the unlearned parameters, rounded.</p>
 {_earlier(asked, audited)}
 <h2>What this page does not show</h2>
 <p>Attacks by the loss alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
-model. That no trace was found is no proof that there is none.</p>
+model; relearning is shown, and decides nothing. That no trace was found is no proof that there is none. Held-out
+examples set the aim of the run and are compared with, as if the forgotten had been drawn like them: data of one person
+or source may differ from them for that alone, which a retrained model or shadow models tell. Each comparison is wrong
+for one in twenty models that never saw the forgotten, so chance fails some of them.</p>
 <h2>To check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
@@ -187,8 +190,6 @@ def _facts(made):
             f"{asked['steps']} of {asked['forget_batch']} + {asked['retain_batch']}, seed {asked['seed']}",
         ),
     ]
-    if "ended" in reached:
-        facts.insert(0, ("the run ended, UTC", reached["ended"][:16].replace("T", " ")))
     return "".join(f"<dt>{html.escape(n)}</dt><dd><code>{html.escape(str(v))}</code></dd>" for n, v in facts)
 
 

@@ -109,10 +109,11 @@ def traces(audited, name, least, has_unseen):
             # Only a retrained model says what a class that it never saw looks like.
             of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
             kinds[of_going] = lambda one: one["attacks"].get(GONE)
+        made = sum(of_model(model) is not None for of_model in kinds.values())
         for kind, of_model in kinds.items():
             attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
             # What a model that never saw them cannot hide either is no trace.
-            tells = attacks and Attack(**attacks[0]).tells
+            tells = attacks and Attack(**attacks[0]).tells_among(made)
             if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
                 found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
     error, shown = model["errors"]["forgotten"], lambda value: _words.shown(value, audited["rates"])

@@ -66,11 +66,11 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
 
     .. math:: A = P(\ell < \ell') + \tfrac12 P(\ell = \ell')
 
-    with the standard error of Hanley and McNeil (1982, "The meaning and use of the area under a ROC curve"), in which a
-    pair more on each side keeps it from 0, or that of chance, as in the Mann-Whitney test, whichever is larger: of a
-    few examples, chance gives an area far from 0.5, around which the former is too small. Scores are taken to be
-    independent: where they share noise, as the losses of a diffusion model do the times of a batch, both are too large,
-    and the attack tells less than it could.
+    with the standard error of DeLong et al. (1988, "Comparing the areas under two or more correlated receiver operating
+    characteristic curves"), or that of chance, as in the Mann-Whitney test, whichever is larger: of a few examples,
+    chance gives an area far from 0.5, around which the former is too small. Scores are taken to be independent: where
+    they share noise, as the losses of a diffusion model do the times of a batch, both are too large, and the attack
+    tells less than it could.
 
     Args:
       scores: `(n,)`, of the examples in question; NaN counts as infinity.
@@ -87,10 +87,11 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     # As the loss of a lost model is: it knows nothing.
     scores, unseen = (np.nan_to_num(part, nan=np.inf, posinf=np.inf, neginf=-np.inf) for part in (scores, unseen))
     n, m = len(scores), len(unseen)
-    auc = float(stats.mannwhitneyu(unseen, scores).statistic) / (n * m)
-    a = (auc * n * m + 1) / (n * m + 2)
-    q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
-    variance = (a * (1 - a) + (n - 1) * (q1 - a**2) + (m - 1) * (q2 - a**2)) / (n * m)
+    ranks = stats.rankdata(np.concatenate([scores, unseen]))
+    # Of each score the share of unseen ones above it, and of each unseen one the share of scores below.
+    above = 1 - (ranks[:n] - stats.rankdata(scores)) / m
+    below = (ranks[n:] - stats.rankdata(unseen)) / n
+    auc, variance = float(np.mean(above)), sum(np.var(part) / len(part) for part in (above, below))
     width = 1.96 * max(variance, (n + m + 1) / (12 * n * m)) ** 0.5
     return Attack(auc, max(auc - width, 0.0), min(auc + width, 1.0), (n, m))
 

@@ -1,6 +1,5 @@
 """A user's model without some of their data: unlearned parameters in a folder, with what was asked and reached."""
 
-import datetime
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -71,7 +70,7 @@ def run(
     Returns:
       What was reached, as it stands in `reached.json`: `figures` and `history` of `unlearn`, `level` with the target,
       the errors and the limit, `met` (whether the level was reached, not passed, and the limit kept), `rates` (whether
-      errors are rates), digests, versions, device, and when the run ended.
+      errors are rates), digests, versions and device.
 
     Raises:
       ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
@@ -126,8 +125,7 @@ def run(
                 raise
             checkpoints.save(out / "params", params, {"asked": record})
             reached |= {"returned": returned(own["task"], params, data, earlier)}
-            ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            records.write(out / "reached.json", reached | origin | {"ended": ended})
+            records.write(out / "reached.json", reached | origin)
         return records.read(out / "reached.json", "reached")
 
 

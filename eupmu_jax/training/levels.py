@@ -59,7 +59,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
 
     A model trained without the forget set would treat that like any data it never saw. It would have seen fewer
     examples in all, so its own level is a little higher, by less for a smaller forget set. For errors that are 0 or 1
-    the interval is Wilson's, which holds for rates near 0 too; for others it is the mean's, normally distributed.
+    the interval is Wilson's, which holds for rates near 0 too; for others it is Student's of their mean.
 
     Args:
       task: Its `error` is averaged, or its retain loss where that is None.
@@ -118,7 +118,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     to noise that a task draws anew for each place of a batch, as that of a diffusion model to its times. Each is then
     compared with others at the same place: with n examples in one set and :math:`k n` or more in the other,
 
-    .. math:: d_i = e_i - \frac1k \sum_{j=1}^k e'_{ij}, \qquad \bar d \pm 1.96\, \mathrm{sd}(d) / \sqrt n
+    .. math:: d_i = e_i - \frac1k \sum_{j=1}^k e'_{ij}, \qquad \bar d \pm t_{n-1}\, \mathrm{sd}(d) / \sqrt n
 
     The test of the losses leaves that noise in, and tells less of such a task than it could.
 
@@ -138,11 +138,11 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
         return Comparison(np.nan, np.nan, np.nan, np.nan)
     both = forgotten[0], unseen[0]
     if _is_rate(np.concatenate(both)):
-        difference, deviation = float(np.mean(both[0]) - np.mean(both[1])), np.hypot(*map(_deviation, both))
+        difference = float(np.mean(both[0]) - np.mean(both[1]))
+        width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*map(_deviation, both)))
     else:
         apart = _differences_at_places(task, params, sets, both)
-        difference, deviation = float(np.mean(apart)), _deviation(apart)
-    width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation)
+        difference, width = float(np.mean(apart)), _quantile(len(apart)) * _deviation(apart)
     losses = [found[1] for found in (forgotten, unseen)]
     if task.nll is not None:
         losses = [figures_of(task.attacked, params, part, most)[1] for part in sets]
@@ -167,6 +167,13 @@ def _deviation(errors):
     return np.std(errors, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.inf
 
 
+def _quantile(count):
+    """Student's, of a mean of so many errors."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else np.inf
+
+
 def _is_rate(errors):
     return bool(np.isin(errors, (0, 1)).all())
 
@@ -179,7 +186,7 @@ def level_of(errors: np.ndarray) -> Level:
     if _is_rate(errors):
         interval = stats.binomtest(int(errors.sum()), count).proportion_ci(CONFIDENCE, method="wilson")
         return Level(mean, float(interval.low), float(interval.high), count)
-    width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * _deviation(errors))
+    width = _quantile(count) * _deviation(errors)
     return Level(mean, mean - width, mean + width, count)
 
 

@@ -12,6 +12,8 @@ from hypothesis import given
 
 from eupmu_jax import unilateral_surgery
 from eupmu_jax.aggregators import aligned_mtl, cagrad, config, imtl_g, mean, mgda, nash_mtl, ngdiff, pcgrad, upgrad
+from eupmu_jax.aggregators._spectrum import apply_to_ones
+from eupmu_jax.aggregators._weighting import from_gram
 
 pytestmark = pytest.mark.slow
 
@@ -237,3 +239,49 @@ def test_a_weight_that_is_not_finite_is_not_applied():
     updates, state = tx.update(rows, tx.init(rows[0]), rows[0])
     np.testing.assert_array_equal(updates, 0)
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
+
+
+def test_pcgrad_draws_an_order_for_each_row():
+    # Three rows, each off two others in either order: eight directions, of which orders in common would give six.
+    rows = jnp.array([[1.0, -0.6, -0.3], [-0.5, 1.0, -0.7], [-0.2, -0.8, 1.0]])
+    tx = pcgrad(0, num_objectives=3)
+    _, found = jax.lax.scan(lambda state, _: tx.update(rows, state)[::-1], tx.init(rows[0]), length=100)
+    assert len(np.unique(np.asarray(found).round(4), axis=0)) == 8
+
+
+def test_imtl_g_has_no_direction_where_its_weights_sum_to_zero():
+    cosines = np.array([[1.0, 0.8, 0.8], [0.8, 1.0, 0.4], [0.8, 0.4, 1.0]])
+    best = np.linalg.solve(cosines, np.ones(3))
+    assert best[0] < 0 < best[1]
+    lengths = np.array([-best[0] / (best[1] + best[2]), 1.0, 1.0])
+    rows = lengths[:, None] * np.linalg.cholesky(cosines)
+    with jax.enable_x64(True):
+        for scale in (1.0, 3.0, 7.0):
+            np.testing.assert_array_equal(combined(imtl_g, scale * rows), 0)
+
+
+def test_weights_that_are_not_finite_refuse_the_step():
+    tx = from_gram(lambda gram: jnp.array([1.0, jnp.inf]))
+    direction, state = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)))
+    np.testing.assert_array_equal(direction, 0)
+    np.testing.assert_array_equal(state.weights, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+def test_a_mean_that_only_rounding_keeps_from_zero_refuses_no_step_of_cagrad():
+    # Its square is a sum of products that cancel, and may be negative.
+    tx = cagrad(num_objectives=3)
+    update = jax.jit(lambda rows: tx.update(rows, tx.init(rows[0])))
+    for seed in range(20):
+        two = np.random.default_rng(seed).normal(size=(2, 50)).astype(np.float32)
+        direction, state = update(jnp.asarray([*two, -two.sum(axis=0)]))
+        assert state.nonfinite_count == 0
+        assert np.linalg.norm(direction) < 1e-2 * np.linalg.norm(two)
+
+
+@pytest.mark.parametrize("k", [3, 5, 8])
+def test_a_small_eigenvalue_does_not_make_rounding_large(k):
+    # Nearly parallel rows: the ones are an eigenvector, and all others have sums of 0.
+    matrix = jnp.full((k, k), 1 - 1e-4).at[jnp.diag_indices(k)].set(1.0)
+    found = apply_to_ones(matrix, lambda values, rank: 1 / values)
+    np.testing.assert_allclose(found, 1 / (1 + (k - 1) * (1 - 1e-4)), rtol=2e-6)

@@ -162,3 +162,17 @@ def test_the_factory_refuses(make, message):
 def test_the_update_refuses(tx, losses, message):
     with pytest.raises(ValueError, match=message):
         tx.update(GRADS, tx.init(GRADS[0]), losses=losses)
+
+
+def test_refused_steps_stay_counted_where_the_number_of_objectives_changes():
+    tx = chebyshev()
+    _, state = tx.update(GRADS[:2], tx.init(GRADS[0]), losses=jnp.array([jnp.nan, 1.0]))
+    _, state = tx.update(GRADS, state, losses=jnp.asarray(STEPS[0]))
+    assert (state.count, state.nonfinite_count) == (1, 1)
+
+
+def test_a_loss_at_the_floor_of_famo_takes_the_weight_and_refuses_no_step():
+    tx = famo(min_losses=0.5)
+    _, state = tx.update(GRADS[:2], tx.init(GRADS[0]), losses=jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(state.weights, [1, 2e-8], rtol=1e-3)
+    assert (state.count, state.nonfinite_count) == (1, 0)

@@ -440,3 +440,16 @@ def test_batches_that_differ_in_precision_alone_may_be_one_stacked_batch():
     batches = jnp.ones((3, 4), jnp.bfloat16), jnp.zeros((3, 4))
     with pytest.raises(ValueError, match=r"^batches: 2 arrays of shape \(3, 4\) may be one stacked batch"):
         stacked_value_and_grad(lambda w, batch: jnp.mean((w - batch) ** 2))(jnp.ones(()), batches)
+
+
+def test_a_loss_of_exactly_0_is_not_positive_in_log_scale():
+    value_and_grad = scalarized_value_and_grad([lambda p, b: 0 * p, lambda p, b: p**2], loss_scale="log")
+    losses, grads = value_and_grad(jnp.array(2.0), ({"x": jnp.ones(1)}, {"x": jnp.ones(1)}), jnp.ones(1))
+    assert losses[0] == 0
+    assert jnp.isnan(grads)
+
+
+def test_the_weight_of_a_vanishing_loss_is_capped_in_log_scale():
+    value_and_grad = scalarized_value_and_grad([lambda p, b: 1e-9 * p, lambda p, b: p], loss_scale="log")
+    _, grads = value_and_grad(jnp.array(1.0), ({"x": jnp.ones(1)}, {"x": jnp.ones(1)}), jnp.zeros(1))
+    np.testing.assert_allclose(grads, 1e-9 / (1e-9 + 1e-8), rtol=1e-4)

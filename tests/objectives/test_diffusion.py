@@ -101,3 +101,21 @@ def test_errors_of_half_precision_are_finite_and_float32():
     assert errors.tolist() == [90_000.0]
     with pytest.raises(ValueError, match=r"^predicted: got shape \(4, 1\)"):
         diffusion.squared_errors(jnp.ones((4, 1)), jnp.ones(4))
+
+
+def test_what_is_left_is_nothing_where_float32_rounds_it_to_0():
+    with pytest.raises(ValueError, match=r"^schedule: got alpha_bar that ends at 0"):
+        diffusion.check_fit("epsilon", diffusion.Schedule((0.5, 1e-60)))
+    with pytest.raises(ValueError, match=r"^schedule: got alpha_bar that begins at 1"):
+        diffusion.check_fit("x", diffusion.Schedule((1 - 1e-12, 0.5)))
+
+
+def test_few_steps_of_the_linear_schedule_leave_something_of_the_image():
+    left = np.array(diffusion.linear_schedule(10).alpha_bar)
+    np.testing.assert_allclose(left[-1] / left[-2], 1e-3, rtol=1e-6)
+    diffusion.check_fit("epsilon", diffusion.linear_schedule(10))
+
+
+def test_times_come_in_random_order():
+    times = np.asarray(diffusion.stratified_times(jax.random.key(0), 64, 1_000))
+    assert abs(np.corrcoef(np.arange(64), times)[0, 1]) < 0.5

@@ -383,3 +383,26 @@ def test_a_token_that_the_model_does_not_have_is_no_harm_where_it_is_masked(loss
     slope = jax.grad(lambda logits: loss(language.token_nll(logits, targets), MASK))(LOGITS)
     chex.assert_tree_all_finite(slope)
     assert np.any(np.asarray(slope)[MASK == 1])
+
+
+def test_weights_of_satimp_are_fixed():
+    p = np.exp(-NLL)
+    slope = traced(language.satimp, np.float32(NLL), MASK)
+    np.testing.assert_allclose(slope, -(p**5) * (1 - p) * MASK / MASK.sum(), rtol=1e-4)
+
+
+def test_undial_holds_down_a_token_that_the_reference_alone_cannot_say():
+    masked = jnp.asarray(REFERENCE, jnp.float32).at[..., 0].set(-jnp.inf)
+    slope = traced(lambda z: language.undial(z, masked, TARGETS, MASK), np.float32(LOGITS))
+    share = np.asarray(jax.nn.softmax(np.float32(LOGITS)))[..., 0]
+    np.testing.assert_allclose(slope[..., 0], share * MASK / MASK.sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_sums_of_half_precision_are_float32():
+    nll = jnp.full((1, 1000), 1.0, jnp.bfloat16)
+    for found in (
+        language.sequence_nll(nll, jnp.ones((1, 1000))),
+        1000 * language.token_mean(nll, jnp.ones((1, 1000))),
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, 1000)

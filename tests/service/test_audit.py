@@ -3,6 +3,8 @@
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,10 +13,12 @@ from scipy import stats
 
 from eupmu_jax import tasks
 from eupmu_jax.commands import report as page
+from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import _judged, _measured, _verdict, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
+from eupmu_jax.training._reached import Reached
 from eupmu_jax.training.levels import level_of
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
@@ -197,7 +201,7 @@ def test_tests_that_the_untouched_model_passes_too_decide_nothing_where_nothing_
     assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
     said = capsys.readouterr().out
     assert "The original model passes the same tests" in said
-    assert "The forgotten are no less known than they were." in said
+    assert "Too few examples to tell: their error is not above what it was." in said
     assert eupmu("audit", run(file, steps=60, name="more"), "mytask.py") == 0
     assert "The original model passes the same tests" in capsys.readouterr().out
 
@@ -235,7 +239,10 @@ def test_a_retrained_model_is_audited_beside(file):
     found = audit.run(file, out)
     assert found["retrained"]["errors"] == found["original"]["errors"]
     # The retrained one is as good on them, so there is nothing to find, not of the original either.
-    assert (found["verdict"], len(found["remarks"])) == (audit.PASSED, 1)
+    # BUG: the untouched model passed beside it.
+    assert found["verdict"] == audit.INCONCLUSIVE
+    assert found["remarks"][0].startswith("The original model passes the same tests")
+    assert found["remarks"][1] == "The retrained model is the original one: it tells nothing."
 
 
 def test_a_class_that_one_bias_hides_is_told_by_its_losses():
@@ -439,3 +446,64 @@ def test_what_does_not_tell_of_a_retrained_model_excuses_nothing_near_it():
     models = {"unlearned": record(20, whole - 0.2, unseen), "retrained": record(20, whole - 0.1, unseen)}
     told = models | {"rounding": {}, "rates": True}
     assert _verdict.verdict(told, reached, has_unseen=True)[0] == audit.FAILED
+
+
+# The model says class 0 of all, and a figure is its own error.
+GUESS = tasks.classification(lambda params, inputs: jax.nn.one_hot(jnp.zeros(len(inputs), int), 3), num_classes=3)
+FIGURE = tasks.Task(
+    outputs=lambda params, batch, key: params * batch["x"],
+    retain=lambda outputs, batch: jnp.mean(outputs),
+    forget={"ascent": lambda outputs, batch: -jnp.mean(outputs)},
+    error=lambda outputs, batch: outputs,
+)
+classes = lambda *labels: as_examples("set", {"inputs": np.zeros((len(labels), 1)), "labels": np.array(labels)})
+figures = lambda *values: as_examples("set", {"x": np.array(values, np.float32)})
+
+
+def reached(target, forget_error, comparison=None):
+    return Reached(target, "settings", None, forget_error, 0.0, 0.0, np.inf, True, comparison)
+
+
+def test_no_level_is_reached_where_none_is_known():
+    sets = figures(5.0, 5.0), figures(1.0)
+    assert _judged.judged({"task": FIGURE}, 1.0, 1.0, reached(UNLIMITED, 5.0), sets)[0] is False
+
+
+def test_an_error_that_is_no_rate_may_be_short_by_a_hundredth_of_its_way():
+    sets = figures(1.0, 1.0), figures(1.0)
+    met = lambda error: _judged.judged({"task": FIGURE}, 1.0, 1.0, reached(5.0, error), sets)[0]
+    assert (met(4.97), met(4.95)) == (True, False)
+    again = lambda error: _judged.returned(FIGURE, 1.0, figures(error, error), [{"positions": [0, 1], "target": 5.0}])
+    assert (again(4.97), again(4.9)) == ([], [1])
+
+
+def test_what_is_within_noise_of_its_target_is_not_known_again():
+    data = classes(*[1] * 8, 0, 0)
+    earlier = [{"positions": list(range(10)), "target": 0.9}, {"positions": [8, 9] * 20, "target": 0.9}]
+    assert _judged.returned(GUESS, 1.0, data, earlier) == [2]
+
+
+def test_a_class_that_is_to_go_counts_beside_a_comparison_of_the_others():
+    alike, own = levels.Comparison(0.0, -0.1, 0.1, 1.0), {"task": GUESS, "held_out": classes(*[0, 1] * 10).tree}
+    known, lost = (classes(*[0] * 10, *[c] * 30) for c in (0, 2))
+    retain = classes(0, 1)
+    # Class 2 is to go, and is: the model says 0 for all. It tells nothing of class 0, but did know class 2.
+    assert _judged.judged(own, 1.0, 1.0, reached(0.7, 0.75, alike), (lost, retain)) == (True, True)
+    assert _judged.judged(own, 1.0, 1.0, reached(1.0, 0.75, alike), (lost, retain)) == (False, True)
+    # Without it, what the original model cannot tell decides nothing.
+    assert _judged.judged(own, 1.0, 1.0, reached(0.0, 0.0, alike), (known, retain)) == (True, False)
+
+
+def test_scores_far_from_the_unseen_ones_on_both_sides_raise_no_more_false_alarms():
+    # BUG: of a mixture with an area of 0.5, one in five samples was told from the unseen.
+    rng = np.random.default_rng(0)
+    drawn = [(3 * rng.choice([-1, 1], 30) + rng.normal(size=30), rng.normal(size=700)) for _ in range(300)]
+    assert np.mean([attacks.attack(*pair).tells for pair in drawn]) < 0.09
+
+
+def test_two_attacks_raise_no_more_false_alarms_than_one():
+    unseen, whole = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))
+    one = record(20, whole - 0.17, unseen)
+    told = lambda model: _verdict.traces({"unlearned": model, "rates": True}, "unlearned", 0.0, has_unseen=True)
+    assert len(told(one)) == 1
+    assert told(one | {"lira": one["attacks"]["forgotten"]}) == []

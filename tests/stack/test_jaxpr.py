@@ -121,3 +121,9 @@ def test_a_custom_derivative_is_counted_by_what_runs():
     multiply.defvjp(lambda a, b: (a @ b, (a, b)), lambda saved, g: (g @ saved[1].T, jnp.zeros_like(saved[1])))
     assert matmul_flops(multiply, A, B) == 210
     assert matmul_flops(jax.grad(lambda a, b: multiply(a, b).sum()), A, B) == 2 * 210
+
+
+def test_constants_of_a_jitted_function_inside_are_found():
+    weights = jnp.arange(3.0)
+    found = constants(lambda x: jax.jit(lambda y: y * weights)(x), jnp.zeros(3))
+    assert [value.tolist() for value in found] == [[0.0, 1.0, 2.0]]

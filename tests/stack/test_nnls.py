@@ -213,3 +213,10 @@ def test_a_solution_without_demands_meets_every_constraint(seed, dtype):
         # Without its multipliers, g_0 violates what had one.
         undone = met(*(jnp.asarray(value, dtype) for value in (rows @ rows.T, tolerance, np.zeros(4))))
     np.testing.assert_array_equal(undone, rows[1:] @ rows[0] + tolerance >= 0)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_without_a_retain_gradient_a_limit_of_zero_is_met_and_a_demand_is_not(k):
+    gram = jnp.zeros((k, k)).at[0, 0].set(1.0)
+    assert np.all(met(gram, jnp.zeros(k - 1), jnp.zeros(k - 1)))
+    assert not np.any(met(gram, jnp.full(k - 1, -1.0), jnp.zeros(k - 1)))

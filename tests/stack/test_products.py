@@ -50,3 +50,8 @@ def test_gram_matrices_can_be_vmapped_and_differentiated():
     np.testing.assert_allclose(grams, jnp.einsum("nkab,nlab->nkl", trees, trees), rtol=1e-5)
     grads = jax.grad(lambda tree: algebra.gram_matrix(tree)[0, 1])(trees[0])
     np.testing.assert_allclose(grads, trees[0][::-1], rtol=1e-6)
+
+
+def test_a_squared_norm_of_half_precision_is_a_sum_in_float32():
+    found = algebra.squared_norm({"w": jnp.full(3, 300.0, jnp.float16)})
+    assert (found.dtype, float(found)) == (jnp.float32, 270_000.0)

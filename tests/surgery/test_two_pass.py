@@ -364,3 +364,20 @@ def test_a_loss_without_forward_mode_gives_the_steps_of_explicit_surgery():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda params: classify(params, batches[0]), (params,), (params,))
     assert assert_same_steps(both(classify), params, batches, rtol=1e-3, atol=2e-4).max() > 0.05
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_the_inner_optimizer_may_measure_the_retain_loss(has_aux):
+    inner = optax.chain(optax.sgd(1.0), eupmu.scale_by_gen(0.1))
+    of = (lambda params, batch: (loss(params, batch), {"size": len(batch["y"])})) if has_aux else loss
+    pair = both(of, inner=inner, has_aux=has_aux)
+    params, batches = make_params(), make_batches(24, 40)
+    states = []
+    for init, step in pair:
+        state, w = init(params), params
+        for _ in range(5):
+            w, state, _ = jax.jit(step)(w, state, batches)
+        states.append(state)
+    rates = [float(optax.tree_utils.tree_get(state, "learning_rate")) for state in states]
+    assert rates[0] != 0.1
+    np.testing.assert_allclose(rates[1], rates[0], rtol=1e-3)

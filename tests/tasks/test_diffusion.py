@@ -319,3 +319,18 @@ def test_a_model_that_predicts_more_channels_is_named(params):
     made = tasks.diffusion(wide, SCHEDULE, num_conditions=CLASSES)
     with pytest.raises(ValueError, match=r"denoise: returned shape \(8, 10\), expected that of x_t, \(8, 5\)"):
         made.outputs(params, batch_of(8), None)
+
+
+def test_where_every_condition_was_left_out_each_example_has_its_own_error(params):
+    made, batch = task(), batch_of(6)
+    outputs = made.outputs(params, batch, None)
+    none = outputs | {"counts": jnp.zeros(6)}
+    np.testing.assert_array_equal(made.error(none, batch), made.error(outputs, batch))
+    assert jnp.all(made.error(none, batch) > 0)
+
+
+def test_the_passes_that_tell_what_is_unknown_are_counted_beside_those_over_unseen_data(params):
+    of = lambda *labels: as_examples("set", batch_of(30) | {"labels": np.resize(labels, 30)})
+    aim = aim_of(task(), params, Sets(of(0), of(1, 2), None), of(0, 1, 2), None)
+    # Each of 30 forgotten examples under both other conditions.
+    assert aim.passes == 30 + 2 * 30

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from eupmu_jax import tolerances, unilateral_surgery
 from eupmu_jax.training.budget import run_within_limit
@@ -79,3 +80,26 @@ def test_a_start_above_the_limit_is_repaired():
     result = run(1.0, tx, patience=3)
     assert result.best.feasible
     assert result.best.levels[0] <= 1.0
+
+
+def test_every_level_counts_at_the_end():
+    # One level ends above the limit, one below: the search leads back, not on.
+    block = lambda w, state, anchor, index: (w + 0.4, state)
+    two = lambda w: (-w, jnp.stack([w, 0 * w]))
+    result = run_within_limit(block, two, 1.0, jnp.array(0.0), (), blocks=3, steps_per_block=1)
+    assert result.history["levels"][-1] == [pytest.approx(1.2), 0.0]
+    assert 0.95 < result.best.levels[0] <= 1.0
+
+
+def test_a_block_is_told_of_the_last_measurement_and_the_last_parameters_are_kept():
+    seen = []
+
+    def block(w, state, anchor, index):
+        seen.append((float(anchor[0]), float(anchor[1][0])))
+        return w + 1, state
+
+    result = run_within_limit(
+        block, lambda w: (-w, w[None] * 2), 100.0, jnp.array(0.0), (), blocks=3, steps_per_block=1
+    )
+    assert seen == [(0.0, 0.0), (1.0, 2.0), (2.0, 4.0)]
+    assert result.last == 3

@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 
 import chex
@@ -106,3 +108,24 @@ def test_scalars_come_back_and_what_no_checkpoint_holds_is_named(tmp_path):
     assert float(checkpoints.load(tmp_path / "run", params)[0]["s"]) == 1.5
     with pytest.raises(ValueError, match=r"which no checkpoint can hold"):
         checkpoints.save(tmp_path / "empty", {"w": np.ones((0, 2))}, {})
+
+
+def test_the_order_of_the_metadata_makes_no_other_model(tmp_path):
+    made = []
+    make = lambda: (made.append(1) or PARAMS, {})
+    for meta in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+        checkpoints.cached(tmp_path, PARAMS, meta, make)
+    assert len(made) == 1
+
+
+def test_too_many_open_files_cost_no_model_of_the_cache(tmp_path, monkeypatch):
+    checkpoints.cached(tmp_path, PARAMS, META, lambda: (PARAMS, {}))
+    (folder,) = tmp_path.iterdir()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "restore", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        checkpoints.cached(tmp_path, PARAMS, META, lambda: (PARAMS, {}))
+    assert folder.exists()

@@ -88,3 +88,16 @@ def test_five_unseen_examples_of_a_class_are_enough_to_compare_with():
     task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
     of = lambda labels: as_examples("set", {"labels": np.array(labels)})
     assert [len(part) for part in alike(task, of([2] * 9), of([0] * 50 + [2] * 5))] == [9, 5]
+
+
+def test_where_every_class_is_rare_those_to_go_are_left_out_on_both_sides():
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    thin = as_examples("set", {"labels": np.array([0, 1, 2] * 4)})
+    for part in alike(task, thin, thin, gone={0}):
+        assert part.tree["labels"][part.ids].tolist() == [1, 2] * 4
+
+
+def test_five_unseen_examples_of_the_largest_class_are_enough_to_mix():
+    task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
+    of = lambda labels: as_examples("set", {"labels": np.array(labels)})
+    assert [len(part) for part in alike(task, of([0] * 9), of([0] * 5 + [1] * 5))] == [9, 5]

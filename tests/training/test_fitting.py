@@ -10,7 +10,7 @@ from eupmu_jax.metrics import accuracy
 from eupmu_jax.objectives import cross_entropy
 from eupmu_jax.tasks import Examples
 from eupmu_jax.training import fitting
-from eupmu_jax.training._streams import id_batches
+from eupmu_jax.training._streams import id_batches, paired_batches, sample_positions
 
 
 def test_id_batches_pass_over_all_ids_before_any_comes_again():
@@ -87,3 +87,16 @@ def test_the_average_of_the_parameters_is_that_of_its_formula():
     averaged = fitting.fit(loss, jnp.float32(0), {}, examples, average=0.4, **options)
     np.testing.assert_allclose(averaged.params, expected, rtol=1e-5)
     np.testing.assert_allclose(fitting.fit(loss, jnp.float32(0), {}, examples, **options).params, params, rtol=1e-5)
+
+
+def test_a_run_is_not_watched_on_what_it_learns_first():
+    counts = (50, 80)
+    watched = sample_positions(counts, np.random.default_rng(0))
+    first = next(paired_batches(counts, (50, 80), 0))
+    assert all(np.any(one != other) for one, other in zip(first, watched, strict=True))
+
+
+def test_a_run_taken_up_again_sees_what_it_would_have_seen():
+    whole = list(itertools.islice(paired_batches((50, 80), (8, 24), 3), 9))
+    again = list(itertools.islice(paired_batches((50, 80), (8, 24), 3, start=5), 4))
+    jax.tree.map(np.testing.assert_array_equal, again, whole[5:])

@@ -308,3 +308,15 @@ def test_eight_devices_then_four_then_one(tmp_path, on_devices):
         text=True,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+def test_what_is_saved_of_a_history_does_not_grow_while_it_is_written(tmp_path, monkeypatch):
+    saved, save, history = [], ocp.CheckpointManager.save, {"made": []}
+
+    def spied(manager, step, args, **options):
+        saved.append(args["history"].item)
+        return save(manager, step, args=args, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", spied)
+    run(tmp_path, 8, history=history, on_step=lambda count, carry: history["made"].append(count))
+    assert [len(item["made"]) for item in saved] == [4, 8]

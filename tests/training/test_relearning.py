@@ -197,3 +197,28 @@ def test_half_a_step_is_refused(name):
     task = classification(lambda w, x: x @ w, num_classes=2)
     with pytest.raises(ValueError, match=rf"^{name}: got 1\.5, expected an int of at least 1"):
         relearn(task, np.eye(2), both, both, **{"steps": 2, "every": 1, "batch_size": 2, name: 1.5})
+
+
+def test_each_step_has_its_own_key_and_the_seed_orders_the_examples():
+    seen = []
+
+    def outputs(params, batch, key):
+        if key is not None:
+            jax.debug.callback(
+                lambda data, x: seen.append((data.tolist(), x.ravel().tolist())),
+                jax.random.key_data(key),
+                batch["inputs"],
+            )
+        return batch["inputs"] @ params
+
+    task = classification(lambda w, x: x @ w, num_classes=2)._replace(outputs=outputs)
+    examples = Examples({"inputs": np.arange(8.0)[:, None], "labels": np.arange(8) % 2}, np.arange(8))
+    runs = []
+    for seed in (0, 1):
+        relearn(task, jnp.ones((1, 2)), examples, examples, steps=3, every=3, batch_size=2, seed=seed)
+        jax.effects_barrier()
+        runs.append(list(seen))
+        seen.clear()
+    keys, batches = ([[step[k] for step in run] for run in runs] for k in (0, 1))
+    assert len({tuple(key) for key in keys[0] + keys[1]}) == 6
+    assert batches[0] != batches[1]

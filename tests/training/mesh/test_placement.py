@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from eupmu_jax import sharding
-from eupmu_jax.training.mesh import feed
+from eupmu_jax.training.mesh import feed, placement
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -118,3 +118,17 @@ def test_layouts_of_nothing_and_of_one_for_all_are_refused():
     one = sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh())
     with pytest.raises(ValueError, match=r"^shardings: got one NamedSharding"):
         sharding.gram_matrix({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, one)
+
+
+def test_a_stacked_sum_lies_as_its_parameter_behind_the_objectives():
+    params = {"w": jax.ShapeDtypeStruct((512, 128), np.float32)}
+    sums = {"w": jax.ShapeDtypeStruct((2, 512, 128), np.float32)}
+    _, places = placement.places_of(params, {"sums": sums, "other": {"w": np.ones(3)}}, sharding.make_mesh())
+    assert tuple(places["sums"]["w"].spec) == (None, "model", None)
+    assert tuple(places["other"]["w"].spec) == ()
+
+
+def test_a_key_keeps_its_kind():
+    key = jax.random.key(7, impl="rbg")
+    carry = placement.place(optax.sgd(0.1), {"w": np.ones(3)}, key, sharding.make_mesh())
+    assert carry.key == key
