@@ -4,7 +4,6 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax._stack import checks
@@ -52,12 +51,3 @@ def joined(free: chex.ArrayTree, fixed: chex.ArrayTree) -> chex.ArrayTree:
     {'body': 1.0, 'head': 2.0}
     """
     return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=lambda leaf: leaf is None)
-
-
-def bytes_of(tree: chex.ArrayTree) -> int:
-    """Bytes of a tree, as JAX would hold it.
-
-    >>> bytes_of({"w": np.zeros(3)})
-    12
-    """
-    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))

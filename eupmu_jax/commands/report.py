@@ -59,9 +59,9 @@ the unlearned parameters, rounded.</p>
 <h2>What this page does not show</h2>
 <p>Attacks by the loss alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
 model; relearning is shown, and decides nothing. That no trace was found is no proof that there is none. Held-out
-examples set the aim of the run and are compared with, as if the forgotten had been drawn like them: data of one person
-or source may differ from them for that alone, which a retrained model or shadow models tell. Each comparison is wrong
-for one in twenty models that never saw the forgotten, so chance fails some of them.</p>
+examples set the aim of the run, and the forgotten are compared with them as if both had been drawn alike. Data of one
+person or source may differ for that reason alone; a retrained model or shadow models tell. One in twenty models that
+never saw the forgotten fails each comparison by chance.</p>
 <h2>To check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |

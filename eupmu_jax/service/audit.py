@@ -49,11 +49,10 @@ def make(path: Path, out: Path) -> dict:
       too. Classes that are to go have an attack of their own, beside held-out examples of these classes. What the run
       says that it reached is measured again, and a record that says something else fails.
 
-    Each of the comparisons that decide, of errors with the aim, by attacks, and with what each earlier run forgot, is
-    wrong in 5 % of the models that never saw the forgotten, attacks of one kind together; so all are wrong more often.
-    Relearning decides nothing. Held-out data are taken for examples like the forgotten: what comes from one
-    person or source may differ from them for that alone, which a retrained model or shadow models tell. They set the
-    aim of the run, too.
+    A model that never saw the forgotten fails each of these by chance in up to 5 % of cases: the comparison of errors
+    with the aim, all attacks on the forgotten together, and all attacks on what earlier runs forgot. Relearning decides
+    nothing. Held-out data set the aim of the run, and the forgotten are compared with them as if both had been drawn
+    alike: data of one person or source may differ for that reason alone, which a retrained model or shadow models tell.
 
     Raises:
       ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the

@@ -4,13 +4,22 @@ import logging
 
 import chex
 import jax
-
-from eupmu_jax._stack.frozen import bytes_of
+import jax.numpy as jnp
+import numpy as np
 
 logger = logging.getLogger("eupmu_jax")
 
 # Bytes; compiling takes minutes from there on.
 LARGE = 100_000_000
+
+
+def bytes_of(tree: chex.ArrayTree) -> int:
+    """Bytes of a tree, as JAX would hold it.
+
+    >>> bytes_of({"w": np.zeros(3)})
+    12
+    """
+    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def of_large(name: str, constants: chex.ArrayTree) -> None:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax import methods
-from eupmu_jax._stack.frozen import bytes_of, mask_of, split
+from eupmu_jax._stack.frozen import mask_of, split
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.tasks._constants import bytes_of
 from eupmu_jax.training import levels
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._inputs import Sets, check_arguments

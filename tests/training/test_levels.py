@@ -407,29 +407,6 @@ def test_five_unseen_examples_of_a_class_have_a_level_of_their_own(count, few, c
     assert ("held_out: got fewer than 5 examples of 1 of the 1 classes" in caplog.text) is few
 
 
-def test_the_interval_of_a_mix_of_classes_is_that_of_independent_shares():
-    sets = Sets(as_examples("forget", labelled([0, 1, 1, 1])), as_examples("retain", labelled([0, 1])), None)
-    task = GUESS._replace(error=lambda outputs, batch: batch["inputs"][:, 0])
-    rng = np.random.default_rng(0)
-    held_out = {"inputs": rng.uniform(size=(200, 1)).astype(np.float32), "labels": np.arange(200) % 2}
-    aim = aim_of(task, 1.0, sets, as_examples("held_out", held_out), None)
-    found = eupmu.unseen_levels(task, 1.0, held_out, held_out["labels"])
-    middle = 0.25 * found[0].error + 0.75 * found[1].error
-    width = np.hypot(0.25 * (found[0].high - found[0].error), 0.75 * (found[1].high - found[1].error))
-    assert aim.target == pytest.approx(middle)
-    assert aim.interval == pytest.approx((middle - width, middle + width))
-
-
-def test_forgotten_examples_of_a_class_to_go_are_left_out_of_the_comparison_of_a_run():
-    sets = Sets(as_examples("forget", labelled([0] * 20 + [2] * 20)), as_examples("retain", labelled([0, 1])), None)
-    held_out = as_examples("held_out", labelled([0] * 50 + [2] * 50))
-    aim = Aim(0.5, "settings", None, 0, frozenset({2}))
-    found = reached(GUESS, 1.0, 1.0, sets, held_out, aim, {"retain_error": 0.5}, {"limit": 1.0})
-    # Of class 0 alone, nobody errs.
-    assert found.comparison.difference == 0
-    assert found.comparison.high < np.hypot(1 / 20, 1 / 50) * 2
-
-
 @pytest.mark.parametrize("limit", [-2.0, 0.0, 3.0])
 def test_a_figure_at_its_limit_is_within_it_whatever_its_sign(limit):
     assert within(limit, limit)
