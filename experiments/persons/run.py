@@ -12,6 +12,7 @@ has the settings that `unlearn` gives it by itself: the middle of the ranges tha
 import argparse
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
     # Before JAX is imported: pretrained weights are passed to each program, not written into it.
@@ -21,11 +22,12 @@ import numpy as np
 
 import eupmu_jax as eupmu
 from eupmu_jax import tasks
-from eupmu_jax.benchmark import answers, persons, rows
+from eupmu_jax.benchmark import answers, persons, rows, tuning
 from eupmu_jax.benchmark.problems import RETRAINED_SEED_OFFSET
 from eupmu_jax.data.questions import Questions
 from eupmu_jax.methods import METHODS, default_settings
 from eupmu_jax.tasks import Examples
+from eupmu_jax.training.fitting import Trained
 from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -86,26 +88,72 @@ def examples_of(objective: str, part: Questions, original) -> Examples:
     return answers.examples(batch)
 
 
-def settings_of(method: str, objective: str, task: eupmu.Task) -> dict:
-    """The middle of the method's ranges, with the forget loss, where it takes one."""
-    given = default_settings(METHODS[method], task)
-    return (
-        given | {"forget_objective": FORGET_LOSSES.get(objective, objective)} if "forget_objective" in given else given
-    )
+def settings_of(method: str, objective: str, task: eupmu.Task, trial: int | None = None) -> dict:
+    """The middle of the method's ranges, or the settings of a trial, with the forget loss, where it takes one."""
+    given = default_settings(METHODS[method], task) if trial is None else tuning.settings(METHODS[method], trial)
+    loss = {"forget_objective": FORGET_LOSSES.get(objective, objective)}
+    return given | loss if "forget_objective" in given else given
 
 
-def start_of(objective: str, nll, lengths, missed: float) -> dict:
-    """Retain loss and error of the original model as the task of this objective has them.
+class Models(NamedTuple):
+    """What the runs of one seed begin with and are compared with.
 
-    Args:
-      objective: Of a candidate.
-      nll, lengths: Of its answers about retained persons.
+    Attributes:
+      seed, parts: The seed, and its questions.
+      original, retrained: The models.
+      nll, lengths: Of the original model's answers about retained persons.
       missed: The share of their tokens that it does not predict.
     """
+
+    seed: int
+    parts: persons.Sets
+    original: Trained
+    retrained: Trained
+    nll: np.ndarray
+    lengths: np.ndarray
+    missed: float
+
+
+def models_of(seed: int, cache: Path) -> Models:
+    """Fine-tunes both models of a seed, or takes them from `cache`."""
+    parts, respondent = persons.sets(seed), persons.respondent()
+    original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
+    retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
+    nll, lengths, _ = answers.told(respondent, original.params, answers.encoded(respondent, parts.retain))
+    missed = answers.error(respondent, original.params, parts.retain)
+    return Models(seed, parts, original, retrained, nll, lengths, missed)
+
+
+def start_of(objective: str, models: Models) -> dict:
+    """Retain loss and error of the original model as the task of this objective has them."""
+    nll, lengths = models.nll, models.lengths
     # Compared with itself it loses nothing.
     loss = 0.0 if objective in ("rmu", "kl_minimisation") else nll.sum() / lengths.sum()
-    error = np.mean(1 - np.exp(-nll / lengths)) if objective == "level_of_probability" else missed
+    error = np.mean(1 - np.exp(-nll / lengths)) if objective == "level_of_probability" else models.missed
     return {"retain_loss": float(loss), "retain_error": float(error)}
+
+
+def judged(models: Models, model: str, objective: str, params, **more) -> dict:
+    """The row of a model, which is printed in short."""
+    figures = persons.judge(params, models.parts) | {"relearned": persons.relearned(params, models.parts, models.seed)}
+    asked = persons.joined(*persons.shown(models.parts))
+    figures |= {"answers": answers.answers(persons.respondent(), params, asked)}
+    print(models.seed, model, objective, *(f"{figures[name]:.3f}" for name in ("probability", "utility")), flush=True)
+    return {"model": model, "objective": objective, "seed": models.seed, **figures, **more}
+
+
+def unlearned(models: Models, method: str, objective: str, trial: int | None = None) -> dict:
+    """The row of a candidate, run with the middle of its ranges or the settings of a trial."""
+    params, seed = models.original.params, models.seed
+    task = task_of(objective, params)
+    given = settings_of(method, objective, task, trial)
+    sets = [examples_of(objective, part, params) for part in models.parts[:3]]
+    options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
+    options |= {"probes": 0, "start": start_of(objective, models), "warm": True}
+    result = eupmu.unlearn(method, task, params, *sets, settings=given, **options)
+    share = 100 * result.processor_seconds / models.retrained.processor_seconds
+    more = {"share_of_retraining": share, "settings": given, "version": METHODS[method].version}
+    return judged(models, method, objective, result.params, **more)
 
 
 def missing(found: list[dict]) -> list[tuple[str, str]]:
@@ -125,38 +173,17 @@ def whole(found: list[dict]) -> list[dict]:
 
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
     """Appends a row for each model of a seed that is not there yet."""
-    parts, respondent = persons.sets(seed), persons.respondent()
-    original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
-    retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
+    models = models_of(seed, cache)
     found = whole(rows.select(rows.read(out), seed=seed)) if out.is_file() else []
     done = {row["model"] for row in found}
-
-    def add(model, objective, params, **more):
-        figures = persons.judge(params, parts) | {"relearned": persons.relearned(params, parts, seed)}
-        figures |= {"answers": answers.answers(respondent, params, persons.joined(*persons.shown(parts)))}
-        row = {"model": model, "objective": objective, "seed": seed, **figures, **more}
-        rows.append(out, row | made_by)
-        print(seed, model, objective, *(f"{row[name]:.3f}" for name in ("probability", "utility")), flush=True)
-
-    references = {"pretrained": persons.model()[0].params, "original": original.params, "retrained": retrained.params}
+    pretrained = persons.model()[0].params
+    references = {"pretrained": pretrained, "original": models.original.params, "retrained": models.retrained.params}
     for name, params in references.items():
         if name not in done:
-            add(name, "", params, held_out_error=answers.error(respondent, params, parts.held_out))
-    # Where any run begins, measured once.
-    nll, lengths, _ = answers.told(respondent, original.params, answers.encoded(respondent, parts.retain))
-    missed = answers.error(respondent, original.params, parts.retain)
-    options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
+            error = answers.error(persons.respondent(), params, models.parts.held_out)
+            rows.append(out, judged(models, name, "", params, held_out_error=error) | made_by)
     for method, objective in missing(found):
-        task = task_of(objective, original.params)
-        given = settings_of(method, objective, task)
-        sets = [examples_of(objective, part, original.params) for part in parts[:3]]
-        start = start_of(objective, nll, lengths, missed)
-        result = eupmu.unlearn(
-            method, task, original.params, *sets, settings=given, **options, probes=0, start=start, warm=True
-        )
-        share = 100 * result.processor_seconds / retrained.processor_seconds
-        more = {"share_of_retraining": share, "settings": given, "version": METHODS[method].version}
-        add(method, objective, result.params, **more)
+        rows.append(out, unlearned(models, method, objective) | made_by)
 
 
 def main():

@@ -95,7 +95,8 @@ def test_where_a_run_begins_is_told_as_its_task_has_it(toy_persons, objective):
     original, part = persons.model()[0].params, toy_persons.retain
     task, batch = run.task_of(objective, original), answers.encoded(persons.respondent(), part)
     nll, lengths, _ = answers.told(persons.respondent(), original, batch)
-    start = run.start_of(objective, nll, lengths, answers.error(persons.respondent(), original, part))
+    missed = answers.error(persons.respondent(), original, part)
+    start = run.start_of(objective, run.Models(0, toy_persons, None, None, nll, lengths, missed))
     outputs = task.outputs(original, batch, None)
     assert start["retain_loss"] == pytest.approx(float(task.retain(outputs, batch)), rel=1e-5, abs=1e-6)
     assert start["retain_error"] == pytest.approx(float(np.mean(task.error(outputs, batch))), rel=1e-5)
