@@ -1,6 +1,6 @@
 """Whether a run did what it was asked for, and whether what earlier ones forgot is known again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -39,19 +39,21 @@ def returned(task: Task, params: chex.ArrayTree, data: Any, earlier: list[dict])
     """Numbers of the earlier runs whose examples are known again, the first of them 1."""
     known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), levels.MOST).high
     begun = None if task.is_rate else 0.0
-    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun)]
+    return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun, run.get("interval"))]
 
 
-def least_of(target: float, begun: float | None = None) -> float:
+def least_of(target: float, begun: float | None = None, interval: Sequence[float | None] | None = None) -> float:
     """What an error may be that is to reach a target: a point short of it, or where it is no rate, of its way, 1 %.
 
     Args:
       target: Of the error.
       begun: Where the way to it begins, of an error that is no rate; 0 where that is not known, None for a rate.
+      interval: Of a target that was measured on unseen examples, and is no better known than their error.
     """
     if target >= UNLIMITED:
         return 0.0
-    return target - (0.01 if begun is None else 0.01 * max(target - begun, 0))
+    least = target - (0.01 if begun is None else 0.01 * max(target - begun, 0))
+    return least if not interval or interval[0] is None else min(least, interval[0])
 
 
 def held_out_of(own: Mapping[str, Any]) -> Any:

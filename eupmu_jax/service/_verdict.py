@@ -45,7 +45,8 @@ def known_again(audited, earlier):
     said = []
     for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
         attack = again.get("attacks", {}).get("forgotten")
-        if again["errors"]["forgotten"]["high"] < _judged.least_of(run["target"], None if audited["rates"] else 0.0):
+        least = _judged.least_of(run["target"], None if audited["rates"] else 0.0, run.get("interval"))
+        if again["errors"]["forgotten"]["high"] < least:
             said.append(f"What run {number} of those before forgot is known again.")
         elif attack and Attack(**attack).tells_among(len(earlier)):
             said.append(
@@ -88,11 +89,9 @@ def bounds(retrained, level, rates):
     """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    least, interval = _judged.least_of(level["target"], None if rates else 0.0), level.get("interval")
-    if interval and interval[0] is not None and level["comparison"]:
-        # The target was measured on unseen examples, and is no better known than their error.
-        least = min(least, interval[0])
-    return least, np.inf
+    # A class that is to go has nothing to be compared with, and a target that nobody measured.
+    interval = level.get("interval") if level["comparison"] else None
+    return _judged.least_of(level["target"], None if rates else 0.0, interval), np.inf
 
 
 def traces(audited, name, least, has_unseen):

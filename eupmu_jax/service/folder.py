@@ -44,7 +44,10 @@ def end_of(after: Path, like: chex.ArrayTree, data_digest: str) -> tuple[chex.Ar
     found = checkpoints.load(after / "params", like, {})
     if found is None or digest(found[0]) != reached["params"]:
         raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")
-    gone = {"positions": asked["positions"], "target": reached["level"]["target"]}
+    level = reached["level"]
+    gone = {"positions": asked["positions"], "target": level["target"]}
+    if level["comparison"] and level.get("interval"):
+        gone["interval"] = level["interval"]
     return found[0], [*asked["earlier"], gone]
 
 

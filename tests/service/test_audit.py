@@ -193,7 +193,7 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     asked, own = records.read(second / "asked.json", "asked"), user_file.load(file, deletion.NEEDED)
     with np.load("params.npz") as saved:
         params, _ = checkpoints.load(second / "params", dict(saved), {})
-    asked["earlier"][0]["target"] = 0.9
+    asked["earlier"][0] |= {"target": 0.9, "interval": [0.8, 1.0]}
     records.write(second / "asked.json", asked)
     checkpoints.save(second / "params", params, {"asked": asked})
     assert records.read(second / "reached.json", "reached")["returned"] == []

@@ -188,7 +188,8 @@ def test_a_second_run_goes_on_from_the_first_and_retains_no_more_what_that_forgo
     assert asked_of(tmp_path / "second")["params"] == first["params"]
     assert second["examples"] == {"forget": 20, "retain": 250}
     (earlier,) = asked_of(tmp_path / "second")["earlier"]
-    assert earlier == {"positions": IDS.tolist(), "target": first["level"]["target"]}
+    level = first["level"]
+    assert earlier == {"positions": IDS.tolist(), "target": level["target"], "interval": level["interval"]}
     run(file, tmp_path / "third", ASKED._replace(steps=2), ids=np.array([50]), after=tmp_path / "second")
     assert [len(one["positions"]) for one in asked_of(tmp_path / "third")["earlier"]] == [30, 20]
 
