@@ -48,16 +48,16 @@ def render(made: dict) -> str:
 <div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
 smaller than that of an example never seen, of unseen ones that mix the classes alike; 0.5 is chance. Classes to go: the
-same, of these classes alone. With shadow models: the same, each example judged by models that never saw it. TPR: how
-many of the forgotten are known by their loss where 1 % of those never seen are taken for them; epsilon: a lower bound
-on that of differential privacy, as if the examples to learn had been drawn at random. Relearned: {learned} on the other
-half of the forgotten before and after {_steps(audited)} steps on half of them, and on retained examples alone. Below,
-the unlearned parameters, rounded.</p>
+same, of these classes alone. Shadow models, retrained: the same, each example judged by models that never saw it, or by
+the retrained one. TPR: how many of the forgotten are known by their loss where 1 % of those never seen are taken for
+them; epsilon: a lower bound on that of differential privacy, as if the examples to learn had been drawn at random.
+Relearned: {learned} on the other half of the forgotten before and after {_steps(audited)} steps on half of them, and on
+retained examples alone. Below, the unlearned parameters, rounded.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}
 <h2>What this page does not show</h2>
-<p>Attacks by the loss alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
+<p>Attacks by losses alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
 model; relearning is shown, and decides nothing. That no trace was found is no proof that there is none. Held-out
 examples set the aim of the run, and the forgotten are compared with them as if both had been drawn alike. Data of one
 person or source may differ for that reason alone; a retrained model or shadow models tell. One in twenty models that
@@ -108,6 +108,7 @@ def _models(audited):
         figures[f"AUC, {side}"] = lambda found, side=side: _auc(found.get("attacks", {}).get(side))
     figures |= {
         "AUC, shadow models": lambda found: _auc(found.get("lira")),
+        "AUC, beside retrained": lambda found: _auc(found.get("beside")),
         "TPR at 1 % FPR, %": lambda found: _true_positives(found.get("canaries")),
         "epsilon at least": lambda found: "-" if not found.get("canaries") else f"{found['canaries']['epsilon']:.2f}",
         "relearned" + ", %" * rates: lambda found: _relearned(found, "on half of them", rates),

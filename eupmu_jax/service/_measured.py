@@ -50,6 +50,14 @@ def _to_go(task, forgotten, unseen, gone):
     return alike(task, *found)
 
 
+def beside(task: Task, params, retrained, forgotten, unseen, gone) -> dict:
+    """`beside`, the attack on the forgotten by what a retrained model makes of them; nothing where none is compared."""
+    if unseen is None or not (pair := alike(task, forgotten, unseen, gone)):
+        return {}
+    scores = [attacks.scores_beside(*(_losses(task, model, part) for model in (params, retrained))) for part in pair]
+    return {"beside": attack(*scores)._asdict()}
+
+
 class Shadows:
     """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
 

@@ -103,6 +103,9 @@ def traces(audited, name, least, has_unseen):
                 "forgotten"
             ),
             "An attack with shadow models tells the forgotten from data never seen": lambda one: one.get("lira"),
+            "Beside the retrained model an attack tells the forgotten from data never seen": lambda one: one.get(
+                "beside"
+            ),
         }
         if retrained:
             # Only a retrained model says what a class that it never saw looks like.

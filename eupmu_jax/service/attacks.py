@@ -152,6 +152,23 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
     return scores
 
 
+def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarray:
+    r"""How much less likely an example is than a model that never saw it has it (Watson et al., arXiv 2111.08440).
+
+    .. math:: z_i = \phi^{retrained}_i - \phi_i
+
+    where phi is the log-odds of exp(-loss). Small for a member, as a loss is. What makes an example hard for any model
+    cancels, which the loss alone takes for a trace, or hides one behind.
+
+    Args:
+      losses, retrained_losses: `(n,)`, under the model in question and under a retrained one.
+
+    >>> scores_beside(np.array([0.1, 2.0]), np.array([1.0, 2.0])).round(1).tolist()
+    [-2.8, 0.0]
+    """
+    return log_odds(retrained_losses) - log_odds(losses)
+
+
 def checked_shadows(shadows: Any, count: int, params: chex.ArrayTree) -> list[tuple[chex.ArrayTree, np.ndarray]]:
     """The parameters of each shadow model, and which of `count` examples it learned: bools `(count,)`.
 

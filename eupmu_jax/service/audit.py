@@ -8,7 +8,7 @@ import numpy as np
 from eupmu_jax import metrics
 from eupmu_jax.service import _judged, _verdict, _words, deletion, folder, records, retraining, user_file
 from eupmu_jax.service._again import untrue
-from eupmu_jax.service._measured import Shadows, errors_of, of_classes, of_model
+from eupmu_jax.service._measured import Shadows, beside, errors_of, of_classes, of_model
 from eupmu_jax.service._verdict import FAILED, INCONCLUSIVE, PASSED
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
@@ -42,12 +42,13 @@ def make(path: Path, out: Path) -> dict:
     Returns:
       `verdict` and `reasons`; `remarks`, such as that the original model passes too (where it does, and the error is
       not above what it was, nothing is decided); for each model `attacks` of the forgotten and of the retained
-      examples, `canaries` and with shadow models `lira` of the forgotten, each beside held-out examples with the
-      classes mixed alike, `errors`, and `relearning` on half of the forgotten and on retained examples, of what is not
-      frozen; `rounding` of the unlearned parameters; `classes` with the retain error of each class or group; `earlier`:
-      what earlier runs forgot, under the parameters of this one; `overlap`: how many held-out examples the data have,
-      too. Classes that are to go have an attack of their own, beside held-out examples of these classes. What the run
-      says that it reached is measured again, and a record that says something else fails.
+      examples, `canaries`, with shadow models `lira` and with a retrained one `beside` of the forgotten, each next to
+      held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
+      retained examples, of what is not frozen; `rounding` of the unlearned parameters; `classes` with the retain error
+      of each class or group; `earlier`: what earlier runs forgot, under the parameters of this one; `overlap`: how many
+      held-out examples the data have, too. Classes that are to go have an attack of their own, next to held-out
+      examples of these classes. What the run says that it reached is measured again, and a record that says something
+      else fails.
 
     A model that never saw the forgotten fails each of these by chance in up to 5 % of cases: the comparison of errors
     with the aim, all attacks on the forgotten together, and all attacks on what earlier runs forgot. Relearning decides
@@ -86,6 +87,9 @@ def make(path: Path, out: Path) -> dict:
     audited: dict[str, Any] = {}
     for name, params in models.items():
         audited[name] = of_model(task, params, sides, unseen, gone, own.get("frozen")) | shadows.figures(task, params)
+    is_other = retrained is not None and digest(retrained) != asked["params"]
+    for name in ("original", "unlearned") if is_other else ():
+        audited[name] |= beside(task, models[name], retrained, forget, unseen, gone)
     audited["rounding"] = {str(bits): errors_of(task, metrics.rounded(found[0], bits), sides) for bits in BITS}
     audited["classes"] = of_classes(task, models, retain, user_file.groups_of(own, data, folder.forgotten_by(out)))
     before = [part_of(data, np.array(run["positions"])) for run in asked["earlier"]]
@@ -105,7 +109,7 @@ def make(path: Path, out: Path) -> dict:
     if more := more + _verdict.above(audited, reached["level"]) + _verdict.known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = [UNTOLD] if passes_too else []
-    if retrained is not None and digest(retrained) == asked["params"]:
+    if retrained is not None and not is_other:
         remarks.append("The retrained model is the original one: it tells nothing.")
     remarks += _verdict.remarks(audited, unseen is not None, _staying(task, forget, gone))
     remarks += [APART] if own.get("frozen") is not None else []
@@ -127,6 +131,7 @@ def said(audited: dict) -> str:
             errors, found = audited[name]["errors"], audited[name].get("attacks", {})
             shown = ", ".join(f"{side} {percent(level)}" for side, level in errors.items())
             told = ", ".join(f"{side} {of_side['auc']:.2f}" for side, of_side in found.items())
-            told += f", with shadow models {audited[name]['lira']['auc']:.2f}" if "lira" in audited[name] else ""
+            for kind, words in (("lira", "with shadow models"), ("beside", "beside the retrained model")):
+                told += f", {words} {audited[name][kind]['auc']:.2f}" if kind in audited[name] else ""
             lines.append(f"{name}: error on {shown}" + (f"; AUC of the attack on {told}" if told else ""))
     return "\n".join([*lines, *audited["reasons"], *audited["remarks"], f"Verdict: {audited['verdict']}."])

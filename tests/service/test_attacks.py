@@ -66,3 +66,23 @@ def test_scores_far_from_the_unseen_ones_on_both_sides_raise_no_more_false_alarm
     rng = np.random.default_rng(0)
     drawn = [(3 * rng.choice([-1, 1], 30) + rng.normal(size=30), rng.normal(size=700)) for _ in range(300)]
     assert np.mean([attacks.attack(*pair).tells for pair in drawn]) < 0.09
+
+
+def test_beside_a_retrained_model_a_few_members_are_told_and_unseen_examples_are_not():
+    # Difficulty varies more than what learning an example changes, so the loss alone tells nothing of 30 of them.
+    rng = np.random.default_rng(0)
+    loss = lambda phi: np.logaddexp(0, -phi)
+    told = {"member": [], "unseen": [], "member by loss": []}
+    for _ in range(200):
+        hard = [3 * rng.normal(size=count) for count in (30, 400)]
+        under = lambda gain=0.0, hard=hard: [
+            loss(part + rng.normal(size=len(part)) + more) for part, more in zip(hard, (gain, 0.0), strict=True)
+        ]
+        retrained, member, unseen = under(), under(1.0), under()
+        beside = lambda model, retrained=retrained: map(attacks.scores_beside, model, retrained)
+        told["member"].append(attacks.attack(*beside(member)).tells)
+        told["unseen"].append(attacks.attack(*beside(unseen)).tells)
+        told["member by loss"].append(attacks.attack(*member).tells)
+    assert np.mean(told["member"]) > 0.8
+    assert np.mean(told["unseen"]) < 0.09
+    assert np.mean(told["member by loss"]) < 0.5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import _judged, audit, deletion, records, retraining, user_file
+from eupmu_jax.service import _judged, attacks, audit, deletion, records, retraining, user_file
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints, levels
@@ -110,6 +110,24 @@ def test_a_retrained_model_is_audited_beside(file):
     assert found["verdict"] == audit.INCONCLUSIVE
     assert found["remarks"][0].startswith("The original model passes the same tests")
     assert found["remarks"][1] == "The retrained model is the original one: it tells nothing."
+
+
+@pytest.mark.slow
+def test_what_the_loss_hides_is_told_beside_a_retrained_model(file, eupmu, capsys):
+    # BUG: of the untouched model the attack by the loss tells nothing, so it passed.
+    text = "retrain = lambda positions: level.trained(ids[positions], 7)\n"
+    file.write_text(file.read_text() + text)
+    (file.parent / "ids.txt").write_text("\n".join(map(str, range(30))))
+    sizes = ["--steps", "1", "--forget-batch", "16", "--retain-batch", "48"]
+    eupmu("unlearn", "mytask.py", "--out", "run", "--retrain", *sizes)
+    assert eupmu("audit", "run", "mytask.py") == 4
+    found = records.read(file.parent / "run" / "audit.json", "audit")
+    assert not attacks.Attack(**found["original"]["attacks"]["forgotten"]).tells
+    assert found["original"]["beside"]["low"] > 0.5
+    assert "beside" not in found["retrained"]
+    assert "Beside the retrained model an attack tells the forgotten" in capsys.readouterr().out
+    assert eupmu("report", "run") == 0
+    assert "AUC, beside retrained" in (file.parent / "run" / "report.html").read_text()
 
 
 @pytest.mark.slow
