@@ -86,7 +86,11 @@ def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores
 
 
 def digest(split: Split) -> str:
-    """Returns the SHA-256 of the split's indices in hex, the same on every platform."""
+    """Returns the SHA-256 of the split's indices in hex, the same on every platform.
+
+    >>> digest(Split(np.array([1]), np.array([0, 2]), None))[:8]
+    '5f3d3501'
+    """
     ids = hashlib.sha256()
     for part in (split.forget_ids, split.retain_ids):
         # The length keeps a boundary between the two sets from moving unseen.
@@ -146,6 +150,14 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
       ValueError: if the file is no split, the data set's digest is not the one that was saved, or the indices were
         changed.
       FileNotFoundError: if there is no such file.
+
+    >>> dataset, other = datasets.load("digits", seed=0), datasets.load("digits", seed=1)
+    >>> some = split(dataset.train_labels, "class:3", num_classes=dataset.num_classes, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_split(some, f"{folder}/split.json", dataset)
+    ...     load_split(f"{folder}/split.json", other)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: dataset: got digits with SHA-256 ..., expected digits with ..., for which ...split.json was saved
     """
     try:
         record = json.loads(Path(path).read_text())

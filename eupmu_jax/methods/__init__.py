@@ -64,7 +64,11 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """The method of that name; raises `ValueError` that lists the known ones if there is none."""
+    """The method of that name; raises `ValueError` that lists the known ones if there is none.
+
+    >>> method("EUPMU").needs
+    'forget, retain and held-out set'
+    """
     if name not in METHODS:
         raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]

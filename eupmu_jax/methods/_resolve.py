@@ -59,6 +59,11 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
       ValueError: For a task that lacks what the method needs, a setting that the method does not read, a number that
         is negative, not finite or otherwise out of range, another optimizer than "adam" and "sgd", a forget loss that
         the task lacks.
+
+    >>> from eupmu_jax import methods, tasks
+    >>> task = tasks.classification(lambda p, x: x @ p, 3)
+    >>> dict(resolve_settings("EUPMU", methods.METHODS["EUPMU"], task, {"limit": 0.1}))
+    {'learning_rate': 0.000562, 'forget_objective': 'bounded_ascent', 'limit': 0.1}
     """
     _check_requirements(name, method, task)
     if settings is None:

@@ -156,7 +156,17 @@ class Method(NamedTuple):
 
 
 def loss_of(task: Task, forget_objective: str) -> SharedForward:
-    """Forget and retain losses of a task, `(params, batch, key)`, sharing its forward pass."""
+    """Forget and retain losses of a task, `(params, batch, key)`, sharing its forward pass.
+
+    Raises:
+      ValueError: For a forget loss that the task lacks.
+
+    >>> from eupmu_jax import tasks
+    >>> outputs, losses = loss_of(tasks.classification(lambda p, x: x @ p, 2), "kl_to_uniform")
+    >>> batch = {"inputs": jnp.eye(2), "labels": jnp.arange(2)}
+    >>> [round(float(loss(outputs(jnp.zeros((2, 2)), batch, None), batch)), 4) for loss in losses]
+    [0.0, 0.6931]
+    """
     if forget_objective not in task.forget:
         raise ValueError(f"forget_objective: got {forget_objective!r}, expected one of {', '.join(task.forget)}")
     return shared_forward(task.outputs, [task.forget[forget_objective], task.retain])
@@ -170,7 +180,12 @@ class _Complete(dict):
 
 
 def complete(settings: Settings) -> Settings:
-    """The settings, with an error that names what is missing in place of a `KeyError`."""
+    """The settings, with an error that names what is missing in place of a `KeyError`.
+
+    >>> complete({"learning_rate": 0.1})["momentum"]
+    Traceback (most recent call last):
+    ValueError: settings: got {'learning_rate': 0.1}, expected 'momentum' among them too
+    """
     return _Complete(settings)
 
 

@@ -11,7 +11,7 @@ NAMED = 5
 
 
 def read_ids(path: Path, count: int) -> np.ndarray:
-    """Reads positions in a data set, one in each line; empty lines and what follows a `#` are left out.
+    r"""Reads positions in a data set, one in each line; empty lines and what follows a `#` are left out.
 
     Args:
       path: Of a UTF-8 text file, with or without a byte order mark.
@@ -24,6 +24,13 @@ def read_ids(path: Path, count: int) -> np.ndarray:
       FileNotFoundError: If there is no such file.
       ValueError: For a line that is no number, a position that the data do not have, one that is there twice, no
         positions at all, or a file that is no text. The message names the file and the lines.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "ids.txt"
+    ...     _ = file.write_text("7\n3  # a letter of 3 May\n")
+    ...     read_ids(file, count=10).tolist()
+    [3, 7]
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
