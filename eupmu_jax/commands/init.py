@@ -21,7 +21,7 @@ import eupmu_jax as eupmu
 #   model.eval()
 #   graph, params, rest = nnx.split(model, nnx.Param, ...)
 #   def apply(params, inputs):
-#       return nnx.merge(graph, params, rest)(inputs)
+#       return nnx.merge(graph, params, rest, copy=True)(inputs)
 def apply(params, inputs):
     return jax.nn.relu(inputs @ params["hidden"]) @ params["out"]
 
@@ -58,7 +58,10 @@ with np.load("held_out.npz") as saved:
 
 # For a language model: eupmu.tasks.language(apply), where apply(params, tokens) returns logits. Its data are
 #   {{"tokens": (n, length) ints, "mask": (n, length), 1 for the tokens to predict and 0 for prompt and padding}},
-# all padded to one length. For anything else a Task of your own.
+# all padded to one length. A decoder of google-tunix, with adapters or without:
+#   model = eupmu_jax.models.language.from_tunix(module, trainable=nnx.LoRAParam)
+#   task, params = eupmu.tasks.language(model.apply), model.params
+# For anything else a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
 '''
 

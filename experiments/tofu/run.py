@@ -73,7 +73,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16, help="of the adapters; 0 trains all parameters")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--answer", type=int, default=200, help="tokens of a generated answer at most")
-    parser.add_argument("--template", default=PROMPT, help="what the model was fine-tuned with")
+    parser.add_argument(
+        "--template",
+        default=PROMPT,
+        help="what the model was fine-tuned with; a first token that it saw, such as <|begin_of_text|>, included",
+    )
     parser.add_argument("--learning-rate", type=float, help="the method's own if none is given")
     parser.add_argument("--dtype", help="bfloat16 under adapters, float32 without, which small steps need")
     parser.add_argument("--data-axis", type=int, default=1)
@@ -85,9 +89,14 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def respondent(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Respondent:
     """The model of a folder on the mesh, with adapters or without, and how it is asked."""
-    model = load_huggingface(folder, jnp.dtype(given.dtype or ("bfloat16" if given.rank else "float32")))
-    params = jax.device_put(model.params, sharding.param_shardings(model.params, mesh))
-    model = with_lora(model, params, rank, key=jax.random.key(given.seed)) if rank else model._replace(params=params)
+    model = load_huggingface(
+        folder,
+        jnp.dtype(given.dtype or ("bfloat16" if given.rank else "float32")),
+        # Over all devices: each holds its share of every matrix, and gathers the others where they are used.
+        shardings=lambda shapes: sharding.param_shardings(shapes, mesh, axes=("data", "model")),
+        remat=True,
+    )
+    model = with_lora(model, model.params, rank, key=jax.random.key(given.seed)) if rank else model
     tokenizer = huggingface_tokenizer(folder)
     return answers.Respondent(model, tokenizer, given.template, given.length, given.length, given.answer, given.batch)
 

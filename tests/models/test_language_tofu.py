@@ -172,3 +172,10 @@ def test_a_template_gets_the_special_tokens_and_may_refuse(tmp_path):
     assert tokenizer.chat([{"role": "user", "content": "Ada"}]) == "<unk>[INST] Ada [/INST]"
     with pytest.raises(ValueError, match=r"^messages: got some that the chat template refuses: no system"):
         tokenizer.chat([{"role": "system", "content": "Be."}])
+
+
+def test_ends_that_are_several_tokens_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got \['<end>', '<unk>'\] as eos_token, expected one token"):
+        huggingface_tokenizer(save_tokenizer(tmp_path, eos_token=["<end>", "<unk>"]))
+    found = huggingface_tokenizer(save_tokenizer(tmp_path, add_bos_token=True, bos_token=None, unk_token="<unk>"))
+    assert found.special == {"eos_token": "<end>", "unk_token": "<unk>"}

@@ -96,8 +96,8 @@ class Settings:
         self.expect("layer_types", wanted)
 
 
-def model_of(settings: Settings, tied: bool, dtype: Any) -> Any:
-    """The model, with parameters of no meaning.
+def model_of(settings: Settings, tied: bool, dtype: Any, remat: bool = False) -> Any:
+    """The model, with parameters of no meaning; with `remat` the backward pass computes each block again.
 
     Raises:
       ValueError: If google-tunix has no class for the architecture, or computes other settings than these.
@@ -106,10 +106,16 @@ def model_of(settings: Settings, tied: bool, dtype: Any) -> Any:
     if family not in FAMILIES:
         raise ValueError(f"{settings.where}: got architecture {family}, expected one of {', '.join(FAMILIES)}")
     if family == "gemma3_text":
-        return _gemma_3(settings, dtype)
-    if family.startswith("gemma"):
-        return _gemma(settings, family == "gemma2", dtype)
-    return _llama_or_qwen(settings, family, tied, dtype)
+        model = _gemma_3(settings, dtype)
+    elif family.startswith("gemma"):
+        model = _gemma(settings, family == "gemma2", dtype)
+    else:
+        model = _llama_or_qwen(settings, family, tied, dtype)
+    if remat:
+        # Some classes ask the configuration, others what their blocks took from it.
+        for part in (model.config, *(layer for layer in model.layers if hasattr(layer, "remat_config"))):
+            part.remat_config = type(model.config.remat_config).BLOCK
+    return model
 
 
 def _llama_or_qwen(settings, family, tied, dtype):

@@ -57,8 +57,14 @@ _NAMES = {
 _FIRST_GEMMA = {"pre_ffw_norm.scale": ["post_attention_layernorm.weight"]}
 
 
-def build(config: Mapping[str, Any], tensors: Tensors, dtype: jax.typing.DTypeLike) -> LanguageModel:
-    """The model of a checkpoint.
+def build(
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    dtype: jax.typing.DTypeLike,
+    shardings: Callable | None = None,
+    remat: bool = False,
+) -> LanguageModel:
+    """The model of a checkpoint, each tensor put where `shardings` of all shapes says as it is read.
 
     Raises:
       ImportError: Without google-tunix.
@@ -72,15 +78,25 @@ def build(config: Mapping[str, Any], tensors: Tensors, dtype: jax.typing.DTypeLi
     settings = Settings(config, tensors.where)
     tied = settings.get("tie_word_embeddings", "lm_head.weight" not in tensors.shapes)
     dtype = jnp.dtype(dtype)
-    model = nnx.eval_shape(lambda: model_of(settings, tied, dtype))
+    model = nnx.eval_shape(lambda: model_of(settings, tied, dtype, remat))
     state, rest = nnx.state(model, nnx.Param, ...)
     # All that is not a parameter is a bias that the architecture lacks.
     rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
     paths, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     leaves = [_Leaf.of(path, leaf, config["model_type"]) for path, leaf in paths]
     _check(tensors, leaves, tied)
-    params = jax.tree.unflatten(structure, [leaf.read(tensors) for leaf in leaves])
+    places = [None] * len(leaves)
+    if shardings is not None:
+        places = jax.tree.leaves(shardings(jax.tree.map(_struct, nnx.to_pure_dict(state))))
+        if len(places) != len(leaves):
+            raise ValueError(f"shardings: got {len(places)}, expected one for each of {len(leaves)} parameters")
+    read = [leaf.read(tensors, place) for leaf, place in zip(leaves, places, strict=True)]
+    params = jax.tree.unflatten(structure, read)
     return from_parts(nnx.graphdef(model), params, (rest,), model.config, config.get("max_position_embeddings"))
+
+
+def _struct(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 class _Leaf(NamedTuple):
@@ -114,7 +130,7 @@ class _Leaf(NamedTuple):
         width, *outputs = self.shape
         return int(np.prod(outputs)), width
 
-    def read(self, tensors):
+    def read(self, tensors, place):
         parts = [np.asarray(tensors.read(name)) for name in self.names]
         if self.module in ("q_einsum", "kv_einsum", "qkv_einsum"):
             heads, width, size = self.shape[-3:]
@@ -122,7 +138,9 @@ class _Leaf(NamedTuple):
         elif len(self.shape) > 1 and self.module != "input_embedding":
             parts = [part.T for part in parts]
         value = np.stack(parts) if len(parts) > 1 else parts[0]
-        return jnp.asarray(value.reshape(self.shape), self.dtype)
+        # On the host until then: no device holds more than its part.
+        value = np.asarray(value).reshape(self.shape).astype(self.dtype, copy=False)
+        return jnp.asarray(value) if place is None else jax.device_put(value, place)
 
 
 def _check(tensors, leaves, tied):

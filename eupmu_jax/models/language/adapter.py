@@ -1,5 +1,6 @@
 """A decoder of google-tunix as pure functions of plain trees."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eupmu_jax._stack.checks import check_same_structure
+
+logger = logging.getLogger("eupmu_jax")
 # What every decoder of google-tunix has, and the functions here rely on.
 PARTS = ("config", "embedder", "layers", "final_norm")
 
@@ -56,7 +60,8 @@ def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = 
     Args:
       model: Of `tunix.models`: `llama3`, `qwen2`, `qwen3`, `gemma`, `gemma3`, text only. It is left as it is; the trees
         share its arrays, so a program that donates them deletes the model's.
-      trainable: Filter of Flax NNX for the parameters, such as `nnx.LoRAParam`.
+      trainable: Filter of Flax NNX for the parameters, such as `nnx.LoRAParam` of a model with adapters. Unlearned
+        parameters go back into the model by `nnx.update(model, params)`.
       context: The most tokens that the model was made for.
 
     Raises:
@@ -72,6 +77,14 @@ def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = 
         raise ValueError(f"model: got {found}, expected a decoder of google-tunix")
     graph = nnx.graphdef(model)
     params, rest = nnx.state(model, trainable, ...)
+    adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
+    if 0 < len(adapters) < len(jax.tree.leaves(params)):
+        logger.warning(
+            "trainable: the model has %d arrays of adapters, and %d others are parameters beside them; expected "
+            "nnx.LoRAParam for the adapters alone",
+            len(adapters),
+            len(jax.tree.leaves(params)) - len(adapters),
+        )
     if not jax.tree.leaves(params):
         raise ValueError(f"trainable: got {trainable}, expected a filter that finds parameters of the model")
     return from_parts(graph, nnx.to_pure_dict(params), (rest,), model.config, context)
@@ -85,8 +98,15 @@ def from_parts(
     # The cache is written with what the model computes in; classes without a dtype compute in that of their parameters.
     dtype = getattr(config, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
 
-    def module(params):
-        return nnx.merge(graph, params, *rest)
+    shapes = jax.eval_shape(lambda: params)
+
+    def module(given):
+        try:
+            # Copies of the variables, not of the arrays: those closed over are of another trace, which remat refuses.
+            return nnx.merge(graph, given, *rest, copy=True)
+        except Exception:
+            check_same_structure("params", given, "the model's", shapes)
+            raise
 
     def apply(params, tokens):
         _check_length(tokens, context)

@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +15,13 @@ from eupmu_jax.models.language.adapter import LanguageModel
 from eupmu_jax.models.language.tokenizer import Tokenizer, check_template
 
 
-def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
+def load_huggingface(
+    folder: str | os.PathLike[str],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    shardings: Callable[[chex.ArrayTree], chex.ArrayTree] | None = None,
+    remat: bool = False,
+) -> LanguageModel:
     """Reads config.json and the weights in *.safetensors; nothing is downloaded, and PyTorch is not needed.
 
     Architectures: llama (from Llama 2 to 3.2 and SmolLM2), qwen2, qwen3, gemma, gemma2 and gemma3_text, dense. Every
@@ -23,12 +32,18 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
     Args:
       folder: As written by `save_pretrained`, or downloaded from the Hub.
       dtype: Of parameters and computation.
+      shardings: Of the shapes of all parameters, a tree of shardings: where each is put as it is read, so that no
+        device holds more than its part. `lambda shapes: sharding.param_shardings(shapes, mesh, axes=("data", "model"))`
+        shares them out over all devices of a mesh. The first device has them all without it.
+      remat: Whether the backward pass computes what happened in each block again, for a third more time: of a block,
+        only what goes in is kept.
 
     Raises:
       FileNotFoundError: If config.json or the weights are missing.
       ImportError: Without the extra `language`.
-      ValueError: For another architecture or setting, for tensors that are missing, left over or of other shapes, and
-        with its name for a file that is damaged; no tensor has been read then.
+      ValueError: For another architecture or setting, for a dtype of no floating point numbers, for tensors that are
+        missing, left over, of other shapes or in two files, and with its name for a file that is damaged or quantised;
+        no tensor has been read then.
 
     >>> load_huggingface("nowhere")
     Traceback (most recent call last):
@@ -40,15 +55,26 @@ def load_huggingface(folder: str | os.PathLike[str], dtype: jax.typing.DTypeLike
     if missing := " and ".join(name for name in found if not found[name]):
         raise FileNotFoundError(f"folder: got {folder} without {missing}, expected what save_pretrained writes")
     config = _entries(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ValueError(f"{folder}: got quantised weights, expected those of a model in floating point")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected one of floating point numbers")
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError("language models need safetensors: pip install 'eupmu-jax[language]'") from error
     # Slices of NumPy know no bfloat16; those of Flax are arrays of JAX, whatever their dtype.
     opened = [_read(file, lambda file: safe_open(file, framework="flax"), SafetensorError) for file in files]
-    owner = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+    owner: dict[str, Any] = {}
+    for path, file in zip(files, opened, strict=True):
+        for name in file.keys():  # noqa: SIM118
+            if name in owner:
+                raise ValueError(f"{path}: got {name}, which another file has too, expected each tensor in one file")
+            owner[name] = file
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
-    return build(config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype)
+    return build(
+        config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype, shardings, remat
+    )
 
 
 def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -79,8 +105,12 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     except ImportError as error:
         raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
     config = _entries(folder / "tokenizer_config.json")
-    named = {name: token for name, token in config.items() if name.endswith("_token") and token}
+    # Others of such names, as add_bos_token, say whether.
+    named = {name: token for name, token in config.items() if name.endswith("_token") and token not in (None, "")}
+    named = {name: token for name, token in named.items() if not isinstance(token, bool)}
     special = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
+    if wrong := [name for name, token in special.items() if not isinstance(token, str)]:
+        raise ValueError(f"{folder}: got {special[wrong[0]]!r} as {wrong[0]}, expected one token")
     end = special.get("eos_token")
     # The package raises no class of errors of its own.
     fast = _read(folder / "tokenizer.json", lambda file: Fast.from_file(str(file)), Exception)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from eupmu_jax._stack.checks import check_int
+from eupmu_jax._stack.checks import check_int, check_number, check_same_shapes
 from eupmu_jax.models.language.adapter import LanguageModel, from_parts
 
 # Of google-tunix's Gemma: the inputs are the last axis but one, behind stack and heads.
@@ -32,23 +32,30 @@ def with_lora(
 
     Args:
       model: As from the loaders or `from_tunix`.
-      params: Of that model, unlearned or not.
+      params: Of that model, unlearned or not, and in any layout on a mesh.
       rank: r, at least 1.
       alpha: Scale; without one, the rank.
       key: Of A.
 
     Returns:
-      The model of the adapters, whose `params` are for every function of this library what the whole would be.
+      The model of the adapters, whose `params` are for every function of this library what the whole would be. They are
+      float32 at least: in bfloat16 most numbers of A are too large for a step of Adam to change them.
 
     Raises:
       ImportError: Without the extra `language`.
-      ValueError: If the rank is below 1.
+      ValueError: If the rank is below 1, alpha is not a finite number, the model has adapters already, or the
+        parameters are not of its structure and shapes.
 
     >>> with_lora(None, None, 0, key=None)
     Traceback (most recent call last):
     ValueError: rank: got 0, expected an int of at least 1
     """
     check_int("rank", rank, 1, static=True)
+    if alpha is not None:
+        check_number("alpha", alpha, finite=True)
+    if any("_lora_" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model.params)):
+        raise ValueError("model: got one with adapters, expected the model without, or its own adapters")
+    check_same_shapes("params", params, "model.params", model.params)
     try:
         import qwix
     except ImportError as error:
@@ -63,12 +70,12 @@ def with_lora(
 
     # What qwix would make is only looked at: a run of it, for so many matrices, compiles for a minute.
     shapes = nnx.eval_shape(adapted, params, key)
-    draw = jax.nn.initializers.he_uniform()
+    draw, wide = jax.nn.initializers.he_uniform(), lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(shapes, nnx.LoRAParam)))
     adapters = [
-        draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+        draw(jax.random.fold_in(key, i), leaf.shape, wide(leaf))
         if path[-1].key.endswith("_lora_a")
-        else jnp.zeros(leaf.shape, leaf.dtype)
+        else jnp.zeros(leaf.shape, wide(leaf))
         for i, (path, leaf) in enumerate(leaves)
     ]
     fixed = nnx.state(model.module(params))
@@ -123,6 +130,8 @@ def _merged(place, weights, a, b, alpha):
         raise ValueError(
             f"adapters: got {a.shape} and {b.shape} for {where} of shape {weights.shape}, expected those of its model"
         )
+    if alpha is not None:
+        check_number("alpha", alpha, finite=True)
     rank, wide = a.shape[-1], jnp.promote_types(weights.dtype, jnp.float32)
     product = jnp.tensordot(a.astype(wide), b.astype(wide), 1, precision="highest")
     merged = inputs_first + (rank if alpha is None else alpha) / rank * product

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 # Single digits are tokens in these; the rest is split as in GPT-2.
 _DIGITS = ("smollm",)
+# As Llama, Qwen and Phi write special tokens, and as Gemma does.
+_SPECIAL = re.compile(r"<\|\w+\|>|<(?:start|end)_of_\w+>")
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
@@ -84,7 +86,7 @@ def check_template(where: str, template: str | None, known: Collection[str]) -> 
     Traceback (most recent call last):
     ValueError: folder: got no special token <|im_start|>, expected those that the chat template writes
     """
-    written = set(re.findall(r"<\|\w+\|>", template or ""))
+    written = set(_SPECIAL.findall(template or ""))
     missing = sorted(written.difference(known))
     if missing and len(missing) < len(written):
         raise ValueError(f"{where}: got no special token {missing[0]}, expected those that the chat template writes")
