@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int, check_number
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 
@@ -47,7 +48,7 @@ def sample(
       labels: Ints `(n,)`.
       shape: Of an image.
       key: Of all noise.
-      nothing: The label that stands for no condition.
+      nothing: The label that stands for no condition, behind all others.
       prediction: What the model predicts.
       steps: Calls of the model, spread evenly over the schedule; two evaluations each.
       guidance: w of `diffusion.guided`; 0 is the model's own conditional prediction.
@@ -62,9 +63,10 @@ def sample(
       `(n, *shape)`. A warning is given where they are not finite.
 
     Raises:
-      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; a share
-        without images to start from; no labels; images of another shape, outside of their range or not finite; a label
-        that the model does not know; or a prediction that is unknown or does not fit the schedule.
+      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; a
+        guidance that is not finite; predictions of another shape than the images; a share without images to start from;
+        no labels; images of another shape, outside of their range or not finite; a label that the model does not know;
+        or a prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -74,6 +76,10 @@ def sample(
     """
     if np.ndim(labels) != 1 or not len(labels):
         raise ValueError(f"labels: got shape {np.shape(labels)}, expected (n,) ints, at least one")
+    diffusion.check_fit(prediction, schedule)
+    check_int("nothing", nothing, 0, static=True)
+    if not isinstance(guidance, jax.core.Tracer):
+        check_number("guidance", guidance, finite=True)
     if not isinstance(steps, int | np.integer):
         raise ValueError(f"steps: got {steps!r}, expected an int")
     if not 1 <= steps <= schedule.steps:
@@ -90,8 +96,9 @@ def sample(
         if np.shape(start) != (len(labels), *shape):
             raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
         check_images("start", start, ROUNDED if clip else None, ", or for latents clip=False")
-    diffusion.check_fit(prediction, schedule)
+    # In uint8 the label of no condition may be another.
     labels, shape = jnp.asarray(labels), tuple(shape)
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     check_labels(labels, nothing + 1)
     fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip
     images = _sample(*fixed, params, labels, key, guidance, eta, start)
@@ -118,9 +125,10 @@ def _sample(
     def step(x_t, given):
         t, now, after, key = given
         at = jnp.full(n, t)
-        conditional, unconditional = jnp.split(
-            denoise(params, jnp.concatenate([x_t, x_t]), jnp.concatenate([at, at]), both), 2
-        )
+        returned = denoise(params, jnp.concatenate([x_t, x_t]), jnp.concatenate([at, at]), both)
+        if returned.shape != (2 * n, *shape):
+            raise ValueError(f"denoise: returned shape {returned.shape}, expected that of x_t, {(2 * n, *shape)}")
+        conditional, unconditional = jnp.split(returned, 2)
         predicted = diffusion.guided(conditional, unconditional, guidance)
         x = diffusion.x_of(prediction, schedule, predicted, x_t, at)
         x = jnp.clip(x, -1, 1) if clip else x

@@ -134,9 +134,13 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
     ValueError: schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'
     """
     _check_prediction(prediction)
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule: got {type(schedule).__name__}, expected a Schedule, such as cosine_schedule()")
     if not isinstance(schedule.alpha_bar, tuple):
         found = type(schedule.alpha_bar).__name__
         raise ValueError(f"schedule: got alpha_bar as {found}, expected a tuple of numbers, which can be hashed")
+    if not schedule.alpha_bar or not all(isinstance(share, float | int | np.number) for share in schedule.alpha_bar):
+        raise ValueError(f"schedule: got alpha_bar {str(schedule.alpha_bar)[:60]}, expected at least one number")
     left = np.asarray(schedule.alpha_bar)
     if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
         raise ValueError("schedule: got alpha_bar that is not within [0, 1] or does not fall, expected falling shares")

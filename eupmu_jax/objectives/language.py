@@ -170,7 +170,8 @@ def simnpo(nll: chex.Array, mask: chex.Array, beta: float = 2.5, delta: float = 
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma\left(\beta (L_i / |y_i| - \delta)\right)
 
-    The paper's gamma is beta times delta. Positive.
+    The paper's gamma is beta times delta. The default of beta is that of its own code for TOFU; 4.5 is common, too.
+    Positive.
 
     >>> round(float(simnpo(jnp.zeros((1, 3)), jnp.ones((1, 3)))), 4)
     0.5545

@@ -1,4 +1,4 @@
-"""A warning of large parameters that a task or a run closes over."""
+"""Checks of parameters that a task or a run closes over, and a warning where they are large."""
 
 import logging
 
@@ -33,3 +33,18 @@ def of_large(name: str, constants: chex.ArrayTree) -> None:
             name,
             size / 1e9,
         )
+
+
+def check_constants(name: str, constants: chex.ArrayTree) -> None:
+    """Raises `ValueError` for numbers that are not finite, and warns `of_large`; what is traced passes.
+
+    >>> check_constants("original", {"w": np.array([np.nan])})
+    Traceback (most recent call last):
+    ValueError: original: leaf ['w'] has numbers that are not finite, expected a trained model's
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(constants):
+        is_here = isinstance(leaf, jax.Array | np.ndarray | float) and not isinstance(leaf, jax.core.Tracer)
+        if is_here and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.all(jnp.isfinite(leaf)):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: leaf {where} has numbers that are not finite, expected a trained model's")
+    of_large(name, constants)

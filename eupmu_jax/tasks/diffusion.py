@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.checks import check_int
+from eupmu_jax._stack.checks import check_int, check_number, check_same_shapes
 from eupmu_jax._stack.parts import in_parts
 from eupmu_jax.objectives import diffusion as objectives
-from eupmu_jax.tasks._constants import of_large
+from eupmu_jax.tasks._constants import check_constants
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 from eupmu_jax.tasks.task import Task, check_function
 
@@ -68,7 +68,8 @@ def diffusion(
     - `bounded_ascent`: ascent on the denoising loss without weights until it is that of predicting 0, the mean square
       of its target, :math:`\max(0, \lVert y_i \rVert^2 - \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2)`.
 
-    Conditions that are no classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label.
+    Conditions that are no classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label:
+    a part of `params` that stays `frozen`, so that `diffusion_attacks` can train a row of it again.
 
     :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
 
@@ -101,8 +102,11 @@ def diffusion(
 
     Raises:
       ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that
-        does not fit it, a share outside of [0, 1), or a gamma that is not above 0. `unlearn` refuses images outside of
-        [-1, 1] where they are bounded, any that are not finite, and labels that are no conditions.
+        does not fit it, a share outside of [0, 1), a gamma that is not above 0, a guidance that is not finite, or an
+        `original` with numbers that are not. `unlearn` refuses images outside of [-1, 1] where they are bounded, any
+        that are not finite, labels of which there is neither a condition nor none, a model that predicts NaN for none,
+        as `nnx.Embed` does beyond its table, and an `original` of another structure or shape than the parameters. A
+        table that is indexed repeats its last row there, which nothing tells.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
@@ -114,11 +118,14 @@ def diffusion(
     check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction")
     check_int("num_conditions", num_conditions, 2, static=True)
     objectives.check_fit(prediction, schedule)
+    for name, value in (("dropout", dropout), ("gamma", gamma or 1.0), ("guidance", guidance)):
+        check_number(name, value, finite=name == "guidance")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
     if gamma is not None and not gamma > 0:
         raise ValueError(f"gamma: got {gamma}, expected a number above 0, or None for equal weights")
-    of_large("original", original)
+    dropout = float(dropout)
+    check_constants("original", original)
     # The model is called for many targets, of which a step uses one: traced once, the rest costs next to nothing.
     denoise = jax.jit(denoise)
 
@@ -132,7 +139,7 @@ def diffusion(
         return objectives.noised(schedule, x, t, noise), t, wanted, weights
 
     def outputs(params, batch, key):
-        x, labels = batch["inputs"], batch["labels"]
+        x, labels = batch["inputs"], _wide(batch["labels"])
         first = jax.random.key(FIXED) if key is None else key
         # As many as a step has fit at once; what is evaluated may be more, and its noise belongs to all of it together.
         predict = denoise if key is not None else functools.partial(in_parts, denoise)
@@ -165,7 +172,7 @@ def diffusion(
         }
 
     def unknown(params, batch):
-        x, labels = batch["inputs"], batch["labels"]
+        x, labels = batch["inputs"], _wide(batch["labels"])
         x_t, t, wanted, weights = noised(x, jax.random.key(FIXED))
         offsets = np.unique(np.linspace(1, num_conditions - 1, min(OTHERS, num_conditions - 1)).astype(int))
         predict = functools.partial(in_parts, denoise)
@@ -182,6 +189,22 @@ def diffusion(
         otherwise = ", or for latents a task with bounded=False"
         check_images("inputs", batch["inputs"], ROUNDED if bounded else None, otherwise)
 
+    def check_model(params, batch):
+        if original is not None:
+            check_same_shapes("original", original, "params", params)
+        seen_here = all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params))
+        if not dropout or not seen_here:
+            # Where nothing was ever left out, a model without a place for it does for what needs none.
+            return
+        x, nothing = jnp.asarray(batch["inputs"][:1]), jnp.full(1, num_conditions, jnp.int32)
+        x_t, t, _, _ = noised(x, jax.random.key(FIXED))
+        known = denoise(params, x_t, t, _wide(jnp.asarray(batch["labels"][:1])))
+        if jnp.all(jnp.isfinite(known)) and not jnp.all(jnp.isfinite(denoise(params, x_t, t, nothing))):
+            raise ValueError(
+                f"num_conditions: got {num_conditions}, but for label {num_conditions}, which stands for no condition, "
+                "the model predicts numbers that are not finite; expected as many conditions as it has, without that"
+            )
+
     return Task(
         outputs=outputs,
         retain=_denoising,
@@ -191,7 +214,13 @@ def diffusion(
         fresh_params=fresh_params,
         unknown=unknown,
         check=check,
+        check_model=check_model,
     )
+
+
+def _wide(labels):
+    """In uint8 the label of no condition, or the next one, may be another."""
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def _errors(outputs, batch):

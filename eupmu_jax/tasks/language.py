@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.checks import check_int
+from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax.objectives import language as losses
-from eupmu_jax.tasks._constants import of_large
+from eupmu_jax.tasks._constants import check_constants
 from eupmu_jax.tasks._language_losses import (
     ERROR,
     FORGET,
@@ -83,9 +84,10 @@ def language(
 
     Raises:
       ValueError: If `apply` or `hidden` is no function, for an unknown retain loss, error or constant, a retain loss
-        that needs `hidden` without it; and, when a step is traced, for a batch that lacks what its loss needs or has it
-        in another shape. `unlearn` refuses sequences without any token to predict, tokens below 0, and losses of the
-        original model that are not finite or below 0.
+        that needs `hidden` without it, an `original` with numbers that are not finite; and, when a step is traced, for
+        a batch that lacks what its loss needs or has it in another shape. `unlearn` refuses sequences without any token
+        to predict, tokens that are not of the vocabulary, an `original` of another structure or shape than the
+        parameters, and losses, logits or hidden states of the original model that are not finite.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
     >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
@@ -103,11 +105,15 @@ def language(
         raise ValueError(f"error: got {error!r}, expected one of {', '.join(ERROR)}")
     if retain == "rmu" and hidden is None:
         raise ValueError("hidden: got None, but retain='rmu' needs it; expected (params, tokens) -> hidden states")
-    of_large("original", original)
+    check_constants("original", original)
     task = _task(apply, hidden, retain, error, fresh_params)
     if constants:
         task = task._replace(forget=with_constants(constants))
-    return task if original is None else task._replace(outputs=_with_original(task.outputs, original))
+    if original is None:
+        return task
+    return task._replace(
+        outputs=_with_original(task.outputs, original), check_model=_with_check(task.check_model, original)
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -139,6 +145,7 @@ def _task(apply, hidden, retain, error, fresh_params):
         check=_check_answers,
         # A distance to the original model is none of an example that it knows.
         nll=None if retain == "cross_entropy" else RETAIN["cross_entropy"],
+        check_model=functools.partial(_check_vocabulary, apply),
     )
 
 
@@ -156,6 +163,32 @@ def _with_original(outputs, original):
         return ours | {f"reference_{name}": jax.lax.stop_gradient(leaf) for name, leaf in reference.items()}
 
     return both
+
+
+def _with_check(check, original):
+    def both(params, batch):
+        check_same_shapes("original", original, "params", params)
+        check(params, batch)
+
+    return both
+
+
+def _check_vocabulary(apply, params, batch):
+    """Raises `ValueError` for tokens that the model does not have; it would take others in their place."""
+    shape_of = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+    leaves, structure = jax.tree.flatten(jax.tree.map(shape_of, params))
+    for name in ("tokens", "alternative_tokens"):
+        if name in batch and np.size(batch[name]):
+            tokens = np.asarray(batch[name])
+            size = _vocabulary_of(apply, tuple(leaves), structure, tokens.shape[1])
+            if tokens.max() >= size:
+                raise ValueError(f"{name}: got a token {tokens.max()}, expected those of the model, 0 to {size - 1}")
+
+
+@functools.lru_cache(maxsize=64)
+def _vocabulary_of(apply, leaves, structure, length):
+    params, tokens = jax.tree.unflatten(structure, leaves), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    return jax.eval_shape(lambda params, tokens: _checked("apply", apply, params, tokens), params, tokens).shape[-1]
 
 
 def with_reference(
@@ -178,8 +211,8 @@ def with_reference(
       The set with `reference_nll` `(n,)`, and with `reference_alternative_nll` if there is an alternative.
 
     Raises:
-      ValueError: For tokens that are no ints from 0 on, a mask of another shape, a sequence that has no token to
-        predict, a loss of the original model that is not finite, or a batch size below 1.
+      ValueError: For tokens that are no ints of the vocabulary, a mask of another shape, a sequence that has no token
+        to predict, a loss of the original model that is not finite, or a batch size below 1.
 
     >>> task = language(lambda params, tokens: jax.numpy.zeros((*tokens.shape, 4)))
     >>> with_reference(task, None, {"tokens": np.array([[0, 1, 2]])})["reference_nll"].tolist()
@@ -187,6 +220,8 @@ def with_reference(
     """
     check_int("batch_size", batch_size, 1, static=True)
     _check_answers(batch)
+    if task.check_model is not None:
+        task.check_model(params, batch)
     if not len(batch["tokens"]):
         raise ValueError("batch: got no sequences, expected at least one")
     parts = [
@@ -253,3 +288,7 @@ def _check_references(batch):
             raise ValueError(
                 f"{name}: got {nll[wrong][0]:.4g}, expected finite losses of the original model, from 0 on"
             )
+    for name in ("reference_logits", "reference_hidden"):
+        # Of a vocabulary that is padded, some logits are minus infinity.
+        if name in batch and (np.isnan(batch[name]).any() or np.isposinf(batch[name]).any()):
+            raise ValueError(f"{name}: got numbers that are not finite, expected those of the original model")

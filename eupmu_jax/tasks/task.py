@@ -32,6 +32,8 @@ class Task(NamedTuple):
         know what it is told of them, and the forward passes of each that this took: the level of what is to go wholly.
       check: `check(batch)`: raises `ValueError` for examples that the model cannot take, such as a label it does not
         have. `unlearn` asks it before any work; batches are concrete there.
+      check_model: `check_model(params, batch)`: the same for what only the parameters tell, such as tokens beyond the
+        vocabulary, and for parameters of another model than the task compares with.
       rate: Whether the mean error is a rate, such as the share of wrong tokens; that of a classifier always is. 0.01 of
         a rate is a point. Other errors may be in any unit, and EUPMU measures them by the way to their target.
       nll: `nll(outputs, batch) -> scalar`: the mean negative log-likelihood, where `retain` is another loss, such as a
@@ -62,6 +64,7 @@ class Task(NamedTuple):
     check: Callable | None = None
     rate: bool = False
     nll: Callable | None = None
+    check_model: Callable | None = None
 
     def __hash__(self) -> int:
         """Equal functions make equal tasks, so that runs on one task share compiled code."""
@@ -114,7 +117,7 @@ def check_task(task: Task) -> None:
         raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by its name")
     for name, loss in task.forget.items():
         check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar")
-    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll"):
+    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model"):
         if getattr(task, name) is not None:
             check_function(f"task.{name}", getattr(task, name), "a function or None")
     if not isinstance(task.rate, bool) or (task.rate and task.error is None):

@@ -106,8 +106,8 @@ def check_arguments(
         if part is not None and (found := _described(name, part)) != wanted:
             raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
-        if part is not None and task.check is not None:
-            _check_examples(task, name, part)
+        if part is not None:
+            _check_examples(task, params, name, part)
     _check_functions(task, params, sets.forget, tuple(losses))
 
 
@@ -167,12 +167,18 @@ def _described_shape(tree):
     return f"shape {tree.shape}" if hasattr(tree, "shape") else str(jax.tree.map(lambda leaf: leaf.shape, tree))
 
 
-def _check_examples(task, name, examples):
+def _check_examples(task, params, name, examples):
     """All that lie in memory, else some that are spread over the set."""
+    if task.check is task.check_model is None:
+        return
     positions = spread(len(examples), len(examples) if isinstance(examples, Examples) else HASHED)
     for start in range(0, len(positions), CHECKED):
         try:
-            task.check(examples[positions[start : start + CHECKED]])
+            batch = examples[positions[start : start + CHECKED]]
+            if task.check is not None:
+                task.check(batch)
+            if task.check_model is not None:
+                task.check_model(params, batch)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax.tasks import Examples, Task
+from eupmu_jax._stack.checks import check_same_shapes
+from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training.relearning import relearn_part
 
 # Of Adam, for the row of an embedding alone and for the whole model.
@@ -52,7 +53,8 @@ def diffusion_attacks(
       images, noised half of the way (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
     Raises:
-      ValueError: As `relearn_part` and `sample` do, for a number below 1, an empty set or a `row` without a True.
+      ValueError: As `relearn_part` and `sample` do, for a number below 1, an empty set or a `row` without a True, for
+        examples that the task refuses, and images of another number than `count`. Nothing has been trained then.
 
     >>> from eupmu_jax import tasks
     >>> from eupmu_jax.models.sampling import sample
@@ -76,12 +78,24 @@ def diffusion_attacks(
         options = {"steps": steps, "batch_size": batch_size, "learning_rate": rate, "seed": seed}
         return relearn_part(task, params, part, examples, **options)
 
+    forget, retain = as_examples("forget", forget), as_examples("retain", retain)
+    for name, part in (("forget", forget), ("retain", retain)):
+        if not len(part):
+            raise ValueError(f"{name}: got no examples, expected at least one")
+        if task.check is not None:
+            task.check(part[np.arange(len(part))])
+    check_same_shapes("row", row, "params", params)
     images = forget[np.arange(count) % len(forget)]["inputs"]
+    # What needs no training comes first, so that wrong images or options are told before any.
+    sampled = {"no guidance": draw(params, guidance=0.0)}
+    if len(sampled["no guidance"]) != count:
+        raise ValueError(
+            f"count: got {count}, but draw returned {len(sampled['no guidance'])} images, expected as many"
+        )
+    sampled |= {"ancestral": draw(params, eta=1.0), "noised images": draw(params, start=images, share=0.5)}
     return {
         "embedding": draw(trained(row, forget, row_steps, ROW_RATE)),
         "forgotten data": draw(trained(whole, forget, steps, RATE)),
         "retained data": draw(trained(whole, retain, steps, RATE)),
-        "no guidance": draw(params, guidance=0.0),
-        "ancestral": draw(params, eta=1.0),
-        "noised images": draw(params, start=images, share=0.5),
+        **sampled,
     }

@@ -150,6 +150,8 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
         ({"start": np.full((1, 1), np.nan)}, "start: got images from nan to nan"),
         ({"start": jnp.full((1, 1), jnp.inf), "clip": False}, "start: got numbers from inf to inf, expected finite"),
         ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
+        ({"guidance": np.nan}, "guidance: got nan, expected a finite number"),
+        ({"nothing": None}, "nothing: got None, expected an int of at least 0"),
     ],
 )
 def test_what_is_refused(change, message):
@@ -238,3 +240,10 @@ def test_in_bfloat16_it_computes_in_bfloat16():
         nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
         shape = jax.eval_shape(model, jnp.ones((2, 8, 8, 2), jnp.bfloat16), jnp.array([0, 5]), jnp.array([0, 1]))
         assert shape.dtype == jnp.bfloat16
+
+
+def test_predictions_of_another_shape_are_refused():
+    # BUG: one number for each image was taken for all of its pixels.
+    draw = lambda narrow: sample(narrow, None, SCHEDULE, jnp.zeros(1, int), (2,), jax.random.key(0), nothing=1)
+    with pytest.raises(ValueError, match=r"denoise: returned shape \(2, 1\), expected that of x_t, \(2, 2\)"):
+        draw(lambda params, x_t, t, labels: x_t[:, :1])

@@ -231,6 +231,14 @@ def test_methods_run_on_it(method, trained):
             {"schedule": diffusion.Schedule(np.array([0.6, 0.5]))},
             "schedule: got alpha_bar as ndarray, expected a tuple of numbers",
         ),
+        ({"schedule": diffusion.Schedule(())}, r"schedule: got alpha_bar \(\), expected at least one number"),
+        (
+            {"schedule": diffusion.Schedule(((0.9, 0.8),))},
+            r"schedule: got alpha_bar \(\(0.9, 0.8\),\), expected at least",
+        ),
+        ({"schedule": "cosine"}, r"schedule: got str, expected a Schedule, such as cosine_schedule\(\)"),
+        ({"guidance": np.nan}, "guidance: got nan, expected a finite number"),
+        ({"dropout": "a tenth"}, "dropout: got 'a tenth', expected a number"),
     ],
 )
 def test_what_is_refused(change, message):
@@ -334,3 +342,48 @@ def test_the_passes_that_tell_what_is_unknown_are_counted_beside_those_over_unse
     aim = aim_of(task(), params, Sets(of(0), of(1, 2), None), of(0, 1, 2), None)
     # Each of 30 forgotten examples under both other conditions.
     assert aim.passes == 30 + 2 * 30
+
+
+def test_labels_of_a_narrow_type_are_those_of_a_wide_one():
+    # BUG: in uint8 the label of no condition, 1,000, was 232.
+    shown = tasks.diffusion(
+        lambda params, x_t, t, labels: 0 * x_t + params[labels][:, None], SCHEDULE, num_conditions=1_000, bounded=False
+    )
+    batch = {"inputs": jnp.zeros((2, 1)), "labels": jnp.array([3, 255], jnp.uint8)}
+    outputs = shown.outputs(jnp.arange(1_001.0), batch, None)
+    assert outputs["unconditional"].tolist() == [[1_000.0], [1_000.0]]
+    assert outputs["other_condition"].tolist() == [[4.0], [256.0]]
+
+
+def test_no_dropout_may_be_a_whole_number(params):
+    # BUG: JAX's own error.
+    assert task(dropout=0).outputs(params, batch_of(4), jax.random.key(0))["counts"].tolist() == [1.0] * 4
+
+
+def test_a_model_without_a_place_for_no_condition_is_refused_before_any_step(params):
+    # BUG: lost parameters, or a run whose steps were all refused.
+    table = lambda params, x_t, t, labels: (
+        x_t * params["scale"] + jnp.take(params["shift"], labels, axis=0, mode="fill")
+    )
+    fewer, options = params | {"shift": params["shift"][:CLASSES]}, {"num_conditions": CLASSES}
+    with pytest.raises(ValueError, match=r"^forget: num_conditions: got 3, but for label 3, which stands for no cond"):
+        unlearn("weighted sum", tasks.diffusion(table, SCHEDULE, **options), fewer, batch_of(8), batch_of(16), steps=1)
+    # One that leaves none out needs none.
+    plain, settings = tasks.diffusion(table, SCHEDULE, dropout=0.0, **options), {"forget_objective": "other_condition"}
+    settings |= {"learning_rate": 1e-3, "retain_weight": 1.0}
+    sets = batch_of(8), batch_of(16)
+    result = unlearn("weighted sum", plain, fewer, *sets, steps=1, settings=settings, probes=0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: {"scale": params["scale"]}, r"^forget: original: got no leaf \['shift'\]"),
+        (lambda params: params | {"shift": params["shift"][:2]}, r"^forget: original: leaf \['shift'\] has shape"),
+        (lambda params: params | {"scale": jnp.nan}, r"^original: leaf \['scale'\] has numbers that are not"),
+    ],
+)
+def test_an_original_of_another_model_is_refused_before_any_step(change, message, params):
+    with pytest.raises(ValueError, match=message):
+        unlearn("weighted sum", task(original=change(params)), params, batch_of(8), batch_of(16), steps=1)

@@ -283,7 +283,7 @@ BAD = {
     ),
     "tokens of another model": (
         lambda: with_reference(TASK, ORIGINAL, BATCH | {"tokens": np.full_like(BATCH["tokens"], VOCABULARY)}),
-        r"reference_nll: got nan, expected finite losses of the original model",
+        r"tokens: got a token 7, expected those of the model, 0 to 6",
     ),
     "no constants": (
         lambda: tasks.language(apply, constants={"gradient_ascent": {"beta": 1.0}}),
@@ -363,9 +363,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(caplog):
     kept = {name: BATCH[name] for name in lost}
     settings = {"learning_rate": 1e-3, "forget_objective": "gradient_ascent", "retain_weight": 1.0}
     for sets, named in (((lost, kept), "forget"), ((kept, lost), "retain")):
-        with pytest.raises(
-            ValueError, match=f"^{named}: got 5 of 5 examples whose loss under the original model is NaN"
-        ):
+        with pytest.raises(ValueError, match=f"^{named}: tokens: got a token 7, expected those of the model, 0 to 6"):
             unlearn("weighted sum", tasks.language(apply), ORIGINAL, *sets, steps=1, settings=settings)
     unlearn("weighted sum", tasks.language(apply), ORIGINAL, kept, kept, steps=1, settings=settings)
     assert "not finite" not in caplog.text
@@ -424,3 +422,28 @@ def test_a_mask_of_weights_is_refused(prefix, value):
     mask[0, -1] = value
     with pytest.raises(ValueError, match=f"^{prefix}mask: got {float(value)}, expected 1 for what is predicted and 0"):
         tasks.with_reference(TASK, ORIGINAL, BATCH | {f"{prefix}mask": mask})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda original: {}, "^forget: original: got no leaf"),
+        (lambda original: jax.tree.map(lambda leaf: leaf[..., :1], original), "^forget: original: leaf .* has shape"),
+        (lambda original: jax.tree.map(lambda leaf: leaf * np.nan, original), "^original: leaf .* not finite"),
+    ],
+)
+def test_an_original_of_another_model_is_refused_before_any_step(change, message):
+    # BUG: a raw KeyError, or lost parameters.
+    batch = {name: BATCH[name] for name in ("tokens", "mask")}
+    begin = lambda original: unlearn(
+        "weighted sum", tasks.language(apply, original=original), ORIGINAL, batch, batch, steps=1
+    )
+    with pytest.raises(ValueError, match=message):
+        begin(change(ORIGINAL))
+
+
+def test_logits_of_the_original_that_are_lost_are_refused():
+    batch = tasks.with_reference(TASK, ORIGINAL, BATCH, whole=True)
+    lost = batch | {"reference_logits": np.asarray(batch["reference_logits"]) * np.nan}
+    with pytest.raises(ValueError, match=r"^forget: reference_logits: got numbers that are not finite"):
+        unlearn("weighted sum", tasks.language(apply), ORIGINAL, lost, lost, steps=1)

@@ -8,6 +8,7 @@ import pytest
 from eupmu_jax import tasks
 from eupmu_jax.models.sampling import sample
 from eupmu_jax.objectives.diffusion import cosine_schedule
+from eupmu_jax.training import attacks
 from eupmu_jax.training.attacks import diffusion_attacks
 
 SCHEDULE, SHOWN = cosine_schedule(40), jnp.array([-0.5, 0.5])
@@ -57,3 +58,23 @@ def test_other_attacks_bring_back_nothing_that_is_not_there(found):
     np.testing.assert_allclose(images["no guidance"], -0.5, atol=1e-3)
     for name in ("forgotten data", "retained data", "ancestral", "noised images"):
         np.testing.assert_allclose(images[name], -1.0, atol=1e-2, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 7}, "^count: got 7, but draw returned 6 images, expected as many"),
+        ({"images": 255.0}, "^inputs: got images from"),
+        ({"label": 5}, "^labels: got 5, expected ints from 0 to 2"),
+        ({"row": {"rows": np.zeros(3, bool)}}, r"^row: got no leaf \['rest'\]"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_training(monkeypatch, change, message):
+    # BUG: after all of it.
+    monkeypatch.setattr(attacks, "relearn_part", lambda *args, **options: pytest.fail("trained"))
+    task = tasks.diffusion(denoise, SCHEDULE, num_conditions=2, prediction="x", dropout=0.0)
+    tree = {"inputs": np.full((4, 4), change.get("images", 0.5)), "labels": np.full(4, change.get("label", 1))}
+    params = {"rows": jnp.zeros(3), "rest": jnp.zeros(())}
+    row = change.get("row", {"rows": np.array([False, True, False]), "rest": np.array(False)})
+    with pytest.raises(ValueError, match=message):
+        diffusion_attacks(task, params, row, tree, tree, draw, count=change.get("count", 6))
