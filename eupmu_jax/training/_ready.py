@@ -13,7 +13,6 @@ from eupmu_jax import methods
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
 from eupmu_jax.methods.passes import terms_of
-from eupmu_jax.sharding import param_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of
@@ -24,7 +23,7 @@ from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import forget_error_of, passes_of_start, steered
 from eupmu_jax.training.levels import check_told
-from eupmu_jax.training.mesh.placement import model_axes, sharing
+from eupmu_jax.training.mesh.placement import params_on, sharing
 
 
 class Ready(NamedTuple):
@@ -97,7 +96,7 @@ def ready(
     if mesh is not None:
         batches = batches_on(mesh, sets.counts, batches)
         # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
-        params = jax.device_put(params, param_shardings(params, mesh, axes=model_axes(mesh)))
+        params = jax.device_put(params, params_on(mesh, params))
     every = params
     if directory is not None:
         given["model"] = digest_of_model(task, params, sets.forget)
@@ -130,8 +129,8 @@ def ready(
         check_told("forget", task, params, sets.forget, known["forget_error"])
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
+        _warn.of_reached(known["forget_error"], aim.target)
         if not task.is_rate:
-            _warn.of_reached(known["forget_error"], aim.target)
             _warn.of_unit(aim, asked)
         complete = steered(task, asked, aim.target, known["forget_error"])
         if not task.is_rate:

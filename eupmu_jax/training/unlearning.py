@@ -112,8 +112,9 @@ def unlearn(
         The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew and
         drops at its end. For a large model, and on a mesh that splits parameters, set
         JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then, in its parts.
-      mesh: Places parameters by `sharding.param_shardings` and examples along the axis `data`, into which batches have
-        to divide; sets that are smaller than their batch are cut to fit.
+      mesh: Places parameters by `sharding.param_shardings`, but for those that lie on it already, in a layout of your
+        own, and examples along the axis `data`, into which batches have to divide; sets that are smaller than their
+        batch are cut to fit.
       directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
         the same devices. None saves nothing.
       save_every: Steps between checkpoints.

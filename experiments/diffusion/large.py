@@ -47,6 +47,8 @@ from experiments.diffusion.denoisers import CIFAR10
 
 # Of training, as in Ho et al. 2020: rate and the steps it rises in, norm of the gradient, moving average.
 RATE, WARM, NORM, AVERAGE = 2e-4, 5_000, 1.0, 0.9999
+# Of the mesh, which parameters are shared out over.
+AXES = ("data", "model")
 # Rates as in SalUn's code, not tried here. The limit follows from the target.
 SETTINGS = {CIFAR10: {"learning_rate": 1e-4}, "stable-diffusion": {"learning_rate": 1e-5}}
 
@@ -148,8 +150,9 @@ def compiled(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh) ->
         return procedure(original, table).step(params, original, state, batches, jnp.int32(0), key)
 
     state = jax.eval_shape(lambda params, table: procedure(params, table).init(params, params), made.params, table)
-    layout = placement.places_of(made.params, state, mesh)
-    params, state = place((made.params, state), layout)
+    params = place(made.params, sharding.param_shardings(made.params, mesh, axes=AXES))
+    layout = placement.places_of(params, state, mesh)
+    params, state = place((params, state), layout)
     inputs = jax.ShapeDtypeStruct((given.batch, *made.shape), jnp.float32)
     batch = {"inputs": inputs, "labels": jax.ShapeDtypeStruct((given.batch,), jnp.int32)}
     batches = place((batch, batch), sharding.batch_shardings((batch, batch), mesh))
@@ -177,7 +180,8 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     else:
         forget, retain, table = denoisers.captioned(given.weights, given.forget, given.retain)
         original = sd.load(given.weights, made.model)
-        original = jax.device_put(original, sharding.param_shardings(original, mesh))
+    # Over all devices, as the steps keep it: each holds its share of parameters and moments.
+    original = jax.device_put(original, sharding.param_shardings(original, mesh, axes=AXES))
     task = denoisers.task_of(made, mesh, given.batch, original, None if table is None else jnp.asarray(table))
     settings = methods.default_settings(methods.method(given.method), task) | SETTINGS[given.model] | given.settings
     options = {"forget_batch": given.batch, "retain_batch": given.batch, "save_every": given.save_every, "probes": 1}

@@ -115,10 +115,32 @@ def model_axes(mesh: Mesh) -> tuple[str, ...]:
     return ("model",) if "model" in mesh.shape else ()
 
 
+def params_on(mesh: Mesh, params: chex.ArrayTree) -> chex.ArrayTree:
+    """Where parameters lie on a mesh: those that are on it already stay, others are put by `sharding.param_shardings`.
+
+    So a layout of one's own, over more axes than `model` or that of `nnx.get_named_sharding`, is kept.
+
+    Args:
+      mesh: Of `sharding.make_mesh`.
+      params: Arrays or `jax.ShapeDtypeStruct`s.
+
+    >>> mesh, own = sharding.make_mesh(), PartitionSpec("data")
+    >>> mine = jax.device_put(np.ones((512, 128), np.float32), NamedSharding(mesh, own))
+    >>> [tuple(place.spec) for place in params_on(mesh, [mine, np.ones((512, 128), np.float32)])]
+    [('data',), ('model', None)]
+    """
+
+    def kept(leaf, place):
+        found = getattr(leaf, "sharding", None)
+        return found if isinstance(found, NamedSharding) and found.mesh == mesh else place
+
+    return jax.tree.map(kept, params, sharding.param_shardings(params, mesh, axes=model_axes(mesh)))
+
+
 def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Where `laid_out` puts the parameters and the state of a method on a mesh.
 
-    Parameters lie as `sharding.param_shardings` says. A leaf of the state lies as the parameter whose path ends its own
+    Parameters lie as `params_on` says. A leaf of the state lies as the parameter whose path ends its own
     path, if it has that parameter's shape, or that shape behind an objective axis; everything else is replicated.
 
     Args:
@@ -130,7 +152,7 @@ def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tupl
     >>> moments["mu"] == mine, tuple(moments["count"].spec)
     (True, ())
     """
-    places = sharding.param_shardings(params, mesh, axes=model_axes(mesh))
+    places = params_on(mesh, params)
     replicated = NamedSharding(mesh, PartitionSpec())
     paths = jax.tree_util.tree_leaves_with_path(params)
     known = [(path, leaf.shape, place) for (path, leaf), place in zip(paths, jax.tree.leaves(places), strict=True)]

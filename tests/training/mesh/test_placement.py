@@ -132,3 +132,33 @@ def test_a_key_keeps_its_kind():
     key = jax.random.key(7, impl="rbg")
     carry = placement.place(optax.sgd(0.1), {"w": np.ones(3)}, key, sharding.make_mesh())
     assert carry.key == key
+
+
+OWN_LAYOUT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec
+import eupmu_jax as eupmu
+from eupmu_jax import sharding, tasks
+
+mesh = sharding.make_mesh(4, 2)
+rng = np.random.default_rng(0)
+params = {"w": jnp.asarray(rng.normal(size=(64, 512)) / 8), "v": jnp.asarray(rng.normal(size=(512, 10)) / 22)}
+params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+task = tasks.classification(lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"], num_classes=10)
+data = lambda count: {"inputs": rng.normal(size=(count, 64)).astype(np.float32), "labels": rng.integers(10, size=count)}
+sets = data(32), data(96), data(64)
+run = lambda params, **more: eupmu.unlearn(
+    "EUPMU", task, params, *sets, steps=4, forget_batch=16, retain_batch=32, probes=0, **more
+)
+own = jax.device_put(params, sharding.param_shardings(params, mesh, axes=("data", "model")))
+one, eight = run(params).params, run(own, mesh=mesh).params
+assert eight["w"].sharding.spec == PartitionSpec("model", "data"), eight["w"].sharding
+assert run(params, mesh=mesh).params["w"].sharding.spec == PartitionSpec(None, "model")
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, eight)
+"""
+
+
+@pytest.mark.slow
+def test_a_layout_of_ones_own_is_kept_and_changes_no_result(on_devices):
+    ended = subprocess.run([sys.executable, "-c", OWN_LAYOUT], env=on_devices(8), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
