@@ -13,6 +13,7 @@ from eupmu_jax.methods import METHODS
 from eupmu_jax.methods.method import OPTIMIZER_SETTINGS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
+REFERENCES = ("original", "retrained")
 # A terminal of fewer columns lacks some of the table's.
 WIDE = 110
 NARROW_LACKS = ("95 %", "KL", "passes, %")
@@ -67,7 +68,13 @@ def latex(lines: list[summary.Line], seeds: int) -> str:
 
 
 def show(
-    name: str, out: Path, form: str, console: Console, forget: Collection[str] = (), seeds: Collection[int] = ()
+    name: str,
+    out: Path,
+    form: str,
+    console: Console,
+    forget: Collection[str] = (),
+    seeds: Collection[int] = (),
+    methods: Collection[str] = (),
 ) -> None:
     """Prints the tables of a design from the rows in `out`, one for each of the design's `scores`.
 
@@ -78,6 +85,8 @@ def show(
       console: Where they go.
       forget: Forget sets of the design; all if it is empty.
       seeds: That are reported; the design's if it is empty.
+      methods: That are shown beside the original and the retrained model; all if it is empty. They are compared with
+        all that have rows.
     """
     design = designs.of_seeds(name, seeds)
     found = [row for row in saved.read(out / "rows.jsonl") if row["design"] == name]
@@ -92,6 +101,8 @@ def show(
     for case in design.cases:
         for score in design.scores:
             lines = summary.lines_of(found, name, design, case, score)
+            if methods:
+                lines = [line for line in lines if line.name in (*REFERENCES, *methods)]
             if not lines:
                 continue
             title = f"{name}, {case.forget}: settings {CHOSEN[score]}"
@@ -110,7 +121,7 @@ def _terminal(lines, title, seeds, width):
     for index in shown:
         table.add_column(HEAD[index], justify="right" if index else "left", no_wrap=True)
     for line in lines:
-        style = "dim" if line.name in ("original", "retrained") else "bold" if line.tied else None
+        style = "dim" if line.name in REFERENCES else "bold" if line.tied else None
         entries = cells(line, seeds)
         table.add_row(*(entries[index] for index in shown), style=style, end_section=line.name == "retrained")
     return table

@@ -178,7 +178,7 @@ def benchmark(
     runner.jobs_of(design, *chosen)  # raises what is wrong with them
     if run:
         runner.run(design, *chosen, out, command, console, workers=workers, cluster=cluster)
-    tables.show(design, out, show, console, forget, seeds)
+    tables.show(design, out, show, console, forget, seeds, methods)
     figures.draw(design, out, seeds=seeds)
 
 

@@ -131,7 +131,7 @@ def verify(report: Path, file: Path) -> None:
         sys.exit(AUDIT_FAILED)
     print(
         "All hashes and all figures of the audit are as reported. What the steps showed and took, the device and the "
-        "command cannot be computed again; the page is made from the report."
+        "command cannot be computed again. The page was not looked at: `eupmu report` makes it again from the report."
     )
 
 

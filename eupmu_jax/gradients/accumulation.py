@@ -20,6 +20,7 @@ class AccumulateState(NamedTuple):
       loss_sum: `(K,)`.
       refused_microbatches: Microbatches left out because a gradient or loss was not finite.
       inner_state: State of the wrapped chain.
+      error_sum: `(K,)`.
     """
 
     mini_step: chex.Array
@@ -27,6 +28,7 @@ class AccumulateState(NamedTuple):
     loss_sum: chex.Array
     refused_microbatches: chex.Array
     inner_state: optax.OptState
+    error_sum: chex.Array
 
 
 def accumulate(
@@ -49,8 +51,8 @@ def accumulate(
       num_objectives: K.
 
     Returns:
-      A transform whose `update` takes `losses` `(K,)` optionally, on every microbatch or on none, and passes their mean
-      and all other extra arguments (of the last microbatch) to `inner`.
+      A transform whose `update` takes `losses` and `errors` `(K,)` optionally, each on every microbatch or on none, and
+      passes their means and all other extra arguments (of the last microbatch) to `inner`.
 
     Raises:
       ValueError: For `every_k_steps` < 1, or updates with another number of objectives.
@@ -80,22 +82,26 @@ def accumulate(
             loss_sum=jnp.zeros(num_objectives, algebra.accumulator_dtype(params)),
             refused_microbatches=jnp.zeros([], jnp.int32),
             inner_state=inner.init(params),
+            error_sum=jnp.zeros(num_objectives, algebra.accumulator_dtype(params)),
         )
 
-    def update_fn(updates, state, params=None, *, losses=None, **extra_args):
+    def update_fn(updates, state, params=None, *, losses=None, errors=None, **extra_args):
         k = checks.count_objectives(updates, params, num_objectives)
-        losses = checks.check_losses(losses, k)
+        losses, errors = checks.check_losses(losses, k), None if errors is None else checks.check_errors(errors, k)
+        given = {"losses": losses, "errors": errors}
+        given = {name: values for name, values in given.items() if values is not None}
         finite = algebra.all_finite(updates if losses is None else (updates, losses))
-        old_sums = (state.gradient_sum, None if losses is None else state.loss_sum)
-        sums = jax.tree.map(lambda total, new: total + new.astype(total.dtype), old_sums, (updates, losses))
-        gradient_sum, loss_sum = refusal.choose(finite, sums, old_sums)
-        loss_sum = state.loss_sum if losses is None else loss_sum
+        totals = {"losses": state.loss_sum, "errors": state.error_sum}
+        old_sums = (state.gradient_sum, {name: totals[name] for name in given})
+        sums = jax.tree.map(lambda total, new: total + new.astype(total.dtype), old_sums, (updates, given))
+        gradient_sum, sums = refusal.choose(finite, sums, old_sums)
+        totals |= sums
         mini_step = state.mini_step + finite.astype(state.mini_step.dtype)
 
         def apply(inner_state):
             means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
-            given = {} if losses is None else {"losses": loss_sum / every_k_steps}
-            new_updates, new_state = inner.update(means, inner_state, params, **given, **extra_args)
+            averages = {name: totals[name] / every_k_steps for name in given}
+            new_updates, new_state = inner.update(means, inner_state, params, **averages, **extra_args)
             # Some optimizers widen what is narrow, and both branches have to return the same dtypes.
             like = updates if params is None else params
             new_updates = jax.tree.map(lambda new, old: new.astype(old.dtype), new_updates, like)
@@ -110,7 +116,9 @@ def accumulate(
             strip = (lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype)) if params is None else jnp.zeros_like
             count = state.refused_microbatches
             refused = jnp.where(finite, count, optax.safe_increment(count))
-            return jax.tree.map(strip, like), AccumulateState(mini_step, gradient_sum, loss_sum, refused, inner_state)
+            return jax.tree.map(strip, like), AccumulateState(
+                mini_step, gradient_sum, totals["losses"], refused, inner_state, totals["errors"]
+            )
 
         was, becomes = state.inner_state, jax.eval_shape(apply, state.inner_state)[1].inner_state
         check_same_state("inner", becomes, was, num_objectives)

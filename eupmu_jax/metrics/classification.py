@@ -14,13 +14,15 @@ GAP_METRICS = ("UA", "RA", "TA", "MIA")
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Percentage of rows of `logits` `(N, C)` whose largest entry is at `labels` `(N,)`; ties go to the lower class.
 
+    NaN where a logit is: the largest of such a row would be at its first NaN, and a lost model know class 0.
+
     Raises `ValueError` for labels that are no classes, as do the next two.
 
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
     50.0
     """
     check(logits, labels)
-    return 100 * float(np.mean(np.argmax(logits, axis=-1) == labels))
+    return float("nan") if np.isnan(logits).any() else 100 * float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
 def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -103,7 +105,8 @@ def evaluate(
       the protocol does, and `test_UA` is 100 - accuracy on it there: on examples that the model never saw.
 
     Raises:
-      ValueError: For an unknown attack, or a test set in which one side of the forgotten class is missing.
+      ValueError: For an unknown attack, a split of which both sides have an example, or a test set in which one side of
+        the forgotten class is missing.
 
     >>> from eupmu_jax import data
     >>> digits = data.load("digits", seed=0)
@@ -114,6 +117,8 @@ def evaluate(
     [0.0, 100.0, 100.0]
     """
     forget, retain = split.forget_ids, split.retain_ids
+    if len(both := np.intersect1d(forget, retain)):
+        raise ValueError(f"split: got example {both[0]} on both sides, expected each to be forgotten or retained")
     tested = np.ones(len(dataset.test_labels), bool)
     if split.forget_class is not None:
         tested = dataset.test_labels != split.forget_class

@@ -70,7 +70,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
       The level. An interval within 5 points of a rate of 10 % takes 140 examples.
 
     Raises:
-      ValueError: For an empty set, or an error that is not finite.
+      ValueError: For an empty set, an error that is not finite, or a loss that is NaN.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
@@ -79,7 +79,10 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
     >>> round(level.error, 3), round(level.low, 3), round(level.high, 3), level.examples
     (0.1, 0.055, 0.174, 100)
     """
-    return check_finite(measured_level(task, params, as_examples("held_out", held_out)))
+    errors, losses = figures_of(task, params, as_examples("held_out", held_out))
+    level = check_finite(level_of(errors))
+    check_losses("held_out", losses)
+    return level
 
 
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
@@ -107,8 +110,10 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     examples, groups = as_examples("held_out", held_out), np.asarray(groups)
     if groups.shape != (len(examples),):
         raise ValueError(f"groups: got shape {groups.shape}, expected ({len(examples)},): one for each example")
-    errors, _ = figures_of(task, params, examples)
-    return {group: check_finite(level_of(errors[groups == group])) for group in np.unique(groups)}
+    errors, losses = figures_of(task, params, examples)
+    found = {group: check_finite(level_of(errors[groups == group])) for group in np.unique(groups)}
+    check_losses("held_out", losses)
+    return found
 
 
 def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = MOST) -> Comparison:

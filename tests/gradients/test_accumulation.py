@@ -109,3 +109,19 @@ def test_moments_wider_than_the_parameters_are_kept():
         updates, state = tx.update(grads, state, params)
     assert updates["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(updates["w"].astype(jnp.float32), -0.1, rtol=0.01)
+
+
+def test_errors_are_averaged_as_losses_are():
+    # BUG: those of the last microbatch alone reached what reads them.
+    def update_fn(updates, state, params=None, *, losses, errors, **extra_args):
+        return jax.tree.map(lambda leaf: leaf[0], updates), jnp.concatenate([losses, errors])
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(4), update_fn)
+    tx, params = accumulate(inner, 2), jnp.zeros(1)
+    state, grads = tx.init(params), jnp.ones((2, 1))
+    for losses, errors in (([1.0, 2.0], [0.0, 0.5]), ([jnp.nan, 0.0], [1.0, 1.0]), ([3.0, 2.0], [0.5, 0.0])):
+        _, state = tx.update(grads, state, params, losses=jnp.array(losses), errors=jnp.array(errors))
+    assert state.inner_state.tolist() == [2.0, 2.0, 0.25, 0.25]
+    assert state.error_sum.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match=r"errors: got shape \(3,\), expected \(2,\)"):
+        tx.update(grads, state, params, errors=jnp.zeros(3))

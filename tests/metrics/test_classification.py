@@ -125,3 +125,14 @@ def test_a_test_set_of_the_forgotten_class_alone_is_refused():
     split = data.split(LABELS, "class:0", num_classes=3, seed=0)
     with pytest.raises(ValueError, match=r"^dataset: got 2 of 2 test examples of the forgotten class 0"):
         metrics.evaluate(np.zeros((6, 3)), np.zeros((2, 3)), dataset(LABELS, LABELS[:2]), split, seed=0)
+
+
+def test_a_lost_model_has_no_accuracy():
+    # BUG: it knew class 0, so that UA was 0 where that was forgotten.
+    assert np.isnan(metrics.accuracy(np.full((3, 2), np.nan), np.zeros(3, int)))
+
+
+def test_an_example_on_both_sides_is_refused():
+    split, logits = data.Split(np.array([0, 2]), np.array([1, 2, 3]), None), logits_for(LABELS)
+    with pytest.raises(ValueError, match=r"^split: got example 2 on both sides, expected each to be"):
+        metrics.evaluate(logits, logits, dataset(LABELS, LABELS), split, seed=0)

@@ -120,6 +120,9 @@ def test_examples_of_large_outputs_are_measured_fewer_at_once(monkeypatch):
     assert max(shapes) == 7
 
 
+LOST = tasks.classification(lambda params, inputs: params * jnp.ones((len(inputs), 2)), num_classes=2)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -129,6 +132,12 @@ def test_examples_of_large_outputs_are_measured_fewer_at_once(monkeypatch):
             lambda: eupmu.unseen_level(GUESS._replace(error=None), jnp.nan, labelled([0, 1])),
             r"^held_out: got a mean error of nan, expected finite errors",
         ),
+        # BUG: the class of logits that are NaN is 0, so the level of a lost model was that of guessing it.
+        (
+            lambda: eupmu.unseen_level(LOST, jnp.nan, labelled([0, 1])),
+            r"^held_out: got 2 of 2 examples whose loss under",
+        ),
+        (lambda: eupmu.unseen_levels(LOST, jnp.nan, labelled([0, 1]), [0, 1]), r"^held_out: got 2 of 2 examples whose"),
     ],
 )
 def test_bad_input_is_named(act, message):

@@ -36,6 +36,24 @@ def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
     assert "are, or equal, some to retain" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.float64])
+def test_what_is_held_out_is_found_in_the_data_whatever_its_type(digits, caplog, kind):
+    # BUG: on the device int64 was int32, and nothing equalled what was held out.
+    wide = lambda tree: jax.tree.map(
+        lambda leaf: leaf.astype(kind) if leaf.dtype.kind == kind().dtype.kind else leaf, tree
+    )
+    forget, retain = wide(digits.forget), wide(digits.retain)
+    held_out = jax.tree.map(lambda leaf: leaf[:20], retain)
+    unlearn("weighted sum", TASK, digits.params, forget, retain, held_out, steps=1, settings=WEIGHTED, probes=0)
+    assert "held_out: 20 of the 20 examples are, or equal, some to retain" in caplog.text
+
+
+def test_a_rate_that_is_at_its_target_before_the_run_is_told(digits, caplog):
+    sizes = {"steps": 1, "probes": 0, "forget_batch": 8, "retain_batch": 8}
+    unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, settings={"target": 0.0}, **sizes)
+    assert "at or above the target of 0 already, so nothing is to be forgotten" in caplog.text
+
+
 def test_rows_that_are_twice_in_one_tree_are_told_once_each(digits, caplog):
     # BUG: equal rows of one tree were not looked for, and of two trees each kind was counted once.
     tree = jax.tree.map(lambda a, b: np.concatenate([a[:5], a[:5], b[:90]]), digits.forget, digits.retain)
