@@ -21,11 +21,30 @@ def requests(found: list[dict]) -> str:
         level, attacks = row["level"], row["unlearned"]["attacks"]
         attack = attacks.get("forgotten", attacks.get("classes to go"))
         errors = (level["forget_error"], level["target"], level["start"], level["retain_error"])
-        told = "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack)
         codes = ", ".join(map(str, row["codes"]))
-        lines.append([row["reason"], *(f"{100 * error:.1f}" for error in errors), told, row["verdict"], codes])
-    head = ["forgotten", "error, %", "aimed at", "retain error before", "after", "AUC", "audit", "exit codes"]
-    return parts.table(head, lines)
+        retrained = f"{100 * row['retrained']['errors']['forgotten']['error']:.1f}"
+        beside = [_auc(row[model].get("beside")) for model in ("original", "unlearned")]
+        shown = [
+            *(f"{100 * error:.1f}" for error in errors[:2]),
+            retrained,
+            *(f"{100 * error:.1f}" for error in errors[2:]),
+        ]
+        lines.append([row["reason"], *shown, _auc(attack), *beside, row["verdict"], codes])
+    head = [
+        "forgotten",
+        "error, %",
+        "aimed at",
+        "retrained",
+        "retain error before",
+        "after",
+        "AUC",
+        "AUC, original beside retrained",
+    ]
+    return parts.table([*head, "AUC beside retrained", "audit", "exit codes"], lines)
+
+
+def _auc(attack):
+    return "{auc:.2f} ({low:.2f} to {high:.2f})".format(**attack) if attack else "-"
 
 
 def again(last: dict, found: list[dict]) -> str:
