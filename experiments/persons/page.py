@@ -11,16 +11,18 @@ from eupmu_jax.methods import METHODS
 from eupmu_jax.metrics import privleak
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
+from experiments.persons import tune
+from experiments.persons.tune import KEPT
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 REFERENCES = ("pretrained", "original", "retrained")
 HEAD = ["probability", "ROUGE-L", "extraction", "error", "taught again", "off by", "quality", "utility", "RE"]
 # Older rows lack these.
 LATER = ["PrivLeak", "error, int4", "RE, int4"]
-# A model keeps its utility if it loses no more than this share of the fine-tuned one's.
-KEPT = 0.01
 SHOWN = ("original", "retrained", "EUPMU")
 OURS = ("EUPMU", "bounded_ascent")
+BY_SEED = ["quality by seed", "utility kept"]
+OF_TRIALS = ["off by, all trials", "utility kept, all trials"]
 KINDS = ("forgotten", "retained", "the world")
 
 
@@ -38,6 +40,7 @@ def blocks() -> dict[str, str]:
         "persons said": parts.paragraph(_said(first)),
         "persons why": parts.paragraph(_why(first)),
         "persons seeds": _over_seeds(found),
+        **_tuned(found, rows.read(tune.TRIALS_FILE)),
         "persons in short": parts.paragraph(_short(found)),
         "persons answers": _answers(found),
     }
@@ -160,10 +163,65 @@ def _over_seeds(found):
     """
     mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
     keys = sorted((key for key in _keys(found) if len(mine(key)) > 1), key=lambda key: -len(mine(key)))
-    by_seed = lambda key: ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine(key))
-    kept = lambda key: f"{sum(_keeps(found, row) for row in mine(key))} of {len(mine(key))}"
-    lines = [[_name(key), *_figures(found, key), by_seed(key), kept(key)] for key in keys]
-    return parts.table(["", *HEAD, "quality by seed", "utility kept"], lines)
+    return parts.table(
+        ["", *HEAD, *BY_SEED], [[_name(key), *_figures(found, key), *_by_seed(found, key)] for key in keys]
+    )
+
+
+def _by_seed(found, key):
+    """Forget quality under each seed, and under how many the utility is kept."""
+    mine = sorted(_of(found, key), key=lambda row: row["seed"])
+    qualities = ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine)
+    return [qualities, f"{sum(_keeps(found, row) for row in mine)} of {len(mine)}"]
+
+
+def _tuned(found, trials):
+    """The figures of the trials that are taken, beside those of all trials; under the first seed.
+
+    Methods whose trials are not all there are left out.
+    """
+    references = [row for row in _first(found) if row["model"] in REFERENCES]
+    tried = {key: tune.tried(found, trials, key) for key in tune.TUNED}
+    tried = {key: rows for key, rows in tried.items() if len(rows) == 1 + len(tune.TRIALS)}
+    if not tried:
+        return {}
+    tuned = references + [tune.chosen(found, trials, key) for key in tried]
+    keys = [key for key in _keys(tuned) if key in tried]
+    lines = [
+        [_name(key), *_settings(_of(tuned, key)[0]), *_figures(tuned, key), *_of_all(found, tried[key])] for key in keys
+    ]
+    return {
+        "persons tuned": parts.table(["", "settings", *HEAD, *OF_TRIALS], lines),
+        "persons tuned said": parts.paragraph(_said_of_tuned(found, tuned, tried, keys)),
+    }
+
+
+def _settings(row):
+    """Numbers of a row's settings, and whether they are the middle of the ranges."""
+    numbers = ", ".join(f"{value:g}" for value in row["settings"].values() if not isinstance(value, str))
+    return [numbers + (" (middle)" if row["trial"] is None else "")]
+
+
+def _of_all(found, trials):
+    """Of all trials of a method: the least and the greatest distance, and how many keep the utility."""
+    off = [_off(found, row) for row in trials]
+    return [f"{min(off):.1f} to {max(off):.1f}", f"{sum(_keeps(found, row) for row in trials)} of {len(trials)}"]
+
+
+def _said_of_tuned(found, tuned, tried, keys):
+    of = {key: _of(tuned, key)[0] for key in keys}
+    keeping = [key for key in keys if _keeps(found, of[key])]
+    best = max(keeping, key=lambda key: _quality(found, of[key]))
+    nearest = min(keys, key=lambda key: _off(found, of[key]))
+    worst = {key: max(_off(found, row) for row in rows) for key, rows in tried.items()}
+    steadiest = min(worst, key=lambda key: worst[key])
+    return (
+        f"Of {len(keys)} methods, tuned alike, {len(keeping)} keep utility within 1 %. Of these the best forget "
+        f"quality, {_quality(found, of[best]):.1f}, is that of {_name(best)}; EUPMU has "
+        f"{_quality(found, of[OURS]):.1f}. The nearest to the retrained model, {_off(found, of[nearest]):.1f} points "
+        f"off, is {_name(nearest)}. The method whose worst trial is nearest, {worst[steadiest]:.1f} points off, is "
+        f"{_name(steadiest)}."
+    )
 
 
 def _said(found):

@@ -1,7 +1,7 @@
 """The methods of `run.py` that have rows of several seeds, tuned: the middle of their ranges and two points besides.
 
 Command:  uv run --extra language python experiments/persons/tune.py
-Time:     five hours on two cores; goes on where it was stopped.
+Time:     four to eight hours on two cores; goes on where it was stopped.
 Result:   experiments/persons/trials.jsonl: under seed 0 a row for each trial of each method; under seeds 1 and 2 one
           for the trial that `chosen` takes, unless that is the middle, whose rows `run.py` makes.
 """

@@ -10,7 +10,7 @@ from eupmu_jax.benchmark import answers, persons, rows
 from eupmu_jax.methods import METHODS, default_settings
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
-from experiments.persons import page, run
+from experiments.persons import page, run, tune
 
 # Those that need no hidden states, which the toy lacks.
 SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
@@ -124,3 +124,59 @@ def test_no_candidate_is_tuned(toy_persons):
         plain = default_settings(METHODS[method], task)
         plain.pop("forget_objective", None)
         assert given == plain
+
+
+def test_the_trial_that_is_taken_keeps_utility_and_is_nearest_to_the_level_of_unseen_persons():
+    version = METHODS["EUPMU"].version
+    row = lambda utility, error, **more: (
+        {
+            "model": "EUPMU",
+            "objective": "bounded_ascent",
+            "seed": 0,
+            "version": version,
+            "utility": utility,
+            "error": {"forget": error},
+        }
+        | more
+    )
+    original = {"model": "original", "objective": "", "seed": 0, "utility": 0.6, "held_out_error": 0.2}
+    chosen = lambda middle, *trials: tune.chosen([original, middle], list(trials), ("EUPMU", "bounded_ascent"))["trial"]
+    middle, near = row(0.6, 0.3), row(0.595, 0.21, trial=1)
+    assert chosen(middle, near, row(0.7, 0.25, trial=2)) == 1
+    assert chosen(middle, near | {"utility": 0.593}, row(0.7, 0.4, trial=2)) is None
+    assert chosen(middle, near | {"version": version - 1}) is None
+    assert chosen(middle | {"utility": 0.5}, near | {"utility": 0.55}, row(0.56, 0.9, trial=2)) == 2
+
+
+def test_trials_that_are_there_are_not_run_again_and_other_seeds_get_the_one_that_is_taken(monkeypatch, tmp_path):
+    runs = []
+
+    def unlearned(models, method, objective, trial):
+        runs.append((models, method, objective, trial))
+        return {
+            "model": method,
+            "objective": objective,
+            "seed": models,
+            "version": METHODS[method].version,
+            "utility": 0.6,
+            "error": {"forget": 0.1 * trial},
+        }
+
+    monkeypatch.setattr(run, "models_of", lambda seed, cache: seed)
+    monkeypatch.setattr(run, "unlearned", unlearned)
+    monkeypatch.setattr(tune, "TUNED", (("EUPMU", "bounded_ascent"),))
+    middle = {"model": "EUPMU", "objective": "bounded_ascent", "seed": 0, "utility": 0.6, "error": {"forget": 0.9}}
+    found = [{"model": "original", "seed": 0, "utility": 0.6, "held_out_error": 0.2}, middle]
+    for _ in range(2):
+        tune.tune([0, 1], found, tmp_path / "trials.jsonl", tmp_path, {"command": "tune"})
+    assert runs == [(seed, "EUPMU", "bounded_ascent", trial) for seed, trial in ((0, 1), (0, 2), (1, 2))]
+
+
+def test_the_table_of_tuned_methods_has_those_of_which_all_trials_are_there():
+    found, trials = rows.read(page.ROWS), rows.read(tune.TRIALS_FILE)
+    _, _, *lines = page.blocks()["persons tuned"].splitlines()
+    whole = {key for key in tune.TUNED if len(rows.select(trials, model=key[0], objective=key[1], seed=0)) == 2}
+    assert {line.split("|")[1].strip() for line in lines} == {page._name(key) for key in whole}
+    taken = tune.chosen(found, trials, page.OURS)
+    (ours,) = [line for line in lines if line.split("|")[1].strip() == page._name(page.OURS)]
+    assert float(ours.split("|")[6]) == pytest.approx(100 * taken["error"]["forget"], abs=0.051)
