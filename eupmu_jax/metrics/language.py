@@ -142,7 +142,7 @@ def model_utility(figures: Iterable[float]) -> float:
     One figure of 0 makes it 0.
 
     Raises:
-      ValueError: For no figures, or figures that are NaN or negative.
+      ValueError: For no figures, or figures outside of [0, 1].
 
     >>> model_utility([0.5, 1.0]), model_utility([0.0, 1.0])
     (0.6666666666666666, 0.0)
@@ -150,6 +150,8 @@ def model_utility(figures: Iterable[float]) -> float:
     if isinstance(figures, Mapping):
         raise ValueError(f"figures: got names {', '.join(map(str, figures))}, expected the numbers alone")
     values = _losses("figures", list(figures))
+    if (values > 1).any():
+        raise ValueError(f"figures: got {values.max():.4g}, expected numbers in [0, 1]")
     return 0.0 if (values == 0).any() else float(stats.hmean(values))
 
 

@@ -15,6 +15,8 @@ from eupmu_jax.objectives._logits import promoted
 DIRECTION = 0
 # Constants that a loss divides by.
 POSITIVE = {("npo", "beta"), ("simnpo", "beta"), ("dpo", "beta"), ("lrml", "beta"), ("lrml", "tau")}
+# Exponents of probabilities, which a wrong answer would make infinite.
+NOT_NEGATIVE = {("wga", "beta"), ("satimp", "beta1"), ("satimp", "beta2")}
 
 
 def as_dict(outputs):
@@ -207,9 +209,9 @@ def with_constants(constants):
                 f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
             )
         for key, value in given.items():
-            positive = (name, key) in POSITIVE
-            if not _is_number(value) or (positive and value <= 0):
-                wanted = "a number above 0" if positive else "a finite number"
+            positive, exponent = (name, key) in POSITIVE, (name, key) in NOT_NEGATIVE
+            if not _is_number(value) or (positive and value <= 0) or (exponent and value < 0):
+                wanted = "a number above 0" if positive else "a number from 0 on" if exponent else "a finite number"
                 raise ValueError(f"constants[{name!r}][{key!r}]: got {value!r}, expected {wanted}")
     as_floats = lambda given: tuple(sorted((key, float(value)) for key, value in given.items()))
     return {name: _with(name, as_floats(constants.get(name, {}))) for name in FORGET}

@@ -94,6 +94,8 @@ def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
         generate(model, model.params, [[1]], 3.0)
     with pytest.raises(ValueError, match="prompts: got one that is no list of tokens"):
         generate(model, model.params, [1, 2], 3)
+    with pytest.raises(ValueError, match="prompts: got one that is no list of tokens, which are ints"):
+        generate(model, model.params, [[1.7, 2.2]], 3)
     for token in (-1, 10**6):
         with pytest.raises(ValueError, match=f"prompts: got token {token}, expected some of the model, from 0 to "):
             generate(model, model.params, [[1, token]], 3)

@@ -265,6 +265,10 @@ BAD = {
         lambda: tasks.language(apply, constants={"npo": {"beta": "0.5"}}),
         r"constants\['npo'\]\['beta'\]: got '0\.5', expected a number above 0",
     ),
+    "an exponent below 0": (
+        lambda: tasks.language(apply, constants={"wga": {"beta": -1}}),
+        r"constants\['wga'\]\['beta'\]: got -1, expected a number from 0 on",
+    ),
     "a constant to divide by": (
         lambda: tasks.language(apply, constants={"lrml": {"tau": 0}}),
         r"constants\['lrml'\]\['tau'\]: got 0, expected a number above 0",

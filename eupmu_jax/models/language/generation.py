@@ -59,8 +59,9 @@ def generate(
     >>> generate(model, 1, [[3], [0, 5]], 4, end=7)
     [[4, 5, 6], [6]]
     """
-    if any(np.ndim(prompt) != 1 for prompt in prompts):
-        raise ValueError("prompts: got one that is no list of tokens, expected a list of such lists")
+    is_of_ints = lambda prompt: np.ndim(prompt) == 1 and (not len(prompt) or np.asarray(prompt).dtype.kind in "iu")
+    if not all(map(is_of_ints, prompts)):
+        raise ValueError("prompts: got one that is no list of tokens, which are ints, expected a list of such lists")
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise ValueError(f"prompts: got lengths {lengths}, expected one prompt or more, of a token or more each")
