@@ -49,11 +49,11 @@ def eupmu(*arguments) -> int:
     return subprocess.run([sys.executable, "-c", PROGRAM, *command], env=os.environ | compiled).returncode
 
 
-def run(out: Path, file: Path = FILE) -> list[dict]:
-    """Answers all requests; returns a row for each."""
+def run(out: Path, file: Path = FILE, retrain: bool = False) -> list[dict]:
+    """Answers all requests, perhaps with a retrained model beside each; returns a row for each."""
     out.mkdir(parents=True, exist_ok=True)
     labels, found = np.asarray(user_file.load(file, ("data",))["data"]["labels"]), []
-    ledger = "--ledger", out / "requests.db"
+    ledger, also = ("--ledger", out / "requests.db"), ["--retrain"] * retrain
     for number, (reason, ids) in enumerate(requests(labels).items(), 1):
         path, folder = out / f"ids{number}.txt", out / f"run{number}"
         path.write_text("\n".join(map(str, ids)))
@@ -61,14 +61,14 @@ def run(out: Path, file: Path = FILE) -> list[dict]:
         codes = [
             eupmu("request", "add", file, path, "--reason", reason, *ledger),
             eupmu("plan", file, "--request", number, "--epochs", 25, *ledger),
-            eupmu("unlearn", file, "--request", number, "--out", folder, "--retrain", *after, *ledger),
+            eupmu("unlearn", file, "--request", number, "--out", folder, *also, *after, *ledger),
             eupmu("audit", folder, file),
             eupmu("report", folder),
             eupmu("verify", folder / "report.json", file),
         ]
         reached, audited = (json.loads((folder / f"{name}.json").read_text()) for name in ("reached", "audit"))
         names = ("verdict", "reasons", "original", "unlearned", "retrained", "earlier")
-        kept = {name: audited[name] for name in names}
+        kept = {name: audited[name] for name in names if name in audited}
         found.append({"request": number, "reason": reason, "codes": codes, "level": reached["level"], **kept})
     eupmu("request", "list", *ledger)
     return found
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("rows.jsonl"))
     arguments = parser.parse_args()
     made_by = origin.of(__file__)
-    rows.replace(arguments.rows, [row | made_by for row in run(arguments.out)])
+    rows.replace(arguments.rows, [row | made_by for row in run(arguments.out, retrain=True)])
 
 
 if __name__ == "__main__":
