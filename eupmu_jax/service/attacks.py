@@ -153,15 +153,18 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
 
 
 def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarray:
-    r"""How much less likely an example is than a model that never saw it has it (Watson et al., arXiv 2111.08440).
+    r"""How much likelier a retrained model finds each example than the model in question does.
 
     .. math:: z_i = \phi^{retrained}_i - \phi_i
 
     where phi is the log-odds of exp(-loss). Small for a member, as a loss is. What makes an example hard for any model
-    cancels, which the loss alone takes for a trace, or hides one behind.
+    cancels; in the loss alone it hides a trace, or looks like one (Watson et al., arXiv 2111.08440).
 
     Args:
-      losses, retrained_losses: `(n,)`, under the model in question and under a retrained one.
+      losses, retrained_losses: `(n,)`, under the model in question and under one that never saw the forgotten.
+
+    Returns:
+      `(n,)`, for `attack`.
 
     >>> scores_beside(np.array([0.1, 2.0]), np.array([1.0, 2.0])).round(1).tolist()
     [-2.8, 0.0]

@@ -43,8 +43,8 @@ def explicit_step(
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
       `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
       and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
-      call it. Other keywords go to the optimizer as they are, such as
-      `value` for `optax.contrib.reduce_on_plateau`.
+      call it. Other keywords go to the optimizer as they are, such as `value` for
+      `optax.contrib.reduce_on_plateau`.
 
     Raises:
       ValueError: When traced, if the optimizer's updates do not have the parameters' shapes, since nothing collapsed

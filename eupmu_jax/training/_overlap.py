@@ -24,7 +24,7 @@ def shared(some, others):
 def _sums(examples):
     found = []
     for start in range(0, len(examples), CHECKED):
-        leaves = _as_jax_has(examples[np.arange(start, min(start + CHECKED, len(examples)))])
+        leaves = _leaves(examples[np.arange(start, min(start + CHECKED, len(examples)))])
         flat = [np.ascontiguousarray(leaf).reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if np.size(leaf)]
         found.append(sum((part.sum(axis=1, dtype=np.int64) for part in flat), np.zeros(1, np.int64)))
     return np.concatenate(found)
@@ -32,11 +32,11 @@ def _sums(examples):
 
 def _rows(examples, positions):
     """The bytes of these examples."""
-    leaves = _as_jax_has(examples[positions])
+    leaves = _leaves(examples[positions])
     return [b"".join(leaf[row].tobytes() for leaf in leaves) for row in range(len(positions))]
 
 
-def _as_jax_has(batch):
-    """The leaves on the host in the types that they have on a device, or one on each would have other bytes."""
+def _leaves(batch):
+    """On the host, in the types that JAX gives them: one set may be on a device already, and the other not."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
-    return [leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    return [leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False) for leaf in leaves]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.checks import check_same_shapes
+from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training.relearning import relearn_part
 
@@ -78,6 +78,9 @@ def diffusion_attacks(
         options = {"steps": steps, "batch_size": batch_size, "learning_rate": rate, "seed": seed}
         return relearn_part(task, params, part, examples, **options)
 
+    counts = {"count": count, "row_steps": row_steps, "steps": steps, "batch_size": batch_size}
+    for name, value in counts.items():
+        check_int(name, value, 1, static=True)
     forget, retain = as_examples("forget", forget), as_examples("retain", retain)
     for name, part in (("forget", forget), ("retain", retain)):
         if not len(part):

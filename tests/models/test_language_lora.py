@@ -120,7 +120,7 @@ def test_adapters_of_a_narrow_model_are_wide_enough_for_steps(write, language):
 def test_adapters_of_adapters_and_of_another_model_are_refused(write):
     base = load_huggingface(write("llama"))
     model = with_lora(base, base.params, RANK, key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"^model: got one with adapters, expected the model without"):
+    with pytest.raises(ValueError, match=r"^model: got one with adapters, expected the model without them"):
         with_lora(model, model.params, RANK, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"^params: got no leaf .*, expected the structure of model.params"):
         with_lora(base, model.params, RANK, key=jax.random.key(0))

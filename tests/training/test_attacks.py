@@ -65,6 +65,7 @@ def test_other_attacks_bring_back_nothing_that_is_not_there(found):
     [
         ({"count": 7}, "^count: got 7, but draw returned 6 images, expected as many"),
         ({"images": 255.0}, "^inputs: got images from"),
+        ({"steps": 0}, "^steps: got 0, expected an int of at least 1"),
         ({"label": 5}, "^labels: got 5, expected ints from 0 to 2"),
         ({"row": {"rows": np.zeros(3, bool)}}, r"^row: got no leaf \['rest'\]"),
     ],
@@ -77,4 +78,6 @@ def test_what_does_not_fit_is_told_before_any_training(monkeypatch, change, mess
     params = {"rows": jnp.zeros(3), "rest": jnp.zeros(())}
     row = change.get("row", {"rows": np.array([False, True, False]), "rest": np.array(False)})
     with pytest.raises(ValueError, match=message):
-        diffusion_attacks(task, params, row, tree, tree, draw, count=change.get("count", 6))
+        diffusion_attacks(
+            task, params, row, tree, tree, draw, count=change.get("count", 6), steps=change.get("steps", 20)
+        )

@@ -35,8 +35,7 @@ def load_huggingface(
       shardings: Of the shapes of all parameters, a tree of shardings: where each is put as it is read, so that no
         device holds more than its part. `lambda shapes: sharding.param_shardings(shapes, mesh, axes=("data", "model"))`
         shares them out over all devices of a mesh. The first device has them all without it.
-      remat: Whether the backward pass computes what happened in each block again, for a third more time: of a block,
-        only what goes in is kept.
+      remat: Whether the backward pass computes each block again, so that only the input of each is kept.
 
     Raises:
       FileNotFoundError: If config.json or the weights are missing.

@@ -54,7 +54,7 @@ def with_lora(
     if alpha is not None:
         check_number("alpha", alpha, finite=True)
     if any("_lora_" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model.params)):
-        raise ValueError("model: got one with adapters, expected the model without, or its own adapters")
+        raise ValueError("model: got one with adapters, expected the model without them")
     check_same_shapes("params", params, "model.params", model.params)
     try:
         import qwix
