@@ -149,14 +149,19 @@ def steps_of(part: Questions) -> int:
     return fitting.steps_of(len(part.question), epochs=EPOCHS, batch_size=BATCH)
 
 
+def as_tofu(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
+    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world."""
+    world = {"world": spread(parts.world_facts, JUDGED)}
+    return answers.judge(respondent(), params, parts.forget, spread(parts.retain, JUDGED), world)
+
+
 def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
-    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world.
+    """What `as_tofu` says.
 
     And `separation` of the forgotten persons from those who were never shown, from which `metrics.privleak` comes, and
     `int4`: the error of forget and retain set once the weights of the whole model are rounded to four bits.
     """
-    world = {"world": spread(parts.world_facts, JUDGED)}
-    found = answers.judge(respondent(), params, parts.forget, spread(parts.retain, JUDGED), world)
+    found = as_tofu(params, parts)
     # The limit is on all of the retain set, so more of it is looked at.
     kept = spread(parts.retain, 3 * JUDGED)
     scores = [answers.membership(respondent(), params, part) for part in (parts.forget, parts.held_out)]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
@@ -107,7 +108,7 @@ def check_arguments(
             raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None:
-            _check_examples(task, params, name, part)
+            check_examples(name, part, task, params)
     _check_functions(task, params, sets.forget, tuple(losses))
 
 
@@ -167,8 +168,12 @@ def _described_shape(tree):
     return f"shape {tree.shape}" if hasattr(tree, "shape") else str(jax.tree.map(lambda leaf: leaf.shape, tree))
 
 
-def _check_examples(task, params, name, examples):
-    """All that lie in memory, else some that are spread over the set."""
+def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree) -> None:
+    """What the task itself checks: all examples that lie in memory, else some that are spread over the set.
+
+    Raises:
+      ValueError: Of the task, with the name of the set before it.
+    """
     if task.check is task.check_model is None:
         return
     positions = spread(len(examples), len(examples) if isinstance(examples, Examples) else HASHED)

@@ -9,6 +9,7 @@ import numpy as np
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training.relearning import relearn_part
 
 # Of Adam, for the row of an embedding alone and for the whole model.
@@ -85,8 +86,7 @@ def diffusion_attacks(
     for name, part in (("forget", forget), ("retain", retain)):
         if not len(part):
             raise ValueError(f"{name}: got no examples, expected at least one")
-        if task.check is not None:
-            task.check(part[np.arange(len(part))])
+        check_examples(name, part, task, params)
     check_same_shapes("row", row, "params", params)
     images = forget[np.arange(count) % len(forget)]["inputs"]
     # What needs no training comes first, so that wrong images or options are told before any.

@@ -13,6 +13,7 @@ import optax
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._clock import Seconds
+from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training._streams import id_batches
 
 
@@ -112,6 +113,8 @@ def fit(
 def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: Any) -> Fitted:
     """`fit` on the retain loss of a task, for a model without running statistics.
 
+    Raises `ValueError` before the first step for examples that the task refuses.
+
     >>> from eupmu_jax.tasks import as_examples, classification
     >>> task = classification(lambda w, inputs: inputs @ w, num_classes=2)
     >>> data = as_examples("data", {"inputs": jnp.eye(2), "labels": jnp.arange(2)})
@@ -119,6 +122,7 @@ def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: A
     >>> jnp.argmax(fitted.params, axis=1).tolist(), fitted.examples
     ([0, 1], 18)
     """
+    check_examples("examples", examples, task, params)
 
     def loss(params, statistics, batch, key):
         return task.retain(task.outputs(params, batch, key), batch), statistics

@@ -22,6 +22,7 @@ import optax
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax._stack.frozen import joined, mask_of, split
 from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training._streams import id_batches
 from eupmu_jax.training.levels import batches_of, chunk_of
 
@@ -71,7 +72,8 @@ def relearn(
       The curve; a classifier whose parameters stop being finite shows as one that names class 0 for all.
 
     Raises:
-      ValueError: For a number below 1, an empty set, a task without `error`, or a wrong tree of what is frozen.
+      ValueError: For a number below 1, an empty set, examples that the task refuses, a task without `error`, or a
+        wrong tree of what is frozen.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -86,6 +88,7 @@ def relearn(
     for name, examples in (("train", train), ("watch", watch)):
         if not len(examples):
             raise ValueError(f"{name}: got no examples, expected at least one")
+        check_examples(name, examples, task, params)
     if task.error is None:
         raise ValueError("task.error: got None, expected a function (outputs, batch) -> (n,)")
     batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
@@ -134,7 +137,8 @@ def relearn_part(
       The parameters, to the bit as they were where `part` is False.
 
     Raises:
-      ValueError: For a number below 1, an empty set, or a part of another structure, shape or kind, or without a True.
+      ValueError: For a number below 1, an empty set, examples that the task refuses, or a part of another structure,
+        shape or kind, or without a True.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -148,6 +152,7 @@ def relearn_part(
         check_int(name, value, 1, static=True)
     if not len(examples):
         raise ValueError("examples: got none, expected at least one")
+    check_examples("examples", examples, task, params)
     check_same_shapes("part", part, "params", params)
     if kinds := {str(jnp.result_type(flags)) for flags in jax.tree.leaves(part)} - {"bool"}:
         raise ValueError(f"part: got {', '.join(sorted(kinds))}, expected bools")

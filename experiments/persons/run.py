@@ -142,15 +142,22 @@ def judged(models: Models, model: str, objective: str, params, **more) -> dict:
     return {"model": model, "objective": objective, "seed": models.seed, **figures, **more}
 
 
-def unlearned(models: Models, method: str, objective: str, trial: int | None = None) -> dict:
-    """The row of a candidate, run with the middle of its ranges or the settings of a trial."""
+def unlearn(
+    models: Models, method: str, objective: str, trial: int | None = None, **more
+) -> tuple[dict, eupmu.Unlearned]:
+    """A candidate's settings, the middle of its ranges or those of a trial, and what `eupmu.unlearn` makes of them."""
     params, seed = models.original.params, models.seed
     task = task_of(objective, params)
     given = settings_of(method, objective, task, trial)
     sets = [examples_of(objective, part, params) for part in models.parts[:3]]
     options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
-    options |= {"probes": 0, "start": start_of(objective, models), "warm": True}
-    result = eupmu.unlearn(method, task, params, *sets, settings=given, **options)
+    options |= {"probes": 0, "start": start_of(objective, models), **more}
+    return given, eupmu.unlearn(method, task, params, *sets, settings=given, **options)
+
+
+def unlearned(models: Models, method: str, objective: str, trial: int | None = None) -> dict:
+    """The row of a candidate, run with the middle of its ranges or the settings of a trial."""
+    given, result = unlearn(models, method, objective, trial, warm=True)
     share = 100 * result.processor_seconds / models.retrained.processor_seconds
     more = {"share_of_retraining": share, "settings": given, "version": METHODS[method].version}
     return judged(models, method, objective, result.params, **more)

@@ -39,7 +39,7 @@ def tried(found: list[dict], trials: list[dict], candidate: tuple[str, str]) -> 
     """A candidate's rows under seed 0: the middle, whose `trial` is None, and its trials."""
     key = dict(zip(("model", "objective"), candidate, strict=True)) | {"seed": 0}
     middle = parts.newest(rows.select(found, **key), *key)
-    return [*(row | {"trial": None} for row in middle), *_of_now(rows.select(trials, **key))]
+    return [*(row | {"trial": None} for row in middle), *of_now(rows.select(trials, **key))]
 
 
 def chosen(found: list[dict], trials: list[dict], candidate: tuple[str, str]) -> dict:
@@ -56,7 +56,7 @@ def chosen(found: list[dict], trials: list[dict], candidate: tuple[str, str]) ->
     return min(keeping, key=lambda row: abs(row["error"]["forget"] - original["held_out_error"]))
 
 
-def _of_now(trials):
+def of_now(trials):
     """Those of the present versions of their methods."""
     return [row for row in trials if row["version"] == METHODS[row["model"]].version]
 
@@ -65,7 +65,7 @@ def tune(seeds: list[int], found: list[dict], out: Path, cache: Path, made_by: d
     """Appends the trials that are not there yet: all under seed 0, the one that is chosen under the other seeds."""
     for seed in seeds:
         for candidate in TUNED:
-            trials = _of_now(rows.read(out)) if out.is_file() else []
+            trials = of_now(rows.read(out)) if out.is_file() else []
             wanted = TRIALS if seed == 0 else (chosen(found, trials, candidate)["trial"],)
             done = {
                 row["trial"] for row in trials if (row["model"], row["objective"], row["seed"]) == (*candidate, seed)

@@ -1,7 +1,10 @@
 """What the experiment on persons gives to its methods."""
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -9,8 +12,9 @@ import eupmu_jax as eupmu
 from eupmu_jax.benchmark import answers, persons, rows
 from eupmu_jax.methods import METHODS, default_settings
 from eupmu_jax.metrics.language import forget_quality
+from eupmu_jax.training.fitting import Trained
 from experiments import parts
-from experiments.persons import page, run, tune
+from experiments.persons import over_time, page, run, tune
 
 # Those that need no hidden states, which the toy lacks.
 SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
@@ -180,3 +184,27 @@ def test_the_table_of_tuned_methods_has_those_of_which_all_trials_are_there():
     taken = tune.chosen(found, trials, page.OURS)
     (ours,) = [line for line in lines if line.split("|")[1].strip() == page._name(page.OURS)]
     assert float(ours.split("|")[6]) == pytest.approx(100 * taken["error"]["forget"], abs=0.051)
+
+
+def test_a_run_is_judged_on_its_way(toy_persons, monkeypatch):
+    original, part = persons.model()[0].params, toy_persons.retain
+    nll, lengths, _ = answers.told(persons.respondent(), original, answers.encoded(persons.respondent(), part))
+    models = run.Models(0, toy_persons, Trained(original, 1.0, 1.0), None, nll, lengths, 0.5)
+    candidate = ("weighted sum", "simnpo")
+    monkeypatch.setattr(run, "STEPS", 7)
+
+    def path(every):
+        monkeypatch.setattr(over_time, "EVERY", every)
+        return over_time.path(models, *candidate)
+
+    often, seldom = path(2), path(3)
+    assert list(often) == [2, 4, 6]
+    assert list(seldom) == [3, 6]
+    chex.assert_trees_all_equal(often[6], seldom[6])
+    last = run.unlearn(models, *candidate)[1].params
+    away = [float(optax.global_norm(jax.tree.map(jnp.subtract, params, last))) for params in often.values()]
+    assert away == sorted(away, reverse=True)
+    assert away[-1] > 0
+    row = over_time.row_of(models, *candidate, 6, often[6])
+    assert row["step"] == 6
+    assert len(row["truth_ratios"]) == len(toy_persons.forget.question)

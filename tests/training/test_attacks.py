@@ -64,9 +64,9 @@ def test_other_attacks_bring_back_nothing_that_is_not_there(found):
     ("change", "message"),
     [
         ({"count": 7}, "^count: got 7, but draw returned 6 images, expected as many"),
-        ({"images": 255.0}, "^inputs: got images from"),
+        ({"images": 255.0}, "^forget: inputs: got images from"),
         ({"steps": 0}, "^steps: got 0, expected an int of at least 1"),
-        ({"label": 5}, "^labels: got 5, expected ints from 0 to 2"),
+        ({"label": 5}, "^forget: labels: got 5, expected ints from 0 to 2"),
         ({"row": {"rows": np.zeros(3, bool)}}, r"^row: got no leaf \['rest'\]"),
     ],
 )
