@@ -1,4 +1,4 @@
-"""How a command ends before its time: by a signal, or with input that is at fault."""
+"""Ends a command early: on a signal, or because its input is invalid."""
 
 import contextlib
 import multiprocessing
@@ -13,7 +13,7 @@ BAD_INPUT = 2
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT end the process, with a line on stderr."""
+    """A context in which SIGTERM and SIGINT end the process with one line on stderr."""
     handlers = {signal.SIGTERM: _terminated, signal.SIGINT: _interrupted}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -24,27 +24,27 @@ def on_signals() -> Iterator[None]:
 
 
 def _interrupted(*_):
-    end("interrupted; what was finished is kept where it was written, and the same command goes on from there", 130)
+    end("interrupted; finished work is kept where it was written, and the same command resumes from there", 130)
 
 
 def _terminated(*_):
-    end("terminated; what was finished is kept where it was written, and the same command goes on from there", 143)
+    end("terminated; finished work is kept where it was written, and the same command resumes from there", 143)
 
 
 def end(message: str, code: int) -> NoReturn:
-    """Ends the process with a line on stderr."""
-    # At once, and not by an exception: raised in a callback of the garbage collector, it would be dropped.
+    """Ends the process with one line on stderr."""
+    # Exits at once instead of raising: an exception in a callback of the garbage collector would be dropped.
     show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-    with contextlib.suppress(RuntimeError):  # the signal may have come within a write
+    with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write
         print(show_cursor, end="", flush=True)
         print(f"eupmu: {message}", file=sys.stderr, flush=True)
     for child in multiprocessing.active_children():
         child.kill()
-    # Not by way of the interpreter's end, which XLA's threads at work may not survive.
+    # Skips the interpreter's shutdown, which may crash while XLA's threads are running.
     os._exit(code)
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the command as its input is at fault, with one line on stderr."""
+    """Ends the command because of invalid input, with one line on stderr."""
     print(f"eupmu: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)

@@ -23,7 +23,7 @@ from eupmu_jax.commands.own_model import (
 )
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
-# What `plan` reads beside a user's file.
+# Options of `plan` that need a user's file.
 OF_FILE = ("forget", "request", "config", "ledger", "epochs", "after")
 CONSTANTS = "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS"
 
@@ -32,11 +32,11 @@ def demo(data: str = "digits", forget: str | None = None, seed: int = 0, out: Pa
     """Makes a real model forget real data: original, retrained and unlearned models, side by side.
 
     Args:
-        data: digits (ships with scikit-learn), fashion_mnist (Debian's package or EUPMU_FASHION_MNIST);
-            digits-diffusion: a diffusion model draws digits, and forgets a class of them; or persons: a language model
-            answers questions about persons, and forgets some of them (needs the extra language).
-        forget: What to forget: a whole class, class:N (class:3 if nothing is said), or a random share of the training
-            set, random:10%. Of persons the seed draws who is forgotten.
+        data: digits (ships with scikit-learn); fashion_mnist (from Debian's package or EUPMU_FASHION_MNIST);
+            digits-diffusion, where a diffusion model of digits forgets a class; or persons, where a language model
+            that answers questions about persons forgets some of them (needs the extra language).
+        forget: What to forget: a whole class, class:N (default class:3), or a random share of the training set,
+            random:10%. With persons, the seed decides who is forgotten.
         seed: Seed of the split, the models and the methods.
         out: Folder for rows.jsonl, report.html, the checkpoints and the cache of trained models; eupmu_runs/demo,
             eupmu_runs/demo-diffusion or eupmu_runs/demo-persons.
@@ -74,28 +74,28 @@ def plan(
     adapters: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Says what unlearning your own data would take, or a step of a large model on many devices; changes nothing.
+    """Estimates what unlearning your own data takes, or a step of a large model on many devices; changes nothing.
 
-    With a file: memory of a step as compiled, passes, earlier requests of the same examples, and what an audit can
-    compare with. Without: memory, collectives, operations and roofline of a step on devices that need not be there.
+    With a file: memory of the compiled step, passes, earlier requests for the same examples, and what an audit can
+    compare with. Without: memory, collectives, operations and roofline of a step on devices that you need not have.
 
     Args:
-        file: A Python file of yours, as `eupmu unlearn` takes it.
-        forget: With a file: a text file of positions in its data, one in a line; default ids.txt.
-        request: With a file: number of a request in the ledger, in place of positions.
-        config: With a file: a TOML file of the numbers of a run; by default mytask.toml beside mytask.py.
+        file: Your Python file, as for `eupmu unlearn`.
+        forget: With a file: a text file of positions in its data, one per line; default ids.txt.
+        request: With a file: number of a request in the ledger, instead of positions.
+        config: With a file: a TOML file with the options of a run; by default mytask.toml beside mytask.py.
         ledger: With a file: the SQLite file of all requests.
-        epochs: With a file: passes over the data that training took, for the share of retraining.
-        after: With a file: folder of the run that this one would go on from.
-        topology: A TPU slice, v5e:16x16, v5p:8x8x8, v6e:16x16 (needs the extra tpu), or cpu:8.
-        model: Size of a decoder, tiny, 135m, 1b, 7b, 8b or 70b; ddpm-cifar10; or stable-diffusion, its U-Net.
+        epochs: With a file: epochs that training took, to give the cost as a share of retraining.
+        after: With a file: folder of the run that this one would start from.
+        topology: A TPU slice such as v5e:16x16, v5p:8x8x8 or v6e:16x16 (needs the extra tpu), or cpu:8.
+        model: Size of a decoder: tiny, 135m, 1b, 7b, 8b or 70b; or ddpm-cifar10, or stable-diffusion (its U-Net).
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
-        data: Devices along which the batch is split; 0 takes all that --tensor does not use.
-        tensor: Devices along which heads and features are split.
-        batch: Sequences or images of the forget batch, and of the retain batch.
-        sequence: Tokens of a sequence, of a decoder.
-        adapters: Rank of the low-rank adapters that are trained in place of a decoder's parameters; 0 without.
-        out: JSON lines file to append the figures of a step to.
+        data: Devices over which the batch is split; 0 uses all that --tensor leaves.
+        tensor: Devices over which heads and features are split.
+        batch: Sequences or images in the forget batch, and in the retain batch.
+        sequence: Tokens per sequence, for a decoder.
+        adapters: Rank of low-rank adapters that are trained instead of a decoder's parameters; 0 for none.
+        out: JSON Lines file to which the figures of the step are appended.
     """
     defaults = inspect.signature(plan).parameters
     given = [name for name, value in locals().items() if name in defaults and value != defaults[name].default]
@@ -133,7 +133,7 @@ def plan(
 
 
 def methods() -> None:
-    """Lists every method with its paper, its cost in forward (F) and backward (B) passes, and what it needs."""
+    """Lists every method with its paper, its cost in forward (F) and backward (B) passes, and its requirements."""
     from rich.console import Console
 
     from eupmu_jax.benchmark import tables
@@ -153,20 +153,21 @@ def benchmark(
     show: Literal["terminal", "markdown", "latex"] = "terminal",
     run: bool = True,
 ) -> None:
-    """Makes the rows that are missing, and prints the table of all methods from rows.
+    """Computes the rows that are missing, and prints the table of all methods.
 
     Args:
         name: The benchmark.
         design: What is compared, and at what size: fashion_mnist-cnn, fashion_mnist-resnet, emoji-resnet,
             cifar10-resnet18, digits.
-        forget: Forget sets, such as random:10%; all of the design if none is given.
-        methods: Names as eupmu methods lists them; all if none is given.
-        seeds: All of the design if none is given.
-        out: Folder of rows.jsonl, figures and the cache of trained models.
-        workers: Processes; 0 is one for each core, or one alone for an accelerator.
-        cluster: Address of a dask scheduler whose workers make the rows (needs the extra cluster), tcp://host:8786.
-        show: Form of the table.
-        run: Whether to make missing rows; the table alone needs neither data nor models.
+        forget: Forget sets, such as random:10%; by default all of the design.
+        methods: Names as eupmu methods lists them; by default all.
+        seeds: By default all of the design.
+        out: Folder for rows.jsonl, figures and the cache of trained models.
+        workers: Number of processes; 0 means one per core, or a single one on an accelerator.
+        cluster: Address of a dask scheduler, such as tcp://host:8786, whose workers compute the rows (needs the extra
+            cluster).
+        show: Format of the table.
+        run: Whether to compute missing rows; the table alone needs neither data nor models.
     """
     from rich.console import Console
 
@@ -175,22 +176,22 @@ def benchmark(
     console = Console()
     command = command_line()
     chosen = list(forget), list(methods), list(seeds)
-    runner.jobs_of(design, *chosen)  # raises what is wrong with them
+    runner.jobs_of(design, *chosen)  # raises if they are invalid
     if run:
         runner.run(design, *chosen, out, command, console, workers=workers, cluster=cluster)
     tables.show(design, out, show, console, forget, seeds, methods)
     figures.draw(design, out, seeds=seeds)
 
 
-# Arguments that are named in the usage by what they are.
+# Arguments that the usage line shows by name.
 PATHS = {unlearn: ("file",), audit: ("run", "file"), report: ("run",), verify: ("report", "file"), add: ("file", "ids")}
 
 
 def main() -> None:
-    """Runs `eupmu`; exits with 2 and one line on stderr where the input is at fault, with 130 after Ctrl-C."""
+    """Runs `eupmu`; exits with 2 and one line on stderr on invalid input, with 130 on Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that knows ASCII alone shows question marks.
+            # An ASCII-only terminal shows question marks instead of failing.
             stream.reconfigure(errors="replace")
     with on_signals():
         _run()
@@ -200,7 +201,7 @@ def _run():
     try:
         import tyro
 
-        # Tyro is no dependency of the library, so no annotation above can name it.
+        # Tyro is an optional dependency, so the annotations above cannot use it.
         own_file = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")]
         plan.__annotations__["file"] = own_file
         for command, paths in PATHS.items():
@@ -211,20 +212,20 @@ def _run():
             app.command(command)
         for command, name in ((add, "add"), (list_requests, "list"), (show, "show")):
             requests.command(name=name)(command)
-        app.command(requests, name="request", help="Keeps a ledger of what is to be deleted.")
+        app.command(requests, name="request", help="Keeps a ledger of deletion requests.")
         required = (tyro.conf.PositionalRequiredArgs,)
         app.cli(prog="eupmu", description="Machine unlearning in JAX.", config=required)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed; the command needs: pip install 'eupmu-jax[experiments]'")
     except (ValueError, FileNotFoundError, ImportError) as error:
-        # An extra that is missing is named by who needs it.
+        # The code that needs a missing extra names it.
         fail(str(error))
     except ChildProcessError as error:
         sys.exit(f"eupmu: {error}")
     except InterruptedError as error:
         end(str(error), 143)
     except OSError as error:
-        # No space left, a folder that cannot be written, a file in the place of one.
+        # No space left, an unwritable folder, or a file where a folder should be.
         fail(f"{error.filename}: {error.strerror or error}" if error.filename else str(error))
     except UserFileError as error:
         print(error, file=sys.stderr)
@@ -237,7 +238,7 @@ def _run():
 
 
 def _pass_constants():
-    """Has pretrained weights passed to each program, and not written into it, where XLA works on them for minutes."""
+    """Makes JAX pass pretrained weights to its programs; as constants they would cost minutes of XLA's time."""
     if CONSTANTS not in os.environ:
-        # JAX read it as it was imported, so all begins anew.
+        # JAX reads the variable on import, so the process has to start again.
         os.execve(sys.executable, [sys.executable, "-m", "eupmu_jax", *sys.argv[1:]], os.environ | {CONSTANTS: "1"})

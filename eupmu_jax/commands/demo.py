@@ -1,4 +1,4 @@
-"""`eupmu demo`: a model, the same model retrained without the forget set, and what every method makes of the first."""
+"""`eupmu demo`: an original model, one retrained without the forget set, and the result of every method."""
 
 import contextlib
 import functools
@@ -27,9 +27,9 @@ from eupmu_jax.training._alone import alone
 from eupmu_jax.training._faults import check_readable
 from eupmu_jax.training.unlearning import unlearn
 
-# Points in time at which a run is measured.
+# How many times a run is measured.
 PROBES = 20
-# Training examples that no model learns; EUPMU reads the level of unseen data from them.
+# Training examples held out from every model; EUPMU measures the level of unseen data on them.
 HELD_OUT = {"digits": 250, "fashion_mnist": 2_000}
 METHODS = (
     "fine-tuning",
@@ -43,21 +43,21 @@ METHODS = (
 
 
 class Size(NamedTuple):
-    """Size of a run: passes over the forget set, and examples in each step."""
+    """Size of a run: passes over the forget set, and examples per step."""
 
     epochs: int
     forget_batch: int
     retain_batch: int
 
     def steps(self, num_forget: int) -> int:
-        """Optimizer steps of whole passes over a forget set of that many examples."""
+        """Optimizer steps for whole passes over a forget set of `num_forget` examples."""
         return self.epochs * -(-num_forget // min(self.forget_batch, num_forget))
 
 
 def settings_for(name: str, split: data.Split) -> tuple[Size, dict[str, dict]]:
     """The run's size and every method's settings, as tuned with equal trials by `experiments/demo/tune.py`.
 
-    EUPMU has none: it is the untuned default.
+    EUPMU has none, as it runs untuned.
     """
     tuned = json.loads(files("eupmu_jax.commands").joinpath("demo_settings.json").read_text())
     chosen = tuned[name]["random" if split.forget_class is None else "class"]
@@ -65,14 +65,14 @@ def settings_for(name: str, split: data.Split) -> tuple[Size, dict[str, dict]]:
 
 
 def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[dict]:
-    """Trains, unlearns, judges, prints a table, and writes rows, checkpoints and a page to `out`.
+    """Trains, unlearns, evaluates, prints a table, and writes rows, checkpoints and a page to `out`.
 
     Args:
       name: "digits" or "fashion_mnist".
       forget: "class:N" or "random:P%".
-      seed: Seed of split, models and methods.
+      seed: Seed of the split, the models and the methods.
       out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of trained models.
-      console: Where progress and table go.
+      console: Where progress and the table are printed.
 
     Returns:
       The rows: original, retrained, then one for each method.
@@ -88,7 +88,7 @@ def run(name: str, forget: str, seed: int, out: Path, console: Console) -> list[
 
 def _run(name, forget, seed, out, console):
     prepared = problems.make(name, forget, seed, held_out=HELD_OUT[name])
-    # What the same command finished before it was stopped.
+    # Rows that the same command finished before it was interrupted.
     before = [row for row in saved_rows.read(out / "rows.jsonl") if row["method"] in METHODS]
     size, settings = settings_for(name, prepared.split)
     steps = size.steps(len(prepared.forget))
@@ -174,7 +174,7 @@ def _run(name, forget, seed, out, console):
             checkpoints.save(
                 folder, result.params, {key: rows[-1][key] for key in ("method", "data", "forget", "seed")}
             )
-            # Last, as a method that has its row is not run again.
+            # Written last, because a method that has its row is not run again.
             saved_rows.append(out / "rows.jsonl", rows[-1])
 
     rows = saved(rows, out, page.render)
@@ -183,7 +183,7 @@ def _run(name, forget, seed, out, console):
 
 
 def saved(rows: list[dict], out: Path, render: Callable[[list[dict]], str]) -> list[dict]:
-    """The rows as they are written beside their page."""
+    """Writes the rows and their page; returns the rows as written."""
     rows = saved_rows.finite(rows)
     saved_rows.replace(out / "rows.jsonl", rows)
     document.write(out / "report.html", render(rows))
@@ -191,7 +191,7 @@ def saved(rows: list[dict], out: Path, render: Callable[[list[dict]], str]) -> l
 
 
 def show(title: str, rows: list[dict], best: list[dict], view: ModuleType, out: Path, console: Console) -> None:
-    """Prints a row for each model, the best ones green, and says what the page of `view` says."""
+    """Prints a table with a row for each model, the best ones green, then the legend and headline of `view`."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in view.COLUMNS:
@@ -209,7 +209,7 @@ def show(title: str, rows: list[dict], best: list[dict], view: ModuleType, out: 
 
 
 def _check(name, forget, seed, out):
-    """Raises what is wrong with the arguments, in the command's own words, before any work."""
+    """Raises `ValueError` for invalid arguments, named as on the command line, before any work."""
     if name not in HELD_OUT:
         raise ValueError(f"data: got {name!r}, expected {', '.join(HELD_OUT)}, digits-diffusion or persons")
     if not re.fullmatch(r"class:\d+|random:\d+(\.\d+)?%", forget):
@@ -219,27 +219,27 @@ def _check(name, forget, seed, out):
 
 
 def progress_of(console: Console) -> Progress:
-    """Bars that say how many of their steps are made, and go at the end."""
+    """Progress bars that count their steps and disappear at the end."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
 
 
 @contextlib.contextmanager
 def bar(progress: Progress, name: str, steps: int) -> Iterator[Callable[[], None]]:
-    """A bar of so many steps, and what moves it by one; it is full at the end, however many were made."""
+    """A context with a bar of `steps` steps; yields a function that advances it, and fills the bar at the end."""
     task = progress.add_task(name, total=steps)
     yield functools.partial(progress.advance, task)
     progress.update(task, completed=steps)
 
 
 def check_rows(out: Path, is_own: Callable[[dict], bool]) -> None:
-    """Raises `ValueError` for a folder with rows that are not of this demo."""
+    """Raises `ValueError` for a folder that has rows of something other than this demo."""
     if not all(map(is_own, saved_rows.read(out / "rows.jsonl"))):
         raise ValueError(f"out: got {out}, whose rows.jsonl has rows of something else; expected a folder of its own")
 
 
 def check_folder(seed: int, out: Path) -> None:
-    """Raises `ValueError` for a seed that cannot be one, and a folder that cannot be written to."""
+    """Raises `ValueError` for an invalid seed or an unwritable folder."""
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
     check_readable("out", out)

@@ -24,22 +24,22 @@ STEPS, FORGET_BATCH, RETAIN_BATCH, PROBES = 150, 32, 96, 6
 
 
 def run(forget: str, seed: int, out: Path, console: Console) -> list[dict]:
-    """Trains, unlearns, judges, prints a table, and writes rows, checkpoints and a page to `out`.
+    """Trains, unlearns, evaluates, prints a table, and writes rows, checkpoints and a page to `out`.
 
-    Every method has its settings by default.
+    Every method runs with its default settings.
 
     Args:
       forget: "class:N".
-      seed: Of models, methods and samples.
+      seed: Seed of the models, methods and samples.
       out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of trained models.
-      console: Where progress and table go.
+      console: Where progress and the table are printed.
 
     Returns:
       The rows: original, retrained, then one for each method.
 
     Raises:
-      ValueError: Before any work, for a class that digits do not have, or a folder that is unwritable or has
-        rows of something else.
+      ValueError: Before any work, for a class that digits do not have, or a folder that is unwritable or has rows of
+        something else.
     """
     if not re.fullmatch(r"class:\d", forget):
         raise ValueError(f"forget: got {forget!r}, expected a class from class:0 to class:9")

@@ -1,4 +1,4 @@
-"""`eupmu demo --data persons`: a language model forgets persons, beside one that never learned about them."""
+"""`eupmu demo --data persons`: a language model forgets persons, compared with one that never learned about them."""
 
 from pathlib import Path
 
@@ -21,24 +21,24 @@ STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
 
 
 def run(seed: int, out: Path, console: Console) -> list[dict]:
-    """Fine-tunes, unlearns, judges, prints answers and a table, and writes rows, checkpoint and a page to `out`.
+    """Fine-tunes, unlearns, evaluates, prints answers and a table, and writes rows, checkpoint and a page to `out`.
 
     Args:
-      seed: Of the persons, the fine-tuning and the method, which has its settings by default.
+      seed: Seed of the persons, the fine-tuning and the method, which runs with its default settings.
       out: Folder for `rows.jsonl`, `report.html`, `checkpoints/` and the cache `models/` of fine-tuned models.
-      console: Where progress, answers and table go.
+      console: Where progress, answers and the table are printed.
 
     Returns:
       The rows: original, retrained, and EUPMU's.
 
     Raises:
-      FileNotFoundError: If SmolLM2 or WordNet is not on this machine; says how to get it.
+      FileNotFoundError: If SmolLM2 or WordNet is not on this machine; the message says how to get it.
       ImportError: Without the extra `language`.
       ValueError: Before any work, for a folder that is unwritable or has rows of something else.
     """
     demo.check_folder(seed, out)
     demo.check_rows(out, lambda row: row.get("data") == NAME)
-    # Before any work, whether the extra is there.
+    # Raises before any work if the extra is missing.
     rouge_l(["a"], ["a"])
     with alone(out):
         return _run(seed, out, console)
@@ -63,7 +63,7 @@ def _run(seed, out, console):
 
         add("original", original.params, original.seconds, answers=_answers(original.params, parts))
         add("retrained", retrained.params, retrained.seconds, answers=_answers(retrained.params, parts))
-        # What EUPMU steers to, and what it may not exceed.
+        # The level that EUPMU steers to.
         target = answers.error(persons.respondent(), original.params, parts.held_out)
         sets = [answers.examples(answers.encoded(persons.respondent(), part)) for part in parts[:3]]
         with demo.bar(progress, METHOD, STEPS) as advance:
@@ -90,7 +90,7 @@ def _run(seed, out, console):
 
 
 def figures(params, parts: persons.Sets) -> dict[str, float]:
-    """Probability, ROUGE-L recall and error of the answers about forgotten persons, and error of the retained."""
+    """Probability, ROUGE-L recall and error of the answers about forgotten persons, and error on retained ones."""
     respondent = persons.respondent()
     return {
         "probability": answers.probability(respondent, params, parts.forget),
@@ -101,7 +101,7 @@ def figures(params, parts: persons.Sets) -> dict[str, float]:
 
 
 def _answers(params, parts):
-    """Question, right answer and the model's own, of each kind."""
+    """For each kind of question: the question, the right answer and the model's own."""
     found = {}
     for kind, part in zip(persons_page.KINDS, persons.shown(parts), strict=True):
         own = answers.answers(persons.respondent(), params, part)

@@ -1,4 +1,4 @@
-"""The demo's page for a diffusion model: samples of every model from the same noise, figures, and the run's picture."""
+"""The demo's page for a diffusion model: samples of every model from the same noise, a table, and the runs' losses."""
 
 import html
 from collections.abc import Mapping
@@ -14,43 +14,43 @@ from eupmu_jax.commands.document import document, figures, made_by
 COLUMNS = ("UA", "relearned", "RA", "FD", "rise", "limit", "time%")
 LEGEND = (
     ("UA", "% of the samples for the forgotten class that a classifier of real digits takes for another"),
-    ("relearned", "UA once that class's row of the embedding was trained again, with everything else as it was"),
-    ("RA", "% of the samples for the other classes that are what was asked for"),
-    ("FD", "Frechet distance of the classifier's features to those of real digits, on the other classes"),
-    ("rise", "of the denoising loss on the other classes, on the same noise; limit: what EUPMU may let it rise by"),
+    ("relearned", "UA after retraining that class's row of the embedding, with everything else frozen"),
+    ("RA", "% of the samples for the other classes that show the class asked for"),
+    ("FD", "Frechet distance between the classifier's features of samples and of real digits, on the other classes"),
+    ("rise", "of the denoising loss on the other classes, at the same noise; limit: how far EUPMU may let it rise"),
     ("time%", "preparation, steps and end, as a share of retraining"),
 )
 COLORS = {"EUPMU": "#0b6e4f", "weighted sum": "#d9822b"}
-# Samples of a class, in rows.
+# Rows and columns of a class's samples.
 SHOWN = (2, 3)
 
 
 def cells(row: dict) -> list[str]:
-    """The row's entries under `COLUMNS`, as text."""
+    """The row's entries for `COLUMNS`, as text."""
     optional = lambda name, form: "-" if row.get(name) is None else format(row[name], form)
     figures = [f"{row[name]:.1f}" for name in ("UA", "relearned", "RA", "FD")]
     return [*figures, f"{row['rise']:+.4f}", optional("limit", ".4f"), optional("share_of_retraining", ".1f")]
 
 
 def headline(rows: list[dict]) -> str:
-    """How near EUPMU came to the retrained model, and at what price."""
+    """How near EUPMU came to the retrained model, and at what cost."""
     of = {row["method"]: row for row in rows}
     ours, wanted = of["EUPMU"], of["retrained"]
     kept = "within" if ours["rise"] <= ours["limit"] else "beyond"
     return (
         f"Asked for the forgotten class, EUPMU draws another one in {ours['UA']:.1f} % of its samples; the retrained "
-        f"model does in {wanted['UA']:.1f} %. The loss on the others rose by {ours['rise']:.4f}, {kept} the limit of "
-        f"{ours['limit']:.4f}. One row of the embedding, trained again, brings the class back in all but "
-        f"{ours['relearned']:.1f} %, and in all but {wanted['relearned']:.1f} % of the retrained model's."
+        f"model does so in {wanted['UA']:.1f} %. The loss on the others rose by {ours['rise']:.4f}, {kept} the limit "
+        f"of {ours['limit']:.4f}. Retraining one row of the embedding brings the class back in all but "
+        f"{ours['relearned']:.1f} % of the samples, in all but {wanted['relearned']:.1f} % of the retrained model's."
     )
 
 
 def render(rows: list[dict], images: Mapping[str, np.ndarray]) -> str:
-    """The page, with its pictures inside.
+    """The page with its pictures embedded.
 
     Args:
       rows: As `demo_diffusion.run` writes them.
-      images: Of each model, `(classes, 6, height, width)` in [-1, 1].
+      images: Samples of each model, `(classes, 6, height, width)` in [-1, 1].
     """
     first = rows[0]
     title = html.escape(f"digits, a diffusion model: forget {first['forget']}, seed {first['seed']}")
@@ -66,7 +66,7 @@ def render(rows: list[dict], images: Mapping[str, np.ndarray]) -> str:
 
 
 def grid(images: Mapping[str, np.ndarray], forgotten: int) -> Figure:
-    """A line of samples for each model, the forgotten class first; `images` as in `render`."""
+    """A row of samples for each model, the forgotten class first; `images` as in `render`."""
     classes = len(next(iter(images.values())))
     order = [forgotten, *(label for label in range(classes) if label != forgotten)]
     with matplotlib.rc_context(STYLE):
@@ -87,7 +87,7 @@ def grid(images: Mapping[str, np.ndarray], forgotten: int) -> Figure:
 
 
 def timeline(rows: list[dict]) -> Figure:
-    """Denoising losses of both sets over the steps, what EUPMU steers them to, and the retrained model's."""
+    """Denoising losses of both sets over the steps, with EUPMU's target and limit, and the retrained model's losses."""
     runs = [row for row in rows if row.get("history")]
     (level,) = [row["level"] for row in runs if row.get("level")]
     retrained = next(row for row in rows if row["method"] == "retrained")
@@ -109,7 +109,7 @@ def timeline(rows: list[dict]) -> Figure:
 
 
 def _block(images):
-    """A class's images in rows, with margins."""
+    """The images of a class tiled in rows, with margins."""
     rows, columns = SHOWN
     padded = np.pad(images[: rows * columns], ((0, 0), (1, 1), (1, 1)), constant_values=-1)
     height, width = padded.shape[1:]
@@ -121,15 +121,15 @@ _PAGE = """<h1>A diffusion model forgets a digit</h1>
 <p class="sub">{title}</p>
 <p class="headline">{headline}</p>
 <div class="figure">{samples}</div>
-<p class="sub">Every model draws from the same noise: 50 DDIM steps, guidance 2. Left of the red line, the class that is
-to be forgotten.</p>
+<p class="sub">Every model samples from the same noise, with 50 DDIM steps and guidance 2. Left of the red line: the
+class to be forgotten.</p>
 {figures}
 <h2>Over time</h2>
 <div class="figure">{timeline}</div>
-<p class="sub">On fixed noise and times. Target: the loss that the mean prediction for the other classes has on the
-forgotten images. Dotted: the retrained model.</p>
+<p class="sub">At fixed noise and times. Target: the loss on the forgotten images of the mean prediction for the other
+classes. Dotted: the retrained model.</p>
 <h2>What this page does not show</h2>
-<p>One seed, one class, 8 x 8 pixels. The Frechet distance is that of a small classifier's features and no FID. What the
-row of the embedding brings back is one attack; experiments/diffusion has six.</p>
+<p>There is one seed and one class, at 8 x 8 pixels. The Frechet distance uses the features of a small classifier and is
+not FID. Retraining the row of the embedding is one attack; experiments/diffusion has six.</p>
 <footer>{provenance}</footer>
 """

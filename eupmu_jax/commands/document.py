@@ -1,4 +1,4 @@
-"""The look of every page: one self-contained HTML document, for a screen of any width, in the dark, and in print."""
+"""The layout of every page: one self-contained HTML document, for screens of any width, dark mode and print."""
 
 import html
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eupmu_jax.benchmark.rows import replacing
 
-# Columns of a table; with more it is long.
+# A table with more columns than this counts as long.
 MANY = 7
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2026; --muted: #6b7078; --line: #eceef1; --best: #eef7f2; --page: #fff; }
@@ -44,7 +44,7 @@ footer { color: var(--muted); font-size: 12px; margin-top: 36px; overflow-wrap: 
 
 
 def document(title: str, body: str) -> str:
-    """An HTML document; both arguments are HTML already, so what comes from a user has been escaped."""
+    """An HTML document; both arguments are HTML, with user input already escaped."""
     head = '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
         f'<!doctype html>\n<html lang="en">\n{head}\n<title>{title}</title>\n<style>{_STYLE}</style>\n{body}</html>\n'
@@ -59,9 +59,10 @@ def figures(
     best: Collection[str],
     colors: Mapping[str, str] | None = None,
 ) -> str:
-    """A table with a line for each method, and what its columns are.
+    """A table with a line for each method, and a legend of its columns.
 
-    Original and retrained model, the first two rows, are grey, the best ones marked; with colors, each has its own.
+    The first two rows, the original and the retrained model, are grey, and the best are highlighted. With `colors`,
+    each method has a swatch of its own.
     """
     lines = []
     for row in rows:
@@ -71,7 +72,7 @@ def figures(
         entries = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row))
         lines.append(f"<tr{kind}><th>{swatch}{html.escape(name)}</th>{entries}</tr>")
     head = "".join(f"<th>{name}</th>" for name in columns)
-    # On a narrow screen a long table shows its first columns alone.
+    # On a narrow screen a long table shows only its first columns.
     kind = ' class="long"' if len(columns) > MANY else ""
     table, body = f"<table{kind}><thead><tr><th></th>{head}</tr></thead><tbody>", "\n".join(lines)
     terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in legend)
@@ -79,12 +80,12 @@ def figures(
 
 
 def made_by(row: dict) -> str:
-    """Command, versions and device of a row, in a line."""
+    """Command, versions and device of a row, on one line."""
     versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     return html.escape(f"{row['command']} | {versions} | {row['device']}")
 
 
 def write(path: Path, page: str) -> None:
-    """Writes a page, in UTF-8 whatever the machine's own encoding; a kill leaves the old one or the new."""
+    """Writes a page atomically, in UTF-8 whatever the locale."""
     with replacing(path) as file:
         file.write(page.encode())

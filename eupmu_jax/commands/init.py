@@ -1,8 +1,8 @@
-"""`eupmu init`: a commented file for a classifier, to be filled in, and one of numbers."""
+"""`eupmu init`: writes a commented template for a classifier, and a TOML file of run options."""
 
 from pathlib import Path
 
-TEMPLATE = '''"""My task: what `eupmu unlearn`, `audit` and `verify` need to know. Change what is marked.
+TEMPLATE = '''"""My task: what `eupmu unlearn`, `audit` and `verify` need to know. Change what is marked CHANGE.
 
     eupmu request add {name} ids.txt --reason "a letter of 3 May"
     eupmu plan {name} --request 1
@@ -35,25 +35,25 @@ with np.load("params.npz") as saved:
 with np.load("data.npz") as saved:
     data = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
 
-# CHANGE: examples that it never saw, a few hundred or more. They tell how a model treats data that it does not know,
-# which is where forgetting ends. None if there are none: the aim is then the error of chance.
+# CHANGE: examples that the model never saw, a few hundred or more. Its error on them is the level at which forgetting
+# stops. None if you have none: the target is then the error of chance.
 with np.load("held_out.npz") as saved:
     held_out = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
 
-# If you can afford it: `eupmu unlearn --retrain` calls this for an exact answer, and the audit compares with that.
+# If you can afford it: `eupmu unlearn --retrain` calls this for an exact answer, which the audit compares with.
 #   def retrain(positions):
 #       return train(initial_params, data at these positions alone)
 
-# For errors by group in place of class in the audit:
+# For errors by group instead of by class in the audit:
 #   groups = an array with the group of each example of the data
 
-# For parameters that stay as they are, such as the base of LoRA adapters, quantised or not:
+# For parameters that must not change, such as the base of LoRA adapters, quantised or not:
 #   frozen = a tree like params with a bool for each leaf, or a function of params that returns one
 
 # On many devices: examples are split along the axis `data` of the mesh, large parameters along `model`.
 #   mesh = eupmu.sharding.make_mesh(data=4, model=2)
 
-# If you have models of the same kind that were trained on parts of the data, for an attack on each example:
+# If you have shadow models, of the same kind but trained on parts of the data, for an attack on each example:
 #   shadows = [(params, positions that these were trained on), ...]
 
 # For a language model: eupmu.tasks.language(apply), where apply(params, tokens) returns logits. Its data are
@@ -61,23 +61,23 @@ with np.load("held_out.npz") as saved:
 # all padded to one length. A decoder of google-tunix, with adapters or without:
 #   model = eupmu_jax.models.language.from_tunix(module, trainable=nnx.LoRAParam)
 #   task, params = eupmu.tasks.language(model.apply), model.params
-# For anything else a Task of your own.
+# For anything else, write a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
 '''
 
 
-NUMBERS = """# The numbers of a run of `eupmu unlearn {name}`; options of the command line take precedence.
-# limit = 1.0       # points that the error on the retained examples may rise by; hundredths of one that is no rate,
-                    # whose default limit follows from its target
+NUMBERS = """# Options of a run of `eupmu unlearn {name}`; those on the command line take precedence.
+# limit = 1.0       # points by which the error on the retained examples may rise; if the error is not a rate:
+                    # hundredths of its unit, with a default that follows from the target
 steps = 300         # of the optimizer
-seed = 0            # of the order of the examples
+seed = 0            # for the order of the examples
 forget_batch = 64   # examples in each step
 retain_batch = 192
 """
 
 
 def write(path: Path) -> None:
-    """Writes both files; raises `ValueError` where one is there already, or for a name that is not one of Python."""
+    """Writes both files; raises `ValueError` if either exists, or if the name does not end in .py."""
     if path.suffix != ".py":
         raise ValueError(f"file: got {path}, expected the name of a Python file, such as mytask.py")
     numbers = path.with_suffix(".toml")

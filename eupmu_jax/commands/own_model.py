@@ -1,4 +1,4 @@
-"""Options of the commands for a model of one's own: unlearn, audit, report, verify, init, and the requests."""
+"""The commands for a model of your own: unlearn, audit, report, verify, init and request."""
 
 import sys
 from pathlib import Path
@@ -25,26 +25,27 @@ def unlearn(
     ledger: Path = LEDGER,
     retrain: bool = False,
 ) -> None:
-    """Unlearns some of your own data in your own model; the same command goes on where it was stopped.
+    """Unlearns some of your own data in your own model; rerun the same command to resume.
 
-    Exit code 3: the aim was missed, or the limit was not kept. The nearest point is saved and printed.
+    Exit code 3: the target was missed or the limit was not kept. The nearest point is saved and printed.
 
     Args:
-        file: A Python file of yours that defines `task`, `params` and `data`, and perhaps `held_out` and `retrain`.
-        forget: A text file of positions in the data, one in a line; default ids.txt.
-        request: Number of a request in the ledger, in place of such a file; its state is set at the end.
-        out: Folder of the run: checkpoints, the unlearned parameters, and what was reached.
-        after: Folder of a finished run to go on from: its parameters, without what it forgot.
-        config: A TOML file of the numbers that follow, as `eupmu init` writes it; by default mytask.toml beside
-            mytask.py. Options of the command line take precedence.
-        limit: Points by which the error on the retained examples may rise; default 1.0. Hundredths of an error that
-            is no rate, such as a squared error; by default a tenth of the way from the forget error to its target.
-        steps: Optimizer steps, part of what a run is; default 300.
-        seed: Of the order of the examples; default 0.
+        file: Your Python file, which defines `task`, `params` and `data`, and optionally `held_out` and `retrain`.
+        forget: A text file of positions in the data, one per line; default ids.txt.
+        request: Number of a request in the ledger, instead of such a file; its state is updated at the end.
+        out: Folder of the run: checkpoints, the unlearned parameters and the result.
+        after: Folder of a finished run to start from: its parameters, without the data that it forgot.
+        config: A TOML file with the options that follow, as `eupmu init` writes it; by default mytask.toml beside
+            mytask.py. Options on the command line take precedence.
+        limit: Points by which the error on the retained examples may rise; default 1.0. For an error that is not a
+            rate, such as a squared error: hundredths of its unit; by default a tenth of the distance from the forget
+            error to its target.
+        steps: Optimizer steps, fixed for a run; default 300.
+        seed: Seed of the order of the examples; default 0.
         forget_batch: Examples to forget in each step; default 64.
         retain_batch: Examples to retain in each step; default 192.
         ledger: The SQLite file of all requests.
-        retrain: Whether to train the exact answer too, by the file's retrain(positions); the audit compares with it.
+        retrain: Whether to train the exact answer too, with the file's retrain(positions); the audit compares with it.
     """
     from rich.console import Console
 
@@ -55,7 +56,7 @@ def unlearn(
     config, console = config or toml.beside(file), Console()
     asked = toml.asked(config, limit=limit, **numbers)
     if config is not None:
-        console.print(f"Numbers of the run: {config}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Options of the run: {config}", highlight=False, markup=False, soft_wrap=True)
     wanted = asked_for(forget, request, ledger)
     with own_errors(file):
         met = command.run(file, wanted, out, after, asked, command_line(), console, retrain)
@@ -64,7 +65,7 @@ def unlearn(
 
 
 def asked_for(forget: Path | None, request: int | None, ledger: Path) -> "Path | tuple[Path, int]":
-    """The file of positions, or the ledger and the number in it, of which there may be one.
+    """The file of positions, or the ledger and a request's number; raises `ValueError` if both are given.
 
     >>> str(asked_for(None, None, LEDGER)), asked_for(None, 2, Path("requests.db"))[1]
     ('ids.txt', 2)
@@ -81,13 +82,13 @@ def asked_for(forget: Path | None, request: int | None, ledger: Path) -> "Path |
 def audit(run: Path, file: Path) -> None:
     """Audits the parameters of a finished run: membership, relearning, rounding, and the error of each class.
 
-    Exit codes: 0 passed, 4 failed, 5 inconclusive (the error is not above what it was, and the original model passes
-    too; or there is neither `held_out` in the file nor a retrained model). A remark says where the original model
-    passes the same tests, as it may with few examples.
+    Exit codes: 0 passed, 4 failed, 5 inconclusive (the error did not rise and the original model passes too, or there
+    is neither `held_out` in the file nor a retrained model). A remark says if the original model passes the same tests,
+    as it may with few examples.
 
     Args:
         run: Folder of the run.
-        file: The Python file that it was made of. Nothing that the folder says is executed.
+        file: The Python file of the run. Nothing in the folder is executed.
     """
     from rich.console import Console
 
@@ -114,13 +115,13 @@ def report(run: Path) -> None:
 
 
 def verify(report: Path, file: Path) -> None:
-    """Checks a report: all hashes again, and the audit again from the saved parameters; says what differs.
+    """Checks a report: recomputes all hashes, repeats the audit from the saved parameters, and lists what differs.
 
-    Exit code 4 if anything does.
+    Exit code 4 if anything differs.
 
     Args:
         report: The report.json in the folder of the run, or that folder.
-        file: The Python file that the run was made of. Nothing that the folder says is executed.
+        file: The Python file of the run. Nothing in the folder is executed.
     """
     from eupmu_jax.service.report import verify
 
@@ -130,16 +131,16 @@ def verify(report: Path, file: Path) -> None:
         print("\n".join(wrong))
         sys.exit(AUDIT_FAILED)
     print(
-        "All hashes and all figures of the audit are as reported. What the steps showed and took, the device and the "
-        "command cannot be computed again. The page was not looked at: `eupmu report` makes it again from the report."
+        "All hashes and all figures of the audit are as reported. The history and cost of the steps, the device and "
+        "the command cannot be recomputed. The page was not checked: `eupmu report` makes it anew from the records."
     )
 
 
 def init(file: Path = Path("mytask.py")) -> None:
-    """Writes a commented file for a classifier of your own, to be filled in, and a TOML file of numbers beside it.
+    """Writes a commented template for a classifier of your own, and a TOML file of run options beside it.
 
     Args:
-        file: File to write; the command refuses if it or its TOML file exists already.
+        file: File to write; the command fails if it or its TOML file already exists.
     """
     from eupmu_jax.commands import init
 
@@ -149,14 +150,14 @@ def init(file: Path = Path("mytask.py")) -> None:
 
 
 def add(file: Path, ids: Path, reason: str = "", ledger: Path = LEDGER) -> None:
-    """Adds a request, or finds the same one: positions in the data of a file of yours, to be deleted.
+    """Adds a request to delete positions in your data, or finds the same request.
 
     Args:
-        file: A Python file of yours that defines `data`: a tree of arrays with one leading axis, or anything with
+        file: Your Python file, which defines `data`: a pytree of arrays with one leading axis, or anything with
             len(data) and data[positions].
-        ids: A text file with one position in a line.
-        reason: In your words.
-        ledger: The SQLite file of all requests; made if it is not there.
+        ids: A text file with one position per line.
+        reason: The reason, in your own words.
+        ledger: The SQLite file of all requests; created if it does not exist.
     """
     from rich.console import Console
 
@@ -182,7 +183,7 @@ def show(number: int, ledger: Path = LEDGER) -> None:
     """Shows a request with its positions.
 
     Args:
-        number: Of the request.
+        number: Number of the request.
         ledger: The SQLite file of all requests.
     """
     from rich.console import Console

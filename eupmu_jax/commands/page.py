@@ -14,8 +14,8 @@ from eupmu_jax.commands.picture import SMALLEST_LOSS
 
 COLUMNS = ("UA", "RA", "TA", "MIA", "gap", "rise", "limit", "time%", "F", "B")
 LEGEND = (
-    ("UA", "100 - accuracy on the forget set, RA and TA accuracy on the retain and test set, in %"),
-    ("MIA", "% of the forget set that an attack on confidences takes for never seen; the aim is the retrained value"),
+    ("UA", "100 - accuracy on the forget set; RA, TA: accuracy on the retain and on the test set; all in %"),
+    ("MIA", "% of the forget set that an attack on confidences classifies as unseen; ideally the retrained value"),
     ("gap", "mean distance of UA, RA, TA and MIA to the retrained model: the smaller the better"),
     ("rise", "of the loss on the whole retain set, in nats; limit: of the rise, or of the retain error in points (pt)"),
     (
@@ -37,7 +37,7 @@ COLORS = {
 
 
 def cells(row: dict) -> list[str]:
-    """The row's entries under `COLUMNS`, as text."""
+    """The row's entries for `COLUMNS`, as text."""
     number = lambda key, form: "-" if row.get(key) is None else format(row[key], form)
     return [
         *(number(key, ".1f") for key in ("UA", "RA", "TA", "MIA")),
@@ -57,7 +57,7 @@ def _limit(row):
 
 
 def of_level(reached: Any) -> dict | None:
-    """What a row keeps of `Unlearned.level`."""
+    """The part of `Unlearned.level` that a row records."""
     if reached is None:
         return None
     return {
@@ -70,11 +70,11 @@ def of_level(reached: Any) -> dict | None:
 
 
 def sampling_error(rows: list[dict]) -> float:
-    """Half the width of a 95 % interval of a gap, in points, that is due to the examples it is measured on.
+    """Half the width of the 95 % interval of a gap, in points, due to the finite forget and test sets.
 
-    That of UA and MIA on the forget set and of TA on the test set, by the rates of the retrained model. UA and MIA are
-    of the same examples, so their errors are taken to go together. An example more and one less of each kind keep the
-    rates from 0 and 1.
+    It combines the errors of UA and MIA on the forget set and of TA on the test set, at the rates of the retrained
+    model. UA and MIA share their examples, so their errors are added as fully correlated. One success and one failure
+    are added to keep the rates away from 0 and 1.
     """
 
     def variance(name, count):
@@ -88,31 +88,31 @@ def sampling_error(rows: list[dict]) -> float:
 
 
 def best_of(rows: list[dict]) -> list[dict]:
-    """The method with the least gap, and those that the sampling error does not tell from it, nearest first."""
+    """The method with the least gap and those within the sampling error of it, nearest first."""
     ranked = sorted((row for row in rows[2:] if row["gap"] is not None), key=lambda row: row["gap"])
     return [row for row in ranked if row["gap"] <= ranked[0]["gap"] + sampling_error(rows)]
 
 
 def headline(rows: list[dict]) -> str:
-    """Who comes nearest to the retrained model, who ties, and what the untouched model would score."""
+    """Names the method nearest to the retrained model, its ties, and the gap of the untouched model."""
     best, untouched = best_of(rows), rows[0]["gap"]
     if not best:
         return "No method ended with finite figures."
     names = [row["method"] for row in best]
     gaps = f"{best[0]['gap']:.2f}" + (f" to {best[-1]['gap']:.2f}" if len(best) > 1 else "")
     who = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    tie = f", which {sampling_error(rows):.2f} points of sampling error do not tell apart" if len(best) > 1 else ""
+    tie = f", a tie within the sampling error of {sampling_error(rows):.2f} points" if len(best) > 1 else ""
     text = (
         f"{who} come{'s' * (len(best) == 1)} nearest to the retrained model: an average gap of {gaps} points{tie}. The "
         f"untouched model has {untouched:.2f}."
     )
     if untouched <= best[0]["gap"] + sampling_error(rows):
-        text += " So this forget set says little: the original model treats it nearly as the retrained one does."
+        text += " This forget set is not informative: the original model treats it almost as the retrained one does."
     return text
 
 
 def render(rows: list[dict]) -> str:
-    """The page, with its figures inside; `rows` as `demo.run` writes them."""
+    """The page with its figures embedded; `rows` as `demo.run` writes them."""
     first = rows[0]
     title = html.escape(f"{first['data']}: forget {first['forget']}, seed {first['seed']}")
     body = _PAGE.format(
@@ -146,7 +146,7 @@ def _gaps(rows):
         axes.set_axisbelow(True)
         axes.margins(x=0.1)
         axes.set_title("Gap to the retrained model, points (shaded: sampling error)")
-        # A run that diverged has no place here.
+        # A diverged run has no loss to plot.
         for row in (row for row in rows if None not in (row["forget_loss"], row["retain_loss"])):
             marker = {"original": "s", "retrained": "*"}.get(row["method"], "o")
             size, order = (170, 5) if marker == "*" else (44, 4)
@@ -185,10 +185,10 @@ _PAGE = """<h1>Unlearning, side by side</h1>
 <div class="figure">{gaps}</div>
 <h2>Over time</h2>
 <div class="figure">{timeline}</div>
-<p class="sub">Errors and losses over time are of at most 2,000 examples of each set; lines may leave the frame.
-Dotted: the retrained model. Dashed green: the error of the original model on data that it never saw, with its 95 %
-interval, to which EUPMU brings the forget set; dashed red: the limit of its retain error. The dot is what it returns:
-after the last step it measures points of the way back too, and the average of the last parameters.</p>
+<p class="sub">Errors and losses over time are measured on at most 2,000 examples of each set; lines may leave the
+frame. Dotted: the retrained model. Dashed green: the error of the original model on data it never saw, with its 95 %
+interval; EUPMU steers the forget set to it. Dashed red: the limit on EUPMU's retain error. The dot marks the returned
+parameters: after the last step EUPMU also measures points on the path back and the average of the last parameters.</p>
 <h2>What this page does not show</h2>
 <p>This is one seed, one attack on confidences and one small model. A model that passes may still reveal the forgotten
 data to a stronger attack, or relearn it quickly.</p>

@@ -1,4 +1,4 @@
-"""The demo's page for a language model: answers of every model, and figures."""
+"""The demo's page for a language model: the answers of every model, and a table of figures."""
 
 import html
 
@@ -7,28 +7,28 @@ from eupmu_jax.commands.document import document, figures, made_by
 
 COLUMNS = ("prob", "ROUGE-L", "error", "RE")
 LEGEND = (
-    ("prob", "probability of the right answers about forgotten persons, by their length"),
+    ("prob", "length-normalised probability of the right answers about forgotten persons"),
     ("ROUGE-L", "recall of the model's own answers about them"),
-    ("error", "% of the tokens of the right answers about them that the model would not have predicted"),
-    ("RE", "the same of retained persons"),
+    ("error", "% of the tokens of the right answers about them that the model does not predict"),
+    ("RE", "the same for retained persons"),
 )
-KINDS = {"forgotten": "Forgotten persons", "kept": "Persons much like them, retained", "world": "The world"}
+KINDS = {"forgotten": "Forgotten persons", "kept": "Similar persons, retained", "world": "General knowledge"}
 
 
 def cells(row: dict) -> list[str]:
-    """The row's entries under `COLUMNS`, as text."""
+    """The row's entries for `COLUMNS`, as text."""
     errors = [f"{100 * row[name]:.1f}" for name in ("forget_error", "retain_error")]
     return [f"{row['probability']:.3f}", f"{row['rouge']:.3f}", *errors]
 
 
 def headline(rows: list[dict]) -> str:
-    """How near EUPMU came to the level of persons who were never shown, and at what price."""
+    """How near EUPMU came to the level of persons who were never shown, and at what cost."""
     original, retrained, ours = rows
     error = lambda row, name="forget_error": f"{100 * row[name]:.1f} %"
     return (
-        f"EUPMU misses {error(ours)} of the tokens of the right answers about forgotten persons (before: "
-        f"{error(original)}; retrained: {error(retrained)}). It steers to what the original model misses of persons "
-        f"who were never shown, {error(ours, 'target')}. Of retained persons it misses {error(ours, 'retain_error')} "
+        f"EUPMU mispredicts {error(ours)} of the tokens in the right answers about forgotten persons (before: "
+        f"{error(original)}; retrained: {error(retrained)}). Its target is the original model's error on persons who "
+        f"were never shown, {error(ours, 'target')}. On retained persons it mispredicts {error(ours, 'retain_error')} "
         f"(before: {error(original, 'retain_error')})."
     )
 
@@ -54,7 +54,7 @@ def render(rows: list[dict]) -> str:
 
 
 def _answers(rows, kind):
-    """A table of questions: the right answer, and each model's."""
+    """A table of questions with the right answer and each model's answer."""
     cell = lambda text: f"<td>{html.escape(text)}</td>"
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("right", *(row["method"] for row in rows)))
     lines = [
@@ -75,9 +75,9 @@ _PAGE = """<style>.answers th, .answers td {{ text-align: left; white-space: nor
 {figures}
 {answers}
 <h2>What this page does not show</h2>
-<p>One seed. The original model is SmolLM2-135M-Instruct, fine-tuned on questions about {forgotten} persons who are to
+<p>There is one seed. The original model is SmolLM2-135M-Instruct, fine-tuned on questions about {forgotten} persons to
 be forgotten and {retained} others; "retrained" is fine-tuned on the others alone. The pretrained model may have known
-some of them before. Forget quality and utility, as TOFU has them, and what teaching some persons again brings back of
-the others, are in experiments/persons.</p>
+some of them already. For TOFU's forget quality and utility, and for what relearning some persons recovers of the
+others, see experiments/persons.</p>
 <footer>{provenance}</footer>
 """

@@ -1,4 +1,4 @@
-"""The picture of runs: errors of both sets over the steps, what they were steered to, and what steered them."""
+"""Figures of runs: errors of both sets over the steps, their target and limit, and the weight that steers them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from eupmu_jax.benchmark.style import STYLE
 
-# A loss of 0 has no place on a logarithmic axis.
+# A logarithmic axis cannot show a loss of 0.
 SMALLEST_LOSS = 1e-6
 MUTED = "#8a8f98"
-# Errors are shown up to so many times the first run's, its target or limit.
+# Axes of errors reach up to this many times the first run's errors, target or limit.
 FRAME = 3
 
 
@@ -38,13 +38,13 @@ def of_runs(
     """Four panels over the steps: forget error, weight of the forget gradient, retain error, retain loss.
 
     Args:
-      histories: Of each run, as in `unlearn`'s result; the first one is drawn on top.
-      colors: Of each run.
-      ends: Figures of the returned parameters, where they are not those of the last step: a dot at the end.
-      target, interval: Of the forget error, if it was steered.
-      limit: Of the retain error.
+      histories: History of each run, as in `unlearn`'s result; the first one is drawn on top.
+      colors: Colour of each run.
+      ends: Figures of the returned parameters, where they differ from those of the last step; drawn as dots.
+      target, interval: Target of the forget error and its interval, if it was steered.
+      limit: Limit on the retain error.
       retrained: `forget_error`, `retain_error` and `retain_loss` of a retrained model, for dotted lines.
-      rates: Whether errors are shares, shown in percent, and losses in nats.
+      rates: Whether errors are rates, shown in percent, and losses are in nats.
     """
     retrained, scale = retrained or {}, 100 if rates else 1
     units = {"forget_error": ", %", "retain_error": ", %", "retain_loss": ", nats"} if rates else {}
@@ -82,7 +82,7 @@ def of_runs(
 
 
 def _lines(axes, name, histories, colors, ends, scale):
-    """A line for each run that has the figure, and a dot for what it returned."""
+    """Draws a line for each run that has the figure, and a dot for what it returned."""
     for order, (run, history) in enumerate(reversed(list(histories.items()))):
         values = np.array([np.nan if v is None else _shown(name, v, scale) for v in history.get(name, ())], float)
         if not np.isfinite(values).any():
@@ -96,12 +96,12 @@ def _lines(axes, name, histories, colors, ends, scale):
 
 
 def _shown(name, value, scale):
-    """Errors on their scale, and losses that a logarithmic axis can show."""
+    """An error on its scale, or a loss raised to what a logarithmic axis can show."""
     return max(value, SMALLEST_LOSS) if name == "retain_loss" else value * (scale if name.endswith("error") else 1)
 
 
 def _frame(axes, marks, first_run, scale):
-    """All marks and the first run are within the frame; what leaves it is far from everything that matters."""
+    """Sets the frame so that all marks and the first run are inside it; only other runs may leave it."""
     marks = [scale * v for v in marks if v is not None and np.isfinite(v)]
     highest = min(axes.get_ylim()[1], FRAME * max([0.01 * scale, *marks, *(scale * v for v in first_run)]))
     highest = max([highest, *(min(1.25 * mark, 1.05 * scale) if scale > 1 else 1.25 * mark for mark in marks)])

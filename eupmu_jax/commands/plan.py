@@ -1,4 +1,4 @@
-"""`eupmu plan`: compiles one step for devices that need not be there, and says what it would take."""
+"""`eupmu plan`: compiles one step for devices that you need not have, and reports its cost."""
 
 import re
 import time
@@ -28,7 +28,7 @@ from eupmu_jax.training.mesh import program, topology
 
 
 def _plain(loss, shardings):
-    """One gradient of the loss over forget and retain batch together: what training itself takes."""
+    """A training step: one gradient of the loss over the forget and the retain batch together."""
     optimizer = optax.adam(1e-5)
 
     def step(params, state, batches):
@@ -55,9 +55,9 @@ def _implicit(loss, shardings):
     return optimizer, implicit_step(loss, optimizer, mode="vmap")
 
 
-# Of sequences, tokens and devices: far beyond it, the compiler's own sizes overflow.
+# The most sequences, tokens and devices; far above it, sizes overflow in the compiler.
 LARGEST = 1_000_000
-# Name of a step: how to make the optimizer (whatever has an `init`) and the step of it.
+# Each step by name: a function that makes its optimizer (anything with an `init`) and the step.
 STEPS: dict[str, Callable] = {
     "plain": _plain,
     "explicit": _explicit,
@@ -71,24 +71,24 @@ STEPS: dict[str, Callable] = {
 def make(
     name: str, model: str, step: str, *, data: int, tensor: int, batch: int, sequence: int, adapters: int = 0
 ) -> dict[str, Any]:
-    """Compiles `step` for a model on a topology; returns the row of figures.
+    """Compiles `step` for a model on a topology; returns a row of figures.
 
     Args:
       name: A topology, see `training.mesh.topology.devices`.
       model: One of `MODELS`; computed in bfloat16, parameters and optimizer state in float32.
       step: A key of `STEPS`.
-      data, tensor: Devices along the mesh axes `data` and `model`; data 0 takes all that the topology has.
-      batch: Sequences or images of each of the two objectives.
-      sequence: Tokens of a sequence, of a decoder.
-      adapters: Rank of the low-rank adapters that are trained in place of a decoder's parameters; 0 without.
+      data, tensor: Devices along the mesh axes `data` and `model`; a `data` of 0 uses all that `tensor` leaves.
+      batch: Sequences or images for each of the two objectives.
+      sequence: Tokens per sequence, for a decoder.
+      adapters: Rank of low-rank adapters that are trained instead of a decoder's parameters; 0 for none.
 
     Returns:
       A row: sizes in bytes on each device, collectives by kind as `[count, bytes received]`, `flops` on each device,
-      and for a TPU the seconds that compute, memory and network would need by themselves at their peaks.
+      and for a TPU the seconds that compute, memory and network would each take at their peak rates.
 
     Raises:
-      ValueError: For an unknown model or step, a number that is not positive, a mesh that does not fit topology, batch
-        or model, and a step that needs more memory than a chip has.
+      ValueError: For an unknown model or step, a number that is not positive, a mesh that does not fit the topology,
+        the batch or the model, or a step that needs more memory than a chip has.
     """
     for argument, value, known in (("model", model, MODELS), ("step", step, STEPS)):
         if value not in known:
@@ -157,7 +157,7 @@ def make(
 
 
 def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
-    """Prints the figures of a row, and appends it to the JSON lines of `out`."""
+    """Prints the figures of a row, and appends it to the JSON Lines file `out`."""
     mesh = row["mesh"]
     size = f"{row['parameters']:,} parameters" + (f", adapters of rank {row['adapters']}" if row["adapters"] else "")
     table = Table(
@@ -202,7 +202,7 @@ def _readable(count, unit="B"):
 
 
 def _roofline(row, chip):
-    """Seconds at peak. Memory is a lower bound: arguments read, results written, the peak of the rest both once."""
+    """Seconds at peak rates. Memory is a lower bound: arguments and temporaries are each read and written once."""
     return {
         "compute": row["flops"] / chip.flops,
         "memory": (2 * row["argument_bytes"] + 2 * row["temporary_bytes"]) / chip.memory_bandwidth,
@@ -216,7 +216,7 @@ def _compile(lowered):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # Some versions put a code and a name before the sentence, and the module and advice of their own behind it.
+        # Some versions put a code and a name before the sentence, and the module and advice after it.
         sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
         reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
         raise ValueError(

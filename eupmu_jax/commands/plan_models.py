@@ -1,4 +1,4 @@
-"""What `eupmu plan` can compile a step of: decoders by their sizes, and two denoisers of images."""
+"""The models that `eupmu plan` can compile a step for: decoders of several sizes and two image denoisers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,23 +19,23 @@ from eupmu_jax.sharding import param_shardings
 DDPM = "ddpm-cifar10"
 STABLE_DIFFUSION = "stable-diffusion"
 MODELS = (*SIZES, DDPM, STABLE_DIFFUSION)
-# Of a denoiser of 32 x 32 images, like that of Ho et al. 2020, appendix B, with 26.9 of its 35.7 million parameters:
-# that has attention at 16 x 16 too, one block more in each level on the way up, and two below the lowest level.
+# A denoiser of 32 x 32 images like that of Ho et al. 2020, appendix B, with 26.9 instead of 35.7 million parameters:
+# theirs also has attention at 16 x 16, one more block per level on the way up, and two blocks below the lowest level.
 WIDTHS, BLOCKS, GROUPS = (128, 256, 256, 256), 2, 32
-# Latent images of 512 x 512 pixels.
+# Latents of images of 512 x 512 pixels.
 LATENT = (64, 64, UNetConfig().channels)
 
 
 class Planned(NamedTuple):
-    """A model that is to be compiled; nothing of it is in memory.
+    """A model to be compiled; only shapes, nothing is in memory.
 
     Attributes:
       params: Shapes of the parameters, in float32; the loss computes in bfloat16.
-      shardings: How they lie on the mesh.
+      shardings: Shardings of the parameters on the mesh.
       loss: `loss(params, batch, fixed) -> scalar`.
       batch: Shapes of a batch.
-      examples: What a batch is of, in words.
-      fixed: Shapes of what is no parameter, with their shardings.
+      examples: What a batch consists of, in words.
+      fixed: Shapes of the arrays that are not trained, with their shardings.
     """
 
     params: chex.ArrayTree
@@ -47,20 +47,21 @@ class Planned(NamedTuple):
 
 
 def planned(model: str, mesh: Mesh, batch: int, sequence: int, adapters: int = 0) -> Planned:
-    """The model of that name.
+    """The named model.
 
-    A denoiser's batch has ready-made targets. Those of `tasks.diffusion` with `original`, such as negative guidance,
-    take two forward passes more and a second tree of parameters, which the plan leaves out.
+    A denoiser's batch contains its targets. Targets of `tasks.diffusion` with `original`, such as negative guidance,
+    take two more forward passes and a second tree of parameters, which the plan leaves out.
 
     Args:
       model: One of `MODELS`.
-      mesh: With axes `data` and `model`.
-      batch: Sequences or images of a batch.
-      sequence: Tokens of a sequence.
-      adapters: Rank of the low-rank adapters that are a decoder's parameters, all else being fixed; 0 without.
+      mesh: A mesh with axes `data` and `model`.
+      batch: Sequences or images in a batch.
+      sequence: Tokens per sequence.
+      adapters: Rank of the low-rank adapters that are a decoder's only parameters, all else fixed; 0 for none.
 
     Raises:
-      ValueError: For an unknown model, adapters of another than a decoder, or a mesh that does not fit model or batch.
+      ValueError: For an unknown model, adapters for a model that is not a decoder, or a mesh that does not fit the
+        model or the batch.
     """
     if model not in MODELS:
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(MODELS)}")

@@ -1,4 +1,4 @@
-"""`eupmu report`: one page of what was asked, done, and found by the audit."""
+"""`eupmu report`: one page on what was asked, what was done, and what the audit found."""
 
 import html
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from eupmu_jax.service._measured import GONE
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {
-    "passed": "The tests below found no trace of the forgotten examples, and the others keep their limit.",
-    "failed": "The audit found that something does not hold.",
-    "inconclusive": "The audit decides nothing.",
+    "passed": "The tests below found no trace of the forgotten examples, and the retain error is within its limit.",
+    "failed": "At least one check of the audit failed.",
+    "inconclusive": "The audit could not decide.",
 }
 
 
@@ -44,25 +44,25 @@ def render(made: dict) -> str:
 </dl>
 <h2>The run</h2>
 <div class="figure">{_picture(reached)}</div>
-<h2>What an audit finds</h2>
+<h2>What the audit found</h2>
 <div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
-smaller than that of an example never seen, of unseen ones that mix the classes alike; 0.5 is chance. Classes to go: the
-same, of these classes alone. Shadow models, retrained: the same, each example judged by models that never saw it, or by
-the retrained one. TPR: how many of the forgotten are known by their loss where 1 % of those never seen are taken for
-them; epsilon: a lower bound on that of differential privacy, as if the examples to learn had been drawn at random.
-Relearned: {learned} on the other half of the forgotten before and after {_steps(audited)} steps on half of them, and on
-retained examples alone. Below, the unlearned parameters, rounded.</p>
+smaller than that of an unseen example, where the unseen ones have the same mix of classes; 0.5 is chance. Classes to
+go: the same on these classes alone. Shadow models, retrained: the same, with each example judged by models that never
+saw it, or by the retrained one. TPR: the share of the forgotten examples that their loss identifies at a false positive
+rate of 1 % on unseen ones. Epsilon: a lower bound on that of differential privacy, as if the training examples had been
+drawn at random. Relearned: {learned} on one half of the forgotten examples before and after {_steps(audited)} steps on
+the other half, or on retained examples alone. The second table shows the unlearned parameters after rounding.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}
 <h2>What this page does not show</h2>
-<p>Attacks by losses alone, and one seed. A stronger attack may find more, and so may somebody who fine-tunes the
-model; relearning is shown, and decides nothing. That no trace was found is no proof that there is none. Held-out
-examples set the aim of the run, and the forgotten are compared with them as if both had been drawn alike. Data of one
-person or source may differ for that reason alone; a retrained model or shadow models tell. One in twenty models that
-never saw the forgotten fails each comparison by chance.</p>
-<h2>To check it</h2>
+<p>The attacks use losses alone, and there is one seed. A stronger attack may find more, and so may somebody who
+fine-tunes the model; relearning is shown but does not affect the verdict. Finding no trace does not prove that there is
+none. Held-out examples set the target of the run, and the forgotten examples are compared with them as if both came
+from one distribution. Data of one person or source may differ for that reason alone, which a retrained model or shadow
+models can show. One in twenty models that never saw the forgotten examples fails each comparison by chance.</p>
+<h2>How to check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
 check with: eupmu verify report.json FILE.py</footer>
@@ -93,12 +93,12 @@ def _level(level, rates):
     if not level:
         return "-"
     error, low, high = (_words.number(level[name], rates) for name in ("error", "low", "high"))
-    # One example has no interval where errors are no rates.
+    # A single error that is not a rate has no interval.
     return error if "-" in (low, high) else f"{error} ({low} to {high})"
 
 
 def _models(audited):
-    """A column for each model; lines of what none of them has are left out."""
+    """A table with a column for each model; lines that are empty for all of them are left out."""
     shown, rates = {name: audited[name] for name in MODELS if name in audited}, audited["rates"]
     figures: dict[str, Callable] = {}
     for side in SIDES:
@@ -130,7 +130,7 @@ def _true_positives(canaries):
 
 def _relearned(found, how, rates):
     curve = found.get("relearning", {}).get(how)
-    # Accuracies, or the errors that they are 100 less of.
+    # The curve holds accuracies; errors that are not rates are stored as 100 - 100 * error.
     shown = lambda accuracy: f"{accuracy:.0f}" if rates else f"{1 - accuracy / 100:.4g}"
     return "-" if not curve else f"{shown(curve['accuracy'][0])} to {shown(curve['accuracy'][-1])}"
 

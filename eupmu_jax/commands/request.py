@@ -1,4 +1,4 @@
-"""`eupmu request add`, `list` and `show`: a durable ledger of what is to be deleted."""
+"""`eupmu request add`, `list` and `show`: a durable ledger of deletion requests."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from rich.table import Table
 from eupmu_jax.service import ledger, read_ids, user_file
 from eupmu_jax.tasks import as_examples
 
-# Positions that `show` prints on a terminal before it says how many more there are.
+# Positions that `show` prints on a terminal; it counts the rest.
 SHOWN = 20
 
 
 def add(file: Path, ids: Path, reason: str, path: Path, console: Console) -> None:
-    """Adds the positions in `ids`, of the data that a user's file defines; see `ledger.add`."""
+    """Adds a request for the positions in `ids` of the data that a user's file defines; see `ledger.add`."""
     data = user_file.load(file, ("data",))["data"]
     positions = read_ids(ids, len(as_examples("data", data)))
     digest = user_file.data_digest(data)
     with ledger.opened(path) as connection:
         request, is_new = ledger.add(connection, digest, positions, reason)
-    said = "added" if is_new else f"is there already, made at {request.made}, {request.state}"
+    said = "added" if is_new else f"exists already, made at {request.made}, {request.state}"
     if not is_new and reason not in ("", request.reason):
         said += f"; its reason stays {request.reason!r}"
     console.print(f"Request {request.number}, {request.examples:,} examples: {said}.", highlight=False, markup=False)

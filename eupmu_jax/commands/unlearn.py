@@ -1,4 +1,4 @@
-"""`eupmu unlearn`: some of a user's own data, in their own model, from ids to parameters."""
+"""`eupmu unlearn`: unlearns some of a user's data in their own model, from ids to parameters."""
 
 import warnings
 from pathlib import Path
@@ -23,15 +23,15 @@ def run(
     console: Console,
     retrain: bool = False,
 ) -> bool:
-    """Runs `deletion.run` with a progress bar and prints what was reached.
+    """Runs `deletion.run` with a progress bar and prints the result.
 
-    Returns whether that is what was asked, and nothing that earlier runs forgot is known again.
+    Returns whether the request was met and nothing that earlier runs forgot is known again.
 
     Args:
-      file: Of the user.
-      forget: A file of ids, or a ledger and the number of a request in it, whose state is then set.
+      file: The user's Python file.
+      forget: A file of ids, or a ledger and the number of a request in it, whose state is then updated.
       out, after, asked, command: See `deletion.run`.
-      console: Where the progress and the result go.
+      console: Where the progress and the result are printed.
       retrain: Whether to call the file's `retrain` too.
     """
     own = user_file.load(file, (*deletion.NEEDED, "retrain") if retrain else deletion.NEEDED)
@@ -63,17 +63,17 @@ def run(
 
 
 def _set_states(path, number, reached, met, after, out, is_new):
-    """What became of a request, and of earlier ones that are known again, in the ledger."""
-    # At once, or of two runs that end together both could be marked.
+    """Records the outcome of a request in the ledger, and reopens earlier ones that are known again."""
+    # In one transaction, or two runs that end together could both be marked.
     with ledger.opened(path) as connection, ledger.transaction(connection):
         was = ledger.find(connection, number).state
         if met and was != "unlearned":
-            # Another request may have been unlearned since the run began, or before it was told again.
+            # Another request may have been unlearned since the run began, or before this call was repeated.
             _check_order(connection, number, after)
-        # An attempt that failed takes nothing back from one that did not.
+        # A failed attempt does not undo a successful one.
         if met or was != "unlearned":
             ledger.set_state(connection, number, "unlearned" if met else "infeasible")
-        # A run that is told again says nothing of what was unlearned since.
+        # A repeated call of a finished run says nothing about what was unlearned since.
         returned = reached.get("returned", ()) if is_new or was == "open" else ()
         for run in returned:
             known = records.read(out / "asked.json", "asked")["earlier"][run - 1]["positions"]
@@ -97,7 +97,7 @@ def plan(
     after: Path | None,
     console: Console,
 ) -> None:
-    """Prints what `run` would take; see `service.plan.make`."""
+    """Prints what `run` would cost; see `service.plan.make`."""
     own = user_file.load(file, deletion.NEEDED)
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
     with console.status("compiling a step"):
@@ -112,7 +112,7 @@ def _ids(data, forget):
 
 
 def _requested(data, path, number):
-    """The positions of a request, which has to be one on these data."""
+    """The positions of a request; raises `ValueError` if the request is on other data."""
     with ledger.known(path) as connection:
         request = ledger.find(connection, number, "request number")
         if request.data != user_file.data_digest(data):
@@ -121,7 +121,7 @@ def _requested(data, path, number):
 
 
 def _check_order(connection, number, after):
-    """Raises `ValueError` where a run would learn again what another request had unlearned."""
+    """Raises `ValueError` if a run would train again on what another request had unlearned."""
     gone = np.empty(0, np.int64) if after is None else folder.forgotten_by(after)
     for done in ledger.unlearned(connection, ledger.find(connection, number).data, but=number):
         if not np.isin(ledger.ids_of(connection, done), gone).all():
@@ -133,7 +133,7 @@ def _check_order(connection, number, after):
 
 
 def said(reached: dict, out: Path) -> str:
-    """What was reached, in a few lines."""
+    """The result in a few lines."""
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: _words.shown(value, reached["rates"])
     begun = reached["figures"].get("original", {}).get("forget_error")
@@ -144,26 +144,26 @@ def said(reached: dict, out: Path) -> str:
         missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
         compared = level["comparison"]
         if level["kept"] and compared and (compared["low"] or 0) > 0:
-            missed = "More is forgotten than unseen data is unknown"
+            missed = "Too much is forgotten: the model does worse on these examples than on unseen data"
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
         )
         if level["target"] >= UNLIMITED:
-            end = "Without `held_out` no level is known to aim at, and nothing tells whether enough is forgotten."
+            end = "Without `held_out` no level is known to aim at, and nothing shows whether enough is forgotten."
         elif level["kept"] and begun is not None and begun >= level["target"]:
             end = (
-                f"Nothing was to be forgotten: the error was {percent(begun)} before the run. Other unseen data, more "
-                "like these examples, may tell another aim."
+                f"There was nothing to forget: the error was {percent(begun)} before the run. Unseen data more similar "
+                "to these examples may give another target."
             )
     if not reached.get("telling", True):
         end += (
-            " Whether these examples are forgotten cannot be told: the original model's errors on them do not differ "
-            "from those on unseen data, as they are too few, or were known too little, to tell."
+            " Whether these examples are forgotten cannot be decided: the original model's errors on them do not "
+            "differ from those on unseen data, because they are too few or were barely learned."
         )
     for number in reached.get("returned", ()):
-        end += f" What run {number} of those before forgot is known again."
+        end += f" What earlier run {number} forgot is known again."
     if reached.get("returned"):
-        end += " A run without --after, whose --forget has the positions of both, forgets them together."
+        end += " To forget both, start a run without --after whose --forget has the positions of both."
     load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
     was = "" if begun is None else f"; it was {percent(begun)}"
     return (

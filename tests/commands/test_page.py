@@ -44,7 +44,7 @@ def test_one_that_is_alone_has_no_tie():
 
 
 def test_a_forget_set_that_says_little_is_called_that():
-    assert "So this forget set says little" in page.headline(rows_with(EUPMU=5.9))
+    assert "This forget set is not informative" in page.headline(rows_with(EUPMU=5.9))
 
 
 def test_runs_that_diverged_are_not_named():

@@ -29,7 +29,7 @@ def test_all_positions_are_shown_where_no_terminal_is(told, tmp_path):
 def test_a_request_is_added_listed_and_shown(told):
     assert "Request 1, 2 examples: added." in told("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
     again = told("add", "mytask.py", "ids.txt", "--reason", "again").out
-    assert "is there already" in again
+    assert "exists already" in again
     assert "its reason stays 'a [letter]'" in " ".join(again.split())
     listed = told("list").out
     assert "a [letter]" in listed

@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_the_steps_that_were_made(file, tmp_path):
     process.send_signal(signal.SIGINT)
     code, said = ended(process)
     assert code == 130, said
-    assert said.strip().splitlines()[-1].startswith("eupmu: interrupted; what was finished is kept")
+    assert said.strip().splitlines()[-1].startswith("eupmu: interrupted; finished work is kept")
     (made,) = (int(path.name) for path in (tmp_path / "run" / "steps").iterdir() if path.name.isdigit())
     assert 0 < made < 100
     assert ended(start(command)) == (0, "")

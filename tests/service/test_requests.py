@@ -99,7 +99,7 @@ def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monke
     monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": True, "returned": [1]})
     second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", "--after", "one", *sizes]
     assert eupmu(*second) == 3
-    assert "What run 1 of those before forgot is known again." in capsys.readouterr().out
+    assert "What earlier run 1 forgot is known again." in capsys.readouterr().out
     # BUG: the ledger went on saying that both are unlearned.
     assert states() == ["open", "infeasible"]
     # BUG: told again, it took back what was unlearned since.
