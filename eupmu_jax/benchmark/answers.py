@@ -1,4 +1,4 @@
-"""How a language model answers questions: TOFU's figures, from losses of answers and from its own."""
+"""How a language model answers questions: TOFU's metrics, from the losses of given answers and from its own answers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from eupmu_jax.tasks import Examples
 
 
 class Respondent(NamedTuple):
-    """A language model, and how it is asked.
+    """A language model and how it is prompted.
 
     Attributes:
-      language, tokenizer: The model; its functions are used.
-      template: As `questions.tokenized` takes it.
-      length: Tokens of a row with a right answer, which is trained on too.
-      longer: The same with a paraphrased or a wrong answer.
-      answer: The most tokens of an answer of the model's own.
+      language, tokenizer: The model, of which only the functions are used.
+      template: As for `questions.tokenized`.
+      length: Tokens of a row with the right answer, in training too.
+      longer: Tokens of a row with a paraphrased or a wrong answer.
+      answer: Maximum number of tokens of a generated answer.
       batch: Rows in a forward pass.
     """
 
@@ -38,11 +38,11 @@ class Respondent(NamedTuple):
 
 
 def fitting(respondent: Respondent, part: Questions) -> Questions:
-    """The questions whose answers, right, paraphrased and wrong, have no more tokens than there is room for."""
+    """The questions whose right, paraphrased and wrong answers all fit into their rows."""
 
     def fits(row, answer, room):
         text = respondent.template.replace("{question}", part.question[row]).replace("{answer}", answer)
-        # One more is the end.
+        # The end token takes one more place.
         return len(respondent.tokenizer.encode(text)) < room
 
     def all_fit(row):
@@ -56,9 +56,9 @@ def fitting(respondent: Respondent, part: Questions) -> Questions:
 
 
 def check(respondent: Respondent, part: Questions) -> None:
-    """Raises `ValueError` for rows beyond the model's context, and where a question does not fit with any answer.
+    """Raises `ValueError` for rows beyond the model's context, and for a question that does not fit with an answer.
 
-    The answers are those of the questions, and that of the model's own. Questions need wrong answers to be judged.
+    Both the given answers and the generated one have to fit. Evaluation requires questions with wrong answers.
     """
     context = respondent.language.context
     for name in ("length", "longer"):
@@ -79,7 +79,7 @@ def check(respondent: Respondent, part: Questions) -> None:
 
 
 def encoded(respondent: Respondent, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
-    """The batch of these questions with their answers, or with others in rows of another length."""
+    """The batch of these questions with their answers, or with other answers in rows of another length."""
     return questions.tokenized(
         part.question,
         part.answer if answers is None else answers,
@@ -91,19 +91,19 @@ def encoded(respondent: Respondent, part: Questions, answers: Sequence[str] | No
 
 
 def examples(batch: dict[str, np.ndarray]) -> Examples:
-    """The whole batch, as `unlearn` and `fit` take it."""
+    """The whole batch as `Examples`, for `unlearn` and `fit`."""
     return Examples(batch, np.arange(len(batch["tokens"])))
 
 
 def told(respondent: Respondent, params: chex.ArrayTree, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The loss of each answer, its length, and the most likely token at every place of the row but the first."""
+    """The loss of each answer, its length, and the most likely token at every position but the first."""
     nll, predicted = token_by_token(respondent.language.apply, params, batch["tokens"], respondent.batch)
     mask = batch["mask"][:, 1:]
     return np.where(mask, nll, 0).sum(axis=1), mask.sum(axis=1), predicted
 
 
 def error(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> float:
-    """Mean share of the tokens of an answer that the model would not have predicted, the error of `tasks.language`."""
+    """Mean share of an answer's tokens that the model does not predict, which is the error of `tasks.language`."""
     batch = encoded(respondent, part)
     return _error(told(respondent, params, batch)[2], batch)
 
@@ -117,7 +117,7 @@ def _targets(batch):
 
 
 def answers(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> list[str]:
-    """The model's own answers, the most likely token again and again."""
+    """The model's own answers, by greedy decoding."""
     language, tokenizer, prompts = respondent.language, respondent.tokenizer, _prompts(respondent, part)
     return continued(language, tokenizer, params, prompts, respondent.answer, respondent.batch)
 
@@ -128,7 +128,7 @@ def _prompts(respondent, part):
 
 
 def probability(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> float:
-    """Mean probability of the right answers by their length."""
+    """Mean length-normalised probability of the right answers."""
     return float(np.mean(metrics.answer_probability(*told(respondent, params, encoded(respondent, part))[:2])))
 
 
@@ -149,7 +149,7 @@ def _right(part):
 
 
 def _wrong(part):
-    """The first wrong answer of every question, the second of every one, and so on."""
+    """The first wrong answers of all questions, then the second ones, and so on."""
     counts = {len(some) for some in part.wrong_answers or ((),)}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(
@@ -160,12 +160,12 @@ def _wrong(part):
 
 
 def truth(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> tuple[np.ndarray, np.ndarray]:
-    """TOFU's truth ratio of each question, and the share of the right answer among those to choose from.
+    """TOFU's truth ratio of each question, and the probability of the right answer among the choices.
 
     The right answer is the paraphrased one, where there is one.
 
     Raises:
-      ValueError: Without wrong answers, or for more of one question than of another.
+      ValueError: Without wrong answers, or if questions have different numbers of them.
     """
 
     def mean(answers):
@@ -184,19 +184,19 @@ def judge(
     retain: Questions,
     others: Mapping[str, Questions],
 ) -> dict[str, Any]:
-    """Figures of a model, as TOFU has them.
+    """Evaluates a model as TOFU does.
 
     Args:
       respondent, params: The model.
       forget, retain: Questions with wrong answers.
-      others: Sets of questions that nobody trained on, with wrong answers: facts of the world, real authors.
+      others: Sets of questions that were never trained on, with wrong answers: world facts, real authors.
 
     Returns:
-      Of the forget set: mean `probability` of the answers, `rouge` (recall of the model's own answers), `extraction`
-      strength, `exact_memorisation`, and the `truth_ratios` of all questions, from which the forget quality comes, by
-      `metrics.forget_quality` with those of the retrained model. `utility`, the harmonic
-      mean of its `parts`: probability, ROUGE-L recall and truth score of the retain set and of each other set, whose
-      probability is that among the answers to choose from. `error` of forget and retain set.
+      For the forget set: mean `probability` of the answers, `rouge` (recall of the model's own answers), `extraction`
+      strength, `exact_memorisation`, and the `truth_ratios` of all questions, from which `metrics.forget_quality`
+      computes the forget quality with those of the retrained model. `utility`, the harmonic mean of its `parts`:
+      probability, ROUGE-L recall and truth score of the retain set and of each other set, whose probability is that
+      among the choices. `error` of the forget and the retain set.
     """
     batch = encoded(respondent, forget)
     nll, lengths, predicted = told(respondent, params, batch)

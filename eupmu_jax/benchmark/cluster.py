@@ -1,11 +1,11 @@
-"""A benchmark on many machines: its rows are made by the workers of a dask scheduler, and written here alone.
+"""A benchmark on many machines: the workers of a dask scheduler compute its rows, and this process writes them.
 
     dask scheduler
-    dask worker tcp://host:8786 --nworkers -1 --nthreads 1     # on every machine, a process for each core
+    dask worker tcp://host:8786 --nworkers -1 --nthreads 1     # on every machine, a process per core
     eupmu benchmark classification --cluster tcp://host:8786
 
-The scheduler and the workers need the package and its extras experiments and cluster. Where JAX has an accelerator,
-one worker process for each is right; elsewhere JAX_PLATFORMS=cpu in a worker's environment says that there is none.
+The scheduler and the workers need the package with its extras experiments and cluster. Where JAX has accelerators, run
+one worker process for each; elsewhere set JAX_PLATFORMS=cpu in a worker's environment.
 """
 
 import logging
@@ -20,31 +20,31 @@ from eupmu_jax.benchmark import jobs, rows
 
 ANSWER_SECONDS = 10
 
-# A worker with several threads makes one row at a time: processor seconds are counted for its whole process.
+# A worker with several threads computes one row at a time, since processor time is measured for the whole process.
 _one_at_a_time = threading.Lock()
 
 
 def run(
     address: str, training: list[jobs.Job], unlearning: list[jobs.Job], place: jobs.Place, console: Console
 ) -> None:
-    """Makes every row that is missing on the workers of a scheduler.
+    """Computes every missing row on the workers of a scheduler.
 
-    Models first, then the trials of all methods, then the runs that they choose. A worker that dies costs the rows it
-    was making, and another one makes them again; a driver that dies has written all rows that came back, and the same
-    command goes on.
+    Models come first, then the trials of all methods, then the runs that they select. If a worker dies, another one
+    recomputes the rows it was working on. If the driver dies, all rows that came back are written, and the same command
+    resumes.
 
     Args:
-      address: Of the scheduler, such as tcp://host:8786.
-      training, unlearning: What is to be done, see `runner.jobs_of`.
-      place: Its folder lies where every worker sees it under the same path: trained models are kept there. A worker
-        that does not see it trains the models it needs once more.
-      console: Where the progress goes.
+      address: Address of the scheduler, such as tcp://host:8786.
+      training, unlearning: The jobs, see `runner.jobs_of`.
+      place: Every worker should see its folder under the same path, since trained models are kept there. A worker that
+        does not see it trains the models it needs again.
+      console: Where the progress is printed.
 
     Raises:
       ValueError: If the package distributed is missing, no scheduler answers, or a worker has another version of a
         method or a design.
-      ChildProcessError: If the scheduler went away, or a row killed more workers than it allows, which dask calls
-        `distributed.scheduler.allowed-failures` and sets to 3.
+      ChildProcessError: If the scheduler went away, or a row killed more workers than dask's
+        `distributed.scheduler.allowed-failures`, 3 by default.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -52,7 +52,7 @@ def run(
         raise ValueError(
             f"cluster: {error.name} is not installed; it comes with: pip install 'eupmu-jax[cluster]'"
         ) from None
-    # What the client logs, with a traceback, comes here as an exception too.
+    # The client logs, with a traceback, what it raises here as well.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=ANSWER_SECONDS)
@@ -74,7 +74,7 @@ def run(
 
         try:
             made = place.read()
-            # One task for the models of a seed: two would train the same ones at once.
+            # One task per seed: two would train the same models at once.
             collect("seeds", [(_with_keys(jobs.missing(job, made)), job) for job in training])
             while tasks := _unlearning_tasks(unlearning, place.read()):
                 collect("trials and runs", tasks)
@@ -95,7 +95,7 @@ def _unlearning_tasks(unlearning, made):
 
 
 def _make(wanted, training, place):
-    """Rows of some pieces, on a worker, and the models of a training job in the cache."""
+    """Computes the rows of some pieces on a worker, and caches the models of a training job."""
     for piece, key in wanted:
         if piece.key() != key:
             raise ValueError(
@@ -103,7 +103,7 @@ def _make(wanted, training, place):
                 "version of eupmu-jax"
             )
     with _one_at_a_time:
-        # A folder for each machine: code is compiled for its processor, and JAX's names for it do not tell which.
+        # A folder per machine: code is compiled for its processor, which JAX's cache keys do not identify.
         jobs.keep_compiled_code(place.cache / "compiled" / platform.node())
         made = [jobs.make(piece, place) for piece, _ in wanted]
         if training:

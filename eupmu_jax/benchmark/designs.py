@@ -1,4 +1,4 @@
-"""What is compared, and at what size. A design and its version are part of every row."""
+"""The designs of the benchmark: what is compared, and at what size. Every row records its design and version."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ class Case(NamedTuple):
     """A kind of forget set.
 
     Attributes:
-      forget: As in `data.split`; `class:{}` takes the class that is the last digit of the seed.
-      steps: Of a method that passes both batches once forward and once backward. Others make at most as many, and no
-        more passes in all.
+      forget: As in `data.split`; `class:{}` takes the last digit of the seed as the class.
+      steps: Steps of a method that passes both batches once forward and once backward. Other methods make at most as
+        many, and no more passes in total.
       forget_batch, retain_batch: Examples in each step.
     """
 
@@ -33,17 +33,18 @@ class Design(NamedTuple):
 
     Attributes:
       data, model, size, recipe: See `problems.make`.
-      cases: What is to be forgotten.
-      trials: Settings that every method is tuned with (`tuning.settings`), on a problem of their own, `tuning_seed`'s.
-      seeds: Of the problems that are reported.
+      cases: The forget sets.
+      trials: Number of settings that every method is tuned with (`tuning.settings`), on the problem of `tuning_seed`.
+      seeds: Seeds of the reported problems.
       held_out: Training examples that are taken out before anything else: methods take their target from them, and
-        `tuning.blind_score` looks at them.
-      scores: Trials are chosen by these, see `tuning`, and what they choose is run on all seeds.
+        `tuning.blind_score` is measured on them.
+      scores: Scores that each select a trial, see `tuning`; the selected trials are run on all seeds.
       shadow_size: Members and non-members that train a membership attack.
-      relearning_steps: Of fine-tuning after unlearning; on `relearning_examples` of the forget set, or on retain data.
-      test_size: The first examples of the test set, all of them if None.
-      augment: Whether training and unlearning see images cropped and flipped at random.
-      version: To be raised with every change of code that changes figures.
+      relearning_steps: Steps of fine-tuning after unlearning, on `relearning_examples` of the forget set or on retain
+        data.
+      test_size: Use only this many examples of the test set, the first ones; all of them if None.
+      augment: Whether training and unlearning see randomly cropped and flipped images.
+      version: Raised with every change of code that affects figures.
     """
 
     data: str
@@ -64,7 +65,7 @@ class Design(NamedTuple):
     version: int = 1
 
     def digest(self, case: Case) -> str:
-        """Hash of what the figures of one case depend on: everything but the other cases and the seeds."""
+        """Hash of what the figures of one case depend on: all but the other cases and the seeds."""
         chosen = self._replace(seeds=(), cases=(case,))
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
 
@@ -155,13 +156,13 @@ DESIGNS = {
 
 
 def design(name: str) -> Design:
-    """The design of that name; raises `ValueError` that lists the known ones if there is none."""
+    """The named design; raises a `ValueError` that lists the known ones if there is none."""
     if name not in DESIGNS:
         raise ValueError(f"design: got {name!r}, expected one of {', '.join(DESIGNS)}")
     return DESIGNS[name]
 
 
 def of_seeds(name: str, seeds: Collection[int] = ()) -> Design:
-    """The design with these seeds reported, each once; with its own if there are none."""
+    """The design with these seeds, without repetitions; with its own seeds if none are given."""
     found = design(name)
     return found._replace(seeds=tuple(dict.fromkeys(seeds)) or found.seeds)

@@ -1,8 +1,8 @@
-"""A diffusion model of small images that is to forget a class: its training, what judges it, and what attacks it.
+"""A diffusion model of small images that forgets a class: its training, its evaluation, and attacks on it.
 
-By default that is a DiT of 0.3 million parameters on the 8 x 8 digits of scikit-learn; `FASHION_MNIST` is a U-Net of
-0.6 million on clothes. Both predict v; what is unlearned and sampled is the moving average of their training. The judge
-is a classifier that has seen real images alone.
+By default it is a DiT of 0.3 million parameters on the 8 x 8 digits of scikit-learn; `FASHION_MNIST` is a U-Net of
+0.6 million on clothes. Both predict v; the moving average of the trained parameters is unlearned and sampled. The judge
+is a classifier trained on real images only.
 """
 
 import functools
@@ -33,15 +33,15 @@ from eupmu_jax.training.relearning import relearn_part
 
 CLASSES, SHAPE, SCHEDULE = 10, (8, 8, 1), cosine_schedule(1_000)
 EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 100, 64, 2e-3, 0.995
-# Samples of the forgotten class, and of each other one; and of the forgotten class after an attack.
+# Samples of the forgotten class, of each other class, and of the forgotten class after an attack.
 FORGOTTEN, RETAINED, ATTACKED = 256, 32, 128
-# Steps in which the row of the embedding is trained again.
+# Steps of retraining the row of the embedding.
 RELEARNING = 200
 
 
 @functools.cache
 def digits() -> dict[str, np.ndarray]:
-    """All 1,797 digits, with pixels in [-1, 1], and their labels."""
+    """All 1,797 digits with pixels in [-1, 1], and their labels."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -50,21 +50,21 @@ def digits() -> dict[str, np.ndarray]:
 
 @functools.cache
 def clothes() -> dict[str, np.ndarray]:
-    """The 60,000 images of Fashion-MNIST's training set, with pixels in [-1, 1], and their labels."""
+    """The 60,000 training images of Fashion-MNIST with pixels in [-1, 1], and their labels."""
     loaded = data.load("fashion_mnist")
     return {"inputs": 2 * loaded.train_images - 1, "labels": loaded.train_labels}
 
 
 class Subject(NamedTuple):
-    """Images of ten classes, and the networks that draw and judge them.
+    """Images of ten classes, and the networks that generate and judge them.
 
     Attributes:
-      name, network: Of the images and of what draws them, for caches.
+      name, network: Names of the images and of the generating network, for caches.
       images: `images() -> {"inputs": ..., "labels": ...}`.
-      make: `make(seed) -> module`, with the table of its conditions as `conditions`.
-      shape: Of an image.
-      epochs: Of its training.
-      judge, judge_epochs: Hidden layers of the classifier, and of its training.
+      make: `make(seed) -> module`, whose embedding of the conditions is `conditions`.
+      shape: Shape of an image.
+      epochs: Epochs of the network's training.
+      judge, judge_epochs: Hidden layers of the classifier, and epochs of its training.
     """
 
     name: str
@@ -85,7 +85,7 @@ FASHION_MNIST = Subject(
 
 
 def sets(forgotten: int, subject: Subject = DIGITS) -> tuple[Examples, Examples]:
-    """The images of a class, and all others."""
+    """The forget set, which is the images of one class, and the retain set of all others."""
     tree, labels = subject.images(), subject.images()["labels"]
     forget, retain = (Examples(tree, np.flatnonzero(part)) for part in (labels == forgotten, labels != forgotten))
     return forget, retain
@@ -93,21 +93,21 @@ def sets(forgotten: int, subject: Subject = DIGITS) -> tuple[Examples, Examples]
 
 @functools.cache
 def functions(subject: Subject = DIGITS) -> tuple[Callable, Callable]:
-    """The network as a function of its parameters, and its fresh parameters as one of a key."""
+    """The network as a function of its parameters, and a function from a key to fresh parameters."""
     graph, _ = nnx.split(subject.make(0), nnx.Param)
     fresh = lambda key: nnx.to_pure_dict(nnx.state(subject.make(key), nnx.Param))
     return lambda params, x_t, t, labels: nnx.merge(graph, params)(x_t, t, labels), fresh
 
 
 def task(original: chex.ArrayTree | None = None, subject: Subject = DIGITS) -> Task:
-    """The task, whose targets are those of the original model where there is one."""
+    """The diffusion task; given `original`, its targets are those of that model."""
     denoise, fresh = functions(subject)
     return tasks.diffusion(denoise, SCHEDULE, num_conditions=CLASSES, original=original, fresh_params=fresh)
 
 
 @functools.cache
 def plain_task(subject: Subject = DIGITS) -> Task:
-    """The task without an original model, one object for all who measure."""
+    """The task without an original model, cached so that all measurements share one object."""
     return task(subject=subject)
 
 
@@ -124,7 +124,7 @@ def train(
     on_step: Callable[[], None] = lambda: None,
     subject: Subject = DIGITS,
 ) -> Trained:
-    """Trains on these images alone, or returns the checkpoint in `cache` of the same training."""
+    """Trains on these images alone, or returns the checkpoint of the same training from `cache`."""
     made = plain_task(subject)
     params = made.fresh_params(jax.random.key(seed))  # type: ignore[misc]
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
@@ -139,7 +139,7 @@ def train(
 
 @functools.cache
 def classifier(subject: Subject = DIGITS) -> Callable:
-    """`images -> (logits, features)`, by a network that has seen real images alone."""
+    """A function `images -> (logits, features)` of a network trained on real images only."""
     graph, params = nnx.split(MLP((math.prod(subject.shape), *subject.judge, CLASSES), nnx.Rngs(0)), nnx.Param)
     made = tasks.classification(lambda params, x: nnx.merge(graph, params)(x), CLASSES)
     everything = Examples(subject.images(), np.arange(len(subject.images()["labels"])))
@@ -157,17 +157,17 @@ def classifier(subject: Subject = DIGITS) -> Callable:
 
 
 def samples(params: chex.ArrayTree, labels: chex.Array, seed: int, subject: Subject = DIGITS, **options) -> chex.Array:
-    """Images for these classes, by 50 DDIM steps under guidance 2 unless options of `sample` say otherwise."""
+    """Images for these classes, by 50 DDIM steps with guidance 2 unless `options` of `sample` say otherwise."""
     key = jax.random.key(seed)
     return sample(functions(subject)[0], params, SCHEDULE, labels, subject.shape, key, nothing=CLASSES, **options)
 
 
 def judge(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:
-    """Figures of a model's samples; with one seed every model's come from the same noise.
+    """Evaluates a model's samples; for the same seed, all models sample from the same noise.
 
     Returns:
-      UA, % of the samples for the forgotten class that are taken for another; RA, % of those for the other classes that
-      are taken for what was asked for; FD, the Frechet distance of the classifier's features of the latter to those of
+      UA, % of the samples for the forgotten class that are classified as another; RA, % of those for the other classes
+      that are classified as requested; FD, the Frechet distance between the classifier's features of the latter and of
       the real images of these classes.
     """
     others = np.delete(np.arange(CLASSES), forgotten)
@@ -182,7 +182,7 @@ def judge(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = 
 
 
 def attacks(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:
-    """UA after each attack of `training.attacks.diffusion_attacks`; the less, the more was only hidden."""
+    """UA after each attack of `training.attacks.diffusion_attacks`; the lower it is, the more was only hidden."""
     draw = lambda params, **options: _attacked(params, forgotten, seed, subject, **options)
     options: dict[str, Any] = {"count": ATTACKED, "row_steps": RELEARNING, "batch_size": BATCH, "seed": seed}
     row = _row_of(params, forgotten)
@@ -191,7 +191,7 @@ def attacks(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject 
 
 
 def relearned_row(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> chex.ArrayTree:
-    """Parameters whose row of the forgotten class alone is trained again on its images."""
+    """The parameters after retraining only the embedding row of the forgotten class on its images."""
     options: dict[str, Any] = {"steps": RELEARNING, "batch_size": BATCH, "learning_rate": ROW_RATE, "seed": seed}
     return relearn_part(plain_task(subject), params, _row_of(params, forgotten), sets(forgotten, subject)[0], **options)
 
@@ -203,7 +203,7 @@ def _row_of(params, forgotten):
 
 
 def ua(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> float:
-    """UA of `ATTACKED` samples."""
+    """UA over `ATTACKED` samples."""
     return _not_shown(_attacked(params, forgotten, seed, subject), forgotten, subject)
 
 
@@ -212,5 +212,5 @@ def _attacked(params, forgotten, seed, subject, **options):
 
 
 def _not_shown(images, forgotten, subject):
-    """% of the images that are taken for another class."""
+    """% of the images that are classified as another class."""
     return float(100 * np.mean(np.asarray(jnp.argmax(classifier(subject)(images)[0], -1)) != forgotten))

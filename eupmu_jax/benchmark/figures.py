@@ -1,4 +1,4 @@
-"""Figures of a benchmark, from rows: trade-off, gaps with intervals, relearning curves; a panel for each case."""
+"""Figures of a benchmark from its rows: trade-off, gaps with intervals, relearning curves, with a panel per case."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,19 +13,19 @@ from eupmu_jax.methods import METHODS
 
 FAMILIES = {"EUPMU": "#0b6e4f", "aggregators": "#d9822b", "other methods": "#7a5bc7"}
 ANCHORS = {"original": "#8a8f98", "retrained": "#111418"}
-# Points up to here are drawn to scale, and on a logarithmic scale beyond: most methods are near, some very far.
+# Axes are linear up to here, in points, and logarithmic beyond: most methods are near, some very far.
 LINEAR = 1.0
 TICKS = (0, 1, 2, 5, 10, 20, 50, 100)
 WIDTH = 4.6
 
 
 def family(name: str) -> str:
-    """EUPMU, an aggregator of gradients, or another method; of a line of `summary.lines_of`."""
+    """The family of a line of `summary.lines_of`: EUPMU, aggregators or other methods."""
     return METHODS[name.split(", ")[0]].family
 
 
 def color(name: str) -> str:
-    """Of a method's family, or of the original or the retrained model."""
+    """The colour of a method's family, or of the original or the retrained model."""
     return ANCHORS[name] if name in ANCHORS else FAMILIES[family(name)]
 
 
@@ -33,10 +33,10 @@ def draw(name: str, out: Path, folder: Path | None = None, seeds: Collection[int
     """Writes `tradeoff`, `gaps` and `relearning` of a design as SVG; nothing if rows are missing.
 
     Args:
-      name: Of the design.
+      name: Name of the design.
       out: Folder of `rows.jsonl`.
-      folder: Where the figures go; `out/figures` if None.
-      seeds: That are shown; the design's if it is empty.
+      folder: Folder for the figures; `out/figures` if None.
+      seeds: Seeds to show; the design's if empty.
     """
     folder = folder or out / "figures"
     design = designs.of_seeds(name, seeds)
@@ -69,7 +69,7 @@ def draw(name: str, out: Path, folder: Path | None = None, seeds: Collection[int
 
 
 def _tradeoff(axis, lines):
-    """Error on the forget set and accuracy on the test set, beyond those of the retrained model."""
+    """Error on the forget set and accuracy on the test set, relative to the retrained model."""
     target = next(line for line in lines if line.name == "retrained").figures
     point = lambda line: (line.figures["UA"] - target["UA"], line.figures["TA"] - target["TA"])
     for line in lines:
@@ -86,7 +86,7 @@ def _tradeoff(axis, lines):
     methods = [line for line in lines if line.name not in ANCHORS]
     named = methods[:3] + [line for line in methods[3:] if line.name == "EUPMU budget"]
     on_axes = lambda line: axis.transAxes.inverted().transform(axis.transData.transform(point(line)))
-    # From the highest point down, so that few lines cross, and a name hides the lines that come from above.
+    # From the highest point down, so that few lines cross and a name covers the lines that come from above.
     for index, line in enumerate(sorted(named, key=lambda line: -on_axes(line)[1])):
         place = (0.2, 0.94 - 0.06 * index)
         edge = (float(on_axes(line)[0] > place[0]), 0.5)
@@ -120,7 +120,7 @@ def _gaps(axis, lines):
 
 
 def _relearning(axis, lines):
-    """Accuracy on the forget set while retain data alone are learned: suppressed answers come back."""
+    """Accuracy on the forget set while training on retain data alone, which recovers what was only suppressed."""
     curve = lambda line: np.mean([row["relearning"]["retain_only"]["accuracy"] for row in line.rows], axis=0)
     target = curve(next(line for line in lines if line.name == "retrained"))
     ends = []

@@ -1,4 +1,4 @@
-"""What a benchmark consists of: jobs, and the rows that each of them lacks, made one by one."""
+"""The jobs of a benchmark, and the rows that each of them lacks, computed one by one."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Job(NamedTuple):
 
     Attributes:
       design: Name of the design.
-      cases: Some of the design's cases; one alone for a method.
-      seeds: Problems to be reported.
-      method: Name of a method; None trains and judges the models.
+      cases: Some of the design's cases; only one for a method.
+      seeds: Seeds of the problems to be reported.
+      method: Name of a method; None trains and evaluates the models.
     """
 
     design: str
@@ -30,11 +30,11 @@ class Job(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a benchmark is kept, and what is taken from there.
+    """Where a benchmark is stored.
 
     Attributes:
-      out: Folder of `rows.jsonl` and `cache/`, the trained models and compiled code.
-      command: For the rows.
+      out: Folder of `rows.jsonl` and of `cache/`, with trained models and compiled code.
+      command: Command that the rows record.
     """
 
     out: Path
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
     @property
     def cache(self) -> Path:
-        """The folder of what could be made again."""
+        """The folder of what can be recomputed."""
         return self.out / "cache"
 
     def read(self) -> list[dict]:
@@ -56,13 +56,13 @@ class Place(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One row to be made.
+    """One row to be computed.
 
     Attributes:
-      design, case, seed: Which problem.
+      design, case, seed: The problem.
       kind: "model", "trial" or "run".
-      model: "original" or "retrained", of the kind "model".
-      method, trial: Of the other kinds; the trial is the number of its settings, or `tuning.UNTUNED`.
+      model: For the kind "model": "original" or "retrained".
+      method, trial: For the other kinds; the trial is the index of its settings, or `tuning.UNTUNED`.
     """
 
     design: str
@@ -74,7 +74,7 @@ class Piece(NamedTuple):
     trial: int | str | None = None
 
     def key(self) -> dict:
-        """The fields that make the row the only one of its kind."""
+        """The fields that identify the row."""
         named = {"model": self.model, "method": self.method, "trial": self.trial}
         fields = {name: value for name, value in named.items() if value is not None}
         about = {"kind": self.kind, **fields, "seed": self.seed, "design": self.design, "forget": self.case.forget}
@@ -82,9 +82,9 @@ class Piece(NamedTuple):
 
 
 def missing(job: Job, made: list[dict]) -> list[Piece]:
-    """The rows of a job that can be made now and are not in `made`; none if it is finished.
+    """The rows of a job that can be computed now and are not in `made`; none if it is finished.
 
-    Runs come after all trials of a method, which choose their settings.
+    Runs come after all trials of a method, which select their settings.
     """
     design, pieces = designs.design(job.design), []
     made = [row for row in made if row.get("method") == job.method and row["design"] == job.design]
@@ -106,29 +106,29 @@ def missing(job: Job, made: list[dict]) -> list[Piece]:
 
 
 def run(job: Job, place: Place) -> None:
-    """Makes what is missing of a job, and appends its rows one by one."""
+    """Computes the missing rows of a job, and appends them one by one."""
     while pieces := missing(job, place.read()):
         for piece in pieces:
             rows.append(place.rows, make(piece, place))
 
 
 def make(piece: Piece, place: Place) -> dict:
-    """Makes a row, with its key and with what it takes to make it again."""
+    """Computes a row, with its key and with what is needed to reproduce it."""
     of_kind = {"model": _model_row, "trial": _trial_row, "run": _run_row}[piece.kind]
     return piece.key() | of_kind(piece, designs.design(piece.design), place) | rows.provenance(place.command)
 
 
 def prepare(job: Job, place: Place) -> None:
-    """Trains and judges the models of a job, where the cache lacks them."""
+    """Trains and evaluates the models of a job that the cache lacks."""
     for case in job.cases:
         for seed in job.seeds:
             protocol.reference(designs.design(job.design), case, seed, place.cache)
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Has this process keep its compiled code in a folder, and take from there what it would compile again.
+    """Sets the folder of JAX's compilation cache for this process.
 
-    A folder that the user chose (JAX_COMPILATION_CACHE_DIR) stays.
+    A folder that the user chose (JAX_COMPILATION_CACHE_DIR) is left as it is.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -224,5 +224,5 @@ def _run_row(piece, design, place):
 
 
 def _seconds(timed):
-    """Of the processor where that is what computes, so that other work on the machine does not count."""
+    """Processor seconds on a CPU, so that other work on the machine does not count; elsewhere wall-clock seconds."""
     return timed.processor_seconds if jax.default_backend() == "cpu" else timed.seconds

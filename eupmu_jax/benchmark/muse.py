@@ -1,4 +1,4 @@
-"""A language model judged as MUSE judges it: VerbMem, KnowMem and PrivLeak (Shi et al. 2024, arXiv 2407.06460)."""
+"""Evaluates a language model as MUSE does: VerbMem, KnowMem and PrivLeak (Shi et al. 2024, arXiv 2407.06460)."""
 
 import os
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from eupmu_jax.data.questions import PROMPT, Questions
 from eupmu_jax.metrics import knowmem, min_k, separation, verbmem
 from eupmu_jax.models.language import LanguageModel, Tokenizer
 
-# Tokens that a passage is continued by, and of an answer.
+# Tokens of a continuation of a passage, and of an answer.
 CONTINUATION, ANSWER = 128, 32
 
 
 class Corpus(NamedTuple):
-    """What one corpus is judged by, as its files have it.
+    """The evaluation data of one corpus, as its files have them.
 
     Attributes:
-      passages: Beginnings of forgotten passages, and how they go on.
-      forget, retain: Questions about what is forgotten and about what is not.
-      forget_examples, retain_examples: Questions with their answers, for the prompts of these.
-      forgotten, held_out: Passages that are to be forgotten, and such that nobody trained on.
+      passages: Beginnings of forgotten passages, and their continuations.
+      forget, retain: Questions about the forget set and about the retain set.
+      forget_examples, retain_examples: Questions with answers, as few-shot examples in the prompts of these.
+      forgotten, held_out: Passages to be forgotten, and passages that were never trained on.
     """
 
     passages: Questions
@@ -37,11 +37,11 @@ class Corpus(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A language model, and how it reads.
+    """A language model and how it reads text.
 
     Attributes:
-      language, tokenizer: The model; its functions are used.
-      length: Tokens of a passage that membership is told from; what is longer is cut.
+      language, tokenizer: The model, of which only the functions are used.
+      length: Tokens of a passage from which membership is inferred; longer passages are cut.
       begin: Text before every prompt and passage, such as a begin token.
       batch: Rows in a forward pass.
     """
@@ -53,12 +53,12 @@ class Reader(NamedTuple):
     batch: int = 8
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, after those of its beginning."""
+        """The tokens of a text, after those of `begin`."""
         return self.tokenizer.encode(self.begin + text)
 
 
 def load(folder: str | os.PathLike[str]) -> Corpus:
-    """Reads a local copy of MUSE-News or MUSE-Books, in the layout of `data.muse`, which raises for what is wrong."""
+    """Reads a local copy of MUSE-News or MUSE-Books in the layout of `data.muse`, which raises for invalid files."""
     asked = lambda split: muse.questions(folder, "knowmem", split)
     return Corpus(
         passages=muse.questions(folder, "verbmem", "forget"),
@@ -80,7 +80,7 @@ def few_shot(part: Questions, examples: Questions) -> list[str]:
     """
     pairs = zip(examples.question, examples.answer, strict=True)
     shown = "".join(f"{_asked(question, answer)}\n\n" for question, answer in pairs)
-    # The blank before an answer is of its first token.
+    # The blank before an answer belongs to its first token.
     return [shown + _asked(question, "").rstrip(" ") for question in part.question]
 
 
@@ -89,7 +89,7 @@ def _asked(question, answer):
 
 
 def check(reader: Reader, corpus: Corpus) -> None:
-    """Raises `ValueError` where a prompt or a passage is more, or less, than the model can take."""
+    """Raises `ValueError` if a prompt or a passage is too long or too short for the model."""
     context = reader.language.context
     longest = {
         "length": (reader.length, 0),
@@ -114,7 +114,7 @@ def _longest(reader, prompts):
 
 
 def verbatim(reader: Reader, params: chex.ArrayTree, passages: Questions) -> float:
-    """VerbMem: how much of the first 128 tokens the model goes on with."""
+    """VerbMem: how well the model continues passages with their next 128 tokens."""
     tokens, cut = reader.tokenizer, lambda text: reader.tokenizer.encode(text)[:CONTINUATION]
     return verbmem(
         _continued(reader, params, passages.question, CONTINUATION),
@@ -123,7 +123,7 @@ def verbatim(reader: Reader, params: chex.ArrayTree, passages: Questions) -> flo
 
 
 def knowledge(reader: Reader, params: chex.ArrayTree, part: Questions, examples: Questions) -> float:
-    """KnowMem: how much of the answers the model gives, asked after these examples."""
+    """KnowMem: how much of the answers the model gives, prompted with these examples."""
     return knowmem(_continued(reader, params, few_shot(part, examples), ANSWER), part.answer)
 
 
@@ -142,12 +142,12 @@ def membership(reader: Reader, params: chex.ArrayTree, passages: Sequence[str]) 
 
 
 def judge(reader: Reader, params: chex.ArrayTree, corpus: Corpus) -> dict[str, Any]:
-    """Figures of a model, as MUSE has them.
+    """Evaluates a model as MUSE does.
 
     Returns:
       `verbmem` of the forgotten passages; `knowmem` of questions about the `forget` and the `retain` set; `separation`
       of forgotten passages from held-out ones, by min-40 %. PrivLeak is `metrics.privleak` of this figure and that of
-      the retrained model. For the others the retrained model's are the aim too.
+      the retrained model. The other figures should match the retrained model's too.
 
     Raises:
       ValueError: As in `check`, before any work.

@@ -1,7 +1,7 @@
-"""A language model that is to forget persons: its fine-tuning, what judges it, and what may bring them back.
+"""A language model that forgets persons: its fine-tuning, its evaluation, and relearning.
 
-SmolLM2-135M-Instruct learns questions and answers about some persons of `data.persons` by low-rank adapters, which are
-what is unlearned too. The judge is TOFU's, in `benchmark.answers`. Needs the extra `language`.
+SmolLM2-135M-Instruct learns questions and answers about some persons of `data.persons` with low-rank adapters;
+unlearning changes the adapters too. The evaluation is TOFU's, in `benchmark.answers`. Needs the extra `language`.
 """
 
 import functools
@@ -35,24 +35,24 @@ from eupmu_jax.training._identity import digest_of_model
 from eupmu_jax.training.fitting import Trained, fit_task, trained
 from eupmu_jax.training.relearning import relearn
 
-# Persons who are to be forgotten, retained and never shown.
+# Numbers of persons to be forgotten, retained and never shown.
 FORGOTTEN, RETAINED, HELD_OUT = 12, 48, 24
-# How an answer follows its question; tokens of both, of the same with other answers, and of a generated answer.
+# How an answer follows its question; tokens of both, of a question with other answers, and of a generated answer.
 TEMPLATE = "{question} {answer}"
 LENGTH, LONGER, ANSWER = 27, 35, 20
 RANK, EPOCHS, BATCH, LEARNING_RATE = 16, 6, 16, 1e-3
-# Questions of the retain set and of world facts that are judged, and the wrong answers of five that are compared with.
+# Questions of the retain set and of world facts that are evaluated, and how many of five wrong answers are used.
 JUDGED, WRONG = 32, 3
-# Of weights that are rounded.
+# Bits of rounded weights.
 BITS = 4
 # Questions of each kind whose answers are shown.
 SHOWN = 3
-# Forgotten persons who are taught again, out of `FORGOTTEN`, and the steps in which they are.
+# How many of the `FORGOTTEN` persons are relearned, and in how many steps.
 TAUGHT, RELEARNING = 4, 8
 
 
 class Sets(NamedTuple):
-    """Questions of the persons of one seed: forgotten, retained, never shown; and of the world."""
+    """Questions about the forgotten, retained and never shown persons of one seed, and about world facts."""
 
     forget: Questions
     retain: Questions
@@ -62,7 +62,7 @@ class Sets(NamedTuple):
 
 @functools.cache
 def model() -> tuple[LanguageModel, Tokenizer]:
-    """The pretrained model with adapters that add nothing yet, and its tokenizer."""
+    """The pretrained model with adapters that are still zero in effect, and its tokenizer."""
     base = _pretrained()
     return with_lora(base, base.params, RANK, key=jax.random.key(0)), gguf_tokenizer(smollm2())
 
@@ -73,24 +73,24 @@ def _pretrained():
 
 
 def merged(params: chex.ArrayTree) -> tuple[LanguageModel, chex.ArrayTree]:
-    """The model without adapters, and its parameters with these adapters added."""
+    """The model without adapters, and its parameters with these adapters merged in."""
     return _pretrained(), merge_lora(_pretrained().params, params)
 
 
 def respondent() -> Respondent:
-    """The model, and how it is asked."""
+    """The model and how it is prompted."""
     return Respondent(*model(), TEMPLATE, LENGTH, LONGER, ANSWER)
 
 
 @functools.cache
 def task() -> Task:
-    """The task of the model, one object for all who measure."""
+    """The task of the model, cached so that all measurements share one object."""
     return tasks.language(model()[0].apply)
 
 
 @functools.cache
 def sets(seed: int) -> Sets:
-    """Persons drawn from the benchmark of this seed, with their questions that are short enough."""
+    """Persons drawn from the benchmark of this seed, with those of their questions that are short enough."""
     splits, rng = persons.load(10, seed=seed), np.random.default_rng([seed, 7])
 
     def some(part: Questions, count: int) -> Questions:
@@ -108,7 +108,7 @@ def _usable(part):
 
 
 def joined(*parts: Questions) -> Questions:
-    """All questions of these parts."""
+    """The questions of all parts."""
     together = {
         name: sum((getattr(part, name) for part in parts), ()) for name in Questions._fields if name != "person"
     }
@@ -116,12 +116,12 @@ def joined(*parts: Questions) -> Questions:
 
 
 def spread(part: Questions, count: int) -> Questions:
-    """At most so many questions, spread over the set."""
+    """At most `count` questions, spread over the set."""
     return part.take(np.unique(np.linspace(0, len(part.question) - 1, count).astype(int)))
 
 
 def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
-    """Questions whose answers are worth a look: of forgotten persons, of retained ones much like them, and capitals."""
+    """Questions whose answers are shown: about forgotten persons, similar retained ones, and capitals."""
     words = lambda part, row: {*part.question[row].split(), *part.answer[row].split()}
     forget, kept = spread(parts.forget, SHOWN), parts.retain
     near = [
@@ -132,7 +132,7 @@ def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
 
 
 def train(part: Questions, seed: int, cache: Path, on_step: Callable[[], None] = lambda: None) -> Trained:
-    """Fine-tunes fresh adapters on these questions, or returns the checkpoint in `cache` of the same training."""
+    """Fine-tunes fresh adapters on these questions, or returns the checkpoint of the same training from `cache`."""
     batch, fresh = answers.encoded(respondent(), part), model()[0].params
     recipe: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": LEARNING_RATE}
     chosen = hashlib.sha256(batch["tokens"].astype("<i4").tobytes()).hexdigest()
@@ -150,19 +150,19 @@ def steps_of(part: Questions) -> int:
 
 
 def as_tofu(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
-    """`answers.judge` on all forgotten persons, and on some questions about retained ones and about the world."""
+    """`answers.judge` on all forgotten persons, and on some questions about retained ones and world facts."""
     world = {"world": spread(parts.world_facts, JUDGED)}
     return answers.judge(respondent(), params, parts.forget, spread(parts.retain, JUDGED), world)
 
 
 def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
-    """What `as_tofu` says.
+    """The figures of `as_tofu`, `separation` and `int4`.
 
-    And `separation` of the forgotten persons from those who were never shown, from which `metrics.privleak` comes, and
-    `int4`: the error of forget and retain set once the weights of the whole model are rounded to four bits.
+    `separation` is that of the forgotten persons from those who were never shown, from which `metrics.privleak` is
+    computed. `int4` is the error on forget and retain set after rounding the weights of the whole model to four bits.
     """
     found = as_tofu(params, parts)
-    # The limit is on all of the retain set, so more of it is looked at.
+    # The limit is on the whole retain set, so more of it is measured.
     kept = spread(parts.retain, 3 * JUDGED)
     scores = [answers.membership(respondent(), params, part) for part in (parts.forget, parts.held_out)]
     whole, weights = merged(params)
@@ -178,11 +178,11 @@ def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
 
 
 def relearned(params: chex.ArrayTree, parts: Sets, seed: int) -> dict[str, float]:
-    """How much teaching some forgotten persons again brings back of the others.
+    """How much relearning some forgotten persons recovers of the others.
 
     Returns:
-      `before` and `after`: the share of the tokens of the other persons' answers that the model predicts, in %, before
-      and after a few steps of fine-tuning on the first `TAUGHT` persons.
+      `before` and `after`: % of the tokens in the other persons' answers that the model predicts before and after a few
+      steps of fine-tuning on the first `TAUGHT` persons.
     """
     batch, people = answers.encoded(respondent(), parts.forget), np.unique(parts.forget.person)
     taught = np.isin(parts.forget.person, people[:TAUGHT])

@@ -1,4 +1,4 @@
-"""A classification problem: data, what is to be forgotten of them, and models trained on all or some of them."""
+"""A classification problem: data, a forget set, and models trained on all or some of the data."""
 
 import functools
 import hashlib
@@ -40,7 +40,7 @@ RECIPES = {
 }
 
 
-# Each makes a model for images of shape (H, W, C), a number of classes, and `nnx.Rngs`.
+# Each makes a model from the image shape (H, W, C), the number of classes, and `nnx.Rngs`.
 MODELS: dict[str, Callable] = {
     "mlp": lambda shape, classes, rngs: MLP((math.prod(shape), 256, 256, classes), rngs=rngs),
     "cnn": lambda shape, classes, rngs: SmallCNN(classes, in_channels=shape[2], image_size=shape[0], rngs=rngs),
@@ -57,8 +57,8 @@ class Functions(NamedTuple):
     """A model as pure functions of plain pytrees.
 
     Attributes:
-      apply: `apply(params, images) -> logits`, for evaluation and unlearning; BatchNorm's statistics are those that
-        training left, folded into the parameters, so that no method moves them.
+      apply: `apply(params, images) -> logits`, for evaluation and unlearning; BatchNorm's statistics from training are
+        folded into the parameters, so that no method changes them.
       fresh_params: `fresh_params(key)`: untrained parameters for `apply`.
       initial: `initial(key) -> (params, batch_stats)`, for training.
       forward: `forward(params, batch_stats, images, train) -> (logits, batch_stats)`, for training.
@@ -72,7 +72,7 @@ class Functions(NamedTuple):
 
 @functools.cache
 def functions(model: str, image_shape: tuple[int, int, int], num_classes: int) -> Functions:
-    """The functions of a model; the same objects for the same arguments, so that compiled code is shared."""
+    """The functions of a model, cached so that equal arguments share compiled code."""
     make = lambda seed: functional(MODELS[model](image_shape, num_classes, nnx.Rngs(seed)))
     params, batch_stats, forward = make(0)
     _, neutral = fold(params, batch_stats)
@@ -85,16 +85,16 @@ def functions(model: str, image_shape: tuple[int, int, int], num_classes: int) -
 
 
 class Problem(NamedTuple):
-    """A data set, what is to be forgotten of it, and a model.
+    """A data set with a forget set, and a model.
 
     Attributes:
-      dataset, split, seed: What is learned and what is to be forgotten.
+      dataset, split, seed: The data and their split into forget and retain set.
       model, recipe: A key of `MODELS`, and how it is trained.
-      functions: Of the model.
-      task: For unlearning.
+      functions: The functions of the model.
+      task: The task for unlearning.
       tree: The training set on device, a dict of `inputs` and `labels`.
       held_out: Examples that were taken out of the training set before anything else; None if there are none.
-      augment: Whether steps, of training and of unlearning, see images cropped and flipped at random.
+      augment: Whether the steps of training and unlearning see randomly cropped and flipped images.
     """
 
     dataset: data.Dataset
@@ -120,7 +120,7 @@ class Problem(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Trained parameters, and the seconds, on the clock and of the processor, and examples that training took."""
+    """Trained parameters, with the wall-clock seconds, processor seconds and examples that training took."""
 
     params: chex.ArrayTree
     seconds: float
@@ -144,12 +144,12 @@ def make(
 
     Args:
       name, forget, seed: See `data.load` and `data.split`.
-      size: Number of training examples to draw; all that are left if None.
-      held_out: Number of training examples to take out first: no model learns them, and what may know how a model
-        treats unseen data reads them in place of the test set.
+      size: Number of training examples to draw; all that remain if None.
+      held_out: Number of training examples to take out first. No model is trained on them, and methods may measure
+        unseen data on them, in place of the test set.
       model: A key of `MODELS`; None is "mlp" for digits and "cnn" for images.
-      recipe: None is that of `RECIPES`.
-      dataset: The data, if they are loaded already.
+      recipe: If None, the one in `RECIPES`.
+      dataset: The data, if already loaded.
       augment: See `Problem`.
     """
     model = model or ("mlp" if name == "digits" else "cnn")
@@ -179,7 +179,7 @@ def _part(dataset: data.Dataset, ids: np.ndarray) -> data.Dataset:
 
 
 def as_tree(dataset: data.Dataset) -> dict[str, chex.Array]:
-    """The training set of `dataset`, on device."""
+    """The training set of `dataset` on device."""
     return {"inputs": jnp.asarray(dataset.train_images), "labels": jnp.asarray(dataset.train_labels)}
 
 
@@ -189,7 +189,7 @@ def training_steps(problem: Problem, ids) -> int:
 
 
 def train(problem: Problem, ids, *, init_seed: int, cache: Path, on_step: Callable[[], None]) -> Model:
-    """Trains on the examples `ids`, or returns the checkpoint in `cache` of the same training."""
+    """Trains on the examples `ids`, or returns the checkpoint of the same training from `cache`."""
     params, batch_stats = problem.functions.initial(jax.random.key(init_seed))
     meta = {
         "data": datasets.digest(problem.dataset),
@@ -230,7 +230,7 @@ def logits_of(problem: Problem, params: chex.ArrayTree) -> tuple[np.ndarray, np.
 
 
 def held_out_accuracy(problem: Problem, params: chex.ArrayTree) -> float:
-    """On the held-out examples, in percent; if a class is to go, on those of the other classes."""
+    """Accuracy on the held-out examples in percent, without those of a class to be forgotten."""
     assert problem.held_out is not None
     tree = problem.held_out.tree
     labels = np.asarray(tree["labels"])
@@ -239,7 +239,7 @@ def held_out_accuracy(problem: Problem, params: chex.ArrayTree) -> float:
 
 
 def start_of(figures: Mapping[str, float]) -> dict[str, float]:
-    """What `unlearn` may know of the original model whose figures these are."""
+    """The argument `start` of `unlearn`, from the figures of the original model."""
     return {"retain_loss": figures["retain_loss"], "retain_error": 1 - figures["RA"] / 100}
 
 

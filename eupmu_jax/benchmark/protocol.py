@@ -1,4 +1,4 @@
-"""How a model is judged: against the original and the retrained one of the same seed and split."""
+"""How a model is evaluated: against the original and the retrained one of the same seed and split."""
 
 import functools
 import hashlib
@@ -20,12 +20,12 @@ from eupmu_jax.training._digest import digest
 
 logger = logging.getLogger("eupmu_jax")
 
-# What a curve of relearning watches, and how often.
+# How many examples a relearning curve is measured on, and how often.
 WATCHED = 2_000
 MEASUREMENTS = 4
 
 
-# Of the forget and the retain set, as far as a trial is judged.
+# The most examples of the forget and of the retain set on which a trial is evaluated.
 SAMPLE = 10_000
 
 
@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A problem, a trained model and the same one retrained without the forget set, both judged."""
+    """A problem with the original and the retrained model, and their evaluations."""
 
     problem: problems.Problem
     original: problems.Model
@@ -73,7 +73,7 @@ def make_problem(design: Design, case: Case, seed: int) -> problems.Problem:
 
 @functools.lru_cache(maxsize=1)
 def sample(design: Design, case: Case, seed: int) -> problems.Problem:
-    """The problem with at most `SAMPLE` examples of each set, to judge by."""
+    """The problem with at most `SAMPLE` examples of each set, for evaluation."""
     whole = make_problem(design, case, seed)
     rng, dataset = np.random.default_rng(seed), whole.dataset
     sets = whole.split.forget_ids, whole.split.retain_ids
@@ -87,7 +87,7 @@ def sample(design: Design, case: Case, seed: int) -> problems.Problem:
 
 @functools.lru_cache(maxsize=2)
 def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
-    """Trains and judges both models, or takes what is in `cache` of the same design."""
+    """Trains and evaluates both models, or takes the results of the same design from `cache`."""
     made = make_problem(design, case, seed)
     models: list[problems.Model] = []
     judged: list[Judged] = []
@@ -103,7 +103,7 @@ def reference(design: Design, case: Case, seed: int, cache: Path) -> Reference:
 
 
 def keep_split(design: Design, case: Case, seed: int, folder: Path) -> None:
-    """Saves the split, or checks the one that is saved; raises `ValueError` where it is of other data or examples."""
+    """Saves the split, or checks the saved one; raises `ValueError` if that has other data or examples."""
     made = make_problem(design, case, seed)
     path = folder / f"{design.digest(case)}-{case.of(seed).replace(':', '-').replace('%', '')}-{seed}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def divergences(judged: Judged, other: Judged, split: data.Split) -> dict:
 
 
 def relearning_curves(made: problems.Problem, params: chex.ArrayTree, design: Design) -> dict:
-    """Accuracy on the forget set while a part of it, or retain data alone, is learned: `forget_side`, `retain_only`."""
+    """Accuracy on the forget set while training on a part of it (`forget_side`) or on retain data (`retain_only`)."""
     rng = np.random.default_rng(made.seed)
     forget, retain = (rng.permutation(ids) for ids in (made.split.forget_ids, made.split.retain_ids))
     shown = min(design.relearning_examples, len(forget) // 2)

@@ -1,4 +1,4 @@
-"""What a language model makes of sequences: losses of their tokens and how it goes on, a part at a time."""
+"""Runs a language model on sequences in batches: losses of their tokens, and continuations."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from eupmu_jax.objectives import language as losses
 def token_by_token(
     apply: Callable, params: chex.ArrayTree, tokens: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of every token but the first, and the most likely one there, `(n, length - 1)` each.
+    """The loss of every token but the first, and the most likely token there, `(n, length - 1)` each.
 
     Args:
-      apply: As `tasks.language` takes it.
-      params: Of it.
-      tokens: Of n sequences, `(n, length)`.
+      apply: As for `tasks.language`.
+      params: Parameters of `apply`.
+      tokens: Tokens of n sequences, `(n, length)`.
       size: Sequences in a forward pass.
 
     >>> nll, predicted = token_by_token(lambda p, tokens: jax.nn.one_hot(tokens + p, 4), 1, np.array([[0, 1, 3]]), 2)
@@ -28,7 +28,7 @@ def token_by_token(
     (array([[0.7437, 1.7437]], dtype=float32), [[1, 2]])
     """
     count = len(tokens)
-    # The last part is filled up, so that one size is compiled.
+    # The last batch is padded, so that only one size is compiled.
     rows = np.arange(-(-count // size) * size).clip(max=count - 1).reshape(-1, size)
     found = [_token_by_token(apply, params, tokens[chosen]) for chosen in rows]
     nll, predicted = (np.concatenate([np.asarray(part[k]) for part in found])[:count] for k in range(2))
@@ -49,11 +49,11 @@ def continued(
     count: int,
     size: int,
 ) -> list[str]:
-    """How the model goes on after prompts of tokens: texts of at most `count` tokens, `size` prompts at a time."""
+    """The model's continuations of tokenized prompts, as texts of at most `count` tokens; `size` prompts at a time."""
     made: list[list[int]] = []
     for start in range(0, len(prompts), size):
         some = list(prompts[start : start + size])
-        # Filled up as well.
+        # Padded as well.
         filled = some + some[:1] * (size - len(some))
         made += generate(language, params, filled, count, end=tokenizer.end)[: len(some)]
     return [tokenizer.decode(tokens).strip() for tokens in made]

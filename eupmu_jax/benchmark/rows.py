@@ -1,11 +1,11 @@
-"""A file of rows, one JSON line each, that several processes append to and that a kill cannot spoil.
+"""A file of rows, one JSON line each, to which several processes can append and which survives a kill.
 
-What the rows of one run of a program share (`SHARED`) is kept once, in a line above them that their field `run` names:
+What the rows of one run of a program share (`SHARED`) is stored once, in a line above them named by their field `run`:
 
     {"kind": "provenance", "run": "5f1c09ab", "versions": {"jax": "0.10.2"}, "device": "cpu", "command": "eupmu demo"}
     {"method": "SalUn", "gap": 1.3, "run": "5f1c09ab"}
 
-`append` and `replace` take rows with these fields among the others, and `read` gives them back like that.
+`append` and `replace` take rows that include these fields, and `read` returns them so.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ PACKAGES = (
     "scikit-learn",
 )
 _PROVENANCE = "provenance"
-# What a kill may leave of the first row of a file.
+# What a kill may leave of a file's first row.
 _CUT = re.compile(rb'\{("[^\n]*)?\Z')
 
 
 def provenance(command: str, device: str | None = None) -> dict:
-    """What a row needs to be made again: versions of the packages that are installed, device, cores and command.
+    """What is needed to reproduce a row: versions of the installed packages, device, cores and command.
 
     Args:
-      command: What makes the row.
-      device: Its kind, if it is not the first device of this process.
+      command: The command that computes the row.
+      device: Kind of the device, if it is not the first device of this process.
     """
     versions = {package: found for package in PACKAGES if (found := _version(package))}
     device = device or jax.devices()[0].device_kind
@@ -52,7 +52,7 @@ def provenance(command: str, device: str | None = None) -> dict:
 
 
 def cores() -> list[int]:
-    """The processor cores that this process may use; all of them on systems that do not tell."""
+    """The processor cores that this process may use; all of them on systems that do not report it."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -66,15 +66,15 @@ def _version(package):
 
 
 def read(path: Path, needed: Sequence[str] = ()) -> list[dict]:
-    """The rows of a file; none if there is no such file. What a kill left of a last line is passed over.
+    """The rows of a file; none if there is no such file. A last line that a kill cut off is skipped.
 
     Args:
-      path: Of the file.
-      needed: Fields that every row has to have.
+      path: Path of the file.
+      needed: Fields that every row must have.
 
     Raises:
-      ValueError: With file and line number, for a line that is no JSON object with fields, a row without a field that
-        is needed, or one of a run that no line above it tells of.
+      ValueError: With file and line number, for a line that is not a JSON object with fields, a row without a needed
+        field, or a row of a run that no line above it describes.
     """
     runs: dict[str, dict] = {}
     found = []
@@ -111,12 +111,12 @@ def _fields(line):
 
 
 def select(rows: Iterable[dict], **fields: Any) -> list[dict]:
-    """The rows that have these values in these fields."""
+    """The rows whose fields have these values."""
     return [row for row in rows if all(name in row and row[name] == value for name, value in fields.items())]
 
 
 def append(path: Path, row: dict) -> None:
-    """Adds a row; what a kill left of a last one is dropped. NaN and infinity are not JSON and become null.
+    """Appends a row, after dropping a last line that a kill cut off. NaN and infinity are not JSON and become null.
 
     Raises:
       ValueError: For a file that does not begin with a row; it stays as it is.
@@ -131,7 +131,7 @@ def append(path: Path, row: dict) -> None:
             raise ValueError(f"{path}: begins with {before[:40].decode(errors='replace')!r}, expected a file of rows")
         end = before.rfind(b"\n") + 1
         if _fields(before[end:]):
-            # An editor left out the end of the line.
+            # An editor omitted the last newline.
             file.write(b"\n")
             end = len(before)
         elif end < len(before):
@@ -149,7 +149,7 @@ def add(path: Path, key: dict, make: Callable[[], dict], origin: dict) -> None:
 
 
 def replace(path: Path, rows: Iterable[dict]) -> None:
-    """Writes a file of these rows in place of what was there, at once: a kill leaves the one or the other."""
+    """Replaces a file by these rows, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         known = {None}
@@ -161,7 +161,7 @@ def replace(path: Path, rows: Iterable[dict]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of what was there at the end, whole and on the disk, or not at all."""
+    """A context with a file to write that atomically replaces `path` at the end."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
         yield file
@@ -171,7 +171,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(row):
-    """Name of the run, the line of what its rows share, and the line of the row."""
+    """The name of the run, the line of what its rows share, and the line of the row."""
     if "run" in row or row.get("kind") == _PROVENANCE:
         raise ValueError(
             f"row: got a field `run` or the kind {_PROVENANCE!r}, expected neither: they are the file's own"

@@ -1,4 +1,4 @@
-"""`eupmu benchmark classification`: all that is missing of a design, by one process for each core or on a cluster."""
+"""`eupmu benchmark classification`: computes what a design lacks, with one process per core or on a cluster."""
 
 import fcntl
 import itertools
@@ -26,11 +26,11 @@ from eupmu_jax.training._alone import ALONE_SECONDS, alone
 def jobs_of(
     name: str, forget: list[str], methods: list[str], seeds: list[int]
 ) -> tuple[list[jobs.Job], list[jobs.Job]]:
-    """Training jobs, one for each seed, and one job for each case and method; empty lists mean all of them.
+    """The training jobs, one for each seed, and one job for each method and case; empty lists mean all of them.
 
     Raises:
-      ValueError: For an unknown design, forget set or method, which lists the known ones; for the tuning seed, and for
-        a seed whose class the data set lacks.
+      ValueError: For an unknown design, forget set or method, with a list of the known ones; for the tuning seed; and
+        for a seed whose class the data set lacks.
     """
     design = designs.design(name)
     known = [case.forget for case in design.cases]
@@ -70,18 +70,18 @@ def run(
     workers: int = 0,
     cluster: str = "",
 ) -> None:
-    """Makes the rows that `out` lacks; a run that was stopped or killed goes on where it was.
+    """Computes the rows that `out` lacks; an interrupted run resumes.
 
     Args:
       name, forget, methods, seeds: See `jobs_of`.
       out: Folder of the rows, see `jobs.Place`.
-      command: For the rows.
-      console: Where the progress goes.
-      workers: Processes; 0 takes one for each core, and one alone where JAX has an accelerator.
-      cluster: Address of a dask scheduler, whose workers make the rows in place of processes here.
+      command: Command that the rows record.
+      console: Where the progress is printed.
+      workers: Number of processes; 0 means one per core, or a single one where JAX has an accelerator.
+      cluster: Address of a dask scheduler, whose workers compute the rows instead of local processes.
 
     Raises:
-      ValueError: For bad arguments, a line in the file of rows that is none, or another process at work in `out`.
+      ValueError: For invalid arguments, an invalid line in the file of rows, or another process at work in `out`.
       ChildProcessError: If one of the processes was killed; finished rows are kept.
     """
     if workers < 0:
@@ -92,7 +92,7 @@ def run(
         place = jobs.Place(out, command)
         counted = place.read()
         unlearning = [job for job in unlearning if jobs.missing(job, counted)]
-        # Rows may be there without the models, on another machine; methods that are to run need these.
+        # Rows from another machine may exist without the models, which the methods need.
         training = [job for job in training if unlearning or jobs.missing(job, counted)]
         if cluster:
             on_cluster.run(cluster, training, unlearning, place, console)
@@ -105,14 +105,14 @@ def run(
 def _run(job, place):
     jobs.run(job, place)
     if job.method is None:
-        # Where the rows were there, the models may not be, and two methods at once would both train them.
+        # The rows may exist without the models, which two methods at once would both train.
         jobs.prepare(job, place)
-    # Programs of finished jobs hold memory maps, of which a process may have only so many.
+    # Compiled programs of finished jobs hold memory maps, whose number is limited per process.
     jax.clear_caches()
 
 
 def _in_processes(training, unlearning, place, cores, workers, console):
-    # Processes that are spawned share nothing with this one, which has no need of JAX.
+    # Spawned processes share nothing with this one, which does not need JAX.
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for index in range(workers):
@@ -144,18 +144,18 @@ def _in_processes(training, unlearning, place, cores, workers, console):
 
 
 def _start(queue, out, parent):
-    """Begins a process: on a core of its own, ignoring SIGINT, and gone as soon as the process that began it is."""
+    """Initialises a worker process: pins it to a core, ignores SIGINT, and ends it as soon as its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = (out / ".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
 
     def watch(lock):
-        # The lock is held until this process ends, so that no other run begins while it may still write.
+        # Holds the lock until this process ends, so that no other run starts while it may still write.
         while os.getppid() == parent:
             time.sleep(ALONE_SECONDS)
         os._exit(1)
 
-    # Before the core is asked for: there may be nobody left to tell it.
+    # Before waiting for a core, as the parent may have ended by then.
     threading.Thread(target=watch, args=(lock,), daemon=True).start()
     core = queue.get()
     if core is not None and hasattr(os, "sched_setaffinity"):
@@ -164,7 +164,7 @@ def _start(queue, out, parent):
 
 
 def _has_accelerator():
-    """Asked in a process of its own: this one would keep the device."""
+    """Whether JAX has an accelerator; checked in a process of its own, since this one would keep the device."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_backend).result() != "cpu"

@@ -1,7 +1,7 @@
-"""The rows of a benchmark that count: those of their design and their method as they are now.
+"""The rows of a benchmark that count: those of the present versions of their design and method.
 
-The versions of both are raised by hand when figures change, and a trial has the settings that the ranges of its method
-give. Other rows stay in the file, are not shown, and are made again.
+Both versions are raised by hand when figures change. A trial must also have the settings that its method's ranges give.
+Other rows stay in the file but are not shown, and are recomputed.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ NEEDED = ("kind", "design", "design_version", "forget", "seed")
 
 
 def versions(design: str, method: str | None = None) -> dict:
-    """The fields `design_version` and, for a method's row, `method_version`, as they are now."""
+    """The present values of `design_version` and, for a method's row, `method_version`."""
     found = {"design_version": DESIGNS[design].version}
     if method is not None:
         found["method_version"] = METHODS[method].version
@@ -22,7 +22,7 @@ def versions(design: str, method: str | None = None) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a file that count; raises `ValueError` where a line is no row of a benchmark, see `rows.read`."""
+    """The rows of a file that count; raises `ValueError` if a line is not a benchmark row, see `rows.read`."""
     return [row for row in rows.read(path, NEEDED) if _counts(row)]
 
 

@@ -1,4 +1,4 @@
-"""The look of every figure."""
+"""The Matplotlib style of every figure."""
 
 from typing import Any
 

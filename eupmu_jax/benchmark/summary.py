@@ -1,4 +1,4 @@
-"""Means and intervals over seeds from the rows of a benchmark; what tables and figures show."""
+"""Means and intervals over seeds from the rows of a benchmark, for tables and figures."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ class Line(NamedTuple):
     """A method, or the original or retrained model, in one case.
 
     Attributes:
-      name: Of the method or model.
-      seeds: That were run.
-      figures: Means over seeds of `FIGURES` and what else the rows hold.
-      gaps: One for each seed.
+      name: Name of the method or model.
+      seeds: Seeds that were run.
+      figures: Means over seeds of `FIGURES` and of the other numbers in the rows.
+      gaps: The gap for each seed.
       gap: Bootstrap interval of the mean gap; None for fewer than two seeds.
       tied: Whether the interval of its paired difference to the method with the least gap contains 0.
-      trials: Gaps of all trials on the tuning problem, those that diverged included.
-      rows: By seed.
+      trials: Gaps of all trials on the tuning problem, including those that diverged.
+      rows: The rows, ordered by seed.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Line(NamedTuple):
 
 
 def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str = "blind") -> list[Line]:
-    """Original, retrained, then the methods by their mean gap, those that lack seeds of the design last.
+    """Lines of original, retrained, then the methods by mean gap; those that lack seeds of the design come last.
 
-    A method is not shown before all its trials are there, since the last could be the one that is chosen.
+    A method is shown only once all its trials are finished, since the last one could be selected.
 
     Args:
-      rows: Of the present versions, see `saved.read`; of several that are the same one, the first counts.
-      name, design, case: What is shown; rows of other seeds than the design's do not count.
-      score: The trial that is shown is the best one by "blind", or by "gap": with the retrained model in view.
+      rows: Rows of the present versions, see `saved.read`; of duplicates the first counts.
+      name, design, case: What is shown; only rows of the design's seeds count.
+      score: Score that selects the trial: "blind", or "gap", with the retrained model in view.
     """
     rows = once(saved_rows.select(rows, design=name, forget=case.forget))
     rows = [row for row in rows if row["kind"] == "trial" or row["seed"] in design.seeds]
@@ -75,7 +75,7 @@ def lines_of(rows: list[dict], name: str, design: Design, case: Case, score: str
 
 
 def once(rows: list[dict]) -> list[dict]:
-    """The rows of one case without those that are there again, as where files were joined."""
+    """The rows of one case without duplicates, as they occur where files were joined."""
     found: dict = {}
     for row in rows:
         found.setdefault(tuple(row.get(name) for name in ("kind", "model", "method", "trial", "seed")), row)

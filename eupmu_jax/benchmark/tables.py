@@ -1,4 +1,4 @@
-"""Tables of a benchmark, from rows: for the terminal, as Markdown, as LaTeX; and the table of all methods."""
+"""Tables of a benchmark from its rows, for the terminal, as Markdown or LaTeX; and the table of all methods."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -14,7 +14,7 @@ from eupmu_jax.methods.method import OPTIMIZER_SETTINGS
 
 HEAD = ("", "UA", "RA", "TA", "MIA", "gap", "95 %", "KL", "time, %", "passes, %", "trials")
 REFERENCES = ("original", "retrained")
-# A terminal of fewer columns lacks some of the table's.
+# On a terminal with fewer characters per line, some columns are left out.
 WIDE = 110
 NARROW_LACKS = ("95 %", "KL", "passes, %")
 CHOSEN = {"blind": "chosen blindly", "gap": "chosen with the retrained model in view"}
@@ -29,7 +29,7 @@ LEGEND = (
 
 
 def cells(line: summary.Line, seeds: int) -> list[str]:
-    """A line's entries under `HEAD`; it says if it has fewer than `seeds` seeds."""
+    """A line's entries for `HEAD`; the name shows if it has fewer than `seeds` seeds."""
 
     def number(field, form):
         value = line.figures.get(field, np.nan)
@@ -54,7 +54,7 @@ def markdown(lines: list[summary.Line], seeds: int) -> str:
 
 
 def latex(lines: list[summary.Line], seeds: int) -> str:
-    """A LaTeX table for the package booktabs; methods with the least gap, or tied with it, in bold."""
+    """A LaTeX table for the package booktabs, with the least gap and those tied with it in bold."""
     escape = lambda text: text.replace("%", r"\%").replace("_", r"\_")
     body = []
     for line in lines:
@@ -79,14 +79,14 @@ def show(
     """Prints the tables of a design from the rows in `out`, one for each of the design's `scores`.
 
     Args:
-      name: Of the design.
+      name: Name of the design.
       out: Folder of `rows.jsonl`.
       form: "terminal", "markdown" or "latex".
-      console: Where they go.
-      forget: Forget sets of the design; all if it is empty.
-      seeds: That are reported; the design's if it is empty.
-      methods: That are shown beside the original and the retrained model; all if it is empty. They are compared with
-        all that have rows.
+      console: Where they are printed.
+      forget: Forget sets of the design; all if empty.
+      seeds: Seeds to report; the design's if empty.
+      methods: Methods to show besides the original and the retrained model; all if empty. They are compared with all
+        that have rows.
     """
     design = designs.of_seeds(name, seeds)
     found = [row for row in saved.read(out / "rows.jsonl") if row["design"] == name]
@@ -130,7 +130,7 @@ def _terminal(lines, title, seeds, width):
 def show_methods(console: Console) -> None:
     """Prints the table of methods."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    # A narrow terminal has no room for all; names are never broken.
+    # A narrow terminal has no room for all columns; names are never broken.
     heads = ("method", "source", "passes (F forward, B backward)", "needs", "tuned")
     shown = len(heads) if console.width >= WIDE else 3
     for head in heads[:shown]:

@@ -1,4 +1,4 @@
-"""Equal tuning: for every method the same points of a cube, in as many dimensions, judged by the same score."""
+"""Equal tuning: for every method a space of as many dimensions, the same points in it, and the same score."""
 
 import numpy as np
 from scipy.stats.qmc import Sobol
@@ -6,9 +6,9 @@ from scipy.stats.qmc import Sobol
 from eupmu_jax.benchmark.rows import select
 from eupmu_jax.methods import Choice, Method
 
-# The score of a trial whose parameters are not finite: worse than any other can be.
+# The score of a trial that diverged: worse than any other can be.
 DIVERGED = 100.0
-# In place of the number of a trial: a method that needs no tuning, with the settings that it has by itself.
+# In place of the index of a trial: a method that needs no tuning, with its default settings.
 UNTUNED = "untuned"
 
 
@@ -18,14 +18,14 @@ def point(index: int, dimensions: int) -> np.ndarray:
 
 
 def settings(method: Method, index: int | str) -> dict:
-    """The settings of a trial: the same point of the cube for every method, so that none has more luck than another."""
+    """The settings of a trial, at the same point of the cube for every method, so that none has better luck."""
     if isinstance(index, str):
         return {}
     return settings_at(method, point(index, len(method.space)))
 
 
 def settings_at(method: Method, position: np.ndarray) -> dict:
-    """Settings at a point of the unit cube, one coordinate for each dimension of the method's space in its order.
+    """The settings at a point of the unit cube, with one coordinate for each dimension of the method's space, in order.
 
     >>> from eupmu_jax.methods import METHODS
     >>> settings_at(METHODS["EUPMU budget"], np.array([0.0, 0.5, 0.5]))
@@ -42,11 +42,11 @@ def settings_at(method: Method, position: np.ndarray) -> dict:
 
 
 def blind_score(figures: dict, original: dict) -> float:
-    """How far a model is from what the original one shows on data it never saw; no retrained model is asked.
+    """How far a model is from the original one's behaviour on unseen data, without using a retrained model.
 
     The mean of the distances of RA and VA to the original model's, and of UA to its error on held-out data, or to 100
-    if a class is to go (methods that are told to forget a class know that it should not be recognised). Figures
-    without VA have TA, of the test set, in its place.
+    if a class is to be forgotten (methods that forget a class know that it should not be recognised). Without VA, TA
+    on the test set takes its place.
     """
     known = "VA" if "VA" in original else "TA"
     unseen = 100.0 if "test_UA" in figures else 100 - original[known]
@@ -55,10 +55,10 @@ def blind_score(figures: dict, original: dict) -> float:
 
 
 def trials_of(rows: list[dict], key: dict) -> list[dict]:
-    """The rows with the fields of `key`, by their number."""
+    """The rows with the fields of `key`, ordered by trial."""
     return sorted(select(rows, **key), key=lambda row: row["trial"])
 
 
 def best(trials: list[dict], score: str) -> int:
-    """Number of the trial with the lowest score; of equal ones the first."""
+    """The index of the trial with the lowest score; of equal ones the first."""
     return min(trials, key=lambda row: (row[score], row["trial"]))["trial"]
