@@ -1,4 +1,4 @@
-"""The page of the classification benchmark, from `rows.jsonl` and, of the second run, `again/rows.jsonl`."""
+"""The page of the classification benchmark, from `rows.jsonl` and, for the second run, `again/rows.jsonl`."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ from experiments.classification import trials
 
 FOLDER = Path(__file__).parent
 ROWS = FOLDER / "rows.jsonl"
-# Some methods once more from scratch, on other seeds.
+# Some methods repeated from scratch on other seeds.
 AGAIN = FOLDER / "again" / "rows.jsonl"
 SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet")
 EUPMU = (f"EUPMU, {tuning.UNTUNED}", "EUPMU", "EUPMU budget")
@@ -24,12 +24,12 @@ KINDS = {"random:10%": "10 % at random", "random:50%": "50 % at random", "class:
 
 
 def shown() -> list[tuple[str, Design, Case]]:
-    """Designs and settings that the page has tables of."""
+    """The designs and cases that the page has tables of."""
     return [(name, DESIGNS[name], case) for name in SHOWN for case in DESIGNS[name].cases]
 
 
 def blocks() -> dict[str, str]:
-    """Of every case: gaps, all trials, and attacks with relearning; and what sums them up."""
+    """For every case: gaps, all trials, and attacks with relearning; then the summaries."""
     found, made = saved.read(ROWS), {}
     for name, design, case in shown():
         lines = summary.lines_of(found, name, design, case)
@@ -43,14 +43,14 @@ def blocks() -> dict[str, str]:
 
 
 def draw(folder: Path) -> None:
-    """Trade-off, gaps and relearning of each design."""
+    """Draws the trade-off, gaps and relearning of each design."""
     with matplotlib.rc_context(parts.TEXT):
         for path in [path for name in SHOWN for path in figures.draw(name, FOLDER, folder)]:
             path.write_text(parts.slim(path.read_text()))
 
 
 def attacks(lines):
-    """MIA by each feature, test-UA, KL on the test set, and how much faster than the retrained model it relearns."""
+    """MIA by each feature, test-UA, KL on the test set, and how much more is relearned than by the retrained model."""
     retrained = {row["seed"]: row for line in lines if line.name == "retrained" for row in line.rows}
     features = (feature.replace("_", " ") for feature in metrics.FEATURES)
     head = ["", *features, "test UA", "KL, test", "relearned", "by retaining"]
@@ -75,7 +75,7 @@ def _curve(row, side):
 
 
 def in_short(found: list[dict]) -> str:
-    """For each case: the least gap, where EUPMU stands, and the same for the median over all trials."""
+    """For each case: the smallest gap and the rank of EUPMU, by the gap and by the median over all trials."""
     body = []
     for name, design, case in shown():
         everything = summary.lines_of(found, name, design, case)
@@ -125,10 +125,10 @@ def again(first, second):
 
 
 def cost(found):
-    """What the rows took, and on what."""
+    """What the rows cost, and on which devices."""
     mine = [row for row in found if row["design"] in SHOWN]
     devices = ", ".join(sorted({f"{row['device']}, {row['cores']} core for each process" for row in mine}))
-    # The original model is one for all settings of a seed, and has a row in each.
+    # All cases of a seed share one original model, which has a row in each of them.
     one = lambda row: (row["design"], row["seed"], row["split"] if row["model"] == "retrained" else None)
     models = {one(row): row for row in mine if row["kind"] == "model"}
     trials, runs = ([row for row in mine if row["kind"] == kind] for kind in ("trial", "run"))
@@ -136,8 +136,8 @@ def cost(found):
     over = Counter((row["design"], row["forget"]) for row in runs if row["share_of_retraining"] > 5)
     text = (
         f"{len(models)} trained models ({hours:.1f} hours of one core), {len(trials):,} trials and {len(runs):,} runs "
-        f"({devices}). A run took {np.median([row['share_of_retraining'] for row in runs]):.1f} % of retraining in the "
-        f"median, and more than 5 % in {over.total()} runs"
+        f"({devices}). The median run took {np.median([row['share_of_retraining'] for row in runs]):.1f} % of the time "
+        f"of retraining, and {over.total()} runs took more than 5 %"
     )
     for (design, forget), of_most in over.most_common(1):
         text += f", {of_most} of them those of {DESIGN_NAMES[design]}, {KINDS[forget]}"

@@ -1,11 +1,11 @@
 """The classification benchmark: every method, tuned alike, against a retrained model of the same seed and split.
 
 Command:  uv run python experiments/classification/run.py                     (and with --again)
-Time:     about six hours on 2 cores; --again an hour. Rows that are there are not made again.
-Result:   experiments/classification/rows.jsonl; with --again, some methods from scratch on other seeds, in
+Time:     about six hours on 2 cores; with --again an hour. Existing rows are kept.
+Result:   experiments/classification/rows.jsonl; with --again, some methods from scratch on other seeds in
           experiments/classification/again/rows.jsonl.
 
-No more than `eupmu benchmark classification` with the options of the saved rows.
+It only runs `eupmu benchmark classification` with the options of the saved rows.
 """
 
 import argparse

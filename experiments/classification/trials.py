@@ -1,4 +1,4 @@
-"""What somebody gets who takes any setting of a method: the gaps of all its trials, and what they cost."""
+"""What to expect from an arbitrary setting of a method: the gaps of all its trials, and their cost."""
 
 import numpy as np
 from scipy.stats import gmean
@@ -14,10 +14,10 @@ LIMITS = (1, 3)
 
 
 def table(found: list[dict], name: str, design: Design, case: Case) -> str:
-    """A line for each method, by the median gap of its trials on the tuning problem.
+    """A table with a line for each method, sorted by the median gap of its trials on the tuning problem.
 
-    Trial i is the same point of every method's space, so its gap is paired with that of the method whose median is the
-    least: the interval is that of the mean difference.
+    Trial i is the same point of every method's space, so its gap is paired with that of the method with the smallest
+    median: the interval is that of the mean difference.
     """
     (original,) = saved_rows.select(
         summary.once(saved_rows.select(found, design=name, forget=case.forget)),
@@ -47,7 +47,7 @@ def table(found: list[dict], name: str, design: Design, case: Case) -> str:
 
 
 def _ranked(found, name, design, case):
-    """The trials of each method, that of the least median gap first."""
+    """The trials of each method, the method with the smallest median gap first."""
     mine = summary.once(saved_rows.select(found, design=name, forget=case.forget))
     methods = [line.name for line in summary.lines_of(mine, name, design, case) if line.trials]
     trials = {method: tuning.trials_of(mine, {"kind": "trial", "method": method}) for method in methods}
@@ -60,7 +60,7 @@ def _gaps(trials):
 
 
 def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str) -> str:
-    """Whose medians are least over all cases, and in how many of them ours is not told from the least."""
+    """The methods with the smallest medians over all cases, and in how many cases ours ties with the smallest."""
     ranks, ratios, tied = ({} for _ in range(3))
     for name, design, case in cases:
         gaps = _gaps(_ranked(found, name, design, case))
@@ -75,7 +75,7 @@ def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str
     listed = [", ".join(f"{method} {mean:.{digits}f}" for method, mean in its) for digits, its in enumerate(best, 1)]
     others = sum(count >= tied[ours] for method, count in tied.items() if method != ours)
     return parts.paragraph(
-        f"Mean rank of the median over all trials in {len(cases)} settings, of {len(ranks)} methods: {listed[0]}. "
-        f"Its ratio to the least, geometric mean: {listed[1]}. In {tied[ours]} settings "
-        f"or more, {len(its)} trials do not tell {ours} and {others} others from the least."
+        f"Mean rank of the median over all trials in {len(cases)} settings, among {len(ranks)} methods: {listed[0]}. "
+        f"Geometric mean of its ratio to the smallest median: {listed[1]}. In {tied[ours]} settings or more, "
+        f"{len(its)} trials cannot distinguish {ours} and {others} other methods from the best one."
     )

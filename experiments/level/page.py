@@ -1,4 +1,4 @@
-"""The page of the level: which gains were searched, and where runs end that nobody tuned, from `rows.jsonl`."""
+"""The page about the level: the gains that were searched, and where untuned runs end, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from experiments.level.run import NAMES, VERSION, reaches, tells
 ROWS = Path(__file__).with_name("rows.jsonl")
 SHOWN = 8
 CASES = {"random:10%": "a tenth of the data", "random:50%": "half of the data", "class": "a class"}
-# Of the method, when its gains were searched.
+# The version of the method whose gains were searched.
 SEARCHED_VERSION = 1
 
 
 def blocks() -> dict[str, str]:
-    """The gains by their score, and the share of runs that end at their target."""
+    """The gains by score, and the share of runs that end at their target."""
     found = rows.read(ROWS)
     robust = rows.select(found, kind="robustness", method_version=VERSION)
     return {
@@ -30,7 +30,7 @@ def blocks() -> dict[str, str]:
 
 
 def gains(found: list[dict]) -> str:
-    """The gains with the best scores, and the worst."""
+    """A table of the gains with the best scores, and of those with the worst."""
     groups: dict[tuple, list[dict]] = {}
     for row in found:
         groups.setdefault(tuple(row["settings"][name] for name in NAMES), []).append(row)
@@ -43,7 +43,7 @@ def gains(found: list[dict]) -> str:
 
 
 def ends(found: list[dict], head: str, key) -> str:
-    """Share of runs at their target, by one of their dimensions and by their steps, and what they cost."""
+    """The share of runs at their target by one dimension and by the number of steps, and their cost in accuracy."""
     steps = sorted({row["steps"] for row in found})
     lines = []
     for value in sorted({key(row) for row in found}):
@@ -56,7 +56,7 @@ def ends(found: list[dict], head: str, key) -> str:
 
 
 def by_steps(found: list[dict]) -> str:
-    """The gap to the retrained model by the learning rate, with steps no longer than it, and with longer ones."""
+    """The gap to the retrained model by learning rate, with steps up to the learning rate and with longer ones."""
     lines = []
     kinds = list(dict.fromkeys((row["forget"], row["longest"]) for row in found))
     for rate in sorted({row["learning_rate"] for row in found}):
@@ -68,7 +68,7 @@ def by_steps(found: list[dict]) -> str:
 
 
 def by_case(found: list[dict]) -> str:
-    """Share of runs at their target for each forget set, and of the original models that pass the same test."""
+    """For each forget set, the share of runs at their target, and of original models that pass the same test."""
     lines = []
     for case in dict.fromkeys(row["case"] for row in found):
         mine = rows.select(found, case=case)
@@ -81,7 +81,7 @@ def by_case(found: list[dict]) -> str:
 
 
 def in_short(found: list[dict]) -> str:
-    """One paragraph for the README."""
+    """The paragraph in the README."""
     telling = [row for row in found if tells(row)]
     rise, fall = (
         np.mean([100 * (row[f"{part}_error"] - row[f"{part}_error_before"]) for row in telling])
@@ -98,8 +98,8 @@ def in_short(found: list[dict]) -> str:
         f"Untuned, on digits: of {len(telling)} runs that forgot {cases} "
         f"(learning rates {span(lambda row: row['settings']['learning_rate'])}, forget batches "
         f"{span(lambda row: row['batch'])}, {span(lambda row: row['steps'])} steps), {_reached(telling):.0f}% ended "
-        "where forgotten and unseen digits cannot be told apart by their errors, or at most 2% of the class is "
-        f"recognised; of those with {most:,} steps {_reached(longest):.0f}%. Retain accuracy fell by {rise:.2f} "
+        "with no significant difference between the errors on forgotten and unseen digits, or with at most 2% of the "
+        f"class recognised; with {most:,} steps, {_reached(longest):.0f}% did. Retain accuracy fell by {rise:.2f} "
         f"points, test accuracy by {fall:.2f}."
     )
 

@@ -1,12 +1,12 @@
-"""EUPMU to the level of unseen data: the search for its gains, and where it ends for other learning rates and batches.
+"""EUPMU to the level of unseen data: the search for its gains, and where it ends at other learning rates and batches.
 
-Command:  uv run python experiments/level/run.py          (--search: for the gains too, by the present version)
-Time:     ten minutes on 2 cores, and the search fifteen more.
-Result:   experiments/level/rows.jsonl: a row for each run, of the kind "search" or "robustness".
+Command:  uv run python experiments/level/run.py          (--search: also search the gains, with the current version)
+Time:     ten minutes on 2 cores, 25 with --search.
+Result:   experiments/level/rows.jsonl: a row of the kind "search" or "robustness" for each run.
 
-All on digits: a network of 64 x 128 x 10 learns 300 of the 1,797 by heart; of the others one half tells the level of
-unseen data, the other half is for the test. The search knows the forget, the retain and that test half, and no
-retrained model. Seeds of the search are 100 and 101; those of the robustness, 0 and 1, were not looked at before.
+Everything is on digits: a network of 64 x 128 x 10 memorises 300 of the 1,797. Half of the others measures the level of
+unseen data, the other half is the test set. The search sees the forget set, the retain set and that test half, but no
+retrained model. It uses seeds 100 and 101; the robustness runs use seeds 0 and 1, which were not looked at before.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from experiments import origin
 KNOWN = 300
 CASES = ("random:10%", "random:50%", "class")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-# First the gains of the forget side, then the weight of the retain side with the best of them.
+# First the gains of the forget weight, then the retain weight with the best of them.
 GAINS = tuple(itertools.product((20.0, 50.0, 100.0, 200.0), (0.0, 0.2, 1.0), (2.0, 8.0, 16.0), (1.5,)))
 WEIGHTS = tuple((50.0, 0.2, 2.0, weight) for weight in (0.5, 1.0, 3.0, 6.0))
 SEARCHED, REPORTED = (100, 101), (0, 1)
 BATCHES, STEPS = (16, 64, 256), (100, 300, 1_000)
-# Rows of other versions stay in the file, and do not count.
+# Rows of other versions stay in the file but are not counted.
 VERSION = METHODS["EUPMU"].version
 NAMES = ("proportional", "integral", "max_weight", "retain_weight")
 TASK = eupmu.tasks.classification(lambda p, x: jax.nn.relu(x @ p["hidden"]) @ p["out"], num_classes=10)
@@ -48,7 +48,7 @@ def data() -> dict[str, np.ndarray]:
 
 
 def split(case: str, seed: int) -> dict[str, Examples]:
-    """Forget, retain, held-out and test set; a class is the last digit of the seed."""
+    """Forget, retain, held-out and test set; the class to be forgotten is the last digit of the seed."""
     known, held_out, test = np.split(np.random.default_rng(seed).permutation(len(data()["labels"])), [KNOWN, 1_048])
     if case == "class":
         is_forgotten = data()["labels"][known] == seed % 10
@@ -61,7 +61,7 @@ def split(case: str, seed: int) -> dict[str, Examples]:
 
 @functools.cache
 def original(seed: int):
-    """Parameters that know the digits of that seed by heart."""
+    """Parameters that have memorised the digits of this seed."""
     parts = split(CASES[0], seed)
     return trained(np.concatenate([parts["forget"].ids, parts["retain"].ids]), seed)
 
@@ -80,13 +80,13 @@ def error(params, examples) -> float:
 
 
 def key(case: str, seed: int, steps: int, batch: int, settings: dict) -> dict:
-    """The fields that make a row the only one of its kind."""
+    """The fields that identify a row."""
     fields = {"case": case, "seed": seed, "steps": steps, "batch": batch, "settings": settings}
     return {"method_version": VERSION, **fields}
 
 
 def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> dict:
-    """A row: errors before and after, the target, and whether forgotten and unseen examples can be told apart."""
+    """A row: errors before and after, the target, and the comparison of forgotten with unseen examples."""
     parts, before = split(case, seed), original(seed)
     result = eupmu.unlearn(
         "EUPMU",
@@ -120,12 +120,12 @@ def run(case: str, seed: int, *, steps: int, batch: int, **settings: float) -> d
 
 
 def reaches(row: dict) -> bool:
-    """Whether a run ended at its target: not told from unseen data, or at most 2 % of a class still recognised."""
+    """Whether a run ended at its target: as wrong as on unseen data, or at most 2 % of the class still recognised."""
     return row["forget_error"] >= 0.98 if row["apart"] is None else row["apart"][1] <= 0 <= row["apart"][2]
 
 
 def tells(row: dict) -> bool:
-    """Whether the test tells anything: the original model fails it."""
+    """Whether the test is informative: the original model fails it."""
     return row["apart_before"] is None or not row["apart_before"][1] <= 0 <= row["apart_before"][2]
 
 

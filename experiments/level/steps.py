@@ -1,11 +1,11 @@
-"""How long the steps of EUPMU may become: by learning rate, with and without steps that are longer than it.
+"""How long the steps of EUPMU may become: by learning rate, with and without steps that exceed it.
 
 Command:  uv run python experiments/level/steps.py
-Time:     about ten minutes on one core, and as many for the models.
-Result:   experiments/level/rows.jsonl: a row for each run, of the kind "steps".
+Time:     about ten minutes on one core, and ten more to train the models.
+Result:   experiments/level/rows.jsonl: a row of the kind "steps" for each run.
 
-Emoji as in the classification benchmark, on seeds 100 and 101, of which it reports none; 10 % at random and a class are
-forgotten. Everything else is what `eupmu.unlearn("EUPMU", ...)` does by itself.
+Emoji as in the classification benchmark, on seeds 100 and 101, which it does not report. The forget sets are a random
+10 % and a class. Everything else is the default of `eupmu.unlearn("EUPMU", ...)`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ VERSION = METHODS["EUPMU"].version
 
 
 def run(case: designs.Case, seed: int, learning_rate: float, cache: Path) -> dict:
-    """Figures of the unlearned model."""
+    """The figures of the unlearned model."""
     reference = protocol.reference(DESIGN, case, seed, cache)
     problem, original = reference.problem, reference.judged_original.figures
     settings = {"learning_rate": learning_rate}
@@ -56,7 +56,7 @@ def main():
     arguments = parser.parse_args()
     made, made_by = rows.read(arguments.out), origin.of(__file__)
     for case, seed, longest in itertools.product(DESIGN.cases, SEEDS, LONGEST):
-        # It is part of the compiled step.
+        # The compiled step has this constant built in.
         eupmu_level.LONGEST = longest
         jitted_step.cache_clear()
         for learning_rate in RATES:
