@@ -1,4 +1,4 @@
-"""What `large.py` runs: two networks without parameters, a task on a mesh, and captions as its conditions."""
+"""What `large.py` runs: two networks as shapes, a task on a mesh, and captions as its conditions."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +18,17 @@ from eupmu_jax.objectives.diffusion import Schedule, linear_schedule
 CIFAR10, CLASSES, IMAGE = "cifar10", 10, (32, 32, 3)
 DDPM = {"in_channels": 3, "patch_size": 1, "widths": WIDTHS, "blocks": BLOCKS, "groups": GROUPS}
 UNET, TEXT = sd.UNetConfig(), sd.TextEncoderConfig()
-# Texts that are embedded at a time.
+# Texts embedded at a time.
 TEXTS = 64
 
 
 class Denoiser(NamedTuple):
-    """A network without parameters, and what it draws.
+    """A network without parameter values, and what it generates.
 
     Attributes:
-      model: Of `nnx.eval_shape`.
-      shape: Of an image.
-      schedule: Of the noise, which is predicted.
+      model: The result of `nnx.eval_shape`.
+      shape: Shape of an image.
+      schedule: The noise schedule; the network predicts the noise.
       bounded: Whether images lie in [-1, 1].
     """
 
@@ -39,7 +39,7 @@ class Denoiser(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """Shapes of the parameters."""
+        """The shapes of the parameters."""
         return nnx.to_pure_dict(nnx.state(self.model, nnx.Param))
 
 
@@ -58,7 +58,7 @@ def denoiser(model: str) -> Denoiser:
 
 
 def task_of(made: Denoiser, mesh: Mesh, batch: int, original=None, table=None) -> tasks.Task:
-    """The task on a mesh; conditions are the rows of `table`, the last one for none, or classes where that is None."""
+    """The task on a mesh; conditions are the rows of `table`, the last for no condition, or classes if it is None."""
     graph, share = nnx.graphdef(made.model), mesh.shape["data"]
     by_example = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -72,7 +72,7 @@ def task_of(made: Denoiser, mesh: Mesh, batch: int, original=None, table=None) -
         count = len(x_t)
         if count == batch:
             return of_part(params, x_t, t, labels)
-        # What is measured beside the steps: at most as many at a time as in a step, and as many on each device.
+        # Measurements outside the steps: in parts no larger than a step's batch, split evenly over the devices.
         size = min(batch, count + -count % share)
         fill = lambda leaf: jnp.pad(leaf, [(0, -count % size)] + [(0, 0)] * (leaf.ndim - 1))
         parts = jax.tree.map(lambda leaf: fill(leaf).reshape(-1, size, *leaf.shape[1:]), (x_t, t, labels))
@@ -85,7 +85,7 @@ def task_of(made: Denoiser, mesh: Mesh, batch: int, original=None, table=None) -
 
 
 def captioned(weights: Path, forget: Path, retain: Path) -> tuple[dict, dict, np.ndarray]:
-    """Both sets, and the embedded captions that their labels number, that of the empty text last."""
+    """Both sets, and the embedded captions that their labels index; the empty text is last."""
     found = []
     for name, path in (("forget", forget), ("retain", retain)):
         with np.load(path) as arrays:
@@ -93,7 +93,7 @@ def captioned(weights: Path, forget: Path, retain: Path) -> tuple[dict, dict, np
                 shapes = {key: arrays[key].shape for key in arrays}
                 raise ValueError(f"{name}: got {shapes}, expected latents and tokens (n, {TEXT.length})")
             found.append({"inputs": arrays["latents"].astype(np.float32), "tokens": arrays["tokens"]})
-    # The last two of the vocabulary begin a text, and end and fill it.
+    # The last two tokens of the vocabulary: the start of a text, and its end, which also pads.
     nothing = np.array([TEXT.vocab - 2] + [TEXT.vocab - 1] * (TEXT.length - 1))
     every = np.unique(np.concatenate([part["tokens"] for part in found]), axis=0)
     every = np.vstack([every[(every != nothing).any(1)], nothing])

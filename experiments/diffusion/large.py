@@ -1,18 +1,19 @@
-"""Large diffusion models forget, on all devices of a machine: one of CIFAR-10, and the U-Net of Stable Diffusion 1.x.
+"""Unlearning in large diffusion models on all devices of a machine: CIFAR-10, and the U-Net of Stable Diffusion 1.x.
 
 Command:  uv run python experiments/diffusion/large.py cifar10 --forget 1
           uv run --extra diffusion python experiments/diffusion/large.py stable-diffusion --weights FOLDER
           --forget FORGET.npz --retain RETAIN.npz
-          with --dry-run, either compiles a step of EUPMU and prints its memory, without weights or data
-Time:     that of --train-steps of training, which the U-Net of CIFAR-10 begins with, and of --steps of unlearning.
+          with --dry-run, either command compiles a step of EUPMU and prints its memory, without weights or data
+Time:     --train-steps of training, which the U-Net of CIFAR-10 starts with, and --steps of unlearning.
 Result:   in --out: checkpoints, a row in rows.jsonl, the unlearned parameters. Exit status 75: stopped by SIGTERM.
 
-Never run at size: weights, CIFAR-10 and such a machine were not at hand. It was run on tiny networks and random
-numbers, on one device and on eight pretended ones. The same command again goes on from the last checkpoint. FOLDER has
-the folders `unet` and `text_encoder` of the published layout; FORGET.npz and RETAIN.npz have `latents`, as of
-`stable_diffusion.latents`, and `tokens` of their captions, `(n, 77)`, as of the published tokenizer. Every device holds
-all captions that differ, embedded, 0.24 MB each. Parameters are float32; the networks compute in bfloat16. That of
-CIFAR-10 is the one that `eupmu plan --model ddpm-cifar10` compiles, somewhat smaller than DDPM's and without dropout.
+Never run at full size: weights, CIFAR-10 and such a machine were not available. It was run on tiny networks and random
+numbers, on one device and on eight simulated ones. Rerun the same command to resume from the last checkpoint. FOLDER
+has the folders `unet` and `text_encoder` of the published layout. FORGET.npz and RETAIN.npz have `latents`, as from
+`stable_diffusion.latents`, and the `tokens` of their captions, `(n, 77)`, as from the published tokenizer. Every device
+holds the embeddings of all distinct captions, 0.24 MB each. Parameters are float32; the networks compute in bfloat16.
+The U-Net of CIFAR-10 is the one that `eupmu plan --model ddpm-cifar10` compiles, somewhat smaller than DDPM's and
+without dropout.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Before JAX is imported: the original model is passed to each program, not written into it.
+    # Set before JAX is imported: pass the original model to each program instead of embedding it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import jax
@@ -45,16 +46,16 @@ from experiments import origin
 from experiments.diffusion import denoisers
 from experiments.diffusion.denoisers import CIFAR10
 
-# Of training, as in Ho et al. 2020: rate and the steps it rises in, norm of the gradient, moving average.
+# Training as in Ho et al. 2020: learning rate and its warm-up steps, gradient norm, decay of the moving average.
 RATE, WARM, NORM, AVERAGE = 2e-4, 5_000, 1.0, 0.9999
-# Of the mesh, which parameters are shared out over.
+# The axes of the mesh that parameters are sharded over.
 AXES = ("data", "model")
-# Rates as in SalUn's code, not tried here. The limit follows from the target.
+# Learning rates as in SalUn's code, untested here. The limit follows from the target.
 SETTINGS = {CIFAR10: {"learning_rate": 1e-4}, "stable-diffusion": {"learning_rate": 1e-5}}
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command."""
+    """Parses the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="model", required=True)
     cifar10, diffusion = (commands.add_parser(name) for name in SETTINGS)
@@ -85,7 +86,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def averaged(decay: float) -> optax.GradientTransformation:
-    """Keeps a moving average of the parameters as its state; last in a chain."""
+    """Keeps a moving average of the parameters as its state; must be last in a chain."""
 
     def update(updates, state, params):
         now = optax.apply_updates(params, updates)
@@ -96,7 +97,7 @@ def averaged(decay: float) -> optax.GradientTransformation:
 
 
 def trained(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh, tree: dict) -> Any:
-    """The moving average of a training on all images and their mirror images, which goes on where it was stopped."""
+    """Trains on all images and their mirror images, resuming if interrupted; returns the averaged parameters."""
     task, ids = denoisers.task_of(made, mesh, given.batch), [np.arange(len(tree["labels"]))]
     rate = optax.linear_schedule(0, RATE, WARM)
     optimizer = optax.chain(optax.clip_by_global_norm(NORM), optax.adam(rate), averaged(AVERAGE))
@@ -130,7 +131,7 @@ def trained(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh, tre
 
 
 def compiled(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh) -> dict:
-    """Memory of a step of EUPMU on each device of a mesh, compiled from shapes alone."""
+    """The memory of a step of EUPMU on each device of a mesh, compiled from shapes alone."""
     place = lambda tree, at: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
     terms = terms_of((given.batch, given.batch), given.steps, (given.batch, given.batch))[0]
     chosen = methods.method("EUPMU")
@@ -165,7 +166,7 @@ def compiled(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh) ->
 
 
 def run(given: argparse.Namespace, made_by: dict) -> dict:
-    """Unlearns; returns the row, or of a dry run the memory of a step."""
+    """Unlearns and returns the row, or in a dry run the memory of a step."""
     devices = topology.devices(given.topology)[0] if given.topology else jax.devices()
     mesh = sharding.make_mesh(given.data_axis or len(devices) // given.model_axis, given.model_axis, devices=devices)
     made = denoisers.denoiser(given.model)
@@ -180,7 +181,7 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     else:
         forget, retain, table = denoisers.captioned(given.weights, given.forget, given.retain)
         original = sd.load(given.weights, made.model)
-    # Over all devices, as the steps keep it: each holds its share of parameters and moments.
+    # Sharded over all devices as in the steps: each holds its share of parameters and moments.
     original = jax.device_put(original, sharding.param_shardings(original, mesh, axes=AXES))
     task = denoisers.task_of(made, mesh, given.batch, original, None if table is None else jnp.asarray(table))
     settings = methods.default_settings(methods.method(given.method), task) | SETTINGS[given.model] | given.settings

@@ -1,7 +1,7 @@
-"""Utility and forget quality of the methods of `tune.py` on the way to the last step, of which `run.py` has rows.
+"""Utility and forget quality of the methods of `tune.py` at intermediate steps; `run.py` has rows for the last step.
 
 Command:  uv run --extra language python experiments/persons/over_time.py
-Time:     two hours on two cores; goes on where it was stopped.
+Time:     two hours on two cores; a rerun resumes.
 Result:   experiments/persons/over_time.jsonl: a row for each method and step, under seed 0.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 if __name__ == "__main__":
-    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    # Set before JAX is imported: pass pretrained weights to each program instead of embedding them in it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import chex
@@ -25,18 +25,18 @@ from experiments.persons.tune import TUNED, of_now
 
 ROWS = Path(__file__).with_name("over_time.jsonl")
 SEED = 0
-# Where a run is judged before its end.
+# Steps between evaluations before the end of a run.
 EVERY = 10
 
 
 def path(models: run.Models, method: str, objective: str) -> dict[int, chex.ArrayTree]:
-    """The parameters of a run after every so many steps, from its checkpoints."""
+    """The parameters of a run after every `EVERY` steps, from its checkpoints."""
     found: dict[int, chex.ArrayTree] = {}
     with TemporaryDirectory() as directory, ocp.StandardCheckpointer() as checkpoints:
         folders = {step: Path(directory).absolute() / str(step) for step in range(EVERY, run.STEPS, EVERY)}
 
         def look():
-            # A folder has its name once it is whole, and keeps it until two more are written.
+            # A folder gets its name once it is complete, and keeps it until two more are written.
             for step, folder in folders.items():
                 if step not in found and folder.is_dir():
                     found[step] = checkpoints.restore(folder / "state")["params"]
@@ -47,7 +47,7 @@ def path(models: run.Models, method: str, objective: str) -> dict[int, chex.Arra
 
 
 def row_of(models: run.Models, method: str, objective: str, step: int, params: chex.ArrayTree) -> dict:
-    """What the judge says of utility and of the forgotten persons at a step."""
+    """The row with the figures of utility and of the forgotten persons at a step."""
     figures = persons.as_tofu(params, models.parts)
     kept = {name: figures[name] for name in ("probability", "truth_ratios", "error", "utility")}
     key = {"model": method, "objective": objective, "seed": models.seed, "step": step}
@@ -64,7 +64,7 @@ def main():
     for method, objective in TUNED:
         found = of_now(rows.read(arguments.out)) if arguments.out.is_file() else []
         if not rows.select(found, model=method, objective=objective):
-            # Together, as a run that is half there is made anew.
+            # Written together, so that an interrupted run is repeated as a whole.
             made = [row_of(models, method, objective, *point) for point in path(models, method, objective).items()]
             for row in made:
                 rows.append(arguments.out, row | made_by)

@@ -1,12 +1,12 @@
-"""A language model forgets persons: fine-tuned, retrained, and methods without tuning, judged and taught again.
+"""A language model forgets persons: fine-tuned, retrained and untuned unlearned models, evaluated and relearned.
 
 Command:  uv run --extra language python experiments/persons/run.py --seeds 0
-Time:     three to four hours a seed on two cores; goes on where it was stopped.
-Result:   experiments/persons/rows.jsonl: a row for each model; those of older versions of a method, or with fewer
-          figures than the judge gives now, are made again.
+Time:     three to four hours a seed on two cores; a rerun resumes.
+Result:   experiments/persons/rows.jsonl: a row for each model. Rows of older versions of a method, or with fewer
+          figures than the evaluation gives now, are made again.
 
-Model, judge and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget loss,
-has the settings that `unlearn` gives it by itself: the middle of the ranges that it is tuned in elsewhere.
+Model, evaluation and relearning are those of `eupmu_jax.benchmark.persons`. Every candidate, a method with a forget
+loss, has the default settings of `unlearn`: the middle of the method's search ranges.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
-    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    # Set before JAX is imported: pass pretrained weights to each program instead of embedding them in it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import numpy as np
@@ -32,12 +32,12 @@ from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 STEPS, FORGET_BATCH, RETAIN_BATCH = 60, 8, 8
-# The block whose output RMU moves, of 30.
+# The block, of 30, whose output RMU moves.
 LAYER = 10
-# The forget losses of objectives that have something else besides: KL to the original model as the retain loss, and 1
-# less the probability of an answer as the error.
+# The forget losses of objectives that change something else too: KL to the original model as the retain loss, or one
+# minus the probability of an answer as the error.
 FORGET_LOSSES = {"kl_minimisation": "gradient_ascent", "level_of_probability": "bounded_ascent"}
-# Methods with an objective each. Gradient difference is the weighted sum with gradient ascent.
+# Pairs of a method and an objective. Gradient difference is the weighted sum with gradient ascent.
 CANDIDATES = (
     ("EUPMU", "bounded_ascent"),
     ("weighted sum", "gradient_ascent"),
@@ -63,7 +63,7 @@ CANDIDATES = (
 
 
 def task_of(objective: str, original) -> eupmu.Task:
-    """The task, with the original model where the loss compares with that token by token, or hidden states."""
+    """The task, with the original model where the loss compares its predictions or its hidden states."""
     options = {
         "undial": {"original": original},
         "kl_minimisation": {"original": original, "retain": "kl"},
@@ -78,7 +78,7 @@ def _hidden(params, tokens):
 
 
 def examples_of(objective: str, part: Questions, original) -> Examples:
-    """The set, with what the original model makes of it, and with refusals where the loss prefers them."""
+    """The set, with the original model's likelihoods and with refusals where the loss needs them."""
     respondent = persons.respondent()
     batch = answers.encoded(respondent, part)
     if objective in ("dpo", "lrml"):
@@ -89,19 +89,19 @@ def examples_of(objective: str, part: Questions, original) -> Examples:
 
 
 def settings_of(method: str, objective: str, task: eupmu.Task, trial: int | None = None) -> dict:
-    """The middle of the method's ranges, or the settings of a trial, with the forget loss, where it takes one."""
+    """The middle of the method's ranges, or the settings of a trial, with the forget loss if the method takes one."""
     given = default_settings(METHODS[method], task) if trial is None else tuning.settings(METHODS[method], trial)
     loss = {"forget_objective": FORGET_LOSSES.get(objective, objective)}
     return given | loss if "forget_objective" in given else given
 
 
 class Models(NamedTuple):
-    """What the runs of one seed begin with and are compared with.
+    """What the runs of one seed start from and are compared with.
 
     Attributes:
-      seed, parts: The seed, and its questions.
+      seed, parts: The seed and its questions.
       original, retrained: The models.
-      nll, lengths: Of the original model's answers about retained persons.
+      nll, lengths: Of the answers about retained persons, the first under the original model.
       missed: The share of their tokens that it does not predict.
     """
 
@@ -115,7 +115,7 @@ class Models(NamedTuple):
 
 
 def models_of(seed: int, cache: Path) -> Models:
-    """Fine-tunes both models of a seed, or takes them from `cache`."""
+    """Fine-tunes both models of a seed, or loads them from `cache`."""
     parts, respondent = persons.sets(seed), persons.respondent()
     original = persons.train(persons.joined(parts.forget, parts.retain), seed, cache)
     retrained = persons.train(parts.retain, seed + RETRAINED_SEED_OFFSET, cache)
@@ -125,16 +125,16 @@ def models_of(seed: int, cache: Path) -> Models:
 
 
 def start_of(objective: str, models: Models) -> dict:
-    """Retain loss and error of the original model as the task of this objective has them."""
+    """Retain loss and error of the original model, as the task of this objective defines them."""
     nll, lengths = models.nll, models.lengths
-    # Compared with itself it loses nothing.
+    # The distance of the original model to itself.
     loss = 0.0 if objective in ("rmu", "kl_minimisation") else nll.sum() / lengths.sum()
     error = np.mean(1 - np.exp(-nll / lengths)) if objective == "level_of_probability" else models.missed
     return {"retain_loss": float(loss), "retain_error": float(error)}
 
 
 def judged(models: Models, model: str, objective: str, params, **more) -> dict:
-    """The row of a model, which is printed in short."""
+    """The row of a model; prints a summary of it."""
     figures = persons.judge(params, models.parts) | {"relearned": persons.relearned(params, models.parts, models.seed)}
     asked = persons.joined(*persons.shown(models.parts))
     figures |= {"answers": answers.answers(persons.respondent(), params, asked)}
@@ -145,7 +145,7 @@ def judged(models: Models, model: str, objective: str, params, **more) -> dict:
 def unlearn(
     models: Models, method: str, objective: str, trial: int | None = None, **more
 ) -> tuple[dict, eupmu.Unlearned]:
-    """A candidate's settings, the middle of its ranges or those of a trial, and what `eupmu.unlearn` makes of them."""
+    """A candidate's settings, the middle of its ranges or those of a trial, and the result of `eupmu.unlearn`."""
     params, seed = models.original.params, models.seed
     task = task_of(objective, params)
     given = settings_of(method, objective, task, trial)
@@ -164,7 +164,7 @@ def unlearned(models: Models, method: str, objective: str, trial: int | None = N
 
 
 def missing(found: list[dict]) -> list[tuple[str, str]]:
-    """The candidates that have no row of the present version of their method among these."""
+    """The candidates without a row of the current version of their method."""
     done = {(row["model"], row["objective"], row.get("version")) for row in found}
     return [
         (method, objective)
@@ -174,12 +174,12 @@ def missing(found: list[dict]) -> list[tuple[str, str]]:
 
 
 def whole(found: list[dict]) -> list[dict]:
-    """The rows that have all figures of `persons.judge`, the last of which is `int4`."""
+    """The rows that have all figures of `persons.judge`; `int4` is the newest."""
     return [row for row in found if "int4" in row]
 
 
 def run(seed: int, out: Path, cache: Path, made_by: dict) -> None:
-    """Appends a row for each model of a seed that is not there yet."""
+    """Appends a row for each model of a seed that has none yet."""
     models = models_of(seed, cache)
     found = whole(rows.select(rows.read(out), seed=seed)) if out.is_file() else []
     done = {row["model"] for row in found}

@@ -1,9 +1,9 @@
-"""The methods of `run.py` that have rows of several seeds, tuned: the middle of their ranges and two points besides.
+"""Tunes the methods of `run.py` that have rows for several seeds: the middle of their ranges and two more points.
 
 Command:  uv run --extra language python experiments/persons/tune.py
-Time:     four to eight hours on two cores; goes on where it was stopped.
+Time:     four to eight hours on two cores; a rerun resumes.
 Result:   experiments/persons/trials.jsonl: under seed 0 a row for each trial of each method; under seeds 1 and 2 one
-          for the trial that `chosen` takes, unless that is the middle, whose rows `run.py` makes.
+          for the trial that `chosen` selects, unless that is the middle, whose rows `run.py` makes.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    # Set before JAX is imported: pass pretrained weights to each program instead of embedding them in it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 from eupmu_jax.benchmark import rows
@@ -20,7 +20,7 @@ from experiments import origin, parts
 from experiments.persons import run
 
 TRIALS_FILE = Path(__file__).with_name("trials.jsonl")
-# Points of the cube of `tuning`, beside the middle.
+# Points of the unit cube of `tuning`, besides the middle.
 TRIALS = (1, 2)
 TUNED = (
     ("EUPMU", "bounded_ascent"),
@@ -31,7 +31,7 @@ TUNED = (
     ("weighted sum", "simnpo"),
     ("weighted sum", "lrml"),
 )
-# A model keeps its utility if it loses no more than this share of the fine-tuned one's.
+# A model keeps its utility if it loses at most this share of the original model's.
 KEPT = 0.01
 
 
@@ -43,10 +43,10 @@ def tried(found: list[dict], trials: list[dict], candidate: tuple[str, str]) -> 
 
 
 def chosen(found: list[dict], trials: list[dict], candidate: tuple[str, str]) -> dict:
-    """The row of the trial that is taken, without a look at the retrained model.
+    """The row of the selected trial, chosen without the retrained model.
 
-    Of those that keep utility within 1 % of the original model's it is that whose error on the forgotten persons is
-    nearest to the original model's on persons who were never shown; if none keeps it, that of the greatest utility.
+    Among those that keep utility within 1 % of the original model's, the one whose error on the forgotten persons is
+    nearest to the original model's on persons who were never shown; if none keeps it, the one with the highest utility.
     """
     original = rows.select(found, model="original", seed=0)[0]
     mine = tried(found, trials, candidate)
@@ -57,12 +57,12 @@ def chosen(found: list[dict], trials: list[dict], candidate: tuple[str, str]) ->
 
 
 def of_now(trials):
-    """Those of the present versions of their methods."""
+    """The trials of the current versions of their methods."""
     return [row for row in trials if row["version"] == METHODS[row["model"]].version]
 
 
 def tune(seeds: list[int], found: list[dict], out: Path, cache: Path, made_by: dict) -> None:
-    """Appends the trials that are not there yet: all under seed 0, the one that is chosen under the other seeds."""
+    """Appends the missing trials: all under seed 0, the selected one under the other seeds."""
     for seed in seeds:
         for candidate in TUNED:
             trials = of_now(rows.read(out)) if out.is_file() else []
