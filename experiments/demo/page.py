@@ -32,7 +32,7 @@ def draw(folder: Path) -> None:
 
 
 def table(found: list[dict]) -> str:
-    """Means and standard deviations over seeds of one forget set."""
+    """Means over seeds, and the gap's standard deviation, for one forget set."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in found):
         cells = []

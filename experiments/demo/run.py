@@ -1,8 +1,8 @@
-"""Runs the demo over seeds and forget sets, and keeps its rows.
+"""Runs the demo over seeds and forget sets and saves its rows.
 
 Command:  uv run python experiments/demo/run.py --data digits             (or --data fashion_mnist --seeds 0)
 Time:     digits about 3 minutes on 2 cores; Fashion-MNIST about 20 for each seed.
-Result:   experiments/demo/rows.jsonl, one row for each model, with the history of EUPMU alone.
+Result:   experiments/demo/rows.jsonl, one row for each model; only EUPMU's rows include the history.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main():
             out = arguments.out / f"{arguments.data}-{forget.replace(':', '-').rstrip('%')}-{seed}"
             made = demo.run(arguments.data, forget, seed, out, Console())
             case = {"data": arguments.data, "forget": forget, "seed": seed}
-            # What makes the row again; where the output went says nothing about it.
+            # The command reproduces the row without --out, which does not affect it.
             command = origin.command(__file__, "--data", arguments.data, "--forget", forget, "--seeds", seed)
             for row in made:
                 if row["method"] != "EUPMU":

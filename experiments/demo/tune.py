@@ -1,15 +1,15 @@
-"""Tunes every method of the demo but EUPMU with the same number of trials, and writes what the demo then uses.
+"""Tunes every method of the demo except EUPMU with the same number of trials, and writes the settings it then uses.
 
 Command:  uv run python experiments/demo/tune.py --data digits --kind random     (and class; and --data fashion_mnist)
 Time:     digits about 8 minutes for each kind on 2 cores; Fashion-MNIST about half a minute for each trial.
-Result:   rows of all trials in experiments/demo/tuning.jsonl, the best of each method in
+Result:   rows of all trials in experiments/demo/tuning.jsonl, the best settings of each method in
           eupmu_jax/commands/demo_settings.json.
 
 EUPMU runs with its defaults. Every other method gets the same number of random trials over the settings that it reads.
-The score never sees a retrained model: it is the mean distance of UA, RA, TA and MIA to what the original model shows
-on data it has never seen (its test error for UA, the share of test points its own attack calls non-members for MIA; 100
-for both if a class goes). The seeds of the splits and models are other ones than those the demo's results are reported
-on; the test set of Fashion-MNIST is the same one. Trials that are there are not made again.
+The score uses no retrained model. It is the mean distance of UA, RA, TA and MIA from what the original model shows
+on unseen data: its test error for UA, the share of test points that its own attack calls non-members for MIA, and 100
+for both if a class is forgotten. Splits and models have other seeds than the demo's reported results; the test set of
+Fashion-MNIST is the same. Existing trials are not repeated.
 """
 
 import argparse
@@ -35,10 +35,10 @@ SIZES = {"digits": demo.Size(5, 16, 144), "fashion_mnist": demo.Size(2, 64, 576)
 
 
 def draw(method: str, rng: np.random.Generator) -> dict:
-    """Random settings; every method draws all of them, and keeps those that it reads."""
+    """Random settings: every method draws all of them and keeps those that it reads."""
     log_uniform = lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))
     drawn = {
-        # Nothing holds gradient ascent back: it needs smaller steps, from a range as wide.
+        # Gradient ascent is unbounded, so it needs smaller steps, from an equally wide range.
         "learning_rate": log_uniform(0.01, 3.0) / (10 if method == "gradient ascent" else 1),
         "forget_objective": str(rng.choice(["random_labels", "bounded_ascent"])),
         "retain_weight": log_uniform(0.3, 30.0),
@@ -57,7 +57,7 @@ def draw(method: str, rng: np.random.Generator) -> dict:
 
 
 def blind_targets(prepared, params) -> dict:
-    """What the four figures should be, as far as the original model and unseen data tell."""
+    """Targets for the four figures, estimated from the original model and unseen data."""
     figures = problems.evaluate(prepared, params, attacks=())
     if prepared.split.forget_class is not None:
         return {"UA": 100.0, "RA": figures["RA"], "TA": figures["TA"], "MIA": 100.0}
@@ -70,7 +70,7 @@ def blind_targets(prepared, params) -> dict:
 
 
 def scored(case: tuple, key: dict, made_by: dict) -> float:
-    """The score of one trial on one seed; its row is made unless it is there."""
+    """The score of one trial on one seed; adds its row if it is missing."""
     prepared, params, targets = case
     size = demo.Size(**key["plan"])
 

@@ -1,7 +1,7 @@
-"""A file of your own for `eupmu unlearn`, on a mesh: a small decoder that knows dictionary entries by heart.
+"""A file of your own for `eupmu unlearn`, on a mesh: a small decoder that has memorised dictionary entries.
 
-It needs Debian's package dict-devil. The mesh takes all devices there are; the same file runs on one. The model is
-trained at the first use, in two minutes on 2 cores. One CPU can pretend to be eight devices, with
+It needs Debian's package dict-devil. The mesh uses all devices; the same file runs on a single one. The model is
+trained on first use, in two minutes on 2 cores. To try eight devices on one CPU, set
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
@@ -58,7 +58,7 @@ def retrain(positions):
     return train(positions, seed=1)
 
 
-# The trained parameters: yours are in a checkpoint already.
+# The trained parameters; yours are already in a checkpoint.
 saved = Path("eupmu_runs/own_model/decoder").absolute()
 with ocp.StandardCheckpointer() as checkpointer:
     if not saved.exists():

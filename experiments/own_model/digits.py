@@ -1,6 +1,6 @@
 """A file of your own for `eupmu unlearn`, in plain JAX: a model of handwritten digits.
 
-Copy it and change what is yours. Then, with positions in ids.txt:
+Copy it and replace the data and the model. Then, with positions in ids.txt:
 eupmu unlearn digits.py --forget ids.txt --out RUN --retrain && eupmu audit RUN digits.py
 """
 
@@ -49,7 +49,7 @@ def retrain(positions):
     return train(positions, seed=1)
 
 
-# The trained parameters: yours are in a file already.
+# The trained parameters; yours are already in a file.
 saved = Path("eupmu_runs/own_model/digits.npz")
 if not saved.exists():
     saved.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A file of your own for `eupmu unlearn`, with Flax NNX and Orbax: a small convnet on images of clothes.
 
-It needs Debian's package dataset-fashion-mnist. At the first use the model is trained, in half a minute; the arrays and
-its parameters are kept in eupmu_runs/own_model.
+It needs Debian's package dataset-fashion-mnist. The model is trained on first use, in half a minute; the arrays and the
+parameters are kept in eupmu_runs/own_model.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ class Convnet(nnx.Module):
         return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 
-# The model as a function of its parameters; the rest would have the statistics of BatchNorm.
+# The model as a function of its parameters; `rest` would hold BatchNorm statistics.
 model = Convnet(nnx.Rngs(0))
 model.eval()
 graph, _, rest = nnx.split(model, nnx.Param, ...)
@@ -77,7 +77,7 @@ def retrain(positions):
     return train(positions, seed=1)
 
 
-# The trained parameters: yours are in a checkpoint already.
+# The trained parameters; yours are already in a checkpoint.
 saved = folder.absolute() / "fashion_mnist"
 with ocp.StandardCheckpointer() as checkpointer:
     if not saved.exists():

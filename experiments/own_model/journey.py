@@ -1,11 +1,11 @@
-"""From ids to evidence: three deletion requests, one after the other, on a model of clothes, by the commands alone.
+"""From ids to evidence: three successive deletion requests on a model of clothes, with the commands alone.
 
 Command:  uv run python experiments/own_model/journey.py
-Time:     eight minutes on 2 cores; nine at the first use, which trains the model.
+Time:     eight minutes on 2 cores; nine the first time, which trains the model.
 Result:   experiments/own_model/rows.jsonl; ledger, runs and reports in eupmu_runs/journey.
 
-Two requests are for images at random, the third is for a class. Each run goes on from the one before, and each audit
-looks again at what the earlier ones forgot, and compares with a model that is trained again without all that is gone.
+Two requests are for random images, the third is for a class. Each run starts from the result of the one before. Each
+audit also checks what the earlier runs forgot, and compares with a model retrained without everything forgotten so far.
 It needs Debian's package dataset-fashion-mnist.
 """
 
@@ -30,7 +30,7 @@ AT_RANDOM, CLASS = (200, 100), 7
 
 
 def requests(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Positions of each request, by its reason: no example is in two."""
+    """The positions of each request by its reason; requests do not overlap."""
     shuffled = np.random.default_rng(0).permutation(np.flatnonzero(labels != CLASS))
     first, second, _ = np.split(shuffled, np.cumsum(AT_RANDOM))
     return {
@@ -44,13 +44,13 @@ def eupmu(*arguments) -> int:
     """Runs `eupmu` as a user would, and returns its exit code."""
     command = [str(argument) for argument in arguments]
     print(f"\n$ {shlex.join(['eupmu', *command])}", flush=True)
-    # What one command compiles, the next takes from there.
+    # The commands share one compilation cache.
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(COMPILED), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     return subprocess.run([sys.executable, "-c", PROGRAM, *command], env=os.environ | compiled).returncode
 
 
 def run(out: Path, file: Path = FILE, retrain: bool = False) -> list[dict]:
-    """Answers all requests, perhaps with a retrained model beside each; returns a row for each."""
+    """Handles all requests, optionally with a retrained model for each; returns a row for each."""
     out.mkdir(parents=True, exist_ok=True)
     labels, found = np.asarray(user_file.load(file, ("data",))["data"]["labels"]), []
     ledger, also = ("--ledger", out / "requests.db"), ["--retrain"] * retrain

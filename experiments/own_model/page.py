@@ -9,7 +9,7 @@ ROWS = Path(__file__).with_name("rows.jsonl")
 
 
 def blocks() -> dict[str, str]:
-    """What each run reached, and what the last audit found of all requests."""
+    """What each run reached, and what the last audit found for every request."""
     found = rows.read(ROWS)
     return {"requests": requests(found), "all requests": again(found[-1], found)}
 
@@ -48,7 +48,7 @@ def _auc(attack):
 
 
 def again(last: dict, found: list[dict]) -> str:
-    """What the last audit found of all that was forgotten."""
+    """What the last audit found for every request."""
     lines = []
     for row, audited in zip(found, [*last["earlier"], last["unlearned"]], strict=True):
         level = audited["errors"]["forgotten"]

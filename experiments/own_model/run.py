@@ -1,8 +1,8 @@
-"""Your own model: a plain JAX function, a dict of parameters, arrays of your own. Copy it and change the top half.
+"""Your own model: a plain JAX function, a dict of parameters, arrays of your own. Copy it and replace the top half.
 
 Command:  uv run python experiments/own_model/run.py
 Time:     about 20 seconds on 2 cores.
-Result:   accuracy on what is forgotten, kept and never seen: original, unlearned, and retrained without it.
+Result:   accuracy on forgotten, retained and unseen data of the original, the unlearned and a retrained model.
 """
 
 import jax
