@@ -1,4 +1,4 @@
-"""What the rows of an experiment need to be made again."""
+"""What is needed to reproduce the rows of an experiment."""
 
 import shlex
 from pathlib import Path
@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(script: str, *arguments: Any) -> str:
-    """The command that runs `script`, a path, from the root of the repository."""
+    """The command that runs the script at path `script` from the root of the repository."""
     return shlex.join(["python", str(Path(script).resolve().relative_to(ROOT)), *map(str, arguments)])
 
 
 def of(script: str, *arguments: Any) -> dict:
-    """Provenance of the rows that `script` makes with these arguments."""
+    """The provenance of the rows that `script` writes with these arguments."""
     return rows.provenance(command(script, *arguments))

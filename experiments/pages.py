@@ -1,12 +1,12 @@
-"""Makes every table of the pages and of the README from the saved rows, and draws the figures if asked to.
+"""Generates every table of the pages and of the README from the saved rows, and optionally draws the figures.
 
 Command:  uv run python experiments/pages.py                                  (and with --figures)
-Time:     half a minute; with figures a minute.
-Result:   what stands between `<!-- name -->` and `<!-- end -->` in README.md and in experiments/*/page.md is made anew;
-          figures go to experiments/figures, where git keeps those that a page shows.
+Time:     half a minute; a minute with figures.
+Result:   replaces the text between `<!-- name -->` and `<!-- end -->` in README.md and in experiments/*/page.md;
+          figures go to experiments/figures, where git tracks those that a page shows.
 
-An experiment's `page.py` has a function `blocks`, which gives each table or paragraph by its name, and may have one
-`draw`, which writes figures into a folder. A name may stand in any page, once.
+An experiment's `page.py` has a function `blocks`, which returns each table or paragraph by its name, and may have a
+function `draw`, which writes figures into a folder. A name may be used in any page, but only once.
 """
 
 import argparse
@@ -25,20 +25,20 @@ def pages() -> list[Path]:
 
 
 def makers() -> list[ModuleType]:
-    """The module `page` of every experiment that has one."""
+    """The `page` module of every experiment that has one."""
     return [importlib.import_module(f"experiments.{p.parent.name}.page") for p in sorted(EXPERIMENTS.glob("*/page.py"))]
 
 
 def blocks() -> dict[str, str]:
-    """Every table and paragraph by its name."""
+    """All tables and paragraphs by name."""
     return {name: text for maker in makers() for name, text in maker.blocks().items()}
 
 
 def fill(page: str, made: dict[str, str]) -> str:
-    """The page with its blocks made anew.
+    """The page with its blocks replaced.
 
     Raises:
-      ValueError: For a block that none of the experiments makes.
+      ValueError: For a block that no experiment generates.
     """
 
     def block(match):

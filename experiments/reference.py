@@ -1,4 +1,4 @@
-"""Builds the API pages from the docstrings, mathematics rendered.
+"""Builds the API pages from the docstrings, with rendered mathematics.
 
 Command:  uv run --extra docs python experiments/reference.py
 Time:     ten seconds.
@@ -31,7 +31,7 @@ CHEX = ("Array", "ArrayTree", "Numeric", "PRNGKey")
 
 
 def with_tables(docstring: str) -> str:
-    """Simple tables of reStructuredText as Markdown's, and spaces that Markdown would read as escapes left out."""
+    """The docstring with reStructuredText tables as Markdown tables, and without thin spaces, which Markdown misreads."""
     rule = r"^[ \t]*=+(?: +=+)+[ \t]*\n"
 
     def markdown(match):
@@ -53,14 +53,14 @@ def with_tables(docstring: str) -> str:
 
 
 def main():
-    # By their names: what they stand for fills half a page, and one refers to itself.
+    # Show these types by name: their definitions fill half a page, and one is recursive.
     for module, name in (*((chex, name) for name in CHEX), (optax, "OptState"), (optax, "Schedule")):
         alias = typing.NewType(name, object)
         alias.__module__ = module.__name__
         setattr(module, name, alias)
     for name in pdoc.extract.walk_specs(MODULES):
         importlib.import_module(name)
-    # The docstring of a tuple has its fields already.
+    # The docstring of a tuple already lists its fields.
     for tuple_class in tuple.__subclasses__():
         if tuple_class.__module__.startswith("eupmu_jax"):
             for field in tuple_class._fields:
