@@ -31,7 +31,7 @@ CHEX = ("Array", "ArrayTree", "Numeric", "PRNGKey")
 
 
 def with_tables(docstring: str) -> str:
-    """The docstring with reStructuredText tables as Markdown tables, and without thin spaces, which Markdown misreads."""
+    """The docstring with its tables as Markdown tables, and without thin spaces, which Markdown misreads."""
     rule = r"^[ \t]*=+(?: +=+)+[ \t]*\n"
 
     def markdown(match):

@@ -1,4 +1,4 @@
-"""The methods that the budget experiments compare, as optimizers made of a run's numbers."""
+"""The methods that the budget experiments compare, as optimizers built from the numbers of a run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +15,9 @@ class Tuning(NamedTuple):
     """What is tuned, for every method alike.
 
     Attributes:
-      learning_rate: Peak.
-      gain: How hard the method reacts, in its own unit; see `METHODS`.
-      multiplier: The first one, or the only one.
+      learning_rate: The peak learning rate.
+      gain: How strongly the method reacts, in its own unit; see `METHODS`.
+      multiplier: The initial or fixed multiplier.
     """
 
     learning_rate: float
@@ -52,12 +52,12 @@ class Numbers(NamedTuple):
 
     @property
     def unit(self):
-        """Gain that moves the multiplier by 1 for a violation as large as the whole budget."""
+        """`gain` per violation as large as the whole budget."""
         return self.gain / (self.limit - self.start)
 
 
 def _steered(controller):
-    """Implicit surgery whose controller is fed with the distance of the level to the limit."""
+    """Implicit surgery whose controller sees the distance of the level from the limit."""
 
     def build(base, schedule, scale, n):
         rule = tolerances.budget(n.limit, 1.0)

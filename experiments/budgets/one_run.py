@@ -1,8 +1,9 @@
-"""What the budget experiments share: problems, and one run of one method.
+"""Shared by the budget experiments: problems, and one run of one method.
 
 Every method makes the same number of steps on the same batches, with one forward and backward pass over both (the paper
-and the released code pass the retain batch forward once more), and is measured on the whole sets equally often. All
-numbers of a run are arguments of one compiled block of steps, so that hundreds of runs compile a few dozen programs.
+and the released code make one more forward pass over the retain batch), and is measured on the whole sets equally
+often. All numbers of a run are arguments of one compiled block of steps, so hundreds of runs compile a few dozen
+programs.
 """
 
 import functools
@@ -28,12 +29,12 @@ from experiments.budgets.methods import STACKED, Numbers, Program, Tuning, optim
 BATCHES = {"digits": (16, 144), "fashion_mnist": (64, 576)}
 SIZES = {"digits": None, "fashion_mnist": 20_000}
 BLOCKS = 5
-LOOKS = 2  # Times in a block at which a trace looks at the whole retain set, unseen by the method.
+LOOKS = 2  # Measurements of the whole retain set in a block, for the trace only.
 SHADOW_SIZE = 2_000
 
 
 class Given(NamedTuple):
-    """A trained classifier, what it should forget, and the figures of it and of the retrained model.
+    """A trained classifier, its forget and retain sets, and the figures of it and of the retrained model.
 
     `whole` are the images and labels of the forget set and of the retain set.
     """
@@ -69,7 +70,7 @@ def _log(losses):
 
 @functools.partial(jax.jit, static_argnames=("program", "apply", "anchored"))
 def _steps(program, apply, anchored, numbers, decay, data, params, state, anchor, index):
-    """The steps of stretch number `index` of the ids."""
+    """The steps of stretch `index` of the ids."""
     images, labels, *ids = data
     losses_of = batches.shared_forward(
         lambda p, batch: apply(p, batch["images"]),
@@ -106,7 +107,7 @@ def _init(program, numbers, decay, params):
 
 @functools.cache
 def _measure(apply):
-    """`(minus the forget loss, (1,) retain loss)`, on the whole sets: what should fall, and what must not rise."""
+    """Measures `(minus the forget loss, (1,) retain loss)` on the whole sets."""
 
     def measure(whole, params):
         forget, retain = (objectives.cross_entropy(apply(params, images), labels) for images, labels in whole)
@@ -131,14 +132,14 @@ def run(
     """Unlearns, with the loss on the whole retain set to rise by at most `rise` nats.
 
     Args:
-      given, program, setting: What runs.
+      given, program, setting: The problem, the method and its tuned numbers.
       rise: B.
       epochs: Passes over the forget set, rounded up to equal blocks.
-      seed: Of the batches.
+      seed: The seed of the batches.
       decay: Factors on the learning rate, one for each step.
       retain_ratio: Retain examples for each forget example in a step.
-      anchored: Whether the level that steers is the last full measurement plus what the batch says has changed since,
-        or the batch's own loss.
+      anchored: Whether the controller sees the last full measurement plus the change on the batch since then, or else
+        the batch's own loss.
       trace: Filled with the loss on the whole retain set at `BLOCKS * LOOKS` points in time, and at the start.
     """
     t, (forget_size, _) = given.classifier, BATCHES[given.classifier.dataset.name]
@@ -186,7 +187,7 @@ def _look(look, params):
 
 
 def accuracies(given: Given, params: dict) -> dict:
-    """UA and RA alone: the attack behind MIA takes longer than the run."""
+    """UA and RA only, as the attack behind MIA takes longer than the run."""
     predict = lambda images: fitting.predict(given.apply, params, images)
     forget, retain = (metrics.accuracy(predict(images), np.asarray(labels)) for images, labels in given.whole)
     return {"UA": 100 - forget, "RA": retain}

@@ -1,4 +1,4 @@
-"""The page of the budgets: where runs end, where they are led to, and what they forget, from `rows.jsonl`."""
+"""The page of the budgets: where runs end, what they return and how much they forget, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ LABELS = {"P": "P (the paper)", "reference": "released code"}
 
 
 def blocks() -> dict[str, str]:
-    """Of each data set: the models, a table for each forget set, loss scale and schedule, and the other stages."""
+    """For each data set: the models, a table for each forget set, loss scale and schedule, and the other stages."""
     made = {}
     for name in DATA:
         found = rows.select(rows.read(ROWS), data=name)
@@ -54,7 +54,7 @@ def table(found: list[dict]) -> str:
         if not mine:
             continue
         by_optimizer = {optimizer: rows.select(mine, optimizer=optimizer) for optimizer in OPTIMIZERS}
-        # In the order of the optimizers, on which the last digit of a mean depends.
+        # Ordered by optimizer, as the last digit of a mean depends on the order.
         mine = [row for group in by_optimizer.values() for row in group]
         lines.append(
             [
@@ -72,7 +72,7 @@ def table(found: list[dict]) -> str:
 
 
 def models(found: list[dict]) -> str:
-    """What the original and the retrained model show, means over seeds."""
+    """Figures of the original and the retrained model, means over seeds."""
     lines = []
     figures = {"UA": 1, "RA": 2, "TA": 1, "MIA": 1, "retain_loss": 4}
     for forget, model in dict.fromkeys((row["forget"], row["model"]) for row in found):
@@ -83,7 +83,7 @@ def models(found: list[dict]) -> str:
 
 
 def draw(folder: Path) -> None:
-    """Above, the loss of the whole retain set over time; below, where every run ends."""
+    """Draws the loss on the whole retain set over time, and below it where every run ends."""
     grid = rows.select(rows.read(ROWS), data="fashion_mnist", stage="grid")
     shown = [r for r in rows.select(grid, forget="random:10%", schedule="linear") if _is_usual(r)]
     with matplotlib.rc_context(parts.STYLE):
@@ -116,7 +116,7 @@ def _ends(panel, grid):
         for end, shift, alpha, cap in (("last", -0.2, 0.4, "round"), ("returned", 0.2, 0.9, "projecting")):
             values = [1 + row[f"overshoot_{end}"] for row in found]
             x = place + shift + rng.uniform(-0.09, 0.09, len(values))
-            # All points as one path of strokes without length: a tenth of the file that single markers make.
+            # All points as one path of strokes without length: the file is a tenth of that with single markers.
             strokes = np.array([x, x, np.full_like(x, np.nan)]).T.ravel(), np.repeat(values, 3)
             panel.plot(*strokes, color=color, alpha=alpha, lw=3.4, solid_capstyle=cap)
     _limit_axis(panel)

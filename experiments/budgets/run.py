@@ -4,17 +4,17 @@ Command:  uv run python experiments/budgets/run.py --data digits                
 Time:     digits about 10 minutes on one core, Fashion-MNIST about 45; finished rows are not repeated.
 Result:   experiments/budgets/rows.jsonl: rows of the stages "tuning", "models", "grid", "anchored" and "cnn".
 
-Digits is the MLP on all 1,437 training images, Fashion-MNIST an MLP on 20,000 drawn at random. The limit is the
-original's loss on the whole retain set plus B, 0.02 nats.
+Digits is an MLP on all 1,437 training images, Fashion-MNIST an MLP on 20,000 drawn at random. The limit is the original
+model's loss on the whole retain set plus B, 0.02 nats.
 
 Tuning draws the same number of random settings for every method, optimizer and scale, on a seed that the grid does not
-use, and takes the one whose returned checkpoint has the highest forget loss; it never sees a retrained model. The log
-scale and the warm restarts are run for forgetting at random only. Stage "anchored" runs barrier and PI once more with
-the level estimated as the last full measurement plus what the batch says has changed since, which costs another forward
-pass over the retain batch. Stage "cnn", for the seeds of `--cnn-seeds`, repeats barrier, PI and reference on the small
-CNN with the settings found on the MLP.
+use, and selects the one whose returned checkpoint has the highest forget loss; it never sees a retrained model. The log
+scale and the warm restarts are run for random forgetting only. Stage "anchored" repeats barrier and PI with the level
+estimated as the last full measurement plus the change on the batch since then, which costs another forward pass over
+the retain batch. Stage "cnn", for the seeds of `--cnn-seeds`, repeats barrier, PI and reference on the small CNN with
+the settings found on the MLP.
 
-Overshoot is in units of B, measured on the whole retain set: of the last step, and of the checkpoint that the run
+Overshoot is in units of B, measured on the whole retain set, after the last step and at the checkpoint that the run
 returns. `inside` is the share of 10 points in time, evenly spread over the run, at which the whole retain set's loss
 kept the limit.
 """
@@ -64,14 +64,14 @@ SCHEDULES = {"linear": lambda steps: 1 - np.arange(steps) / steps, "restarts": r
 
 
 def programs():
-    """All that is compared; the released code knows the log scale only."""
+    """All programs that are compared; the released code only has the log scale."""
     for program in itertools.starmap(Program, itertools.product(GRID, ("raw", "log"), OPTIMIZERS)):
         if program[:2] != ("reference", "raw"):
             yield program
 
 
 def is_usual(program):
-    """Raw losses, or the only scale there is."""
+    """Whether the program uses raw losses, or the only scale that it has."""
     return program.scale == "raw" or program.method == "reference"
 
 

@@ -14,21 +14,21 @@ from eupmu_jax.objectives import cross_entropy, random_labels
 
 
 class Settings(NamedTuple):
-    """What the run is; a checkpoint of other settings is refused.
+    """Defines the run; a checkpoint of other settings is refused.
 
     Attributes:
       data: "digits" or "fashion_mnist".
       forget: A whole class, class:N, or a random share of the training set, random:10%.
       method: Surgery on stacked gradients, or by a multiplier.
       rise: By how much the retain loss may rise, in nats.
-      train_steps: Of the original model's training.
-      steps: Of unlearning.
+      train_steps: Steps of training the original model.
+      steps: Steps of unlearning.
       train_batch: Examples in a step of training, over all processes.
-      forget_batch: Examples to forget in a step of unlearning, over all processes.
-      retain_batch: Examples to retain, likewise.
-      learning_rate: Of unlearning.
+      forget_batch: Forget examples in a step of unlearning, over all processes.
+      retain_batch: Retain examples in a step of unlearning, over all processes.
+      learning_rate: Learning rate of unlearning.
       hidden: Width of the two hidden layers.
-      seed: Of the split, the model, the order of the examples and the keys.
+      seed: Seed of the split, the model, the order of the examples and the keys.
     """
 
     data: Literal["digits", "fashion_mnist"] = "digits"
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of the run, to be compiled for a mesh: its optimizer, its step, and the sets of examples it reads."""
+    """A part of the run, compiled for a mesh: its optimizer, its step, and the sets of examples it reads."""
 
     optimizer: optax.GradientTransformation
     step: Callable
@@ -68,7 +68,7 @@ def training(settings: Settings, apply: Callable, ids: np.ndarray) -> Stage:
 
 
 def unlearning(settings: Settings, apply: Callable, split: data.Split, num_classes: int) -> Stage:
-    """Random labels for the forget set, drawn anew with the key of each step, under a limit for the retain loss."""
+    """Random labels for the forget set, redrawn with the key of each step, under a limit on the retain loss."""
 
     def forget_loss(params, batch, key):
         return cross_entropy(apply(params, batch["images"]), random_labels(key, batch["labels"], num_classes))
@@ -97,6 +97,6 @@ def unlearning(settings: Settings, apply: Callable, split: data.Split, num_class
 
 
 def identity(settings: Settings, dataset: data.Dataset, split: data.Split) -> dict:
-    """The settings, and hashes of the examples and of which of them are forgotten."""
+    """The settings, and hashes of the examples and of the split."""
     content = hashlib.sha256(dataset.train_images.tobytes() + dataset.train_labels.tobytes()).hexdigest()
     return settings._asdict() | {"sha256": content, "split": data.digest(split)}

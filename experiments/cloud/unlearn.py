@@ -5,8 +5,8 @@ Command:  uv run python experiments/cloud/unlearn.py
 Time:     about 20 seconds on 2 CPU cores, with the digits.
 Result:   in --directory: checkpoints, train.jsonl, unlearn.jsonl (losses, multipliers), result.json (UA, RA, TA, MIA).
 
-The same command again takes the run up where its checkpoints end, on any number of processes and devices. Exit status:
-0 done; 75 (EX_TEMPFAIL) stopped by SIGTERM with a checkpoint; anything else is a fault.
+Rerun the same command to resume from the last checkpoint, on any number of processes and devices. Exit status: 0 done;
+75 (EX_TEMPFAIL) stopped by SIGTERM with a checkpoint; anything else is a fault.
 """
 
 import json
@@ -37,13 +37,13 @@ PREEMPTED = os.EX_TEMPFAIL
 
 
 def compiled(stage: stages.Stage, read: Callable, params: Any, mesh: Mesh, key: jax.Array) -> tuple:
-    """The step, and the layout of its carry; no device of the mesh need be here."""
+    """The compiled step and the layout of its carry; the devices of the mesh may be absent."""
     carry = placement.layout(stage.optimizer, params, key, mesh)
     return placement.compile_step(stage.step, carry, feed.layout(read, stage.ids, stage.sizes, mesh)), carry
 
 
 def description(advance: jax.stages.Compiled, carry: placement.Carry, mesh: Mesh) -> dict:
-    """What a dry run prints: mesh, layout of the parameters, and bytes on each device."""
+    """The output of a dry run: mesh, layout of the parameters, and bytes on each device."""
     memory = advance.memory_analysis()
     leaves = jax.tree_util.tree_flatten_with_path(carry.params)[0]
     return {
@@ -61,14 +61,14 @@ def description(advance: jax.stages.Compiled, carry: placement.Carry, mesh: Mesh
 
 
 def recorder(path: epath.Path) -> Callable[[int, Any], None]:
-    """Writes a row for each call from process 0; rows of steps that are made again are replaced."""
+    """Writes a row for each call from process 0; rows of repeated steps are replaced."""
     rows = saved_rows.read(path)
 
     def record(count, values):
         rows[:] = [row for row in rows if row["step"] < count]
         rows.append({"step": count} | {name: value.tolist() for name, value in values.items()})
         if jax.process_index() == 0:
-            # A kill leaves the rows as they were.
+            # Written aside and renamed, so that a kill leaves the rows intact.
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
             unfinished.replace(path)
@@ -92,11 +92,11 @@ def unlearn(
 ) -> int:
     """Trains a classifier and unlearns a part of its data, on all devices of all processes.
 
-    The same command again goes on where the checkpoints end, on any number of processes and devices. Exit status: 0
+    Rerun the same command to resume from the last checkpoint, on any number of processes and devices. Exit status: 0
     done; 75 stopped by SIGTERM with a checkpoint; anything else is a fault.
 
     Args:
-        settings: What the run is.
+        settings: The settings of the run.
         directory: For checkpoints and results, common to all processes: a path, or a URL such as gs://bucket/run.
         data_axis: Devices along the axis of the examples; all that model_axis leaves by default.
         model_axis: Devices along the axis of the parameters.
@@ -161,7 +161,7 @@ def unlearn(
 
 
 def main() -> None:
-    """Runs `unlearn`, and makes its result the exit status."""
+    """Runs `unlearn` and exits with its result as the status."""
     sys.exit(tyro.cli(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(unlearn)))
 
 

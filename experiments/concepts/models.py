@@ -1,4 +1,4 @@
-"""Emoji and the words of their names, a diffusion model that draws them, and a classifier that judges what is drawn."""
+"""Emoji and the words of their names, a diffusion model that draws them, and a classifier for its samples."""
 
 import collections
 import functools
@@ -22,16 +22,16 @@ from eupmu_jax.tasks import Examples
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training.fitting import fit, fit_task
 
-# An emoji shows the first of these that its name has.
+# An emoji's concept is the first of these words in its name.
 CONCEPTS = ("flag", "clock", "moon", "face", "heart", "arrow", "hand")
-# Words that occur in fewer names are left out of the prompts.
+# Words in fewer names are left out of the prompts.
 OFTEN = 5
 SHAPE, SCHEDULE = (32, 32, 3), cosine_schedule(1_000)
 SIZES = {"in_channels": 3, "patch_size": 2, "widths": [32, 64], "blocks": 1}
 EPOCHS, BATCH, LEARNING_RATE, AVERAGE = 250, 64, 2e-3, 0.995
-# Of negative guidance, the forget loss: with less its minimum is below the loss that a retrained model has.
+# Of negative guidance, the forget loss: with less, its minimum is below the loss of a retrained model.
 GUIDANCE = 5.0
-# Samples for each concept.
+# Evaluated samples for each concept.
 JUDGED = 32
 
 
@@ -39,11 +39,11 @@ class Emoji(NamedTuple):
     """All emoji of the concepts.
 
     Attributes:
-      tree: `inputs` `(n, 32, 32, 3)` in [-1, 1], and as `labels` the prompts of each.
-      concepts: `(n,)`, places in `CONCEPTS`.
+      tree: `inputs` `(n, 32, 32, 3)` in [-1, 1], and `labels`, the indices of their prompts.
+      concepts: `(n,)`, indices into `CONCEPTS`.
       tested: `(n,)`, whether the classifier is tested on it and not trained.
-      words: all that a prompt may have.
-      prompts: `(prompts + 1, words)`, each word's share of a prompt; the last has none.
+      words: All words of the prompts.
+      prompts: `(prompts + 1, words)`, each word's share of a prompt; the last has no words.
     """
 
     tree: dict[str, np.ndarray]
@@ -55,7 +55,7 @@ class Emoji(NamedTuple):
 
 @functools.cache
 def data() -> Emoji:
-    """The emoji. The prompt of a flag is "flag" alone, as countries are named once; of others, their common words."""
+    """The emoji. The prompt of a flag is "flag" alone, as each country occurs once; other prompts are common words."""
     sides = emoji.named(None)
     images, names = np.concatenate([sides[side][0] for side in sides]), [n for side in sides for n in sides[side][1]]
     tested = np.arange(len(names)) >= len(sides["train"][1])
@@ -72,7 +72,7 @@ def data() -> Emoji:
 
 
 def sets() -> tuple[Examples, Examples]:
-    """The flags, and all others."""
+    """The flags, and all other emoji."""
     flags = data().concepts == 0
     return Examples(data().tree, np.flatnonzero(flags)), Examples(data().tree, np.flatnonzero(~flags))
 
@@ -90,7 +90,7 @@ class Words(nnx.Module):
 
 @functools.cache
 def functions():
-    """The network as a function of its parameters and the prompts' numbers, and fresh parameters as one of a key."""
+    """The network as a function of parameters and prompt indices, and a function from a key to fresh parameters."""
 
     def make(seed):
         rngs = nnx.Rngs(seed)
@@ -106,12 +106,12 @@ def functions():
 
 @functools.cache
 def nothing() -> int:
-    """The number of the prompt without words."""
+    """The index of the prompt without words."""
     return len(data().prompts) - 1
 
 
 def task(original=None) -> tasks.Task:
-    """The task, whose targets are those of the original model where there is one."""
+    """The task; its targets come from the original model if one is given."""
     denoise, fresh = functions()
     options = {"num_conditions": nothing(), "guidance": GUIDANCE, "original": original, "fresh_params": fresh}
     return tasks.diffusion(denoise, SCHEDULE, **options)
@@ -119,12 +119,12 @@ def task(original=None) -> tasks.Task:
 
 @functools.cache
 def plain_task() -> tasks.Task:
-    """The task without an original model, one object for all who measure."""
+    """The task without an original model, cached as one object."""
     return task()
 
 
 def train(ids: np.ndarray, seed: int, cache: Path, epochs: int = EPOCHS):
-    """Parameters that were trained on these emoji alone, and what it cost; or those in `cache` of the same training."""
+    """Parameters trained on these emoji alone, and the CPU time; loaded from `cache` if the same training is there."""
     params = plain_task().fresh_params(jax.random.key(seed))
     recipe = {"epochs": epochs, "batch_size": BATCH, "learning_rate": LEARNING_RATE, "average": AVERAGE}
     chosen = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
@@ -140,13 +140,13 @@ def train(ids: np.ndarray, seed: int, cache: Path, epochs: int = EPOCHS):
 
 @functools.cache
 def classifier():
-    """Names concepts of images; and its accuracy in % on the real emoji that it was not trained on."""
+    """A function from images to concepts, and its accuracy in % on the real emoji that it was not trained on."""
     graph, params = nnx.split(SmallCNN(len(CONCEPTS), in_channels=3, image_size=32, rngs=nnx.Rngs(0)), nnx.Param)
     apply = lambda params, images: nnx.merge(graph, params)(images)
     judge = tasks.classification(apply, len(CONCEPTS))
 
     def loss(params, statistics, batch, key):
-        # The augmentation puts zeros at the edges, and the emoji stand on white, which is 1.
+        # The augmentation pads with zeros, whereas the background of the emoji is white, which is 1.
         moved = 1 - augment(key, 1 - batch["inputs"], padding=3)
         batch = batch | {"inputs": moved}
         return judge.retain(judge.outputs(params, batch, key), batch), statistics
@@ -161,17 +161,17 @@ def classifier():
 
 
 def samples(params, labels, seed: int):
-    """Images for these prompts, by 50 DDIM steps under guidance 2."""
+    """Images for these prompts, sampled by 50 DDIM steps with guidance 2."""
     return sample(functions()[0], params, SCHEDULE, jnp.asarray(labels), SHAPE, jax.random.key(seed), nothing=nothing())
 
 
 def prompts_of(concept: int, count: int) -> np.ndarray:
-    """Prompts of real emoji of the concept, all of them in turn."""
+    """`count` prompts of real emoji of the concept, repeated in turn."""
     return np.resize(data().tree["labels"][data().concepts == concept], count)
 
 
 def judge(params, seed: int) -> dict[str, float]:
-    """% of the samples for each concept that show it; with one seed every model's come from the same noise."""
+    """The share, in %, of the samples for each concept that show it; the noise depends on the seed alone."""
     labels = np.concatenate([prompts_of(k, JUDGED) for k in range(len(CONCEPTS))])
     shown = np.asarray(classifier()[0](samples(params, labels, seed))).reshape(len(CONCEPTS), JUDGED)
     return {word: float(100 * np.mean(shown[k] == k)) for k, word in enumerate(CONCEPTS)}

@@ -1,4 +1,4 @@
-"""The page of concepts: what models draw for every word, and the picture of a word erased and its neighbours."""
+"""The page of concepts: what models draw for every word, and a picture of the erased word and its neighbours."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TITLES = {"original": "before", run.TOLD: "EUPMU,\ntold the level"}
 
 
 def blocks() -> dict[str, str]:
-    """Figures of every model, and what is said of them."""
+    """Figures of every model, and sentences about them."""
     found = parts.newest(rows.read(run.ROWS), "model", "seed")
     methods = [row["model"] for row in found if row["model"] not in REFERENCES]
     head = [*models.CONCEPTS, "others", f"{ERASED}, word learned again", "rise", "forget loss", "% of retraining"]
@@ -27,7 +27,7 @@ def blocks() -> dict[str, str]:
 
 
 def draw(folder: Path) -> None:
-    """What models draw for the erased word and three neighbours, from the same noise."""
+    """Draws samples of the models for the erased word and three neighbours, from the same noise."""
     kept = np.load(run.SAMPLES)
     with matplotlib.rc_context(parts.STYLE):
         figure = Figure(figsize=(10.4, 1.3 * len(run.PICTURED) + 0.3), layout="constrained")
@@ -78,12 +78,12 @@ def _said(found):
     drawn, again = (lambda row: f"{row['shown'][ERASED]:.0f} %"), (lambda row: f"{row['relearned']:.0f} %")
     kept = "within" if max(ours["rise"] - ours["limit"], told["rise"] - told["limit"]) <= 0 else "not both within"
     return (
-        f"Asked for a flag, the original model draws one in {drawn(before)} of its samples, the retrained model in "
-        f"{drawn(wanted)}, EUPMU in {drawn(ours)}, and in {drawn(told)} if it is told the level. Once the embedding of "
-        f"the word is trained again on flags, these are {again(before)}, {again(wanted)}, {again(ours)} and "
-        f"{again(told)}. Of what is asked for by other words, {_others(before):.1f} %, {_others(wanted):.1f} %, "
-        f"{_others(ours):.1f} % and {_others(told):.1f} % show it. EUPMU's losses on them are {kept} its limit, a rise "
-        f"of {ours['limit']:.4f}; its aim is a loss of {ours['target']:.3f} on flags, and the retrained model's is "
-        f"{wanted['forget_loss']:.3f}. The classifier is right about {before['judge']:.0f} % of the real emoji that it "
-        "was not trained on."
+        f"Prompted for a flag, the original model draws one in {drawn(before)} of its samples, the retrained model in "
+        f"{drawn(wanted)}, EUPMU in {drawn(ours)}, and EUPMU told the level in {drawn(told)}. After the embedding of "
+        f"the word is retrained on flags, these are {again(before)}, {again(wanted)}, {again(ours)} and "
+        f"{again(told)}. For prompts of the other concepts, {_others(before):.1f} %, {_others(wanted):.1f} %, "
+        f"{_others(ours):.1f} % and {_others(told):.1f} % of the samples show the right one. EUPMU's losses on these "
+        f"concepts are {kept} its limit, a rise of {ours['limit']:.4f}; its target is a loss of {ours['target']:.3f} "
+        f"on flags, and the retrained model's is {wanted['forget_loss']:.3f}. The classifier is right on "
+        f"{before['judge']:.0f} % of the real emoji that it was not trained on."
     )

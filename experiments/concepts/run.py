@@ -1,13 +1,13 @@
-"""A diffusion model that draws emoji from words forgets flags: before and after, beside a model that never saw one.
+"""A diffusion model that draws emoji from words forgets flags; it is compared with a model that never saw one.
 
 Command:  uv run python experiments/concepts/run.py
-Time:     about an hour on one core; goes on where it was stopped. Needs the emoji (see `eupmu_jax.data.emoji`).
-Result:   experiments/concepts/rows.jsonl: a row for each model, those of older versions of a method made again;
-          and samples.npz, what some of them draw.
+Time:     about an hour on one core; a rerun resumes. Needs the emoji (see `eupmu_jax.data.emoji`).
+Result:   experiments/concepts/rows.jsonl: a row for each model; those of older versions of a method are made again.
+          samples.npz: what some of them draw.
 
-A U-Net of 0.35 million parameters draws in 32 x 32 pixels what a bag of words says: the mean of their embeddings is its
-condition. It learns the emoji whose names have one of seven words, which are the concepts. A classifier that has seen
-real emoji alone says which concept a sample shows. Methods have the settings that `unlearn` gives them by itself.
+A U-Net of 0.35 million parameters draws images of 32 x 32 pixels, conditioned on the mean of the embeddings of a bag of
+words. It is trained on the emoji whose names contain one of seven words, the concepts. A classifier trained only on
+real emoji decides which concept a sample shows. Methods have the default settings of `unlearn`.
 """
 
 import argparse
@@ -43,18 +43,18 @@ from experiments.concepts.models import (
 ROWS, SAMPLES = (Path(__file__).with_name(name) for name in ("rows.jsonl", "samples.npz"))
 STEPS, FORGET_BATCH, RETAIN_BATCH = 200, 32, 64
 METHODS = ("EUPMU", "weighted sum")
-# EUPMU once more, not to the level that it finds but to the loss of the retrained model.
+# EUPMU again, with the retrained model's loss as its target instead of the level that it finds.
 TOLD = "EUPMU, told the level"
-# Samples for the forgotten concept after its word was learned again, in so many steps.
+# Samples for the forgotten concept after its word was learned again, and the steps of that.
 ATTACKED, RELEARNING = 64, 150
-# Of the page and its picture.
+# The seed of the page and its picture.
 SEED = 0
 # The picture's models, words, and samples for each.
 PICTURED, NEIGHBOURS, SHOWN = ("original", "EUPMU", TOLD, "retrained"), ("flag", "face", "clock", "arrow"), 8
 
 
 def relearned(params, seed: int) -> float:
-    """% of the samples for flags that show one, once the embedding of that word alone was trained again on flags."""
+    """The share, in %, of the samples for flags that show one after retraining only that word's embedding on flags."""
     word = data().words.index(CONCEPTS[0])
     mask = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     mask["conditions"]["embedding"] = mask["conditions"]["embedding"].at[word].set(True)
@@ -65,13 +65,13 @@ def relearned(params, seed: int) -> float:
 
 
 def missing(found: list[dict]) -> list[str]:
-    """Those of the methods that have no row of their present version among these."""
+    """The methods without a row of their current version."""
     done = {(row["model"], row.get("version")) for row in found}
     return [name for name in (TOLD, *METHODS) if (name, ALL_METHODS[name.split(",")[0]].version) not in done]
 
 
 def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) -> None:
-    """Appends a row for each model that is not there yet."""
+    """Appends a row for each model that has none yet."""
     forget, retain = sets()
     original, _ = train(np.arange(len(data().concepts)), seed, cache, epochs)
     retrained, seconds = train(retain.ids, seed + RETRAINED_SEED_OFFSET, cache, epochs)
@@ -85,7 +85,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
         figures |= {"rise": level(params, retain) - start, "forget_loss": level(params, forget)}
         if model in PICTURED and seed == SEED:
             keep(model, params, out.with_name(SAMPLES.name))
-        # Last, as a model that has its row is not made again.
+        # Written last, as a model with a row is not made again.
         rows.append(out, {"model": model, "seed": seed, **figures, **more} | made_by)
         print(model, figures, flush=True)
 
@@ -108,7 +108,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, epochs: int = EPOCHS) 
 
 
 def keep(name: str, params, path: Path) -> None:
-    """Adds samples to the file of pictures, drawn for every concept from the same noise."""
+    """Adds samples for every concept, drawn from the same noise, to the file of pictures."""
     labels = np.concatenate([prompts_of(k, SHOWN) for k in range(len(CONCEPTS))])
     images = np.asarray(samples(params, labels, 0)).reshape(len(CONCEPTS), SHOWN, *SHAPE)
     pixels = np.round(127.5 * (images + 1)).astype(np.uint8)[[CONCEPTS.index(word) for word in NEIGHBOURS]]

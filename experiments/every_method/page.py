@@ -1,4 +1,4 @@
-"""The page of one row of every method, from `rows.jsonl`."""
+"""The page with one row of every method, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def blocks() -> dict[str, str]:
 
 
 def table(found: list[dict]) -> str:
-    """Both losses before and after, and how far the parameters moved, by the present version of every method."""
+    """Both losses before and after, and how far the parameters moved, by the current version of every method."""
     lines = []
     for name, method in METHODS.items():
         for row in rows.select(found, method=name, method_version=method.version):

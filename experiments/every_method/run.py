@@ -1,13 +1,12 @@
-"""A row of every method on a problem of seconds, so that a change of code that changes figures does not go unseen.
+"""A row of every method on a problem of seconds, which catches code changes that alter figures.
 
 Command:  uv run python experiments/every_method/run.py
-Time:     a minute on one core; rows of the present version of their method are not made again.
+Time:     a minute on one core; rows of the current version of their method are not repeated.
 Result:   experiments/every_method/rows.jsonl, one row for each method.
 
-Logistic regression on scikit-learn's digits, every other example of a class forgotten, the settings that
-`eupmu.unlearn` takes where none are given, and a few steps. Training is full-batch descent on a convex loss, so that
-every processor finds the same model but for rounding. No claim is made of these figures;
-`tests/experiments/test_every_method.py` makes them again.
+Logistic regression on scikit-learn's digits, every other example of a class forgotten, the default settings of
+`eupmu.unlearn`, and a few steps. Training is full-batch descent on a convex loss, so every processor finds the same
+model up to rounding. The figures support no claims; `tests/experiments/test_every_method.py` reproduces them.
 """
 
 import argparse
@@ -30,9 +29,9 @@ COMMAND = origin.command(__file__)
 FORGOTTEN = 3
 EPOCHS, LEARNING_RATE, DECAY = 300, 1.0, 1e-3
 STEPS, FORGET_BATCH, RETAIN_BATCH = 10, 16, 48
-# SCRUB's first gradient is that of a divergence from itself, zero but for rounding, which Adam would blow up.
+# SCRUB's first gradient is that of a divergence from itself, zero up to rounding, which Adam would blow up.
 OTHER_SETTINGS = {"SCRUB": {"optimizer": "sgd", "learning_rate": 0.3}}
-# What is compared when a row is made again.
+# What is compared when a row is reproduced.
 FIGURES = ("forget_loss", "retain_loss", "change")
 
 
@@ -56,7 +55,7 @@ def problem():
     """The original parameters, the forget set, and the retain set."""
     pixels, labels = load_digits(return_X_y=True)
     whole = {"inputs": jnp.asarray(pixels / 16, jnp.float32), "labels": jnp.asarray(labels, jnp.int32)}
-    # Every other example of the class: what is forgotten is then at odds with what is kept.
+    # Every other example of the class, so that forgetting conflicts with retaining.
     forget_ids = np.flatnonzero(labels == FORGOTTEN)[::2]
     retain_ids = np.setdiff1d(np.arange(len(labels)), forget_ids)
     at = lambda ids: {name: array[ids] for name, array in whole.items()}
@@ -88,12 +87,12 @@ def losses(params):
 
 
 def key(name: str) -> dict:
-    """The fields that make a row the only one of its method's version."""
+    """The fields that identify a row."""
     return {"method": name, "method_version": METHODS[name].version}
 
 
 def unlearn(name: str, params=None) -> dict:
-    """What a method makes of the original parameters, or of others, as the fields of a row."""
+    """Runs a method from the original parameters, or from `params`; returns the fields of a row."""
     original, forget, retain = problem()
     params = original if params is None else params
     settings = default_settings(METHODS[name], TASK) | OTHER_SETTINGS.get(name, {})

@@ -1,4 +1,4 @@
-"""A run on eight devices that one CPU pretends to have; the same code runs on eight that are there.
+"""A run on eight devices simulated on one CPU; the same code runs on eight real ones.
 
 Time: about 20 seconds on 2 cores. Run it as a whole, in a fresh interpreter: python eight_devices.py
 """
@@ -31,7 +31,7 @@ def apply(params, inputs):
 
 
 # %% [markdown]
-# A trained model. Its hidden layer is large enough (16,384 weights and more) to be shared out.
+# A trained model. Its hidden layer is large enough to be sharded (at least 16,384 weights).
 
 # %%
 keys = jax.random.split(jax.random.key(0))

@@ -4,9 +4,9 @@ Time: about 10 seconds on 2 cores. Run it cell by cell in an editor, or as a who
 """
 
 # %% [markdown]
-# A task is a tuple of pure functions over batches that are any pytrees. `outputs` is one forward pass, `retain` the
-# utility loss, and `forget` holds the losses that unlearning may descend on, by name. Nothing else is needed for most
-# methods; a divergence, an error for people and fresh parameters are optional.
+# A task is a tuple of pure functions over batches, which may be any pytrees. `outputs` is one forward pass, `retain` is
+# the utility loss, and `forget` maps names to losses that unlearning may descend on. Most methods need nothing else; a
+# divergence, an error measure and fresh parameters are optional.
 
 # %%
 import jax
@@ -23,7 +23,7 @@ y = jnp.asarray((progression - progression.mean()) / progression.std(), jnp.floa
 
 
 def outputs(params, batch, key):
-    del key  # drives dropout or noise, where a model has some
+    del key  # drives dropout or noise, if the model has any
     return jnp.tanh(batch["x"] @ params["hidden"]) @ params["out"]
 
 
@@ -32,7 +32,7 @@ def squared_error(outputs, batch):
 
 
 def bounded_ascent(outputs, batch, bound=1.0):
-    """Ascent that leaves a point alone once its error is that of guessing the mean, the variance of 1."""
+    """Ascent that stops for a point once its error is that of guessing the mean, the variance of 1."""
     return jnp.mean(jnp.maximum(bound - (outputs - batch["y"]) ** 2, 0))
 
 
@@ -51,7 +51,7 @@ task = eupmu.Task(
 )
 
 # %% [markdown]
-# A model that knows its points by heart: trained by whatever you train with.
+# A model that has memorised its points. Train yours however you like.
 
 # %%
 optimizer = optax.adam(3e-3)
@@ -73,9 +73,9 @@ def fitted(params, batch):
 original = fitted(fresh_params(jax.random.key(0)), at(np.concatenate([forget, retain])))
 
 # %% [markdown]
-# Any method runs on it. "EUPMU" forgets until the error is that of data that the model never saw, while that of the
-# retain set rises by no more than a tenth of this way. It needs no settings, whatever unit the error is in. The figures
-# say what became of the forget set, the retain set and the data held out.
+# Any method runs on it. "EUPMU" forgets until the error is that of data that the model never saw, while the error on
+# the retain set rises by at most a tenth of that increase. It needs no settings, whatever the unit of the error. The
+# figures show the forget set, the retain set and the held-out data.
 
 # %%
 result = eupmu.unlearn("EUPMU", task, original, at(forget), at(retain), at(held_out), progress=True)
@@ -86,7 +86,7 @@ assert level.kept
 assert abs(level.forget_error - level.target) < 0.2 * level.target
 
 # %% [markdown]
-# What a task does not have is asked for before any work.
+# If a method needs something that the task lacks, it says so before any work.
 
 # %%
 try:

@@ -1,4 +1,4 @@
-"""Chaining the surgery into a training loop that is there already.
+"""Chaining the surgery into an existing training loop.
 
 Time: about 10 seconds on 2 cores. Run it cell by cell in an editor, or as a whole: python training_loop.py
 """
@@ -56,9 +56,9 @@ original = params
 print(f"trained: {accuracy(params, ids):.3f}")
 
 # %% [markdown]
-# To forget the threes, three things change. The step takes two batches, forget and retain. There is a forget loss: here
-# ascent that stops where an example is no longer known. And the chain begins with the surgery, which bends the forget
-# gradient so that the loss on retained examples keeps a limit. The rest of the chain is the optimizer you had.
+# To forget the threes, three things change. The step takes two batches, forget and retain. There is a forget loss, here
+# ascent that stops once an example is no longer known. And the chain starts with the surgery, which changes the forget
+# gradient so that the loss on retained examples stays within a limit. The rest of the chain is your optimizer.
 
 # %%
 forget, retain = ids[digits == 3], ids[digits != 3]
@@ -82,8 +82,8 @@ for _ in range(STEPS):
 print(f"threes: {accuracy(params, forget):.3f}, others: {accuracy(params, retain):.3f}")
 
 # %% [markdown]
-# The limit was kept on minibatches, and to first order. What makes it hold on the whole retain set is a measured end:
-# the furthest point on the way from the original parameters that was measured to keep it.
+# So far the limit was kept on minibatches, and to first order. A measured end makes it hold on the whole retain set: it
+# returns the furthest point on the path from the original parameters that was measured to keep the limit.
 
 # %%
 found = eupmu.furthest_feasible(lambda p: loss(p, everything), limit, inside=original, outside=params)

@@ -1,4 +1,4 @@
-"""The page of the passages: what a small language model still knows by heart, from `rows.jsonl`."""
+"""The page of the passages: what a small language model still has memorised, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ OTHER = {"share_of_retraining": ".1f", "share": ".2f"}
 
 
 def samples(found: list[dict]) -> str:
-    """A forgotten passage, and what each model makes of its beginning, on the first seed."""
+    """A forgotten passage, and each model's continuation of its beginning, on the first seed."""
     first = rows.select(found, seed=found[0]["seed"])
     lines = [["the passage", f"`{first[0]['passage']}`"], *([row["model"], f"`{row['sample']}`"] for row in first)]
     return parts.table(["", "first 24 bytes given, the rest continued greedily"], lines)

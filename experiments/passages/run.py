@@ -1,14 +1,14 @@
-"""Forgets passages of a text that a small language model knows by heart, beside the same model trained without them.
+"""A small language model forgets passages that it has memorised; it is compared with a model trained without them.
 
 Command:  uv run python experiments/passages/run.py
 Time:     about 12 minutes on 2 cores.
 Result:   experiments/passages/rows.jsonl: one row for the original, the retrained and each unlearned model; those of
           older versions of a method are made again.
 
-The text is the Devil's Dictionary (Debian's package dict-devil): the first 64 bytes of 877 entries. Of these 10 % are
-never shown to any model, and 10 % of the others are to be forgotten. The model is a decoder of 0.4 million parameters
-that reads bytes. Exact memorisation is the share of a passage's bytes that the model predicts from those before them.
-All settings are defaults: nothing was tuned here.
+The text is the Devil's Dictionary (Debian's package dict-devil): the first 64 bytes of 877 entries. 10 % of them are
+never shown to any model, and 10 % of the others are the forget set. The model is a byte-level decoder of 0.4 million
+parameters. Exact memorisation is the share of a passage's bytes that the model predicts from the preceding ones. All
+settings are defaults: nothing was tuned here.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from experiments import origin
 
 LENGTH, EPOCHS, STEPS = 64, 80, 200
 METHODS = ("EUPMU", "weighted sum", "gradient ascent", "fine-tuning", "SCRUB", "NGDiff")
-SHOWN = 24  # bytes of a passage that a sample is continued from
+SHOWN = 24  # bytes of a passage given as the prompt
 
 
 @functools.cache
 def model():
-    """The task of the decoder, and its fresh parameters."""
+    """The task of the decoder, with its fresh parameters."""
     size = SIZES["tiny"]._replace(vocab=passages.VOCABULARY)
     graph, _ = nnx.split(Decoder(size, rngs=nnx.Rngs(0)))
     fresh = lambda key: nnx.to_pure_dict(nnx.state(Decoder(size, rngs=nnx.Rngs(key)), nnx.Param))
@@ -54,7 +54,7 @@ def split(count: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def train(task, tokens: np.ndarray, ids: np.ndarray, seed: int, epochs: int = EPOCHS):
-    """A decoder that has seen the passages `ids` in every epoch, and the seconds that it took."""
+    """A decoder trained on the passages `ids`, and the seconds that it took."""
     params = task.fresh_params(jax.random.key(seed))
     options = {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-3, "seed": seed}
     fitted = fit_task(task, params, Examples({"tokens": tokens}, ids), **options)
@@ -77,7 +77,7 @@ def _next(task, params, tokens, at):
 
 
 def continued(task, params, passage: np.ndarray) -> str:
-    """A passage's first bytes, and what the model greedily goes on with."""
+    """A passage's first bytes with the model's greedy continuation."""
     tokens = np.array(passage)[None]
     for at in range(SHOWN, len(passage)):
         tokens[0, at] = _next(task, params, tokens, at)
@@ -85,7 +85,7 @@ def continued(task, params, passage: np.ndarray) -> str:
 
 
 def missing(found: list[dict], methods=METHODS) -> list[str]:
-    """The models that have no row among these, or none of the present version of their method."""
+    """The models without a row of the current version of their method."""
     present = {"original": None, "retrained": None, **{name: ALL_METHODS[name].version for name in methods}}
     done = {(row["model"], row.get("version")) for row in found}
     return [name for name, version in present.items() if (name, version) not in done]
@@ -102,9 +102,9 @@ def run(
     epochs: int = EPOCHS,
     steps: int = STEPS,
 ) -> list[dict]:
-    """Trains, unlearns and judges on the first `count` passages of `length` bytes; appends and returns its rows.
+    """Trains, unlearns and evaluates on the first `count` passages of `length` bytes; appends and returns its rows.
 
-    Models that have their rows in the file are not made again.
+    Models that already have rows in the file are skipped.
     """
     wanted = missing(rows.select(rows.read(out), seed=seed), methods)
     if not wanted:

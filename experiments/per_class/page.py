@@ -1,4 +1,4 @@
-"""The page of who pays: damage of the worst class at equal UA, from `rows.jsonl`."""
+"""The page on who pays: damage to the worst class at equal UA, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def blocks() -> dict[str, str]:
 
 
 def table(found: list[dict]) -> str:
-    """By method and strength, over seeds: UA, and what the mean and the worst class pay."""
+    """By method and strength, over seeds: UA, and the cost in the mean and to the worst class."""
     lines = []
     for method, strength in dict.fromkeys((row["method"], row["strength"]) for row in found):
         mine = rows.select(found, method=method, strength=strength)
@@ -49,7 +49,7 @@ def table(found: list[dict]) -> str:
 
 
 def draw(folder: Path) -> None:
-    """What the worst class loses against how much is forgotten."""
+    """Draws the damage to the worst class against how much is forgotten."""
     found = rows.read(ROWS)
     names = {
         "rises": "rise of the worst class's retain loss, nats",

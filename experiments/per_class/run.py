@@ -5,8 +5,8 @@ Time:     about 15 minutes on one core; finished rows are not repeated.
 Result:   experiments/per_class/rows.jsonl, one row for each method, strength and seed.
 
 Fashion-MNIST, an MLP on 20,000 images, 10 % forgotten at random, Muon. Every retain batch holds equally many examples
-of each class. "one" holds the mean loss under start + B, "ten" every class's own loss under its own start + B, by the
-barrier (explicit surgery) or by PI (implicit surgery with the numbers that `experiments/robustness` uses). "owa" is a
+of each class. "one" keeps the mean loss below start + B, "ten" each class's loss below its own start + B, with the
+barrier (explicit surgery) or with PI (implicit surgery with the numbers that `experiments/robustness` uses). "owa" is a
 Gini-weighted average of the classes' losses with a fixed weight, "mean" the plain average with a fixed weight. Methods
 are to be compared at equal UA, so each runs at several strengths: B for those with a limit, weights for the others.
 """
@@ -146,7 +146,7 @@ def unlearn(given, method, strength) -> dict:
         blocks=one_run.BLOCKS,
         steps_per_block=block,
     )
-    # Fixed weights have no limit to be led to: what counts is where they end.
+    # Fixed weights have no limit, so their last parameters count.
     params = result.last if method in ("owa", "mean") else result.best.params
     damage = jax.jit(measure(False))(params)[1] - start
     accuracy = [metrics.accuracy(fitting.predict(apply, params, images[i]), labels[i]) for i in by_class]

@@ -1,4 +1,4 @@
-"""The page of the random settings: who keeps the limit, and how near to the retrained model, from `rows.jsonl`."""
+"""The page of the random settings: which methods keep the limit, and their gaps, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiments.budgets import page as budgets
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 DATA = {"digits": "Digits", "fashion_mnist": "Fashion-MNIST"}
-# A limit counts as kept up to this share of the budget.
+# A limit counts as kept if exceeded by at most this share of the budget.
 KEPT = 0.01
 COLORS = {
     "barrier": "#0b6e4f",
@@ -28,14 +28,14 @@ LABELS = {"reference preset": "released code"}
 
 
 def blocks() -> dict[str, str]:
-    """A table for each data set, and the README's sentences on budgets."""
+    """A table for each data set, and the sentences of the page of budgets."""
     found = rows.read(ROWS)
     made = {f"robustness {name}": table(rows.select(found, data=name)) for name in DATA}
     return made | {"budgets": in_short(rows.select(rows.read(budgets.ROWS), stage="grid"), found)}
 
 
 def table(found: list[dict]) -> str:
-    """By method, over random settings: the limit kept, UA and gap, of the last step and of what a budget returns."""
+    """By method, over random settings: limits kept, UA and gap after the last step and at the returned checkpoint."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in found):
         mine, line = rows.select(found, method=method), [method]
@@ -54,7 +54,7 @@ def table(found: list[dict]) -> str:
 
 
 def least_gap(found: list[dict], end: str) -> float:
-    """Of the runs, the least gap to the retrained model."""
+    """The smallest gap to the retrained model among the runs."""
     return min(parts.number(row[f"gap_{end}"]) for row in found)
 
 
@@ -63,7 +63,7 @@ def _keeps(row, end):
 
 
 def in_short(grid: list[dict], random: list[dict]) -> str:
-    """Two sentences on the grid of `budgets` and the random settings here."""
+    """The sentences on the grid of `budgets` and the random settings here."""
     steered = [row for row in grid if row["method"] in ("barrier", "PI")]
     over = sum(row["overshoot_returned"] > 0 for row in steered)
     last = max(row["overshoot_last"] for row in steered)
@@ -74,19 +74,19 @@ def in_short(grid: list[dict], random: list[dict]) -> str:
         return f"{100 * np.mean([_keeps(row, end) for row in rows.select(random, method=method)]):.0f}%"
 
     return parts.paragraph(
-        f"In {len(steered)} runs of barrier and PI (digits and Fashion-MNIST, SGD, Adam and Muon, 5 seeds) "
-        f"{over or 'none'} returned above the limit; their last steps ended at most {last:.1f} B above it, those of "
-        f"the released code {np.median(released):.1f} B in the median and {released[-1]:.0f} B at worst. "
-        f"Over {number} random settings on each data set, {kept('PI', 'returned')} keep the limit with PI and the "
-        f"measured end (which helps any method). After the last step alone it is {kept('PI', 'last')}, with the "
-        f"paper's step tolerance {kept('step tolerance, implicit', 'last')} (implicit) and "
-        f"{kept('step tolerance, explicit', 'last')} (explicit), with fixed weights of 1 and 9 "
-        f"{kept('fixed weight 1', 'last')} and {kept('fixed weight 9', 'last')}."
+        f"{over or 'None'} of {len(steered)} runs of barrier and PI (digits and Fashion-MNIST; SGD, Adam and Muon; 5 "
+        f"seeds) returned above the limit. Their last steps ended at most {last:.1f} B above it, those of the released "
+        f"code {np.median(released):.1f} B in the median and {released[-1]:.0f} B at worst. In {number} random "
+        f"settings on each data set, {kept('PI', 'returned')} keep the limit with PI and the measured end (which "
+        f"helps any method). After the last step alone, {kept('PI', 'last')} do with PI, "
+        f"{kept('step tolerance, implicit', 'last')} with the paper's implicit step tolerance, "
+        f"{kept('step tolerance, explicit', 'last')} with its explicit one, and {kept('fixed weight 1', 'last')} and "
+        f"{kept('fixed weight 9', 'last')} with fixed weights of 1 and 9."
     )
 
 
 def draw(folder: Path) -> None:
-    """How many of the random settings keep the limit, and how near they come to the retrained model."""
+    """Draws how many of the random settings keep the limit, and how near they come to the retrained model."""
     with matplotlib.rc_context(parts.STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)

@@ -1,17 +1,17 @@
-"""How many of many random settings keep a budget, and how near they come to the retrained model.
+"""How many random settings keep a budget, and how near they come to the retrained model.
 
 Command:  uv run python experiments/robustness/run.py --data digits               (and --data fashion_mnist)
 Time:     digits about 15 minutes on one core, Fashion-MNIST about 50; finished rows are not repeated.
 Result:   experiments/robustness/rows.jsonl, one row for each method and setting.
 
 A setting is an optimizer, a learning rate from its two decades, a number of epochs, a ratio of retain to forget
-examples in a step, and a seed of models, split and batches. The methods' own numbers stay what they are: gain and first
-multiplier of that trial of `experiments/budgets` which won for most optimizers and both data sets, on another seed; the
-class defaults of the released code for the reference; weights of 1, 3 and 9 where they are fixed. 10 % of the training
-examples are forgotten at random; the loss on the whole retain set may rise by 0.02 nats.
+examples in a step, and a seed of models, split and batches. The methods' own numbers are fixed: gain and initial
+multiplier are those of the trial of `experiments/budgets` that won most often over optimizers and both data sets, on
+another seed; the reference has the class defaults of the released code; fixed weights are 1, 3 and 9. A random 10 % of
+the training examples are forgotten; the loss on the whole retain set may rise by 0.02 nats.
 
-Of every run both ends are judged, in the row's fields `..._last` and `..._returned`: the parameters after the last
-step, which is what a method leaves that measures nothing, and the checkpoint that a run within a budget returns.
+Every run is evaluated at both ends, in the row's fields `..._last` and `..._returned`: the parameters after the last
+step, without any measurement, and the checkpoint that a run within a budget returns.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROWS = Path(__file__).with_name("rows.jsonl")
 
 @functools.cache
 def tuned(method: str) -> tuple[str, dict]:
-    """The method with gain and multiplier of its most frequent winner, which are the same for every optimizer."""
+    """The method with gain and multiplier of its most frequent winner, the same for every optimizer."""
     tuning = [rows.select(rows.read(budgets.ROWS), data=data, stage="tuning") for data in one_run.SIZES]
     best = [(program, row) for found in tuning for program, row in budgets.winners(found).items()]
     trials = [row["trial"] for program, row in best if (program.method, program.scale) == (method, "raw")]
@@ -115,7 +115,7 @@ def main():
             key = {"data": arguments.data, "method": method, "number": number, **setting}
             rows.add(ROWS, key, functools.partial(unlearn, problems[seed], method, setting), made_by)
         if number % 15 == 14:
-            jax.clear_caches()  # Every compiled program takes memory maps, of which a process has so many.
+            jax.clear_caches()  # Every compiled program takes memory maps, of which a process has a limited number.
 
 
 if __name__ == "__main__":

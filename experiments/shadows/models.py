@@ -1,4 +1,4 @@
-"""Shadow models on halves of a set of examples, and what is done to them: problems, settings, one unlearning run."""
+"""Shadow models on halves of a set of examples: problems, settings, and one unlearning run."""
 
 import functools
 from pathlib import Path
@@ -21,7 +21,7 @@ POOL_SEED, TUNING_SEED = 0, 100
 
 
 class Variant(NamedTuple):
-    """A method, and the forget objective if it leaves that open."""
+    """A method, and a forget objective if the method takes one."""
 
     method: str
     objective: str | None = None
@@ -41,7 +41,7 @@ VARIANTS = (
 
 
 def is_untuned(variant: Variant) -> bool:
-    """Whether it knows by itself how far to forget, and has its defaults in place of trials."""
+    """Whether the method finds by itself how far to forget, and has its defaults instead of trials."""
     return METHODS[variant.method].steers
 
 
@@ -50,13 +50,13 @@ class Setup(NamedTuple):
 
     Attributes:
       data, model, size, recipe: See `problems.make`; a shadow model is trained on half of `size` examples.
-      tested: Test examples at most.
-      held_out: Further test examples at most, for methods that ask how a model treats unseen data.
-      pairs: Of shadow models, on complementary halves.
-      forget: Share of the examples that are targets, and of a half that is to be forgotten.
-      steps, batches: Of every unlearning run.
-      variants, trials: What is compared, and how often each is tried.
-      seeds: Of the models that forget memorised examples.
+      tested: Maximum number of test examples.
+      held_out: Maximum number of further test examples, for methods that measure the error on unseen data.
+      pairs: Pairs of shadow models on complementary halves.
+      forget: The share of targets among all examples, and of each half that is forgotten.
+      steps, batches: Steps and batch sizes of every unlearning run.
+      variants, trials: What is compared, and the trials of each.
+      seeds: Seeds of the models that forget memorised examples.
     """
 
     data: str = "fashion_mnist"
@@ -76,7 +76,7 @@ class Setup(NamedTuple):
 
 @functools.cache
 def make_problem(design: Setup, size: int, seed: int) -> problems.Problem:
-    """`size` examples, of which a share is to be forgotten at random."""
+    """A problem of `size` examples with a random forget set."""
     forget = f"random:{design.forget}"
     made = problems.make(design.data, forget, seed, size=size, model=design.model, recipe=design.recipe)
     images, labels = made.dataset.test_images, made.dataset.test_labels
@@ -87,12 +87,12 @@ def make_problem(design: Setup, size: int, seed: int) -> problems.Problem:
 
 
 def pool(design: Setup) -> problems.Problem:
-    """All examples of the shadow models; the targets are its forget set."""
+    """The problem with all examples of the shadow models; its forget set are the targets."""
     return make_problem(design, design.size, POOL_SEED)
 
 
 def halves(split: data.Split, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of two complementary halves, each with half of the targets, so that all problems are of one size."""
+    """The ids of two complementary halves, each with half of the targets, so that all problems have the same size."""
     rng = np.random.default_rng(pair)
     parts = [np.array_split(rng.permutation(ids), 2) for ids in (split.forget_ids, split.retain_ids)]
     first, second = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
@@ -100,12 +100,12 @@ def halves(split: data.Split, pair: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def half(design: Setup, shadow: int) -> np.ndarray:
-    """Ids of the examples of one shadow model."""
+    """The ids of the examples of one shadow model."""
     return halves(pool(design).split, shadow // 2)[shadow % 2]
 
 
 class Shadow(NamedTuple):
-    """A model of one half and the same one retrained without the forget set."""
+    """A model of one half, and the model retrained without the forget set."""
 
     problem: problems.Problem
     original: problems.Model
@@ -113,7 +113,7 @@ class Shadow(NamedTuple):
 
 
 def shadow_of(design: Setup, shadow: int, forgotten: tuple[int, ...], cache: Path) -> Shadow:
-    """The examples `forgotten` are to be forgotten by the model of that half."""
+    """The shadow model of a half whose forget set is `forgotten`."""
     ids, forget = half(design, shadow), np.array(forgotten)
     retain = np.setdiff1d(ids, forget)
     made = pool(design)._replace(split=data.Split(forget, retain, None))
@@ -123,7 +123,7 @@ def shadow_of(design: Setup, shadow: int, forgotten: tuple[int, ...], cache: Pat
 
 @functools.cache
 def shadows(design: Setup, cache: Path) -> list[Shadow]:
-    """Every shadow model, whose forget set are the targets of its half."""
+    """All shadow models; the forget set of each are the targets of its half."""
     targets = pool(design).split.forget_ids
     mine = [np.intersect1d(half(design, shadow), targets) for shadow in range(2 * design.pairs)]
     return [shadow_of(design, shadow, tuple(forget.tolist()), cache) for shadow, forget in enumerate(mine)]
@@ -143,7 +143,7 @@ def draw(variant: Variant, trial: int) -> dict:
 def unlearned(
     design: Setup, made: problems.Problem, params: chex.ArrayTree, variant: Variant, settings, seed
 ) -> Unlearned:
-    """One run of a method, with as many steps as its share of the passes pays for."""
+    """One run of a method, with as many steps as fit the pass budget."""
     held_out = made.held_out if is_untuned(variant) else None
     counts, unseen = (len(made.forget), len(made.retain)), 0 if held_out is None else len(held_out)
     if held_out is None:
@@ -168,7 +168,7 @@ def unlearned(
 
 
 def judge(made: problems.Problem, params: chex.ArrayTree, seed: int) -> tuple[np.ndarray, dict]:
-    """Logits of all examples of the pool, and the figures on the task's own split."""
+    """Logits of all examples of the pool, and the figures on the split of the problem."""
     logits, tested = problems.logits_of(made, params)
     return logits, metrics.evaluate(logits, tested, made.dataset, made.split, seed, attacks=())
 

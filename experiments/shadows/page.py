@@ -1,4 +1,4 @@
-"""The page on membership example by example: U-LiRA, and forget sets of memorised examples, from `rows.jsonl`."""
+"""The page on per-example membership: U-LiRA, and forget sets of memorised examples, from `rows.jsonl`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def blocks() -> dict[str, str]:
 
 
 def version_of(row: dict) -> int | None:
-    """Of the method of a row, as it is now; None for a model that none made."""
+    """The current version of a row's method; None for a model without one."""
     return METHODS[row["method"]].version if row.get("method") in METHODS else None
 
 

@@ -1,25 +1,25 @@
-"""Membership example by example, with shadow models: U-LiRA on unlearned models, and forget sets of memorised examples.
+"""Per-example membership with shadow models: U-LiRA on unlearned models, and forget sets of memorised examples.
 
 Command:  uv run python experiments/shadows/run.py
-Time:     about 16 minutes of one core; finished rows are not repeated.
-Result:   experiments/shadows/rows.jsonl, a row for each trial, for each method's attack and for each model judged.
+Time:     about 16 minutes on one core; finished rows are not repeated.
+Result:   experiments/shadows/rows.jsonl, a row for each trial, each method's attack and each evaluated model.
 
-2,000 images of Fashion-MNIST are cut into halves, 16 times at random, and a small CNN is trained on each of the 32. A
-tenth of the images, drawn at random, are *targets*, half of them in each half. Two things are asked of a method:
+2,000 images of Fashion-MNIST are split into random halves 16 times, and a small CNN is trained on each of the 32. A
+random tenth of the images are *targets*, half of them in each half. There are two tests of a method:
 
 1. U-LiRA. Every shadow model unlearns the targets of its half. A target's phi under the 16 models that learned and
-   unlearned it is held against phi under 16 models that never saw it, trained anew on the other halves without their
-   targets. The *control* is the first world trained anew in the same way: nothing should be found there.
-2. Forget sets that are hard. The 32 models give each image a memorisation score. Models of further halves, one for each
-   seed, unlearn a tenth of their images, at random or those with the highest scores, and are held against the model
-   retrained without them.
+   unlearned it is compared with phi under 16 models that never saw it, retrained on the other halves without their
+   targets. For the *control*, the first 16 models are retrained in the same way: no difference should be found.
+2. Hard forget sets. The 32 models give each image a memorisation score. Models of further halves, one for each seed,
+   unlearn a tenth of their images, either random ones or those with the highest scores, and are compared with the
+   model retrained without them.
 
 A method's settings are those of the best of 8 random trials by the blind score of the classification benchmark, on one
-problem of images drawn anew and a random forget set, with the accuracy on further test images. They serve both parts:
-no tuning knows shadow models, memorised examples or the test images that are reported. EUPMU, which finds by itself how
-far to forget, has no trials: it is told the error of those further images instead. A method that leaves the forget
-objective open is tuned with each of two objectives, on the same numbers. All step with Adam; a run passes at most as
-many examples as 40 steps of 32 + 96, a backward pass counted as two forward.
+problem with newly drawn images and a random forget set, and with the accuracy on further test images. Both parts use
+them: the tuning sees no shadow models, memorised examples or reported test images. EUPMU, which finds by itself how far
+to forget, has no trials: it measures the error on those further images instead. A method that takes a forget objective
+is tuned with each of two, on the same random numbers. All use Adam; the pass budget of a run is that of 40 steps of
+32 + 96 examples, with a backward pass counted as two forward passes.
 """
 
 import argparse
@@ -54,13 +54,13 @@ from experiments.shadows.models import (
 )
 
 ROWS = Path(__file__).with_name("rows.jsonl")
-# What an attack is shown besides unlearned models, and which model of a `Shadow` that is.
+# What is attacked besides unlearned models, and the model of a `Shadow` that it is.
 REFERENCES = {"original": "original", "control": "retrained"}
 
 
 @functools.cache
 def tuning_problem(design: Setup, cache: Path) -> tuple[problems.Problem, chex.ArrayTree, dict]:
-    """The task that methods are tuned on, its original model, and the figures of that."""
+    """The problem that methods are tuned on, its original model, and the figures of that model."""
     made = make_problem(design, design.size // 2, TUNING_SEED)
     ids = np.arange(len(made.dataset.train_labels))
     params = problems.train(made, ids, init_seed=TUNING_SEED, cache=cache, on_step=lambda: None).params
@@ -68,12 +68,12 @@ def tuning_problem(design: Setup, cache: Path) -> tuple[problems.Problem, chex.A
 
 
 def figures_of(made: problems.Problem, params: chex.ArrayTree) -> dict:
-    """For the tuning: with VA, the accuracy on examples that are not reported."""
+    """Figures for the tuning, with VA, the accuracy on examples that are not reported."""
     return judge(made, params, TUNING_SEED)[1] | {"VA": problems.held_out_accuracy(made, params)}
 
 
 def try_out(design: Setup, variant: Variant, trial: int, cache: Path) -> dict:
-    """Fields of a trial's row."""
+    """The fields of a trial's row."""
     made, original, before = tuning_problem(design, cache)
     settings = draw(variant, trial)
     figures = figures_of(made, unlearned(design, made, original, variant, settings, TUNING_SEED).params)
@@ -83,7 +83,7 @@ def try_out(design: Setup, variant: Variant, trial: int, cache: Path) -> dict:
 
 
 def worlds(phi: np.ndarray, never: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From each pair of shadow models phi of that which had the example, and `never` of the other one.
+    """For each pair of shadow models, phi under the one that had the example, and `never` under the other.
 
     All are `(2 P, N)`, the models of a pair side by side; the results are `(P, N)`.
     """
@@ -99,7 +99,7 @@ def phi(design: Setup, logits: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def phi_never(design: Setup, cache: Path) -> np.ndarray:
-    """That of the models which saw no target."""
+    """The statistic under the models that saw no target."""
     made = pool(design)
     return np.array(
         [
@@ -110,7 +110,7 @@ def phi_never(design: Setup, cache: Path) -> np.ndarray:
 
 
 def attack(design: Setup, cache: Path, params: list[chex.ArrayTree]) -> dict:
-    """U-LiRA on the models `params`, one for each shadow model, and what they are worth.
+    """U-LiRA on the models `params`, one for each shadow model, and their figures.
 
     `AUC_hardest` is that of the tenth of the targets with the highest memorisation scores.
     """
@@ -134,7 +134,7 @@ def attack(design: Setup, cache: Path, params: list[chex.ArrayTree]) -> dict:
 
 @functools.cache
 def forget_set(design: Setup, kind: str, seed: int, cache: Path) -> tuple[Shadow, dict]:
-    """A share of a half that no shadow model had, at random or by memorisation; and the retrained model's figures."""
+    """A forget set from a further half, random or by memorisation, and the retrained model's figures."""
     shadow, dataset = 2 * (design.pairs + seed), pool(design).dataset
     ids, name = half(design, shadow), f"{kind}:{design.forget}"
     labels, scores = dataset.train_labels[ids], memorisation(design, cache)[ids]
@@ -144,7 +144,7 @@ def forget_set(design: Setup, kind: str, seed: int, cache: Path) -> tuple[Shadow
 
 
 def compare(design: Setup, cache: Path, kind: str, variant: Variant, settings: dict | None, seed: int) -> dict:
-    """Figures of one model and their gap to the retrained one's."""
+    """Figures of one model and their gap to the retrained model's."""
     found, retrained = forget_set(design, kind, seed, cache)
     row: dict = {"settings": settings, "split": data.digest(found.problem.split)}
     if settings is None:
@@ -158,7 +158,7 @@ def compare(design: Setup, cache: Path, kind: str, variant: Variant, settings: d
 
 
 def fields_of(variant: Variant) -> dict:
-    """What a row says of a method, or of a model that none made."""
+    """The fields that identify a method, or a model without one."""
     version = {"method_version": METHODS[variant.method].version} if variant.method in METHODS else {}
     return variant._asdict() | version
 
@@ -204,7 +204,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("eupmu_runs/models"))
     arguments = parser.parse_args()
-    # Every training compiles its step anew, although all shadow models share one program.
+    # Every training compiles its step again, although all shadow models share one program.
     jax.config.update("jax_compilation_cache_dir", str(arguments.cache.absolute() / "compiled"))
     run(Setup(), ROWS, origin.of(__file__), arguments.cache)
 

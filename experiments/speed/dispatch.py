@@ -1,13 +1,13 @@
-"""What Python costs: the host's time in a loop of dispatched steps, and the same steps in `jax.lax.scan`.
+"""The cost of Python: the host's time in a loop of dispatched steps, and the same steps in `jax.lax.scan`.
 
 Command:  uv run python experiments/speed/dispatch.py
 Time:     about a minute on 2 CPU cores.
 Result:   Python under 3 % of explicit steps of 5 ms; rows in experiments/speed/dispatch.jsonl.
 
-A jitted step returns before it is done, so a loop that does not look at its results hands the next step over while the
-last one runs; what Python costs is the time inside those calls, as a share of the whole until the last result is there.
-A scan makes a block of steps from one call. The host's time is taken with the device busy, on cores that both share: it
-includes whatever the steps took from it.
+A jitted step returns before it is done, so a loop that does not read its results dispatches the next step while the
+last one runs. The cost of Python is the time inside those calls, as a share of the time until the last result is ready.
+A scan makes a block of steps in one call. The host's time is measured with the device busy, on cores that both share:
+it includes whatever the steps took from it.
 """
 
 import argparse

@@ -84,7 +84,7 @@ def profile_table(rows: list[dict]) -> str:
 
 
 def memory_table(rows: list[dict]) -> str:
-    """What a step holds beyond its arguments, in copies of the float32 parameters, on one device."""
+    """The memory of a step beyond its arguments, in copies of the float32 parameters, on one device."""
     places = {"v5e:2x2": "a v5e chip", "cpu:1": "a CPU"}
     found = {(row["step"], row["topology"]): row for row in rows if row["topology"] in places}
     lines = []
@@ -130,9 +130,9 @@ def pods_summary(rows: list[dict]) -> str:
         f"Compiled on a CPU for 256 chips of TPU v5e (16 GB each): explicit surgery on a decoder of "
         f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
         f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (a plain step "
-        f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)}. A step sends a chip "
-        f"{received(small)} (a plain one {received(plain)}), for the second gradient's sums; surgery adds "
-        f"{small['gram_all_reduces']} all-reduce of three numbers."
+        f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)}. A chip receives "
+        f"{received(small)} in a step ({received(plain)} in a plain one), due to the second gradient's sums; surgery "
+        f"adds {small['gram_all_reduces']} all-reduce of three numbers."
     )
     return parts.paragraph(text)
 

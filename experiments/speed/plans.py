@@ -1,13 +1,13 @@
-"""What steps take on devices that are not here: memory of every kind of step, large decoders, and two denoisers.
+"""What steps take on absent devices: the memory of every kind of step, large decoders, and two denoisers.
 
 Command:  uv run --extra tpu python experiments/speed/plans.py
-Time:     about two hours on 2 CPU cores, more than half of it the last plan, which takes 18 GB; nothing is run but
-          compilers.
+Time:     about two hours on 2 CPU cores, more than half of it for the last plan, which takes 18 GB; only compilers
+          run.
 Result:   a plain step of a 7B decoder takes 1.5 GB of a chip on v5e:16x16, that of a 70B one 9 GB;
-          explicit surgery holds one gradient more than a plain step, two-pass hardly more; rows in
-          experiments/speed/plans.jsonl, in place of those of the same commands.
+          explicit surgery holds one more gradient than a plain step, two-pass hardly more; rows in
+          experiments/speed/plans.jsonl, which replace those of the same commands.
 
-Each plan is one run of `eupmu plan` in a process of its own, and its row tells the command.
+Each plan is one run of `eupmu plan` in its own process; its row has the command.
 """
 
 import argparse

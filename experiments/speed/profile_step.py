@@ -4,9 +4,9 @@ Command:  uv run python experiments/speed/profile_step.py
 Time:     about a minute on 2 CPU cores.
 Result:   rows in experiments/speed/profile_step.jsonl.
 
-Operations count by what was traced into them. XLA fuses the combination of the rows with SGD and the new parameters,
-which a plain step writes as well: that pass counts as surgery. Times are those of the threads that ran an operation,
-added up: shares are of work and not of the clock.
+Operations are classified by what was traced into them. XLA fuses the combination of the rows with SGD and the new
+parameters, which a plain step writes as well: that pass counts as surgery. Times are summed over the threads that ran
+an operation, so shares are of work, not of wall-clock time.
 """
 
 import argparse

@@ -4,10 +4,10 @@ Command:  uv run python experiments/speed/scaling.py
 Time:     about 10 minutes on 2 CPU cores.
 Result:   rows in experiments/speed/scaling.jsonl.
 
-The model is the MLP of step_overhead.py, and so are the steps. With K objectives each has a K-th of the examples.
-Devices are forced host devices on the same cores, the examples shared out among them and the parameters on all: nothing
-can get faster, and the ratio of explicit to plain grows, as one machine sums both gradients for every device in turn.
-Every case is a process.
+The model and the steps are those of the MLP in step_overhead.py. With K objectives each has a K-th of the examples.
+Devices are forced host devices on the same cores, with the examples split over them and the parameters replicated.
+Nothing can get faster, and the ratio of explicit to plain grows, as one machine sums both gradients for every device in
+turn. Every case runs in its own process.
 """
 
 import argparse

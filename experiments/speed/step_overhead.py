@@ -66,13 +66,13 @@ def problem(name: str, size: int, width: int = 1024) -> tuple:
 def variants(loss: Callable, count: int = 2) -> dict[str, tuple[optax.GradientTransformation, Callable]]:
     """Optimizer and step `(params, state, batches, statistics) -> (params, state, losses)` of each variant.
 
-    `count` is that of the batches, the forget batch first.
+    `count` is the number of batches, the forget batch first.
     """
     sgd = optax.sgd(LEARNING_RATE)
 
     def plain(params, state, batches, statistics):
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
-        # Flax allows changes of its variables only in the trace that made them.
+        # Flax allows changing variables only in the trace that created them.
         fresh = lambda p: loss(p, whole, jax.tree.map(jnp.asarray, statistics))
         value, grads = jax.value_and_grad(fresh, has_aux=True)(params)
         updates, state = sgd.update(grads, state, params)
@@ -95,7 +95,7 @@ def measure(name: str, size: int, rounds: int, compile_rounds: int) -> list[dict
     programs, calls, compilations = {}, {}, {}
 
     def compile_program(variant, step, own, state):
-        # A function of its own, since JAX would find what it has traced before.
+        # A new function, as JAX would otherwise reuse an earlier trace.
         jitted = jax.jit(lambda *args: step(*args), donate_argnums=(0, 1))
         programs[variant] = jitted.lower(own, state, batches, model_state).compile()
 

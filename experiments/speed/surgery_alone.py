@@ -6,10 +6,10 @@ Result:   at most 1.5 times the traffic for 100 M float32 parameters and K = 2; 
           experiments/speed/surgery_alone.jsonl.
 
 The gradients are those of a decoder with one large embedding. *surgery* is `unilateral_surgery().update`: Gram matrix,
-solution, combination. *traffic* is two programs that do no more than move the same memory: a sum over all elements,
-which XLA's CPU backend runs on all cores at the speed of memory, and the sum of the rows, which reads them and writes
-one. The second waits for the first, as the combination waits for the multipliers. *gram* and *combine* are surgery's
-two passes by themselves: programs of their own, which may take longer than they do within the surgery.
+solution, combination. *traffic* is two programs that only move the same memory: a sum over all elements, which XLA's
+CPU backend runs on all cores at the speed of memory, and the sum of the rows, which reads them and writes one. The
+second waits for the first, as the combination waits for the multipliers. *gram* and *combine* are the two passes of the
+surgery as separate programs, which may take longer than they do within the surgery.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What the benchmarks share: programs timed in turns, and rows of what was found.
+"""Shared by the benchmarks: programs timed in turns, and the provenance of rows.
 
-Absolute times are noise, so every figure is a ratio of two programs of one process, which take turns in a new order
-each round; a ratio compares the times of one round, and the median over rounds is reported.
+Absolute times are noisy, so every figure is a ratio of two programs in one process, which take turns in a new order
+each round. A ratio compares the times of one round; the median over rounds is reported.
 """
 
 import os
@@ -22,17 +22,17 @@ _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def keep_memory() -> None:
-    """Starts the script again with an allocator that keeps what it has.
+    """Restarts the script with an allocator that keeps freed memory.
 
-    glibc would hand buffers above 32 MB back to the kernel after every call, and the page faults of the next one would
-    be booked on whichever program is just above.
+    glibc would return buffers above 32 MB to the kernel after every call, and the page faults of the next one would be
+    charged to whichever program comes next.
     """
     if not _ALLOCATOR.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _ALLOCATOR)
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call in each round, those of warming up aside; calls return once their work is done."""
+    """Seconds of each call in each round, without the warm-up; calls must return only when their work is done."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     rng = np.random.default_rng(0)
     for _ in range(rounds + warmup):
@@ -60,5 +60,5 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
 
 
 def provenance() -> dict:
-    """That of the rows which this script makes."""
+    """The provenance of the rows of this script."""
     return origin.of(sys.argv[0], *sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The page of TOFU: what a step of its models takes, from the plans of `speed`; it has no rows of its own."""
+"""The page of TOFU: the memory of a step of its models, from the plans of `speed`; it has no rows of its own."""
 
 from experiments import parts
 from experiments.speed.page import FOLDER, store

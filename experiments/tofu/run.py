@@ -1,16 +1,16 @@
-"""A language model fine-tuned on TOFU forgets authors, on all devices of a machine; judged as TOFU judges.
+"""A language model fine-tuned on TOFU forgets authors, on all devices of a machine, and is evaluated as in TOFU.
 
 Command:  uv run --extra language python experiments/tofu/run.py --model FOLDER --data FOLDER --retrained FOLDER
-Time:     that of 5 passes over the forget set, and of generating answers to some 900 questions twice.
-Result:   a row of figures in --out, and the unlearned parameters beside it.
+Time:     5 passes over the forget set, and generating answers to some 900 questions twice.
+Result:   a row of figures and the unlearned parameters in --out.
 
-`--model` is a model in Hugging Face's format, such as Llama 3.2 1B, that was fine-tuned on all of TOFU, `--retrained`
-one that was fine-tuned on the retain set alone, `--data` a copy of the data set. With `--rank` low-rank adapters are
-unlearned with, else all parameters. `dpo` and `lrml` prefer refusals: those of `data.persons` in turn, as TOFU's tables
-have none. The model lies on a mesh of `--data-axis` x `--tensor-axis` devices. `eupmu plan --model 1b` says roughly
-what a step takes: it compiles this library's own decoder of these sizes, not the class of google-tunix that is loaded
-here. It was run here on a tiny model and questions of TOFU's layout, on one device and on eight pretended ones, never
-on TOFU itself; page.md has commands.
+`--model` is a model in Hugging Face's format, such as Llama 3.2 1B, fine-tuned on all of TOFU, `--retrained` is one
+fine-tuned on the retain set alone, and `--data` a copy of the data set. With `--rank`, low-rank adapters are trained,
+else all parameters. `dpo` and `lrml` prefer refusals: those of `data.persons` in turn, as TOFU's tables have none. The
+model is on a mesh of `--data-axis` x `--tensor-axis` devices. `eupmu plan --model 1b` reports roughly what a step
+takes: it compiles this library's own decoder of these sizes, not the class of google-tunix that is loaded here. It was
+run here on a tiny model and questions with TOFU's layout, on one device and on eight simulated ones, never on TOFU
+itself; page.md has commands.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Before JAX is imported: pretrained weights are passed to each program, not written into it.
+    # Set before JAX is imported: pass pretrained weights to each program instead of embedding them in it.
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import jax
@@ -38,7 +38,7 @@ from experiments import origin
 
 # Passes over the forget set, as in TOFU.
 PASSES = 5
-# Forget losses that take questions and answers alone, and then those that compare with the original model.
+# Forget losses that only need questions and answers, then those that compare with the original model.
 OBJECTIVES = (
     "bounded_ascent",
     "random_labels",
@@ -57,7 +57,7 @@ OTHERS = ("real_authors", "world_facts")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command."""
+    """Parses the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -88,11 +88,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def respondent(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answers.Respondent:
-    """The model of a folder on the mesh, with adapters or without, and how it is asked."""
+    """The model of a folder on the mesh, with or without adapters, and how it is prompted."""
     model = load_huggingface(
         folder,
         jnp.dtype(given.dtype or ("bfloat16" if given.rank else "float32")),
-        # Over all devices: each holds its share of every matrix, and gathers the others where they are used.
+        # Sharded over all devices: each holds its share of every matrix and gathers the rest for use.
         shardings=lambda shapes: sharding.param_shardings(shapes, mesh, axes=("data", "model")),
         remat=True,
     )
@@ -102,7 +102,7 @@ def respondent(folder: Path, given: argparse.Namespace, mesh, rank: int) -> answ
 
 
 def run(given: argparse.Namespace, made_by: dict) -> dict:
-    """Unlearns and judges; returns the row."""
+    """Unlearns and evaluates; returns the row."""
     share = f"{given.forget:02}"
     tables = {"forget": f"forget{share}", "retain": f"retain{100 - given.forget}", "held_out": f"holdout{share}"}
     sets = {name: tofu.load(given.data, table) for name, table in tables.items()}
@@ -113,7 +113,7 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
     batches = [batch_of(given, model, part) for part in sets.values()]
     for part in judged.values():
         answers.check(model, part)
-    # Before any unlearning, so that a model that cannot be read loses none.
+    # Before any unlearning, so that an unreadable model does not waste the run.
     ratios = retrained_ratios(given, mesh, judged[f"forget{share}"]) if given.retrained else None
     if given.objective in ("npo", "dpo", "lrml"):
         plain = tasks.language(model.language.apply)
@@ -152,10 +152,10 @@ def run(given: argparse.Namespace, made_by: dict) -> dict:
 
 
 def task_of(given: argparse.Namespace, model: answers.Respondent) -> eupmu.Task:
-    """The task, with the original model where a loss compares with that token by token, or hidden states."""
+    """The task, with the original model where a loss compares its predictions or its hidden states."""
     language, steered = model.language, given.objective == "rmu"
     retain = given.retain or ("rmu" if steered else "cross_entropy")
-    # The output of the block in the middle, as for models of 16 blocks in open-unlearning.
+    # The output of the middle block, as for models of 16 blocks in open-unlearning.
     hidden = lambda params, tokens: language.hidden(params, tokens, language.layers // 2)
     return tasks.language(
         language.apply,
@@ -166,7 +166,7 @@ def task_of(given: argparse.Namespace, model: answers.Respondent) -> eupmu.Task:
 
 
 def batch_of(given: argparse.Namespace, model: answers.Respondent, part: Questions) -> dict:
-    """The questions with their answers, and with refusals where the loss prefers them."""
+    """The questions with their answers, and with refusals if the loss prefers them."""
     batch = answers.encoded(model, part)
     if given.objective in ("dpo", "lrml"):
         refusals = [REFUSALS[row % len(REFUSALS)] for row in range(len(part.question))]
@@ -175,14 +175,14 @@ def batch_of(given: argparse.Namespace, model: answers.Respondent, part: Questio
 
 
 def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> np.ndarray:
-    """The truth ratios of the retrained model; its parameters are let go."""
+    """The truth ratios of the retrained model, whose parameters are then released."""
     other = respondent(given.retrained, given, mesh, 0)
     answers.check(other, forget)
     return np.asarray(answers.truth(other, other.language.params, forget)[0])
 
 
 def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:
-    """The method's own settings, with the forget loss and the learning rate that were asked for."""
+    """The method's default settings, with the requested forget loss and learning rate; None for the defaults."""
     chosen = {"forget_objective": given.objective, "learning_rate": given.learning_rate}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return methods.default_settings(methods.method(given.method), task) | chosen if chosen else None
