@@ -1,6 +1,6 @@
 """Shardings of everything a step touches: parameters, optimizer state, stacked gradients, multipliers and batches.
 
-A step of this library is a pure function, so it runs on a mesh as it is: place its arguments by these rules and call
+A step of this library is a pure function, so it runs on a mesh unchanged: place its arguments by these rules and call
 it under `jax.jit`. The names of the mesh axes are `data` (examples), `model` (parameters, FSDP or tensor style) and
 `objective` (the rows of the stack, if different devices are to hold different objectives).
 """
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax._stack import algebra
 
-# Below this many elements the latency of gathering a parameter outweighs the memory that sharing it out saves.
+# Below this many elements the latency of gathering a parameter outweighs the memory that sharding it saves.
 MIN_SIZE = 2**14
 
 
@@ -28,13 +28,13 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
 
     Args:
       data, model, objective: Devices along each axis.
-      devices: In the order of the network; None takes the first of `jax.devices()` and lets JAX arrange them.
+      devices: Devices to use, in network order; None takes the first of `jax.devices()` and lets JAX arrange them.
 
     Returns:
       The mesh, with axes `objective`, `data`, `model`.
 
     Raises:
-      ValueError: For an axis below 1, or fewer devices than the mesh has places.
+      ValueError: For an axis below 1, or fewer devices than the mesh needs.
 
     >>> dict(make_mesh(data=1).shape)
     {'objective': 1, 'data': 1, 'model': 1}
@@ -46,7 +46,7 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
     devices = jax.devices() if devices is None else devices
     if len(devices) < (count := math.prod(shape.values())):
         raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")
-    # A tensor axis is often smaller than any axis of the network, which has to be split then.
+    # A tensor axis is often smaller than any physical axis, which then has to be split.
     places = mesh_utils.create_device_mesh(
         tuple(shape.values()), devices=devices[:count], allow_split_physical_axes=True
     )
@@ -56,21 +56,22 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
 def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] = ("model",)) -> chex.ArrayTree:
     """A sharding for every parameter: each of `axes` splits the largest dimension that it divides.
 
-    `("model",)` leaves a whole copy to every slice along `data`; `("data", "model")` shares parameters, gradients and
-    optimizer state out over all devices (FSDP, ZeRO-3), and XLA gathers each layer where it is used. Two axes take two
-    dimensions where they can. Parameters of fewer than 16,384 elements are replicated, and so are those that no axis
-    divides. It is a rule for any model; one that names its own layout (`flax.nnx.get_named_sharding`) does better.
+    `("model",)` keeps a full copy on every slice along `data`; `("data", "model")` shards parameters, gradients and
+    optimizer state over all devices (FSDP, ZeRO-3), and XLA gathers each layer where it is used. Two axes split two
+    different dimensions where possible. Parameters with fewer than 16,384 elements are replicated, as are those that no
+    axis divides. The rule suits any model; a layout that the model names itself (`flax.nnx.get_named_sharding`) does
+    better.
 
     Args:
       params: Arrays or `jax.ShapeDtypeStruct`s.
-      mesh: Of `make_mesh`, or another whose axes are of the type `Auto`; one of explicit axes needs `jax.set_mesh`.
+      mesh: From `make_mesh`, or another whose axes are of type `Auto`; one with explicit axes needs `jax.set_mesh`.
       axes: Names of mesh axes.
 
     Returns:
       Tree of `NamedSharding`s.
 
     Raises:
-      ValueError: For an axis that the mesh does not have, or that comes twice.
+      ValueError: For an axis that the mesh does not have, or one named twice.
 
     >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
     >>> tuple(sharding.spec)
@@ -96,11 +97,11 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
 
 
 def stacked_shardings(shardings: chex.ArrayTree, *, objective: str | None = None) -> chex.ArrayTree:
-    """Shardings of the stacked gradients of parameters that lie as `shardings` say.
+    """Shardings of the stacked gradients of parameters that are laid out as `shardings`.
 
     Args:
       shardings: Tree of `NamedSharding`s, one for each parameter.
-      objective: Mesh axis of the rows; None gives every device its part of all rows.
+      objective: Mesh axis to split the rows along; with None every device holds its part of all rows.
 
     >>> sharding = param_shardings(jax.ShapeDtypeStruct((512, 128), jnp.float32), make_mesh())
     >>> tuple(stacked_shardings(sharding).spec)
@@ -114,19 +115,19 @@ def stacked_shardings(shardings: chex.ArrayTree, *, objective: str | None = None
 def state_shardings(
     optimizer: optax.GradientTransformation, params: chex.ArrayTree, shardings: chex.ArrayTree
 ) -> chex.ArrayTree:
-    """Shardings of `optimizer.init(params)`: moments lie as their parameters, stacked sums too, all else everywhere.
+    """Shardings of `optimizer.init(params)`: moments and stacked sums follow their parameters, the rest is replicated.
 
-    A leaf of the state that has its parameter's shape gets that parameter's sharding; one with an objective axis in
-    front (the sums of `accumulate`) gets it behind that axis; anything else (multipliers, Gram matrix, counters,
-    factored moments) is replicated.
+    A leaf of the state that has its parameter's shape gets that parameter's sharding; one with a leading objective axis
+    (the sums of `accumulate`) gets it after that axis; anything else (multipliers, Gram matrix, counters, factored
+    moments) is replicated.
 
     Args:
-      optimizer: Any optax transform of this library or others.
+      optimizer: Any optax transform, from this library or another.
       params: Arrays or `jax.ShapeDtypeStruct`s.
       shardings: Tree of `NamedSharding`s, one for each parameter.
 
     Returns:
-      Tree of `NamedSharding`s of the state's structure, for `jax.device_put`, `out_shardings` and checkpoints.
+      Tree of `NamedSharding`s with the state's structure, for `jax.device_put`, `out_shardings` and checkpoints.
 
     >>> params = jax.ShapeDtypeStruct((512, 128), jnp.float32)
     >>> found = state_shardings(optax.adam(0.1), params, param_shardings(params, make_mesh()))
@@ -156,7 +157,7 @@ def state_shardings(
 
 
 def check_axes(mesh: Mesh, axes: Sequence[str] = ("data",)) -> None:
-    """Raises `ValueError` for what is no mesh, or one without these axes."""
+    """Raises `ValueError` unless `mesh` is a mesh with these axes."""
     if not hasattr(mesh, "shape"):
         raise ValueError(f"mesh: got {mesh!r}, expected a mesh, as of sharding.make_mesh")
     if missing := [axis for axis in axes if axis not in mesh.shape]:
@@ -169,14 +170,14 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
 
     Args:
       batches: A tuple of K batches, their leaves `(n, ...)`; or, with `objective`, a stacked batch, `(K, n, ...)`.
-      mesh: Of `make_mesh`.
-      objective: Whether a stacked batch's first axis goes along the mesh axis `objective`, so that devices of
-        different slices pass different objectives through the model. A mode of `"vmap"` is needed, and K a multiple of
-        the axis.
+      mesh: From `make_mesh`.
+      objective: Whether to split a stacked batch's first axis along the mesh axis `objective`, so that different slices
+        of devices pass different objectives through the model. This needs a mode of `"vmap"`, and a K that is a
+        multiple of the axis size.
 
     Raises:
-      ValueError: For a leaf without examples, a number of examples that the mesh cannot share out evenly, or a mesh
-        without the axis.
+      ValueError: For a leaf without examples, a number of examples that the mesh cannot split evenly, or a mesh without
+        the axis.
 
     >>> tuple(batch_shardings((jnp.zeros((8, 3)), jnp.zeros((72, 3))), make_mesh())[1].spec)
     ('data',)
@@ -198,14 +199,15 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
 
 
 def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Array:
-    r"""`algebra.gram_matrix` of rows that lie on a mesh, with one all-reduce of K(K+1)/2 numbers.
+    r"""`algebra.gram_matrix` of rows that are sharded over a mesh, with one all-reduce of K(K+1)/2 numbers.
 
-    XLA, left alone, reduces every leaf's inner products by themselves. Here each device sums those of its own parts of
-    all leaves, a leaf that r devices hold in common counting 1/r on each, and one sum follows over the mesh axes along
-    which any leaf is split; where none is, every device has the whole sum already and nothing travels.
+    Left alone, XLA all-reduces the inner products of each leaf separately. Here each device first sums over its own
+    shards of all leaves, where a leaf that r devices replicate counts 1/r on each, and a single sum follows over the
+    mesh axes along which any leaf is split. If none is, every device already has the whole sum and nothing is
+    communicated.
 
     Args:
-      updates: Stacked tree, `(K, *param.shape)` in every leaf, its objective axis on no mesh axis.
+      updates: Stacked tree, `(K, *param.shape)` in every leaf, its objective axis not sharded.
       shardings: Tree of `NamedSharding`s on one mesh, one for each parameter.
 
     Returns:

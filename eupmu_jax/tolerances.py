@@ -14,7 +14,7 @@ import optax
 from eupmu_jax._stack.checks import check_numbers
 from eupmu_jax._stack.checks import resolve_num_objectives as resolve_num_objectives
 
-# Smaller step sizes count as 0: one divided by them, times a loss, leaves the range of float32.
+# Smaller step sizes count as 0: their inverse, times a loss, overflows float32.
 LEAST_STEP_SIZE = 1e-20
 
 
@@ -59,7 +59,7 @@ def schedule(schedule_fn: Callable[[chex.Numeric], chex.Numeric]) -> Tolerance:
 def relative(share: chex.Numeric) -> Tolerance:
     """A share of the current retain losses: epsilon_k = share * |l_k|. Reads the losses.
 
-    Of a loss in log scale a share of the loss itself is `constant(share)`.
+    In log scale, `constant(share)` gives a share of the loss itself.
 
     >>> relative(0.1).update(0, jnp.array([2.0, 4.0]), ())[0].round(3).tolist()
     [0.2..., 0.4...]
@@ -79,8 +79,9 @@ def budget(
 
     Along the flow the retain loss then obeys :math:`\dot l_k \le rate \cdot (limit - l_k)` and approaches its limit
     without crossing it, however long the run; a loss above the limit is brought down at the same rate (its epsilon is
-    negative). The bound holds to first order and for the losses given: minibatch losses bound the minibatch loss,
-    `levels` of the whole retain set bound that. Measure the end, and lead it back with `furthest_feasible`.
+    negative). The bound holds to first order and for the losses that are passed: minibatch losses bound the minibatch
+    loss, `levels` measured on the whole retain set bound the loss on that set. Measure the final parameters, and pull
+    them back with `furthest_feasible`.
 
     The rate decides how firm the barrier is, and its unit depends on where the tolerance goes:
 
@@ -88,7 +89,7 @@ def budget(
     in                                  give
     ==================================  ==============================================================
     `unilateral_surgery`, `two_pass`    `learning_rate`, the optimizer's: the rate is 1 / learning rate, so that one
-                                        step may use up the distance to the limit and makes up for all of an excess
+                                        step may use up the distance to the limit and corrects any excess in full
     `utility_guard`                     `rate` <= 1, the share of the distance that one step may use up
     `implicit_surgery(proxy="level")`   `rate` 1.0, and the controller's gains do the rest
     ==================================  ==============================================================
@@ -96,10 +97,10 @@ def budget(
     With a rate far below 1 / learning rate the barrier is weak: the loss may rise far above the limit first.
 
     Args:
-      limit: Loss that must not be exceeded, a float or `(K-1,)`. Infinity is no limit, which `implicit_surgery` cannot
-        compare with: it refuses the step.
+      limit: Loss that must not be exceeded, a float or `(K-1,)`. Infinity means no limit, except in `implicit_surgery`,
+        which cannot compare with it and refuses the step.
       rate: Positive float, or a schedule of the step count.
-      learning_rate: In place of `rate`: the step size, a positive float or the optimizer's own schedule. Where a
+      learning_rate: Instead of `rate`: the step size, a positive float or the optimizer's own schedule. Where a
         schedule is 0 (below 1e-20) the tolerance is 0.
       relative_to_start: If true, `limit` is how much each retain loss may rise above its value in the first step.
 
@@ -124,7 +125,7 @@ def budget(
         )
 
     def init_fn(num_constraints, dtype):
-        # Infinity until the first loss is seen: the start is the first level that comes.
+        # Infinity until the first level arrives, which becomes the start.
         return jnp.full(num_constraints, jnp.inf, dtype)
 
     def update_fn(count, levels, start):

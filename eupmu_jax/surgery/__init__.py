@@ -1,1 +1,1 @@
-"""Unilateral gradient surgery as optax transforms, and what stands around them."""
+"""Unilateral gradient surgery as optax transforms, their wrappers and their training steps."""

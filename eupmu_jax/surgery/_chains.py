@@ -1,4 +1,4 @@
-"""Whether an optimizer fits the step that it is given to, as far as its state and its updates tell."""
+"""Checks that an optimizer fits the step it is passed to, as far as its state and its updates show."""
 
 import collections
 from typing import Any
@@ -40,7 +40,7 @@ def check_explicit(state: optax.OptState) -> None:
 
 
 def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: Any, state: Any) -> None:
-    """Raises `ValueError` if the objective axis is still there after the optimizer, in its updates or in its state."""
+    """Raises `ValueError` if the optimizer leaves an objective axis in its updates or in its state."""
     check_same_shapes(
         "updates of the optimizer",
         updates,
@@ -62,7 +62,7 @@ def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: 
 
 
 def check_implicit(state: optax.OptState) -> None:
-    """Raises `ValueError` if the optimizer of this state is one of stacked gradients."""
+    """Raises `ValueError` if the optimizer of this state takes stacked gradients."""
     if _stacked(state) and not _nodes(state, ImplicitSurgeryState):
         raise ValueError(
             "optimizer: got a chain that takes stacked gradients: call explicit_step; implicit_step is for a chain "
@@ -77,9 +77,9 @@ def check_implicit(state: optax.OptState) -> None:
 
 
 def check_surgery_is_last(state: optax.OptState) -> None:
-    """Raises `ValueError` if a chain goes on behind the implicit surgery that its state holds."""
+    """Raises `ValueError` if anything follows the implicit surgery in a chain with this state."""
     members = list(state.values()) if isinstance(state, dict) else list(state) if isinstance(state, tuple) else []
-    # The states of optax.chain and of optax.named_chain, by their order.
+    # The states of optax.chain and optax.named_chain, in order.
     if type(state) in (tuple, collections.OrderedDict):
         holding = [i for i, member in enumerate(members) if _nodes(member, ImplicitSurgeryState)]
         if holding and holding[-1] < len(members) - 1:
@@ -97,6 +97,6 @@ def _nodes(state, kind):
 
 
 def _stacked(state):
-    """Whether the state is one of a transform of stacked gradients."""
+    """Whether the state belongs to a transform of stacked gradients."""
     counts = lambda node: hasattr(node, "nonfinite_count") or hasattr(node, "refused_microbatches")
     return any(not isinstance(node, ImplicitSurgeryState | ScaleByGenState) for node in nodes(state, counts))

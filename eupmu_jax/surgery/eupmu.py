@@ -25,13 +25,13 @@ def eupmu(
       \lambda_{t+1} = \max\Big(0, \lambda_t - \beta \Big(\frac{l_r(\theta_t) - l_r(\theta_{t+1})}{\alpha_t} +
       \epsilon\Big)\Big)
 
-    A step with a loss or gradient that is not finite changes nothing and is counted. Take the step itself with
-    `implicit_step`. For another base optimizer, chain it with `implicit_surgery` by hand.
+    A step with a loss or gradient that is not finite changes nothing and is counted. Use `implicit_step` to take the
+    step. For another base optimizer, chain it with `implicit_surgery` yourself.
 
-    A converged model does not survive large steps: its retain gradient is small, so it takes many steps until the
-    multiplier weighs it enough. Begin with `learning_rate=0.01, multiplier_learning_rate=0.1, max_norm=1.0,
-    initial_multiplier=1.5` and a forget loss that is bounded (`objectives.bounded_ascent`), and measure the end
-    (`furthest_feasible`): nothing here bounds the retain loss of a whole run. `tolerances.budget` does.
+    A converged model does not survive large steps: its retain gradient is small, so the multiplier takes many steps to
+    give it enough weight. Begin with `learning_rate=0.01, multiplier_learning_rate=0.1, max_norm=1.0,
+    initial_multiplier=1.5` and a forget loss that is bounded (`objectives.bounded_ascent`), and measure the final
+    parameters (`furthest_feasible`): nothing here bounds the retain loss over a whole run. `tolerances.budget` does.
 
     Args:
       learning_rate: alpha, a float or a schedule.

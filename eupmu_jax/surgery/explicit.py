@@ -13,13 +13,14 @@ MAX_OBJECTIVES = nnls.MAX_CONSTRAINTS + 1
 
 
 class UnilateralSurgeryState(NamedTuple):
-    """State of `unilateral_surgery`; `tree_get` reads what no other member of a chain has.
+    """State of `unilateral_surgery`; `tree_get` finds fields whose names are unique in the chain.
 
     Attributes:
       multipliers: `(K-1,)` multipliers of the last step.
       gram: `(K, K)` Gram matrix of the last step's gradients.
       feasible: `(K-1,)` bools: whether the last direction met each constraint. False where a loss above its limit
-        cannot be brought down as fast as the tolerance demands: its gradient is zero, or others stand against it.
+        cannot be brought down as fast as the tolerance demands: its gradient is zero, or conflicts with other
+        constraints.
       tolerance_state: State of the tolerance.
       count: Number of steps taken.
       nonfinite_count: Number of steps refused because a gradient or loss was not finite.
@@ -39,7 +40,7 @@ def unilateral_surgery(
     num_objectives: int | None = None,
     retain_weight: chex.Numeric = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bends the forget gradient, and only it, as little as keeps every retain loss from rising too fast.
+    r"""Bends only the forget gradient, and no more than needed to keep every retain loss from rising too fast.
 
     .. math::
       d = \arg\min_d \tfrac12\|d - g_0\|^2 \quad\text{s.t.}\quad \langle g_k, d\rangle \ge -\epsilon_k,\; k = 1..K-1
@@ -48,25 +49,26 @@ def unilateral_surgery(
       d = g_0 + \sum_k \lambda_k g_k,\qquad
       \lambda = \max\!\big(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2\big) \text{ for } K = 2
 
-    With a `retain_weight` w, what is bent is the weighted sum :math:`g_0 + \sum_k w_k g_k` in place of :math:`g_0`, and
-    w is the least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. Then the retain losses are
-    minimised too; with w = 0, as in the paper, they are only kept from rising too fast.
+    With a `retain_weight` w, the weighted sum :math:`g_0 + \sum_k w_k g_k` is bent instead of :math:`g_0`, and w is the
+    least value of the multipliers: :math:`\lambda = \max(w, \dots)` for K = 2. The retain losses are then minimised
+    too; with w = 0, as in the paper, they are only kept from rising too fast.
 
     The transform takes stacked gradients, every leaf `(K, *param.shape)` with the forget gradient in row 0, and returns
-    a tree of the parameters' shapes. It stands first in a chain, and the updates keep the sign of a gradient.
+    a tree of the parameters' shapes. It comes first in a chain, and its output keeps the sign of a gradient.
 
     Guarantees, for the step `theta <- theta - alpha * d` (SGD): each retain loss rises by at most `alpha * tolerance`
-    to first order, and the forget loss (with a `retain_weight`, the weighted sum) descends, since
-    `<g_0, d> >= ||d||^2` for tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again,
-    and only the forget and retain gradients' span is protected.
+    to first order, and the forget loss (with a `retain_weight`, the weighted sum) descends, since `<g_0, d> >= ||d||^2`
+    for tolerances >= 0. A preconditioner that follows in the chain (Adam, Muon) bends d again, and only the span of the
+    forget and retain gradients is protected.
 
-    They hold for the batch and add up over steps: on a converged model a tolerance of 0 lets the loss of the whole
-    retain set rise far. For a bound on the run give `tolerances.budget(limit, learning_rate=...)` as the tolerance and
-    a `retain_weight` of 1 to 2, clip the norm behind the surgery, and measure the end (`furthest_feasible`).
+    The guarantees hold for one batch and add up over steps: on a converged model, a tolerance of 0 lets the loss on the
+    whole retain set rise far. To bound the whole run, use `tolerances.budget(limit, learning_rate=...)` as the
+    tolerance with a `retain_weight` of 1 to 2, clip the norm after the surgery, and measure the final parameters
+    (`furthest_feasible`).
 
     Inner products are summed in float32 (float64 for float64 gradients); the output has the parameters' dtypes. For
-    K = 2 the result is the closed form, for K up to 16 the exact solution of the dual problem, found on device by a
-    loop, which reverse-mode differentiation does not go through.
+    K = 2 the result is the closed form; for K up to 16 it is the exact solution of the dual problem, found on device by
+    a loop that reverse-mode differentiation cannot pass through.
 
     With a `retain_weight`, g_0 below stands for the weighted sum, and a multiplier of 0 for w:
 
@@ -80,21 +82,21 @@ def unilateral_surgery(
     a gradient or loss not finite       d = 0, state unchanged, `nonfinite_count` + 1
     ==================================  ==============================================================
 
-    Members after this one in a chain still see the zero update of a refused step, and decay their moments or weights
-    with it; wrap the chain in `eupmu_jax.skip_nonfinite` to leave them untouched too.
+    Later members of the chain still see the zero update of a refused step, and decay their moments or weights with it;
+    wrap the chain in `eupmu_jax.skip_nonfinite` to leave them untouched too.
 
     Args:
       tolerance: Allowed increase of the retain losses in units of the loss per unit of step size: a float, a `(K-1,)`
-        array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`). Behind what
-        scales gradients by c, such as `optax.clip_by_global_norm`, it allows 1/c times as much.
-      num_objectives: K. Needed where the state must keep one shape from `init` on, as in `lax.scan`, and neither
-        K = 2 nor a tolerance array tells it.
+        array, a schedule `count -> tolerance`, or a rule from `eupmu_jax.tolerances` (some read `losses`). After a
+        transform that scales gradients by c, such as `optax.clip_by_global_norm`, it allows 1/c times as much.
+      num_objectives: K. Needed if it is not 2, no tolerance array gives it, and the state must keep one shape from
+        `init` on, as in `lax.scan`.
       retain_weight: w, a number >= 0 or a `(K-1,)` array.
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses=None, levels=None, gram_fn=None, **extra_args)`.
-      `losses` is `(K,)`; `levels` are `(K-1,)` retain losses measured otherwise (on the whole retain set, say) for the
-      tolerance to read in their place; `gram_fn(updates) -> (K, K)` stands in for `algebra.gram_matrix` (on a mesh,
+      `losses` is `(K,)`; `levels` are `(K-1,)` retain losses measured elsewhere (on the whole retain set, say), which
+      the tolerance reads instead; `gram_fn(updates) -> (K, K)` replaces `algebra.gram_matrix` (on a mesh,
       `sharding.gram_matrix`). Its state is a `UnilateralSurgeryState`.
 
     Raises:
@@ -142,21 +144,21 @@ def solve(
     levels: chex.Array | None,
     retain_weight: chex.Numeric = 0.0,
 ) -> tuple[chex.Array, chex.Array, UnilateralSurgeryState]:
-    """All of a surgery but the gradients: from their Gram matrix `(K, K)` the weights of the rows, `(K,)`.
+    """Solves for the weights `(K,)` of the rows, given only their Gram matrix `(K, K)`.
 
     Returns:
-      The weights, whether the step may be taken (all is finite), and the state then, its counters as they were.
+      The weights, whether the step may be taken (everything is finite), and the new state, its counters unchanged.
     """
     k = gram.shape[0]
     levels = tolerances.check_levels(levels, losses, k - 1)
     epsilon, tolerance_state = tolerances.evaluate(rule, state.count, levels, state.tolerance_state, k - 1, gram.dtype)
-    # A row with a non-finite element has a non-finite norm, so the Gram matrix tells all without another pass.
+    # A row with a non-finite element has a non-finite norm, so it is enough to check the Gram matrix.
     finite = jnp.all(jnp.isfinite(gram)) & jnp.all(epsilon > -jnp.inf)
     if losses is not None:
         finite &= jnp.all(jnp.isfinite(losses))
     safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
     base = jnp.broadcast_to(jnp.asarray(retain_weight, gram.dtype), (k - 1,))
-    # What the weighted retain gradients do for each constraint is as good as that much more tolerance.
+    # The weighted retain gradients' part in each constraint counts as additional tolerance.
     multipliers = base + nnls.solve_multipliers(safe, epsilon + jnp.sum(safe[1:, 1:] * base[None], axis=1))
     weights = jnp.concatenate([jnp.ones(1, gram.dtype), multipliers])
     # A finite slope may be too small for what the tolerance demands of it.
@@ -168,7 +170,7 @@ def solve(
 
 
 def count_fixed(num_objectives: int | None, rule: tolerances.Tolerance, retain_weight: chex.Numeric) -> int | None:
-    """K as far as the arguments of a surgery tell it, or None; raises `ValueError` where they cannot be."""
+    """K if the arguments of a surgery determine it, else None; raises `ValueError` if they are invalid."""
     given = checks.check_numbers("retain_weight", retain_weight, 0, finite=True)
     fixed = checks.resolve_num_objectives(num_objectives, rule.num_constraints, given)
     if fixed is not None:
@@ -177,7 +179,7 @@ def count_fixed(num_objectives: int | None, rule: tolerances.Tolerance, retain_w
 
 
 def fit(state: UnilateralSurgeryState, num_objectives: int) -> UnilateralSurgeryState:
-    """`state`, with zeros where its arrays are those of another number of objectives."""
+    """`state`, its arrays reset to zeros if they are for another number of objectives."""
     k, dtype = num_objectives, state.gram.dtype
     if state.gram.shape == (k, k):
         return state

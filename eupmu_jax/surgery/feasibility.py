@@ -1,4 +1,4 @@
-"""The best checkpoint that keeps the limit, whether there is one, and the last point of a segment that keeps it."""
+"""The best checkpoint that keeps the limit, if there is one, and the furthest point of a segment that keeps it."""
 
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import optax
 
 from eupmu_jax._stack import checks
 
-# Runs on digits that were led back further than this had forgotten next to nothing of a random set afterwards.
+# On digits, runs that were pulled back further than this had forgotten next to nothing of a random forget set.
 LITTLE = 0.5
 
 
@@ -20,14 +20,14 @@ class BestFeasibleState(NamedTuple):
     """State of `best_feasible`.
 
     Attributes:
-      params: The best checkpoint; that of `init` until a better one comes.
+      params: The best checkpoint; that of `init` until a better one is found.
       forget_loss: Its forget loss.
       levels: Its `(K-1,)` retain levels.
       feasible: Whether it keeps every limit.
       progressed: Whether some checkpoint after `init` kept every limit and forgot more, or was the first to keep them.
       stalled: Checks since the best checkpoint changed.
-      infeasible: True once `stalled` is `patience` and no checkpoint has progressed: with this limit nothing can be
-        forgotten, by this optimizer at least. Stop, and return `params`.
+      infeasible: True once `stalled` reaches `patience` and no checkpoint has progressed: within this limit nothing can
+        be forgotten, at least by this optimizer. Stop, and return `params`.
     """
 
     params: chex.ArrayTree
@@ -49,18 +49,18 @@ class BestFeasible(NamedTuple):
 def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     """Keeps the checkpoint with the lowest forget loss among those whose retain levels are within their limits.
 
-    Measure the levels on the data that the limit is about (the whole retain set, or a sample kept for it), whenever
-    that can be afforded; between two checks nothing is promised. Checkpoints above the limit are kept only while
-    nothing else is known, the one with the smallest violation first; so a start above its limit can be repaired. A
-    checkpoint with a non-finite loss is never kept, except for the first one until a better one comes.
+    Measure the levels on the data that the limit applies to (the whole retain set, or a sample set aside for it) as
+    often as you can afford; nothing is guaranteed between two checks. Until a checkpoint is within the limit, the one
+    with the smallest violation is kept, so a start above its limit can be repaired. A checkpoint with a non-finite loss
+    is never kept, except for the first one until a better one is found.
 
     Args:
       limit: Float, or one for each of the K-1 levels.
-      patience: Number of checks in a row that changed nothing after which the state says `infeasible`.
+      patience: Number of consecutive checks without a change after which the state is `infeasible`.
 
     Returns:
-      `init(params, forget_loss, levels) -> state` and `update(state, params, forget_loss, levels) -> state`, to be
-      jitted or not; `levels` is a float or `(K-1,)`.
+      `init(params, forget_loss, levels) -> state` and `update(state, params, forget_loss, levels) -> state`, which may
+      be jitted; `levels` is a float or `(K-1,)`.
 
     Raises:
       ValueError: For a limit that is NaN, a patience below 1, or another number of levels than of limits.
@@ -121,12 +121,12 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
 
 
 class FurthestFeasible(NamedTuple):
-    """What `furthest_feasible` found.
+    """Result of `furthest_feasible`.
 
     Attributes:
       params: The point on the segment.
       t: Where it lies: 0 is `inside`, 1 is `outside`.
-      levels: What was measured there; under `jax.jit` NaN for t = 0, where nothing is.
+      levels: The levels measured there; under `jax.jit` NaN for t = 0, which is not measured.
     """
 
     params: chex.ArrayTree
@@ -146,32 +146,32 @@ def furthest_feasible(
     .. math::
       \theta = \theta_{in} + t (\theta_{out} - \theta_{in}), \qquad l_k(\theta) \le limit_k \;\forall k
 
-    This leads a run that ends a little above its limit back to it, and takes a run that ends below further, by forward
-    passes alone. Bisection finds t to 2^-bisections, and 1 if `outside` keeps the limit itself; where the levels cross
-    the limit more than once on the segment, one of the crossings. A level that is NaN keeps no limit.
+    With forward passes alone, this pulls a run that ends a little above its limit back to it, and takes a run that ends
+    below it further. Bisection finds t to within 2^-bisections, or 1 if `outside` itself keeps the limit; if the levels
+    cross the limit more than once on the segment, it finds one of the crossings. A level that is NaN keeps no limit.
 
-    `measure` may be any function, one that loops over batches and returns NumPy arrays too. Called under `jax.jit`, it
-    has to be traceable, and no warning can come: read `t`.
+    `measure` may be any function, including one that loops over batches and returns NumPy arrays. Under `jax.jit` it
+    must be traceable, and no warning is given: check `t`.
 
     Args:
-      measure: `measure(params) -> (K-1,)` levels on the data that the limit is about. Called once if `outside` keeps
-        the limit, else `bisections + 1` times (under `jit` always), and once more, of `inside`, if nothing else does.
+      measure: `measure(params) -> (K-1,)` levels on the data that the limit applies to. Called once if `outside` keeps
+        the limit, else `bisections + 1` times (under `jit` always), and once more, on `inside`, if nothing else does.
       limit: Float, or one for each level.
-      inside: Parameters that keep the limit, returned if no other point on the way does.
+      inside: Parameters that keep the limit, returned if no other point tried does.
       outside: Parameters of the same structure and shapes.
       bisections: At least 1.
 
     Returns:
-      A `FurthestFeasible`: `params`, `t` and `levels`. Leaves that are random keys are not interpolated, but those of
-      `inside` for t < 1.
+      A `FurthestFeasible`: `params`, `t` and `levels`. Leaves that are random keys are not interpolated: for t < 1 they
+      are those of `inside`.
 
     Raises:
       ValueError: For fewer than one bisection, a limit that is NaN, parameters that differ in structure or shapes, or
         levels of another shape than the limits.
 
     Warns:
-      UserWarning: If t < 0.5: the limit cost much of what the run did. Raise it, or take steps that stay closer to it.
-        Another one if `inside` is above the limit itself.
+      UserWarning: If t < 0.5: the limit undid much of the run. Raise it, or take steps that stay closer to it. A
+        different warning if `inside` itself is above the limit.
 
     >>> found = furthest_feasible(lambda w: w**2, 2.25, jnp.array(0.0), jnp.array(2.0), bisections=8)
     >>> float(found.params), float(found.t), float(found.levels)
@@ -184,7 +184,7 @@ def furthest_feasible(
 
     def between(t):
         def interpolate(a, b):
-            # Half of a random key is none, nor is there one of a count or a flag.
+            # Random keys, counts and flags cannot be interpolated.
             dtype = jnp.result_type(a)
             return (a + t * (b - a)).astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else a
 
@@ -215,7 +215,7 @@ def furthest_feasible(
             "of what the run did is lost; allow a higher limit, or take steps that stay closer to it",
             stacklevel=2,
         )
-    # Interpolation would not give the end points to the last bit, nor the first one if the other is not finite.
+    # Interpolation would not reproduce the end points exactly, nor `inside` if `outside` is not finite.
     select = lambda begin, mid, end: jnp.where(t == 0, begin, jnp.where(t == 1, end, mid))
     return FurthestFeasible(jax.tree.map(select, inside, between(t), outside), t, levels)
 
@@ -238,7 +238,7 @@ def _search_traced(levels_at, limit, end_levels, bisections):
 
 
 def _search_on_host(levels_at, limit, end_levels, bisections):
-    """`(t, levels)` by a `measure` that may be any function."""
+    """`(t, levels)` outside `jit`, for any `measure`."""
     if np.all(end_levels <= limit):
         return jnp.float32(1), end_levels
     low, high, levels = jnp.float32(0), jnp.float32(1), np.full(end_levels.shape, np.nan)

@@ -20,10 +20,10 @@ def freeze(
     place of `optax.masked`, `optax.partition` or `optax.selective_transform` around a surgery: they pass the frozen
     leaves of a stacked tree on with their objective axis, and adding those to the parameters would broadcast them.
 
-    Gradients of frozen leaves are still computed, at K times their size, and must exist. Where the base is large or
-    quantised, let the loss close over it and give the step the trained part alone, as `unlearn(frozen=...)` does. The
-    state has None in place of frozen leaves: what reads it beside the parameters, such as
-    `optax.contrib.schedule_free_eval_params`, needs parameters with None there, too.
+    Gradients of frozen leaves are still computed, at K times their size, and must exist. If the base model is large or
+    quantised, let the loss close over it and pass only the trained part to the step, as `unlearn(frozen=...)` does. The
+    state has None in place of frozen leaves: a function that reads it along with the parameters, such as
+    `optax.contrib.schedule_free_eval_params`, needs parameters with None there too.
 
     Args:
       inner: A chain, usually one that begins with a stacked transform. It sees frozen leaves as None.

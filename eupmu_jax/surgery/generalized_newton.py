@@ -12,7 +12,7 @@ from eupmu_jax._stack import algebra, checks, refusal
 
 
 class ScaleByGenState(NamedTuple):
-    """State of `scale_by_gen`; `tree_get` reads what no other member of a chain has.
+    """State of `scale_by_gen`; `tree_get` finds fields whose names are unique in the chain.
 
     Attributes:
       learning_rate: Of the last step.
@@ -35,15 +35,15 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
     .. math::
       \eta \leftarrow 0.9\, \eta + 0.1\, \operatorname{clip}(b / a,\, \eta / 2,\, 2 \eta) \;\text{ if } a > 0, b > 0
 
-    Otherwise :math:`\eta` stays; it is halved if a measured loss is not finite. Like optax's line searches it stands
-    last, and u are updates as they are added to the parameters: `optax.chain(aggregators.ngdiff(), optax.sgd(1.0),
-    scale_by_gen(0.01))`, or with `optax.adam(1.0)` before it, since the parabola is that of the preconditioned step.
-    NGDiff measures the retain loss, which is what `explicit_step` hands over as `value_fn`.
+    Otherwise :math:`\eta` stays the same, or is halved if a measured loss is not finite. Like optax's line searches the
+    transform comes last, and u are the updates as they are added to the parameters: `optax.chain(aggregators.ngdiff(),
+    optax.sgd(1.0), scale_by_gen(0.01))`, or with `optax.adam(1.0)` before it, since the parabola is that along the
+    preconditioned step. NGDiff measures the retain loss, which is what `explicit_step` passes as `value_fn`.
 
     Cost: three forward passes of `value_fn` every `every` steps, two if `value` is given, none in between. The loss
-    must be deterministic: noise (dropout, another batch) in it is divided by :math:`\eta^2`. So is rounding, which may
-    lengthen steps where the curvature is less than that of the loss: 1e-7 of it in float32. The authors' test of the
-    fit, R^2 > 0.99, always holds for three points, and their factor 1 - t / T is `optax.scale_by_schedule`.
+    must be deterministic: noise (dropout, another batch) in it is divided by :math:`\eta^2`. So is the rounding error
+    of the loss, 1e-7 of it in float32, which may lengthen steps where the curvature is smaller than that. The authors'
+    test of the fit, R^2 > 0.99, always holds for three points, and their factor 1 - t / T is `optax.scale_by_schedule`.
 
     ==================================  ===============================================================
     update                              result
@@ -60,7 +60,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
 
     Returns:
       A transform with `update(updates, state, params, *, value_fn, value=None, **extra_args)`. `value_fn(params)` is
-      the loss, a scalar, or an array that is summed up; `value` is `value_fn(params)`, if known.
+      the loss, a scalar, or an array, which is summed; `value` is `value_fn(params)`, if known.
 
     Raises:
       ValueError: For a learning rate that is not positive, `every` below 1, or missing params or `value_fn`.
@@ -93,7 +93,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
         def measure(eta):
             here = jnp.sum(value_fn(params) if value is None else value).astype(dtype)
             ahead, behind = loss_at(eta), loss_at(-eta)
-            # Both times eta squared: their ratio is b / a over eta.
+            # These are a eta^2 and b eta: their ratio is b / a over eta.
             curvature, slope = ahead + behind - 2 * here, (behind - ahead) / 2
             fits = (curvature > 0) & (slope > 0)
             best = eta * jnp.clip(slope / jnp.where(fits, curvature, 1), 0.5, 2)

@@ -18,14 +18,14 @@ MAX_ROUNDS = 4
 class UtilityGuardState(NamedTuple):
     """State of `utility_guard`; the surgery's own fields (`multipliers`, `gram`) are found in it by name.
 
-    Its counters have the names of the surgery's within it, so in a chain take them from the guard's state, which is
+    Its counters share their names with those of the surgery inside it, so read them from the guard's state, which is
     found by its type: `optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count`.
 
     Attributes:
       surgery_state, inner_state, tolerance_state: States of the parts.
-      guard_multipliers: `(K-1,)`; how much of each retain gradient was taken off the last update.
+      guard_multipliers: `(K-1,)`; how much of each retain gradient was subtracted from the last update.
       guard_feasible: `(K-1,)` bools: whether the last update met each constraint to first order.
-      step_scale: Share of the last update that backtracking left: 1, 1/2, 1/4, ..., or 0 if no share would do.
+      step_scale: Share of the last update that backtracking kept: 1, 1/2, 1/4, ..., or 0 if none was small enough.
       count: Number of steps taken.
       nonfinite_count: Number of steps refused because a gradient, loss or update was not finite.
     """
@@ -54,16 +54,16 @@ def utility_guard(
       u = \text{inner}(\text{surgery}(g)), \qquad
       u' = \arg\min_{v} \tfrac12 \|v - u\|^2 \quad\text{s.t.}\quad \langle g_k, v\rangle \le \epsilon_k,\; k = 1..K-1
 
-    Surgery alone protects the direction that leaves it; a preconditioner, momentum or weight decay behind it bends that
-    direction again. The guard stands around the whole optimizer (Adam, Muon, schedule-free, momentum, AdamW) and
-    corrects what is really added to the parameters: :math:`u' = u - \sum_k \mu_k g_k` with the exact multipliers of
+    Surgery alone protects its own output; a preconditioner, momentum or weight decay after it bends that direction
+    again. The guard wraps the whole optimizer (Adam, Muon, schedule-free, momentum, AdamW) and corrects what is
+    actually added to the parameters: :math:`u' = u - \sum_k \mu_k g_k` with the exact multipliers of
     `nnls.solve_multipliers`. Nothing may follow it in a chain.
 
     Guarantees: to first order each retain loss rises by at most its tolerance in this step, whatever `inner` is; the
-    inequality holds for u' to the rounding of its dtype, and u' = u where u meets it already. With `max_halvings` and
-    a `value_fn`, u' is halved until the *measured* loss agrees: no loss `value_fn` measures rises by more than
-    max(tolerance, 0), and if it takes more halvings than allowed the parameters stay. With `tolerances.budget(limit,
-    rate)` and rate <= 1 that keeps the measured loss under its limit for all time.
+    inequality holds for u' up to the rounding of its dtype, and u' = u where u already meets it. With `max_halvings`
+    and a `value_fn`, u' is halved until the *measured* loss agrees: no loss that `value_fn` measures rises by more than
+    max(tolerance, 0), and if that takes more halvings than allowed, the parameters stay unchanged. With
+    `tolerances.budget(limit, rate)` and rate <= 1 this keeps the measured loss under its limit indefinitely.
 
     ===================================  ==============================================================
     case                                 result
@@ -81,11 +81,11 @@ def utility_guard(
       tolerance: Allowed increase in this step, in units of the loss (not per unit of step size, which an optimizer need
         not have): a float, a `(K-1,)` array, a schedule, or a rule from `eupmu_jax.tolerances`.
       surgery: Collapses the stacked gradients for `inner`: any stacked transform; None is `unilateral_surgery(0.0)`,
-        and `unilateral_surgery(jnp.inf)` hands the forget gradient on as it is.
-      max_halvings: 0 measures nothing. Otherwise `update` needs `params` and `value_fn(params) -> (K-1,)`; it is called
-        once before the step, which the tolerance then reads in place of `losses` where there are no `levels`, and once
-        or more after it.
-      num_objectives: K, where neither K = 2 nor a tolerance array tells it and the state must keep one shape.
+        and `unilateral_surgery(jnp.inf)` passes the forget gradient on unchanged.
+      max_halvings: 0 measures nothing. Otherwise `update` needs `params` and `value_fn(params) -> (K-1,)`. It is called
+        once before the step, and the tolerance reads the result instead of `losses` if there are no `levels`; after the
+        step it is called once or more.
+      num_objectives: K; needed if it is not 2, no tolerance array gives it, and the state must keep one shape.
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses=None, levels=None, value_fn=None,
@@ -192,13 +192,13 @@ def _project(update, updates, gram, epsilon):
     def project(state):
         update, augmented, wanted, total, rounds = state
         multipliers = nnls.solve_multipliers(augmented, wanted)
-        # What cannot be had beside the others is not asked for again: it would undo them.
+        # A constraint that cannot be met alongside the others is dropped, or it would undo them.
         wanted = jnp.where(nnls.is_met(augmented, wanted, multipliers), wanted, jnp.inf)
         update = jax.tree.map(lambda u, g: _correct(u, g, multipliers), update, updates)
         return update, measure(update), wanted, (total + multipliers).astype(total.dtype), rounds + 1
 
-    # Another round removes what cancellation left of the one before.
-    # Like the data, for `shard_map`.
+    # Another round removes the error that cancellation left in the one before. The zeros are made from the data, so
+    # that they vary over devices inside `shard_map` as the rest does.
     none = jnp.zeros_like(norms, epsilon.dtype)
     start = (update, measure(update), epsilon + none, none, jnp.zeros([], jnp.int32))
     update, augmented, _, total, _ = jax.lax.while_loop(is_open, project, start)
@@ -218,7 +218,7 @@ def _with_update(gram, updates, update):
 
 
 def _violated(augmented, epsilon, units, update):
-    """Which constraints are exceeded by more than so many units of rounding, and one of the update's own dtype."""
+    """Which constraints are exceeded by more than `units` units of rounding and one of the update's own dtype."""
     rounding = units * jnp.finfo(augmented.dtype).eps
     coarse = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(update))
     size, norms = jnp.sqrt(augmented[0, 0]), jnp.sqrt(jnp.diagonal(augmented))[1:]

@@ -14,13 +14,13 @@ from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, che
 
 
 class ImplicitSurgeryState(NamedTuple):
-    """State of `implicit_surgery` and `reference_surgery`; `tree_get` reads what no other member of a chain has.
+    """State of `implicit_surgery` and `reference_surgery`; `tree_get` finds fields whose names are unique in the chain.
 
     Attributes:
       multipliers: `(K-1,)`, for the next step's scalarised gradient.
       controller_state: State of the controller.
       tolerance_state: State of the tolerance.
-      previous_losses: `(K-1,)` retain losses of the last step, on its scale; used by the `next_batch` proxy.
+      previous_losses: `(K-1,)` retain losses of the last step, on the surgery's scale; used by the `next_batch` proxy.
       count: Number of steps taken.
       nonfinite_count: Number of steps refused because a loss or update was not finite.
     """
@@ -43,7 +43,7 @@ def implicit_surgery(
     *,
     num_objectives: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Passes updates through and moves the multiplier by the change of the retain loss that the updates cause.
+    r"""Passes updates through and moves the multiplier by the change in retain loss that the updates cause.
 
     .. math::
       \delta_t = \frac{l_k(\theta_t) - l_k(\theta_{t+1})}{\alpha_t} + \epsilon_t, \qquad
@@ -51,28 +51,28 @@ def implicit_surgery(
 
     With `controller=optax.sgd(beta)` this is the paper's :math:`\lambda_t - \beta\delta_t`. The updates must come from
     `scalarized_value_and_grad` with `multipliers(state)`. In log scale, :math:`l` stands for :math:`\log(l + 10^{-8})`
-    here and there.
+    here and in that function.
 
     Proxies for the retain loss after the step:
 
     * `"same_batch"` evaluates it with `value_fn(new_params) -> (K-1,) retain losses`, which must reuse the step's
       batch, key and noise, so that the difference is due to the step alone, and must not touch BatchNorm statistics.
-      The transform stands last in the chain, where the updates are what will be added to the parameters.
+      The transform comes last in the chain, where the updates are what is added to the parameters.
     * `"next_batch"` takes it from the next step's `losses`: no second forward pass, but the noise between two batches
       is divided by the learning rate.
-    * `"level"` looks at no change at all: :math:`\delta_t = \epsilon_t`. With `tolerances.budget(limit, 1.0)` that is
-      the distance of the retain loss to its limit, so that a controller of `eupmu_jax.controllers` steers the level.
+    * `"level"` ignores the change: :math:`\delta_t = \epsilon_t`. With `tolerances.budget(limit, 1.0)` that is the
+      distance from the retain loss to its limit, so that a controller from `eupmu_jax.controllers` steers the level.
 
-    Guarantees: multipliers are finite and >= 0; on frozen parameters the `same_batch` estimate is the tolerance up to
-    a rounding of the loss, divided by the learning rate, and exactly where one program measures both losses, as
-    `mode="unroll"` does in float32; as the learning rate goes to 0 the multiplier's fixed point is the closed form of
-    `unilateral_surgery`.
-    The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha it is a proportional
-    one, and the loss ends lambda / eta above its target. A controller of the level with an integral part does.
+    Guarantees: multipliers are finite and >= 0. On frozen parameters the `same_batch` estimate is the tolerance, up to
+    the rounding error of the loss divided by the learning rate, and exactly if one program measures both losses, as
+    `mode="unroll"` does in float32. As the learning rate goes to 0, the multiplier's fixed point is the closed form of
+    `unilateral_surgery`. The paper's controller does not bound the retain loss: on full batches with beta = eta * alpha
+    it is proportional, and the loss settles lambda / eta above its target. A controller of the level with an integral
+    part does bound it.
 
     A step whose losses or updates are not finite changes no field of the state but `nonfinite_count`, and its updates
-    become 0. Wrap the chain in `eupmu_jax.skip_nonfinite` to restore the members before this one too. A learning
-    rate of 0 counts as no change of the loss.
+    become 0. Wrap the chain in `eupmu_jax.skip_nonfinite` to restore the earlier members too. A learning rate of 0
+    counts as no change in the loss.
 
     Args:
       tolerance: Allowed increase of the retain loss per unit of learning rate (per step if `learning_rate` is None),
@@ -80,16 +80,17 @@ def implicit_surgery(
       controller: Any optax transform over the multipliers. It receives delta, a gradient to descend.
       loss_scale: `"raw"` or `"log"`, the same as in `scalarized_value_and_grad`.
       proxy: `"same_batch"`, `"next_batch"` or `"level"`.
-      learning_rate: The step size in use, a float or the schedule itself, to divide by. None divides by nothing.
+      learning_rate: The step size to divide by, a float or the schedule itself. None divides by nothing.
       initial_multiplier: A float or `(K-1,)`, >= 0.
       num_objectives: K, if it is not 2 and neither the tolerance nor the initial multiplier has K-1 entries.
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses, levels=None, value_fn=None, **extra_args)`; its
-      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, as they are,
-      `levels` `(K-1,)` if given: another measurement of the losses, or a figure that has no gradient (accuracy). Of
-      `extra_args`, `gradient_scale` is the scale of the gradient, and `on_measured` is called where `same_batch`
-      measures; `implicit_step` checks by them that the scales are one, and that nothing follows.
+      state is an `ImplicitSurgeryState`. The tolerance reads the retain losses on the surgery's scale, or, without
+      rescaling, `levels` `(K-1,)` if given: another measurement of the losses, or a metric that has no gradient
+      (accuracy). In `extra_args`, `gradient_scale` is the scale of the gradient, and `on_measured` is called when
+      `same_batch` measures; `implicit_step` uses them to check that the two scales agree and that nothing follows the
+      surgery.
 
     Raises:
       ValueError: For an unknown scale or proxy, a gradient of another scale, a tolerance or initial multiplier that is
@@ -127,7 +128,7 @@ def implicit_surgery(
 
 
 def multipliers(state: optax.OptState) -> chex.Array:
-    """The `(K-1,)` multipliers of the surgery anywhere in `state`, chained and wrapped as it may be.
+    """The `(K-1,)` multipliers of the surgery in `state`, however it is chained or wrapped.
 
     Raises:
       ValueError: If the state holds no surgery, or more than one.
@@ -203,7 +204,7 @@ def multiplier_transform(
             before, after, measured_count, measured = current, current, state.count, True
         else:
             before, after = state.previous_losses, current
-            # The first step has nothing to compare with; rate and tolerance belong to the step in between.
+            # The first step has nothing to compare with; learning rate and tolerance are those of the step in between.
             measured_count, measured = jnp.maximum(state.count - 1, 0), state.count > 0
         alpha = step_size(measured_count)
 

@@ -1,4 +1,4 @@
-"""A whole chain that leaves everything as it was when its surgery refuses a step."""
+"""A wrapper that leaves a whole chain unchanged when its surgery refuses a step."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,18 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """Undoes a step of `inner` that its surgery refused: zero updates, every other state as before.
 
     Surgery refuses a step with a non-finite loss or gradient and counts it, but cannot keep its neighbours in a chain
-    from decaying moments or weights with a zero gradient. This wrapper can, at no cost beyond a select:
-    `optax.apply_if_finite` cannot be used here, as it wants updates of one shape before and after. Of an `accumulate`
-    inside, the sum that its surgery refused is dropped: kept, it would be refused in every later step.
+    from decaying moments or weights with a zero gradient. This wrapper can, at no cost beyond a select.
+    `optax.apply_if_finite` cannot be used here, because it expects updates of the same shape before and after. If
+    `inner` has an `accumulate`, a sum that its surgery refused is dropped, since it would be refused again in every
+    later step.
 
     Args:
       inner: A chain that holds one or more surgeries of this library.
 
     Returns:
-      A transform with the state of `inner`. `tree_get(state, "nonfinite_count")` reads how many steps were refused;
-      where several members count them (a `utility_guard` around its surgery), name the one that is meant:
-      `tree_get(state, "UtilityGuardState").nonfinite_count`.
+      A transform with the state of `inner`. `tree_get(state, "nonfinite_count")` reads how many steps were refused; if
+      several members count them (a `utility_guard` around its surgery), name the one you mean: `tree_get(state,
+      "UtilityGuardState").nonfinite_count`.
 
     Raises:
       ValueError: At `init`, if `inner` holds no surgery.

@@ -26,11 +26,11 @@ def reference_surgery(
     It differs from the paper, and from `implicit_surgery`, in four ways: `error` demands that the retain loss *falls*,
     where the paper's tolerance lets it rise (epsilon = -error * l_r / alpha); the learning rate does not appear; Adam
     with coupled decay, whose fixed point is `(error - E[log improvement]) / weight_decay`, drives the multiplier; and
-    it is not projected, so it winds up below 0. Use it with
-    `scalarized_value_and_grad(loss, loss_scale="log")`, which weighs a negative multiplier as 0, as the code does.
+    the multiplier is not projected, so it winds up below 0. Use it with `scalarized_value_and_grad(loss,
+    loss_scale="log")`, which counts a negative multiplier as 0, as the code does.
 
     Args:
-      error: Demanded fall of the log retain loss in each step.
+      error: Decrease of the log retain loss that is demanded in each step.
       multiplier_learning_rate: Adam's.
       weight_decay: Added to Adam's gradient (L2), not decoupled.
       initial_multiplier: A float or `(K-1,)`.

@@ -1,4 +1,4 @@
-"""Training steps that hand losses and `value_fn` to the optimizer, as Flax's TrainState cannot."""
+"""Training steps that pass losses and `value_fn` to the optimizer, which Flax's TrainState cannot do."""
 
 import functools
 from collections.abc import Callable
@@ -34,22 +34,23 @@ def explicit_step(
       shardings: On a mesh, the parameters' `NamedSharding`s: the stacked gradients are kept in the same layout, and
         their Gram matrix takes one all-reduce of K(K+1)/2 numbers (`sharding.gram_matrix`). None leaves both to XLA,
         which gives the same result.
-      gradient_dtype: `jnp.bfloat16` differentiates by a bfloat16 copy of the parameters and halves the memory of the
-        stacked gradients. Gram matrix, multipliers and optimizer keep float32.
-      errors: `errors(aux) -> (K,)`: what of the aux, with `has_aux`, is handed to the optimizer as `errors`, for
-        `controllers.forget_level` and `retain_limit`: a figure of each objective's batch, such as its error rate.
+      gradient_dtype: `jnp.bfloat16` differentiates with respect to a bfloat16 copy of the parameters, which halves the
+        memory of the stacked gradients. Gram matrix, multipliers and optimizer keep float32.
+      errors: `errors(aux) -> (K,)`, with `has_aux`: the part of the aux that the optimizer receives as `errors`, for
+        `controllers.forget_level` and `retain_limit`: one figure for each objective's batch, such as its error rate.
 
     Returns:
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
-      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)` are handed to the optimizer's tolerance, if given,
-      and the retain losses of the step's own batch as `value_fn`, for a `utility_guard` that measures; others do not
-      call it. Other keywords go to the optimizer as they are, such as `value` for
-      `optax.contrib.reduce_on_plateau`.
+      `has_aux` it is `(losses, aux)`. `levels` `(K-1,)`, if given, are passed to the optimizer's tolerance. The
+      optimizer also receives a `value_fn` that evaluates the retain losses on the step's own batch, for a
+      `utility_guard` that measures; others do not call it. Other keywords, such as `value` for
+      `optax.contrib.reduce_on_plateau`, are passed to the optimizer unchanged.
 
     Raises:
-      ValueError: When traced, if the optimizer's updates do not have the parameters' shapes, since nothing collapsed
-        the stack, or something before the surgery kept stacked moments; if it holds `implicit_surgery` instead; or if
-        `optax.MultiSteps` or `optax.apply_if_finite` stands around the surgery. Also as `stacked_value_and_grad`.
+      ValueError: When traced: if the optimizer's updates do not have the parameters' shapes because nothing collapsed
+        the stack; if a transform before the surgery kept stacked moments; if the optimizer holds `implicit_surgery`
+        instead; or if `optax.MultiSteps` or `optax.apply_if_finite` wraps the surgery. Also as
+        `stacked_value_and_grad`.
 
     >>> from eupmu_jax import unilateral_surgery
     >>> forget, retain = (lambda w, batch: jnp.mean((w - batch) ** 2) for _ in range(2))
@@ -106,8 +107,8 @@ def implicit_step(
     """A step with one scalarised gradient: `step(params, state, batches, *args, levels=None)`, as `explicit_step`'s.
 
     The retain losses after the step are evaluated on the step's own batch and `args` (keys and noise included), and
-    what the model returns besides them (BatchNorm statistics) is dropped. With the `next_batch` proxy nothing calls
-    for them, and no second forward pass is made.
+    anything else that the model returns (BatchNorm statistics) is dropped. The `next_batch` proxy does not need them,
+    so no second forward pass is made.
 
     Args:
       loss, has_aux, loss_scale, mode: As in `scalarized_value_and_grad`.
@@ -117,9 +118,9 @@ def implicit_step(
       As `explicit_step`.
 
     Raises:
-      ValueError: When traced, if the optimizer holds no `implicit_surgery` but a stacked transform, if a member of a
-        chain follows a surgery with the `same_batch` proxy, whose parameters after the step would not be those that
-        it measures, or if the updates do not have the parameters' shapes. Also as `scalarized_value_and_grad`.
+      ValueError: When traced: if the optimizer holds a stacked transform and no `implicit_surgery`; if anything follows
+        a surgery with the `same_batch` proxy in a chain, as the surgery would then measure the wrong parameters; or if
+        the updates do not have the parameters' shapes. Also as `scalarized_value_and_grad`.
 
     >>> from eupmu_jax import eupmu
     >>> forget, retain = (lambda w, batch: jnp.mean((w - batch) ** 2) for _ in range(2))

@@ -17,9 +17,9 @@ from eupmu_jax.surgery import explicit
 
 
 class TwoPassState(NamedTuple):
-    """State of `two_pass`: the surgery's, whose fields are those of `unilateral_surgery`, and the optimizer's.
+    """State of `two_pass`: the surgery's, with the fields of `unilateral_surgery`, and the optimizer's.
 
-    The forget gradient's squared norm in the Gram matrix is a difference, which rounding takes where the retain terms
+    The forget gradient's squared norm in the Gram matrix is a difference, which is lost to rounding if the retain terms
     of the direction outweigh it a thousandfold.
     """
 
@@ -28,7 +28,7 @@ class TwoPassState(NamedTuple):
 
 
 class TwoPass(NamedTuple):
-    """A step and the state that it starts from.
+    """A step and the function that makes its initial state.
 
     Attributes:
       init: `params -> TwoPassState`.
@@ -59,30 +59,30 @@ def two_pass(
 
     Each retain gradient is formed, multiplied with the others and dropped: :math:`G_{jk}` is a forward-mode derivative
     of :math:`l_j` along :math:`g_k`, which needs no other gradient. The multipliers solve the same problem as those of
-    `unilateral_surgery`, and the bent gradient comes from one backward pass of the scalarised loss. So the largest
-    thing held is one gradient, where `explicit_step` holds K. It pays on accelerators, where parameters outweigh
-    activations and the model's layers are scanned. Layers that stand side by side in the program the compiler can
-    update one by one anyway, and XLA's CPU backend keeps the zeros that both scans start from, so that a scanned model
-    gains nothing there.
+    `unilateral_surgery`, and the bent gradient comes from one backward pass of the scalarised loss. So at most one
+    gradient is held in memory, where `explicit_step` holds K. This pays off on accelerators if parameters outweigh
+    activations and the model's layers are scanned. The compiler can update unrolled layers one by one anyway, and XLA's
+    CPU backend keeps the zeros that both scans start from, so a scanned model gains nothing there.
 
-    Cost for K = 2: one backward pass over the retain batch and one forward-mode pass over the forget batch more than a
-    plain step, about 1.9 times its operations. K constraints take K-1 backward passes and K(K-1)/2 forward ones more.
+    Cost for K = 2: one more backward pass over the retain batch and one more forward-mode pass over the forget batch
+    than a plain step, about 1.9 times its operations. K constraints take K-1 more backward passes and K(K-1)/2 more
+    forward ones.
 
     A loss with a `jax.custom_vjp` inside (the convolution of `eupmu_jax.models`, a fused attention kernel) has no
-    forward mode. Its inner products are taken with the reverse-mode gradient, leaf by leaf; then the compiler decides
-    how much of the second gradient is ever there at once.
+    forward mode. Its inner products are taken with the reverse-mode gradient, leaf by leaf; the compiler then decides
+    how much of the second gradient is in memory at once.
 
     A step with a loss or gradient that is not finite changes nothing but `nonfinite_count`, as with `skip_nonfinite`.
 
     Args:
       loss, has_aux: As in `scalarized_value_and_grad`; args of the step (a key, say) must give the same loss in every
         pass.
-      inner: The optimizer behind the surgery, such as `optax.adam(1e-4)`; it sees the bent gradient. All parameters
-        count in the surgery: what is frozen must be a constant of `loss`, not masked here.
-      mode: As in `scalarized_value_and_grad`, for the second pass. With batches of equal shapes `"vmap"` sums the
-        gradient as it goes; batches of different sizes have a gradient each before the sum.
+      inner: The optimizer after the surgery, such as `optax.adam(1e-4)`; it receives the bent gradient. All parameters
+        take part in the surgery: frozen ones must be constants of `loss`, not masked here.
+      mode: As in `scalarized_value_and_grad`, for the second pass. With batches of equal shapes `"vmap"` accumulates
+        the sum; batches of different sizes have a gradient each before it.
       tolerance, num_objectives, retain_weight: As in `unilateral_surgery`.
-      shardings: On a mesh, the parameters' `NamedSharding`s, where every gradient is kept too.
+      shardings: On a mesh, the parameters' `NamedSharding`s, which every gradient keeps too.
 
     Returns:
       `TwoPass(init, step)`.
@@ -127,7 +127,7 @@ def two_pass(
             updates, inner_state = inner.update(direction, inner_state, params, **extra)
             return optax.apply_updates(params, updates), inner_state
 
-        # A branch, not a choice between old and new: that would hold a copy of the optimizer's state.
+        # A branch: a select between old and new would hold a copy of the optimizer's state.
         params, inner_state = jax.lax.cond(finite, take, lambda *old: old, params, state.inner_state)
         old = explicit.fit(state.surgery_state, count)
         _, surgery_state = refusal.settle(finite, (), new._replace(gram=gram), old)
@@ -137,12 +137,13 @@ def two_pass(
 
 
 def _losses_and_gram(loss, params, batches, args, has_aux, place):
-    """Losses `(K,)` and Gram matrix `(K, K)`; its first entry is a lower bound, from the part that constraints see."""
+    """Losses `(K,)` and Gram matrix `(K, K)`; the first entry is a lower bound, from components along retain rows."""
     k, dtype = Objectives(loss, batches, args).count, algebra.accumulator_dtype(params)
     gram, losses = jnp.zeros((k, k), dtype), [jnp.zeros([])] * k
 
     def scalar(j):
-        # Batches that wait for the numbers of the last gradient: none is formed before that one is done with.
+        # The batches wait for the last gradient's inner products, so that no gradient is formed before that one is
+        # freed.
         objectives = Objectives(loss, _after(batches, gram), args, has_aux)
         return lambda params: objectives.evaluate(j, params)[0] if has_aux else objectives.evaluate(j, params)
 
@@ -167,5 +168,5 @@ def _value_and_product(loss, params, row):
 
 
 def _after(batches, numbers):
-    """`batches`, to be read only when `numbers` are known."""
+    """`batches`, available only once `numbers` are known."""
     return jax.lax.optimization_barrier((batches, numbers))[0]
