@@ -1,14 +1,14 @@
-"""Controllers: what decides how much each objective counts.
+"""Controllers: transforms that decide how much each objective counts.
 
-`forget_level` and `retain_limit` stand before any surgery or aggregator and weigh the rows of stacked gradients by
-figures of their batches; `scale_by_limit` stands behind an optimizer and says how long its steps are. The others are
-optax transforms over the multipliers.
+`forget_level` and `retain_limit` go before a surgery or an aggregator and weight the rows of stacked gradients by
+figures measured on their batches; `scale_by_limit` goes after an optimizer and sets the length of its steps. The others
+are optax transforms over the multipliers.
 
 Such a controller receives the dual gradient estimate in descent sign (minus the violation) and the multipliers as its
-`params`; its update is added to the multipliers, which `implicit_surgery` then projects to >= 0. Any optax optimizer is
-one: `optax.sgd(rate)` is the paper's, `optax.adam(rate)` the released code's. Those here are meant for
-`implicit_surgery(budget(limit, 1.0), controller, proxy="level")`, which feeds them the distance of the retain loss to
-its limit; all work element by element, for any number of constraints, and keep their state in the optimizer state.
+`params`; its update is added to the multipliers, which `implicit_surgery` then projects to >= 0. Any optax optimizer
+can serve as one: `optax.sgd(rate)` is the paper's, `optax.adam(rate)` the released code's. Those here are meant for
+`implicit_surgery(budget(limit, 1.0), controller, proxy="level")`, which feeds them the distance from the retain loss to
+its limit. All work elementwise, for any number of constraints, and keep their state in the optimizer state.
 """
 
 from eupmu_jax.controllers._steering import SteeringState

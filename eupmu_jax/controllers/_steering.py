@@ -1,4 +1,4 @@
-"""Weights of rows of a stack that follow measured figures: smoothing, PI feedback, saturation."""
+"""Weights for the rows of a stack that follow measured figures: smoothing, PI feedback, saturation."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from eupmu_jax._stack import checks, refusal
 
 
 class SteeringState(NamedTuple):
-    """State of `forget_level` and `retain_limit`, with an entry for each row that is steered.
+    """State of `forget_level` and `retain_limit`, with one entry for each steered row.
 
     Attributes:
-      weights: By which the rows were multiplied in the last step.
+      weights: Factors applied to the rows in the last step.
       levels: The smoothed figures.
       targets: What the levels were compared with.
       integrals: The integral part of the weights.
-      averages: The figures' exponential averages before their bias is corrected.
+      averages: The figures' exponential averages before bias correction.
       count: Steps taken.
-      nonfinite_count: Steps with figures, losses or a target that were not finite; they left all else as it was.
+      nonfinite_count: Steps with figures, losses or a target that were not finite; they changed nothing else.
     """
 
     weights: chex.Array
@@ -46,7 +46,7 @@ def steer(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies these rows by weights that grow with `sign` times the distance from level to target.
 
-    It does not look at the gradients: figures that were measured count, though a later transform refuses the step.
+    It does not look at the gradients: measured figures count even if a later transform refuses the step.
     """
     checks.check_number("proportional", proportional, 0, finite=True)
     checks.check_number("integral", integral, 0, finite=True)
@@ -58,7 +58,7 @@ def steer(
     def init_fn(params):
         del params
         count = len(range(num_objectives or 2)[rows])
-        # No array twice: a step that donates its state may not.
+        # Separate arrays: a step cannot donate a state that holds one array twice.
         full = lambda value: jnp.full(count, value, jnp.float32)
         return SteeringState(full(min_weight), full(0), full(0), full(0), full(0), *refusal.counters())
 
@@ -73,8 +73,9 @@ def steer(
         averages = decay * state.averages + (1 - decay) * figures
         levels = averages / (1 - jnp.float32(decay) ** optax.safe_increment(state.count))
         distances = sign * (goal - levels)
-        # Far from the target, where the weight is full anyway, the integral stays as it is: it would be full too once
-        # the level is there, and at an error of 1, which no level passes, nothing would take it back.
+        # Far from the target, where the weight is saturated anyway, the integral is held: otherwise it would be
+        # saturated too by the time the level gets there, and at an error of 1, which no level exceeds, nothing would
+        # bring it down again.
         is_full = (proportional * distances + state.integrals >= room) & (distances > 0)
         summed = jnp.clip(state.integrals + integral * distances, 0, room)
         integrals = jnp.where(is_full, state.integrals, summed)

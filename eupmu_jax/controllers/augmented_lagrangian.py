@@ -14,7 +14,7 @@ class AugmentedLagrangianState(NamedTuple):
     """State of `augmented_lagrangian`.
 
     Attributes:
-      dual: The multiplier estimate mu, like the multipliers; what weighs the gradient is mu plus the penalty's share.
+      dual: The multiplier estimate mu, shaped like the multipliers; the gradient's weight is mu plus the penalty term.
     """
 
     dual: chex.ArrayTree
@@ -23,19 +23,19 @@ class AugmentedLagrangianState(NamedTuple):
 def augmented_lagrangian(
     penalty: chex.Numeric, dual_learning_rate: "chex.Numeric | None" = None
 ) -> optax.GradientTransformation:
-    r"""Weighs the retain gradient as the augmented Lagrangian of e <= 0 does, :math:`e = l_k - limit_k`.
+    r"""Weights the retain gradient as the augmented Lagrangian of e <= 0 does, :math:`e = l_k - limit_k`.
 
     .. math::
       \mu_{t+1} = \max(0, \mu_t + \eta e_t), \qquad \lambda_{t+1} = \max(0, \mu_{t+1} + \rho e_t)
 
     :math:`\lambda` is the derivative of :math:`([\mu + \rho e]_+^2 - \mu^2) / 2\rho`. It is a PI controller whose
     proportional part acts on the violation alone, not on its change, so that a loss far below its limit is free to
-    rise. The violation goes to zero through mu; rho damps the way there.
+    rise. mu drives the violation to zero; rho damps the approach.
 
     Args:
       penalty: rho > 0, multiplier per unit of the loss.
       dual_learning_rate: eta; None is rho, as in the classical method, which minimises fully between two updates. With
-        an update in every gradient step something smaller is less prone to oscillate.
+        an update in every gradient step, a smaller value is less prone to oscillation.
 
     Returns:
       A transform over multipliers that receives -e and needs the multipliers as `params`.

@@ -14,7 +14,7 @@ class NuPIState(NamedTuple):
     """State of `nu_pi`.
 
     Attributes:
-      average: Exponential average xi of the errors, like the multipliers.
+      average: Exponential average xi of the errors, shaped like the multipliers.
       count: Number of errors seen.
     """
 
@@ -29,10 +29,10 @@ def nu_pi(proportional: chex.Numeric, integral: chex.Numeric, nu: chex.Numeric =
       \xi_t = \nu \xi_{t-1} + (1 - \nu) e_t, \qquad
       \lambda_{t+1} = \max\big(0, \lambda_t + K_I e_t + K_P (\xi_t - \xi_{t-1})\big), \qquad \xi_{-1} = e_0
 
-    so that the first step is :math:`K_I e_0`. Fed with the *level*, :math:`e = l_k - limit_k`, it contains both ways
-    to move a multiplier that are in use: `integral=0` is EUPMU, whose multiplier follows the change of the retain
-    loss, with :math:`K_P = \beta / \alpha`; `proportional=0` is plain dual ascent. Only the integral part brings the
-    violation to zero: EUPMU comes to rest where the retain loss has risen by lambda / K_P.
+    so that the first step is :math:`K_I e_0`. Fed with the *level*, :math:`e = l_k - limit_k`, it covers both ways to
+    move a multiplier that are in use: `integral=0` is EUPMU, whose multiplier follows the change of the retain loss,
+    with :math:`K_P = \beta / \alpha`; `proportional=0` is plain dual ascent. Only the integral part brings the
+    violation to zero: EUPMU settles where the retain loss has risen by lambda / K_P.
 
     Anti-windup: the multiplier itself holds the integral and never leaves [0, inf), so a long time below the limit
     stores nothing that a violation would have to undo first.
@@ -40,7 +40,7 @@ def nu_pi(proportional: chex.Numeric, integral: chex.Numeric, nu: chex.Numeric =
     Args:
       proportional: K_P >= 0, multiplier per unit of the loss.
       integral: K_I >= 0, multiplier per unit of the loss and step.
-      nu: In (-1, 1). 0 reacts at once, towards 1 the proportional part sees an average of about 1 / (1 - nu) steps.
+      nu: In (-1, 1). 0 reacts at once; towards 1 the proportional part sees an average of about 1 / (1 - nu) steps.
 
     Returns:
       A transform over multipliers that receives -e.

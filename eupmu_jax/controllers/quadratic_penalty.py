@@ -14,7 +14,7 @@ class QuadraticPenaltyState(NamedTuple):
     """State of `quadratic_penalty`.
 
     Attributes:
-      penalty: rho for each constraint, like the multipliers.
+      penalty: rho for each constraint, shaped like the multipliers.
     """
 
     penalty: chex.ArrayTree
@@ -23,20 +23,20 @@ class QuadraticPenaltyState(NamedTuple):
 def quadratic_penalty(
     penalty: float, growth: float = 1.01, violation_tolerance: float = 1e-4
 ) -> optax.GradientTransformation:
-    r"""Weighs the retain gradient by :math:`\lambda = \rho [e]_+`, :math:`e = l_k - limit_k`.
+    r"""Weights the retain gradient by :math:`\lambda = \rho [e]_+`, :math:`e = l_k - limit_k`.
 
     .. math::
       \lambda_{t+1} = \rho_t [e_t]_+, \qquad
       \rho_{t+1} = \text{growth} \cdot \rho_t \;\text{ while } e_t > \text{violation\_tolerance}
 
-    The gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and the loss settles
-    lambda / rho above it. Growth shrinks that gap, and makes the problem ever stiffer: rho never falls again. It
-    grows up to the root of the largest number of its dtype, 2e19 in float32.
+    This is the gradient of :math:`\tfrac{\rho}{2} [e]_+^2`: nothing is held back below the limit, and the loss settles
+    lambda / rho above it. Growth shrinks that gap but makes the problem ever stiffer, as rho never falls again. It
+    grows at most to the square root of the largest number of its dtype, 2e19 in float32.
 
     Args:
       penalty: Initial rho > 0, multiplier per unit of the loss.
       growth: At least 1.
-      violation_tolerance: Violation, in units of the loss, that does not call for growth.
+      violation_tolerance: Violation, in units of the loss, up to which rho does not grow.
 
     Returns:
       A transform over multipliers that receives -e and needs the multipliers as `params`.

@@ -23,22 +23,22 @@ def retain_limit(
       w_t = 1 + \mathrm{clip}(K_P x_t + I_t, 0, w_{max} - 1)
 
     with the smoothed figure :math:`\ell_t` of `forget_level`, and, as there, :math:`I_t = I_{t-1}` while the weight is
-    full. The limit is in a unit that people know: an error rate of 0.02 is two points of accuracy. That has no
-    gradient, so the strict violation moves the weight and the gradient of the loss moves the model, as in the
-    proxy-Lagrangian (Cotter et al. 2019, "Two-Player Games for Efficient Non-Convex Constrained Optimization").
+    saturated. The limit is in a familiar unit: an error rate of 0.02 is two points of accuracy. An error rate has no
+    gradient, so its violation moves the weight and the gradient of the loss moves the model, as in the proxy-Lagrangian
+    (Cotter et al. 2019, "Two-Player Games for Efficient Non-Convex Constrained Optimization").
 
-    What follows decides what the weight does: in a weighted sum (`aggregators.mean`) it is the multiplier. A surgery
-    with tolerance 0 ignores it, since the direction does not depend on the length of a retain row; with a
+    The effect of the weight depends on what follows: in a weighted sum (`aggregators.mean`) it is the multiplier. A
+    surgery with tolerance 0 ignores it, since the direction does not depend on the length of a retain row; with a
     `retain_weight` r > 0 the least multiplier becomes r w. A positive tolerance :math:`\epsilon` becomes
-    :math:`\epsilon / w`, so the surgery's guarantee holds, and more. A negative one, as of a `budget` that is passed,
+    :math:`\epsilon / w`, so the surgery's guarantee holds, and more. A negative one, as when a `budget` is exceeded,
     becomes :math:`\epsilon / w` too: the surgery then demands a smaller decrease, unless the `retain_weight` does more.
 
     Within the limit the weight is 1, as if this transform were not there. Above it the violation settles at
     :math:`(w^* - 1) / K_P`, or at 0 with an integral part. `forget_level` describes this, and the effect of noise.
 
     Args:
-      limit: Of the figure, for all retain rows: a number or a schedule of the step count. An absolute one; for a rise
-        relative to the start, add it to the original model's error on the whole retain set.
+      limit: Limit on the figure, for all retain rows: a number or a schedule of the step count. It is absolute; to
+        allow a rise above the start, add that to the original model's error on the whole retain set.
       proportional, integral: :math:`K_P, K_I \ge 0`, weight per unit of the figure (and step).
       decay: As in `forget_level`.
       max_weight: :math:`w_{max} > 1`.

@@ -10,7 +10,7 @@ import optax
 
 from eupmu_jax._stack import checks
 
-# Of the averages that a target is compared with: about ten steps.
+# Decay of the averages that are compared with a target: about ten steps.
 DECAY = 0.9
 
 
@@ -18,10 +18,10 @@ class ScaleByLimitState(NamedTuple):
     """State of `scale_by_limit`.
 
     Attributes:
-      scale: By which the last updates were multiplied.
+      scale: Factor applied to the last updates.
       peak: The largest scale so far.
-      average: Of the retain figures before, the last one counted half.
-      averages: Of the forget and the retain figures, over about 10 steps, before their bias is corrected.
+      average: Average of the past retain figures, in which the last one counts half.
+      averages: Averages of the forget and the retain figures over about 10 steps, before bias correction.
       count: Steps taken.
     """
 
@@ -44,7 +44,7 @@ def scale_by_limit(
     safe: chex.Numeric = 0.0,
     most: chex.Numeric = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales updates down where the retain figures rise above a limit, and step by step up again where they do not.
+    r"""Scales updates down when the retain figures rise above a limit, and gradually up again when they do not.
 
     .. math::
       s_t = \begin{cases}
@@ -53,19 +53,19 @@ def scale_by_limit(
       \end{cases}, \qquad p_t = \max(limit, \bar e_{t-1}), \quad \bar e_t = (\bar e_{t-1} + e_t) / 2
 
     with :math:`e_t` the largest figure of the retain batches, :math:`\bar e_0 = 0`, :math:`s_0` = `start` and
-    :math:`s_{max} = 1`. It stands behind an optimizer, at the end of a chain.
+    :math:`s_{max} = 1`. It goes after an optimizer, at the end of a chain.
 
     The first steps of Adam move every parameter by the whole learning rate, however small the gradient is, and a
-    trained model whose gradients have vanished can lose in three of them what it learned in thousands. No weight on a
-    gradient prevents this, since Adam does not see its length. With short first steps the error of the retain batches
-    gives warning in time. The learning rate becomes the largest step that is made, so that one that is too large does
+    trained model whose gradients have vanished can lose in three such steps what it learned in thousands. No weight on
+    a gradient prevents this, since Adam does not see its length. With short first steps, the error of the retain
+    batches gives warning in time. The learning rate becomes an upper bound on the step, so one that is too large does
     no harm.
 
-    A learning rate that is too small leaves the forget set where it was. With a `target` steps may become longer than
-    the optimizer's, up to `most` times as long, while the forget figures are short of it and the retain figures are no
-    higher than `safe`; between `safe` and the limit they stay as long as they are, and at the target the bound is 1
-    again. Above the limit they may be as long as the longest step so far, as shorter ones may be too short to repair
-    what that did. Both figures are averaged, the last ten or so steps counting most.
+    A learning rate that is too small forgets nothing. With a `target`, steps may grow to up to `most` times the
+    optimizer's while the forget figures are short of the target and the retain figures are at most `safe`. Between
+    `safe` and the limit they keep their length, and at the target the bound is 1 again. Above the limit they may be as
+    long as the longest step so far, since shorter ones may be too short to repair its damage. Both figures are
+    averaged, with the last ten or so steps counting most.
 
     .. math::
       s_{max} = \begin{cases}
@@ -75,25 +75,25 @@ def scale_by_limit(
         1 & \text{else}
       \end{cases}
 
-    Above the limit a step is shortened only if the error rises, by more than noise does: steps that repair it should
-    not be slowed down, and an error that stays where it is, as very short steps leave it, is no reason to shorten them.
-    The figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
-    :math:`\sqrt{\ell (1 - \ell) / n}`, and a margin of twice that leaves one false alarm in about 40 steps.
+    Above the limit, a step is shortened only if the error rises by more than noise: steps that repair it should not be
+    slowed down, and an error that stays put, as it does under very short steps, is no reason to shorten them. The
+    figure of one batch is noisy; a rate of n examples with expectation :math:`\ell` has the standard deviation
+    :math:`\sqrt{\ell (1 - \ell) / n}`, and a margin of twice that gives one false alarm in about 40 steps.
 
     Args:
-      limit: Of the figures, such as error rates, as in `retain_limit`.
-      margin: By which one batch may exceed it, or the average of the batches before, for its noise: a number, or a
-        function of the figure that is exceeded, which `optax.inject_hyperparams` takes for a schedule unless told
-        `static_args="margin"`.
+      limit: Limit on the figures, such as error rates, as in `retain_limit`.
+      margin: Allowance for noise, by which one batch may exceed the limit or the average of the batches before: a
+        number, or a function of the figure that is exceeded, which `optax.inject_hyperparams` takes for a schedule
+        unless given `static_args="margin"`.
       start, growth, shrink, least: :math:`s_0, \gamma, \rho, s_{min}`: growth at least 1, the others positive,
         shrink below 1, start at most 1, least at most start.
-      target: Of the forget figure; None for steps that are never longer than the optimizer's.
-      safe: What the retain figures may be where steps become longer than that; at most the limit.
-      most: The longest step, at least 1, in the optimizer's.
+      target: Target of the forget figure; None for steps that are never longer than the optimizer's.
+      safe: Highest retain figure at which steps may grow beyond the optimizer's; at most the limit.
+      most: The longest step, as a multiple of the optimizer's; at least 1.
 
     Returns:
-      A transform whose `update` takes `errors`, `(K,)` figures of the batches, of which the first is looked at only if
-      there is a target. Figures that are not finite leave its state as it is.
+      A transform whose `update` takes `errors`, `(K,)` figures of the batches, the first of which is read only if there
+      is a target. Figures that are not finite leave the state unchanged.
 
     Raises:
       ValueError: For numbers outside these ranges, NaN or infinite ones, and in `update` without `errors`.
@@ -145,7 +145,7 @@ def scale_by_limit(
             return 1.0
         short, is_safe = levels[0] < target, levels[1] <= safe
         bound = jnp.where(short, jnp.where(is_safe, most, jnp.maximum(state.scale, 1.0)), 1.0)
-        # What long steps have done, steps of the learning rate alone may be too short to repair.
+        # Steps no longer than the learning rate may be too short to repair what longer ones have done.
         return jnp.where(levels[1] > limit, jnp.maximum(state.peak, bound), bound)
 
     def update_fn(updates, state, params=None, *, errors=None, **extra_args):
@@ -160,7 +160,7 @@ def scale_by_limit(
         scale = scale.astype(jnp.float32)
         new = ScaleByLimitState(scale, jnp.maximum(state.peak, scale), (state.average + figure) / 2, averages, count)
         finite = jnp.isfinite(figure) & (jnp.isfinite(errors[0]) | (target is None))
-        # Of a figure that is not looked at, nothing is kept.
+        # A figure that is not read may be non-finite, and must not stay in the averages.
         new = new._replace(averages=jnp.where(jnp.isfinite(averages), averages, state.averages))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return jax.tree.map(lambda leaf: (leaf * new.scale).astype(leaf.dtype), updates), new

@@ -38,8 +38,8 @@ def accumulate(
 
     Surgery is not linear: the sum of bent gradients is not the bent sum. So the stack is accumulated,
     :math:`\bar g_k = \frac1n\sum_i g_k^{(i)}`, and `inner`, which begins with the surgery, sees the mean every
-    `every_k_steps` microbatches; between, the updates are 0. `optax.MultiSteps` cannot do this: it wants updates of one
-    shape before and after.
+    `every_k_steps` microbatches; in between, the updates are 0. `optax.MultiSteps` cannot do this: it expects updates
+    of the same shape before and after.
 
     A microbatch with a non-finite loss or gradient is left out of the sum and counted, and another one takes its place.
 
@@ -51,7 +51,7 @@ def accumulate(
       num_objectives: K.
 
     Returns:
-      A transform whose `update` takes `losses` and `errors` `(K,)` optionally, each on every microbatch or on none, and
+      A transform whose `update` optionally takes `losses` and `errors` `(K,)`, each on every microbatch or on none. It
       passes their means and all other extra arguments (of the last microbatch) to `inner`.
 
     Raises:
@@ -102,7 +102,7 @@ def accumulate(
             means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
             averages = {name: totals[name] / every_k_steps for name in given}
             new_updates, new_state = inner.update(means, inner_state, params, **averages, **extra_args)
-            # Some optimizers widen what is narrow, and both branches have to return the same dtypes.
+            # Some optimizers widen narrow dtypes, but both branches must return the same ones.
             like = updates if params is None else params
             new_updates = jax.tree.map(lambda new, old: new.astype(old.dtype), new_updates, like)
             if jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, inner_state):

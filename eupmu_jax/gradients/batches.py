@@ -1,4 +1,4 @@
-"""K objectives and their batches, in every form in which they may come."""
+"""K objectives and their batches, in every form that is accepted."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
     """Stacks K batches of equal shapes into one tree with a leading objective axis, the forget batch first.
 
     Args:
-      *batches: K >= 2 pytrees of one structure, equal in every leaf's shape. PRNG keys may be leaves.
+      *batches: K >= 2 pytrees of the same structure and leaf shapes. PRNG keys may be leaves.
 
     Returns:
       The pytree with every leaf of shape `(K, *leaf.shape)`.
@@ -68,7 +68,7 @@ def stack_objectives(*batches: chex.ArrayTree) -> chex.ArrayTree:
 
 
 class Objectives:
-    """K objectives on their batches, in whichever form either came."""
+    """K objectives on their batches, in any of the accepted forms."""
 
     def __init__(self, loss, batches, args, has_aux=False):
         self.loss, self.args, self.has_aux = loss, args, has_aux
@@ -95,7 +95,7 @@ class Objectives:
         return self.vmappable and (mode == "vmap" or (mode == "auto" and jax.default_backend() != "cpu"))
 
     def _rebuilt_args(self):
-        # Flax NNX variables can only be changed in the trace that made them, so each evaluation makes its own.
+        # Flax NNX variables can only be changed in the trace that created them, so each evaluation creates its own.
         return jax.tree.map(lambda leaf: leaf, self.args)
 
     def evaluate(self, k: int, params: chex.ArrayTree):
@@ -145,7 +145,7 @@ def _is_tuple_of_batches(batches, expected):
     arrays = [jnp.asarray(batch) for batch in batches]
     if len({(a.ndim, a.shape[1:]) for a in arrays}) > 1:
         return False
-    # One objective axis is equally long in all of them; scalars have none.
+    # A shared objective axis is equally long in all arrays; scalars have none.
     lengths = {a.shape[0] for a in arrays if a.ndim}
     if len(lengths) != 1:
         return True

@@ -101,10 +101,9 @@ def scalarized_value_and_grad(
       \nabla\Big(l_0 + \sum_k \lambda_k l_k\Big) \;\text{("raw")} \qquad
       \nabla\Big(\log(l_0 + \delta) + \sum_k \lambda_k \log(l_k + \delta)\Big) \;\text{("log")},\quad \delta = 10^{-8}
 
-    Multipliers are constants of the differentiation, and negative ones weigh 0. They act with the precision of the
-    losses: a model in bfloat16 should return its losses in float32, as those of `objectives` are. In log scale all
-    losses must be positive; one that is not makes the gradients NaN: `implicit_surgery` names it, or inside jit
-    refuses the step.
+    Multipliers are not differentiated, and negative ones count as 0. They act in the precision of the losses: a model
+    in bfloat16 should return its losses in float32, as those of `objectives` do. In log scale all losses must be
+    positive; any other makes the gradients NaN: `implicit_surgery` names it, or inside jit refuses the step.
 
     Args:
       loss, has_aux: As in `stacked_value_and_grad`; so are the batches.
@@ -113,8 +112,8 @@ def scalarized_value_and_grad(
         vmaps on accelerators.
 
     Raises:
-      ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`;
-        for K = 2 a number will do.
+      ValueError: As `stacked_value_and_grad`; also for an unknown scale, or multipliers of another shape than `(K-1,)`
+        (for K = 2 a scalar is accepted).
 
     >>> loss = lambda params, batch: jnp.mean((params - batch) ** 2)
     >>> from eupmu_jax.gradients.batches import stack_objectives
@@ -153,7 +152,7 @@ def scalarized_value_and_grad(
 def retain_losses(
     loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_aux: bool = False, mode: str = "auto"
 ) -> chex.Array:
-    """Losses of the retain objectives alone, `(K-1,)`, without gradients; what the model returns besides is dropped.
+    """Losses of the retain objectives alone, `(K-1,)`, without gradients; any aux is dropped.
 
     This is the `value_fn` of `implicit_surgery`, given the batches and `args` of the step. Arguments are those of
     `scalarized_value_and_grad`.
@@ -178,7 +177,7 @@ def check_loss_scale(loss_scale: str) -> None:
 
 
 def check_positive(losses: chex.Array, step: chex.Numeric) -> None:
-    """Raises `ValueError` if a loss of log scale is not positive, saying which and when; silent on traced values."""
+    """Raises `ValueError` if a loss in log scale is not positive, naming loss and step; silent on traced values."""
     if is_traced(losses, step):
         return
     for k, value in enumerate(losses):
