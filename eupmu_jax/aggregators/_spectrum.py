@@ -33,11 +33,11 @@ def divide_by_norms(weights: chex.Array, norms: chex.Array) -> chex.Array:
 
 
 def apply_to_ones(matrix: chex.Array, function: Callable[[chex.Array, chex.Array], chex.Array]) -> chex.Array:
-    r"""`(K,)` vector :math:`\sum_r f(\lambda_r) v_r v_r^\top 1` over the eigenpairs that are not zero but for rounding.
+    r"""`(K,)` vector :math:`\sum_r f(\lambda_r) v_r v_r^\top 1` over the eigenpairs that are not zero up to rounding.
 
     Args:
       matrix: Symmetric, positive semi-definite, `(K, K)`.
-      function: From eigenvalues in ascending order and their number that counts, the last `rank`, to f; what it
+      function: `(values, rank) -> f`, from the eigenvalues in ascending order, of which the last `rank` count; what it
         returns for the others is not used. `1 / values` makes it the pseudo-inverse.
 
     >>> apply_to_ones(jnp.diag(jnp.array([2.0, 4.0, 0.0])), lambda values, rank: 1 / values).tolist()
@@ -47,7 +47,7 @@ def apply_to_ones(matrix: chex.Array, function: Callable[[chex.Array, chex.Array
     present = values > _ROUNDING * jnp.finfo(values.dtype).eps * values[-1]
     # Sums, since matrix units would round the products of a float32 matmul.
     sums, rounding = vectors.sum(axis=0), _ROUNDING * jnp.finfo(values.dtype).eps
-    # What rounding leaves of a sum that is 0, a small eigenvalue would make large.
+    # A small eigenvalue would amplify what rounding leaves of a sum that is 0.
     sums = jnp.where(jnp.abs(sums) > rounding * jnp.abs(vectors).sum(axis=0), sums, 0)
     factors = jnp.where(present, function(jnp.where(present, values, 1), present.sum()), 0) * sums
     return jnp.sum(vectors * factors[None], axis=1)

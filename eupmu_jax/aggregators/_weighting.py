@@ -11,10 +11,10 @@ from eupmu_jax._stack import algebra, checks, refusal
 
 
 class WeightingState(NamedTuple):
-    """State of the aggregators that see the Gram matrix alone; `tree_get` reads what no other member of a chain has.
+    """State of the aggregators that see only the Gram matrix; `tree_get` finds fields with names unique in the chain.
 
     Such an aggregator has `update(updates, state, params=None, *, losses=None, gram_fn=None, **extra_args)`, stacked
-    tree in, parameter-shaped tree out. `losses` are looked at only for being finite, `gram_fn` is as in
+    tree in, parameter-shaped tree out. `losses` are only checked for being finite, `gram_fn` is as in
     `unilateral_surgery`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
 
     Attributes:
@@ -31,7 +31,7 @@ class WeightingState(NamedTuple):
 
 
 class LossWeightingState(NamedTuple):
-    """State of the aggregators that see the losses alone; `tree_get` reads what no other member of a chain has.
+    """State of the aggregators that see only the losses; `tree_get` finds fields whose names are unique in the chain.
 
     Such an aggregator has `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
     parameter-shaped tree out. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
@@ -50,7 +50,7 @@ class LossWeightingState(NamedTuple):
 
 
 def count_of(num_objectives: int | None, **values: Any) -> int | None:
-    """K, from the argument or from those values that are arrays; raises `ValueError` where they disagree.
+    """K, from the argument or from the values that are arrays; raises `ValueError` if they disagree.
 
     >>> count_of(None, weights=jnp.ones(3), ideal=0.0), count_of(None, ideal=0.0)
     (3, None)
@@ -75,7 +75,7 @@ def from_gram(
       weigh: `(K, K)` to `(K,)`, finite for every finite Gram matrix.
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
       with_count: Calls `weigh(gram, count)`, with the number of steps taken, for rules that draw at random.
-      at_most: Objectives that `weigh` solves for.
+      at_most: The most objectives that `weigh` can solve for.
 
     Returns:
       A transform with a `WeightingState`.
@@ -103,7 +103,7 @@ def from_gram(
             finite &= jnp.all(jnp.isfinite(losses))
         safe = jnp.where(finite, gram, jnp.eye(k, dtype=gram.dtype))
         weights = weigh(safe, state.count) if with_count else weigh(safe)
-        # A setting that is no number any more, as a schedule may make it, shows in the weights alone.
+        # A setting that a schedule has made non-finite shows only in the weights.
         finite &= jnp.all(jnp.isfinite(weights))
         if state.gram.shape != gram.shape:
             state = state._replace(weights=jnp.zeros_like(weights), gram=jnp.zeros_like(gram))
@@ -128,7 +128,7 @@ def from_losses(
         `state.count` the number of steps before. Weights or memory that are not finite refuse the step.
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
       memory: `(K, dtype)` to the memory at the start.
-      at_first: K of the state at the start, where `num_objectives` is None.
+      at_first: K of the state at the start, if `num_objectives` is None.
 
     Returns:
       A transform with a `LossWeightingState`.

@@ -1,4 +1,4 @@
-"""CAGrad (Liu et al. 2021, arXiv 2110.14048, Algorithm 1): near the mean, what helps the worst objective most."""
+"""CAGrad (Liu et al. 2021, arXiv 2110.14048, Algorithm 1): near the mean, the best direction for the worst loss."""
 
 import chex
 import jax
@@ -23,10 +23,10 @@ def cagrad(c: float = 0.4, *, num_objectives: int | None = None) -> optax.Gradie
     d is as Algorithm 1 and TorchJD leave it; the authors' code multiplies it by :math:`K / (1 + c^2)` afterwards.
     c = 0 is the mean; for c < 1 the mean loss descends.
 
-    The minimisation is exact, for any K up to 15: with t in the place of :math:`\|g_w\|`, w is the min-norm point of
-    the rows :math:`c \|\bar g\| g_k + t \bar g`, and :math:`\|g_w\|` grows with t more slowly than t, so that the t
-    where they meet is found by secants within a bracket. Cost: one forward and one backward pass over all examples;
-    about ten of the problems of `mgda`.
+    The minimisation is exact, for any K up to 15: with t in place of :math:`\|g_w\|`, w is the min-norm point of the
+    rows :math:`c \|\bar g\| g_k + t \bar g`, and :math:`\|g_w\|` grows with t more slowly than t, so that the t where
+    they meet is found by secants within a bracket. Cost: one forward and one backward pass over all examples; about ten
+    `mgda` problems.
 
     A mean of zero (opposite gradients of one length) gives d = 0. Where :math:`g_w = 0` the second term has no
     direction and is left out, as in the paper's code; TorchJD gives d = 0 there.

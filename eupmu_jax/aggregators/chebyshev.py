@@ -1,4 +1,4 @@
-"""Augmented Chebyshev scalarisation (Steuer and Choo 1983): the worst objective, and a little of all."""
+"""Augmented Chebyshev scalarisation (Steuer and Choo 1983): the worst objective, plus a little of all."""
 
 import chex
 import jax.numpy as jnp
@@ -23,18 +23,18 @@ def chebyshev(
       d = \nabla l = \sum_k (1[k = \arg\max s] + \rho)\, w_k 1[l_k > z_k]\, g_k
 
     Every properly Pareto optimal point is the minimum for some weights and a small enough rho; rho > 0 excludes weak
-    optima. Losses must be on one scale, or
-    the weights put them there. Of tied objectives the lower row is the worst.
+    optima. Losses must be on one scale, or be put there by the weights. Of tied objectives, the lower row counts as the
+    worst.
 
     Cost: one forward and one backward pass over all examples. Objectives at or below their ideal have weight 0, and
     d = 0 if all are. Next to a loss without a lower bound, such as a negated cross-entropy, no ideal means much: the
-    forget loss falls below it at once, and is forgotten itself.
+    forget loss falls below it at once, and is then ignored.
 
     Args:
       rho: Weight of the sum.
       weights: w, a number or `(K,)`.
       ideal: z, a number or `(K,)`: the losses at which nothing is left to gain.
-      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array gives it; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState`.
@@ -61,7 +61,7 @@ def chebyshev(
 
 
 def excess(losses: chex.Array, weights: "chex.Numeric", ideal: "chex.Numeric") -> tuple[chex.Array, chex.Array]:
-    r"""Weighted excesses :math:`w_k [l_k - z_k]_+` over the ideal, `(K,)`, and their derivatives by the losses.
+    r"""Weighted excesses :math:`w_k [l_k - z_k]_+` over the ideal, `(K,)`, and their derivatives in the losses.
 
     >>> values, slopes = excess(jnp.array([1.0, 3.0]), 2.0, jnp.array([0.0, 4.0]))
     >>> values.tolist(), slopes.tolist()

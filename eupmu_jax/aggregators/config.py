@@ -8,7 +8,7 @@ from eupmu_jax.aggregators._weighting import from_gram
 
 
 def config(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
-    r"""The direction at one angle to all gradients, as long as their projections on it together.
+    r"""The direction at the same angle to all gradients, as long as the sum of their projections on it.
 
     .. math::
       x = U^{+} 1, \qquad u = x / \|x\|, \qquad d = \Big(\sum_k \langle g_k, u\rangle\Big) u, \qquad
@@ -18,7 +18,7 @@ def config(*, num_objectives: int | None = None) -> optax.GradientTransformation
     descend at rates in proportion to their gradients' lengths. For K = 2 the direction is the bisector, that of
     `ngdiff`, `nash_mtl` and `imtl_g`.
 
-    Cost: one forward and one backward pass over all examples, and a (K, K) eigenproblem. Of dependent gradients the
+    Cost: one forward and one backward pass over all examples, and a (K, K) eigenproblem. For dependent gradients the
     pseudo-inverse takes the least-squares direction, which may conflict with some. Opposite gradients give d = 0. A
     zero gradient is left out.
 

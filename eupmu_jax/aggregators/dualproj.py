@@ -14,7 +14,7 @@ def dualproj(*, num_objectives: int | None = None) -> optax.GradientTransformati
       d = \arg\min_d \tfrac12 \|d - \bar g\|^2 \quad\text{s.t.}\quad \langle g_k, d\rangle \ge 0,\; k = 0..K-1
 
     It is unilateral surgery with the mean in place of the forget gradient and all objectives as constraints; the same
-    exact solver finds :math:`\lambda \ge 0` of :math:`d = \bar g + \sum_k \lambda_k g_k`.
+    exact solver finds :math:`\lambda \ge 0` in :math:`d = \bar g + \sum_k \lambda_k g_k`.
 
     Guarantee: to first order no loss rises. Opposite gradients give d = 0. Scale matters: a large gradient dominates
     the mean.

@@ -1,4 +1,4 @@
-"""FAMO (Liu et al. 2023, arXiv 2306.03792, Algorithm 1): weights by which all log losses fall alike."""
+"""FAMO (Liu et al. 2023, arXiv 2306.03792, Algorithm 1): weights that make all log losses fall alike."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class FamoMemory(NamedTuple):
     Attributes:
       logits: `(K,)`; their softmax are the weights of the log losses.
       previous_losses: `(K,)` losses of the last step.
-      optimizer_state: Of the logits' Adam.
+      optimizer_state: State of the logits' Adam.
     """
 
     logits: chex.Array
@@ -34,7 +34,7 @@ def famo(
     *,
     num_objectives: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lets all losses fall at one relative rate, by weights that learn from how much each of them fell.
+    r"""Makes all losses fall at one relative rate, with weights learned from how much each of them fell.
 
     .. math::
       d = \sum_k \frac{z_k}{c D_k} g_k, \quad z = \operatorname{softmax}(\xi), \quad D_k = l_k - m_k + 10^{-8}, \quad
@@ -44,9 +44,9 @@ def famo(
       \delta_k = \log D_k(\theta_{t-1}) - \log D_k(\theta_t), \qquad
       \xi \leftarrow \operatorname{Adam}\big(z \odot (\delta - \textstyle\sum_j z_j \delta_j) + \gamma \xi\big)
 
-    The authors evaluate the losses of a batch again after the step. Here the losses of this step stand in for them, on
-    the next batch: :math:`\xi` moves at the start of a step by the change of the losses since the last one. That costs
-    no pass, is the same on one full batch, and otherwise adds the batches' own differences to :math:`\delta`.
+    The authors evaluate the losses of a batch again after the step. Here the losses of the next step, on its own batch,
+    stand in for them: :math:`\xi` moves at the start of a step by the change in the losses since the last one. This
+    costs no pass, is the same on one full batch, and otherwise adds the differences between batches to :math:`\delta`.
 
     Cost: one forward and one backward pass over all examples. d has weights that sum to 1, and a loss close to
     :math:`m_k` takes nearly all of them. Losses must stay above `min_losses`: a step with one that does not is refused
@@ -54,10 +54,10 @@ def famo(
     length 1: chain `optax.clip_by_global_norm(1.0)`.
 
     Args:
-      learning_rate: Of Adam for the logits.
+      learning_rate: Learning rate of Adam for the logits.
       weight_decay: gamma, added to Adam's gradient; the authors' value by default.
       min_losses: m, a number or `(K,)`.
-      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array gives it; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState` whose memory is a `FamoMemory`.

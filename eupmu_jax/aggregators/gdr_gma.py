@@ -14,7 +14,7 @@ _PROJECTIONS = ("sequential", "clean")
 def gdr_gma(
     gamma: float = 100.0, epsilon: float = 0.02, projection: str = "sequential"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects both gradients off each other in each parameter tensor, and weighs them by how good the model still is.
+    r"""Projects both gradients off each other in each parameter tensor, weighted by how good the model still is.
 
     .. math::
       g_r' = g_r - \frac{\pi}{\|g_f\|^2} g_f, \quad g_f' = g_f - \frac{\pi}{\|g_r\|^2} g_r', \quad

@@ -18,12 +18,12 @@ def imtl_g(*, num_objectives: int | None = None) -> optax.GradientTransformation
     with lengths :math:`n_k = \|g_k\|` on the diagonal of N, unit gradients :math:`u_k = g_k / n_k` and their Gram
     matrix C. For K = 2 it has the direction of `ngdiff`, `nash_mtl` and `config`; only the length differs.
 
-    TorchJD takes the pseudo-inverse of the Gram matrix itself, which is the same where the gradients are independent;
-    of C it does not depend on their scale, and parallel gradients give the limit of nearly parallel ones.
+    TorchJD takes the pseudo-inverse of the Gram matrix itself, which is the same if the gradients are independent. That
+    of C does not depend on their scale, and for parallel gradients gives the limit of nearly parallel ones.
 
     Cost: one forward and one backward pass over all examples. Opposite gradients give d = 0, and so does a zero
-    gradient. For K > 2 weights can be negative and, where a short gradient's is, have a negative sum before they are
-    normalised: then d raises all losses, as the paper's formula implies. Where they sum to zero, d = 0.
+    gradient. For K > 2 weights can be negative and, if that of a short gradient is, have a negative sum before
+    normalisation: d then raises all losses, as the paper's formula implies. If they sum to zero, d = 0.
 
     Args:
       num_objectives: K, if it is not 2; needed where the state must keep one shape.

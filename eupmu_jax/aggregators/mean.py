@@ -1,4 +1,4 @@
-"""The mean of the objectives' gradients: linear scalarisation, and the plainest thing to compare with."""
+"""The mean of the objectives' gradients: linear scalarisation, and the plainest baseline."""
 
 import jax.numpy as jnp
 import optax
@@ -7,13 +7,13 @@ from eupmu_jax.aggregators._weighting import from_gram
 
 
 def mean(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs all objectives alike.
+    r"""Weights all objectives equally.
 
     .. math::
       d = \frac1K \sum_k g_k
 
-    Its guarantee is the mean loss's descent, and no single loss's. Cost: nothing beyond the stacked gradients; where
-    only this is wanted, the gradient of the mean loss is the same and needs no stack.
+    Guarantee: the mean loss descends; a single loss may not. Cost: nothing beyond the stacked gradients; if this is all
+    you need, the gradient of the mean loss is the same and needs no stack.
 
     Args:
       num_objectives: K, if it is not 2; needed where the state must keep one shape.

@@ -16,11 +16,11 @@ def mgda(*, num_objectives: int | None = None) -> optax.GradientTransformationEx
       w_0 = \operatorname{clip}_{[0, 1]} \frac{\langle g_1 - g_0, g_1\rangle}{\|g_0 - g_1\|^2} \text{ for } K = 2
 
     Guarantee: :math:`\langle g_k, d\rangle \ge \|d\|^2` for every k, so no loss rises to first order. The smallest
-    gradient rules: next to a retain loss that has converged, hardly anything is forgotten.
+    gradient dominates: next to a retain loss that has converged, hardly anything is forgotten.
 
-    Exact for any K up to 15, by the solver of `nnls`. Cost: one forward and one backward pass over all examples.
-    A zero gradient, opposite gradients or any others with zero in their convex hull give d = 0. Equal gradients share
-    their weight for K = 2; of more, the weights are one solution, and d the only one.
+    Exact for any K up to 15, by the solver of `nnls`. Cost: one forward and one backward pass over all examples. A zero
+    gradient, opposite gradients or any others with zero in their convex hull give d = 0. Equal gradients share their
+    weight for K = 2; for larger K, the weights are one of several solutions, but d is unique.
 
     Args:
       num_objectives: K, if it is not 2; at most 15. Needed where the state must keep one shape.
@@ -47,12 +47,13 @@ def min_norm(gram: chex.Array) -> chex.Array:
     diagonal = jnp.diagonal(gram)
     if len(gram) == 2:
         squared_distance = diagonal.sum() - 2 * gram[0, 1]
-        # Each weight from its own difference: a tiny one, as of a row 1e8 times longer, is no remainder of 1.
+        # Each weight comes from its own difference: a tiny one, as of a row 1e8 times longer, would be lost as 1 minus
+        # the other.
         shares = (diagonal[::-1] - gram[0, 1]) / jnp.where(squared_distance > 0, squared_distance, 1)
         return jnp.where(squared_distance > 0, jnp.clip(shares, 0, 1), 0.5)
-    # Every row and the target get one more coordinate, a row s and the target -s, and the simplex becomes a cone: the
-    # nearest point to the target has the direction that minimises |row| / s, so its weights need only be made to sum
-    # to 1. The shortest row is a scale at which none is lost to rounding.
+    # Every row and the target get one more coordinate, s for a row and -s for the target, which turns the simplex into
+    # a cone: the point nearest to the target has the direction that minimises |row| / s, so its weights only need
+    # normalising to sum to 1. With the shortest row as the scale, no row is lost to rounding.
     scale = jnp.where(diagonal.min() > 0, diagonal.min(), jnp.where(diagonal.max() > 0, diagonal.max(), 1))
     edge = jnp.full(len(gram), -scale, gram.dtype)
     lifted = jnp.block([[scale[None, None], edge[None]], [edge[:, None], gram + scale]])

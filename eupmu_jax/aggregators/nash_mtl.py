@@ -21,10 +21,10 @@ def nash_mtl(*, num_objectives: int | None = None) -> optax.GradientTransformati
 
     Guarantees: every loss descends, :math:`\langle g_k, d\rangle = 1 / a_k`; :math:`\|d\| = \sqrt K` for K gradients
     none of which is zero; scaling a gradient changes nothing. For K = 2 it has the direction of `ngdiff`, `imtl_g` and
-    `config`, and is the method that unlearning knows as MUNBa (arXiv 2411.15537).
+    `config`, and is known in unlearning as MUNBa (arXiv 2411.15537).
 
-    The convex problem is self-concordant, and solved by damped Newton steps to rounding for any K; the authors solve a
-    sequence of linearised ones, and then clip d to length 1: chain `optax.clip_by_global_norm(1.0)` for that.
+    The convex problem is self-concordant, and is solved to rounding by damped Newton steps for any K; the authors solve
+    a sequence of linearised ones, and then clip d to length 1: chain `optax.clip_by_global_norm(1.0)` for that.
 
     Cost: one forward and one backward pass over all examples; about ten (K, K) linear systems. Where gradients are
     opposite, or others have zero in their convex hull, a would be infinite: rounding, added to the diagonal of the unit
@@ -69,8 +69,8 @@ def _bargain(cosines: chex.Array) -> chex.Array:
         # Within this length a stays positive, and the objective falls.
         return a * (1 - newton / (1 + decrement)), decrement, step + 1
 
-    # Errors square from step to step: one from the root of the rounding is the last.
+    # Convergence is quadratic: the step that starts from the root of the rounding is the last.
     far = lambda state: (state[1] > jnp.sqrt(eps)) & (state[2] < 200)
-    # Like the data, for `shard_map`.
+    # Made from the data, to vary over devices inside `shard_map` as the rest does.
     start = (jnp.ones_like(cosines[0]), jnp.full_like(cosines[0, 0], jnp.inf), 0)
     return jax.lax.while_loop(far, body, start)[0]

@@ -13,14 +13,14 @@ def ngdiff(*, num_objectives: int | None = None) -> optax.GradientTransformation
     .. math::
       d = \sum_k \frac{g_k}{\|g_k\|}
 
-    The paper takes the gradient of a forget loss that should rise from that of a retain loss that should fall. Here
-    row 0 is the gradient of what is minimised (the negative loss, say), which makes the difference a sum; for K > 2 it
-    runs over all retain rows, a generalisation of ours.
+    The paper takes the gradient of a forget loss that should rise from that of a retain loss that should fall. Here row
+    0 is the gradient of what is minimised (the negative loss, say), which makes the difference a sum; for K > 2 it runs
+    over all retain rows, which is our generalisation.
 
     Guarantee for K = 2: no loss rises to first order, since :math:`\langle g_k, d\rangle = n_k (1 + \cos) \ge 0`. The
-    direction is the bisector, that of `nash_mtl`, `imtl_g` and `config`; the length lies in [0, K]. Lengths of
-    gradients are lost, so the step size decides all: the paper pairs it with `scale_by_gen` on the retain loss. Adam
-    behind it loses the length of d, too.
+    direction is the bisector, that of `nash_mtl`, `imtl_g` and `config`; the length lies in [0, K]. The lengths of the
+    gradients are discarded, so everything depends on the step size: the paper pairs it with `scale_by_gen` on the
+    retain loss. Adam after it discards the length of d too.
 
     Cost: one forward and one backward pass over all examples. A zero gradient is left out; opposite ones give d = 0.
 

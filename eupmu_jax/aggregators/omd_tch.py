@@ -36,18 +36,19 @@ def omd_tch(
       p \leftarrow \Pi_\Delta(p + \eta s) \;\text{(pgd)}
 
     p starts uniform, and d is taken with p before its update. The maximum over p on the simplex is that of `chebyshev`,
-    which jumps to one objective where this moves smoothly. The paper's guarantee is for the uniform average of the
-    parameters over all steps t, which a loop keeps: `optax.incremental_update(params, average, 1 / (t + 1))`.
+    which jumps to one objective, while this moves smoothly. The paper's guarantee is for the uniform average of the
+    parameters over all steps t, which your loop can keep: `optax.incremental_update(params, average, 1 / (t + 1))`.
 
-    Cost: one forward and one backward pass over all examples. Logarithms keep `"eg"` from overflow; a weight that was
-    all but lost can come back. `"pgd"` sets weights to exactly zero. A large eta gives the worst objective everything
-    within few steps. Objectives at or below their ideal gain no weight; losses without a lower bound are never above.
+    Cost: one forward and one backward pass over all examples. Logarithms keep `"eg"` from overflowing, and a weight
+    that has almost vanished can recover. `"pgd"` sets weights to exactly zero. A large eta gives the worst objective
+    all the weight within a few steps. Objectives at or below their ideal gain no weight; losses without a lower bound
+    are never above.
 
     Args:
       eta: Step size of the weights.
       variant: `"eg"`, exponentiated gradient, or `"pgd"`, projected gradient.
       weights, ideal: w and z, as in `chebyshev`.
-      num_objectives: K, if it is not 2 and no array tells; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and no array gives it; needed where the state must keep one shape.
 
     Returns:
       A transform with a `LossWeightingState` whose memory is an `OmdTchMemory`.

@@ -14,21 +14,21 @@ OwaState = LossWeightingState
 def owa(
     weights: chex.Array | None = None, *, forget_weight: float | None = None, num_objectives: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Weighs each objective by the rank of its loss, the largest first: no group pays for the average.
+    r"""Weights each objective by the rank of its loss, the largest first: no group pays for the average.
 
     .. math::
       l = \sum_j w_j l_{(j)}, \quad l_{(1)} \ge \dots \ge l_{(m)}, \qquad d = \nabla l = \sum_j w_j g_{(j)}
 
     Non-increasing weights are averse to risk, and make l convex in the losses: (1, 0, ..., 0) is the worst objective,
     1/m each the mean, and the default, Gini weights :math:`w_j = (2(m - j) + 1) / m^2` with j from 1, lies between.
-    Losses must be on one scale; divide each by its initial value if they are not. Of tied losses either order gives a
+    Losses must be on one scale; divide each by its initial value if they are not. For tied losses either order gives a
     subgradient; the lower row comes first.
 
     Args:
-      weights: Non-negative weights by rank, `(m,)`; None are Gini weights.
+      weights: Non-negative weights by rank, `(m,)`; None gives Gini weights.
       forget_weight: None ranks all K rows. A number gives the forget row that weight and ranks the m = K-1 retain rows,
         the groups, alone.
-      num_objectives: K, if it is not 2 and `weights` do not tell; needed where the state must keep one shape.
+      num_objectives: K, if it is not 2 and `weights` do not give it; needed where the state must keep one shape.
 
     Returns:
       A transform with an `OwaState`.

@@ -8,7 +8,7 @@ from eupmu_jax.aggregators._weighting import from_gram
 
 
 def pcgrad(seed: int | None = None, *, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
-    r"""Takes from each gradient, one after the other, its part along every gradient that it conflicts with.
+    r"""Removes from each gradient, one after the other, its component along every gradient that it conflicts with.
 
     .. math::
       d = \sum_i g_i', \qquad
@@ -17,14 +17,14 @@ def pcgrad(seed: int | None = None, *, num_objectives: int | None = None) -> opt
 
     For K = 2 it is the sum of both unilateral surgeries with tolerance 0 (the forget row of PCGrad is
     `unilateral_surgery(0.0)`), twice `upgrad`, and no loss rises to first order. For K > 2 the last projection of a row
-    can undo those before it, so that no such promise holds, and their order matters.
+    can undo those before it, so that no such guarantee holds, and their order matters.
 
     Cost: the stacked gradients, one forward and one backward pass over all examples; K(K-1) projections of K numbers.
     A zero gradient conflicts with nothing. Parallel gradients are summed; opposite ones give d = 0.
 
     Args:
-      seed: None projects in the order of the rows, forget first. A number draws the order of every row's projections
-        anew in every step, as the paper does, from this seed and the number of the step.
+      seed: None projects in the order of the rows, forget first. A number draws a new order for every row's projections
+        in each step, as the paper does, from this seed and the step count.
       num_objectives: K, if it is not 2; needed where the state must keep one shape.
 
     Returns:
@@ -54,6 +54,6 @@ def _project(gram, i, order):
         conflict = jnp.minimum(jnp.sum(gram[j] * weights), 0) / jnp.where(squared_norm > 0, squared_norm, 1)
         return weights.at[j].add(-jnp.where(j == i, 0, conflict))
 
-    # Like the data, for `shard_map`.
+    # Made from the data, to vary over devices inside `shard_map` as the rest does.
     weights = jnp.where(jnp.arange(len(gram)) == i, jnp.ones_like(gram[0]), 0)
     return jax.lax.fori_loop(0, len(gram), lambda step, weights: project(order[step], weights), weights)

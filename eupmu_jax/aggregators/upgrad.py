@@ -10,7 +10,7 @@ from eupmu_jax.aggregators.dualproj import conflict_free
 
 
 def upgrad(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
-    r"""Projects each gradient onto the cone that conflicts with no objective, and averages the projections.
+    r"""Projects each gradient onto the cone of directions without conflict, and averages the projections.
 
     .. math::
       d = \frac1K \sum_i \Pi(g_i), \qquad
