@@ -62,7 +62,7 @@ def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> ch
     if num_classes < 2:
         raise ValueError(f"num_classes: got {num_classes}, expected at least 2: a wrong label must exist")
     labels = jnp.asarray(labels)
-    # A draw from one class fewer, moved past the truth: no sum that could overflow a small integer type.
+    # A draw from one class fewer, moved past the true one: no sum could overflow a small integer type.
     drawn = jax.random.randint(key, labels.shape, 0, num_classes - 1, dtype=labels.dtype)
     return drawn + (drawn >= labels).astype(labels.dtype)
 
@@ -82,7 +82,7 @@ def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: f
 def kl_to_uniform(logits: chex.Array) -> chex.Array:
     """Mean of KL(uniform || softmax(logits)): 0 for a model that has no preference.
 
-    Uniform over the classes that can be: not over one that is masked out by a logit of minus infinity.
+    Uniform over the possible classes, without any that is masked out by a logit of minus infinity.
 
     >>> float(kl_to_uniform(jnp.ones((3, 10))))
     0.0

@@ -1,4 +1,4 @@
-r"""Objectives for diffusion models: schedules, what a model predicts, and targets of its prediction that forget.
+r"""Objectives for diffusion models: schedules, what a model predicts, and target predictions that forget.
 
 An image x becomes :math:`x_t = a_t x + s_t \epsilon` with :math:`a_t^2 = \bar\alpha_t = 1 - s_t^2`. A model predicts
 :math:`\epsilon`, x, or :math:`v = a_t \epsilon - s_t x` (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
@@ -22,7 +22,8 @@ class Schedule(NamedTuple):
     """How much of an image is left at each time.
 
     Attributes:
-      alpha_bar: Of T times, falling from almost 1 to almost 0; a tuple, so that equal schedules share compiled code.
+      alpha_bar: Its values at T times, falling from almost 1 to almost 0; a tuple, so that equal schedules share
+        compiled code.
     """
 
     alpha_bar: tuple[float, ...]
@@ -33,7 +34,7 @@ class Schedule(NamedTuple):
         return len(self.alpha_bar)
 
     def at(self, t: chex.Array, ndim: int) -> tuple[chex.Array, chex.Array]:
-        """The pair (a, s) at times `t` of shape `(n,)`, shaped to multiply `(n, ...)` of so many dimensions."""
+        """The pair (a, s) at times `t` of shape `(n,)`, shaped to multiply `(n, ...)` of `ndim` dimensions."""
         found = jnp.asarray(self.alpha_bar, jnp.float32)[t].reshape(-1, *[1] * (ndim - 1))
         return jnp.sqrt(found), jnp.sqrt(1 - found)
 
@@ -41,8 +42,8 @@ class Schedule(NamedTuple):
 def linear_schedule(steps: int = 1_000, first: float = 1e-4, last: float = 0.02) -> Schedule:
     """Variances that rise linearly (Ho et al. 2020, arXiv 2006.11239, section 4).
 
-    Those are of 1,000 steps. Fewer take larger variances, in proportion and at most 0.999, so that noise alone is left
-    at their end too.
+    The defaults are for 1,000 steps. Fewer steps take proportionally larger variances, at most 0.999, so that only
+    noise is left at their end too.
 
     >>> f"{linear_schedule().alpha_bar[-1]:.4g}", f"{linear_schedule(100).alpha_bar[-1]:.1g}"
     ('4.036e-05', '2e-05')
@@ -53,7 +54,7 @@ def linear_schedule(steps: int = 1_000, first: float = 1e-4, last: float = 0.02)
 
 
 def cosine_schedule(steps: int = 1_000, offset: float = 0.008) -> Schedule:
-    r"""What is left falls as a squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17).
+    r"""The share that is left falls as a squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17).
 
     .. math:: \bar\alpha_t = f(t) / f(0), \quad f(t) = \cos^2\left(\frac{t / T + s}{1 + s} \frac\pi2\right)
 
@@ -95,7 +96,7 @@ def target(prediction: Prediction, schedule: Schedule, x: chex.Array, t: chex.Ar
 def epsilon_of(
     prediction: Prediction, schedule: Schedule, predicted: chex.Array, x_t: chex.Array, t: chex.Array
 ) -> chex.Array:
-    """The noise that a prediction means.
+    """The noise that a prediction implies.
 
     >>> schedule, t, noise = cosine_schedule(10), jnp.array([3]), jnp.full((1, 2), 0.5)
     >>> x_t = noised(schedule, jnp.ones((1, 2)), t, noise)
@@ -111,7 +112,7 @@ def epsilon_of(
 def x_of(
     prediction: Prediction, schedule: Schedule, predicted: chex.Array, x_t: chex.Array, t: chex.Array
 ) -> chex.Array:
-    """The image that a prediction means.
+    """The image that a prediction implies.
 
     >>> schedule, t, noise = cosine_schedule(10), jnp.array([3]), jnp.full((1, 2), 0.5)
     >>> x_t = noised(schedule, jnp.ones((1, 2)), t, noise)
@@ -124,10 +125,10 @@ def x_of(
 
 
 def check_fit(prediction: Prediction, schedule: Schedule) -> None:
-    """Raises `ValueError` for a schedule under which a prediction cannot tell the image.
+    """Raises `ValueError` for a schedule under which a prediction does not determine the image.
 
-    What is left of the image falls within [0, 1]. Where nothing is left at the end, epsilon says nothing of the image,
-    and where all is left at the beginning, x says nothing of the noise; v does both.
+    The share of the image that is left falls within [0, 1]. If nothing is left at the end, epsilon says nothing about
+    the image, and if all is left at the beginning, x says nothing about the noise; v says both.
 
     >>> check_fit("epsilon", Schedule((0.5, 0.0)))
     Traceback (most recent call last):
@@ -144,7 +145,7 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
     left = np.asarray(schedule.alpha_bar)
     if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
         raise ValueError("schedule: got alpha_bar that is not within [0, 1] or does not fall, expected falling shares")
-    # As it is computed with: what is next to nothing is nothing there.
+    # In the precision of the computation, in which a share next to nothing is nothing.
     left = left.astype(np.float32)
     if prediction == "epsilon" and left[-1] == 0:
         raise ValueError(
@@ -167,7 +168,7 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
     .. math:: w_x = \min(\mathrm{SNR}, \gamma), \quad w_\epsilon = w_x / \mathrm{SNR},
               \quad w_v = w_x / (\mathrm{SNR} + 1), \quad \mathrm{SNR} = a_t^2 / s_t^2
 
-    so that one loss results, whatever is predicted.
+    so that the loss is the same, whatever is predicted.
 
     >>> np.round(np.asarray(min_snr_weights("epsilon", linear_schedule(), jnp.array([0, 999])), float), 4).tolist()
     [0.0005, 1.0]
@@ -179,10 +180,10 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
 
 
 def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:
-    """Times `(count,)` in [0, steps), one in each of `count` equal parts, in random order: less noise than free draws.
+    """Times `(count,)` in [0, steps), one in each of `count` equal parts, in random order: less noisy than free draws.
 
-    The parts depend on `count`, so one key gives batches of two sizes other times, also in the rows that both have.
-    Where a step's forget and retain rows are to share times, their batches have to be as large.
+    The parts depend on `count`, so with one key batches of different sizes get different times, even in the rows that
+    both have. For a step's forget and retain rows to share times, their batches must have the same size.
 
     >>> sorted(stratified_times(jax.random.key(0), 4, 8).tolist())[::2] < [2, 6]
     True
@@ -205,7 +206,7 @@ def squared_errors(predicted: chex.Array, wanted: chex.Array) -> chex.Array:
 
 
 def negative_guidance(conditional: chex.Array, unconditional: chex.Array, guidance: float = 1.0) -> chex.Array:
-    r"""What ESD has a concept predict (Gandikota et al. 2023, arXiv 2303.07345, equation 6), of the original model.
+    r"""ESD's target for a concept (Gandikota et al. 2023, arXiv 2303.07345, equation 6), from the original model.
 
     .. math:: y = f_0(x_t, \varnothing) - \eta\, (f_0(x_t, c) - f_0(x_t, \varnothing))
 

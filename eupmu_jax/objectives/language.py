@@ -1,15 +1,15 @@
-r"""Objectives for language models: functions of the loss of every token and of which tokens are an answer.
+r"""Objectives for language models: functions of the loss of every token and of a mask of the answers.
 
-Arrays of tokens are `(n, T)`: the T tokens that are predicted, so the logits `(n, T, V)` at a place are those that
-predict the token at the same place. A `mask` is 1 at the tokens of an answer, and 0 at a prompt and at padding, which
-change nothing. A sequence without an answer adds nothing to a loss; a loss of such sequences alone is 0.
+Arrays of tokens are `(n, T)`: the T tokens that are predicted, so the logits `(n, T, V)` at a position predict the
+token at the same position. A `mask` is 1 on the tokens of an answer, and 0 on prompts and padding, which have no
+effect. A sequence without an answer adds nothing to a loss; a loss of only such sequences is 0.
 
 With :math:`l_{i,t} = -\log p(y_{i,t} \mid y_{i,<t})`, an answer has the loss :math:`L_i = \sum_t m_{i,t} l_{i,t}` and
-the length :math:`|y_i| = \sum_t m_{i,t}`. Losses of tokens are means over the tokens of all answers, losses of answers
-are means over answers. Everything is minimised, and computed in float32 at least.
+the length :math:`|y_i| = \sum_t m_{i,t}`. Token losses are means over the tokens of all answers, answer losses are
+means over answers. Everything is minimised, and computed in float32 at least.
 
-Gradient difference (Liu et al. 2022, arXiv 2203.12817) is no loss of its own here: it is `gradient_ascent` as the
-forget loss beside `token_mean` as the retain loss.
+Gradient difference (Liu et al. 2022, arXiv 2203.12817) is not a loss of its own here: it is `gradient_ascent` as the
+forget loss with `token_mean` as the retain loss.
 """
 
 from typing import NamedTuple
@@ -85,11 +85,11 @@ def gradient_ascent(nll: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> chex.Array:
-    r"""Weighted gradient ascent: ascent that leaves alone what is forgotten (Wang et al. 2025, arXiv 2502.19301).
+    r"""Weighted gradient ascent, which leaves forgotten tokens alone (Wang et al. 2025, arXiv 2502.19301).
 
     .. math:: -\operatorname{mean}_{i,t}\, p_{i,t}^\beta\, l_{i,t}, \quad p = e^{-l}
 
-    with fixed weights. With beta = 0 it is `gradient_ascent`. Negative, so not for log scale.
+    with weights that are not differentiated. With beta = 0 it is `gradient_ascent`. Negative, so not for log scale.
 
     >>> round(float(wga(jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2)))), 4)
     -0.3466
@@ -103,7 +103,7 @@ def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float =
 
     .. math:: -\operatorname{mean}_{i,t}\, p_{i,t}^{\beta_1} (1 - p_{i,t})^{\beta_2}\, l_{i,t}, \quad p = e^{-l}
 
-    with fixed weights. Negative, so not for log scale.
+    with weights that are not differentiated. Negative, so not for log scale.
 
     >>> round(float(satimp(jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2)), beta1=1.0)), 4)
     -0.2166
@@ -130,13 +130,13 @@ def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex
 def undial(
     logits: chex.Array, reference_logits: chex.Array, targets: chex.Array, mask: chex.Array, beta: float = 10.0
 ) -> chex.Array:
-    r"""Self-distillation with the true token held down (Dong et al., NAACL 2025, arXiv 2402.10052).
+    r"""Self-distillation with the true token suppressed (Dong et al., NAACL 2025, arXiv 2402.10052).
 
     .. math:: \operatorname{mean}_{i,t}\; H\left(\mathrm{softmax}(z^0_{i,t} - \beta\, e_{y_{i,t}}),\;
               \mathrm{softmax}(z_{i,t})\right)
 
     with H the cross-entropy, :math:`z^0` the fixed logits of the reference and e a one-hot vector. With beta = 0 the
-    reference is where the gradient vanishes.
+    gradient vanishes at the reference.
 
     >>> round(float(undial(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1, 4)), jnp.array([[2]]), jnp.ones((1, 1)))), 4)
     1.3863
@@ -156,8 +156,8 @@ def npo(answers: Answers, beta: float = 0.1) -> chex.Array:
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma\left(\beta (L_i - L^0_i)\right)
 
-    with :math:`L^0` of the reference. Positive, and 0 only for an answer that has become impossible. As beta tends to
-    0 its gradient tends to that of ascent on L.
+    with :math:`L^0` that of the reference. Positive, and 0 only for an answer that has become impossible. As beta tends
+    to 0 its gradient tends to that of ascent on L.
 
     >>> round(float(npo(Answers(jnp.ones((1, 3)), jnp.ones((1, 3)), jnp.array([3.0])))), 4)
     13.8629
@@ -166,11 +166,11 @@ def npo(answers: Answers, beta: float = 0.1) -> chex.Array:
 
 
 def simnpo(nll: chex.Array, mask: chex.Array, beta: float = 2.5, delta: float = 0.0) -> chex.Array:
-    r"""NPO of the mean loss of a token, without a reference (Fan et al. 2024, arXiv 2410.07163).
+    r"""NPO on the mean token loss, without a reference (Fan et al. 2024, arXiv 2410.07163).
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma\left(\beta (L_i / |y_i| - \delta)\right)
 
-    The paper's gamma is beta times delta. The default of beta is that of its own code for TOFU; 4.5 is common, too.
+    The paper's gamma is beta times delta. The default of beta is that of the paper's code for TOFU; 4.5 is common too.
     Positive.
 
     >>> round(float(simnpo(jnp.zeros((1, 3)), jnp.ones((1, 3)))), 4)
@@ -206,16 +206,16 @@ def lrml(forget: Answers, alternative: Answers, beta: float = 0.05, tau: float =
     .. math:: \operatorname{mean}_i\; (1 - s_i) \left(-\log \sigma(x_i)\right) + s_i e^{-x_i}, \quad
               x_i = \beta \rho_i, \quad s_i = \sigma(x_i / \tau)
 
-    with rho of `dpo` (Lu et al. 2024, arXiv 2406.08414, equation 5). As in the authors' code, whose modulator is
-    sigmoid(rho) for any beta, which is this one for tau = beta; equation 27 of the paper prints another exponential.
-    Positive, and not convex near x = 0. Finite for every x if tau < 1.
+    with rho of `dpo` (Lu et al. 2024, arXiv 2406.08414, equation 5). This follows the authors' code, whose modulator is
+    sigmoid(rho) for any beta, as here with tau = beta; equation 27 of the paper has another exponential. Positive, and
+    not convex near x = 0. Finite for every x if tau < 1.
 
     >>> same = Answers(jnp.ones((1, 3)), jnp.ones((1, 3)), jnp.array([3.0]))
     >>> round(float(lrml(same, same)), 4)
     0.8466
     """
     x = beta * _preferences(forget, alternative)
-    # One exponential for s exp(-x), whose factors overflow and vanish one by one.
+    # One exponential for s exp(-x), whose factors alone may overflow or vanish.
     exponential = jnp.exp(jax.nn.log_sigmoid(x / tau) - x)
     values = exponential - jax.nn.sigmoid(-x / tau) * jax.nn.log_sigmoid(x)
     return _answer_mean(values, *_masks(forget, alternative))
@@ -237,8 +237,8 @@ def rmu(hidden: chex.Array, target: chex.Array, mask: chex.Array) -> chex.Array:
 
     .. math:: \operatorname{mean}_i \frac1{|y_i|} \sum_t m_{i,t}\, \lVert h_{i,t} - v_{i,t} \rVert^2 / d
 
-    of hidden states h at one layer. Forgetting, v is a `control_vector`; retaining, it is the reference's hidden
-    states. Each answer is divided by its own length, so its share does not depend on the others of its batch.
+    of hidden states h at one layer. To forget, v is a `control_vector`; to retain, it is the reference's hidden states.
+    Each answer is divided by its own length, so its weight does not depend on the others in its batch.
 
     Args:
       hidden: `(n, T, d)`.
@@ -255,7 +255,7 @@ def rmu(hidden: chex.Array, target: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def _answered(nll, mask):
-    """Losses with 0 where there is no answer: of padding they may be infinite, and 0 times that is NaN."""
+    """Losses with 0 where there is no answer: on padding they may be infinite, and 0 times that is NaN."""
     return jnp.where(mask.astype(bool), promoted(nll), 0)
 
 
@@ -265,13 +265,13 @@ def _check(name, value, shape, meaning):
 
 
 def _answer_mean(values, *masks):
-    """Over the sequences that have an answer, in all masks."""
+    """Mean over the sequences that have an answer in all masks."""
     present = jnp.all(jnp.stack([jnp.any(mask.astype(bool), axis=-1) for mask in masks]), axis=0)
     return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(jnp.sum(present), 1)
 
 
 def _log_ratios(answers):
-    """Of the model to the reference, log p(y) - log p0(y)."""
+    """Log ratios of the model to the reference, log p(y) - log p0(y)."""
     _check("reference_nll", answers.reference_nll, answers.nll.shape[:1], "one number for each sequence")
     return jax.lax.stop_gradient(promoted(answers.reference_nll)) - sequence_nll(answers.nll, answers.mask)
 

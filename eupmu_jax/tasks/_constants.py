@@ -9,7 +9,7 @@ import numpy as np
 
 logger = logging.getLogger("eupmu_jax")
 
-# Bytes; compiling takes minutes from there on.
+# In bytes; from this size on, compilation takes minutes.
 LARGE = 100_000_000
 
 
@@ -23,7 +23,7 @@ def bytes_of(tree: chex.ArrayTree) -> int:
 
 
 def of_large(name: str, constants: chex.ArrayTree) -> None:
-    """Warns of large constants where JAX copies what a function closes over into every compiled program."""
+    """Warns of large constants if JAX copies what a function closes over into every compiled program."""
     if getattr(jax.config, "jax_use_simplified_jaxpr_constants", True):
         return
     if (size := bytes_of(constants)) > LARGE:
@@ -36,7 +36,7 @@ def of_large(name: str, constants: chex.ArrayTree) -> None:
 
 
 def check_constants(name: str, constants: chex.ArrayTree) -> None:
-    """Raises `ValueError` for numbers that are not finite, and warns `of_large`; what is traced passes.
+    """Raises `ValueError` for numbers that are not finite, and warns `of_large` ones; traced values pass.
 
     >>> check_constants("original", {"w": np.array([np.nan])})
     Traceback (most recent call last):

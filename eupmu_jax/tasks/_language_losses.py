@@ -1,4 +1,4 @@
-"""Losses of `tasks.language`: functions of the outputs of a model and a batch, which may lack what they need."""
+"""Losses of `tasks.language`: functions of a model's outputs and a batch, which may lack what they need."""
 
 import functools
 import inspect
@@ -11,11 +11,11 @@ import numpy as np
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.objectives._logits import promoted
 
-# Of the control vector of RMU, so that every step and every run pushes the same way.
+# Seed of RMU's control vector, so that every step and every run pushes in the same direction.
 DIRECTION = 0
 # Constants that a loss divides by.
 POSITIVE = {("npo", "beta"), ("simnpo", "beta"), ("dpo", "beta"), ("lrml", "beta"), ("lrml", "tau")}
-# Exponents of probabilities, which a wrong answer would make infinite.
+# Exponents of probabilities: if negative, a wrong answer would have an infinite weight.
 NOT_NEGATIVE = {("wga", "beta"), ("satimp", "beta1"), ("satimp", "beta2")}
 
 
@@ -100,7 +100,7 @@ def _random_labels(outputs, batch):
     shift = 1 + (batch["random_labels"][:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
     drawn = (batch["tokens"][:, 1:] + shift) % vocabulary
     nll = losses.token_nll(logits_of(outputs), drawn)
-    # A vocabulary is padded with tokens that can never be.
+    # A padded vocabulary has tokens that can never occur.
     return losses.token_mean(jnp.where(jnp.isposinf(nll), 0, nll), mask_of(batch))
 
 
@@ -166,7 +166,7 @@ ERROR = {"tokens": _share_not_predicted, "probability": _improbability}
 
 RETAIN = {"cross_entropy": _cross_entropy, "kl": _kl, "rmu": _still}
 
-# One object for all tasks, so that equal tasks are equal.
+# One object for all tasks, so that tasks from equal arguments are equal.
 FORGET = {
     "bounded_ascent": _bounded_ascent,
     "random_labels": _random_labels,
@@ -183,7 +183,7 @@ FORGET = {
 }
 
 
-# Whose arguments with a default are the constants of a forget loss.
+# Functions whose arguments with a default are the constants of a forget loss.
 OBJECTIVES = {
     "npo": losses.npo,
     "simnpo": losses.simnpo,

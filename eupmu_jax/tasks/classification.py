@@ -15,7 +15,7 @@ from eupmu_jax.objectives._logits import promoted
 from eupmu_jax.tasks.examples import check_labels
 from eupmu_jax.tasks.task import Task, check_function
 
-# One object for all tasks, so that equal tasks are equal.
+# One object for all tasks, so that tasks from equal arguments are equal.
 FORGET = {
     "bounded_ascent": lambda logits, batch: objectives.bounded_ascent(logits, batch["labels"]),
     "random_labels": lambda logits, batch: _of_possible(logits, batch["random_labels"]),
@@ -33,23 +33,23 @@ def classification(
 ) -> Task:
     """The task of a classifier, with cross-entropy as its retain loss.
 
-    Forget losses: `bounded_ascent`, `random_labels` (drawn anew in every pass over the forget set, never the truth),
-    `kl_to_uniform` and `gradient_ascent`, see `eupmu_jax.objectives`. The divergence is KL(teacher || model) of the
-    softmax, the error 1 for a wrong answer and 0 for a right one.
+    Forget losses: `bounded_ascent`, `random_labels` (drawn anew in every pass over the forget set, never the true
+    label), `kl_to_uniform` and `gradient_ascent`, see `eupmu_jax.objectives`. The divergence is KL(teacher || model) of
+    the softmax, the error 1 for a wrong answer and 0 for a right one.
 
     Args:
       apply: `apply(params, inputs) -> logits` of shape `(n, num_classes)`; `inputs` is any pytree of arrays. A model
-        with running statistics or dropout is applied as in evaluation.
+        with running statistics or dropout is applied in evaluation mode.
       num_classes: At least 2.
-      fresh_params: `fresh_params(key)`: untrained parameters, which only Bad Teacher asks for.
-      augment: `augment(key, inputs) -> inputs`: what a training step shows in place of the inputs.
+      fresh_params: `fresh_params(key)`: untrained parameters, which only Bad Teacher needs.
+      augment: `augment(key, inputs) -> inputs`: applied to the inputs of a training step.
 
     Returns:
       The task; the same object for the same arguments.
 
     Raises:
-      ValueError: For a function that is none or has no hash, or for fewer than two classes. `unlearn` refuses another
-        number of logits, batches without `inputs` and `labels`, and labels that are no `(n,)` classes.
+      ValueError: For a function that is not callable or not hashable, or for fewer than two classes. `unlearn` refuses
+        a different number of logits, batches without `inputs` and `labels`, and labels that are not `(n,)` classes.
 
     >>> task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     >>> batch = {"inputs": jnp.eye(3), "labels": jnp.array([0, 1, 1])}

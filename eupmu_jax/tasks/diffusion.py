@@ -15,9 +15,9 @@ from eupmu_jax.tasks._constants import check_constants
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
 from eupmu_jax.tasks.task import Task, check_function
 
-# Of evaluation, so that two models are compared on the same noise at the same times.
+# Seed of evaluation, so that two models are compared on the same noise at the same times.
 FIXED = 0
-# Conditions that stand for all others.
+# The most conditions that stand for all others.
 OTHERS = 16
 
 
@@ -38,75 +38,76 @@ def diffusion(
 
     .. math:: l = \frac1n \sum_i w(t_i)\, \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2 / d
 
-    with d numbers in an image. Times are stratified; times and noise come from the key and the size of the batch alone,
-    so that two models, or one before and after a step, can be compared on the same. Batches of two sizes get other
-    times, and so forget and retain rows share them only where both batches are as large. Evaluation, which has no key,
-    always draws the same: on other noise a small rise would not show. A share of the conditions is left out in
-    training; these examples count in the retain loss alone.
+    with d numbers in an image. Times are stratified; times and noise depend only on the key and the batch size, so that
+    two models, or one before and after a step, can be compared on the same draw. Batches of different sizes get
+    different times, so forget and retain rows share them only if both batches have the same size. Evaluation, which has
+    no key, always uses the same draw: on other noise a small rise would not show. A share of the conditions is dropped
+    in training; these examples count in the retain loss alone.
 
-    Forget losses, each a mean squared error, over the examples i with their condition left in:
+    Forget losses: each is a mean squared error over the examples i whose condition was kept,
 
     .. math:: l_f = \frac{1}{n d} \sum_i \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2
 
-    of the prediction for the forgotten condition against
+    of the prediction for the forgotten condition against:
 
-    - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD). Where p of all images that x_t may have
-      come from are of the class, guidance p / (1 - p) gives the prediction for the others together;
-    - `random_condition`: the prediction for another one, drawn anew for each example, :math:`y_i = f_0(x_t, c')` with
-      :math:`c'` uniform over all but :math:`c_i`; its minimum is the mean prediction for all others;
-    - `unconditional`: the prediction for no condition, :math:`y_i = f_0(x_t, \varnothing)`;
+    - `negative_guidance`: see `objectives.diffusion.negative_guidance` (ESD). If a share p of all images that x_t may
+      have come from belongs to the class, guidance p / (1 - p) gives the prediction for the others together;
+    - `random_condition`: the prediction for another condition, drawn anew for each example, :math:`y_i = f_0(x_t, c')`
+      with :math:`c'` uniform over all but :math:`c_i`; its minimum is the mean prediction for all others;
+    - `unconditional`: the prediction without a condition, :math:`y_i = f_0(x_t, \varnothing)`;
     - `other_condition`: that for the next one, :math:`y_i = f_0(x_t, (c_i + 1) \bmod K)` with K conditions (SalUn, Fan
       et al., arXiv 2310.12508);
 
-    or of something else:
+    or of another quantity:
 
-    - `noise`: the noise :math:`\epsilon_i` that the prediction means (`objectives.diffusion.epsilon_of`), against
+    - `noise`: the noise :math:`\epsilon_i` that the prediction implies (`objectives.diffusion.epsilon_of`), against
       uniform noise in place of the Gaussian, :math:`\lVert \epsilon_i - u_i \rVert^2` with :math:`u_i \sim U[0, 1]^d`
       (EraseDiff, Wu et al., arXiv 2401.05779);
-    - `surrogate`: the denoising loss of images of uniform noise, :math:`x'_i \sim U[-1, 1]^d`, all of them and without
-      weights, :math:`\lVert f(x'_{t_i}, t_i, c_i) - y'_i \rVert^2` (Selective Amnesia, Heng & Soh, arXiv 2305.10120);
-    - `bounded_ascent`: ascent on the denoising loss without weights until it is that of predicting 0, the mean square
-      of its target, :math:`\max(0, \lVert y_i \rVert^2 - \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2)`.
+    - `surrogate`: the denoising loss of images of uniform noise, :math:`x'_i \sim U[-1, 1]^d`, for all examples and
+      without weights, :math:`\lVert f(x'_{t_i}, t_i, c_i) - y'_i \rVert^2` (Selective Amnesia, Heng & Soh, arXiv
+      2305.10120);
+    - `bounded_ascent`: ascent on the denoising loss without weights until it equals that of predicting 0, the mean
+      square of its target, :math:`\max(0, \lVert y_i \rVert^2 - \lVert f(x_{t_i}, t_i, c_i) - y_i \rVert^2)`.
 
-    Conditions that are no classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label:
-    a part of `params` that stays `frozen`, so that `diffusion_attacks` can train a row of it again.
+    Conditions that are not classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label:
+    a part of `params` that stays `frozen`, so that `diffusion_attacks` can retrain a row of it.
 
     :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
 
-    A condition is forgotten wholly when the model predicts its images no better than the mean of its predictions for
-    the other conditions does. That is the level to which EUPMU forgets without held-out data:
+    A condition is forgotten entirely when the model predicts its images no better than the mean of its predictions for
+    the other conditions does. Without held-out data, EUPMU forgets to that level:
 
     .. math:: e_i = \frac1d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
 
-    with C all others, or 16 spread over them. That is too low where a noised image tells by itself what it is and the
-    condition adds next to nothing, as a model that never saw such images is worse at them under any condition. EUPMU's
-    setting `target` takes another level.
+    with C all other conditions, or 16 spread over them. That level is too low if a noised image itself shows what it is
+    and the condition adds next to nothing, since a model that never saw such images is worse at them under any
+    condition. EUPMU's setting `target` sets another level.
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints
         in [0, num_conditions], of which the last stands for no condition.
-      schedule: Of `objectives.diffusion`.
-      num_conditions: At least 2; that for no condition is not among them.
+      schedule: From `objectives.diffusion`.
+      num_conditions: At least 2, not counting the label for no condition.
       prediction: What the model predicts: "epsilon", "v" or "x".
-      original: Parameters of the original model, a constant of the compiled programs, which hold a copy each. For a
-        large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
-      dropout: Share of the conditions left out in training.
-      gamma: Of `min_snr_weights`; None weighs all times alike.
+      original: Parameters of the original model, a constant of which every compiled program holds a copy. For a large
+        model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment, so that JAX passes it as an argument.
+      dropout: Share of the conditions dropped in training.
+      gamma: Of `min_snr_weights`; None weights all times equally.
       guidance: Of `negative_guidance`.
       fresh_params: `fresh_params(key)`: untrained parameters.
       bounded: Whether images lie in [-1, 1]; latents do not.
 
     Returns:
-      The task. Its error is the denoising loss of each example, which is no rate. So `allowed_error` of `unlearn` is an
-      absolute rise of that loss: 0.01 allows 5 % where the loss is 0.2, and a doubling where it is 0.01.
+      The task. Its error is the denoising loss of each example, which is not a rate. So `allowed_error` of `unlearn` is
+      an absolute rise of that loss: 0.01 allows 5 % where the loss is 0.2, and a doubling where it is 0.01.
 
     Raises:
-      ValueError: If `denoise` is no function, for fewer than two conditions, an unknown prediction, a schedule that
-        does not fit it, a share outside of [0, 1), a gamma that is not above 0, a guidance that is not finite, or an
-        `original` with numbers that are not. `unlearn` refuses images outside of [-1, 1] where they are bounded, any
-        that are not finite, labels of which there is neither a condition nor none, a model that predicts NaN for none,
-        as `nnx.Embed` does beyond its table, and an `original` of another structure or shape than the parameters. A
-        table that is indexed repeats its last row there, which nothing tells.
+      ValueError: If `denoise` is not a function, for fewer than two conditions, an unknown prediction, a schedule that
+        does not fit it, a dropout outside [0, 1), a gamma that is not above 0, a guidance that is not finite, or an
+        `original` with numbers that are not. `unlearn` refuses images outside [-1, 1] if they are bounded, any that are
+        not finite, labels that stand neither for a condition nor for none, a model that predicts NaN for no condition,
+        as `nnx.Embed` does beyond its table, and an `original` whose structure or shapes differ from the parameters'. A
+        table that is indexed repeats its last row there, which cannot be detected.
 
     >>> schedule = objectives.cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
@@ -126,7 +127,7 @@ def diffusion(
         raise ValueError(f"gamma: got {gamma}, expected a number above 0, or None for equal weights")
     dropout = float(dropout)
     check_constants("original", original)
-    # The model is called for many targets, of which a step uses one: traced once, the rest costs next to nothing.
+    # The model is called for many targets, of which a step uses one: traced once, the others cost next to nothing.
     denoise = jax.jit(denoise)
 
     def noised(x, key):
@@ -141,7 +142,7 @@ def diffusion(
     def outputs(params, batch, key):
         x, labels = batch["inputs"], _wide(batch["labels"])
         first = jax.random.key(FIXED) if key is None else key
-        # As many as a step has fit at once; what is evaluated may be more, and its noise belongs to all of it together.
+        # A step's batch fits at once; an evaluated set may not, and its noise is drawn for all of it together.
         predict = denoise if key is not None else functools.partial(in_parts, denoise)
         keys = jax.random.split(jax.random.fold_in(first, 1), 4)
         left_out = jnp.zeros(len(x), bool) if key is None else jax.random.bernoulli(keys[0], dropout, (len(x),))
@@ -194,7 +195,7 @@ def diffusion(
             check_same_shapes("original", original, "params", params)
         seen_here = all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params))
         if not dropout or not seen_here:
-            # Where nothing was ever left out, a model without a place for it does for what needs none.
+            # If no condition is ever dropped, a model without a label for none will do for all that needs none.
             return
         x, nothing = jnp.asarray(batch["inputs"][:1]), jnp.full(1, num_conditions, jnp.int32)
         x_t, t, _, _ = noised(x, jax.random.key(FIXED))
@@ -219,7 +220,7 @@ def diffusion(
 
 
 def _wide(labels):
-    """In uint8 the label of no condition, or the next one, may be another."""
+    """Labels in int32 at least: in uint8, that of no condition, or the next one, may wrap around."""
     return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
@@ -228,7 +229,7 @@ def _errors(outputs, batch):
 
 
 def _errors_of_conditions(outputs, batch):
-    """Where a condition was left out, the mean error of the others: no limit is measured without conditions."""
+    """Where a condition was dropped, the mean error of the others: no limit is measured without conditions."""
     errors, counts = _errors(outputs, batch), outputs["counts"]
     return jnp.where((counts > 0) | (jnp.sum(counts) == 0), errors, _mean(errors, outputs))
 
@@ -238,7 +239,7 @@ def _denoising(outputs, batch):
 
 
 def _mean(values, outputs):
-    """Over the examples whose condition was not left out."""
+    """Mean over the examples whose condition was kept."""
     return jnp.sum(values * outputs["counts"]) / jnp.maximum(jnp.sum(outputs["counts"]), 1)
 
 

@@ -1,4 +1,4 @@
-"""Sets of examples that batches are taken from, whatever they are kept in."""
+"""Sets of examples that batches are taken from, whatever holds them."""
 
 import dataclasses
 from typing import Any
@@ -7,9 +7,9 @@ import chex
 import jax
 import numpy as np
 
-# What rounding may make of 1.
+# 1, with a margin for rounding.
 ROUNDED = 1.001
-# Leaves that an error lists.
+# The most leaves that an error lists.
 NAMED = 8
 
 
@@ -66,7 +66,7 @@ def part_of(examples: Any, positions: np.ndarray) -> Any:
 
 
 def as_examples(name: str, data: Any) -> Any:
-    """`data` as something with a length that gives a batch for an array of positions.
+    """`data` as an object with a length that gives a batch for an array of positions.
 
     Args:
       name: Of the argument, for errors.
@@ -74,8 +74,8 @@ def as_examples(name: str, data: Any) -> Any:
         `positions` are `(m,)` ints.
 
     Raises:
-      ValueError: For an empty set, leaves of unequal lengths or of something else than numbers, ids that the tree does
-        not have, or a source whose batches are not as long as asked for.
+      ValueError: For an empty set, leaves of unequal lengths or that do not hold numbers, ids that the tree does not
+        have, or a source whose batches do not have the requested length.
 
     >>> len(as_examples("forget", {"x": np.zeros((7, 2)), "y": np.zeros(7)}))
     7
@@ -102,7 +102,7 @@ def as_examples(name: str, data: Any) -> Any:
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most so many positions, spread over the whole of a set, which may be sorted.
+    """At most `most` positions, spread over the whole of a set, which may be sorted.
 
     >>> spread(7, 3).tolist(), spread(2, 3).tolist()
     ([0, 2, 4], [0, 1])
@@ -116,8 +116,8 @@ def check_images(name: str, images: chex.Array, furthest: float | None, otherwis
 
     Args:
       name: Of the argument, for errors.
-      images: Any shape; those that are traced have no numbers yet, and pass.
-      furthest: None takes all that is finite.
+      images: Of any shape; traced ones have no values yet, and pass.
+      furthest: None accepts all finite numbers.
       otherwise: What else would do, for errors.
 
     >>> check_images("start", np.array([0.0, 255.0]), ROUNDED)
@@ -126,7 +126,7 @@ def check_images(name: str, images: chex.Array, furthest: float | None, otherwis
     """
     if isinstance(images, jax.core.Tracer) or not np.size(images):
         return
-    # In NumPy, as JAX would trace the least number of concrete images too, inside of another trace.
+    # In NumPy, since inside another trace JAX would trace the minimum of concrete images too.
     images = np.asarray(images)
     least, most = float(images.min()), float(images.max())
     if furthest is not None and not (least >= -furthest and most <= furthest):
@@ -136,7 +136,7 @@ def check_images(name: str, images: chex.Array, furthest: float | None, otherwis
 
 
 def check_labels(labels: chex.Array, count: int, name: str = "labels") -> None:
-    """Raises `ValueError` for labels, or what `name` says, that are no ints in [0, count); traced ones pass.
+    """Raises `ValueError` for labels, or what `name` says, that are not ints in [0, count); traced ones pass.
 
     >>> check_labels(np.array([0, 3]), 3)
     Traceback (most recent call last):
@@ -168,7 +168,7 @@ def _length(name, tree):
 
 def _check_numbers(name, tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Objects, bytes, texts, dates and durations: no array of JAX holds any.
+        # Objects, bytes, texts, dates and durations, which no JAX array can hold.
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{name}: leaf {where} is of type {leaf.dtype}, expected numbers; leave other columns out")

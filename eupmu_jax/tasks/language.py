@@ -1,4 +1,4 @@
-"""Token prediction as a task: batches are dicts of `tokens`, ints `(n, length)`, and perhaps `mask` and more."""
+"""Token prediction as a task: batches are dicts of `tokens`, ints `(n, length)`, and optionally `mask` and more."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -41,8 +41,8 @@ def language(
     Forget losses that need nothing but `tokens`: `bounded_ascent` (leaves a token alone once its loss has reached that
     of a uniform guess, ln V), `random_labels` (other tokens, drawn anew in every pass over the forget set),
     `kl_to_uniform`, `gradient_ascent`, `wga`, `satimp` and `simnpo`. Others compare with the original model, and `dpo`
-    and `lrml` with an alternative answer to the same prompt besides. Formulas are in `objectives.language`, those of
-    the first three, taken of each token here, in `objectives`.
+    and `lrml` also with an alternative answer to the same prompt. Formulas are in `objectives.language`; those of the
+    first three, applied here to each token, are in `objectives`.
 
     ============= =================================================================================
     forget loss   needs
@@ -53,41 +53,42 @@ def language(
     `rmu`         `hidden`
     ============= =================================================================================
 
-    The retain loss may be `"kl"`, the KL to the original (`reference_logits`), or `"rmu"`, the distance of hidden
-    states to its own (`hidden` and `reference_hidden`). Both are 0 at the original, so not for log scale.
+    The retain loss may be `"kl"`, the KL divergence from the original model (`reference_logits`), or `"rmu"`, the
+    distance of the hidden states from the original's (`hidden` and `reference_hidden`). Both are 0 at the original
+    model, so not for log scale.
 
-    What starts with `reference_` is read from the batch, where `with_reference` puts it, or else computed in each step
-    from `original`. A step computes only what its losses use.
+    Values whose names start with `reference_` are read from the batch, where `with_reference` puts them, or else
+    computed from `original` in each step. A step computes only what its losses use.
 
     The divergence is the mean of KL(teacher || model) over the tokens that are predicted. The error of a sequence is
-    the share of its tokens that the model would not have predicted, that is 1 less its exact memorisation; or, with
-    `error="probability"`, 1 less its probability by its length, :math:`1 - e^{-L_i / |y_i|}`, so that EUPMU steers to
-    how likely the model finds what it never saw.
+    the share of its tokens that the model would not have predicted, that is, 1 minus its exact memorisation. With
+    `error="probability"` it is 1 minus its length-normalised probability, :math:`1 - e^{-L_i / |y_i|}`, so that EUPMU
+    steers to how likely the model finds text that it never saw.
 
     Args:
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
-      hidden: `hidden(params, tokens) -> (n, length, d)`, the states that RMU moves, of one layer. XLA shares its work
-        with that of `apply` where they are the same.
-      original: Parameters of the original model, a constant of the compiled programs, which hold a copy each. For a
-        large model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then.
+      hidden: `hidden(params, tokens) -> (n, length, d)`, the states of one layer, which RMU moves. XLA shares the
+        computation that it has in common with `apply`.
+      original: Parameters of the original model, a constant of which every compiled program holds a copy. For a large
+        model, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment, so that JAX passes it as an argument.
       retain: `"cross_entropy"`, `"kl"` or `"rmu"`.
       error: `"tokens"` or `"probability"`.
-      constants: Those of forget losses, by loss and name, such as `{"npo": {"beta": 0.5}, "rmu": {"steering": 20.0}}`;
-        others keep the defaults of `objectives.language`.
+      constants: Constants of the forget losses, by loss and name, such as `{"npo": {"beta": 0.5}, "rmu": {"steering":
+        20.0}}`; others keep the defaults of `objectives.language`.
       fresh_params: `fresh_params(key)`: untrained parameters.
 
     Returns:
-      The task; equal ones for the same arguments, but for `original`. `mask` has the shape of
-      `tokens` and marks those that are predicted (no prompt, no padding), `alternative_mask` those of
-      `alternative_tokens`; without it all but the first are. The outputs are the logits of all next tokens, `(n,
-      length - 1, V)`; if the task or the batch has more, a dict with these as `logits`.
+      The task; the same arguments give equal tasks, except with `original`. `mask` has the shape of `tokens` and marks
+      those that are predicted (not the prompt or padding), `alternative_mask` those of `alternative_tokens`; without a
+      mask, all but the first are predicted. The outputs are the logits of all next tokens, `(n, length - 1, V)`; if the
+      task or the batch has more, a dict with these as `logits`.
 
     Raises:
-      ValueError: If `apply` or `hidden` is no function, for an unknown retain loss, error or constant, a retain loss
+      ValueError: If `apply` or `hidden` is not a function, for an unknown retain loss, error or constant, a retain loss
         that needs `hidden` without it, an `original` with numbers that are not finite; and, when a step is traced, for
         a batch that lacks what its loss needs or has it in another shape. `unlearn` refuses sequences without any token
-        to predict, tokens that are not of the vocabulary, an `original` of another structure or shape than the
-        parameters, and losses, logits or hidden states of the original model that are not finite.
+        to predict, tokens outside the vocabulary, an `original` whose structure or shapes differ from the parameters',
+        and losses, logits or hidden states of the original model that are not finite.
 
     >>> task = language(lambda params, tokens: jax.nn.one_hot(tokens + 1, 5) * params)
     >>> batch = {"tokens": np.array([[0, 1, 2, 0]])}
@@ -127,7 +128,7 @@ def _task(apply, hidden, retain, error, fresh_params):
         return found if len(found) > 1 else found["logits"]
 
     def draw(key, epoch, batch):
-        # Shares of the vocabulary, whose size only the logits tell.
+        # As shares of the vocabulary, whose size is known only from the logits.
         return batch | {"random_labels": jax.random.uniform(jax.random.fold_in(key, epoch), batch["tokens"].shape)}
 
     def divergence(ours, teacher, batch):
@@ -143,7 +144,7 @@ def _task(apply, hidden, retain, error, fresh_params):
         rate=True,
         fresh_params=fresh_params,
         check=_check_answers,
-        # A distance to the original model is none of an example that it knows.
+        # A distance to the original model does not measure what a model knows.
         nll=None if retain == "cross_entropy" else RETAIN["cross_entropy"],
         check_model=functools.partial(_check_vocabulary, apply),
     )
@@ -174,7 +175,7 @@ def _with_check(check, original):
 
 
 def _check_vocabulary(apply, params, batch):
-    """Raises `ValueError` for tokens that the model does not have; it would take others in their place."""
+    """Raises `ValueError` for tokens that the model does not have, which it would silently replace by others."""
     shape_of = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
     leaves, structure = jax.tree.flatten(jax.tree.map(shape_of, params))
     for name in ("tokens", "alternative_tokens"):
@@ -194,24 +195,24 @@ def _vocabulary_of(apply, leaves, structure, length):
 def with_reference(
     task: Task, params: chex.ArrayTree, batch: Mapping[str, chex.Array], *, batch_size: int = 32, whole: bool = False
 ) -> dict[str, chex.Array]:
-    """A set of sequences with what the original model makes of each, computed once.
+    """A set of sequences with the original model's values for each, computed once.
 
-    Sets of one run have one structure, so the retain set and held-out data need these values too.
+    All sets of a run have the same structure, so the retain set and held-out data need these values too.
 
     Args:
       task: Of `language`.
-      params: Of the original model.
-      batch: A whole set: `tokens`, perhaps `mask`, `alternative_tokens`, `alternative_mask`.
-      batch_size: Sequences in a forward pass.
+      params: Parameters of the original model.
+      batch: A whole set: `tokens`, optionally `mask`, `alternative_tokens`, `alternative_mask`.
+      batch_size: Sequences per forward pass.
       whole: Whether to add `reference_logits` `(n, length - 1, V)` and, if the task has `hidden`, `reference_hidden`
-        `(n, length - 1, d)`: as many numbers for each token. For more than a small vocabulary give the task the
+        `(n, length - 1, d)`: that many numbers for each token. Unless the vocabulary is small, give the task the
         `original` parameters instead.
 
     Returns:
       The set with `reference_nll` `(n,)`, and with `reference_alternative_nll` if there is an alternative.
 
     Raises:
-      ValueError: For tokens that are no ints of the vocabulary, a mask of another shape, a sequence that has no token
+      ValueError: For tokens that are not ints in the vocabulary, a mask of another shape, a sequence that has no token
         to predict, a loss of the original model that is not finite, or a batch size below 1.
 
     >>> task = language(lambda params, tokens: jax.numpy.zeros((*tokens.shape, 4)))
@@ -249,7 +250,7 @@ def _check_answers(batch):
     if not isinstance(batch, Mapping) or "tokens" not in batch:
         given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(f"batch: got {given}, expected tokens among them, in a dict")
-    # What other libraries call it would go unread, and the prompt be trained on.
+    # A mask under another library's name would go unread, and the prompt would be trained on.
     masks = [name for name in batch if "mask" in str(name) and name not in ("mask", "alternative_mask")]
     masks += ["labels"] * ("labels" in batch)
     if masks or any(leaf is None for leaf in batch.values()):
@@ -289,6 +290,6 @@ def _check_references(batch):
                 f"{name}: got {nll[wrong][0]:.4g}, expected finite losses of the original model, from 0 on"
             )
     for name in ("reference_logits", "reference_hidden"):
-        # Of a vocabulary that is padded, some logits are minus infinity.
+        # In a padded vocabulary, some logits are minus infinity.
         if name in batch and (np.isnan(batch[name]).any() or np.isposinf(batch[name]).any()):
             raise ValueError(f"{name}: got numbers that are not finite, expected those of the original model")

@@ -1,4 +1,4 @@
-"""What a method may know of a model and its losses: pure functions over batches that are any pytrees."""
+"""All that a method may know of a model and its losses: pure functions over batches, which are any pytrees."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,36 +8,39 @@ import jax
 
 
 class Task(NamedTuple):
-    r"""A model and its losses, as pure functions; it knows no data set, no file and no kind of model.
+    r"""A model and its losses as pure functions, independent of any data set, file or kind of model.
 
     Batches are pytrees of arrays with the examples along the first axis, and so are outputs. Every method of
-    `eupmu_jax.methods` runs on any task that has the functions it needs; those that are None are optional.
+    `eupmu_jax.methods` runs on any task that has the functions it needs; those that default to None are optional.
 
     Attributes:
       outputs: `outputs(params, batch, key) -> outputs`: one forward pass. `key` drives dropout, noise or augmentation
         and is the same for all losses of a step; None asks for the deterministic outputs of evaluation.
-      retain: `retain(outputs, batch) -> scalar`: the utility loss, a mean over examples, minimised. That of a whole
-        set is the mean over its batches weighted by their numbers of examples, even if tokens make some weigh more.
+      retain: `retain(outputs, batch) -> scalar`: the utility loss, a mean over examples, minimised. For a whole set it
+        is the mean over the batches weighted by their numbers of examples, even if tokens give some examples more
+        weight.
       forget: Forget losses by name, each `(outputs, batch) -> scalar`, minimised; the first is the default.
-      divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal ones.
-        One that needs a third argument is given the batch, which tells what is padding. A method that softens it by a
-        temperature T takes T^2 times the divergence of outputs divided by T.
-      draw: `draw(key, epoch, batch) -> batch`: what is drawn anew for every pass over the forget set (random labels).
-        It may change leaves and add some, and keeps the examples in their order.
-      error: `error(outputs, batch) -> (n,)`: a figure for each example that people understand, such as 1 for wrong.
-      fresh_params: `fresh_params(key) -> params` that never saw data, of the structure of the trained ones.
-      num_classes: Of a classifier, for methods about the boundaries between classes; their batches are dicts with
-        `inputs` and `labels`. None for all other tasks.
-      unknown: `unknown(params, batch) -> (errors, passes)`: the error of each example of a model that does not
-        know what it is told of them, and the forward passes of each that this took: the level of what is to go wholly.
+      divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal
+        outputs. If it requires a third argument, that is the batch, which tells what is padding. A method that softens
+        it by a temperature T uses T^2 times the divergence of outputs divided by T.
+      draw: `draw(key, epoch, batch) -> batch`: draws what is new in every pass over the forget set (random labels). It
+        may change and add leaves, and keeps the order of the examples.
+      error: `error(outputs, batch) -> (n,)`: an easily understood figure for each example, such as 1 for wrong.
+      fresh_params: `fresh_params(key) -> params`: untrained parameters with the structure of the trained ones.
+      num_classes: Number of classes of a classifier, for methods that use its decision boundaries; their batches are
+        dicts with `inputs` and `labels`. None for all other tasks.
+      unknown: `unknown(params, batch) -> (errors, passes)`: the error that a model without knowledge of its condition
+        makes on each example, and the forward passes of each that this took: the target level for a condition to be
+        forgotten entirely.
       check: `check(batch)`: raises `ValueError` for examples that the model cannot take, such as a label it does not
-        have. `unlearn` asks it before any work; batches are concrete there.
-      check_model: `check_model(params, batch)`: the same for what only the parameters tell, such as tokens beyond the
-        vocabulary, and for parameters of another model than the task compares with.
+        have. `unlearn` calls it before any work, on concrete batches.
+      check_model: `check_model(params, batch)`: the same for what only the parameters reveal, such as tokens beyond the
+        vocabulary, and for parameters that do not match the model that the task compares with.
       rate: Whether the mean error is a rate, such as the share of wrong tokens; that of a classifier always is. 0.01 of
-        a rate is a point. Other errors may be in any unit, and EUPMU measures them by the way to their target.
-      nll: `nll(outputs, batch) -> scalar`: the mean negative log-likelihood, where `retain` is another loss, such as a
-        distance to the original model. Attacks ask by it what a model knows; None where `retain` tells that.
+        a rate is a percentage point. Other errors may be in any unit; EUPMU measures them relative to their distance
+        from the target.
+      nll: `nll(outputs, batch) -> scalar`: the mean negative log-likelihood, if `retain` is another loss, such as a
+        distance to the original model. Attacks measure with it what a model knows; None if `retain` does that.
 
     >>> import jax.numpy as jnp
     >>> def squares(outputs, batch):
@@ -77,18 +80,18 @@ class Task(NamedTuple):
 
     @property
     def attacked(self) -> "Task":
-        """The task of an attack, whose retain loss is `nll` if there is one."""
+        """The task for an attack: its retain loss is `nll` if there is one."""
         return self if self.nll is None else self._replace(retain=self.nll, nll=None)
 
 
 def of_each(loss: Callable, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
-    """`(n,)`: what a loss, a mean over examples, is of each example alone."""
+    """The values `(n,)` of a loss, a mean over examples, on each example alone."""
     single = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
     return jax.vmap(lambda output, example: loss(single(output), single(example)))(outputs, batch)
 
 
 def check_function(name: str, function: Any, wanted: str) -> None:
-    """Raises `ValueError` for what is no function, or none that equal tasks can share compiled code by."""
+    """Raises `ValueError` unless `function` is callable and, for equal tasks to share compiled code, hashable."""
     if not callable(function):
         found = f"{type(function).__name__}, whose function is .apply" if hasattr(function, "apply") else repr(function)
         raise ValueError(f"{name}: got {found}, expected {wanted}")
@@ -100,7 +103,7 @@ def check_function(name: str, function: Any, wanted: str) -> None:
 
 
 def check_task(task: Task) -> None:
-    """Raises `ValueError` for what is no task, or one without a function that every method needs.
+    """Raises `ValueError` unless `task` is a `Task` with the functions that every method needs.
 
     >>> check_task(Task(outputs=None, retain=None, forget={}))
     Traceback (most recent call last):
