@@ -1,4 +1,4 @@
-"""Where a run to a level ends: the measured point of its path that keeps the limit and is nearest to the target."""
+"""The end of a run to a level: the measured point of its path that keeps the limit and is nearest to the target."""
 
 import functools
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.tasks.task import of_each
 
-# How many examples of each set the end is chosen on, how many retained ones check it, and where on the way back to the
-# original parameters. A twelfth of a small set would say next to nothing, and the whole of a large one would cost more
-# than the steps. Not by bisection: halfway a model may be worse than at either end.
+# How many examples of each set the end is chosen on, how many retained ones check it, and where points lie between the
+# original and the last parameters. A twelfth of a small set would say next to nothing, and the whole of a large one
+# would cost more than the steps. No bisection: halfway, a model may be worse than at either end.
 MEASURED, LEAST, SHARE = 1_000, 100, 12
 CHECKED = 500
 WAYS = (0.9, 0.7, 0.4, 0.0)
@@ -37,17 +37,17 @@ def passes_of_end(num_forget: int, num_retain: int) -> int:
 
 
 def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
-    """The mean of the task's error on a batch, or its retain loss where it has no error."""
+    """The mean of the task's error on a batch, or its retain loss if it has no error."""
     return task.retain(outputs, batch) if task.error is None else jnp.mean(task.error(outputs, batch))
 
 
 class Target(NamedTuple):
-    """Of the error on the forget set.
+    """Target of the error on the forget set.
 
     Attributes:
       error: The target.
-      begun: The original model's error on the set; None where the target is that of any sample.
-      at_least: Whether more is as good.
+      begun: The original model's error on the set; None if the target is the same for any sample.
+      at_least: Whether a higher error is as good.
     """
 
     error: chex.Numeric
@@ -55,7 +55,7 @@ class Target(NamedTuple):
     at_least: bool = False
 
     def of_sample(self, original: chex.Numeric) -> chex.Numeric:
-        """That of a sample on which the original model has this error: higher by as much as the sample is harder."""
+        """The target on a sample where the original model has this error: higher by as much as the sample is harder."""
         if self.begun is None:
             return self.error
         harder = original - self.begun
@@ -75,17 +75,17 @@ def measured_end(
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
     Points are the last parameters, the averaged and the original ones, and some between the last and the original. They
-    are measured on a sample of both sets, and the limit on more of the retain set. Where none keeps it, it is the point
-    with the least retain error.
+    are measured on a sample of both sets, and the limit on more of the retain set. If no point keeps it, the one with
+    the least retain error is returned.
 
-    One point is made at a time, and one program measures all of them: of a large model, all would not fit, and would
-    compile as often.
+    Points are built one at a time, and one program measures all of them: for a large model, all at once would not fit
+    in memory, and each would be compiled separately.
 
     Args:
-      task: Of the model, with or without classes.
+      task: Task of the model, with or without classes.
       sets: The forget and the retain set.
       chunk: Examples that are measured at once.
-      target: Of the error on the forget set.
+      target: Target of the error on the forget set.
       allowed: `(2,)`, by how much the error and the loss on the retain set may rise; infinity for any rise.
       original, last, averaged: Parameters.
     """
@@ -103,15 +103,15 @@ def measured_end(
     error = target.of_sample(forget[-1, 0])
     distance = jnp.abs(forget[:, 0] - error)
     if target.at_least:
-        # What is not finite stays so.
+        # A distance that is not finite stays so.
         distance = jnp.where(forget[:, 0] > error, 0.0 * distance, distance)
-    # What cannot be told from the target by this sample is as good as it, and of such points the first is taken.
+    # Points that this sample cannot distinguish from the target are as good as it, and the first of them is taken.
     distance = jnp.where(distance <= _noise(task, error, counts[0], forget), 0.0, distance)
     rises, finite = retain[:, :2] - retain[-1:, :2], jnp.isfinite(distance)
     nearest = lambda kept: int(jnp.argmin(jnp.where(kept, distance, jnp.inf)))
     kept = jnp.all(rises <= allowed[None], axis=1) & finite
     if on_more is not None:
-        # A limit may be finer than one example of the sample; whether it is kept, more of them tell.
+        # A limit may be finer than one example of the sample; more examples then decide whether it is kept.
         some = jnp.array([0.0 if task.num_classes is None else 1 / counts[1], 0.0])
         kept = jnp.all(rises <= (allowed + some)[None], axis=1) & finite
         if kept.any():
@@ -125,9 +125,10 @@ def measured_end(
 
 
 def _keep(points, ways, rises, point, on_more, share, allowed):
-    """`(points,)`: which points keep the limit, by what more of the retain set, that share of both, says of one.
+    """`(points,)`: which points keep the limit, given one of them measured on more of the retain set.
 
-    What the sample missed of the rise of that point is taken to grow with the way for the others.
+    The rise that the sample missed at that point is taken to grow with the distance from the original parameters for
+    the others. `share` is the additional examples' share of all.
     """
     rise = on_more(points[point]())[:2] - on_more(points[-1]())[:2]
     missed = share * (rise - rises[point]) / jnp.maximum(ways[point], jnp.min(ways[:-1]))
@@ -135,12 +136,12 @@ def _keep(points, ways, rises, point, on_more, share, allowed):
 
 
 def _noise(task, target, count, found):
-    """`(points,)`: half of the 95 % interval of each mean error, and at least half an example where it is a rate.
+    """`(points,)`: half of the 95 % interval of each mean error, and at least half an example if it is a rate.
 
-    The interval of a rate is the wider one of its own and the target's; a class that is to go has none.
+    The interval of a rate is the wider of its own and the target's; for a class to be forgotten there is none.
     """
     if task.num_classes is None:
-        # The spread grows with the error; that past the target is no excuse to be there.
+        # The spread grows with the error; its growth beyond the target must not excuse an error there.
         past = (found[:, 0] > target) & (not task.is_rate)
         share = jnp.where(past, target / jnp.where(past, found[:, 0], 1), 1.0)
         return 1.96 * share * jnp.sqrt(jnp.clip(found[:, 2] - found[:, 0] ** 2, 0) / count)
@@ -149,7 +150,7 @@ def _noise(task, target, count, found):
 
 
 def _mean_figures(task, part, positions, chunk, params):
-    """`figures` on these examples of a set, in equal chunks; fewer than there are chunks are left out."""
+    """`figures` on these examples of a set, in equal chunks; a remainder of fewer than one for each is left out."""
     chunks = -(-len(positions) // chunk)
     positions = positions[: len(positions) // chunks * chunks]
     return sum(figures(task, params, part[positions[n::chunks]]) for n in range(chunks)) / chunks

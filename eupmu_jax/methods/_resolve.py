@@ -1,4 +1,4 @@
-"""What a run is asked for, checked before any work: the method, whether the task has what it needs, its settings."""
+"""Checks of a run before any work: the method, whether the task has what it needs, the settings."""
 
 import logging
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from eupmu_jax.methods.method import (
 from eupmu_jax.tasks import Task, check_task
 
 logger = logging.getLogger("eupmu_jax")
-# What every method divides by, and what is a share of something.
+# Settings that a method divides by, and settings that are shares.
 POSITIVE = ("smoothing", "temperature", "damping")
 SHARES = ("mask_fraction", "max_share", "sparsity")
 
@@ -27,7 +27,7 @@ SHARES = ("mask_fraction", "max_share", "sparsity")
 def default_settings(method: Method, task: Task) -> dict:
     """The middle of the method's space, and the task's first forget loss.
 
-    EUPMU has no `allowed_error` where the task's error is no rate: it depends on the target then.
+    EUPMU has no `allowed_error` if the task's error is not a rate: it then depends on the target.
 
     >>> from eupmu_jax import methods, tasks
     >>> default_settings(methods.METHODS["weighted sum"], tasks.classification(lambda p, x: x @ p, 3))
@@ -45,20 +45,20 @@ def default_settings(method: Method, task: Task) -> dict:
         else:
             settings[name] = middle_of(dimension)
     if method.steers and not task.is_rate:
-        # What an error may rise by whose unit is not known, the way to the target tells.
+        # How far an error of unknown unit may rise follows from its distance to the target.
         del settings["allowed_error"]
     return settings
 
 
 def resolve_settings(name: str, method: Method, task: Task, settings: Settings | None) -> Settings:
-    """The settings of a run: those given, or the defaults if None; of EUPMU, the defaults of the others too.
+    """The settings of a run: those given, or the defaults if None; for EUPMU, with defaults for the rest.
 
-    A setting of the optimizer that the method does not read is taken, with a warning.
+    A setting of the optimizer that the method does not read is accepted with a warning.
 
     Raises:
-      ValueError: For a task that lacks what the method needs, a setting that the method does not read, a number that
-        is negative, not finite or otherwise out of range, another optimizer than "adam" and "sgd", a forget loss that
-        the task lacks.
+      ValueError: For a task that lacks what the method needs, a setting that the method does not read, a number that is
+        negative, not finite or otherwise out of range, an optimizer other than "adam" and "sgd", a forget loss that the
+        task lacks.
 
     >>> from eupmu_jax import methods, tasks
     >>> task = tasks.classification(lambda p, x: x @ p, 3)
@@ -92,10 +92,10 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         logger.warning("settings: got %s, which %s does not read: no effect", ", ".join(sorted(ignored)), name)
     if not method.steers:
         return complete(settings)
-    # What needs no tuning can be told a limit and nothing else.
+    # A method that needs no tuning can be given a limit and nothing else.
     filled = default_settings(method, task)
     if {"limit", "allowed_rise"} & set(settings):
-        # That limit is then the only one.
+        # The given limit is then the only one.
         filled.pop("allowed_error", None)
         if "allowed_error" in settings:
             raise ValueError("settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone")
@@ -107,7 +107,7 @@ def _check_range(key, value):
         raise ValueError(f"settings[{key!r}]: got {value}, expected a number")
     bounds: dict = {"above": 0} if key in POSITIVE else {"least": 0}
     if key == "momentum":
-        # Adam divides by 1 less its powers.
+        # Adam divides by 1 minus its powers.
         bounds["below"] = 1
     if key in SHARES:
         bounds["most"] = 1

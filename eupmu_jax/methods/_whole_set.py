@@ -1,4 +1,4 @@
-"""Gradients over a whole set, in chunks that bound the memory, by compiled code that all runs share."""
+"""Gradients over a whole set, in chunks that bound the memory, with compiled code that all runs share."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,8 @@ CHUNK = 500
 def mean_gradient(task: Task, params: chex.ArrayTree, data: Examples) -> chex.ArrayTree:
     """The gradient of the mean retain loss over `data`, whichever set it is.
 
-    One forward and backward pass over the set, called outside jit. It is taken in chunks of 500 examples, weighed by
-    their number: of a loss that is a mean over tokens, or draws noise, it is the mean of those of the chunks. Raises
+    One forward and backward pass over the set, called outside jit. It is computed in chunks of 500 examples, weighted
+    by their sizes: for a loss that is a mean over tokens, or draws noise, it is the mean over the chunks. Raises
     `ValueError` for an empty set.
 
     >>> from eupmu_jax.tasks import as_examples, classification
@@ -38,7 +38,7 @@ def mean_gradient(task: Task, params: chex.ArrayTree, data: Examples) -> chex.Ar
 
 
 def largest_pass(task: Task, count: int) -> tuple[Callable, int]:
-    """What `mean_gradient` does at once with so many examples, as `Procedure.outside` has it."""
+    """What `mean_gradient` does at once with `count` examples, as an entry of `Procedure.outside`."""
     return (lambda params, batch: _add(task, params, batch, 1.0, params)), min(CHUNK, count)
 
 

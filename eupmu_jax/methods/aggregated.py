@@ -30,7 +30,7 @@ def aggregated(aggregator, paper: str, **own) -> Method:
     Args:
       aggregator: Factory of a stacked transform.
       paper: See `Method`.
-      **own: Its own setting and where it is searched, a keyword of the factory; momentum is searched if there is none.
+      **own: Its own setting, a keyword of the factory, and its range; momentum is searched if there is none.
     """
 
     def make(task, terms, settings):
@@ -45,7 +45,7 @@ GEN_EVERY = 10
 def ngdiff(task, terms, settings):
     """NGDiff with its automatic learning rate: GeN starts from `learning_rate` and follows the retain loss.
 
-    The optimizer is SGD: behind Adam the unit norms would be lost.
+    The optimizer is SGD: Adam would discard the unit norms.
     """
     optimizer = optax.chain(
         aggregators.ngdiff(),

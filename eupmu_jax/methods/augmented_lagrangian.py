@@ -5,10 +5,10 @@ from eupmu_jax.methods.eupmu_implicit import implicit_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, LogUniform, Method, Procedure
 from eupmu_jax.surgery.implicit import implicit_surgery
 
-# The budget of a run that sets none, in nats: the geometric middle of where `allowed_rise` is searched.
+# The budget of a run that sets none, in nats: the geometric middle of the range that is searched for `allowed_rise`.
 DEFAULT_RISE = 0.02
 PENALTY = LogUniform(1.0, 1000.0)
-# The multiplier that a run begins with: the plain sum of both losses.
+# The multiplier at the start of a run: the plain sum of both losses.
 FIRST_MULTIPLIER = 1.0
 
 
@@ -20,14 +20,14 @@ def augmented_lagrangian(task, terms, settings) -> Procedure:
       \lambda_{t+1} = \max(0, \mu_{t+1} + \rho e_t)
 
     with :math:`\rho` = `penalty`, :math:`\eta = \rho / 10` and e measured on the step's retain batch; see
-    `controllers.augmented_lagrangian`. In the classical method :math:`\eta = \rho`, which oscillates where mu moves in
-    every gradient step. B is 0.02 where there is no such setting: it is the user's constraint, not a tuning.
+    `controllers.augmented_lagrangian`. In the classical method :math:`\eta = \rho`, which oscillates if mu moves in
+    every gradient step. B is 0.02 by default: it is the user's constraint, not a tuning parameter.
 
     Failure cases: e is as noisy as a minibatch's loss, and lambda is rho times as noisy. With a small penalty the run
     ends before mu has found its level. Nothing measures the end, unlike in `eupmu_budget`.
 
-    Primal-dual unlearning, PDU, has the update of mu alone (Entesari et al. 2025, arXiv 2506.05314), on the step's
-    batch too: :math:`\lambda_{t+1} = \max(0, \lambda_t + \eta e_t)`, that of `controllers.nu_pi` with `proportional=0`,
+    Primal-dual unlearning, PDU (Entesari et al. 2025, arXiv 2506.05314), has only the update of mu, also on the step's
+    batch: :math:`\lambda_{t+1} = \max(0, \lambda_t + \eta e_t)`, that of `controllers.nu_pi` with `proportional=0`,
     which rho e damps here. It bounds the retain loss itself, not its rise, and in a published run lambda stays at 100
     for five epochs before it moves; here it begins at 1 and moves at once. Its forget loss, the squared distance of the
     largest logit from the mean one, is not in `tasks.language`, whose `kl_to_uniform` has the same aim.

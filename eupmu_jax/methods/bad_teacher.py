@@ -12,8 +12,8 @@ def bad_teacher(task, terms, settings) -> Procedure:
       D_T(t, s) = T^2\, D(t / T, s / T)
 
     D is the task's divergence, for a classifier the mean of KL(softmax(t) || softmax(s)). u is the model with fresh
-    parameters, t the original one, where the student s starts; T = `temperature`, w = `retain_weight`. What the batches
-    say of the truth is never read.
+    parameters, t the original one, where the student s starts; T = `temperature`, w = `retain_weight`. The targets in
+    the batches are never read.
 
     The authors mix forget examples with a share of the retain set in one loader, so that their w is the ratio of the
     two numbers; T = 1 and Adam with learning rate 0.01 or less. Their divergence is averaged over classes too, which
@@ -21,9 +21,9 @@ def bad_teacher(task, terms, settings) -> Procedure:
 
     Each step passes both batches forwards through a teacher and the student, and backwards through the student.
 
-    Failure cases: what an untrained model answers is far from what a retrained one would, and nearly the same for all
-    examples, so a forget set can be told by its answers. They are a mask: training on retained data alone brings much
-    of what was forgotten back (arXiv 2505.22310).
+    Failure cases: an untrained model's answers are far from those of a retrained one, and nearly the same for all
+    examples, so they give the forget set away. They only mask it: training on retained data alone brings back much of
+    what was forgotten (arXiv 2505.22310).
     """
 
     def loss(params, taught, key):

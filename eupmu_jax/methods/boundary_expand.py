@@ -36,15 +36,15 @@ def boundary_expand(task, terms, settings) -> Procedure:
 
     The paper adds a unit to the last layer, with random weights on its inputs h. A model here is only a function to K
     logits, so the unit reads those: with z = W h + c it is the paper's with weights :math:`W^\top v`, in the span of
-    the K there are. It starts at zero, lives in the state of the run and goes with it; the parameters returned are
-    those of the model. Defaults of the authors: learning rate 1e-5, momentum 0.9, weight decay 5e-4, 10 epochs.
+    the K there are. It starts at zero, lives in the state of the run and is discarded with it; the parameters returned
+    are those of the model. Defaults of the authors: learning rate 1e-5, momentum 0.9, weight decay 5e-4, 10 epochs.
 
-    Each step passes the forget batch forwards and backwards once; the unit is free.
+    Each step passes the forget batch forwards and backwards once; the unit costs next to nothing.
 
-    It stays with classifiers: it adds a class.
+    For classifiers only: it adds a class.
 
-    Failure cases: no retain data hold it back. Nor must the model change if the unit alone can tell the forget set, or
-    answer K to everything, since no other label is ever shown: then little is forgotten once it is dropped.
+    Failure cases: no retain data hold it back. Nor need the model change if the unit alone can recognise the forget
+    set, or answer K to everything, since no other label is ever shown: little is then forgotten once it is dropped.
     """
     optimizer = descent(terms, settings)
 

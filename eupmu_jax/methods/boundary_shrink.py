@@ -1,4 +1,4 @@
-"""Boundary shrink: every forget example is learned anew as the class behind its nearest decision boundary."""
+"""Boundary shrink: every forget example is relearned as the class behind its nearest decision boundary."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from eupmu_jax import objectives
 from eupmu_jax.methods.method import MOMENTUM, Cost, LogUniform, Method, Procedure, descend, descent
 from eupmu_jax.tasks.examples import spread
 
-# Forget examples whose range is looked at.
+# The most forget examples whose range is checked.
 CHECKED = 1_000
 
 
@@ -30,7 +30,7 @@ def nearest_wrong_labels(
       key: For `outputs`.
 
     Returns:
-      `(n,)` labels, nowhere equal to the truth. Two forward passes and a backward pass to the inputs.
+      `(n,)` labels, nowhere equal to the true ones. This takes two forward passes and a backward pass to the inputs.
 
     >>> logits = lambda params, batch, key: batch["inputs"] @ params
     >>> batch = {"inputs": jnp.array([[0.9, 0.5, 0.6]]), "labels": jnp.array([0])}
@@ -48,15 +48,15 @@ def nearest_wrong_labels(
 def boundary_shrink(task, terms, settings) -> Procedure:
     r"""Descent on :math:`CE(\theta, x, y')` over forget examples alone, with y' from the original model.
 
-    y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class that x' is given, whether or not x'
-    crossed a boundary, so that y' may be the truth and teach what should be forgotten; here it is the best of the
-    others. Inputs must lie in [0, 1]: where some of 1,000 examples, spread over the forget set, do not, a run raises
+    y' is `nearest_wrong_labels` with epsilon = `bound`. The paper takes the class predicted for x', whether or not x'
+    crossed a boundary, so y' may be the true class and teach what should be forgotten; here it is the best of the
+    others. Inputs must lie in [0, 1]: if any of 1,000 examples, spread over the forget set, do not, a run raises
     `ValueError`. The authors round x' to 8 bits; epsilon is 0.1 and the learning rate 1e-5.
 
     A step costs the original model two forward passes and a backward pass to the inputs, and the student one of each.
     The backward pass to the inputs makes no gradients of parameters, but is counted as a whole one.
 
-    It stays with classifiers: it looks for the class behind the nearest boundary.
+    For classifiers only: it looks for the class behind the nearest boundary.
 
     Failure cases: no retain data hold it back, so large learning rates ruin the model. One step of FGSM finds the
     nearest boundary of a linear model with two classes; with more classes or a curved boundary it is a guess. y' may be

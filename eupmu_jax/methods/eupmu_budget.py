@@ -7,11 +7,11 @@ from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.feasibility import furthest_feasible
 from eupmu_jax.tasks.examples import spread
 
-# Least multiplier. Without it the surgery leaves the retain loss alone as long as that is below its limit, so that
-# nothing is repaired where the forget loss is at its bound already.
+# Least multiplier. Without it the surgery leaves the retain loss alone as long as that is below its limit, so nothing
+# is repaired once the forget loss has reached its bound.
 RETAIN_WEIGHT = 1.5
 # A firm barrier answers the noise of minibatches with steps of retain gradient alone. A soft one leaves more steps to
-# the forget gradient, and what it lets pass the measured end takes back.
+# the forget gradient, and the measured end undoes the excess.
 FIRMNESS = 0.2
 # Both were picked by hand and are not part of the equal tuning: among weights from 0 to 9 and firmnesses from 0.1 to 3,
 # on Fashion-MNIST, the small CNN, seeds 200 to 202, with the retrained models of those seeds in view.
@@ -25,12 +25,12 @@ _PASSES = BISECTIONS + 2
 
 
 def eupmu_budget(task, terms, settings) -> Procedure:
-    """`eupmu_explicit` with a weight of the retain loss, a softer barrier, and an end that is measured.
+    """`eupmu_explicit` with a weight on the retain loss, a softer barrier and a measured end.
 
-    The last parameters are measured on a sixth of the retain set, 2,000 examples at most. Where they exceed the
-    original parameters' loss on these examples by more than `allowed_rise`, they are led back towards the original ones
-    until they do not (`furthest_feasible`). The barrier reads minibatches and holds to first order, so a learning rate
-    that is too large takes it over its limit; the end does not depend on that.
+    The last parameters are measured on a sixth of the retain set, at most 2,000 examples. If they exceed the original
+    parameters' loss on these examples by more than `allowed_rise`, they are pulled back towards the original ones until
+    they do not (`furthest_feasible`). The barrier reads minibatches and holds to first order, so with a learning rate
+    that is too large the loss exceeds the limit during the run; the measured end does not depend on that.
     """
     surgery = unilateral_surgery(barrier(terms, settings, FIRMNESS), retain_weight=RETAIN_WEIGHT)
     descent = stacked_descent(task, terms, settings, surgery)
@@ -57,7 +57,7 @@ def _search(task, retain, allowed_rise, inside, outside):
 METHOD = Method(
     eupmu_budget,
     PAPER + ", with a budget",
-    f"1F 1B forget and retain, {_PASSES}F of a sixth of the retain set after, {MEASURED:,} examples at most",
+    f"1F 1B forget and retain; then {_PASSES}F of a sixth of the retain set, at most {MEASURED:,} examples",
     "forget and retain set",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_rise": ALLOWED_RISE},
     family=FAMILY,

@@ -20,10 +20,10 @@ from eupmu_jax.surgery.steps import explicit_step
 
 PAPER = "EUPMU, arXiv 2510.22124"
 FAMILY = "EUPMU"
-# Rate of the budget in units of 1 / learning rate. Above 1 the demanded decrease would overshoot, were it not for
-# clipping, which makes of any demand a step of the usual length, so that the retain gradient dominates it.
-# Picked by hand and not part of the equal tuning: for SGD among 3, 10, 30 and 100 on digits, seed 0; for Adam among
-# 0.003, 0.01, 0.03, 0.1 and 1 on Fashion-MNIST, random:10%, the small CNN, the tuning seed.
+# Rate of the budget in units of 1 / learning rate. Above 1 the demanded decrease would overshoot if clipping did not
+# turn every demand into a step of the usual length, which the retain gradient then dominates. Picked by hand and not
+# part of the equal tuning: for SGD among 3, 10, 30 and 100 on digits, seed 0; for Adam among 0.003, 0.01, 0.03, 0.1 and
+# 1 on Fashion-MNIST, random:10%, the small CNN, the tuning seed.
 BARRIER_RATE = {"sgd": 100.0, "adam": 1.0}
 
 
@@ -35,20 +35,21 @@ def explicit_descent(task, settings, optimizer: optax.GradientTransformation) ->
 
 
 def stacked_descent(task, terms, settings, transform: optax.GradientTransformation) -> Procedure:
-    """Descent behind a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
+    """Descent after a transform of the stacked forget and retain gradients; steps that are not finite are skipped."""
     return explicit_descent(task, settings, skip_nonfinite(optax.chain(transform, descent(terms, settings))))
 
 
 def eupmu_step(task, terms, settings) -> Procedure:
     """The closed form as published: a step may raise the retain loss by its learning rate times `tolerance`.
 
-    That is to first order, on its own batch and of plain gradient descent; clipping and Adam change what a step does.
+    This holds to first order, on its own batch and for plain gradient descent; clipping and Adam change what a step
+    does.
     """
     return stacked_descent(task, terms, settings, unilateral_surgery(settings["tolerance"]))
 
 
 def eupmu_explicit(task, terms, settings) -> Procedure:
-    """The closed form under a budget: the retain loss of the whole run may rise by `allowed_rise`, in nats.
+    """The closed form under a budget: over the whole run, the retain loss may rise by `allowed_rise`, in nats.
 
     Its tolerance is a barrier on the level (`tolerances.budget`), read on each minibatch.
     """

@@ -32,7 +32,7 @@ def implicit_descent(
 
 def _implicit(task, terms, settings, proxy, forward):
     sum_of_learning_rates = settings["learning_rate"] * (terms.steps + 1) / 2
-    # Without any step there is nothing to share it out to.
+    # Without any step there is nothing to divide it among.
     stays = isinstance(sum_of_learning_rates, float) and sum_of_learning_rates == 0
     surgery = implicit_surgery(
         0.0 if stays else settings.get("allowed_rise", 0.0) / sum_of_learning_rates,
@@ -47,8 +47,8 @@ def _implicit(task, terms, settings, proxy, forward):
 def eupmu_implicit(task, terms, settings) -> Procedure:
     """A second forward pass over the retain batch measures the step.
 
-    The tolerances of all steps add up to `allowed_rise`, and the first multiplier is `retain_weight`; both are 0 where
-    there is no such setting.
+    The tolerances of all steps add up to `allowed_rise`, and the first multiplier is `retain_weight`; both are 0 by
+    default.
     """
     return _implicit(task, terms, settings, "same_batch", (1, 2))
 

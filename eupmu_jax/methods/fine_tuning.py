@@ -1,4 +1,4 @@
-"""Fine-tuning: training goes on with the retain set alone, and the forget set is left to be forgotten by itself."""
+"""Fine-tuning: training continues on the retain set alone, and the forget set is left to be forgotten."""
 
 from eupmu_jax.methods.method import (
     LEARNING_RATE,

@@ -6,10 +6,10 @@ from eupmu_jax.methods.method import MOMENTUM, Choice, Cost, LogUniform, Method,
 
 
 def gradient_ascent(task, terms, settings) -> Procedure:
-    """Descent on minus the forget batch's loss, or on another objective that asks for no retain data.
+    """Descent on minus the forget batch's loss, or on another objective that needs no retain data.
 
-    Nothing holds it back: without a bound on the objective the loss of everything rises, so its learning rates are
-    smaller. `ascent_objective` is "gradient_ascent" if there is no such setting.
+    Nothing holds it back: without a bound on the objective, the loss on everything rises, so its learning rates are
+    smaller. `ascent_objective` is "gradient_ascent" by default.
     """
     name = settings.get("ascent_objective", "gradient_ascent")
     if name not in task.forget:

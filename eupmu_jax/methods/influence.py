@@ -1,4 +1,4 @@
-"""Influence unlearning: one Newton step that takes the forget set's influence back."""
+"""Influence unlearning: one Newton step that removes the forget set's influence."""
 
 import chex
 import jax
@@ -13,35 +13,35 @@ from eupmu_jax.tasks.task import of_each
 
 SAMPLE = 1_000
 ITERATIONS = 15
-# Where the run may not make as many passes. On the small ResNet this came closer to the direction that the whole retain
-# set gives, or as close, as more iterations over fewer examples.
+# For a run that cannot afford as many passes. On the small ResNet this came at least as close to the direction that the
+# whole retain set gives as more iterations over fewer examples.
 FEWER_ITERATIONS = 5
 CHUNKS = 4
 
 
 def influence(task, terms, settings) -> Procedure:
-    r"""One step, worked out before the first step of the run, none of which changes anything.
+    r"""One step, computed before the run starts; the run's own steps change nothing.
 
     .. math::
       \theta = \theta_0 + \alpha\, (C + \delta I)^{-1} v, \qquad
       v = \frac{n_f}{n_f + n_r} \big( \nabla l(\theta_0; \text{forget}) - \nabla l(\theta_0; \text{retain}) \big)
 
     with :math:`\alpha` = `learning_rate`, :math:`\delta` = `damping`, and C the curvature of the mean retain loss l
-    over 1,000 retained examples, drawn at random, which also give its gradient: `curvature` is "gauss_newton", which
-    is the Fisher matrix too, or "empirical_fisher", the mean of the outer products of the examples' gradients. v is
-    the change of the mean gradient when the forget set leaves; it keeps a model still that was not trained to its end.
-    At the optimum of a convex problem with regularisation :math:`\tfrac\delta2 \|\theta\|^2`, :math:`\alpha = 1` and
-    the whole retain set, this is Newton's step on the retain set.
+    over 1,000 retained examples, drawn at random, which also give its gradient: `curvature` is "gauss_newton", which is
+    the Fisher matrix too, or "empirical_fisher", the mean of the outer products of the examples' gradients. v is the
+    change in the mean gradient when the forget set is removed; it does not move a model merely because it was not
+    trained to convergence. At the optimum of a convex problem with regularisation :math:`\tfrac\delta2 \|\theta\|^2`,
+    :math:`\alpha = 1` and the whole retain set, this is Newton's step on the retain set.
 
     The inverse is applied by at most 15 conjugate gradient iterations, each with a product C u, which is a forward pass
-    over the sample and two backward passes. Where that is more than `terms.passes`, there are 5 iterations, over as
-    many examples as the passes that the forget set leaves pay for; it raises `ValueError` if those are fewer than 4.
-    The recursion of WoodFisher is not used: as released for unlearning, its inverse is built from the first example's
-    gradient alone, and so differs from the identity by rank one.
+    over the sample and two backward passes. If that is more than `terms.passes`, there are 5 iterations, over as many
+    examples as fit the passes that the forget set leaves; fewer than 4 raise a `ValueError`. The recursion of
+    WoodFisher is not used: as released for unlearning, its inverse is built from the first example's gradient alone,
+    and so differs from the identity by rank one.
 
     Failure cases: a model that fits its training set has next to no gradient and curvature, so that damping decides;
-    far from :math:`\theta_0` the quadratic model fails and a large step ruins everything. A few iterations leave the
-    directions of small curvature where they are, which acts like more damping.
+    far from :math:`\theta_0` the quadratic model fails and a large step ruins everything. A few iterations hardly move
+    along directions of small curvature, which acts like more damping.
 
     Source: Koh and Liang 2017, arXiv 1703.04730; for unlearning Izzo et al. 2021, arXiv 2002.10077, and Jia et al.
     2023, arXiv 2304.04934.
@@ -81,7 +81,7 @@ def _passes_of_an_example(iterations):
 
 
 def _affordable(terms):
-    """How many retained examples, and how many iterations over them, the terms pay for."""
+    """How many retained examples, and how many iterations over them, fit the pass budget."""
     forgotten = 3 * terms.num_forget
     most = min(SAMPLE, terms.num_retain)
     all_iterations, few_iterations = (f + 2 * b for f, b in map(_passes_of_an_example, (ITERATIONS, FEWER_ITERATIONS)))
@@ -112,14 +112,14 @@ def removal_step(
 
     Args:
       task: Its outputs are reverse-mode differentiable twice; forward mode is not needed. Its retain loss is a mean
-        over examples, differentiable twice by the outputs.
-      params: Of the original model.
+        over examples, twice differentiable with respect to the outputs.
+      params: Parameters of the original model.
       forget: The forget set.
-      retain: The retain set whole or a sample of it, as one batch.
-      share: Of the forget set in the training set.
+      retain: The whole retain set or a sample of it, as one batch.
+      share: Share of the forget set in the training set.
       damping: Greater than 0.
       curvature: "gauss_newton" or "empirical_fisher".
-      iterations: Of conjugate gradients, at most; they stop at a residual of 1e-5 of v.
+      iterations: The most iterations of conjugate gradients; they stop at a residual of 1e-5 of v.
 
     Raises:
       ValueError: For a damping that is not positive, an unknown curvature or an empty set.
@@ -136,7 +136,7 @@ def removal_step(
         raise ValueError(f"curvature: got {curvature!r}, expected 'gauss_newton' or 'empirical_fisher'")
     gradients = [mean_gradient(task, params, part) for part in (forget, as_examples("retain", retain))]
     change = jax.tree.map(lambda f, r: share * (f - r), *gradients)
-    # An argument: with a constant zero, XLA on CPU makes garbage of this product for 450 images or more in a chunk.
+    # An argument: with a constant zero, XLA on CPU miscomputes this product for 450 images or more in a chunk.
     start = jax.tree.map(jnp.zeros_like, change)
     return _solve(task, curvature, iterations, params, _chunked(retain), damping, change, start)
 
@@ -160,7 +160,7 @@ def curvature_product(
     """C u, for the curvature C of the mean retain loss over `sample`, whose leaves have a leading axis of chunks.
 
     The gradient J' w of the outputs is linear in w, and its transpose gives J u: no forward-mode differentiation of the
-    model. The Gauss-Newton matrix is J' H J with H the Hessian of the loss by the outputs.
+    model. The Gauss-Newton matrix is J' H J with H the Hessian of the loss with respect to the outputs.
     """
     chunks, size = jax.tree.leaves(sample)[0].shape[:2]
 

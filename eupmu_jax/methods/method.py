@@ -1,6 +1,6 @@
 """What every unlearning method is made of: a task, the terms of a run, settings, and a step over two batches.
 
-"Descent" in the methods' own words is that of `descent`: Adam or SGD, clipped, with a learning rate that falls to 0.
+"Descent" in the docstrings of methods means `descent`: Adam or SGD, clipped, with a learning rate that falls to 0.
 """
 
 import inspect
@@ -16,10 +16,10 @@ import optax
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
 from eupmu_jax.tasks import Task
 
-# The same for every method, so that none is favoured by it.
+# The same for every method, so that it favours none.
 MAX_NORM = 1.0
 
-# Numbers may be traced, so that runs with other numbers share compiled code; strings choose the code.
+# Numbers may be traced, so that runs with different numbers share compiled code; strings choose the code.
 Settings = Mapping[str, "chex.Numeric | str"]
 
 
@@ -41,13 +41,13 @@ class Choice(NamedTuple):
     options: tuple
 
 
-# What the search offers every method that leaves the forget objective open, and the learning rates of Adam.
+# Searched for every method that leaves the forget objective open, and the learning rates searched for Adam.
 FORGET_OBJECTIVE = Choice(("random_labels", "bounded_ascent", "kl_to_uniform"))
 LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
-# Read by `descent`, so by every method that steps with it.
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
+# Read by `descent`, so by every method that steps with it.
 OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
 OPTIMIZERS = ("adam", "sgd")
 
@@ -60,10 +60,10 @@ class Terms(NamedTuple):
       steps: Optimizer steps of the run.
       retain_loss: The original model's mean loss over the whole retain set.
       passes: Forward passes of single examples that the run may make in all; a backward pass counts as two.
-      retain_error: The original model's mean error over the whole retain set, or its loss where the task has no error.
+      retain_error: The original model's mean error over the whole retain set, or its loss if the task has no error.
       retain_batch: Examples of the retain set in each step.
-      forget_error: As `retain_error`, of the forget set; known to methods that steer an error that is no rate.
-      at_least: Whether the forget error may pass its target, as that of what is to go wholly may.
+      forget_error: As `retain_error`, for the forget set; known to methods that steer an error that is not a rate.
+      at_least: Whether the forget error may exceed its target, as when a condition is to be forgotten entirely.
     """
 
     num_forget: int
@@ -81,7 +81,7 @@ class Cost(NamedTuple):
     """Passes through the model.
 
     Attributes:
-      forward, backward: For each example of the `(forget, retain)` batch, in each step.
+      forward, backward: Passes of each example of the `(forget, retain)` batch, in each step.
       outside_forward, outside_backward: Examples passed before the first and after the last step, in all.
     """
 
@@ -92,19 +92,20 @@ class Cost(NamedTuple):
 
 
 class Procedure(NamedTuple):
-    """A method made ready to run on one task.
+    """A method prepared to run on one task.
 
     Attributes:
       init: `(params, prepared) -> state`; it shares no array with its arguments.
       step: `(params, prepared, state, (forget_batch, retain_batch), count, key) -> (params, state)`, to be jitted;
-        `count` are the steps made before.
+        `count` is the number of steps taken before.
       cost: Passes through the model.
       prepare: `(params, forget, retain, key) -> prepared`, called once before the first step with whole sets (see
         `tasks.Examples`); None if there is nothing to prepare, and `prepared` is then ().
       finish: `(params, state, prepared, forget, retain) -> (params, share)`, called once after the last step, or None.
-        `share` is how far of the way from the original parameters to those of the last step was kept, 1 for all of it.
-      outside: What `prepare` and `finish` do with more than a step's batches at once: `(function, examples)` for each,
-        the function of `(params, batch)`; what it takes beside a step.
+        `share` is how much of the path from the original parameters to those of the last step was kept, 1 for all of
+        it.
+      outside: What `prepare` and `finish` do with more than a step's batches at once, for estimates of memory: a pair
+        `(function, examples)` for each, with `function(params, batch)`.
     """
 
     init: Callable
@@ -123,13 +124,13 @@ class Method(NamedTuple):
       paper: Where it was published.
       passes: Forward and backward passes of a step and what else it costs, in words.
       needs: What it reads besides the original model.
-      space: Settings that are searched, and where: as many dimensions for every method.
-      requires: Optional functions of a task that it cannot do without.
-      forget: Names of forget losses that it cannot do without.
-      optional: Settings that it reads beside those of `space` and of the optimizer.
-      optimizer_settings: Those of the optimizer that it reads; others give a warning and change nothing.
+      space: Settings that are searched, and their ranges: the same number of dimensions for every method.
+      requires: Optional functions of a task that it needs.
+      forget: Names of forget losses that it needs.
+      optional: Settings that it reads in addition to those of `space` and of the optimizer.
+      optimizer_settings: Settings of the optimizer that it reads; others give a warning and have no effect.
       family: "EUPMU", "aggregators" or "other methods".
-      version: Raised by hand with every change that changes figures.
+      version: Raised by hand with every change that affects results.
     """
 
     make: Callable[[Task, Terms, Settings], Procedure]
@@ -150,7 +151,7 @@ class Method(NamedTuple):
         return "target" in self.optional
 
     def losses(self, task: Task, settings: Settings) -> list[str]:
-        """Names of a task's forget losses that it takes with these settings."""
+        """Names of a task's forget losses that it uses with these settings."""
         named = {str(settings[name]) for name in OBJECTIVES if name in settings}
         return sorted({*self.forget, *named} & set(task.forget))
 
@@ -173,7 +174,7 @@ def loss_of(task: Task, forget_objective: str) -> SharedForward:
 
 
 class _Complete(dict):
-    """Settings that say which one is missing."""
+    """Settings that name a missing one in an error."""
 
     def __missing__(self, name):
         raise ValueError(f"settings: got {dict(self)}, expected {name!r} among them too")
@@ -190,15 +191,15 @@ def complete(settings: Settings) -> Settings:
 
 
 def learning_rate(terms: Terms, settings: Settings) -> optax.Schedule:
-    """From the peak `settings["learning_rate"]` linearly to 0 over the run."""
+    """The schedule that falls linearly from the peak `settings["learning_rate"]` to 0 over the run."""
     return optax.linear_schedule(settings["learning_rate"], 0.0, terms.steps)
 
 
 def descent(terms: Terms, settings: Settings) -> optax.GradientTransformation:
     """The optimizer of every method: clipping to norm 1, Adam or SGD, a learning rate that falls linearly to 0.
 
-    Settings: `optimizer` is "adam" or "sgd" (Adam if there is none), `momentum` that of Adam's first moment or of SGD
-    (0.9 and 0 if there is none), `weight_decay` a decoupled decay.
+    Settings: `optimizer` is "adam" or "sgd" (Adam by default), `momentum` that of Adam's first moment or of SGD (by
+    default 0.9 and 0), `weight_decay` a decoupled decay.
     """
     decay = optax.add_decayed_weights(settings["weight_decay"]) if "weight_decay" in settings else optax.identity()
     scaling = optax.scale_by_learning_rate(learning_rate(terms, settings))
@@ -206,7 +207,7 @@ def descent(terms: Terms, settings: Settings) -> optax.GradientTransformation:
 
 
 def _wide_enough(optimizer):
-    """The optimizer in float32 where parameters are float16, in which Adam's epsilon is 0."""
+    """The optimizer in float32 if parameters are float16, in which Adam's epsilon would be 0."""
     wide = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float16 else leaf
     widened = lambda tree: jax.tree.map(wide, tree)
 
@@ -228,7 +229,7 @@ def _preconditioner(settings):
 def descend(
     optimizer: optax.GradientTransformation, gradient: Callable, cost: Cost, prepare: Callable | None = None
 ) -> Procedure:
-    """A procedure of one optimizer behind `gradient(params, prepared, batches, count, key)`."""
+    """A procedure that applies one optimizer to `gradient(params, prepared, batches, count, key)`."""
 
     def step(params, prepared, state, batches, count, key):
         updates, state = optimizer.update(gradient(params, prepared, batches, count, key), state, params)
@@ -238,7 +239,7 @@ def descend(
 
 
 def keep_original(params: chex.ArrayTree, forget: chex.ArrayTree, retain: chex.ArrayTree, key) -> chex.ArrayTree:
-    """Of a method that prepares nothing but the original parameters, its `Procedure.prepare`."""
+    """The `Procedure.prepare` of a method that only needs to keep the original parameters."""
     return params
 
 

@@ -11,12 +11,12 @@ from eupmu_jax._stack import algebra
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.method import Cost, LogUniform, Method, Procedure, descent
 
-# Ascent steps before each descent; the paper takes 5 to 10, each of them as dear as three plain steps.
+# Ascent steps before each descent; the paper takes 5 to 10, each as expensive as three plain steps.
 INNER_STEPS = 2
 
 
 def cosine_weights(gram: chex.Array) -> chex.Array:
-    r"""Derivatives of the cosine of two gradients by each of them, as weights of the two: row i is that by g_i.
+    r"""Derivatives of the cosine of two gradients with respect to each, as weights of the two: row i is for g_i.
 
     .. math::
       \frac{\partial c}{\partial g_i} = \frac{g_j}{|g_i||g_j|} - c\, \frac{g_i}{|g_i|^2}, \qquad
@@ -48,11 +48,11 @@ def directions(
       + H_r \frac{\partial c}{\partial g_r}, \qquad \nabla F \approx g_r + 2 \rho H_f \nabla \Phi
 
     Hessian-vector products are forward-over-reverse: the derivative of a gradient along a vector. The outer one holds
-    :math:`\nabla c` constant, for its exact derivative has third derivatives of the losses in it.
+    :math:`\nabla c` constant, since its exact derivative contains third derivatives of the losses.
 
     Args:
       forget_loss, retain_loss: Functions of the parameters alone.
-      params: Where.
+      params: Where to take the gradients.
       beta, rho: Weights of the cosine and of the penalty.
 
     Returns:
@@ -87,17 +87,18 @@ def ofmu(task, terms, settings) -> Procedure:
     batch's cross-entropy up to ln C, that of a uniform guess, so that ascent leaves alone what is forgotten.
     :math:`\rho_t` rises linearly to `rho` at the end of the run.
 
-    The paper states 5 to 10 inner steps and a rising penalty, and neither beta nor the penalties; one learning rate
-    serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method. It is one
-    of SGD: moments, momentum or a decay would mix the two problems.
+    The paper states 5 to 10 inner steps and a rising penalty, but neither beta nor the penalties; one learning rate
+    serves both problems, as there. Every step, inner or outer, is clipped like a step of any other method. Steps are
+    those of SGD: moments, momentum or a decay would mix the two problems.
 
     A gradient costs a forward and a backward pass. A Hessian-vector product differentiates both, a product of two
     factors into two, and so costs two of each. An inner step takes a gradient and a product on both batches, the outer
     one another product on the forget batch: 11F 11B forget and 9F 9B retain in all.
 
-    Failure cases: without either gradient there is no cosine, and its term is 0. The derivative of the cosine by a
-    gradient grows with the inverse of its norm, so next to a minimum of :math:`l_R`, where a trained model is, the
-    cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian for its softmax alone.
+    Failure cases: if either gradient is zero there is no cosine, and its term is 0. The derivative of the cosine with
+    respect to a gradient grows with the inverse of its norm, so near a minimum of :math:`l_R`, where a trained model
+    is, the cosine outweighs everything unless beta is small. A piecewise linear model has a Hessian only through its
+    softmax.
     """
     optimizer = descent(terms, {"learning_rate": settings["learning_rate"], "optimizer": "sgd"})
 

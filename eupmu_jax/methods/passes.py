@@ -1,4 +1,4 @@
-"""Passes through the model: what a run may make, what a method's steps take, how many steps that pays for."""
+"""Passes through the model: what a run may make, what a method's steps take, how many steps fit."""
 
 import bisect
 
@@ -10,8 +10,8 @@ from eupmu_jax.tasks import Task
 def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> tuple[Terms, tuple[int, int]]:
     """The terms of a run without its retain loss, and the sizes of its batches.
 
-    A run may pass as many examples as its steps would if they were plain: both batches once forward and once backward,
-    a backward pass counted as two forward.
+    A run may pass as many examples as that many plain steps would: both batches once forward and once backward, where a
+    backward pass counts as two forward.
 
     >>> terms_of((100, 900), 10, (64, 1000))
     (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0, retain_batch=900,
@@ -41,13 +41,13 @@ def affordable_steps(
     batches: tuple[int, int],
     held_out: int = 0,
 ) -> int:
-    """Steps of a method that pass no more examples than `steps` plain ones, and at most as many.
+    """The most steps of a method, up to `steps`, that fit the pass budget of `steps` plain ones.
 
     Passes before the first and after the last step count too, and one over the held-out examples for a method that
     takes its target from them.
 
     Raises:
-      ValueError: For an unknown method, settings that it lacks, or terms that do not pay for one step.
+      ValueError: For an unknown method, settings that are missing, or a budget too small for one step.
     """
     terms, sizes = terms_of(counts, steps, batches)
     method = methods.method(name)

@@ -1,4 +1,4 @@
-"""Random labels: the forget set is learned anew with wrong labels, beside the retain set."""
+"""Random labels: the forget set is relearned with wrong labels, alongside the retain set."""
 
 from eupmu_jax.methods.method import LEARNING_RATE, MOMENTUM, LogUniform, Method, Procedure, complete
 from eupmu_jax.methods.weighted_sum import weighted_sum
@@ -7,8 +7,8 @@ from eupmu_jax.methods.weighted_sum import weighted_sum
 def random_labels(task, terms, settings) -> Procedure:
     """Linear scalarisation with the cross-entropy on random labels as its forget objective.
 
-    Labels are drawn anew in every pass over the forget set, and never equal the truth. The more is forgotten at random,
-    the more the wrong labels contradict what the retain set teaches.
+    Labels are drawn anew in every pass over the forget set, and never equal the true ones. The larger a random forget
+    set is, the more the wrong labels contradict what the retain set teaches.
     """
     return weighted_sum(task, terms, complete({**settings, "forget_objective": "random_labels"}))
 

@@ -30,16 +30,17 @@ def salun(task, terms, settings) -> Procedure:
       \text{ largest of all weights}, \qquad \theta_{t+1} = \theta_t + m \odot u(m \odot g_t)
 
     with p = `mask_fraction`, n the number of weights, u the optimizer and n_f, n_r the sizes of the two batches, so
-    that every example weighs the same, as in the authors' mixed batches. The authors use p = 0.5 and, of classifiers,
-    the forget loss `random_labels`; here the forget loss is a setting as that of other methods, and is searched.
+    that every example weighs the same, as in the authors' mixed batches. The authors use p = 0.5 and, for classifiers,
+    the forget loss `random_labels`; here the forget loss is a setting, as for other methods, and is searched.
 
-    Weights outside the mask keep their bits: clipping and momentum see masked gradients only, and what momentum or
-    weight decay would still move is dropped at the end.
+    Weights outside the mask are unchanged to the bit: clipping and momentum see masked gradients only, and what
+    momentum or weight decay would still move is dropped at the end.
 
     Before the first step, one forward and backward pass over the forget set, and a sort of all weights.
 
-    Failure cases: a mask of few weights may not hold what has to change. Weights without any gradient (dead units) tie;
-    ties fall to the weight that comes first in the tree, so that exactly :math:`\lfloor p\, n \rfloor` weights move.
+    Failure cases: a mask of few weights may leave out some that have to change. Weights without any gradient (dead
+    units) tie; ties go to the weight that comes first in the tree, so that exactly :math:`\lfloor p\, n \rfloor`
+    weights move.
 
     Source: Fan et al. 2024, arXiv 2310.12508.
     """
@@ -68,14 +69,14 @@ def salun(task, terms, settings) -> Procedure:
 def saliency_mask(gradient: chex.ArrayTree, fraction: chex.Numeric) -> chex.ArrayTree:
     """Tree of bools, True for the `floor(fraction * n)` entries of largest magnitude among all n of the tree.
 
-    Ties, zeros among them, fall to the entry that comes first.
+    Ties, including zeros, go to the entry that comes first.
 
     >>> mask = saliency_mask({"a": jnp.array([3.0, 0.0]), "b": jnp.array([[-5.0, 0.0, 1.0]])}, 0.8)
     >>> mask["a"].tolist(), mask["b"].tolist()
     ([True, True], [[True, False, True]])
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(gradient))
-    # What a fraction such as 0.7 lacks in binary must not cost a weight.
+    # The binary rounding of a fraction such as 0.7 must not cost a weight.
     return _largest(gradient, math.floor(float(fraction) * count + 1e-6))
 
 

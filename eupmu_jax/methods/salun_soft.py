@@ -1,4 +1,4 @@
-"""SalUn-soft: a proximal step holds most weights at the original ones, and lets go of them as the run goes on."""
+"""SalUn-soft: a proximal step holds most weights at the original ones, and releases them in the course of the run."""
 
 import chex
 import jax
@@ -27,14 +27,14 @@ def salun_soft(task, terms, settings) -> Procedure:
       \theta_{t+1} = \theta_0 + \operatorname{sign}(\Delta) \max(0, |\Delta| - \tau_t)
 
     with :math:`\tau_t` the k-th smallest :math:`|\Delta|`, :math:`k = \lfloor s (1 - t/T)\, n \rfloor`, s = `sparsity`
-    and n the number of weights: at least k of them are the original ones, to the bit, after step t. Batches are weighed
-    as in `salun`.
+    and n the number of weights: at least k of them are the original ones, to the bit, after step t. Batches are
+    weighted as in `salun`.
 
     The authors' code measures the change from the parameters at the start of each epoch and lowers k once an epoch;
-    their paper penalises the distance from the original model. This follows the paper, since a run here may last a
-    few passes over a small forget set only.
+    their paper penalises the distance from the original model. This follows the paper, since a run here may last only a
+    few passes over a small forget set.
 
-    One step costs no passes beyond the gradient's, but 31 counts over all weights, which find the k-th smallest without
+    Beyond the gradient, a step costs no passes, only 31 counts over all weights, which find the k-th smallest without
     sorting or copying them.
 
     Failure cases: the threshold shortens the change of every weight in each step, so that a large sparsity forgets

@@ -21,11 +21,11 @@ TEMPERATURE = 4.0
 
 
 def scrub(task, terms, settings) -> Procedure:
-    r"""Max-steps on the forget batch and min-steps on the retain batch, by turns; then min-steps alone.
+    r"""Alternating max-steps on the forget batch and min-steps on the retain batch; then min-steps alone.
 
-    The teacher t is the original model, the student s starts as it, and
-    D is the task's divergence at the temperature T = 4, for a classifier
-    :math:`T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\, \mathrm{softmax}(s/T))`:
+    The teacher t is the original model, the student s starts as a copy of it, and D is the task's divergence at the
+    temperature T = 4, for a classifier :math:`T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\,
+    \mathrm{softmax}(s/T))`:
 
     .. math::
       \text{max: } \theta \leftarrow \theta + \alpha_t \nabla D(\text{forget}) \qquad
@@ -36,13 +36,13 @@ def scrub(task, terms, settings) -> Procedure:
     alpha = 0.001 (0.5 on small sets). Adam's first moment carries part of the ascent into the min-steps that follow
     it; with `momentum` 0 it does not.
 
-    A step pays for one branch alone: student forwards and backwards and teacher forwards on one of the two batches; the
-    cost is the average over the run. On CPU XLA is slow at the gradients of convolutions inside a branch, so
-    that the share of time is well above that of passes.
+    A step pays for one branch only: student forwards and backwards and teacher forwards on one of the two batches; the
+    cost is the average over the run. On CPU, XLA is slow at the gradients of convolutions inside a branch, so the share
+    of time is well above that of passes.
 
     Failure cases: D has no bound, so long or large ascent ruins the model beyond repair. Its gradient is zero where
-    student and teacher agree: the first max-step follows rounding alone, which Adam makes a step of, and forgetting
-    starts from what a min-step has moved.
+    student and teacher agree: the first max-step follows only rounding error, which Adam scales to a full step, and
+    forgetting starts once a min-step has moved the student.
     """
     max_until = settings["max_share"] * terms.steps
 

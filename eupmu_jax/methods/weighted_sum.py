@@ -17,7 +17,7 @@ from eupmu_jax.methods.method import (
 def weighted_sum(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + w\, l_r` with w = `retain_weight`; one backward pass over both batches.
 
-    The right weight depends on the objective and on the learning rate: half or double of it can ruin the run.
+    The right weight depends on the objective and on the learning rate: half or twice that weight can ruin the run.
     """
     value_and_grad = scalarized_value_and_grad(loss_of(task, settings["forget_objective"]))
 

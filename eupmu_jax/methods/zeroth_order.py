@@ -1,4 +1,4 @@
-"""ZO-signGD: descent where losses can be evaluated, and gradients cannot."""
+"""ZO-signGD: descent where losses can be evaluated but gradients cannot."""
 
 from collections.abc import Callable
 
@@ -31,11 +31,11 @@ def zeroth_order(task, terms, settings) -> Procedure:
       \rho_j = \frac{L(\theta + \mu z_j) - L(\theta - \mu z_j)}{2 \mu}, \quad z_j \sim N(0, I), \qquad
       \theta_{t+1} = \theta_t - \frac{\alpha_t}{\sqrt n} \operatorname{sign}\Big( \frac1q \sum_{j=1}^q \rho_j z_j \Big)
 
-    with q = 4, :math:`\mu` = `smoothing`, 1e-3 where there is no such setting, and the n weights of the model. The
-    usual clipping to norm 1 makes the :math:`1/\sqrt n`: a step is as long as the learning rate. Both evaluations share
-    their batches. No backward pass; 2q forward passes in each step. Memory of one direction at a time.
+    with q = 4, :math:`\mu` = `smoothing`, 1e-3 by default, and the n weights of the model. The usual clipping to norm 1
+    gives the :math:`1/\sqrt n`: a step is as long as the learning rate. Both evaluations share their batches. A step
+    takes 2q forward passes and no backward pass, and holds one direction in memory at a time.
 
-    Of two variants in use this is the sign of each coordinate; sign(rho) z, for one direction, is the other.
+    Of the two variants in use, this one takes the sign of each coordinate; the other is sign(rho) z, for one direction.
 
     Failure cases: the estimate's error grows with n / q, so large models need far more steps than first-order
     methods. A difference that rounds to 0, because mu is too small for the loss's precision, gives no step.
@@ -45,7 +45,7 @@ def zeroth_order(task, terms, settings) -> Procedure:
     loss = loss_of(task, settings["forget_objective"])
 
     def gradient(params, prepared, batches, count, key):
-        # The first ones are those of the directions.
+        # The keys before it are those of the directions.
         loss_key = jax.random.fold_in(key, DIRECTIONS)
 
         def objective(params):
