@@ -1,7 +1,7 @@
 """Algebra of stacked trees: pytrees whose leaves carry one gradient for each objective along axis 0.
 
 Row 0 is the forget objective, rows 1 to K-1 are the retain constraints. Everything a stacked transform needs from the
-model is here: the K x K Gram matrix, and a weighted sum of the rows.
+model is here: the K x K Gram matrix and a weighted sum of the rows.
 """
 
 import chex
@@ -16,8 +16,8 @@ def gram_matrix(updates: chex.ArrayTree) -> chex.Array:
     r"""Inner products of the rows, :math:`G_{ij} = \langle g_i, g_j \rangle` over all leaves.
 
     Sums are taken in float32 (float64 if any leaf is float64), leaf by leaf on slices of the stack, so the model is
-    never copied into a flat vector and, on a mesh, only the K(K+1)/2 sums travel. A norm above 1e+18 overflows a
-    float32 Gram matrix, and the squares of elements below 1e-19 are 0 in it.
+    never copied into a flat vector and, on a mesh, only the K(K+1)/2 sums are communicated. A norm above 1e+18
+    overflows a float32 Gram matrix, and the squares of elements below 1e-19 are 0 in it.
 
     Args:
       updates: Stacked tree of shape `(K, ...)` in every leaf.
@@ -91,5 +91,5 @@ def accumulator_dtype(tree: chex.ArrayTree) -> jnp.dtype:
 
 def all_finite(tree: chex.ArrayTree) -> chex.Array:
     """Scalar bool: whether every element of every leaf is finite."""
-    # A sum vectorises where a conjunction does not, and 0 * inf is NaN, so it cannot overflow either.
+    # A sum vectorises and a conjunction does not; as 0 * inf is NaN, it cannot overflow either.
     return jnp.array([jnp.isfinite(jnp.sum(leaf * 0)) for leaf in jax.tree.leaves(tree)], bool).all()

@@ -1,7 +1,7 @@
 """Checks of what a caller passes: numbers, the number of objectives, stacked trees and losses.
 
-Values are looked at only where they are known: on a traced one (inside `jit`, or of `optax.inject_hyperparams`) a check
-of its value says nothing. Shapes and dtypes are always known.
+Values are checked only where they are known: a traced one (inside `jit`, or from `optax.inject_hyperparams`) passes.
+Shapes and dtypes are always known.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import optax
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether the value of any of these is not known yet."""
+    """Whether the value of any of these is not yet known."""
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
@@ -32,7 +32,7 @@ def check_numbers(
     """Raises `ValueError` unless `value` is a number, or an array of one for each constraint, within bounds, not NaN.
 
     Args:
-      name: Of the argument, with which the message begins.
+      name: Name of the argument, with which the message begins.
       value: A number or a `(K-1,)` array.
       least, most, above, below: The bounds, the first two included.
       finite: Whether infinity is refused.
@@ -64,7 +64,7 @@ def check_numbers(
 
 
 def check_number(name: str, value: Any, least: float | None = None, **bounds: Any) -> None:
-    """`check_numbers` of what has to be one number."""
+    """As `check_numbers`, for a value that must be one number."""
     if check_numbers(name, value, least, **bounds) is not None:
         raise ValueError(f"{name}: got shape {np.shape(value)}, expected one number")
 
@@ -90,7 +90,7 @@ def check_retain_losses(values: Any, num_objectives: int, dtype: Any) -> chex.Ar
 
 
 def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | None) -> int | None:
-    """K, from the argument or from the lengths of per-constraint values; raises `ValueError` where they disagree."""
+    """K, from the argument or from the lengths of per-constraint values; raises `ValueError` if they disagree."""
     if isinstance(num_objectives, jax.Array):
         raise ValueError(
             "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
@@ -116,7 +116,7 @@ def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | N
 def check_count(
     num_objectives: int, expected: int | None, argument: str = "updates", *, at_most: int | None = None
 ) -> None:
-    """Raises `ValueError` for another number of objectives than was set from the start, or more than are solved for."""
+    """Raises `ValueError` for a number of objectives other than the one set at the start, or above `at_most`."""
     if expected is not None and num_objectives != expected:
         raise ValueError(
             f"{argument}: got {num_objectives} objectives, expected {expected}, as set by num_objectives or by the "
@@ -135,7 +135,7 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     Args:
       updates: Stacked tree, every leaf of shape `(K, *param.shape)`.
       params: The parameters, if known; then structure and shapes are checked against them.
-      expected: K as set from the start, if it was.
+      expected: K if it was set at the start.
 
     Returns:
       K, at least 2.
@@ -188,7 +188,7 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
 
 
 def _behind(count, shape):
-    """A shape behind the objective axis, in words."""
+    """A shape after the objective axis, in words."""
     return f"({', '.join(map(str, (count, *shape)))}{',' * (not shape)})"
 
 
@@ -226,7 +226,7 @@ def check_errors(errors: chex.ArrayTree | None, num_objectives: int | None = Non
 
 
 def check_same_structure(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
-    """Raises `ValueError` where `tree` differs from `like` in structure."""
+    """Raises `ValueError` if `tree` differs from `like` in structure."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
     if structures[0] == structures[1]:
         return
@@ -240,7 +240,7 @@ def check_same_structure(name: str, tree: chex.ArrayTree, like_name: str, like: 
 
 
 def check_same_shapes(name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree, why: str = "") -> None:
-    """Raises `ValueError` where `tree` differs from `like` in structure or in the shape of a leaf."""
+    """Raises `ValueError` if `tree` differs from `like` in structure or in the shape of a leaf."""
     check_same_structure(name, tree, like_name, like, why)
     pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True)
     for (path, leaf), other in pairs:

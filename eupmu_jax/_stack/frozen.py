@@ -13,8 +13,8 @@ def mask_of(params: chex.ArrayTree, frozen: Any) -> Any:
     """The tree of bools, True where frozen, that `frozen` is or returns for the parameters; all False for None.
 
     Raises:
-      ValueError: For a tree of another structure than the parameters, one of something else than bools that are known
-        before tracing, and one that freezes them all.
+      ValueError: For a tree whose structure is not that of the parameters, one of anything but bools known before
+        tracing, and one that freezes all parameters.
 
     >>> mask_of({"body": 1.0, "head": 2.0}, lambda params: {name: name == "body" for name in params})
     {'body': True, 'head': False}

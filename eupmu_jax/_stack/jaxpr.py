@@ -1,4 +1,4 @@
-"""What a traced function consists of, loops counted as often as they turn."""
+"""What a traced function consists of, with loops counted as often as they run."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 def equations(function: Callable, *args) -> Iterator[tuple[Any, int]]:
     """Every equation of `function(*args)`, down into calls, loops and branches, and how often it runs.
 
-    A `scan` multiplies by its length. A `while_loop` counts as one turn, and of a `cond` every branch counts.
+    A `scan` multiplies by its length. A `while_loop` counts as one iteration, and every branch of a `cond` counts.
 
     >>> import jax.numpy as jnp
     >>> nine_times = lambda x: jax.lax.scan(lambda y, _: (jnp.sin(y), None), x, length=9)
@@ -44,7 +44,7 @@ def constants(function: Callable, *args) -> list[Any]:
 def matmul_flops(function: Callable, *args) -> int:
     """Floating point operations of the matrix products and convolutions of `function(*args)`: multiply and add are two.
 
-    Everything else is counted as free. What is computed again in the backward pass (`jax.checkpoint`) is counted again.
+    Everything else is counted as free. Recomputation in the backward pass (`jax.checkpoint`) is counted again.
 
     >>> import jax.numpy as jnp
     >>> matmul_flops(lambda a, b: jnp.tanh(a @ b), jnp.ones((8, 4)), jnp.ones((4, 2)))

@@ -17,7 +17,7 @@ def solve_multipliers(gram: chex.Array, tolerance: chex.Array) -> chex.Array:
 
     One constraint has the closed form :math:`\lambda = \max(0, (-\langle g_1, g_0\rangle - \epsilon) / \|g_1\|^2)`.
     More are solved by the dual active-set method of Goldfarb and Idnani (1983) written in Gram coordinates: finite,
-    exact, and indifferent to dependent rows, since a row enters the active set only if it adds a direction.
+    exact, and unaffected by dependent rows, since a row enters the active set only if it adds a direction.
 
     Args:
       gram: `(K, K)` inner products, the forget gradient in row 0.
@@ -99,21 +99,21 @@ def _active_set(gram, tolerance):
         length = jnp.minimum(drop, full)
         direction = jnp.where(indices == entering, 1, -jnp.where(active, reaction, 0))
         moved = jnp.maximum(multipliers + length * direction, 0)
-        # A matrix that is singular but for rounding may give anything.
+        # A matrix that is singular up to rounding may give anything.
         possible = jnp.isfinite(length) & jnp.all(jnp.isfinite(moved))
 
         enters = possible & (full <= drop)
         leaves = possible & ~enters
         moved = jnp.where(leaves & (indices == leaving), 0, moved)
         active = (active | (enters & (indices == entering))) & ~(leaves & (indices == leaving))
-        # A row that is refused after all has made others leave for nothing: they come back.
+        # If a row is refused after all, the rows that left for it come back.
         moved, active = (jnp.where(possible, new, old) for new, old in zip((moved, active), before, strict=True))
         refused = refused | (~possible & (indices == entering))
         before = tuple(jnp.where(leaves, old, new) for new, old in zip((moved, active), before, strict=True))
         entering = jnp.where(leaves, entering, most_violated(moved, active, refused))
         return moved, active, before, refused, entering, iteration + 1
 
-    # Like the data, so that inside `shard_map` they differ from device to device as what follows from it does.
+    # Made from the data, so that inside `shard_map` they vary over devices, as everything computed from it does.
     start, none = jnp.zeros_like(offset), jnp.zeros_like(offset, bool)
     state = (start, none, (start, none), none, most_violated(start, none, none), 0)
     found, active, *_ = jax.lax.while_loop(lambda s: (s[4] >= 0) & (s[5] < 20 * m), body, state)

@@ -1,4 +1,4 @@
-"""A function of many examples in parts, where what it computes on all of them at once would not fit."""
+"""Applies a function to many examples in parts, if all of them at once would not fit in memory."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from eupmu_jax._stack.jaxpr import equations
 
-# What the largest array that is computed on a part may take.
+# The most that an array computed on one part may take.
 LARGEST_BYTES = 2**28
 
 
 def in_parts(apply: Callable, params: chex.ArrayTree, *examples: chex.Array) -> chex.Array:
-    """`apply(params, *examples)`, an array, part by part where an array in it takes more than 256 MB.
+    """`apply(params, *examples)`, an array, computed part by part if an array in it takes more than 256 MB.
 
-    The parts are equal, the last one filled up with the last example, and their results are what one call gives, up to
-    rounding: `apply` has to treat each example by itself.
+    The parts are of equal size, the last one padded with the last example. The result is that of a single call, up to
+    rounding, as long as `apply` treats each example independently.
 
     >>> in_parts(lambda scale, x: scale * x, 2.0, jnp.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
@@ -32,11 +32,11 @@ def in_parts(apply: Callable, params: chex.ArrayTree, *examples: chex.Array) -> 
 
 
 def _largest(apply, *args):
-    """Bytes of the largest array that is computed on the way."""
+    """Bytes of the largest array that is computed."""
     sizes = [_bytes_of(variable.aval) for equation, _ in equations(apply, *args) for variable in equation.outvars]
     return max(sizes, default=0)
 
 
 def _bytes_of(aval):
-    # Of a key the type tells no size; no key is large.
+    # The type of a key gives no size; no key is large.
     return getattr(aval, "size", 0) * getattr(getattr(aval, "dtype", None), "itemsize", 0)

@@ -1,4 +1,4 @@
-"""Inner products of rows of stacked leaves, at the speed of memory on CPU too."""
+"""Inner products of rows of stacked leaves, at memory bandwidth on CPU too."""
 
 import functools
 import math
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Of the CPU path: elements that one running sum adds up at most, running sums side by side in one loop, and runs that
-# it takes from one row at a time. Enough to hide the latency of an addition, few enough to stay in registers. Leaves of
-# no more than _SMALL elements are in the cache, where this gains less than it takes to compile.
+# For the CPU path: the most elements in one running sum, the running sums side by side in one loop, and the runs taken
+# from one row at a time. Enough to hide the latency of an addition, few enough to stay in registers. Leaves of at most
+# _SMALL elements are in the cache, where this gains less than it costs to compile.
 _RUN, _SUMS, _RUNS_PER_ROW, _SMALL = 256, 12, 4, 2**18
 
 
@@ -38,12 +38,12 @@ def sums_of_products(left, right, pairs, dtype):
 
 
 def _side_by_side(left, right, *, width, pairs, dtype):
-    # XLA's CPU backend gives a plain sum to a library that wants whole arrays, and copies every row of the stack first.
-    # A reduction of several operands it compiles itself, reading slices in place: one pass for many pairs. Rows are
+    # XLA's CPU backend hands a plain sum to a library that needs whole arrays, and copies every row of the stack first.
+    # It compiles a reduction of several operands itself, reading slices in place: one pass for many pairs. Rows are
     # sliced before anything else, so that those of an unrolled gradient are never stacked. Runs are short because a
     # single running float32 sum over a large leaf loses digits (3e-3 on 30 M elements; 2e-7 this way, as before).
-    # Milliseconds on two cores, one_by_one -> this, K = 2: 100 M parameters stacked 168 -> 39, as separate rows
-    # 45 -> 32; 11 M stacked 21 -> 4.5; where all fits in the cache and rows are separate, no difference.
+    # Milliseconds on two cores, one_by_one -> this, K = 2: 100 M parameters stacked 168 -> 39, as separate rows 45 ->
+    # 32; 11 M stacked 21 -> 4.5; where all fits in the cache and rows are separate, no difference.
     split = lambda row: row.reshape(-1, _RUNS_PER_ROW, width // _RUNS_PER_ROW)
     left, right = ([split(row) for row in rows] for rows in (left, right))
     products = [

@@ -1,4 +1,4 @@
-"""Compiled functions of a task, kept for as long as the task may come again."""
+"""Compiled functions of a task, kept for as long as the task may be used again."""
 
 import functools
 from collections.abc import Callable
@@ -10,19 +10,19 @@ _OWN = "_programs"
 
 
 def owner(outputs: Callable) -> Callable:
-    """The function, marked: what is compiled for a task with these outputs goes when they go.
+    """Marks the function, so that what is compiled for a task with these outputs is freed along with them.
 
-    For a task that is made anew in every run, and may hold a large model: JAX keeps what it compiled for a static
-    argument, and the argument with it, for as long as the process lives.
+    For a task that is built anew in every run and may hold a large model: JAX keeps what it compiled for a static
+    argument, and the argument itself, for the life of the process.
     """
     setattr(outputs, _OWN, {})
     return outputs
 
 
 def jit_for_task(choices: int = 0) -> Callable[[Callable], Callable]:
-    """`jax.jit` of a function whose first argument is a task, and whose next ones are so many hashable choices.
+    """`jax.jit` for a function whose first argument is a task, and whose next `choices` arguments are hashable.
 
-    Equal tasks share their programs, but those of an `owner`.
+    Equal tasks share their programs, except those of an `owner`.
 
     >>> from eupmu_jax.tasks import classification
     >>> shape = jit_for_task()(lambda task, inputs: task.outputs(2.0, {"inputs": inputs}, None))
@@ -50,13 +50,13 @@ def jit_for_task(choices: int = 0) -> Callable[[Callable], Callable]:
 
 
 def waited(result: chex.ArrayTree) -> chex.ArrayTree:
-    """The result; ready, where one CPU pretends to be several devices.
+    """The result, ready before it is returned if one CPU simulates several devices.
 
     >>> float(waited(jax.jit(lambda x: 2 * x)(1.5)))
     3.0
     """
     if jax.default_backend() == "cpu" and jax.local_device_count() > 1:
-        # Devices that one CPU pretends to have share a pool of threads. With 32 programs under way, the start of the
-        # next one takes the thread that the first one waits for.
+        # Devices simulated by one CPU share a pool of threads. With 32 programs in flight, the start of the next one
+        # takes the thread that the first one waits for.
         jax.block_until_ready(result)
     return result

@@ -36,7 +36,7 @@ def zero_unless(taken: chex.Array, updates: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def settle(finite: chex.Array, updates: chex.ArrayTree, new: Any, old: Any) -> tuple[chex.ArrayTree, Any]:
-    """What a step comes to: its updates and the `new` state, or, if it is refused, zeros and the `old` one.
+    """The outcome of a step: its updates and the `new` state, or, if it is refused, zeros and the `old` one.
 
     Args:
       finite: Whether the step is taken.

@@ -1,4 +1,4 @@
-"""States of optimizers, as far as one transform looks into those of others."""
+"""Looks into the states of other transforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import optax
 
 
 def nodes(state: optax.OptState, is_kind: Callable[[Any], bool]) -> list:
-    """The parts of a state that are of a kind, the outermost ones only.
+    """The parts of a state that are of a kind, only the outermost ones.
 
     >>> state = (optax.ScaleByScheduleState(0), optax.MaskedState(optax.ScaleByScheduleState(1)))
     >>> [found.count for found in nodes(state, lambda node: isinstance(node, optax.ScaleByScheduleState))]
@@ -20,7 +20,7 @@ def nodes(state: optax.OptState, is_kind: Callable[[Any], bool]) -> list:
 
 
 def check_same_state(name: str, new: chex.ArrayTree, old: chex.ArrayTree, num_objectives: int) -> None:
-    """Raises `ValueError` if an update changed the shape of a state, as where K is known only by then."""
+    """Raises `ValueError` if an update changed the shape of a state, as happens if K is known only then."""
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):
         raise ValueError(
             f"{name}: its state changes shape in an update; give its surgery num_objectives={num_objectives}"
