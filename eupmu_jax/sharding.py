@@ -28,7 +28,7 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
 
     Args:
       data, model, objective: Devices along each axis.
-      devices: Devices to use, in network order; None takes the first of `jax.devices()` and lets JAX arrange them.
+      devices: The devices to choose from, of which JAX arranges the first ones; None is `jax.devices()`.
 
     Returns:
       The mesh, with axes `objective`, `data`, `model`.

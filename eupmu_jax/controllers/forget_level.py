@@ -59,8 +59,7 @@ def forget_level(
       stacked gradients. Its state is a `SteeringState`, with one entry. A figure, a loss or a target that is not finite
       makes the stack NaN, which a surgery or an aggregator refuses, and changes nothing but `nonfinite_count`. It does
       not look at the gradients: wrap the chain in `skip_nonfinite`, so that a step refused because of them leaves this
-      state unchanged too. Placed before `accumulate` it sees the figure of every microbatch; placed inside, only that
-      of the last one.
+      state unchanged too. Placed before `accumulate` it sees the figure of every microbatch; placed inside, their mean.
 
     Raises:
       ValueError: For a target or gain that is negative, NaN, infinite or not a single number, a decay outside [0, 1), a

@@ -37,8 +37,9 @@ def retain_limit(
     :math:`(w^* - 1) / K_P`, or at 0 with an integral part. `forget_level` describes this, and the effect of noise.
 
     Args:
-      limit: Limit on the figure, for all retain rows: a number or a schedule of the step count. It is absolute; to
-        allow a rise above the start, add that to the original model's error on the whole retain set.
+      limit: Limit on the figure: a number or a schedule of the step count, for all retain rows, or one number for each
+        of them. It is absolute; to allow a rise above the start, add that to the original model's error on the whole
+        retain set.
       proportional, integral: :math:`K_P, K_I \ge 0`, weight per unit of the figure (and step).
       decay: As in `forget_level`.
       max_weight: :math:`w_{max} > 1`.

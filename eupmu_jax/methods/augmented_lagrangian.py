@@ -5,7 +5,7 @@ from eupmu_jax.methods.eupmu_implicit import implicit_descent
 from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, LogUniform, Method, Procedure
 from eupmu_jax.surgery.implicit import implicit_surgery
 
-# The budget of a run that sets none, in nats: the geometric middle of the range that is searched for `allowed_rise`.
+# The budget of a run that sets none, in nats.
 DEFAULT_RISE = 0.02
 PENALTY = LogUniform(1.0, 1000.0)
 # The multiplier at the start of a run: the plain sum of both losses.

@@ -164,7 +164,7 @@ def _lengths(task, limit, target, terms):
 
 
 def _noise_of_batch(task, limit, count):
-    """How far a retain batch may exceed a figure: two standard deviations of a rate; for other errors, the limit."""
+    """How far a retain batch may exceed a figure: two standard deviations of a classifier's; else the limit."""
     if task.num_classes is None:
         return limit
     # Even at 0 and 1, a batch may be off by one example.

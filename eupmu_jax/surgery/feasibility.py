@@ -146,9 +146,10 @@ def furthest_feasible(
     .. math::
       \theta = \theta_{in} + t (\theta_{out} - \theta_{in}), \qquad l_k(\theta) \le limit_k \;\forall k
 
-    With forward passes alone, this pulls a run that ends a little above its limit back to it, and takes a run that ends
-    below it further. Bisection finds t to within 2^-bisections, or 1 if `outside` itself keeps the limit; if the levels
-    cross the limit more than once on the segment, it finds one of the crossings. A level that is NaN keeps no limit.
+    With forward passes alone, this pulls a run that ends a little above its limit back to it. It takes a run that ends
+    below the limit further if `outside` is extrapolated beyond the run's end. Bisection finds t to within
+    2^-bisections, or 1 if `outside` itself keeps the limit; if the levels cross the limit more than once on the
+    segment, it finds one of the crossings. A level that is NaN keeps no limit.
 
     `measure` may be any function, including one that loops over batches and returns NumPy arrays. Under `jax.jit` it
     must be traceable, and no warning is given: check `t`.

@@ -69,7 +69,7 @@ def utility_guard(
     case                                 result
     ===================================  ==============================================================
     u meets every constraint             u, guard multipliers 0
-    u runs against all of g_k            0 for tolerance 0
+    u a positive multiple of its g_k     0 for tolerance 0
     retain gradient zero                 its constraint asks for nothing
     tolerance < 0 (above the limit)      a step that brings the loss down as demanded; where that cannot
                                          be met, `guard_feasible` is False

@@ -43,7 +43,7 @@ def explicit_step(
       The step, to be jitted (with `donate_argnums=(0, 1)`) or scanned. `losses` is `(K,)`, before the step; with
       `has_aux` it is `(losses, aux)`. `levels` `(K-1,)`, if given, are passed to the optimizer's tolerance. The
       optimizer also receives a `value_fn` that evaluates the retain losses on the step's own batch, for a
-      `utility_guard` that measures; others do not call it. Other keywords, such as `value` for
+      `utility_guard` that measures or a `scale_by_gen`. Other keywords, such as `value` for
       `optax.contrib.reduce_on_plateau`, are passed to the optimizer unchanged.
 
     Raises:

@@ -65,7 +65,7 @@ def two_pass(
     CPU backend keeps the zeros that both scans start from, so a scanned model gains nothing there.
 
     Cost for K = 2: one more backward pass over the retain batch and one more forward-mode pass over the forget batch
-    than a plain step, about 1.9 times its operations. K constraints take K-1 more backward passes and K(K-1)/2 more
+    than a plain step, about 1.9 times its operations. K objectives take K-1 more backward passes and K(K-1)/2 more
     forward ones.
 
     A loss with a `jax.custom_vjp` inside (the convolution of `eupmu_jax.models`, a fused attention kernel) has no

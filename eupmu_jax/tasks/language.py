@@ -40,9 +40,9 @@ def language(
 
     Forget losses that need nothing but `tokens`: `bounded_ascent` (leaves a token alone once its loss has reached that
     of a uniform guess, ln V), `random_labels` (other tokens, drawn anew in every pass over the forget set),
-    `kl_to_uniform`, `gradient_ascent`, `wga`, `satimp` and `simnpo`. Others compare with the original model, and `dpo`
-    and `lrml` also with an alternative answer to the same prompt. Formulas are in `objectives.language`; those of the
-    first three, applied here to each token, are in `objectives`.
+    `kl_to_uniform`, `gradient_ascent`, `wga`, `satimp` and `simnpo`. Others compare with the original model, `dpo` and
+    `lrml` also with an alternative answer to the same prompt, and `rmu` with a fixed vector. Formulas are in
+    `objectives.language`; those of the first three, applied here to each token, are in `objectives`.
 
     ============= =================================================================================
     forget loss   needs
