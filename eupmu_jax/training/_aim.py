@@ -1,4 +1,4 @@
-"""What a run that steers to a level aims at."""
+"""The target of a run that steers to a level."""
 
 import logging
 from typing import NamedTuple
@@ -28,9 +28,9 @@ WIDE = 0.05
 
 
 class Aim(NamedTuple):
-    """A target of the forget error: its source, examples passed to find it, classes that are to go, its interval.
+    """A target of the forget error: its source, examples passed to find it, classes to be forgotten, its interval.
 
-    `at_least`: whether all that is to be forgotten is to go, and the target is the least error without knowing it.
+    `at_least`: whether the whole forget set belongs to such classes, so that the target is a lower bound of the error.
     """
 
     target: float
@@ -43,14 +43,14 @@ class Aim(NamedTuple):
 
 
 def aim_of(task: Task, params: chex.ArrayTree, sets: Sets, held_out, given) -> Aim:
-    """The target that was given, or the level of unseen data, with the classes mixed as in the forget set.
+    """The given target, or the level of unseen data with the classes mixed as in the forget set.
 
-    A class that the retain set lacks is to go, and its level is 1, or `task.unknown` of its examples where the task has
-    that; a class of fewer than 5 unseen examples has the level of all. Without held-out data it is `task.unknown` of
-    the forget set, else that of chance.
+    A class that the retain set lacks is to be forgotten: its level is 1, or `task.unknown` of its examples if the task
+    has it. A class with fewer than 5 unseen examples gets the level of all of them. Without held-out data the target is
+    `task.unknown` of the forget set if the task has it, else the error of chance.
 
     Raises:
-      ValueError: For a target that is no error, and errors of the original model that are not finite.
+      ValueError: For a target that is not a possible error, or errors of the original model that are not finite.
     """
     if given is not None:
         return _given(task, sets, given)
@@ -106,7 +106,7 @@ def _of_unseen(task, params, sets, held_out):
 
 
 def _check_unseen(task, errors):
-    """Raises `ValueError` for errors of held-out examples that tell no level."""
+    """Raises `ValueError` for errors of held-out examples that define no level."""
     if task.rate and (errors.min() < 0 or errors.max() > 1):
         raise ValueError(
             f"task.rate: is True, but held-out examples have errors from {errors.min():.3g} to {errors.max():.3g}; "
@@ -127,7 +127,7 @@ def _check_unseen(task, errors):
 
 
 def _by_class(task, params, sets, forgotten, unseen, errors, level):
-    """The level of unseen data, whose errors and classes are given, with the classes mixed as in the forget set."""
+    """The level of unseen data with the given errors and classes, mixed by class as in the forget set."""
     found, counts = np.unique(forgotten, return_counts=True)
     gone, passes = classes_to_go(task, sets.forget, sets.retain), len(errors)
     levels = {c: level_of(errors[unseen == c]) for c in found.tolist() if c not in gone and np.sum(unseen == c) >= FEW}
@@ -148,7 +148,7 @@ def _by_class(task, params, sets, forgotten, unseen, errors, level):
     sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
     parts = [(lost if c in gone else levels[c], size) for c, size in sizes.items() if c not in few]
     if few:
-        # One part of the mix, as what these classes have of an error they share.
+        # One part of the mix, as these classes share one estimate and its error.
         parts.append((level, sum(sizes[c] for c in few)))
     mixed = _mixed(parts, len(errors))
     _warn_of_few(task, mixed)
@@ -157,7 +157,7 @@ def _by_class(task, params, sets, forgotten, unseen, errors, level):
 
 
 def _mixed(parts, examples):
-    """The level of a mix of `(level, size)` of classes, with the interval of Zou and Donner (2008)."""
+    """The level of a mix of classes, given as `(level, size)`, with the interval of Zou and Donner (2008)."""
     levels, counts = zip(*parts, strict=True)
     shares = np.array(counts) / np.sum(counts)
     errors, lows, highs = (np.array([getattr(level, name) for level in levels]) for name in ("error", "low", "high"))
@@ -167,7 +167,7 @@ def _mixed(parts, examples):
 
 
 def _warn_of_few(task, level):
-    # A share of the level, where that is no rate.
+    # Relative to the level if that is not a rate.
     wide = 2 * WIDE * (1.0 if task.is_rate else abs(level.error))
     if level.high - level.low > wide and task.error is not None:
         logger.warning(
@@ -181,13 +181,13 @@ def _warn_of_few(task, level):
 
 
 def _chance(task, params, forget, gone):
-    """The error of chance: of a classifier, or 1 of other rates and of errors of 0 and 1. Of others nobody knows it."""
+    """The error of chance: that of a classifier, 1 for other rates and errors of 0 or 1, and unknown for the rest."""
     if task.num_classes is not None:
-        # Of a class that is to go, none should be recognised.
+        # No example of a class to be forgotten should be recognised.
         labels = labels_of(task, forget)
         share = 0 if labels is None else float(np.mean(np.isin(labels, list(gone))))
         return 1 - (1 - share) / task.num_classes
-    # That a model has small errors on what it learned says nothing of their unit.
+    # Small errors on what a model learned say nothing about their unit, so a mean below 1 does not make a rate.
     of_forget = lambda: figures_of(task, params, forget, MOST)[0]
     known = task.is_rate or (task.error is not None and np.isin(of_forget(), (0, 1)).all())
     return 1.0 if known else UNLIMITED

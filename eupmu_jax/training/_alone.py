@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# How long it is waited for, ten times over: what a killed run left behind may take a moment to go.
+# Pause between ten attempts: the lock of a killed run may take a moment to disappear.
 ALONE_SECONDS = 0.5
 
 
@@ -15,9 +15,9 @@ def alone(folder: Path, name: str = "out", *, shared: bool = False) -> Iterator[
     """Holds the lock of a folder.
 
     Args:
-      folder: An existing one.
-      name: The argument that is blamed.
-      shared: Whether processes that this one begins may hold the lock too, each for itself, until they are gone.
+      folder: An existing folder.
+      name: The argument that the error message names.
+      shared: Whether processes started by this one may hold the lock too, each on its own, until they end.
 
     Raises:
       ValueError: If another process holds it.

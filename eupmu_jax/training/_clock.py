@@ -1,18 +1,18 @@
-"""Time that a run takes."""
+"""The time that a run takes."""
 
 import time
 from typing import NamedTuple
 
 
 class Seconds(NamedTuple):
-    """Time on the clock, and of the processor, which other work on the machine does not lengthen."""
+    """Wall-clock time, and processor time, which other work on the machine does not lengthen."""
 
     wall: float
     processor: float
 
     @classmethod
     def now(cls) -> "Seconds":
-        """To be subtracted from a later one."""
+        """The current time, to be subtracted from a later one."""
         return cls(time.perf_counter(), time.process_time())
 
     def since(self, start: "Seconds") -> "Seconds":
@@ -25,7 +25,7 @@ class Seconds(NamedTuple):
 
 
 class Stopwatch:
-    """Time of a run, with that of its earlier parts, which a run that is interrupted saves in its history.
+    """The time of a run including its earlier parts, which an interrupted run saves in its history.
 
     >>> history = {"spent": [2.0, 1.0]}
     >>> clock = Stopwatch(history)
@@ -44,19 +44,19 @@ class Stopwatch:
         history[self._PLACE] = list(self._spent)
 
     def start(self) -> None:
-        """Counts from here on."""
+        """Starts counting."""
         self._begun = Seconds.now()
 
     def stop(self) -> None:
-        """Counts what has passed since the start."""
+        """Adds the time since the start."""
         self._spent = self._spent.plus(Seconds.now().since(self._begun))
 
     def save(self) -> None:
-        """Puts the time so far into the history, which has that of the earlier parts until then."""
+        """Writes the time so far to the history, which holds that of the earlier parts until then."""
         self._earlier = self._earlier or Seconds(*self._history[self._PLACE])
         self._history[self._PLACE] = list(self._earlier.plus(self._spent).plus(Seconds.now().since(self._begun)))
 
     def total(self) -> Seconds:
-        """The time of all parts, which leaves the history."""
+        """The time of all parts, which is removed from the history."""
         saved = Seconds(*self._history.pop(self._PLACE))
         return self._spent.plus(self._earlier or saved)

@@ -1,4 +1,4 @@
-"""A fingerprint of a tree of arrays, which tells a damaged checkpoint from a whole one."""
+"""A fingerprint of a tree of arrays, which reveals a damaged checkpoint."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 def digest(tree: chex.ArrayTree) -> str:
-    """SHA-256 in hex of every leaf's place, dtype, shape and bytes; of parts of several processes, in all of them.
+    """SHA-256 in hex of every leaf's path, dtype, shape and bytes; the same in all processes that share the tree.
 
     >>> digest({"w": np.ones(2)}) == digest({"w": np.ones(2)}), digest({"w": np.ones(2)}) == digest({"v": np.ones(2)})
     (True, False)

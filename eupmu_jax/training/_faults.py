@@ -1,16 +1,16 @@
-"""Folders whose checkpoints cannot be read, and errors in which nothing is wrong with a checkpoint."""
+"""Paths from which checkpoints cannot be read, and read errors for which the checkpoint is not to blame."""
 
 import errno
 import os
 from pathlib import Path
 
 PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
-# As JAX and what writes its arrays put them into words.
+# As JAX and the library that stores its arrays word them.
 _WORDS = ("RESOURCE_EXHAUSTED", *map(os.strerror, PASSING))
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is a lack of permission, of file handles or of memory.
+    """Whether an error or one of its causes is a lack of permission, of file handles or of memory.
 
     >>> is_passing(ValueError("RESOURCE_EXHAUSTED: out of memory")), is_passing(ValueError("not a checkpoint"))
     (True, False)
@@ -23,7 +23,7 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def check_readable(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises `ValueError` for a folder in whose path Orbax would look for a pattern, and not find what it wrote.
+    """Raises `ValueError` for a path that Orbax would read as a glob pattern, and so not find what it wrote.
 
     >>> check_readable("out", "runs/request 17")
     >>> check_readable("out", "/runs/request[17]")

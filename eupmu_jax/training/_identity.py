@@ -1,4 +1,4 @@
-"""What makes a run what it is: hashes of its model, losses and examples, for its checkpoints."""
+"""The identity of a run for its checkpoints: hashes of its model, losses and examples."""
 
 import dataclasses
 import enum
@@ -15,21 +15,21 @@ from eupmu_jax.tasks.examples import spread
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import HASHED
 
-# Equations that say where and how something is computed, not what.
+# Equations that determine where and how something is computed, not what.
 NOT_COMPUTED = ("sharding_constraint", "jit", "pjit")
-# Parameters of equations that say where, or how they are called.
+# Parameters of equations that give places or names only.
 NOT_PLAIN = ("name", "sharding", "out_sharding", "device", "devices", "srcs", "copy_semantics", "debug", "debug_info")
 
 
 def digest_of_examples(examples) -> str:
-    """SHA-256 of a set: all of it where it lies in memory, else its length and some examples spread over it."""
+    """SHA-256 of a set: of all of it if it is in memory, else of its length and some examples spread over it."""
     if isinstance(examples, Examples):
         return digest((examples.ids, examples.tree))
     return digest((np.array(len(examples)), examples[spread(len(examples), HASHED)]))
 
 
 def digest_of_model(task: Task, params, forget) -> str:
-    """SHA-256 of what a task closes over beside its parameters: a base under adapters, a schedule, a teacher."""
+    """SHA-256 of what a task closes over besides its parameters: a base model under adapters, a schedule, a teacher."""
 
     def of_batch(params, batch):
         drawn = batch if task.draw is None else task.draw(jax.random.key(0), 0, batch)
@@ -47,7 +47,7 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
         return task.outputs(params, drawn, key), drawn
 
     found = hashlib.sha256()
-    # Of the model itself, which may be placed on a mesh, only what is computed: another mesh makes no other run.
+    # For the model, which may be placed on a mesh, only what is computed: the mesh is not part of the identity.
     for equation, _ in equations(read, params, batch):
         if equation.primitive.name not in NOT_COMPUTED:
             results = [(result.aval.shape, result.aval.dtype) for result in equation.outvars]
@@ -57,7 +57,7 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
     distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
     for loss in (*errors, task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
-        # Where a function lies in memory is another place in every process.
+        # Memory addresses of functions differ between processes.
         text = program.jaxpr.pretty_print(use_color=False)
         found.update(re.sub("0x[0-9a-f]+", "", text).encode())
         found.update(digest(program.consts).encode())
@@ -65,7 +65,7 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
 
 
 def _plain(value):
-    """A parameter of an equation, in words that are the same in every process and on every mesh; else None."""
+    """A form of an equation's parameter that is the same in every process and on every mesh, or None."""
     if value is None or isinstance(value, bool | int | float | complex | str | np.dtype | enum.Enum):
         return repr(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -76,7 +76,7 @@ def _plain(value):
 
 
 def identity(name, method, settings, steps, seed, sizes, params, sets, given):
-    """What makes a run what it is, for its checkpoints; `given` has what is there only if the caller gave it."""
+    """The identity of a run, for its checkpoints; `given` holds entries that exist only if the caller gave them."""
     return {
         "method": name,
         "version": method.version,

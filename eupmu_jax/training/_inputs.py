@@ -1,4 +1,4 @@
-"""What `unlearn` is given, checked and made ready: parameters, and two sets of examples."""
+"""Checks and prepares the inputs of `unlearn`: parameters, and two sets of examples."""
 
 import functools
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from eupmu_jax.sharding import batch_shardings, check_axes
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import spread
 
-# Of a set that is not in memory, so many examples spread over it stand for all.
+# For a set that is not in memory, the number of examples, spread over it, that stand for all.
 HASHED = 64
-# Examples that a task checks at a time.
+# Number of examples that a task checks at a time.
 CHECKED = 10_000
-# Of which JAX still makes the keys of a run, which count on from it.
+# The largest seed for which JAX can make the keys of a run, which use the next seeds too.
 MOST_SEED = 2**63 - 3
 # Steps are counted in int32.
 MOST_STEPS = 2**31 - 1
@@ -28,8 +28,8 @@ MOST_STEPS = 2**31 - 1
 class Sets:
     """The forget and the retain set, and the batches of a step.
 
-    Trees of arrays are kept on the device, and steps gather their batches there; everything else, and anything on a
-    mesh, is read on the host for each step.
+    Trees of arrays are kept on the device, where steps gather their batches. Everything else, and anything on a mesh,
+    is read on the host for each step.
     """
 
     def __init__(self, forget, retain, mesh):
@@ -47,7 +47,7 @@ class Sets:
         self.counts = len(forget), len(retain)
 
     def feed(self, task: Task, key: chex.PRNGKey, epoch: int, positions):
-        """What the jitted step takes: arrays and the ids of both batches, or the batches themselves."""
+        """The data that the jitted step takes: arrays and the ids of both batches, or the batches themselves."""
         if self.in_memory:
             ids = tuple(part.ids[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
             return self.drawn(task, key, epoch), ids
@@ -55,7 +55,7 @@ class Sets:
         return batches if self.mesh is None else jax.device_put(batches, batch_shardings(batches, self.mesh))
 
     def drawn(self, task: Task, key: chex.PRNGKey, epoch: int):
-        """Both trees with what the task draws for that pass over the forget set."""
+        """Both trees with what the task draws for this pass over the forget set."""
         if self._drawn[0] != epoch:
             trees = self.forget.tree, self.retain.tree
             if task.draw is not None:
@@ -66,7 +66,7 @@ class Sets:
         return self._drawn[1]
 
     def batch(self, k: int, positions, task: Task, key: chex.PRNGKey):
-        """A batch of set k with what the task drew last, outside of a step."""
+        """A batch of set k with what the task drew last, for use outside a step."""
         if self.in_memory:
             ids = (self.forget, self.retain)[k].ids[positions]
             return jax.tree.map(lambda leaf: leaf[ids], self.drawn(task, key, self._drawn[0] or 0)[k])
@@ -80,7 +80,7 @@ def _draw(task, key, epoch, tree):
 
 
 def on_host(examples):
-    """Examples of which nothing is committed to one device, as what was restored may be, so that a mesh takes them."""
+    """Examples on the host, since restored arrays may be committed to one device, which a mesh does not take."""
     if not isinstance(examples, Examples):
         return examples
     fetched = lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable else leaf
@@ -90,9 +90,9 @@ def on_host(examples):
 def check_arguments(
     task: Task, params, sets: Sets, held_out, frozen=None, losses: Sequence[str] = (), **counts: int
 ) -> None:
-    """Raises `ValueError` for what no run could begin with; all counts but `probes` and `seed` are at least 1.
+    """Raises `ValueError` for arguments with which no run can begin; counts except `probes` and `seed` are at least 1.
 
-    `losses` names the forget losses that the run takes.
+    `losses` names the forget losses that the run uses.
     """
     for name, value in counts.items():
         least = 0 if name in ("probes", "seed") else 1
@@ -113,7 +113,7 @@ def check_arguments(
 
 
 def check_params(params, frozen=None) -> None:
-    """Raises `ValueError` unless what is not frozen are finite floating point arrays."""
+    """Raises `ValueError` unless all leaves that are not frozen are finite floating point arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
@@ -139,7 +139,7 @@ def _check_functions(task, params, forget, losses):
 
 @functools.lru_cache(maxsize=64)
 def _check_returned(task, losses, params, batch):
-    """Raises `ValueError` unless a task's functions return what a run takes from them; traced once for its shapes."""
+    """Raises `ValueError` unless a task's functions return what a run expects; traced once for these shapes."""
     params, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (params, batch))
     outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
     if task.num_classes is not None and getattr(outputs, "shape", (2, task.num_classes)) != (2, task.num_classes):
@@ -169,10 +169,10 @@ def _described_shape(tree):
 
 
 def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree) -> None:
-    """What the task itself checks: all examples that lie in memory, else some that are spread over the set.
+    """Runs the task's own checks: on all examples if they are in memory, else on some spread over the set.
 
     Raises:
-      ValueError: Of the task, with the name of the set before it.
+      ValueError: From the task, with the name of the set in front.
     """
     if task.check is task.check_model is None:
         return
@@ -189,7 +189,7 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
 
 
 def _described(name, examples):
-    """Shapes and dtypes of an example; of an object, raises `ValueError` where some examples differ in them."""
+    """Shapes and dtypes of an example; for a set not in memory, raises `ValueError` if sampled examples differ."""
     at = lambda position: examples[np.array([position])]
     described = lambda tree: jax.tree.map(lambda leaf: (np.shape(leaf)[1:], str(jnp.result_type(leaf))), tree)
     first = described(at(0))
@@ -203,7 +203,7 @@ def _described(name, examples):
 
 
 def check_start(start) -> dict[str, float]:
-    """The figures of the original model that a caller knows; raises `ValueError` unless both are finite."""
+    """Known figures of the original model as floats; raises `ValueError` unless both are there and finite."""
     wanted = ("retain_loss", "retain_error")
     if set(start) != set(wanted) or not all(np.ndim(value) == 0 and np.isfinite(value) for value in start.values()):
         raise ValueError(f"start: got {dict(start)}, expected finite numbers {' and '.join(wanted)}")
@@ -211,7 +211,7 @@ def check_start(start) -> dict[str, float]:
 
 
 def check_storable(params) -> None:
-    """Raises `ValueError` for leaves without a number, which no checkpoint can hold."""
+    """Raises `ValueError` for empty leaves, which no checkpoint can hold."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.size(leaf):
             raise ValueError(
@@ -221,10 +221,10 @@ def check_storable(params) -> None:
 
 
 def batches_on(mesh, counts, batches) -> tuple[int, int]:
-    """Sizes of both batches that a mesh can share out: a whole set that is smaller than its batch is cut to fit.
+    """Sizes of both batches that a mesh can split: a set that is smaller than its batch is cut to fit.
 
     Raises:
-      ValueError: For a batch that the mesh cannot share out evenly, or a set of fewer examples than shares.
+      ValueError: For a batch that the mesh cannot split evenly, or a set with fewer examples than parts.
     """
     check_axes(mesh)
     shares, fitting = mesh.shape["data"], []

@@ -8,10 +8,10 @@ from eupmu_jax.training._inputs import CHECKED
 
 
 def shared(some, others):
-    """How many of some examples are, or equal, some of others; 0 where either is a source."""
+    """How many of some examples are among others, or equal one of them; 0 if either is not in memory."""
     if not all(isinstance(part, Examples) for part in (some, others)):
         return 0
-    # Sums of their bytes tell nearly all apart, and are quick; what is left is compared whole.
+    # Byte sums are fast and rule out nearly all pairs; the rest are compared in full.
     sums = _sums(some), _sums(others)
     mine, theirs = (
         _rows(part, np.flatnonzero(np.isin(of_part, of_other)))
@@ -37,6 +37,6 @@ def _rows(examples, positions):
 
 
 def _leaves(batch):
-    """On the host, in the types that JAX gives them: one set may be on a device already, and the other not."""
+    """Leaves on the host with JAX's dtypes, as one set may already be on a device and the other not."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
     return [leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False) for leaf in leaves]

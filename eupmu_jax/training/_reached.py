@@ -1,4 +1,4 @@
-"""Whether a run that steers to a level got there."""
+"""Whether a run that steers to a level reached it."""
 
 from typing import NamedTuple
 
@@ -12,20 +12,21 @@ from eupmu_jax.training.levels import MOST, Comparison, Level, compare, figures_
 
 
 class Reached(NamedTuple):
-    """What a run aimed at, and what it reached.
+    """The target of a run, and what it reached.
 
     Attributes:
       target: The mean error to which the forget set was to be brought.
-      source: Of the target: "settings", "unseen data", "unseen data by class", or without held-out data "unknown", of a
-        task that can tell, else "chance".
+      source: Source of the target: "settings", "unseen data", "unseen data by class"; without held-out data "unknown"
+        if the task has `unknown`, else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
-      forget_error: Of the returned parameters, on at most 2,000 examples.
-      retain_error: The same on the whole retain set; of a task without classes, on at most 2,000 examples.
-      start: The original model's error on the same retained examples.
-      limit: Of the retain error: its start, and what it may rise by; or infinity.
-      kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss, too.
-      comparison: Of forgotten and unseen examples under the returned parameters, with the classes of a classifier mixed
-        alike, without those that are to go, which unseen data has too; None without held-out data or other classes.
+      forget_error: Error of the returned parameters on the forget set, on at most 2,000 examples.
+      retain_error: Their error on the whole retain set; for a task without classes, on at most 2,000 examples.
+      start: The original model's error on the same retain examples.
+      limit: The highest allowed retain error: its start plus the allowed rise, or infinity.
+      kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss too.
+      comparison: Comparison of forgotten and unseen examples under the returned parameters. For a classifier both have
+        the same mix of classes, without the classes to be forgotten. None without held-out data or if no other class
+        is left.
       interval: The 95 % interval of a target that was measured on held-out data; else None.
     """
 
@@ -42,11 +43,11 @@ class Reached(NamedTuple):
 
 
 def reached(task, params, original, sets: Sets, held_out, aim: Aim, start, settings) -> Reached:
-    """What became of the aim."""
+    """Measures whether the aim was reached, and at what cost to the retain set."""
     forget, most = measured_level(task, params, sets.forget, MOST), None
     before, loss = start["retain_error"], start.get("retain_loss")
     if task.num_classes is None:
-        # On the same examples and the same noise, or what noise does to either could outweigh the rise.
+        # Both on the same examples and noise, or the effect of noise could outweigh the rise.
         most = MOST
         before, loss = _means(figures_of(task, original, sets.retain, most))
     retain, retain_loss = _means(figures_of(task, params, sets.retain, most))
@@ -66,5 +67,5 @@ def _means(figures):
 
 
 def within(figure: float, limit: float) -> bool:
-    """Whether it is; rounding alone is an excuse."""
+    """Whether a figure is within its limit, up to rounding."""
     return bool(figure <= limit + 1e-6 * abs(limit))

@@ -1,4 +1,4 @@
-"""A run of a method before its first step: what `unlearn` is given, checked, and made ready."""
+"""A run of a method before its first step: checks and prepares the arguments of `unlearn`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,17 +27,17 @@ from eupmu_jax.training.mesh.placement import params_on, sharing
 
 
 class Ready(NamedTuple):
-    """A run that can begin.
+    """A run that is ready to begin.
 
     Attributes:
-      chosen, settings, procedure: The method, all that it is set to, its target among it, and what it does.
-      task, params: Of what is not frozen.
-      whole: From such parameters to those of the model.
+      chosen, settings, procedure: The method, all its settings including the target, and its procedure.
+      task, params: The task and the parameters without frozen leaves.
+      whole: Maps such parameters to those of the whole model.
       sets, held_out: The examples.
-      aim: What is steered to; None for a method that does not.
-      terms, sizes: The sizes of sets, batches and run, and of a forget and a retain batch.
+      aim: The target of a method that steers to a level; else None.
+      terms, sizes: The terms of the run, and the sizes of a forget and a retain batch.
       start: Figures of the original model, as in `Terms`.
-      meta: What a checkpoint is known by; empty where none is saved.
+      meta: Metadata that identifies the checkpoints of the run; empty if none are saved.
     """
 
     chosen: Method
@@ -68,7 +68,9 @@ def ready(
     directory: "str | Path | None",
     start: "Mapping[str, float] | None",
 ) -> Ready:
-    """The arguments of `unlearn`, checked; `data` are forget, retain and held-out examples, `counts` all integers.
+    """Checks and prepares the arguments of `unlearn`.
+
+    `data` holds the forget, retain and held-out examples, `counts` all integer arguments.
 
     Raises:
       ValueError: See `unlearn`.
@@ -95,7 +97,7 @@ def ready(
     batches = counts["forget_batch"], counts["retain_batch"]
     if mesh is not None:
         batches = batches_on(mesh, sets.counts, batches)
-        # What is committed to one device, as a restored checkpoint, could not meet what lies on all.
+        # Arrays committed to one device, as in a restored checkpoint, cannot be combined with those on the mesh.
         params = jax.device_put(params, params_on(mesh, params))
     every = params
     if directory is not None:
@@ -105,11 +107,11 @@ def ready(
     task = task if mesh is None else sharing(task, mesh)
     if directory is not None:
         check_storable(params)
-    # What is frozen makes another run too, and so does what is not.
+    # The identity covers all parameters and which of them are frozen.
     every = every if frozen is None else (every, params)
     aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None
     if aim is not None and held_out is not None and "target" not in asked and directory is not None:
-        # What a target is measured on, not the target: other devices round it otherwise.
+        # The data that the target is measured on, not the target, which other devices round differently.
         given["held_out"] = digest_of_examples(held_out)
     steps, seed = int(counts["steps"]), int(counts["seed"])
     terms, sizes = terms_of(sets.counts, steps, batches)
@@ -124,7 +126,7 @@ def ready(
     _warn.of_lost("retain", known)
     complete = asked
     if aim is not None:
-        # Where the way to the target begins.
+        # The start of the distance to the target.
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
         check_told("forget", task, params, sets.forget, known["forget_error"])
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))

@@ -1,4 +1,4 @@
-"""Signals that end a run behind a step."""
+"""Signals that end a run after the current step."""
 
 import contextlib
 import os
@@ -12,25 +12,25 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stopping(directory: str | os.PathLike[str] | None) -> Iterator[tuple[list[int], Callable[[int], bool]]]:
-    """Signals that came, and a function of the steps made: whether to stop there, the same in all processes."""
+    """Yields the signals received, and a function of the steps made: whether to stop, the same in all processes."""
     received: list[int] = []
     if directory is not None and jax.distributed.is_initialized():
         yield received, multihost_utils.reached_preemption_sync_point
         return
-    # Python lets no other thread handle signals.
+    # Only the main thread can handle signals in Python.
     if directory is None or threading.current_thread() is not threading.main_thread():
         yield received, lambda count: False
         return
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     if previous[signal.SIGINT] in (signal.SIG_IGN, signal.SIG_DFL, None):
-        # Who ignores Ctrl-C, as a process that others stop, still does.
+        # A process that ignores Ctrl-C, because others stop it, keeps ignoring it.
         del previous[signal.SIGINT]
 
     def receive(number, frame):
         received.append(number)
         if signal.SIGINT in previous:
-            # The second one ends it at once.
+            # The second Ctrl-C ends the run at once.
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for number in previous:

@@ -15,7 +15,7 @@ from eupmu_jax.tasks import Task
 
 @functools.lru_cache(maxsize=64)
 def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gathers: bool) -> Callable:
-    """The compiled step of a method, for any numbers; it takes batches, or gathers them from arrays on the device."""
+    """The compiled step of a method, for any numbers; it takes batches or gathers them from arrays on the device."""
 
     def step(params, state, prepared, numbers, start, fed, count, epoch, draw_key, step_key):
         settings = methods.complete(dict(choices) | numbers)
@@ -37,9 +37,9 @@ def jitted_step(make: Callable, task: Task, terms: Terms, choices: tuple, gather
 
 
 def together(tree: chex.ArrayTree) -> chex.ArrayTree:
-    """The tree committed to the one device that any of its leaves is committed to, such as those of a checkpoint.
+    """The tree committed to the single device of its committed leaves, such as those of a checkpoint, if any.
 
-    A step commits all that it returns as soon as one of its arguments is, and would be compiled again for that.
+    A step commits all its results as soon as one argument is committed, and would then be compiled again for them.
     """
     found = {leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed}
     if len(found) != 1 or not isinstance(next(iter(found)), SingleDeviceSharding):
@@ -48,6 +48,6 @@ def together(tree: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def parted(settings: Settings) -> tuple[dict[str, chex.Array], tuple]:
-    """Numbers, which the compiled step takes, and choices, which it is compiled for."""
+    """Splits settings into numbers, which the compiled step takes, and choices, for which it is compiled."""
     numbers = {name: jnp.float32(value) for name, value in settings.items() if not isinstance(value, str)}
     return numbers, tuple(sorted((name, value) for name, value in settings.items() if isinstance(value, str)))

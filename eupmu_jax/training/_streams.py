@@ -20,9 +20,9 @@ def id_batches(ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> It
 def paired_batches(
     counts: Sequence[int], sizes: Sequence[int], seed: int, start: int = 0
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Positions in the forget and the retain set for every step from `start` on, the same whenever it is asked for."""
+    """Positions in the forget and the retain set for every step from `start` on, the same in every call."""
     rng = np.random.default_rng(seed)
-    # What a run is watched on was drawn first.
+    # The probe samples are drawn first.
     sample_positions(counts, rng)
     streams = [id_batches(np.arange(count), size, rng) for count, size in zip(counts, sizes, strict=True)]
     step = 0
@@ -34,5 +34,5 @@ def paired_batches(
 
 
 def sample_positions(counts: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """At most 2,000 positions in each set, at random: where a run is watched."""
+    """At most 2,000 random positions in each set: the examples on which a run is measured."""
     return tuple(rng.permutation(np.arange(count))[:MOST] for count in counts)

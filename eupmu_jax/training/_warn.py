@@ -1,4 +1,4 @@
-"""Warnings of a run: of what it was given, and of what became of it."""
+"""Warnings about the arguments of a run and about its result."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ logger = logging.getLogger("eupmu_jax")
 
 
 def of_overlap(sets: Sets, held_out=None) -> None:
-    """Warns of examples that two of the sets have, or equal ones; of sets in memory."""
+    """Warns of examples that are in two of the sets, or equal; for sets in memory only."""
     if both := shared(sets.forget, sets.retain):
         logger.warning(
             "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
@@ -47,7 +47,7 @@ def of_lost(name, figures):
 
 
 def of_narrow(params, frozen):
-    """Warns of trainable parameters of 16 bits: what a step adds to one is lost where it is below 1/256 of it."""
+    """Warns of 16-bit trainable parameters, which lose updates below 1/256 of their value."""
     narrow = {
         str(jnp.result_type(leaf))
         for leaf, is_frozen in _leaves(params, frozen)
@@ -61,18 +61,18 @@ def of_narrow(params, frozen):
 
 
 def of_large_frozen(params, frozen):
-    """Warns of large frozen parameters where JAX copies what a function closes over into every compiled program."""
+    """Warns of large frozen parameters if JAX copies closed-over arrays into every compiled program."""
     if frozen is not None:
         of_large("frozen", [leaf for leaf, is_frozen in _leaves(params, frozen) if is_frozen])
 
 
 def _leaves(params, frozen):
-    """Each leaf with whether it is frozen."""
+    """Pairs of a leaf and whether it is frozen."""
     return zip(jax.tree.leaves(params), jax.tree.leaves(mask_of(params, frozen)), strict=True)
 
 
 def of_reached(error, target):
-    """Warns of a forget set whose error is at the target before the run."""
+    """Warns of a forget set whose error is already at the target before the run."""
     if error >= target:
         logger.warning(
             "forget: the original model's error is %.3g, at or above the target of %.3g already, so nothing is to be "
@@ -83,7 +83,7 @@ def of_reached(error, target):
 
 
 def of_unit(aim, settings):
-    """Warns of a limit by default in a unit that nothing tells, of an error that is no rate."""
+    """Warns of a default limit on an error that is not a rate and whose unit is unknown."""
     if aim.source == "chance" and not LIMITS & set(settings):
         logger.warning(
             "settings: got no %s, and without held-out data nothing tells the unit of task.error; the limit is the one "
@@ -93,7 +93,7 @@ def of_unit(aim, settings):
 
 
 def of_wide(settings, asked, error):
-    """Warns of a limit by default that lets the retain error rise by half and more, of an error that is no rate."""
+    """Warns of a default limit that lets the retain error rise by more than half, if the error is not a rate."""
     allowed = settings.get("allowed_error", 0.0)
     if not LIMITS & set(asked) and allowed > error / 2:
         logger.warning(
@@ -106,7 +106,7 @@ def of_wide(settings, asked, error):
 
 
 def of_share(share, aim, level, start):
-    """Warns of an end far from the last parameters, short of half of the way to a target if there is one."""
+    """Warns of an end far from the last parameters, unless the run is at least halfway to its target, if any."""
     if share is None or share >= LITTLE:
         return
     # Going back to a target that was passed costs nothing.
@@ -119,7 +119,7 @@ def of_share(share, aim, level, start):
 
 
 def of_end(carry, returned, steps, level, start):
-    """Warns of steps that were refused, of parameters that are lost, and of a level that was not reached."""
+    """Warns of refused steps, of parameters that are not finite, of an exceeded limit and of a missed level."""
     counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
     if refused := max(counts, default=0):
         logger.warning("%d of %d steps were refused, as a loss or a gradient was not finite", refused, steps)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: losses of both sets over time, figures before and after, and a progress bar."""
+"""What a run reports: losses of both sets over time, figures before and after, and a progress bar."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ NAMES = ("step", "forget_loss", "retain_loss", "cosine", "multiplier", "forget_e
 
 
 class Watch:
-    """Measures a run on samples of its sets, in chunks as large as a step's batches together."""
+    """Measures a run on samples of its sets, in chunks as large as both batches of a step together."""
 
     def __init__(self, task: Task, settings: Settings, sets: Sets, held_out, seed, steps, probes, chunk):
         self.task, self.sets, self.chunk = task, sets, chunk
@@ -34,7 +34,7 @@ class Watch:
         self.figures: dict[str, dict[str, float]] = {}
         self.steps = set(np.linspace(0, steps, probes + 1).round().astype(int).tolist()) if probes else set()
         self.positions = sample_positions(sets.counts, np.random.default_rng(seed))
-        # Of methods that leave no forget objective open, that of relabelling, or whatever the task has.
+        # For methods without a choice of forget objective: relabelling, or else the task's first.
         named = settings.get("forget_objective", "random_labels")
         self.objective = named if named in task.forget else next(iter(task.forget))
         self.samples = {"forget": (sets.forget, self.positions[0]), "retain": (sets.retain, self.positions[1])}
@@ -66,7 +66,7 @@ class Watch:
             self.history[name].append(float(value) if name != "step" else value)
 
     def add_figures(self, name: str, params: chex.ArrayTree) -> None:
-        """Measures parameters, for the table at the end."""
+        """Measures parameters for the table at the end."""
         if self.wanted:
             self.figures[name] = self._figures(params)
 
@@ -130,7 +130,7 @@ def _weight(state):
 
 @contextlib.contextmanager
 def progress_bar(description: str, steps: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many steps are made."""
+    """Yields a function to call with the number of steps made."""
     if not wanted:
         yield lambda count: None
         return
@@ -142,7 +142,7 @@ def progress_bar(description: str, steps: int, wanted: bool) -> Iterator[Callabl
 
 
 def show(figures: dict[str, dict[str, float]], share: float | None, level=None, rates: bool = True) -> None:
-    """Prints what the run did to each set, and what a measured limit left of it."""
+    """Prints what the run did to each set, and how much of it the measured limit allowed."""
     if not figures:
         return
     from rich import box

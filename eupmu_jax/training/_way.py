@@ -1,4 +1,4 @@
-"""The way from the original model's forget error to a target: where it begins, and the limit that follows from it."""
+"""The distance from the original model's forget error to a target: its start, and the default limit that follows."""
 
 from collections.abc import Mapping
 
@@ -9,31 +9,31 @@ from eupmu_jax.methods.method import Settings, complete, middle_of
 from eupmu_jax.tasks import Task
 from eupmu_jax.training.levels import MOST, measured_level
 
-# Settings of which any one limits the retain set.
+# Settings that limit the retain set; any one is enough.
 LIMITS = frozenset({"allowed_error", "limit", "allowed_rise"})
 
 
 def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
-    """Where the way to a target begins, on so many examples as `passes_of_start` says; 0 for rates, which need none."""
+    """The forget error at the start, on as many examples as `passes_of_start` says; 0 for rates, which need none."""
     return measured_level(task, params, forget, MOST).error if passes_of_start(task, forget) else 0.0
 
 
 def passes_of_start(task: Task, forget) -> int:
-    """Examples that are passed to find where the way to a target begins."""
+    """The number of examples passed to measure the forget error at the start."""
     return 0 if task.is_rate else min(len(forget), MOST)
 
 
 def steered(task: Task, settings: Settings, target: float, forget_error: float) -> Settings:
-    """Settings with a target, and with a limit where none is asked for: so much of the unit in which errors count."""
+    """Settings with a target, and if they have no limit with the default one, in the unit in which errors count."""
     found = {**settings, "target": target}
     if not LIMITS & set(settings):
-        # Not of the shortest way that gains take, which may be longer than the true one.
+        # The true distance, as the minimum distance that the gains assume may be longer.
         way = (target - forget_error) / WAY if not task.is_rate and forget_error < target < UNLIMITED else None
         found["allowed_error"] = float(middle_of(ALLOWED_ERROR) * (way or unit_of(task, target, forget_error)))
     return complete(found)
 
 
 def halfway(target: float, start: Mapping[str, float]) -> float:
-    """Half of the way from the original model's forget error, of a rate from 0, to the target."""
+    """The error halfway from the original model's forget error (0 for a rate) to the target."""
     begun = start.get("forget_error", 0.0)
     return begun + max(target - begun, 0) / 2

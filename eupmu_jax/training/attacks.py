@@ -1,4 +1,4 @@
-"""Attacks on a diffusion model that is said to have forgotten a class or a word: what may bring it back."""
+"""Attacks that try to recover a class or a word that a diffusion model is claimed to have forgotten."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training.relearning import relearn_part
 
-# Of Adam, for the row of an embedding alone and for the whole model.
+# Learning rates of Adam, for the embedding row alone and for the whole model.
 ROW_RATE, RATE = 1e-2, 1e-4
 
 
@@ -30,32 +30,32 @@ def diffusion_attacks(
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, chex.Array]:
-    """Samples for a forgotten condition after each of what may bring it back.
+    """Returns samples for a forgotten condition after each attack that may recover it.
 
-    Judge them by a classifier that never saw a sample, and a retrained model's beside them: the more of them show what
-    was forgotten, the more was only hidden, but a retrained model gives back some of it too.
+    Judge them with a classifier that was never trained on samples, next to the samples of a retrained model. The more
+    samples show what was forgotten, the more of it was only hidden; a retrained model shows some of it too.
 
     Args:
-      task: Of `tasks.diffusion`, without `original`; one object for all models that are compared.
-      params: Of the model; left as they are.
-      row: Tree of bools like `params`, True for what stands for the condition alone: its row of an embedding.
+      task: A task of `tasks.diffusion`, without `original`; one object for all models that are compared.
+      params: Parameters of the model; not modified.
+      row: Tree of bools like `params`, True for the numbers that represent this condition only: its embedding row.
       forget, retain: Examples in memory, with images as `inputs`.
-      draw: `draw(params, **options) -> images`: `models.sampling.sample` for the forgotten condition, to which the
-        options go.
-      count: Images that `draw` returns.
-      row_steps, steps: Of training the row again, and the whole model.
+      draw: `draw(params, **options) -> images`: `models.sampling.sample` for the forgotten condition, with `options`
+        passed on.
+      count: Number of images that `draw` returns.
+      row_steps, steps: Steps of training the row, and of training the whole model.
       batch_size: Examples in each step.
-      seed: Of the examples drawn, and of all keys.
+      seed: Seed of the examples drawn and of all keys.
 
     Returns:
       Images by the name of the attack. `embedding`: the row alone is trained again on forgotten images (textual
       inversion, Gal et al. 2022, arXiv 2208.01618). `forgotten data` and `retained data`: the whole model is trained on
-      such images. `no guidance` and `ancestral`: another way to sample. `noised images`: sampling begins with forgotten
-      images, noised half of the way (SDEdit, Meng et al. 2022, arXiv 2108.01073).
+      those images. `no guidance` and `ancestral`: another sampler setting. `noised images`: sampling starts halfway,
+      from noised forgotten images (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
     Raises:
-      ValueError: As `relearn_part` and `sample` do, for a number below 1, an empty set or a `row` without a True, for
-        examples that the task refuses, and images of another number than `count`. Nothing has been trained then.
+      ValueError: As in `relearn_part` and `sample`; for a number below 1, an empty set, a `row` without any True,
+        examples that the task refuses, or if `draw` does not return `count` images. It is raised before any training.
 
     >>> from eupmu_jax import tasks
     >>> from eupmu_jax.models.sampling import sample
@@ -89,7 +89,7 @@ def diffusion_attacks(
         check_examples(name, part, task, params)
     check_same_shapes("row", row, "params", params)
     images = forget[np.arange(count) % len(forget)]["inputs"]
-    # What needs no training comes first, so that wrong images or options are told before any.
+    # Attacks without training come first, so that wrong images or options fail before any training.
     sampled = {"no guidance": draw(params, guidance=0.0)}
     if len(sampled["no guidance"]) != count:
         raise ValueError(

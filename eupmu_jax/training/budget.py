@@ -1,4 +1,4 @@
-"""A run under a limit on the loss of the whole retain set: steps, full passes between them, and a measured end."""
+"""A run under a limit on the loss of the whole retain set: blocks of steps, full passes, and a final line search."""
 
 import functools
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from eupmu_jax.surgery.feasibility import BestFeasibleState, best_feasible, furt
 
 
 class BudgetRun(NamedTuple):
-    """What a run under a limit leaves.
+    """The result of a run under a limit.
 
     Attributes:
-      best: The checkpoint to deploy and what was measured there; `infeasible` if nothing could be forgotten.
+      best: The checkpoint to deploy and its measurements; `infeasible` if nothing could be forgotten.
       last: Parameters after the last step, whatever their levels.
-      history: `step`, `forget_loss` and `levels`, a list for each, at the start and after every block of steps.
-      full_passes: How often the whole sets were measured; in the line search the retain set alone.
+      history: Lists `step`, `forget_loss` and `levels`, with an entry for the start and for every block of steps.
+      full_passes: How often the whole sets were measured; the line search measures the retain set alone.
     """
 
     best: BestFeasibleState
@@ -43,10 +43,11 @@ def run_within_limit(
 ) -> BudgetRun:
     """Alternates blocks of steps with measurements, and returns the best parameters measured to keep the limit.
 
-    Steps aim at the limit, on minibatches, and end somewhere near it. A search along a line leads from there to the
-    limit itself, by forward passes on the whole retain set (`furthest_feasible`): back towards the best checkpoint if
-    the end lies above, and on in the direction of the whole run, up to as far again, if it lies below. So the loss
-    returned is a measured one, and above the limit only if it was so at the start and no checkpoint brought it down.
+    The steps aim at the limit on minibatches, and end somewhere near it. From there a line search with forward passes
+    on the whole retain set (`furthest_feasible`) finds the limit itself. If the end lies above the limit, the search
+    goes back towards the best checkpoint. If it lies below, the search continues in the direction of the whole run, by
+    at most the same distance again. The loss of the result is therefore measured, and it is above the limit only if it
+    was so at the start and no checkpoint brought it down.
 
     Args:
       block: `block(params, state, anchor, index) -> (params, state)` makes `steps_per_block` steps; `anchor` is
@@ -54,13 +55,13 @@ def run_within_limit(
       measure: `measure(params) -> (forget_loss, levels)` on whole sets. A `jax.tree_util.Partial` with the data as
         its arguments lets runs of equal shapes share compiled code.
       limit: Float, or one for each level.
-      params, state: Start; left as they are.
+      params, state: Initial values; not modified.
       blocks, steps_per_block: Size of the run.
-      patience: Blocks without a checkpoint that forgets within the limit, after which the run stops.
+      patience: Number of blocks without a checkpoint that forgets within the limit after which the run stops.
       bisections: As in `furthest_feasible`.
 
     Returns:
-      The run. It may be shorter than asked for: `best.infeasible` says that the limit left no way to forget.
+      The run. It stops early if the limit leaves no room for forgetting; `best.infeasible` is then True.
 
     >>> block = lambda w, state, anchor, index: (w + 0.3, state)
     >>> measure = lambda w: (-w, w**2)
@@ -68,7 +69,7 @@ def run_within_limit(
     >>> round(float(found.best.params), 2), found.history["step"]
     (0.5, [0, 1, 2])
     """
-    # A Partial inside another would be a constant, compiled anew in every run.
+    # Wrapping a Partial again would turn its data into constants, compiled anew in every run.
     measure = measure if isinstance(measure, Partial) else Partial(measure)
     forget_loss, levels = _measure(measure, params)
     best = best_feasible(limit, patience).init(params, forget_loss, levels)
@@ -100,7 +101,7 @@ def run_within_limit(
 
 
 def _beyond(start, end):
-    """As far behind the end as that is from the start; counters and keys have no such point."""
+    """The point as far beyond the end as the end is from the start; counters and keys stay at the end."""
     return (2 * end - start).astype(end.dtype) if jnp.issubdtype(end.dtype, jnp.inexact) else end
 
 

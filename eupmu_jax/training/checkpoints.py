@@ -1,4 +1,4 @@
-"""Orbax checkpoints of parameters, with the JSON that says what they are and a digest that tells a damaged one."""
+"""Orbax checkpoints of parameters, with JSON metadata that identifies them and a digest that reveals damage."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ _DIGEST = "sha256"
 
 
 class DamagedError(ValueError):
-    """A checkpoint that cannot be read, or that is not what was written."""
+    """A checkpoint that cannot be read, or whose content differs from what was written."""
 
 
 def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
-    """Writes `params` and `meta` to `directory`, replacing what is there; a kill leaves the old or the new.
+    """Writes `params` and `meta` to `directory`, replacing what is there; a killed process leaves the old or the new.
 
     Raises:
-      ValueError: For a leaf without a number, which no checkpoint can hold, or a folder that could not be read again.
+      ValueError: For an empty leaf, which no checkpoint can hold, or a path that could not be read back.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -51,21 +51,21 @@ def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) ->
 def load(
     directory: str | Path, like: chex.ArrayTree, meta: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[chex.ArrayTree, dict[str, Any]] | None:
-    """Reads what `save` wrote, if its metadata agrees with every entry of `meta`; else None.
+    """Reads what `save` wrote if its metadata agrees with every entry of `meta`; else returns None.
 
-    The parameters of `eupmu unlearn --out RUN` are in `RUN/params`, so that `load("RUN/params", params)[0]` is they.
+    `eupmu unlearn --out RUN` writes its parameters to `RUN/params`; `load("RUN/params", params)[0]` reads them.
 
     Args:
-      directory: Where the checkpoint lies, or not.
+      directory: Folder of the checkpoint; it need not exist.
       like: Parameters of the expected structure, shapes and dtypes.
-      meta: Entries that must be equal for the checkpoint to be the wanted one.
+      meta: Entries that the saved metadata must match.
 
     Returns:
       The parameters and the saved metadata, or None.
 
     Raises:
-      DamagedError: For a checkpoint that cannot be read, or whose parameters are not those that were saved; also for
-        one of another model than `like`.
+      DamagedError: For a checkpoint that cannot be read, whose parameters are not those that were saved, or that
+        belongs to another model than `like`.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -76,7 +76,7 @@ def load(
             if step is None:
                 return None
             saved = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            # JSON turns tuples into lists and keys into strings; compare what it would make of the wanted entries.
+            # JSON turns tuples into lists and keys into strings, so the expected entries take the same round trip.
             if any(saved.get(key) != value for key, value in json.loads(json.dumps(dict(meta))).items()):
                 return None
             args = ocp.args.Composite(params=ocp.args.StandardRestore(_tree(like)))
@@ -84,7 +84,7 @@ def load(
     except Exception as error:
         if is_passing(error):
             raise
-        # Whatever Orbax and its file formats raise for files that are cut off or changed, or of another model.
+        # Orbax and its file formats raise many kinds of error for truncated or changed files and for other models.
         raise DamagedError(_message(directory, "that cannot be read")) from error
     params = restored[0] if jax.tree_util.all_leaves([like]) else restored
     if saved.pop(_DIGEST, None) != digest(params):
@@ -98,16 +98,16 @@ def cached(
     meta: dict[str, Any],
     make: Callable[[], tuple[chex.ArrayTree, dict[str, Any]]],
 ) -> tuple[chex.ArrayTree, dict[str, Any]]:
-    """What `make` returned when it was called for this metadata; it is called if that is not in the folder, or damaged.
+    """The checkpoint for this metadata; if it is missing or damaged, `make` is called and its result saved.
 
     Args:
-      folder: Has a checkpoint for each metadata.
+      folder: Folder with a checkpoint for each metadata.
       like: Parameters of the expected structure, shapes and dtypes.
-      meta: All that decides what is made.
-      make: Returns parameters, and more entries for the metadata.
+      meta: Everything that determines the result of `make`.
+      make: Returns parameters, and further entries for the metadata.
 
     Returns:
-      The parameters and the metadata with these entries.
+      The parameters, and the metadata with these entries.
     """
     directory = folder / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     try:
@@ -124,7 +124,7 @@ def cached(
 
 
 def _tree(params):
-    """The parameters as Orbax saves them: one array in a list, and scalars of NumPy as arrays without an axis."""
+    """The parameters as Orbax saves them: a single array in a list, and NumPy scalars as arrays without an axis."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf, params)
     return [params] if jax.tree_util.all_leaves([params]) else params
 

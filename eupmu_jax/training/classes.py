@@ -1,4 +1,4 @@
-"""Classes of examples: which are to go, and unseen examples that mix the others as a forget set does."""
+"""Classes of examples: which are to be forgotten, and unseen examples that mix the others as a forget set does."""
 
 import bisect
 from collections.abc import Collection, Mapping
@@ -10,24 +10,25 @@ from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.training.levels import batches_of
 
-# Unseen examples of a class that tell something of it, and the part of a mix that may be lacking.
+# Fewest unseen examples from which a class is judged, and the fraction of a mix that may be missing.
 FEW, LACKING = 5, 0.05
 
 
 def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[Any, Any] | None:
-    """Some examples, and unseen ones that mix the classes as they do; both whole where there are no labels.
+    """Given examples, and a subset of unseen ones with the same mix of classes; both in full if there are no labels.
 
-    A model treats unseen data of a hard class worse than that of an easy one, so that a forget set of another mix could
-    be told from all of it without any trace. The unseen ones are as many as mix so, up to one part in twenty.
+    A model has a higher error on unseen data of a hard class than on that of an easy one, so a forget set of another
+    mix could be told apart from unseen data although the model keeps no trace of it. The subset is the largest with the
+    mix of `some`, up to a missing fraction of one twentieth.
 
     Args:
-      task: Tells whether there are classes.
+      task: Determines whether there are classes.
       some, unseen: Examples.
-      gone: Classes that are to go, which are left out on both sides, as are those of which fewer than 5 are unseen,
-        unless that is every class of unseen data.
+      gone: Classes to be forgotten, which are left out on both sides. So are classes with fewer than 5 unseen examples,
+        unless this holds for every class of the unseen data.
 
     Returns:
-      Both sets, or None where no class, or no unseen example, is left.
+      Both sets, or None if no class or no unseen example is left.
 
     >>> from eupmu_jax import tasks
     >>> from eupmu_jax.tasks import as_examples
@@ -44,7 +45,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
     if not places:
         return None
     if max(np.unique(right, return_counts=True)[1], default=0) < FEW:
-        # So many classes that no mix can be made of them, of whatever classes.
+        # There are too many classes to match the mix, so the classes are ignored.
         stay = lambda part, labels: part_of(part, np.flatnonzero(~np.isin(labels, list(gone))))
         found = stay(some, left), stay(unseen, right)
         return found if len(found[1]) else None
@@ -55,7 +56,7 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
     shares, most = counts / counts.sum(), np.array([len(found) for found in places.values()])
     lacking = lambda n: np.sum(np.maximum(shares - most / n, 0)) > LACKING
     size = bisect.bisect_left(range(1, most.sum() + 1), True, key=lacking)
-    # Rounded in all, not one by one, or rare classes would be left out, or be too many.
+    # Cumulative rounding: rounding one by one would drop rare classes or take too many of them.
     wanted = np.diff(np.floor(np.cumsum(shares) * max(size, 1) + 0.5).astype(int), prepend=0)
     taken = [found[spread(len(found), n)] for found, n in zip(places.values(), wanted, strict=True) if n]
     kept = np.isin(left, list(places))
@@ -63,15 +64,15 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
 
 
 def labels_of(task: Task, examples: Any) -> np.ndarray | None:
-    """The labels `(n,)` of examples, for a classifier or a task with conditions; else None. A source is read whole."""
+    """The labels `(n,)` of examples for a classifier or a task with conditions, else None; reads a source in full."""
     parts = [] if task.num_classes is None and task.unknown is None else list(_labels(examples))
     return np.concatenate(parts) if parts else None
 
 
 def classes_to_go(task: Task, some: Any, retain: Any) -> frozenset[int]:
-    """Classes of some examples that the retained ones lack: what is left of the model need not know them at all.
+    """The classes of some examples that the retain set lacks, so that the model need not know them at all.
 
-    Of a source of retained examples no more is read than it takes to find all these classes.
+    A source of retain examples is read only until all classes have been found.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
@@ -96,7 +97,7 @@ def are_labelled(task: Task, examples: Any) -> bool:
 
 
 def _labels(examples):
-    """The labels in chunks; nothing if there are none."""
+    """Yields the labels in chunks; nothing if there are none."""
     if isinstance(examples, Examples):
         labels = examples.tree.get("labels") if isinstance(examples.tree, Mapping) else None
         if labels is not None and np.ndim(labels) == 1:

@@ -1,4 +1,4 @@
-"""Plain training of a model, and its outputs on many examples."""
+"""Ordinary training of a model, and its outputs on many examples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from eupmu_jax.training._streams import id_batches
 
 
 class Trained(NamedTuple):
-    """A trained model, and the seconds, on the clock and of the processor, that training took."""
+    """A trained model, and the wall-clock and processor seconds that training took."""
 
     params: chex.ArrayTree
     seconds: float
@@ -35,7 +35,7 @@ class Fitted(NamedTuple):
 
 
 def steps_of(count: int, *, epochs: int, batch_size: int) -> int:
-    """Optimizer steps that `fit` makes on so many examples.
+    """The number of optimizer steps that `fit` makes on `count` examples.
 
     >>> steps_of(100, epochs=2, batch_size=30), steps_of(10, epochs=2, batch_size=30)
     (6, 2)
@@ -60,17 +60,17 @@ def fit(
 
     Args:
       loss: `loss(params, statistics, batch, key) -> (scalar, statistics)`.
-      params, statistics: The initial ones; statistics are an empty dict for a model without BatchNorm.
+      params, statistics: Initial values; `statistics` is an empty dict for a model without BatchNorm.
       examples: The training set.
       epochs, batch_size, learning_rate: The schedule decays from `learning_rate` to 0.
-      seed: Seed of the order of the examples, and of the keys.
-      average: Decay d of a moving average of the parameters, which is what is returned then; diffusion models are
-        sampled from it. In step n = 0, 1, ... it is :math:`\min(d, (1 + n) / (10 + n))`, so that the beginning is
-        forgotten.
+      seed: Seed of the order of the examples and of the keys.
+      average: Decay d of a moving average of the parameters, which is then returned instead; diffusion models are
+        sampled from it. In step n = 0, 1, ... the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that the first steps
+        lose their weight.
       on_step: Called after each step, for a progress bar.
 
     Returns:
-      The parameters after the last step, or their average, and what they cost.
+      The parameters after the last step, or their average, with the statistics and the cost of training.
     """
     batch_size = min(batch_size, len(examples))
     steps = steps_of(len(examples), epochs=epochs, batch_size=batch_size)
@@ -101,7 +101,7 @@ def fit(
     for count in range(steps):
         carry = compiled(*carry, tree, next(batches), np.int32(count))
         if jax.default_backend() == "cpu":
-            # Steps are only queued otherwise, all of them at once, and a progress bar would be full at the start.
+            # Otherwise all steps are queued at once, and a progress bar would be full at the start.
             jax.block_until_ready(carry)
         on_step()
     jax.block_until_ready(carry)
@@ -111,7 +111,7 @@ def fit(
 
 
 def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: Any) -> Fitted:
-    """`fit` on the retain loss of a task, for a model without running statistics.
+    """Runs `fit` on the retain loss of a task, for a model without running statistics.
 
     Raises `ValueError` before the first step for examples that the task refuses.
 
@@ -131,7 +131,7 @@ def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: A
 
 
 def trained(cache: Path, like: chex.ArrayTree, meta: dict[str, Any], make: Callable[[], Fitted]) -> Trained:
-    """What `make` returns, or the checkpoint in `cache` of the same metadata; see `checkpoints.cached`."""
+    """The result of `make`, or its checkpoint in `cache` for the same metadata; see `checkpoints.cached`."""
 
     def made():
         fitted = make()

@@ -1,4 +1,4 @@
-"""What a run would take: memory of a step as compiled, and passes; nothing is trained."""
+"""The memory and the passes that a run would take, from the compiled step and without training."""
 
 import functools
 from collections.abc import Callable
@@ -24,16 +24,17 @@ from eupmu_jax.training.classes import classes_to_go
 
 
 class Footprint(NamedTuple):
-    """Of a run of `unlearn`.
+    """The memory and the passes of a run of `unlearn`.
 
     Attributes:
-      arguments, temporary: Bytes of a compiled step on this device: what it is given (parameters, frozen ones
-        included, state of the optimizer, examples in memory), and what it computes with.
-      outside: Bytes that the largest of the passes before and after all steps takes beside these arguments: its
-        examples, up to 500, and of EUPMU budget's end 2,000 at once whatever the batches, a copy of the parameters, and
-        what it computes with; 0 if there is none.
-      forward, backward: Examples passed through the model, as in the result of `unlearn`; without those that find the
-        level of a class that is to go, or a target without held-out data, at most 16 for each of 2,000 examples.
+      arguments, temporary: Bytes of a compiled step on this device: its arguments (parameters including frozen ones,
+        optimizer state, examples in memory), and its temporary buffers.
+      outside: Bytes that the largest pass before or after the steps takes in addition to these arguments; 0 if there is
+        none. It counts the examples of the pass (up to 500, or 2,000 at the end of EUPMU budget, whatever the batch
+        sizes), a copy of the parameters, and temporary buffers.
+      forward, backward: Examples passed through the model, as in the result of `unlearn`. The passes that find the
+        level of a class to be forgotten, or a target without held-out data, are not counted: at most 16 for each of
+        2,000 examples.
     """
 
     arguments: int
@@ -83,7 +84,7 @@ def footprint(
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
     if chosen.steers:
-        # No size depends on the number.
+        # No size depends on the value of the target.
         settings = steered(task, settings, 0.5, 0.0)
         measured += passes_of_start(task, sets.forget)
     terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
@@ -108,7 +109,7 @@ def footprint(
 
 
 def _of_levels(task, params, sets, held_out, given):
-    """The passes that find a target, and those that tell whether it was reached, as `Procedure.outside` has them."""
+    """The passes that find a target and those that check whether it was reached, in the form of `Procedure.outside`."""
     parts = sets.forget, sets.retain, held_out if held_out is not None else ()
     chunk = levels.chunk_of(task, params, sets.forget)
     found = [(functools.partial(levels.errors_and_losses, task), min(chunk, max(map(len, parts))))]
@@ -119,7 +120,7 @@ def _of_levels(task, params, sets, held_out, given):
 
 
 def _bytes_of(function, params, examples, count):
-    """What a function of the parameters and so many examples takes: compiled for their shapes, without them."""
+    """The bytes that a function of the parameters and `count` examples takes, compiled from their shapes alone."""
     like = lambda tree, lead: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead(leaf), jnp.result_type(leaf)), tree)
     batch = like(examples[np.zeros(1, int)], lambda leaf: (count, *np.shape(leaf)[1:]))
     memory: Any = jax.jit(function).lower(like(params, np.shape), batch).compile().memory_analysis()

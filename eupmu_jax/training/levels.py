@@ -1,4 +1,4 @@
-"""How a model treats data that it never saw: the level to which a forget set is brought, and whether it is there."""
+"""The error of a model on data that it never saw: the level to forget to, and whether a forget set has reached it."""
 
 import functools
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.tasks.task import of_each
 
-# Examples that are measured at once, and what their outputs may take: a language model's are a megabyte a few tokens.
+# Examples measured at once, and the bytes their outputs may take: a language model needs a megabyte for a few tokens.
 CHUNK, OUTPUT_BYTES = 500, 2**28
-# Examples of a set that stand for it where that is enough.
+# Examples of a set that are measured where a sample is enough.
 MOST = 2_000
 CONFIDENCE = 0.95
 
@@ -27,7 +27,7 @@ class Level(NamedTuple):
     Attributes:
       error: The mean of `task.error`, or of the retain loss where the task has no error.
       low, high: Its 95 % interval.
-      examples: How many.
+      examples: Number of examples.
     """
 
     error: float
@@ -40,10 +40,10 @@ class Comparison(NamedTuple):
     """Whether forgotten and unseen examples can be told apart.
 
     Attributes:
-      difference: Forgotten less unseen, of the mean errors.
-      low, high: Its 95 % interval; where it holds 0 they cannot be told apart by their errors.
-      losses_p_value: Of the two-sample Kolmogorov-Smirnov test of the retain losses, or of `Task.nll` if there is one;
-        a small one tells them apart.
+      difference: Mean error of the forgotten examples minus that of the unseen ones.
+      low, high: Its 95 % interval. If it contains 0, the two sets cannot be told apart by their errors.
+      losses_p_value: p-value of the two-sample Kolmogorov-Smirnov test of the retain losses, or of `Task.nll` if there
+        is one. A small value tells the sets apart.
     """
 
     difference: float
@@ -53,21 +53,22 @@ class Comparison(NamedTuple):
 
 
 def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
-    r"""The error of a model on examples that it never saw: what forgetting should reach, and no more.
+    r"""The error of a model on examples that it never saw: the level that forgetting should reach and not exceed.
 
     .. math:: \hat e = \frac1n \sum_i e(\theta, x_i)
 
-    A model trained without the forget set would treat that like any data it never saw. It would have seen fewer
-    examples in all, so its own level is a little higher, by less for a smaller forget set. For errors that are 0 or 1
-    the interval is Wilson's, which holds for rates near 0 too; for others it is Student's of their mean.
+    A model trained without the forget set would treat it like any data it never saw. Such a model would have seen fewer
+    examples in all, so its own level is a little higher; the smaller the forget set, the smaller the difference. For
+    errors that are 0 or 1 the interval is Wilson's, which also holds for rates near 0; for others it is Student's t
+    interval of the mean.
 
     Args:
-      task: Its `error` is averaged, or its retain loss where that is None.
-      params: Of the original model.
+      task: Its `error` is averaged, or its retain loss if `error` is None.
+      params: Parameters of the original model.
       held_out: Examples as `unlearn` takes them.
 
     Returns:
-      The level. An interval within 5 points of a rate of 10 % takes 140 examples.
+      The level. To know a rate of 10 % to within 5 points takes 140 examples.
 
     Raises:
       ValueError: For an empty set, an error that is not finite, or a loss that is NaN.
@@ -86,7 +87,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
 
 
 def measured_level(task: Task, params: chex.ArrayTree, examples: Examples, most: int | None = None) -> Level:
-    """The level of any examples, as `unseen_level` has it, finite or not; of at most `most`, spread over the set."""
+    """As `unseen_level`, for any examples and without its checks, on at most `most` of them spread over the set."""
     errors, _ = figures_of(task, params, examples, most)
     return level_of(errors)
 
@@ -95,11 +96,11 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     """`unseen_level` of each group of examples, such as the classes.
 
     Args:
-      task, params, held_out: As there.
+      task, params, held_out: As in `unseen_level`.
       groups: `(n,)`: the group of each example.
 
     Raises:
-      ValueError: As there, and for another number of groups than examples.
+      ValueError: As in `unseen_level`, and if `groups` does not have one entry for each example.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
@@ -117,15 +118,15 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
 
 
 def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most: int = MOST) -> Comparison:
-    r"""Compares what a model does on forgotten and on unseen examples, at most so many of each, spread over the sets.
+    r"""Compares a model on forgotten and on unseen examples, on at most `most` of each, spread over the sets.
 
-    The interval of errors that are 0 or 1 is that of two independent rates. Other errors may owe most of their spread
-    to noise that a task draws anew for each place of a batch, as that of a diffusion model to its times. Each is then
-    compared with others at the same place: with n examples in one set and :math:`k n` or more in the other,
+    For errors that are 0 or 1 the interval is that of two independent rates. The spread of other errors may come mostly
+    from noise that the task draws for each position in a batch, such as the times of a diffusion model. Each error is
+    then compared with others at the same position: with n examples in one set and :math:`k n` or more in the other,
 
     .. math:: d_i = e_i - \frac1k \sum_{j=1}^k e'_{ij}, \qquad \bar d \pm t_{n-1}\, \mathrm{sd}(d) / \sqrt n
 
-    The test of the losses leaves that noise in, and tells less of such a task than it could.
+    The test of the losses does not remove that noise, so it has less power for such a task.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
@@ -139,7 +140,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     sets = [as_examples(name, data) for name, data in (("forget", forget), ("held_out", held_out))]
     forgotten, unseen = (figures_of(task, params, part, most) for part in sets)
     if any(np.isnan(losses).any() for _, losses in (forgotten, unseen)):
-        # Of a model that is lost, whose errors may look like any.
+        # The model has diverged, and its errors may look plausible.
         return Comparison(np.nan, np.nan, np.nan, np.nan)
     both = forgotten[0], unseen[0]
     if _is_rate(np.concatenate(both)):
@@ -156,7 +157,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
 
 
 def _differences_at_places(task, params, sets, errors):
-    """Of each error of the smaller set, and the mean of those of the larger one at its place in batches of its size."""
+    """Differences between each error of the smaller set and the mean error of the larger one at the same position."""
     few = int(len(errors[0]) > len(errors[1]))
     count, groups = len(errors[few]), len(errors[1 - few]) // len(errors[few])
     positions = spread(len(sets[1 - few]), count * groups)
@@ -165,7 +166,7 @@ def _differences_at_places(task, params, sets, errors):
 
 
 def _deviation(errors):
-    """Of the mean; never 0, as no error among n examples does not prove that there is none (the rule of succession)."""
+    """Standard error of the mean; never 0, as zero errors in n examples prove no zero rate (rule of succession)."""
     if _is_rate(errors):
         rate = (np.sum(errors) + 1) / (len(errors) + 2)
         return np.sqrt(rate * (1 - rate) / len(errors))
@@ -173,7 +174,7 @@ def _deviation(errors):
 
 
 def _quantile(count):
-    """Student's, of a mean of so many errors."""
+    """Quantile of Student's t for the mean of `count` errors."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else np.inf
@@ -184,7 +185,7 @@ def _is_rate(errors):
 
 
 def level_of(errors: np.ndarray) -> Level:
-    """Their mean and its 95 % interval."""
+    """The mean of the errors and its 95 % interval."""
     from scipy import stats
 
     mean, count = float(np.mean(errors)), len(errors)
@@ -196,14 +197,14 @@ def level_of(errors: np.ndarray) -> Level:
 
 
 def check_finite(level: Level) -> Level:
-    """The level; raises `ValueError` if it is none."""
+    """Returns the level; raises `ValueError` if its error is not finite."""
     if not np.isfinite(level.error):
         raise ValueError(f"held_out: got a mean error of {level.error}, expected finite errors of the original model")
     return level
 
 
 def check_losses(name: str, losses: np.ndarray) -> None:
-    """Raises `ValueError` that names the set and the examples whose loss is NaN, if there are any."""
+    """Raises `ValueError` if any loss is NaN, and names the set and the first such example."""
     if np.isnan(losses).any():
         raise ValueError(
             f"{name}: got {np.isnan(losses).sum()} of {len(losses)} examples whose loss under the original model is "
@@ -212,13 +213,13 @@ def check_losses(name: str, losses: np.ndarray) -> None:
 
 
 def check_told(name: str, task: Task, params: chex.ArrayTree, examples, *figures: float) -> None:
-    """`check_losses` of a whole set, where a figure of it is NaN."""
+    """Runs `check_losses` on a whole set if one of its figures is NaN."""
     if np.isnan(figures).any():
         check_losses(name, figures_of(task, params, examples)[1])
 
 
 def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The error and the retain loss of each example, or of at most `most`, spread over the set: `(n,)`, float64."""
+    """The error and retain loss of each example, or of at most `most` spread over the set: `(n,)` each, float64."""
     chunk = chunk_of(task, params, examples)
     parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most, chunk)]
     errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
@@ -226,14 +227,14 @@ def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = 
 
 
 def batches_of(examples, most: int | None = None, chunk: int = CHUNK) -> Iterator[chex.ArrayTree]:
-    """A set in batches of `chunk`, or at most so many of it, spread over it."""
+    """Iterates over a set in batches of `chunk`, or over at most `most` examples spread over it."""
     positions = spread(len(examples), most or len(examples))
     for start in range(0, len(positions), chunk):
         yield examples[positions[start : start + chunk]]
 
 
 def chunk_of(task: Task, params: chex.ArrayTree, examples) -> int:
-    """How many examples are measured at once: 500, or fewer whose outputs take 256 MB."""
+    """How many examples to measure at once: 500, or as many as keep the outputs within 256 MB."""
     outputs = jax.eval_shape(functools.partial(_outputs, task), params, examples[np.zeros(1, int)])
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))
     return max(1, min(CHUNK, OUTPUT_BYTES // max(size, 1)))
@@ -246,7 +247,7 @@ def _outputs(task, params, batch):
 
 @jit_for_task()
 def errors_and_losses(task: Task, params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[chex.Array, chex.Array]:
-    """Those of each example of a batch."""
+    """The error and the retain loss of each example of a batch."""
     outputs = task.outputs(params, batch, None)
     losses = of_each(task.retain, outputs, batch)
     errors = losses if task.error is None else jnp.asarray(task.error(outputs, batch))

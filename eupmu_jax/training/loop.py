@@ -1,9 +1,9 @@
-"""The loop of every run: steps that can be stopped and taken up again, on the same devices or on others.
+"""The loop of every run: steps that can be stopped and resumed, on the same devices or on others.
 
-What goes on from a checkpoint is parameters, optimizer and multiplier state, the key, and the number of the step, which
-is the position in the data (`eupmu_jax.training.mesh.feed`) and is folded into the key. On the same mesh a run in parts
-is equal to one in a piece bit by bit; on another it is so to rounding, since sums over devices are taken in another
-order.
+A checkpoint holds the parameters, the optimizer and multiplier state, the key, and the step number, which is the
+position in the data (`eupmu_jax.training.mesh.feed`) and is folded into the key. On the same mesh an interrupted run
+equals an uninterrupted one bit for bit. On another mesh they agree up to rounding, since sums over devices are taken in
+another order.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from eupmu_jax.training._faults import check_readable, is_passing
 from eupmu_jax.training._signals import stopping
 from eupmu_jax.training.mesh.placement import Carry
 
-# The place of the carry's digest in the saved history.
+# The key of the carry's digest in the saved history.
 _DIGEST = "sha256"
 _END = object()
 
@@ -37,9 +37,9 @@ class Progress(NamedTuple):
     """Where a run ended.
 
     Attributes:
-      carry: After the last step.
+      carry: The carry after the last step.
       step: Number of the step that would come next.
-      preempted: Whether SIGTERM ended it; the checkpoint of `step` is written, and the process should exit.
+      preempted: Whether SIGTERM ended the run; the checkpoint of `step` is written, and the process should exit.
     """
 
     carry: Carry
@@ -62,39 +62,39 @@ def run(
     log: Callable[[int, Any], None] = lambda count, metrics: None,
     log_every: int = 10,
 ) -> Progress:
-    """Makes steps `first` to `first + steps - 1`, or those that the checkpoint in `directory` has not made yet.
+    """Makes steps `first` to `first + steps - 1`, or those still missing from the checkpoint in `directory`.
 
-    SIGTERM, which announces the end of a preemptible machine, ends the run behind a step, with a checkpoint. So does
-    Ctrl-C, of which the second ends it at once. Several processes agree on that step wherever SIGTERM came, through
-    JAX's preemption service; a single process that is not part of `jax.distributed` handles the signals itself, so the
-    call must be in its main thread. A process killed without warning loses the steps since the last checkpoint, and
-    nothing else.
+    SIGTERM, which announces the end of a preemptible machine, ends the run after the current step, with a checkpoint.
+    So does Ctrl-C; a second Ctrl-C ends it at once. Several processes agree on the step to stop at through JAX's
+    preemption service, whichever of them received SIGTERM. A single process that is not part of `jax.distributed`
+    handles the signals itself, so the call must be in its main thread. A process killed without warning loses only the
+    steps since the last checkpoint.
 
     Args:
       advance: `advance(carry, count, batch) -> (carry, metrics)`, such as that of `placement.compile_step`. Steps are
-        dispatched ahead of their execution; `log` and checkpoints wait.
-      carry: The start; donated, and dropped for that of the checkpoint if there is one.
+        dispatched asynchronously; `log` and checkpoints wait for them.
+      carry: The initial carry; donated, and replaced by that of the checkpoint if there is one.
       batches: `batches(step)` iterates over the batches from that step on; see `mesh.feed.batches`.
-      steps: How many there are in all.
-      first: Number of the first. A second run in the same processes goes on from the numbers of the one before: the
-        step to stop at is agreed on by its number, and processes that count anew could miss it.
-      directory: Of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run. None saves
-        nothing, and leaves SIGTERM to the caller.
-      meta: What makes the run what it is (data, seed, settings; not the mesh), as JSON. Saved, and compared.
-      history: Lists that the callbacks add to. They are saved with every checkpoint, and put back on resuming.
+      steps: Number of steps in all.
+      first: Number of the first step. A second run in the same processes must continue the numbering of the one before:
+        processes agree on the number of the step to stop at, and could miss it if numbers started again.
+      directory: Directory of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run. None
+        saves nothing, and leaves SIGTERM to the caller.
+      meta: What identifies the run (data, seed, settings; not the mesh), as JSON. Saved, and compared on resuming.
+      history: Lists that the callbacks append to. Saved with every checkpoint, and restored on resuming.
       save_every: Steps between checkpoints. The last step is always saved.
       on_step: Called after every step as `on_step(steps made, carry)`; it must not keep the carry.
-      log: Called in every process as `log(steps made, metrics)`, the metrics as numpy arrays.
-      log_every: Steps between those calls.
+      log: Called in every process as `log(steps made, metrics)`, with the metrics as NumPy arrays.
+      log_every: Steps between calls of `log`.
 
     Returns:
-      Where the run ended; at once, if its last step is in the checkpoint already.
+      Where the run ended. Returns at once if the checkpoint already holds the last step.
 
     Raises:
-      ValueError: For counts below 1; for a checkpoint of a run with other `meta`, of other structure or shapes, or of
-        more steps; for a folder in which another process is at work; for batches that end too early.
-      OSError: If a checkpoint cannot be written, as on a full disk. Of the last one that is a warning.
-      KeyboardInterrupt: After Ctrl-C, once the checkpoint is written, or what else the program does about it.
+      ValueError: For counts below 1, for a checkpoint of a run with other `meta`, of other structure or shapes, or of
+        more steps, for a folder that another process is using, or for batches that end too early.
+      OSError: If a checkpoint cannot be written, as on a full disk. For the last checkpoint this is only a warning.
+      KeyboardInterrupt: After Ctrl-C, once the checkpoint is written, unless the program handles Ctrl-C otherwise.
 
     >>> carry = Carry(jnp.zeros(()), (), jax.random.key(0))
     >>> advance = lambda carry, count, batch: (carry._replace(params=carry.params + batch), ())
@@ -130,7 +130,7 @@ def run(
             with _written(directory, count, warns=count == last):
                 manager.wait_until_finished()
     if signal.SIGINT in received:
-        # Now for whoever handles it otherwise.
+        # Pass the signal on to the handler that was replaced.
         signal.raise_signal(signal.SIGINT)
     return Progress(carry, count, stopped or bool(received))
 
@@ -141,16 +141,16 @@ def _save(manager, count, carry, meta, history):
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(carry),
         meta=ocp.args.JsonSave(meta),
-        # A copy: it is written while the next steps add to it.
+        # A copy, as it is written in the background while the next steps append to it.
         history=ocp.args.JsonSave(copy.deepcopy(history) | {_DIGEST: _digest(carry)}),
     )
-    # By force, or the manager would go by an interval of its own.
+    # Without force the manager would apply its own save interval.
     manager.save(count, args=items, force=True)
 
 
 @contextlib.contextmanager
 def _written(directory, count, warns):
-    """Names the folder where a checkpoint cannot be written; of a run that has made its steps that is a warning."""
+    """Names the folder when a checkpoint cannot be written; after the last step this is only a warning."""
     try:
         yield
     except Exception as error:
@@ -162,53 +162,53 @@ def _written(directory, count, warns):
 
 
 def _digest(carry):
-    """Of what this process can see whole; None on a mesh of several processes."""
+    """Digest of a carry that this process can address in full; None on a mesh of several processes."""
     return digest(carry) if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(carry)) else None
 
 
 @contextlib.contextmanager
 def _checkpoints(directory):
-    """What writes and reads them, while no other process does."""
+    """The checkpoint manager of a directory, locked against other processes."""
     if directory is None:
         yield None
         return
-    # Here alone: the package itself does not load what only checkpoints need.
+    # Imported lazily: only checkpoints need it.
     import orbax.checkpoint as ocp
     from etils import epath
 
     path = epath.Path(directory)
-    # A URL counts as absolute; making it so again would turn it into a local path.
+    # A URL already counts as absolute; `absolute()` would turn it into a local path.
     path = path if path.is_absolute() else path.absolute()
-    # What a killed run left half written goes before the next is written, without a warning.
+    # Removes what a killed run left half written before the next save, without a warning.
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
     with _lock(path):
         manager = ocp.CheckpointManager(path, options=options)
         try:
             yield manager
         finally:
-            # What went wrong in writing was said by then.
+            # Errors in writing have been reported by now.
             with contextlib.suppress(Exception):
                 manager.close()
 
 
 def _lock(path):
-    """Of a folder on this machine; of several processes that share a run, the first one's."""
+    """The lock of a local folder, held by the first of the processes that share a run."""
     if "://" in str(path) or jax.process_index() > 0:
         return contextlib.nullcontext()
     path.mkdir(parents=True, exist_ok=True)
-    # A finished run can be read where nothing can be written.
+    # A finished run can be read from a read-only folder.
     return alone(Path(path), "directory") if os.access(path, os.W_OK) else contextlib.nullcontext()
 
 
 def _identity(carry, meta):
-    """`meta` as JSON would return it, and the shape of every leaf, so that nothing is read into the wrong place."""
+    """`meta` after a round trip through JSON, with the shape of every leaf, so that no leaf is restored as another."""
     leaves = jax.tree_util.tree_flatten_with_path(carry)[0]
     shapes = {f"carry{jax.tree_util.keystr(path)}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
     return json.loads(json.dumps(meta)) | shapes
 
 
 def _restore(manager, carry, meta, first, history):
-    """The step to go on with and its carry, in the places of `carry`: the latest checkpoint's, or as given."""
+    """The step to resume at and its carry, sharded like `carry`: from the latest checkpoint, or as given."""
     import orbax.checkpoint as ocp
 
     count = manager.latest_step()
@@ -222,7 +222,7 @@ def _restore(manager, carry, meta, first, history):
     with _readable(damaged):
         found = manager.restore(count, args=json_items)
         saved = found["meta"]
-    # The caller's entries first; shapes of leaves may be many, and follow from them.
+    # The caller's entries come first: leaf shapes may be many, and follow from them.
     names = sorted(saved | meta, key=lambda name: (name.startswith("carry"), name))
     if differing := [name for name in names if saved.get(name) != meta.get(name)]:
         listed = ", ".join(f"{name} {meta.get(name)!r} (saved: {saved.get(name)!r})" for name in differing[:5])
@@ -233,7 +233,7 @@ def _restore(manager, carry, meta, first, history):
     expected = found["history"].pop(_DIGEST, None)
     history.update(found["history"])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), carry)
-    # Or a device would have to hold two of them.
+    # Freed first, or a device would have to hold two copies.
     jax.tree.map(lambda leaf: leaf.delete(), carry)
     with _readable(damaged):
         restored = manager.restore(count, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
@@ -244,7 +244,7 @@ def _restore(manager, carry, meta, first, history):
 
 @contextlib.contextmanager
 def _readable(damaged):
-    """Says of a checkpoint that cannot be read what to do about it."""
+    """Replaces the error of an unreadable checkpoint by a message that says what to do about it."""
     try:
         yield
     except Exception as error:

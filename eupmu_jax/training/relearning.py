@@ -1,12 +1,12 @@
 """Relearning curves: how fast a few steps of fine-tuning bring back what was unlearned.
 
-A model whose forgotten answers are only suppressed gives them again after steps that teach a retrained model next to
-nothing. Compare each unlearned model with the retrained one, from the same steps:
+A model that only suppresses the forgotten answers gives them again after a few steps, which teach a retrained model
+next to nothing. Compare each unlearned model with the retrained one, after the same steps:
 
 - forget-side: train on a small part of the forget set and watch the rest of it;
 - retain-only (arXiv 2505.22310): train on retain examples and watch the forget set.
 
-What is hidden from one part of a model alone, such as the row of a class in an embedding, `relearn_part` finds again.
+`relearn_part` recovers what was hidden in one part of a model alone, such as the embedding row of a class.
 """
 
 import functools
@@ -31,8 +31,8 @@ class Curve(NamedTuple):
     """Accuracy on the watched examples against steps of fine-tuning.
 
     Attributes:
-      step: `(P,)` ints, 0 first and the last step last.
-      accuracy: `(P,)` percentages; UA is 100 less this.
+      step: `(P,)` ints, from 0 to the last step.
+      accuracy: `(P,)` percentages; UA is 100 minus this.
     """
 
     step: np.ndarray
@@ -52,28 +52,28 @@ def relearn(
     seed: int = 0,
     frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
 ) -> Curve:
-    """Fine-tunes a model on its retain loss with Adam, and watches its accuracy on other examples.
+    """Fine-tunes a model on its retain loss with Adam, and tracks its accuracy on other examples.
 
-    Models are compared by calls with the same arguments but `params`: they get the same batches and steps, and with the
-    same task the step is compiled once for all of them.
+    To compare models, call it with the same arguments except `params`: all models then see the same batches and steps,
+    and with the same task object the step is compiled only once.
 
     Args:
-      task: With an `error`; accuracy is 100 less the mean error in percent.
-      params: Of the model; left as they are.
+      task: A task with an `error`; accuracy is 100 minus the mean error in percent.
+      params: Parameters of the model; not modified.
       train: Examples to fine-tune on.
-      watch: Examples to watch.
-      steps, every: Optimizer steps, and how many of them between two measurements.
-      batch_size: At most as many as there are in `train`.
-      learning_rate: Constant.
-      seed: Of the order of the examples.
-      frozen: What stays as it is, as in `unlearn`; the state of Adam is of the others alone.
+      watch: Examples on which accuracy is measured.
+      steps, every: Optimizer steps, and the number of steps between two measurements.
+      batch_size: Examples in each step; at most all of `train`.
+      learning_rate: Constant learning rate.
+      seed: Seed of the order of the examples.
+      frozen: Leaves to keep unchanged, as in `unlearn`; Adam has state for the others only.
 
     Returns:
-      The curve; a classifier whose parameters stop being finite shows as one that names class 0 for all.
+      The curve. A classifier whose parameters are no longer finite counts as one that predicts class 0 for everything.
 
     Raises:
       ValueError: For a number below 1, an empty set, examples that the task refuses, a task without `error`, or a
-        wrong tree of what is frozen.
+        `frozen` tree that does not match.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -92,14 +92,14 @@ def relearn(
     if task.error is None:
         raise ValueError("task.error: got None, expected a function (outputs, batch) -> (n,)")
     batches = id_batches(train.ids, min(batch_size, len(train)), np.random.default_rng(seed))
-    # Once, or every step would send the whole set to the device; the steps donate the parameters.
+    # Placed once, or every step would send the whole set to the device.
     tree = jax.tree.map(jnp.asarray, train.tree)
     free, fixed = split(mask_of(params, frozen), jax.tree.map(jnp.asarray, params))
     free = jax.tree.map(jnp.array, free)
     state = optax.adam(learning_rate).init(free)
     measured = {0: accuracy(task, params, watch)}
     for count in range(1, steps + 1):
-        # A key, or a model of noisy examples would see the same noise in every step and learn that.
+        # Each step needs its own key, or a diffusion model would see the same noise in every step and learn it.
         key = jax.random.fold_in(jax.random.key(seed), count)
         free, state = _step(task, learning_rate, free, state, fixed, tree, next(batches), key)
         if count % every == 0 or count == steps:
@@ -118,27 +118,27 @@ def relearn_part(
     learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> chex.ArrayTree:
-    """Fine-tunes a part of a model alone on its retain loss, with Adam.
+    """Fine-tunes only a part of a model on its retain loss, with Adam.
 
-    On images to forget, and with the row of a class or word in an embedding as the part, that is textual inversion (Gal
-    et al. 2022, arXiv 2208.01618): what comes back was in the rest of the network all the time. Compare with a
-    retrained model, which gives back some of it too.
+    With the images to forget as examples, and the embedding row of a class or word as the part, this is textual
+    inversion (Gal et al. 2022, arXiv 2208.01618): what it recovers was in the rest of the network all along. Compare
+    with a retrained model, from which some of it is recovered too.
 
     Args:
-      task: Any; one object for all models that are compared, as the steps are compiled once for each.
-      params: Of the model; left as they are.
-      part: Tree of bools like `params`, arrays of their shapes: True where a number may change.
-      examples: In memory; batches are drawn from them with replacement.
+      task: Any task. Use one object for all models that are compared, as each object compiles the steps once.
+      params: Parameters of the model; not modified.
+      part: Tree of bool arrays of the structure and shapes of `params`, True where a number may change.
+      examples: Examples in memory; batches are drawn from them with replacement.
       steps, batch_size: Optimizer steps, and examples in each.
-      learning_rate: Constant.
-      seed: Of the examples drawn, and of all keys.
+      learning_rate: Constant learning rate.
+      seed: Seed of the examples drawn and of all keys.
 
     Returns:
-      The parameters, to the bit as they were where `part` is False.
+      The parameters, bitwise unchanged where `part` is False.
 
     Raises:
-      ValueError: For a number below 1, an empty set, examples that the task refuses, or a part of another structure,
-        shape or kind, or without a True.
+      ValueError: For a number below 1, an empty set, examples that the task refuses, or a `part` of another structure,
+        shape or dtype, or without any True.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -172,7 +172,7 @@ def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rat
         chosen = jax.random.choice(key, ids, (batch_size,))
         batch = jax.tree.map(lambda leaf: leaf[chosen], tree)
         slopes = jax.grad(lambda params: task.retain(task.outputs(params, batch, key), batch))(params)
-        # What stays has moments of 0, and steps of 0.
+        # Zero gradients keep Adam's moments, and so its updates, at 0 outside the part.
         slopes = jax.tree.map(lambda slope, changes: jnp.where(changes, slope, 0), slopes, part)
         updates, state = optimizer.update(slopes, state)
         return (optax.apply_updates(params, updates), state), None
@@ -181,7 +181,7 @@ def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rat
 
 
 def accuracy(task: Task, params: chex.ArrayTree, examples: Examples) -> float:
-    """100 less the mean of the task's error in percent, over a whole set in batches."""
+    """100 minus the mean of the task's error in percent, over a whole set in batches."""
     batches = batches_of(examples, chunk=chunk_of(task, params, examples))
     return float(100 * np.mean(1 - np.concatenate([_error(task, params, batch) for batch in batches])))
 
@@ -192,15 +192,15 @@ def _error(task, params, batch):
 
 
 def area_between(curve: Curve, retrained: Curve) -> float:
-    """Mean over the steps of how far a curve lies above the retrained model's, in percentage points.
+    """The mean height of a curve above the retrained model's, in percentage points.
 
-    The integral of the difference by the trapezoidal rule, divided by the number of steps. 0 for a model that relearns
-    as the retrained one does, positive for one that relearns faster or had not forgotten, at most 100. Negative is no
-    proof of forgetting: a model pushed further from the answer than the retrained one first has to come back, and one
-    that was only pushed very far looks slow in few steps. Look at the curves, and how steeply they rise once they do.
+    It is the integral of the difference by the trapezoidal rule, divided by the number of steps: 0 for a model that
+    relearns as the retrained one does, positive for one that relearns faster or had not forgotten, and at most 100. A
+    negative value does not prove forgetting. A model pushed further from the answer than the retrained one first has to
+    come back, so over few steps it looks slow. Look at the curves, and at how steeply they rise once they do.
 
     Args:
-      curve, retrained: Of `relearn` with the same arguments but the parameters.
+      curve, retrained: Results of `relearn` with the same arguments except the parameters.
 
     Raises:
       ValueError: If the curves were measured at different steps.

@@ -1,4 +1,4 @@
-"""`unlearn`: any method on any task, from two sets of examples to unlearned parameters."""
+"""`unlearn`: runs any method on any task, from a forget set and a retain set to unlearned parameters."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,26 +25,26 @@ from eupmu_jax.training.mesh.placement import Carry, laid_out
 
 
 class Unlearned(NamedTuple):
-    """An unlearned model and how it came about.
+    """An unlearned model, and the record of the run that produced it.
 
     Attributes:
-      params: After the last step, and after what the method does then.
-      history: Dict of equally long lists: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
+      params: The final parameters, after the last step and whatever the method does at its end.
+      history: Dict of lists of equal length: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
         sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
-        the gradients of the two objectives; NaN where there is none. On at most 2,000 examples of each set. Empty
-        without probes. A run that went on has the points of its earlier parts too.
-      figures: What the original parameters (`original`), those after the last step (`last`) and those returned
-        (`returned`) show on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`, and
-        `forget_error` and so on where the task has an error. Empty without probes.
-      share: How much of the way from the original to the last parameters a measured limit left: 1 if it cost nothing, 0
-        if nothing could be forgotten within it. None for a method that measures no end.
-      seconds, processor_seconds: Time of preparation, steps and end, without probes; with `warm` without compilation.
-        Of a run in parts, that of all parts up to their last checkpoints.
-      compile_seconds: Time to compile, with `warm`; else 0.
-      forward, backward: Examples passed through the model by the method: its steps, what it measures before and after
-        them, and for a target that is measured, the held-out data. The starting figures and probes are not among them.
-      level: For a method that steers to a level: what it aimed at, what it reached, and at what cost to the retain set.
-        None for other methods, and without probes.
+        the gradients of the two objectives; NaN where a value does not exist. Measured on at most 2,000 examples of
+        each set. Empty without probes. A resumed run includes the points of its earlier parts.
+      figures: Losses and errors of the original parameters (`original`), those after the last step (`last`) and those
+        returned (`returned`), on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`,
+        and `forget_error` and so on where the task has an error. Empty without probes.
+      share: Fraction of the path from the original to the last parameters that the measured limit allowed: 1 if the
+        limit cost nothing, 0 if nothing could be forgotten within it. None for a method that measures no end.
+      seconds, processor_seconds: Time for preparation, steps and end, without probes; with `warm` also without
+        compilation. For a run in parts, the time of all parts up to their last checkpoints.
+      compile_seconds: Compilation time with `warm`; else 0.
+      forward, backward: Examples that the method passed through the model: in its steps, in what it measures before and
+        after them, and, for a measured target, the held-out data. Starting figures and probes are not counted.
+      level: For a method that steers to a level: its target, what it reached, and the cost to the retain set. None for
+        other methods, and without probes.
     """
 
     params: chex.ArrayTree
@@ -87,57 +87,63 @@ def unlearn(
     Args:
       method: "EUPMU", which forgets to the level of unseen data within a limit on the retain error, or a key of
         `methods.METHODS`; `eupmu methods` lists them.
-      task: Of `eupmu_jax.tasks`, or one of your own.
-      params: Of the original model: any pytree of arrays, a dict or the `nnx.Param`s of a Flax NNX model (statistics of
-        BatchNorm would be trained as well). Left as they are.
-      forget, retain: Trees of arrays with one leading axis, or anything with `len(data)` and `data[positions] -> batch`
-        for an array of positions. Both give batches of one structure; examples that are in both cause a warning.
+      task: A task of `eupmu_jax.tasks`, or one of your own.
+      params: Parameters of the original model: any pytree of arrays, such as a dict or the `nnx.Param`s of a Flax NNX
+        model (do not include BatchNorm statistics: they would be trained as well). They are not modified.
+      forget, retain: Trees of arrays with a common leading axis, or any objects with `len(data)` and
+        `data[positions] -> batch` for an array of positions. Both must give batches of the same structure. Examples
+        that appear in both cause a warning.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
-        classifier mixed as in the forget set; a class, or a condition of a diffusion model, that the retain set lacks
-        is to go. Without any the level is `task.unknown` of the forget set where the task has that, else chance
-        (1 - 1 / classes, 1 of other rates and of errors that are all 0 or 1; else there is no level), which is logged.
-        Their figures are reported beside the others.
+        classifier mixed as in the forget set. A class, or a condition of a diffusion model, that the retain set lacks
+        is forgotten completely. Without held-out data the level is `task.unknown` of the forget set if the task has it,
+        else chance, which is logged: 1 - 1 / classes for a classifier, 1 for other rates and for errors that are all 0
+        or 1, otherwise no level. Figures on held-out data are reported next to the others.
       steps: Optimizer steps.
-      settings: The method's, such as `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`; None
-        takes the middle of what the benchmark searches, and the task's first forget loss (`forget_objective`). Nearly
-        all methods read `optimizer` ("adam" or "sgd"; others are for the transforms), `momentum` and `weight_decay`
-        too, and warn where they do not; `eupmu methods` says which. EUPMU takes missing ones from there too. It reads
-        `allowed_error` (the rise of the retain error), or in its place `limit` (an absolute one) or `allowed_rise` (of
-        the loss, in nats), and `target` (the forget error). An error is in units of `task.error`: 0.01 is a point of
-        accuracy of a classifier. One that is no rate may rise by a tenth of the way from the forget error to its
-        target, if no limit is set: 0.095 of it, as the 0.95 points of a rate are to one of 10 %.
-      seed: Of the order of the examples, and of all keys.
-      forget_batch, retain_batch: Examples in each step; whole sets, if these are smaller.
-      frozen: Tree of bools like `params`, True where they stay as they are, or a function of `params` that returns one.
-        The method never sees what is frozen; it is a constant of the compiled programs, which each call makes anew and
-        drops at its end. For a large model, and on a mesh that splits parameters, set
-        JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment: JAX passes it as an argument then, in its parts.
-      mesh: Places parameters by `sharding.param_shardings`, but for those that lie on it already, in a layout of your
-        own, and examples along the axis `data`, into which batches have to divide; sets that are smaller than their
-        batch are cut to fit.
-      directory: Checkpoints go there, and the same call goes on from the last one, with the same result to the bit on
-        the same devices. None saves nothing.
+      settings: Settings of the method, such as
+        `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`. None takes the middle of the range
+        that the benchmark searches, and the task's first forget loss as `forget_objective`; EUPMU fills in single
+        missing settings in the same way. Nearly all methods also read `optimizer` ("adam" or "sgd"; use the transforms
+        for others), `momentum` and `weight_decay`; `eupmu methods` says which do, and the others warn. EUPMU reads
+        `allowed_error` (the allowed rise of the retain error), or instead `limit` (an absolute retain error) or
+        `allowed_rise` (of the retain loss, in nats), and `target` (the forget error). Errors are in units of
+        `task.error`: for a classifier 0.01 is one point of accuracy. If no limit is set and the error is not a rate,
+        the retain error may rise by about a tenth of the distance from the forget error to its target: by 0.095 of it,
+        which matches the default of 0.95 points for a rate with a target of 10 %.
+      seed: Seed of the order of the examples and of all keys.
+      forget_batch, retain_batch: Examples in each step; the whole set if it is smaller.
+      frozen: Tree of bools like `params`, True for the leaves to keep unchanged, or a function of `params` that returns
+        such a tree. The method never sees frozen leaves: they are constants of the compiled programs, which each call
+        compiles anew and drops at its end. For a large model, and on a mesh that splits parameters, set
+        JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment; JAX then passes them as arguments and keeps their
+        sharding.
+      mesh: Mesh to run on. Parameters are placed by `sharding.param_shardings`, except those already on the mesh, which
+        keep their layout. Examples are split along the axis `data`, whose size must divide the batch sizes; a set
+        smaller than its batch is cut to fit.
+      directory: Directory for checkpoints. The same call resumes from the last one, and on the same devices gives the
+        same result bit for bit. None saves nothing.
       save_every: Steps between checkpoints.
-      probes: Points in time at which losses are measured, besides the start; 0 measures nothing.
-      progress: Whether to show a progress bar and the figures at the end, which needs rich.
+      probes: How often losses are measured during the run, in addition to the start; 0 measures nothing.
+      progress: Whether to show a progress bar, and the figures at the end; requires rich.
       on_step: Called after each step.
-      start: `retain_loss` and `retain_error` of the original model over the whole retain set, if they are known; they
-        are measured otherwise.
-      warm: Whether to compile everything beforehand, so that `seconds` holds no compilation.
+      start: `retain_loss` and `retain_error` of the original model over the whole retain set, if known; otherwise they
+        are measured.
+      warm: Whether to compile everything in advance, so that `seconds` excludes compilation.
 
     Returns:
-      The unlearned parameters, and what became of both losses. Runs that differ in the numbers of `settings` alone
-      share compiled code.
+      The unlearned parameters, and how both losses developed. Runs that differ only in the numbers of `settings` share
+      compiled code.
 
     Raises:
-      ValueError: Before any step: for an unknown method or setting, a task without a function that the method needs or
+      ValueError: Before any step: for an unknown method or setting, a task that lacks a function the method needs or
         whose functions return something else, sets that are empty or of different structure, a number that is not
-        positive, a batch that the mesh cannot share out, parameters that are not floating point arrays, or a checkpoint
-        of another run.
-      InterruptedError: If SIGTERM ended the run; its checkpoint is whole, and the same call goes on from it.
+        positive, a batch that the mesh cannot split evenly, parameters that are not floating point arrays, or a
+        checkpoint of another run.
+      InterruptedError: If SIGTERM ended the run. Its checkpoint is complete; repeat the call to resume.
 
-    A warning is given if the limit took back more than half of the way, which retain figures alone would not show; of a
-    method that steers to a level, if probes show that the error is short of half of it, too.
+    Warns:
+      UserWarning: If the limit took back more than half of the run's progress, which retain figures alone would not
+        show. For a method that steers to a level, only if probes show that the forget error is also less than halfway
+        to its target.
 
     >>> from eupmu_jax import tasks
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))
@@ -154,7 +160,7 @@ def unlearn(
     options: dict[str, Any] = {"settings": settings, "frozen": frozen, "mesh": mesh, "directory": directory}
     run = ready(method, task, params, (forget, retain, held_out), counts, start=start, **options)
     task, sets, settings, aim, procedure = run.task, run.sets, run.settings, run.aim, run.procedure
-    # Ints of NumPy are no JSON.
+    # NumPy integers cannot be written as JSON.
     steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(run.params, sets.forget, sets.retain, prepare_key)
@@ -172,7 +178,7 @@ def unlearn(
     # The step donates its arguments; the caller keeps the original ones.
     params = jax.tree.map(jnp.array, run.params)
     carry = Carry(params, procedure.init(params, prepared), step_key)
-    # Of a run with frozen parameters the step goes with the run.
+    # With frozen parameters the step must not outlive the run, so it bypasses the cache.
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
     numbers, choices = parted(settings)
     take = compiled(run.chosen.make, task, run.terms, choices, sets.in_memory)
@@ -184,7 +190,7 @@ def unlearn(
         extra = prepared, numbers, run.start, fed, count, epoch(int(count)), draw_key, carry.key
         params, state = take(carry.params, carry.state, *extra)
         if jax.default_backend() == "cpu":
-            # With several steps under way, a model that calls Python can wait for a thread that waits for it.
+            # With several steps in flight, a model that calls back into Python can deadlock.
             jax.block_until_ready(params)
         return Carry(params, state, carry.key), ()
 
@@ -239,7 +245,7 @@ def unlearn(
     clock.stop()
     spent = clock.total()
     if not probes:
-        # Of earlier parts that had probes.
+        # Earlier parts of the run may have had probes.
         watch.history.clear()
     watch.add_figures("last", last)
     watch.add_figures("returned", returned)

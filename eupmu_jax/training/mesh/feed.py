@@ -1,7 +1,7 @@
-"""Batches for a mesh, read through grain: a function of the step's number, and of nothing else.
+"""Batches for a mesh, read through grain: a function of the step number alone.
 
-The order of the examples is fixed by the seed, and step s takes the batch at position s of it. So the position in the
-data is the number of the step: a run starts again anywhere at no cost, and the number of processes changes nothing.
+The seed fixes the order of the examples, and step s takes the batch at position s of that order. The position in the
+data is therefore the step number: a run can resume anywhere at no cost, and the number of processes changes nothing.
 Each process reads only the rows that its own devices hold.
 """
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eupmu_jax.sharding import check_axes
 
-# Endless for a run, but a number: grain zips only data sets of one length, and has none for those without an end.
+# More than any run needs, but finite: grain zips only data sets of equal length, and infinite ones have no length.
 _STEPS = 2**31
 
 
@@ -31,21 +31,21 @@ def batches(
     """Endless batches of K example sets, every pass over a set in a new order; a batch may span two passes.
 
     Args:
-      read: `read(ids) -> tree` with leaves `(len(ids), ...)`, for the ids of any of the sets. It is called with the
-        rows that this process needs and no others, in a thread that reads ahead.
+      read: `read(ids) -> tree` with leaves `(len(ids), ...)`, for the ids of any of the sets. It is called only with
+        the rows that this process needs, in a thread that reads ahead.
       ids: The examples of every set, forget first, `(n_k,)` each.
-      sizes: Examples in a batch of each set, over all processes; multiples of the mesh axis `data`.
-      mesh: With an axis `data`, over the devices of any number of processes, in any order.
-      seed: Of the orders of all sets; the same in all processes.
-      threads: Threads that read ahead; 0 reads when a batch is asked for.
+      sizes: Examples in a batch of each set, over all processes; multiples of the size of the mesh axis `data`.
+      mesh: A mesh with an axis `data`, over the devices of any number of processes, in any order.
+      seed: Seed of the orders of all sets; the same in all processes.
+      threads: Threads that read ahead; 0 reads each batch when it is requested.
 
     Returns:
       `start(step)`: an iterator from that step on. It yields tuples of K batches, global arrays with examples along
       `data` (the layout of `sharding.batch_shardings`).
 
     Raises:
-      ValueError: For an empty set, another number of sets than of sizes, a size that `data` does not divide; later,
-        for a leaf that `read` gave another number of rows than it was asked for.
+      ValueError: For an empty set, numbers of sets and sizes that differ, or a size that is not a multiple of `data`;
+        while iterating, for a leaf from `read` with a wrong number of rows.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> start = batches(lambda ids: {"x": ids * 10}, [np.arange(3), np.arange(3, 9)], [3, 2], mesh, seed=0)
@@ -85,7 +85,7 @@ def batches(
 
 
 def layout(read: Callable[[np.ndarray], Any], ids: Sequence[np.ndarray], sizes: Sequence[int], mesh: Mesh) -> tuple:
-    """Shapes, dtypes and shardings of one step's `batches`; reads one example of each set. Arguments as there.
+    """Shapes, dtypes and shardings of one step's `batches`, with its arguments; reads one example of each set.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> forget, retain = layout(lambda ids: np.zeros((len(ids), 28, 28)), [np.arange(9), np.arange(9)], [2, 6], mesh)
@@ -103,7 +103,7 @@ def layout(read: Callable[[np.ndarray], Any], ids: Sequence[np.ndarray], sizes: 
 
 
 def _checked(ids, sizes, mesh):
-    """Into how many parts examples are shared out."""
+    """The number of parts into which examples are split; raises `ValueError` for wrong arguments."""
     check_axes(mesh)
     data = mesh.shape["data"]
     if len(ids) != len(sizes):
@@ -117,14 +117,14 @@ def _checked(ids, sizes, mesh):
 
 
 def _held(sharding, size, block):
-    """Which blocks of rows this process's devices hold; on a TPU slice they need not lie side by side."""
+    """The blocks of rows that this process's devices hold; on a TPU slice they need not be adjacent."""
     places = sharding.addressable_devices_indices_map((size,)).values()
     return sorted({index[0].indices(size)[0] // block for index in places})
 
 
 def _rows(examples, block, part, data, seed):
-    """Position s: the ids of step s in the blocks `part` of `data`, one after the other."""
+    """A data set whose element s holds the ids of step s in the blocks `part` of `data`, concatenated."""
     passes = _STEPS * block * data // len(examples) + 1
     order = grain.MapDataset.source(np.asarray(examples)).seed(int(seed)).shuffle().repeat(passes).batch(block)
-    # Block b of step s is number s * data + b: each process draws the ids of its own rows alone.
+    # Block b of step s has number s * data + b, so each process draws only the ids of its own rows.
     return grain.experimental.ZipMapDataset([order[b : _STEPS * data : data] for b in part]).map(np.concatenate)

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, where it lies on a mesh, and the step compiled for that."""
+"""What a run carries from step to step, its layout on a mesh, and the step compiled for that layout."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from eupmu_jax.tasks import Task
 
 
 class Carry(NamedTuple):
-    """What one step hands to the next, and a checkpoint holds; the key stays as it is."""
+    """What one step passes to the next, and what a checkpoint holds; the key never changes."""
 
     params: chex.ArrayTree
     state: optax.OptState
@@ -32,10 +32,10 @@ def layout(
     *,
     axes: tuple[str, ...] = ("model",),
 ) -> Carry:
-    """Shapes, dtypes and shardings of a run's carry, without an array: enough to compile the step, for any device.
+    """Shapes, dtypes and shardings of a run's carry, without arrays: enough to compile the step for any device.
 
     Args:
-      optimizer: Whose state the step takes.
+      optimizer: The optimizer whose state the step takes.
       params: Arrays or `jax.ShapeDtypeStruct`s.
       key: A typed key.
       mesh, axes: As in `sharding.param_shardings`.
@@ -63,11 +63,11 @@ def place(
     *,
     axes: tuple[str, ...] = ("model",),
 ) -> Carry:
-    """A run's start, as `layout` has it: copies of the parameters, and the optimizer's state made where it will lie.
+    """A run's initial carry in the layout of `layout`: copied parameters, and optimizer state created in place.
 
     Args:
       optimizer, mesh, axes: As in `layout`.
-      params: The same in every process, or global arrays; the caller keeps them.
+      params: The same in every process, or global arrays; not donated.
       key: Typed key, the same in every process; step s gets `jax.random.fold_in(key, s)`.
 
     >>> carry = place(optax.adam(0.1), {"w": np.ones(3)}, jax.random.key(0), sharding.make_mesh())
@@ -75,7 +75,7 @@ def place(
     ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, layout(optimizer, params, key, mesh, axes=axes))
-    # The steps donate what they are given, so nothing may be the caller's: device_put alone shares buffers.
+    # The steps donate their arguments, so they must not share the caller's buffers, as device_put alone would.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.params)
     params = copy(jax.device_put(params, places.params))
     state = jax.jit(optimizer.init, out_shardings=places.state)(params)
@@ -83,22 +83,22 @@ def place(
 
 
 def _key_on(key, place):
-    """A typed key on a mesh: device_put takes none to the devices of other processes."""
+    """A typed key on a mesh; device_put cannot move one to the devices of other processes."""
     wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(key))
     return jax.jit(wrap, out_shardings=place)(np.asarray(jax.random.key_data(key)))
 
 
 def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compiled:
-    """Compiles `step` for these places of its arguments, with the carry donated and its result in the same places.
+    """Compiles `step` for the shardings of its arguments; the carry is donated, and returned with the same shardings.
 
     Args:
       step: `step(params, state, batches, key) -> (params, state, metrics)`, that of `explicit_step` or `implicit_step`
-        for a loss that takes a key. Metrics are small: every device gets all of them.
+        for a loss that takes a key. Metrics should be small, as they are replicated.
       carry: From `place` or `layout`.
-      batches: One step's, or their shapes and shardings from `feed.layout`.
+      batches: The batches of one step, or their shapes and shardings from `feed.layout`.
 
     Returns:
-      `advance(carry, count, batches) -> (carry, metrics)`; its `memory_analysis()` tells the bytes on each device.
+      `advance(carry, count, batches) -> (carry, metrics)`; its `memory_analysis()` gives the bytes on each device.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, carry)
 
@@ -111,17 +111,17 @@ def compile_step(step: Callable, carry: Carry, batches: Any) -> jax.stages.Compi
 
 
 def model_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The axes that split parameters: `model`, of a mesh that has it."""
+    """The mesh axes that split parameters: `model`, if the mesh has it."""
     return ("model",) if "model" in mesh.shape else ()
 
 
 def params_on(mesh: Mesh, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Where parameters lie on a mesh: those that are on it already stay, others are put by `sharding.param_shardings`.
+    """Shardings of parameters on a mesh: their own if they are already on it, else by `sharding.param_shardings`.
 
-    So a layout of one's own, over more axes than `model` or that of `nnx.get_named_sharding`, is kept.
+    So a custom layout is kept, for example over more axes than `model`, or from `nnx.get_named_sharding`.
 
     Args:
-      mesh: Of `sharding.make_mesh`.
+      mesh: From `sharding.make_mesh`.
       params: Arrays or `jax.ShapeDtypeStruct`s.
 
     >>> mesh, own = sharding.make_mesh(), PartitionSpec("data")
@@ -138,14 +138,15 @@ def params_on(mesh: Mesh, params: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """Where `laid_out` puts the parameters and the state of a method on a mesh.
+    """The shardings that `laid_out` gives the parameters and the state of a method on a mesh.
 
-    Parameters lie as `params_on` says. A leaf of the state lies as the parameter whose path ends its own
-    path, if it has that parameter's shape, or that shape behind an objective axis; everything else is replicated.
+    Parameters are placed by `params_on`. A leaf of the state is sharded like the parameter whose path is a suffix of
+    its own path, if it has the shape of that parameter or that shape after an objective axis. Everything else is
+    replicated.
 
     Args:
       params, state: Arrays or `jax.ShapeDtypeStruct`s.
-      mesh: Of `sharding.make_mesh`.
+      mesh: From `sharding.make_mesh`.
 
     >>> params = {"w": jax.ShapeDtypeStruct((512, 128), np.float32)}
     >>> mine, moments = places_of(params, {"mu": params, "count": np.int32(0)}, sharding.make_mesh())
@@ -170,13 +171,13 @@ def places_of(params: chex.ArrayTree, state: chex.ArrayTree, mesh: Mesh) -> tupl
 
 
 def sharing(task: Task, mesh: Mesh) -> Task:
-    """The task, whose compiled passes share out their examples along `data` wherever the batch lies, evenly or not.
+    """The task with compiled passes that split their examples along `data`, wherever the batch lies, evenly or not.
 
-    Batches of a step lie there already; those that a run is measured on may have any size.
+    Batches of a step are already laid out this way; those that a run is measured on may have any size.
 
     Args:
-      task: Any.
-      mesh: With an axis `data`. Where its axes are explicit, the task stays as it is.
+      task: Any task.
+      mesh: A mesh with an axis `data`. If its axes are explicit, the task is returned unchanged.
     """
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         return task
@@ -185,7 +186,7 @@ def sharing(task: Task, mesh: Mesh) -> Task:
     def share(leaf):
         if not isinstance(leaf, jax.core.Tracer):
             return leaf
-        # An argument is shared out evenly or not at all; what is computed from it need not be.
+        # Arguments can only be split evenly, so the batch is padded first; the slice need not be even.
         missing = -len(leaf) % mesh.shape["data"]
         whole = jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]) if missing else leaf
         return jax.lax.with_sharding_constraint(whole, place)[: len(leaf)]
@@ -194,19 +195,19 @@ def sharing(task: Task, mesh: Mesh) -> Task:
 
     outputs, unknown = task.outputs, task.unknown
     return task._replace(
-        # What is compiled for the run goes with it.
+        # `owner` drops what is compiled for the run along with it.
         outputs=owner(lambda params, batch, key: outputs(params, shared(batch), key)),
         unknown=None if unknown is None else lambda params, batch: unknown(params, shared(batch)),
     )
 
 
 def laid_out(carry: Carry, step: Callable, mesh: Mesh) -> tuple[Carry, Callable]:
-    """A carry that was made on one device, laid out on a mesh by `places_of`, and a step that leaves it there.
+    """A carry from one device, laid out on a mesh by `places_of`, and a step that keeps this layout.
 
     Args:
-      carry: On one device.
+      carry: The carry on one device.
       step: `step(params, state, *rest) -> (params, state)`, jitted; it is traced again for the mesh.
-      mesh: Of `sharding.make_mesh`.
+      mesh: From `sharding.make_mesh`.
     """
     layout = places_of(carry.params, carry.state, mesh)
     params, state = jax.device_put((carry.params, carry.state), layout)

@@ -1,11 +1,11 @@
-"""What a compiled program will do on its devices, read from its HLO text: collectives, with loops counted in full."""
+"""The collectives of a compiled program, read from its HLO text, with every iteration of a loop counted."""
 
 import math
 import re
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Of an element, where the name of the type does not say so by its bits.
+# Bytes of an element, for types whose name does not contain the number of bits.
 BYTES = {"pred": 1.0, "token": 0.0}
 
 
@@ -14,9 +14,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: One of `KINDS`.
-      shape: Of its result on each device, as HLO writes it, without layouts.
+      shape: Shape of its result on each device, as HLO writes it, without layouts.
       size: Bytes of the result.
-      group: Devices that take part.
+      group: Number of devices that take part.
       times: How often it runs in one call of the program.
     """
 
@@ -41,11 +41,11 @@ def collectives(text: str) -> list[Collective]:
       text: `jax.jit(f).lower(...).compile().as_text()`, for any platform.
 
     Returns:
-      One entry for each, asynchronous ones once. A loop whose length XLA does not know counts as one turn.
+      One entry for each; an asynchronous one counts once. A loop of unknown length counts as one iteration.
     """
     blocks = _computations(text)
     times = _times(blocks)
-    # Where no groups are named, all take part.
+    # If no groups are named, all devices take part.
     everyone = max([2, *map(int, re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0]))])
     found = {}
     for name, lines in blocks.items():
@@ -57,7 +57,7 @@ def collectives(text: str) -> list[Collective]:
                 # The start of an asynchronous operation returns its operand and its result, and perhaps more.
                 size = max(_sizes(shape)) if started and kind != "all-reduce" else sum(_sizes(shape))
                 channel = re.search(r"channel_id=(\d+)", rest)
-                # A TPU splits one collective into parts of one channel, for other work to run in between.
+                # A TPU splits a collective into parts with the same channel, so that other work can run in between.
                 found[channel[1] if channel else (name, line)] = Collective(
                     kind, shape, size, _group(rest, everyone), times[name]
                 )
@@ -110,7 +110,7 @@ def _sizes(shape):
 
 
 def _bytes(dtype):
-    """Of an element: f8e4m3fn has 8 bits, c64 has 64, and so on."""
+    """Bytes of an element: f8e4m3fn has 8 bits, c64 has 64, and so on."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
     return BYTES.get(dtype, 4.0) if bits is None else int(bits[1]) / 8
 

@@ -1,4 +1,4 @@
-"""Devices to compile for, whether or not they are here: named TPU slices, and CPU devices by number."""
+"""Devices to compile for, whether or not they are present: named TPU slices, and a number of CPU devices."""
 
 import contextlib
 import math
@@ -11,15 +11,15 @@ import jax
 
 
 class Chip(NamedTuple):
-    """What one chip can do at best.
+    """Peak figures of one chip.
 
     Attributes:
-      flops: bfloat16 operations a second.
+      flops: bfloat16 operations per second.
       memory: Bytes.
-      memory_bandwidth: Bytes a second.
-      network_bandwidth: Bytes a second that the links to other chips of the slice bring in, all together.
-      axes: Dimensions of the torus that its slices are.
-      largest: Chips of the largest slice.
+      memory_bandwidth: Bytes per second.
+      network_bandwidth: Bytes per second received over all links to other chips of the slice together.
+      axes: Dimensions of the torus that a slice forms.
+      largest: Chips in the largest slice.
     """
 
     flops: float
@@ -30,7 +30,7 @@ class Chip(NamedTuple):
     largest: int
 
 
-# Each CPU device has threads of its own.
+# Each CPU device has its own threads.
 MOST_CPU_DEVICES = 1_024
 # cloud.google.com/tpu/docs/v5e, v5p and v6e; interconnect figures there count both directions.
 CHIPS = {
@@ -44,16 +44,16 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
     """The devices of a topology, and the figures of its chips.
 
     Args:
-      topology: `"v5e:16x16"`, `"v5p:8x8x8"`, `"v6e:4x4"`: a TPU slice, which libtpu describes and compiles for on any
-        machine; or `"cpu:8"`, that many devices of this machine's CPU, if JAX has not started yet.
+      topology: A TPU slice such as `"v5e:16x16"`, `"v5p:8x8x8"` or `"v6e:4x4"`, which libtpu can describe and compile
+        for on any machine; or `"cpu:8"` for that many CPU devices on this machine, if JAX has not started yet.
 
     Returns:
-      Devices for `sharding.make_mesh`, and a `Chip`, or None for a CPU. From then on JAX runs on the CPU alone in this
-      process, if it has not started yet.
+      Devices for `sharding.make_mesh`, and a `Chip`, or None for a CPU. If JAX has not started yet, it runs only on the
+      CPU in this process from then on.
 
     Raises:
-      ValueError: For another kind, a shape that the kind does not come in, missing libtpu, or CPU devices that JAX
-        cannot add any more.
+      ValueError: For an unknown kind, a shape that this kind does not have, missing libtpu, or CPU devices that JAX can
+        no longer add.
 
     >>> len(devices("cpu:1")[0])
     1
@@ -67,7 +67,7 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
             f"topology: got {topology!r}, expected a slice such as v5e:16x16 of one of {', '.join(CHIPS)}, or cpu:8"
         )
     chip, sizes = CHIPS[kind], [int(size) for size in shape.split("x")]
-    # On slices far larger than any that exist, libtpu crashes instead of saying so.
+    # For slices far larger than any that exist, libtpu crashes instead of raising an error.
     if len(sizes) != chip.axes or not 0 < math.prod(sizes) <= chip.largest:
         raise ValueError(
             f"topology: got {topology!r}, expected {chip.axes} axes and at most {chip.largest} chips: a {kind} slice"
@@ -97,14 +97,14 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
 
 
 def _hold_no_accelerator():
-    """Whoever compiles for devices that are not here runs nothing on those that are."""
+    """Keeps JAX off accelerators, as a process that compiles for absent devices runs nothing on those present."""
     jax.config.update("jax_platforms", "cpu")
 
 
 def _cpu_devices(count):
     if count > MOST_CPU_DEVICES:
         raise ValueError(f"topology: got cpu:{count}, expected at most cpu:{MOST_CPU_DEVICES}")
-    # JAX may have started, and may have enough devices all the same.
+    # JAX may have started already, with enough devices.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
     found = jax.devices("cpu")
