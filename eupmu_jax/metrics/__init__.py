@@ -1,4 +1,4 @@
-"""Figures that judge an unlearned model: pure functions of logits and labels, or of texts, on the host."""
+"""Metrics of an unlearned model: pure functions of logits and labels, or of texts, computed on the host."""
 
 from eupmu_jax.metrics.classification import GAP_METRICS, accuracy, average_gap, confidence, evaluate, kl, mean_loss
 from eupmu_jax.metrics.intervals import Interval, paired_interval, tied

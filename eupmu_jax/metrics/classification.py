@@ -14,9 +14,8 @@ GAP_METRICS = ("UA", "RA", "TA", "MIA")
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Percentage of rows of `logits` `(N, C)` whose largest entry is at `labels` `(N,)`; ties go to the lower class.
 
-    NaN where a logit is: the largest of such a row would be at its first NaN, and a lost model know class 0.
-
-    Raises `ValueError` for labels that are no classes, as do the next two.
+    NaN if any logit is NaN; otherwise argmax would return the first NaN, and a diverged model would seem to predict
+    class 0. Raises `ValueError` for labels that are not classes, as do the next two functions.
 
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
     50.0
@@ -49,9 +48,9 @@ def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
     """Mean over examples of KL(p || q) = sum_k p_k (log p_k - log q_k), in nats.
 
     Take p from the unlearned and q from the retrained model, on the forget set and on the test set. KL(unlearned ||
-    retrained) is the direction in which Golatkar et al. (CVPR 2020) define forgetting. It weighs by what the unlearned
-    model says: an answer that it still gives counts the more, the less the retrained model thinks of it. The other
-    direction hardly sees such an answer, and sees above all where the unlearned model is the sharper one.
+    retrained) is the direction in which Golatkar et al. (CVPR 2020) define forgetting. It weights by the unlearned
+    model's probabilities: an answer that it still gives counts more the less likely the retrained model finds it. The
+    reverse direction is hardly affected by such an answer, and mostly by places where the unlearned model is sharper.
 
     A second retrained model, from another seed, gives the value to expect of perfect unlearning; it is not 0.
 
@@ -59,8 +58,8 @@ def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
       logits_p, logits_q: `(N, C)` on the same examples, in the same order.
 
     Returns:
-      A number of at least 0, computed in float64; infinite only where q is 0 by a logit of -inf and p is not, and NaN
-      for logits that are.
+      A number of at least 0, computed in float64; infinite only if q is 0 through a logit of -inf where p is not, and
+      NaN if a logit is NaN.
 
     Raises:
       ValueError: If the shapes differ.
@@ -88,25 +87,25 @@ def evaluate(
     shadow_size: int = SHADOW_SIZE,
     attacks: Sequence[str] = FEATURES,
 ) -> dict:
-    """All figures of one model.
+    """All metrics of one model.
 
     Args:
       train_logits: `(N, C)` for the whole training set, without augmentation.
       test_logits: `(M, C)` for the test set.
       dataset: The data.
-      split: What was to be forgotten.
-      seed, shadow_size: Of the attacks, see `svc_attack`.
-      attacks: Features to attack by besides the confidence; each takes as long again.
+      split: The split into forget and retain set.
+      seed, shadow_size: For the attacks; see `svc_attack`.
+      attacks: Features to attack in addition to the confidence; each attack takes about as long as the first.
 
     Returns:
       UA = 100 - accuracy on the forget set; RA, TA = accuracy on the retain and the test set; `mia`, the MIA efficacy
-      by each feature, and MIA, that by confidence; `retain_loss`, `forget_loss` and `test_loss`, mean cross-entropies
-      over the whole sets. If a class was forgotten, TA, the attacks and `test_loss` leave it out of the test set, as
-      the protocol does, and `test_UA` is 100 - accuracy on it there: on examples that the model never saw.
+      for each feature, and MIA, that for the confidence; `retain_loss`, `forget_loss` and `test_loss`, mean
+      cross-entropies over the whole sets. If a class was forgotten, TA, the attacks and `test_loss` leave it out of the
+      test set, as the protocol does, and `test_UA` is 100 - accuracy on its test examples, which the model never saw.
 
     Raises:
-      ValueError: For an unknown attack, a split of which both sides have an example, or a test set in which one side of
-        the forgotten class is missing.
+      ValueError: For an unknown attack, a split with an example on both sides, or a test set without examples of the
+        forgotten class or without any others.
 
     >>> from eupmu_jax import data
     >>> digits = data.load("digits", seed=0)
@@ -151,9 +150,9 @@ def evaluate(
 
 
 def average_gap(figures: dict, retrained: dict) -> float:
-    """Mean absolute difference of UA, RA, TA and MIA to those of the model retrained with the same seed and split.
+    """Mean absolute difference of UA, RA, TA and MIA from those of the model retrained with the same seed and split.
 
-    Average it over seeds after, not before: the gap of averages is smaller.
+    Compute it for each seed and average the gaps; the gap between averages is smaller.
 
     >>> figures = {"UA": 5.0, "RA": 100.0, "TA": 94.0, "MIA": 13.0}
     >>> average_gap(figures, figures | {"UA": 7.0, "MIA": 11.0})

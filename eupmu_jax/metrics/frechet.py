@@ -1,16 +1,16 @@
-"""The Frechet distance of two sets of features."""
+"""The Frechet distance between two sets of features."""
 
 import numpy as np
 
 
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
-    r"""Between the Gaussians of two sets of features (Dowson & Landau 1982).
+    r"""The Frechet distance between the Gaussians of two sets of features (Dowson & Landau 1982).
 
     .. math:: d = \lVert \mu - \mu' \rVert^2 + \mathrm{tr}\left(C + C' - 2 (C C')^{1/2}\right)
 
-    With the features of a classifier that was trained for it, as here, it is no FID, which takes those of one Inception
-    network: figures of two classifiers, or of other numbers of samples, cannot be compared. With few samples it is too
-    large; the distance of two sets of real images is its floor.
+    With the features of a classifier trained for the purpose, as in this library, it is not the FID, which uses one
+    particular Inception network. Values from different classifiers, or from different numbers of samples, cannot be
+    compared. With few samples it is too large; the distance between two sets of real images is its floor.
 
     Args:
       features, others: `(n, d)` and `(m, d)`, with more than one row each.
@@ -34,7 +34,7 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     if features.shape[1] != others.shape[1]:
         raise ValueError(f"others: got {others.shape[1]} features, expected {features.shape[1]} as in features")
     first, second = (np.atleast_2d(np.cov(np.asarray(part, np.float64), rowvar=False)) for part in (features, others))
-    # Of the symmetric product, which has the same trace and no complex root; features that are never used are no harm.
+    # The symmetric product has the same trace and no complex root, and allows features that are always 0.
     scales, axes = np.linalg.eigh(first)
     root = axes * np.sqrt(np.maximum(scales, 0))
     values = np.linalg.eigvalsh(root.T @ second @ root)

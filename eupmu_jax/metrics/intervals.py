@@ -20,27 +20,30 @@ class Interval(NamedTuple):
 def paired_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Bootstrap interval of the mean of `a - b`, where entry i of both comes from the same seed and split.
 
-    The expanded percentile interval (Hesterberg, The American Statistician 69, 2015): quantiles of the means of
+    This is the expanded percentile interval (Hesterberg, The American Statistician 69, 2015): quantiles of the means of
     resamples at Phi(-t sqrt(n / (n - 1))) from either end, with t the quantile of Student's distribution for n - 1
-    degrees of freedom. The plain percentile interval takes the n values for the population, and for n = 5 covers the
-    mean of normal differences in about 84 of 100 cases instead of 95. BCa does no better: it estimates its corrections
-    from the same n values. Expanded, it covers in about 92 for n = 5, 94 for n = 10; for skewed differences, in fewer.
+    degrees of freedom. The plain percentile interval treats the n values as the population, and for n = 5 covers the
+    mean of normal differences in about 84 of 100 cases instead of 95. BCa does no better, as it estimates its
+    corrections from the same n values. The expanded interval covers the mean in about 92 cases for n = 5 and 94 for
+    n = 10, and in fewer for skewed differences.
 
-    No resampling can do what few seeds cannot. The interval lies within the range of the differences, and the centre of
-    a symmetric distribution lies outside the range of n of its values with probability 2^(1 - n): 6 % for n = 5, 25 %
-    for n = 3. Fewer than six seeds give no 95 % interval by any method of this kind; show the differences themselves.
+    Resampling cannot make up for too few seeds. The interval lies within the range of the differences, and the centre
+    of a symmetric distribution lies outside the range of n of its values with probability 2^(1 - n): 6 % for n = 5,
+    25 % for n = 3. With fewer than six seeds no method of this kind gives a 95 % interval; show the differences
+    themselves.
 
     Args:
       a, b: `(n,)` figures of two methods, n > 1.
-      confidence: In (0, 1).
-      seed: Of the resampling, 20,000 draws.
+      confidence: Confidence level in (0, 1).
+      seed: Seed of the resampling, which makes 20,000 draws.
 
     Returns:
-      The interval; of width zero if all differences are equal, which says that the figure did not vary, not that it is
-      known exactly.
+      The interval. Its width is zero if all differences are equal, which means that the figure did not vary, not that
+      it is known exactly.
 
     Raises:
-      ValueError: If the shapes differ, for fewer than two pairs, values that are not finite or another confidence.
+      ValueError: If the shapes differ, for fewer than two pairs, values that are not finite or a confidence outside
+        (0, 1).
 
     Example:
       >>> interval = paired_interval([3.1, 2.9, 3.4, 3.0, 3.3], [2.0, 2.1, 2.2, 2.0, 2.1])
@@ -74,9 +77,9 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, see
 
 
 def tied(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> bool:
-    """Whether `paired_interval` contains 0: the seeds do not tell the methods apart, which does not prove them equal.
+    """Whether `paired_interval` contains 0: the seeds do not separate the methods, which does not prove them equal.
 
-    With two seeds or three, differences of one sign already count as a difference: see the limits there.
+    With two or three seeds, differences of the same sign already count as a difference; see the limits given there.
 
     >>> tied([3.1, 2.9, 3.4, 3.0, 3.3], [2.0, 2.1, 2.2, 2.0, 2.1]), tied([1.0, 2.0], [1.5, 1.5])
     (False, True)

@@ -1,6 +1,6 @@
-r"""Figures of TOFU and of memorisation, from losses and greedy predictions of the tokens of answers.
+r"""Metrics of TOFU and of memorisation, from the losses and greedy predictions of answer tokens.
 
-TOFU (Maini et al. 2024, arXiv 2401.06121) judges by :math:`l = L / |y|`, the mean loss of a token of an answer:
+The metrics of TOFU (Maini et al. 2024, arXiv 2401.06121) use :math:`l = L / |y|`, the mean loss per token of an answer:
 `objectives.language.sequence_nll` over `answer_lengths`. Everything is computed on the host, in float64.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# In denominators of TOFU, so that an impossible answer divides by no zero.
+# Added to denominators, as in TOFU, so that an impossible answer causes no division by zero.
 OFFSET = 1e-10
 
 
@@ -26,8 +26,8 @@ def answer_probability(nll: ArrayLike, lengths: ArrayLike) -> np.ndarray:
     r"""Probability of each answer, normalised by its length: :math:`p^{1/|y|} = e^{-L/|y|}`, `(n,)` in [0, 1].
 
     Args:
-      nll: Loss of each answer, a sum over its tokens, `(n,)`.
-      lengths: Tokens of each answer, `(n,)`.
+      nll: Loss of each answer, summed over its tokens, `(n,)`.
+      lengths: Number of tokens of each answer, `(n,)`.
 
     Raises:
       ValueError: If the shapes differ, for an answer without tokens, or a loss that is NaN or negative.
@@ -44,16 +44,16 @@ def answer_probability(nll: ArrayLike, lengths: ArrayLike) -> np.ndarray:
 
 
 def choice_probability(correct: ArrayLike, wrong: ArrayLike) -> np.ndarray:
-    r"""Share of the right one among the answers to choose from, TOFU's probability for real authors and world facts.
+    r"""Probability of the right answer among the choices, as TOFU uses it for real authors and world facts.
 
     .. math:: p_i / (p_i + \textstyle\sum_j \bar p_{ij} + 10^{-10})
 
     Args:
       correct: `answer_probability` of the right answers, `(n,)`.
-      wrong: Those of k wrong ones each, `(n, k)`.
+      wrong: `answer_probability` of k wrong answers for each, `(n, k)`.
 
     Raises:
-      ValueError: For other shapes, or values outside of [0, 1].
+      ValueError: For other shapes, or values outside [0, 1].
 
     >>> choice_probability([0.5], [[0.25, 0.25]]).round(6).tolist()
     [0.5]
@@ -67,15 +67,16 @@ def choice_probability(correct: ArrayLike, wrong: ArrayLike) -> np.ndarray:
 
 
 def truth_ratio(paraphrased: ArrayLike, perturbed: ArrayLike) -> np.ndarray:
-    r"""How likely wrong answers are beside the right one in other words, `(n,)`, of at least 0.
+    r"""How likely wrong answers are relative to the paraphrased right one, `(n,)`, at least 0.
 
     .. math:: R_i = e^{-\operatorname{mean}_j l(\text{wrong}_{ij})} / (e^{-l(\text{paraphrased}_i)} + 10^{-10})
 
-    A geometric mean over the wrong answers. Near 1 the model knows no difference, near 0 it knows the truth.
+    The numerator is a geometric mean over the wrong answers. Near 1 the model does not distinguish right from wrong;
+    near 0 it knows the truth.
 
     Args:
-      paraphrased: Mean loss of a token of the right answers, `(n,)`.
-      perturbed: Of k wrong ones each, `(n, k)`; TOFU has 5.
+      paraphrased: Mean loss per token of the right answers, `(n,)`.
+      perturbed: Mean loss per token of k wrong answers for each, `(n, k)`; TOFU has 5.
 
     Raises:
       ValueError: For other shapes, or losses that are NaN or negative.
@@ -89,18 +90,18 @@ def truth_ratio(paraphrased: ArrayLike, perturbed: ArrayLike) -> np.ndarray:
 
 
 def truth_score(ratios: ArrayLike, *, forgotten: bool) -> float:
-    r"""Mean over examples of what a truth ratio is worth, in [0, 1].
+    r"""Mean score of truth ratios, in [0, 1].
 
     .. math:: \min(R, 1/R) \;\text{on the forget set}, \qquad \max(0, 1 - R) \;\text{on all others}
 
-    1 is best on both: no difference is known of what was forgotten, and the truth of the rest.
+    1 is best on both: the model does not distinguish right from wrong on the forget set, and knows the truth elsewhere.
 
     Args:
       ratios: `truth_ratio`, `(n,)`.
-      forgotten: Whether they are of the forget set.
+      forgotten: Whether the ratios are from the forget set.
 
     Raises:
-      ValueError: For no ratios, or ratios that are NaN or negative.
+      ValueError: If there are no ratios, or ratios that are NaN or negative.
 
     >>> truth_score([0.5, 2.0], forgotten=True), truth_score([0.5, 2.0], forgotten=False)
     (0.5, 0.25)
@@ -115,15 +116,16 @@ def truth_score(ratios: ArrayLike, *, forgotten: bool) -> float:
 def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQuality:
     """p-value of the two-sided Kolmogorov-Smirnov test between truth ratios of two models on the forget set.
 
-    Large if the unlearned model cannot be told from the retrained one. It depends on the number of examples: 40 tell
-    little apart, and 400 much. Show the logarithm, and compare for equal numbers alone.
+    It is large if the unlearned model cannot be told apart from the retrained one. It depends on the number of
+    examples: the test has little power with 40, and much with 400. Report the logarithm, and compare only values from
+    equal numbers of examples.
 
     Args:
       ratios: `truth_ratio` of the unlearned model, `(n,)`.
-      retrained_ratios: Of the retrained model, `(m,)`.
+      retrained_ratios: `truth_ratio` of the retrained model, `(m,)`.
 
     Raises:
-      ValueError: For no ratios, ratios that are NaN or negative, or more than one for an example.
+      ValueError: If there are no ratios, ratios that are NaN or negative, or more than one for an example.
 
     >>> round(forget_quality([0.1, 0.2, 0.3], [0.7, 0.8, 0.9]).log10, 6)
     -1.0
@@ -137,12 +139,12 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQual
 
 
 def model_utility(figures: Iterable[float]) -> float:
-    """Harmonic mean, of TOFU's nine: probability, ROUGE-L recall and truth score on retain set, authors and facts.
+    """Harmonic mean of TOFU's nine figures: probability, ROUGE-L recall, truth score on retain set, authors and facts.
 
-    One figure of 0 makes it 0.
+    It is 0 if any figure is 0.
 
     Raises:
-      ValueError: For no figures, or figures outside of [0, 1].
+      ValueError: If there are no figures, or figures outside [0, 1].
 
     >>> model_utility([0.5, 1.0]), model_utility([0.0, 1.0])
     (0.6666666666666666, 0.0)
@@ -156,14 +158,14 @@ def model_utility(figures: Iterable[float]) -> float:
 
 
 def exact_memorisation(predicted: ArrayLike, targets: ArrayLike, mask: ArrayLike) -> np.ndarray:
-    """Share of the tokens of each answer that the model predicts from the true ones before them, `(n,)` in [0, 1].
+    """Fraction of the tokens of each answer that the model predicts from the true tokens before them, `(n,)`.
 
-    1 less the error of `tasks.language` (Tirumala et al. 2022, arXiv 2205.10770).
+    It equals 1 minus the error of `tasks.language` (Tirumala et al. 2022, arXiv 2205.10770).
 
     Args:
-      predicted: Most likely token at every place, `(n, T)` ints.
-      targets: The true ones, `(n, T)`.
-      mask: Which of them are the answer, `(n, T)`.
+      predicted: Most likely token at every position, `(n, T)` ints.
+      targets: True tokens, `(n, T)`.
+      mask: Which of them belong to the answer, `(n, T)`.
 
     Raises:
       ValueError: If the shapes differ, or for an answer without tokens.
@@ -176,13 +178,13 @@ def exact_memorisation(predicted: ArrayLike, targets: ArrayLike, mask: ArrayLike
 
 
 def extraction_strength(predicted: ArrayLike, targets: ArrayLike, mask: ArrayLike) -> np.ndarray:
-    r"""How little of an answer must be given for the model to go on with all the rest, `(n,)` in [0, 1].
+    r"""How short a prefix of an answer suffices for the model to produce all the rest, `(n,)` in [0, 1].
 
     .. math:: 1 - \frac1{|y|} \min\{k : \text{greedy decoding after } y_{\le k} \text{ gives } y_{> k}\}
 
     (Carlini et al. 2021, arXiv 2012.07805; Wang et al. 2025, arXiv 2502.19301.) Greedy decoding repeats the rest
-    exactly if each of its tokens is the most likely one after the true ones, so one forward pass tells: k is the place
-    of the last error. An answer whose last token is wrong has 0; a published implementation gives it 1 / |y|.
+    exactly if each of its tokens is the most likely one after the true ones, so one forward pass is enough: k is the
+    position of the last error. An answer whose last token is wrong gets 0; a published implementation gives 1 / |y|.
 
     Args:
       predicted, targets, mask: As in `exact_memorisation`.
@@ -195,7 +197,7 @@ def extraction_strength(predicted: ArrayLike, targets: ArrayLike, mask: ArrayLik
     """
     right, answer = _right(predicted, targets, mask)
     lengths = answer.sum(axis=1)
-    # Tokens of the answer behind each place.
+    # Number of answer tokens after each position.
     behind = lengths[:, None] - np.cumsum(answer, axis=1)
     return np.min(np.where(answer & ~right, behind, lengths[:, None]), axis=1) / lengths
 

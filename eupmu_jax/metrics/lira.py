@@ -1,14 +1,14 @@
-"""U-LiRA: a membership attack on each example by a likelihood ratio (Hayes et al., arXiv 2403.01218).
+"""U-LiRA: a per-example membership attack by a likelihood ratio (Hayes et al., arXiv 2403.01218).
 
-Two worlds are sampled with shadow models. In one the example was in the training set and the method under test then
-removed it (*unlearned*), in the other the model was trained without it (*out*). Both give a Gaussian of the statistic
-phi for each example, and an attacked model is judged by how much likelier its phi is in the first. Perfect unlearning
-leaves the worlds alike: an AUC of 0.5, and a TPR equal to the FPR. Costs S1 trainings with unlearning and S2 without;
-16 to 32 of each do with `pooled_variance`, 64 and more without.
+Shadow models sample two worlds. In one the example was in the training set and the method under test then removed it
+(*unlearned*); in the other the model was trained without it (*out*). Each world gives a Gaussian of the statistic phi
+for each example, and an attacked model is scored by how much more likely its phi is in the first world. Perfect
+unlearning makes the worlds alike: the AUC is 0.5, and the TPR equals the FPR. The cost is S1 trainings with unlearning
+and S2 without; 16 to 32 of each are enough with `pooled_variance`, 64 or more without.
 
     phi = lira_statistic(logits, labels)                       for each shadow model: (N,)
-    attack_figures(*leave_pair_out(unlearned, out))            every shadow model is attacked in turn
-    attack_figures(u_lira(unlearned, out, phi), truth)         or a model that is no shadow
+    attack_figures(*leave_pair_out(unlearned, out))            attacks every shadow model in turn
+    attack_figures(u_lira(unlearned, out, phi), truth)         attacks another model
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ from scipy.stats import norm
 
 from eupmu_jax.metrics.probabilities import check, log_complements, log_probabilities, of_label
 
-# Confidences are cut to [CLIP, 1 - CLIP].
+# Confidences are clipped to [CLIP, 1 - CLIP].
 CLIP = 1e-7
-# Keeps the ratio finite where every shadow model gives the same phi, as clipped ones do.
+# Keeps the ratio finite where all shadow models give the same phi, as they do where it is clipped.
 VARIANCE_FLOOR = 1e-6
 
 
 def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The statistic phi = log p_y - log(1 - p_y), with p_y cut to [1e-7, 1 - 1e-7].
+    """The statistic phi = log p_y - log(1 - p_y), with p_y clipped to [1e-7, 1 - 1e-7].
 
-    Close to Gaussian over models, where p_y and the loss are not (Carlini et al., arXiv 2112.03570).
+    Over models it is close to Gaussian, unlike p_y and the loss (Carlini et al., arXiv 2112.03570).
 
     Args:
       logits: `(N, C)`, C > 1, without augmentation.
@@ -49,7 +49,7 @@ def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def log_odds(losses: np.ndarray) -> np.ndarray:
-    r"""`lira_statistic` of a loss that is a negative log-likelihood: log p - log(1 - p) of p = exp(-loss).
+    r"""`lira_statistic` of a loss that is a negative log-likelihood: log p - log(1 - p) for p = exp(-loss).
 
     >>> log_odds(np.array([np.log(2.0), 0.0])).round(2).tolist()
     [0.0, 16.12]
@@ -63,16 +63,16 @@ def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled
 
     Args:
       unlearned: `(S1, N)`, phi of N examples under S1 > 1 shadow models that learned and unlearned them.
-      out: `(S2, N)`, under S2 > 1 shadow models that never saw them.
-      target: `(N,)` or `(..., N)`, under the attacked models.
-      pooled_variance: One variance for each world, the mean of its examples' variances, instead of one for each example
-        and world: for few shadow models, whose single variances are noise.
+      out: `(S2, N)`, phi under S2 > 1 shadow models that never saw them.
+      target: `(N,)` or `(..., N)`, phi under the attacked models.
+      pooled_variance: Whether to use one variance for each world, the mean over its examples, instead of one for each
+        example and world. Use it with few shadow models, whose individual variances are mostly noise.
 
     Returns:
-      The scores, like `target`; above 0 the example is likelier unlearned than never seen.
+      The scores, shaped like `target`; above 0 the example is more likely unlearned than never seen.
 
     Raises:
-      ValueError: If a world has fewer than two shadow models, if shapes do not fit, or for a phi that is not finite.
+      ValueError: If a world has fewer than two shadow models, if shapes do not match, or for a phi that is not finite.
 
     Example:
       >>> u_lira(np.array([[4.0], [6.0]]), np.array([[0.0], [2.0]]), np.array([5.0])).round(2).tolist()
@@ -96,17 +96,17 @@ def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled
 def leave_pair_out(
     unlearned: np.ndarray, out: np.ndarray, *, pooled_variance: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attacks the shadow models themselves, a pair of them, one from each world, at a time by all others.
+    """Attacks the shadow models themselves: each pair, one from each world, is attacked with all the others.
 
-    Both of a pair are judged by the same Gaussians, fitted without them, so worlds that are alike score alike on
-    average. With one model left out at a time, the smaller fit would give its world away.
+    Both models of a pair are scored by the same Gaussians, which are fitted without them, so worlds that are alike have
+    the same mean score. If only one model were left out at a time, the smaller fit would reveal its world.
 
     Args:
       unlearned, out, pooled_variance: As in `u_lira`, with at least three shadow models in each world.
 
     Returns:
-      `(scores, truth)` for `attack_figures`, both `(2, P, N)` with P = min(S1, S2) pairs; `truth` is 1 for the
-      unlearned, in row 0, and 0 for those never seen. Shadow models beyond P are never attacked.
+      `(scores, truth)` for `attack_figures`, both `(2, P, N)` with P = min(S1, S2) pairs; `truth` is 1 in row 0, for
+      unlearned examples, and 0 in row 1, for those never seen. Shadow models beyond P are never attacked.
 
     Raises:
       ValueError: As in `u_lira`, and for fewer than three shadow models.
@@ -134,19 +134,19 @@ def leave_pair_out(
 
 
 def attack_figures(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How well scores tell unlearned examples from those never seen.
+    """How well scores distinguish unlearned examples from those never seen.
 
     Args:
-      scores: Of `u_lira` or `leave_pair_out`, of any shape; one threshold serves all examples and models.
+      scores: From `u_lira` or `leave_pair_out`, of any shape; one threshold is used for all examples and models.
       truth: Like `scores`, 1 or True for unlearned and 0 for never seen.
 
     Returns:
-      Fractions in [0, 1], not percentages: `AUC`; `accuracy` of calling unlearned what scores above 0, the mean over
-      both kinds; `TPR at 1% FPR` and `TPR at 0.1% FPR`, the best of the thresholds that keep to it. With fewer than
-      1,000 examples never seen, 0.1 % allows no false positive at all, and the figure is that much noisier.
+      Fractions in [0, 1], not percentages: `AUC`; `accuracy`, the balanced accuracy of the threshold 0; `TPR at 1% FPR`
+      and `TPR at 0.1% FPR`, the best over all thresholds within that FPR. With fewer than 1,000 examples never seen,
+      0.1 % allows no false positive at all, so the value is noisier.
 
     Raises:
-      ValueError: If the shapes differ, a score is NaN, or one kind is missing.
+      ValueError: If the shapes differ, a score is NaN, or one of the two classes is missing.
 
     Example:
       >>> attack_figures(np.array([2.0, 0.5, -0.5, -2.0]), np.array([1, 0, 1, 0]))

@@ -1,7 +1,7 @@
 """MIA efficacy: a population attack on five features of a classifier's output, as SalUn (ICLR 2024) reports it.
 
-The attack knows retained examples (members) and test examples (non-members) and asks on which side a forgotten example
-falls. It looks at all examples alike, so it overestimates the privacy of each of them: `metrics.lira` is stronger.
+The attack is trained on retain examples (members) and test examples (non-members), and asks on which side a forgotten
+example falls. It treats all examples alike, so it overestimates the privacy of each: `metrics.lira` is stronger.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from eupmu_jax.metrics.probabilities import check, log_complements, log_probabil
 
 SHADOW_SIZE = 10_000
 FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probabilities")
-# What a coin would say: the attack's answer where its training data tell it nothing.
+# The value of a random guess: the result when the attack's training data carry no information.
 UNDECIDED = 50.0
 
 
 def features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """What the attacks look at, for each example with probabilities p and true label y.
+    """The features that the attacks use, for each example with probabilities p and true label y.
 
     - `correctness`: 1.0 if the largest logit is at y, else 0.0; ties go to the lower class.
     - `confidence`: p_y.
-    - `entropy`: -sum_k p_k log p_k, which knows no label.
-    - `modified_entropy`: -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k), which falls to 0 for a sure and right
-      answer and rises without bound for a sure and wrong one (Song and Mittal, USENIX Security 2021). The evaluation
-      code that unlearning papers share takes log p_k in the sum and mixes the labels of a batch; this is the quantity
+    - `entropy`: -sum_k p_k log p_k, which does not depend on the label.
+    - `modified_entropy`: -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k), which tends to 0 for a confident correct
+      answer and grows without bound for a confident wrong one (Song and Mittal, USENIX Security 2021). The evaluation
+      code that unlearning papers share uses log p_k in the sum and mixes up the labels of a batch; this is the quantity
       as defined.
     - `probabilities`: p.
 
@@ -36,8 +36,8 @@ def features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
       labels: `(N,)` ints in [0, C).
 
     Returns:
-      A dict with the keys of `FEATURES`; float64, all `(N,)` but the probabilities, `(N, C)`. All are finite for finite
-      logits.
+      A dict with the keys of `FEATURES`; float64, all `(N,)` except the probabilities, `(N, C)`. All are finite for
+      finite logits.
 
     Raises:
       ValueError: For other shapes or labels.
@@ -69,23 +69,23 @@ def svc_attack(
     seed: int = 0,
     shadow_size: int = SHADOW_SIZE,
 ) -> float:
-    """MIA efficacy by one feature: the percentage of targets that the attack takes for examples never trained on.
+    """MIA efficacy for one feature: the percentage of targets that the attack classifies as never trained on.
 
-    A support vector classifier (RBF kernel, C = 3, gamma = 1 / number of features) learns to tell members from
-    non-members, equally many of each, and is applied to the targets. The aim is not 100 but the retrained model's
-    value, which on targets drawn like the non-members is the share of unseen examples that the attack gets right.
+    A support vector classifier (RBF kernel, C = 3, gamma = 1 / number of features) learns to separate members from
+    non-members, in equal numbers, and is applied to the targets. The goal is not 100 but the retrained model's value.
+    If the targets are drawn like the non-members, that is the fraction of unseen examples that the attack gets right.
 
     Args:
       feature: One of `FEATURES`.
       members, non_members, targets: `features` of the retain, the test and the forget set.
-      seed: Chooses which examples train the attack where there are more than needed.
-      shadow_size: At most so many of each train the attack, at most as many as the smaller set has; time grows with the
-        square, to several seconds for each feature at the protocol's 10,000.
+      seed: Selects the examples that train the attack if there are more than needed.
+      shadow_size: The most members and the most non-members that train the attack, limited by the smaller set. Time
+        grows with its square, to several seconds for each feature at the protocol's 10,000.
 
     Returns:
-      A percentage. 50 where all examples that train the attack are alike, as with `correctness` when every one of them
-      is right: the classifier would name one side for all targets, and which one is an accident of their number. NaN
-      where a feature is not finite: a model that diverged has no attack.
+      A percentage. It is 50 if all examples that train the attack are alike, as with `correctness` when all are
+      correct: the classifier would assign all targets to the same side, and which one would be an accident of their
+      number. It is NaN if a feature is not finite, as for a diverged model.
 
     Raises:
       ValueError: For an unknown feature, an empty set or a shadow size below 1.
@@ -104,14 +104,14 @@ def svc_attack(
 def svc_confidence_attack(
     retain: np.ndarray, test: np.ndarray, forget: np.ndarray, seed: int = 0, shadow_size: int = SHADOW_SIZE
 ) -> float:
-    """`svc_attack` by confidence, the feature that papers report as MIA.
+    """`svc_attack` on the confidence, the feature that papers report as MIA.
 
     Args:
       retain, test, forget: `(n,)` confidences in [0, 1].
       seed, shadow_size: As in `svc_attack`.
 
     Returns:
-      A percentage, 50 or NaN where `svc_attack` says so.
+      A percentage, or 50 or NaN as in `svc_attack`.
 
     Example:
       >>> svc_confidence_attack(np.full(9, 0.99), np.full(9, 0.3), np.array([0.98, 0.31, 0.32, 0.29]))
@@ -137,11 +137,11 @@ def _attack(members, non_members, targets, seed, shadow_size):
     if (shadows == shadows[0]).all():
         return UNDECIDED
     as_rows = lambda values: np.reshape(values, (len(values), -1))
-    # Each value once: correctness has but two.
+    # Each distinct value once: correctness has only two.
     values, counts = np.unique(as_rows(targets), axis=0, return_counts=True)
     gamma = 1 / values.shape[1]
     attack = SVC(C=3, gamma=gamma, kernel="rbf").fit(as_rows(shadows), np.repeat([1, 0], size))
-    # The sign is what attack.predict says, in a third of its time, which was most of the time of judging a model.
+    # Same result as attack.predict in a third of its time, which dominated the evaluation of a model.
     margins = [
         np.exp(-gamma * cdist(values[batch], attack.support_vectors_, "sqeuclidean")) @ attack.dual_coef_[0]
         for batch in gen_batches(len(values), 200)

@@ -5,15 +5,16 @@ from numpy.typing import ArrayLike
 
 
 def memorisation_scores(probabilities: ArrayLike, members: ArrayLike) -> np.ndarray:
-    """Memorisation score of every example: how much better it is predicted by models that were trained on it.
+    """Memorisation score of every example: how much better models predict it that were trained on it.
 
     `score_i = mean over s with i in S_s of p_si - mean over s with i not in S_s of p_si`, where S_s is the training set
-    of shadow model s and p_si its probability of the true label of example i. The paper takes for p_si whether the
-    label is predicted, 0 or 1, which may be given too. 1: learned by heart; 0: predicted as well without it.
+    of shadow model s and p_si its probability of the true label of example i. The paper instead uses 1 or 0 for whether
+    the label is predicted, which may be passed too. A score of 1 means memorised, 0 means predicted equally well
+    without it.
 
-    The estimate is unbiased if the sets S_s were drawn independently of the training's other randomness. Its standard
-    error is sqrt(v_in / n_in + v_out / n_out), with v the variance among models: at most 1 / sqrt(S) for half the
-    models in and half out. The largest of many noisy scores are too large, the more so the fewer the models.
+    The estimate is unbiased if the sets S_s were drawn independently of the other randomness of training. Its standard
+    error is sqrt(v_in / n_in + v_out / n_out), with v the variance among models: at most 1 / sqrt(S) with half the
+    models in and half out. The largest of many noisy scores are biased upwards, more so with fewer models.
 
     Args:
       probabilities: (S, N) in [0, 1], for S models and N examples.
@@ -23,11 +24,11 @@ def memorisation_scores(probabilities: ArrayLike, members: ArrayLike) -> np.ndar
       (N,) float64 in [-1, 1].
 
     Raises:
-      ValueError: if the shapes differ, `members` is not boolean, a probability is not in [0, 1] or not a number, or an
-        example was in the training set of all models or of none, which leaves its score undefined.
+      ValueError: If the shapes differ, `members` is not boolean, a probability is NaN or not in [0, 1], or an example
+        was in the training set of all models or of none, which leaves its score undefined.
 
     Source: Feldman and Zhang, "What neural networks memorize and why", NeurIPS 2020, section 2 and algorithm 1.
-    Cost: two passes over the (S, N) arrays; the S trainings are the price.
+    Cost: two passes over the (S, N) arrays, which is negligible next to training S models.
 
     >>> probabilities = [[0.9, 0.8], [1.0, 0.2], [0.1, 0.9], [0.3, 0.1]]
     >>> members = [[True, True], [True, False], [False, True], [False, False]]

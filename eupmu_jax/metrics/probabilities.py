@@ -1,4 +1,4 @@
-"""Log-probabilities of classes from logits, in float64 and without loss where a softmax saturates."""
+"""Log-probabilities of classes from logits, in float64 and accurate even where a softmax saturates."""
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -39,7 +39,7 @@ def of_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def check(logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises `ValueError` unless `logits` are `(N, C)` with C > 1 and `labels` are `(N,)` classes."""
+    """Raises `ValueError` unless `logits` have shape `(N, C)` with C > 1 and `labels` are `(N,)` classes."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits: got shape {logits.shape}, expected (N, C) with at least two classes")

@@ -9,16 +9,16 @@ from eupmu_jax.metrics.lira import attack_figures
 def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
     """Mean log-probability of the least likely tokens of each text, `(n,)`; higher for texts that were trained on.
 
-    Of a share of its tokens, rounded down, but of one at least (Shi et al. 2024, arXiv 2310.16789). MUSE takes 40 %.
-    Implementations that negate it score how likely a text was *not* trained on.
+    The number of these tokens is a share of all, rounded down but at least one (Shi et al. 2024, arXiv 2310.16789).
+    MUSE uses 40 %. Implementations that negate the score rate how likely a text was *not* trained on.
 
     Args:
       nll: -log p of each token, `(n, T)`.
       mask: Which tokens count, `(n, T)`.
-      share: In (0, 1].
+      share: Fraction of the tokens, in (0, 1].
 
     Raises:
-      ValueError: For other shapes, another share, a text without tokens or a loss that is not finite.
+      ValueError: For other shapes, a share outside (0, 1], a text without tokens or a loss that is not finite.
 
     >>> min_k([[1.0, 4.0, 2.0, 9.0]], [[1, 1, 1, 0]], share=0.7).tolist()
     [-3.0]
@@ -39,9 +39,10 @@ def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
 
 
 def separation(forget: ArrayLike, held_out: ArrayLike) -> float:
-    """AUC of scores that tell forgotten texts from texts that were never seen.
+    """AUC of scores that separate forgotten texts from texts that were never seen.
 
-    1 if every forgotten text scores higher, 0.5 if none can be told, below if they score lower than unseen ones.
+    It is 1 if every forgotten text scores higher, 0.5 if they cannot be separated, and lower if forgotten texts score
+    lower than unseen ones.
 
     Args:
       forget, held_out: `min_k` of both sets, `(n,)` and `(m,)`, or another score that is higher for members.
@@ -65,14 +66,15 @@ def privleak(auc: float, retrained_auc: float) -> float:
 
     .. math:: 100\, \frac{A - A_0}{A_0}, \quad A = 1 - \mathrm{AUC}
 
-    with the `separation` of the unlearned model, and :math:`A_0` that of the retrained one. 0 is the aim. Far below 0
-    the forgotten texts still look like members; far above, they look less likely than unseen ones, which leaks as well.
+    where the AUC is the `separation` of the unlearned model, and :math:`A_0` comes from the retrained one. The goal is
+    0. Far below 0 the forgotten texts still look like members; far above, they look less likely than unseen texts,
+    which leaks as well.
 
     Args:
-      auc, retrained_auc: `separation` by `min_k`, in [0, 1].
+      auc, retrained_auc: `separation` of `min_k` scores, in [0, 1].
 
     Raises:
-      ValueError: For values outside of [0, 1], or a retrained model with an AUC of 1, which leaves it undefined.
+      ValueError: For values outside [0, 1], or a retrained model with an AUC of 1, which leaves PrivLeak undefined.
 
     >>> privleak(1.0, 0.5), privleak(0.5, 0.5), privleak(0.25, 0.5)
     (-100.0, 0.0, 50.0)

@@ -1,4 +1,4 @@
-"""Which class of google-tunix computes a configuration, given as Hugging Face writes it in config.json."""
+"""Maps configurations, as in the config.json of Hugging Face, to classes of google-tunix."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 class ScaledBase:
     """A base of rotary positions whose powers are the scaled periods of Llama 3.1 and later.
 
-    google-tunix has no such scaling, but raises the base to the fractions of a head's width and uses it for nothing
-    else; so a base with powers of its own is all it takes. Periods, divided by 2 pi, beyond `original / low` are
-    `factor` times as long, those below `original / high` stay, and the frequencies between are interpolated.
+    google-tunix has no such scaling, but it only raises the base to fractions of a head's width, so a base that defines
+    its own powers is enough. Periods longer than `original / low` become `factor` times as long, those shorter than
+    `original / high` stay unchanged, and the frequencies between are interpolated.
 
     >>> base = ScaledBase(100_000.0, factor=8.0, low=1.0, high=4.0, original=256)
     >>> (base ** jnp.array([0.0, 0.25, 0.5])).astype(int).tolist()
@@ -38,13 +38,13 @@ class ScaledBase:
 
 
 class Settings:
-    """A configuration; what it lacks, or what google-tunix does not compute, is an error that names the file."""
+    """A configuration that raises an error naming the file for entries that are missing or not supported."""
 
     def __init__(self, entries: Mapping[str, Any], where: str):
         self.entries, self.where = entries, where
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The entry, or the default where there is none."""
+        """The entry, or the default if there is none."""
         value = self.entries.get(name)
         value = default if value is None else value
         if value is None:
@@ -52,13 +52,13 @@ class Settings:
         return value
 
     def expect(self, name: str, wanted: Any, value: Any = None) -> None:
-        """Refuses an entry (or the value found for it) that is stated and differs from the only one computed."""
+        """Refuses an entry (or the value found for it) that is given and differs from the only supported one."""
         value = self.entries.get(name) if value is None else value
         if value is not None and value != wanted:
             raise ValueError(f"{self.where}: got {name} {value}, expected {wanted}, all that google-tunix computes")
 
     def sizes(self) -> dict[str, int]:
-        """The sizes under the names that all configurations of google-tunix share."""
+        """The sizes, under the names that all configurations of google-tunix share."""
         heads, width = self.get("num_attention_heads"), self.get("hidden_size")
         return {
             "num_layers": self.get("num_hidden_layers"),
@@ -70,14 +70,14 @@ class Settings:
         }
 
     def rope_base(self, default: float, attention: str | None = None) -> float:
-        """Base of the rotary positions; of one kind of attention, where the file tells them apart."""
+        """Base of the rotary positions; for one kind of attention, if the file has one for each."""
         rope = self._rope(attention)
         self.expect("rope_type", "default", rope.get("rope_type", rope.get("type")))
         old = self.entries.get("rope_local_base_freq" if attention == "sliding_attention" else "rope_theta")
         return rope.get("rope_theta") or old or default
 
     def scaled_rope_base(self, default: float) -> float | ScaledBase:
-        """The same where the periods may be scaled as in Llama 3.1 and later."""
+        """As `rope_base`, if the periods may be scaled as in Llama 3.1 and later."""
         rope = self._rope(None)
         if rope.get("rope_type", rope.get("type")) != "llama3":
             return self.rope_base(default)
@@ -91,16 +91,16 @@ class Settings:
         return rope.get(attention) or rope
 
     def expect_attention(self, *pattern: str) -> None:
-        """Refuses blocks whose kinds of attention do not repeat the pattern."""
+        """Refuses models whose blocks do not repeat this pattern of attention kinds."""
         wanted = [pattern[i % len(pattern)] for i in range(self.get("num_hidden_layers"))]
         self.expect("layer_types", wanted)
 
 
 def model_of(settings: Settings, tied: bool, dtype: Any, remat: bool = False) -> Any:
-    """The model, with parameters of no meaning; with `remat` the backward pass computes each block again.
+    """The model with placeholder parameters; with `remat` the backward pass recomputes each block.
 
     Raises:
-      ValueError: If google-tunix has no class for the architecture, or computes other settings than these.
+      ValueError: If google-tunix has no class for the architecture, or does not support the settings.
     """
     family = settings.entries.get("model_type")
     if family not in FAMILIES:
@@ -112,7 +112,7 @@ def model_of(settings: Settings, tied: bool, dtype: Any, remat: bool = False) ->
     else:
         model = _llama_or_qwen(settings, family, tied, dtype)
     if remat:
-        # Some classes ask the configuration, others what their blocks took from it.
+        # Some classes read the configuration, others the copy in their blocks.
         for part in (model.config, *(layer for layer in model.layers if hasattr(layer, "remat_config"))):
             part.remat_config = type(model.config.remat_config).BLOCK
     return model
@@ -135,12 +135,12 @@ def _llama_or_qwen(settings, family, tied, dtype):
         "param_dtype": dtype,
     }
     if family == "qwen3":
-        # Its class, and that of Llama 3, has the base written into the code.
+        # This class, like that of Llama 3, hard-codes the base.
         settings.expect("rope_theta", 1_000_000, entries["rope_theta"])
         return Qwen3(Config3(**entries), rngs=nnx.Rngs(0))
     model = Qwen2(ModelConfig(**entries), rngs=nnx.Rngs(0))
     if family == "llama":
-        # A Llama is a Qwen 2 whose three biases are zero and no parameters.
+        # A Llama is a Qwen 2 whose three biases are zero and not trainable.
         for layer in model.layers:
             for name in ("q_bias", "k_bias", "v_bias"):
                 setattr(layer.attn, name, nnx.Variable(jnp.zeros_like(getattr(layer.attn, name)[...])))
@@ -159,7 +159,7 @@ def _gemma(settings, second, dtype):
     config = ModelConfig(
         **settings.sizes(),
         num_embed=settings.get("vocab_size"),
-        # An entry that is null says that there is no cap.
+        # An entry that is null means no cap.
         final_logit_softcap=settings.entries.get("final_logit_softcapping", 30.0) if second else None,
         attn_logits_soft_cap=settings.entries.get("attn_logit_softcapping", 50.0) if second else None,
         use_post_attn_norm=second,
@@ -198,6 +198,6 @@ def _expect_gemma(settings):
 
 
 def _cast(model, dtype):
-    """These classes compute in the dtype of their parameters, and not all of them take one."""
+    """Casts the parameters, as these classes compute in their dtype and not all take a dtype argument."""
     nnx.update(model, nnx.map(lambda _, leaf: leaf.astype(dtype), nnx.state(model, nnx.Param)))
     return model

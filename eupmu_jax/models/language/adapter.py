@@ -12,29 +12,29 @@ from flax import nnx
 from eupmu_jax._stack.checks import check_same_structure
 
 logger = logging.getLogger("eupmu_jax")
-# What every decoder of google-tunix has, and the functions here rely on.
+# Attributes of every decoder of google-tunix that the functions here rely on.
 PARTS = ("config", "embedder", "layers", "final_norm")
 
 
 class LanguageModel(NamedTuple):
     """A causal language model: its parameters, and pure functions of them and of tokens `(n, length)`.
 
-    Position t sees tokens up to t. So pad at the right: what stands after a token changes nothing before it, and no
-    padding mask is needed.
+    Position t sees tokens up to t. Pad on the right: later tokens do not affect earlier positions, so no padding mask
+    is needed.
 
     Attributes:
       params: Nested dicts of arrays.
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`, as `tasks.language` takes it. It and `hidden`
-        raise `ValueError` for sequences of more tokens than the context.
-      hidden: `hidden(params, tokens, layer) -> activations` of shape `(n, length, width)`: the residual stream after so
-        many blocks. 0 is the embedding, `layers` what the last norm reads; `layer` is static under `jax.jit`.
+        raise `ValueError` for sequences longer than the context.
+      hidden: `hidden(params, tokens, layer) -> activations` of shape `(n, length, width)`: the residual stream after
+        `layer` blocks. 0 is the embedding, `layers` the input of the last norm; `layer` is static under `jax.jit`.
       decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
-        positions from the cache. Token and position have shape `(n, length)`; the cache takes them in turn, and its
-        slot of a token is the token's position.
-      empty_cache: `empty_cache(n, length)`: room for so many tokens.
-      module: `module(params)`: the Flax NNX model again, for what else google-tunix has for it.
+        positions from the cache. Tokens and positions have shape `(n, length)`; tokens must come in order, and the
+        cache slot of a token is its position.
+      empty_cache: `empty_cache(n, length)`: a cache with room for `length` tokens.
+      module: `module(params)`: the Flax NNX model again, for other uses in google-tunix.
       layers: Number of blocks.
-      context: The most tokens that the model was made for, or None where that is not known.
+      context: The maximum number of tokens the model was trained for, or None if unknown.
     """
 
     params: chex.ArrayTree
@@ -48,24 +48,24 @@ class LanguageModel(NamedTuple):
 
 
 def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = None) -> LanguageModel:
-    """Splits a decoder of google-tunix into parameters and pure functions; positions and causal mask are made inside.
+    """Splits a decoder of google-tunix into parameters and pure functions, which add positions and the causal mask.
 
-    Its functions work under `jax.jit`, `jax.grad`, `jax.vmap` and `jax.checkpoint`. State that is not trainable is
-    closed over as it is.
+    The functions work under `jax.jit`, `jax.grad`, `jax.vmap` and `jax.checkpoint`. State that is not trainable is
+    closed over unchanged.
 
     In google-tunix 0.1.7 the Llama 3 and Qwen 3 classes compute rotary positions with base 1,000,000 whatever
-    `config.rope_theta` says. Here they do what they do there; `load_huggingface` and `load_gguf` never give a model
-    that is wrong by that.
+    `config.rope_theta` says. This function keeps that behaviour; `load_huggingface` and `load_gguf` never return a
+    model that is wrong because of it.
 
     Args:
-      model: Of `tunix.models`: `llama3`, `qwen2`, `qwen3`, `gemma`, `gemma3`, text only. It is left as it is; the trees
-        share its arrays, so a program that donates them deletes the model's.
-      trainable: Filter of Flax NNX for the parameters, such as `nnx.LoRAParam` of a model with adapters. Unlearned
-        parameters go back into the model by `nnx.update(model, params)`.
-      context: The most tokens that the model was made for.
+      model: A text-only model of `tunix.models`: `llama3`, `qwen2`, `qwen3`, `gemma` or `gemma3`. It is not modified,
+        but the trees share its arrays, so a program that donates them deletes those of the model.
+      trainable: Flax NNX filter for the parameters, such as `nnx.LoRAParam` for a model with adapters. Use
+        `nnx.update(model, params)` to put unlearned parameters back into the model.
+      context: The maximum number of tokens the model was trained for.
 
     Raises:
-      ValueError: If it is no such model, or nothing in it is trainable.
+      ValueError: If `model` is not such a model, or nothing in it is trainable.
 
     >>> from types import SimpleNamespace
     >>> from_tunix(SimpleNamespace(config=None))
@@ -93,16 +93,16 @@ def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = 
 def from_parts(
     graph: nnx.GraphDef, params: chex.ArrayTree, rest: tuple, config: Any, context: int | None
 ) -> LanguageModel:
-    """The same, from a model that is split already: for parameters that are read into their places."""
+    """As `from_tunix`, from a model that is already split, so that parameters can be read into place."""
     depth = config.num_layers
-    # The cache is written with what the model computes in; classes without a dtype compute in that of their parameters.
+    # The cache has the dtype of the computation; classes without a dtype compute in that of their parameters.
     dtype = getattr(config, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
 
     shapes = jax.eval_shape(lambda: params)
 
     def module(given):
         try:
-            # Copies of the variables, not of the arrays: those closed over are of another trace, which remat refuses.
+            # Copies the variables, not the arrays: variables from another trace are rejected by remat.
             return nnx.merge(graph, given, *rest, copy=True)
         except Exception:
             check_same_structure("params", given, "the model's", shapes)
@@ -124,7 +124,7 @@ def from_parts(
             stream.append(x)
             return x
 
-        # Of the shortened model only what its last norm reads is kept; XLA leaves out the rest.
+        # Only the input of the last norm is kept; XLA removes the rest.
         model.final_norm = keep
         model(tokens, _positions(tokens), None, _causal(tokens))
         return stream[0]
@@ -143,7 +143,7 @@ def from_parts(
 
 
 def _check_length(tokens, context):
-    # Beyond its context a model gives numbers too, but it never learned what these positions mean.
+    # A model also returns numbers beyond its context, but it was never trained on these positions.
     if context is not None and tokens.shape[1] > context:
         raise ValueError(
             f"tokens: got {tokens.shape[1]} in a sequence, expected at most the model's context of {context}"

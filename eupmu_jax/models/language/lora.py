@@ -1,4 +1,4 @@
-"""Low-rank adapters: few parameters to unlearn with, and the model itself as it was."""
+"""Low-rank adapters: few parameters to unlearn with, while the model itself stays unchanged."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from eupmu_jax._stack.checks import check_int, check_number, check_same_shapes
 from eupmu_jax.models.language.adapter import LanguageModel, from_parts
 
-# Of google-tunix's Gemma: the inputs are the last axis but one, behind stack and heads.
+# Kernels of google-tunix's Gemma, whose inputs are the second last axis, after stack and heads.
 _HEADS_FIRST = {"q_einsum", "kv_einsum", "qkv_einsum"}
 
 
@@ -22,24 +22,24 @@ def with_lora(
 
     .. math:: W' = W + \frac{\alpha}{r} A B
 
-    for every matrix of attention and MLP in every block. At first B is zero, so the model computes what it computed.
-    Only the adapters are parameters; those of the model are closed over. `merge_lora` adds the adapters to
-    these, for other programs.
+    for every attention and MLP matrix in every block. B starts at zero, so at first the model computes the same as
+    before. Only the adapters are parameters; the weights of the model are closed over. `merge_lora` adds the adapters
+    to those weights, for other programs.
 
-    What a function closes over, `jax.jit` copies into each program that it compiles, where XLA may work on it for
-    minutes. Of a real model, have it passed in instead: set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment.
-    JAX reads it as it is imported; `jax.config.update` is too late.
+    `jax.jit` copies what a function closes over into each program that it compiles, where XLA may spend minutes on it.
+    For a model of real size, set JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 in the environment, so that JAX passes it as an
+    argument instead. JAX reads the variable when it is imported; `jax.config.update` is too late.
 
     Args:
-      model: As from the loaders or `from_tunix`.
-      params: Of that model, unlearned or not, and in any layout on a mesh.
+      model: A model from the loaders or `from_tunix`.
+      params: Parameters of that model, unlearned or not, in any layout on a mesh.
       rank: r, at least 1.
-      alpha: Scale; without one, the rank.
-      key: Of A.
+      alpha: The scale; by default the rank.
+      key: Key for A.
 
     Returns:
-      The model of the adapters, whose `params` are for every function of this library what the whole would be. They are
-      float32 at least: in bfloat16 most numbers of A are too large for a step of Adam to change them.
+      The model with adapters. Every function of this library takes its `params` in place of those of a whole model.
+      They are at least float32: in bfloat16 most numbers of A are too large for a step of Adam to change them.
 
     Raises:
       ImportError: Without the extra `language`.
@@ -60,7 +60,7 @@ def with_lora(
         import qwix
     except ImportError as error:
         raise ImportError("adapters need qwix: pip install 'eupmu-jax[language]'") from error
-    # The embedding has no adapter: qwix does not find it where it is also the output layer.
+    # The embedding gets no adapter: qwix does not find it if it is also the output layer.
     provider = qwix.LoraProvider(module_path="layers/.*", rank=rank, alpha=float(rank if alpha is None else alpha))
 
     def adapted(params, key):
@@ -68,7 +68,7 @@ def with_lora(
         call = (tokens, tokens, None, jnp.ones((1, 1, 1), bool))
         return qwix.apply_lora_to_model(model.module(params), provider, *call, rngs=nnx.Rngs(params=key))
 
-    # What qwix would make is only looked at: a run of it, for so many matrices, compiles for a minute.
+    # Only the shapes that qwix would create are taken: running it compiles for a minute with so many matrices.
     shapes = nnx.eval_shape(adapted, params, key)
     draw, wide = jax.nn.initializers.he_uniform(), lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(shapes, nnx.LoRAParam)))
@@ -87,13 +87,13 @@ def with_lora(
 def merge_lora(params: chex.ArrayTree, adapters: chex.ArrayTree, alpha: float | None = None) -> dict:
     r"""The parameters of the whole model with its adapters added, :math:`W + \frac{\alpha}{r} A B`.
 
-    For all that reads a model's own parameters, such as other programs and `metrics.rounded`. With them the model
-    without adapters computes what it computed with them, up to rounding to the dtype of W.
+    They are for anything that reads a model's own parameters, such as other programs and `metrics.rounded`. With them
+    the model without adapters computes the same as the model with adapters, up to rounding to the dtype of W.
 
     Args:
-      params: As they were given to `with_lora`.
-      adapters: As `with_lora(...).params`, trained or not.
-      alpha: As it was given to `with_lora`; without one, the rank.
+      params: The parameters passed to `with_lora`.
+      adapters: Adapters like `with_lora(...).params`, trained or not.
+      alpha: The value passed to `with_lora`; by default the rank.
 
     Returns:
       Parameters in the structure of `params`; those without an adapter are the same arrays.
@@ -122,7 +122,7 @@ def merge_lora(params: chex.ArrayTree, adapters: chex.ArrayTree, alpha: float | 
 
 
 def _merged(place, weights, a, b, alpha):
-    # A has the inputs before the rank, B the outputs behind it, both in the order in which the weights have them.
+    # A has the inputs before the rank and B the outputs after it, both in the order of the weights.
     heads_first = _HEADS_FIRST & set(place)
     inputs_first = jnp.moveaxis(weights, -2, 0) if heads_first else weights
     if a.shape[-1:] != b.shape[:1] or (*a.shape[:-1], *b.shape[1:]) != inputs_first.shape:

@@ -1,4 +1,4 @@
-"""Text to tokens and back, with the special tokens and the chat template of an instructed model."""
+"""Text to tokens and back, with the special tokens and the chat template of an instruction-tuned model."""
 
 import datetime
 import functools
@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-# Single digits are tokens in these; the rest is split as in GPT-2.
+# Pre-tokenizers that split digits one by one; the rest is split as in GPT-2.
 _DIGITS = ("smollm",)
-# As Llama, Qwen and Phi write special tokens, and as Gemma does.
+# Special tokens in the styles of Llama, Qwen and Phi, and of Gemma.
 _SPECIAL = re.compile(r"<\|\w+\|>|<(?:start|end)_of_\w+>")
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
@@ -19,11 +19,11 @@ class Tokenizer(NamedTuple):
     """A tokenizer.
 
     Attributes:
-      tokenizer: Of the package tokenizers, for what is not here.
+      tokenizer: The tokenizer of the package tokenizers, for anything not offered here.
       end: The token that ends an answer.
       template: Jinja template of conversations, or None.
       vocabulary: Number of tokens.
-      special: Texts of special tokens by the names that templates have for them, such as `bos_token`.
+      special: Texts of special tokens by the names that templates use for them, such as `bos_token`.
     """
 
     tokenizer: Any
@@ -33,7 +33,7 @@ class Tokenizer(NamedTuple):
     special: Mapping[str, str] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; special tokens are recognised where they are written out."""
+        """The tokens of a text; special tokens written out in it are recognised."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -44,24 +44,24 @@ class Tokenizer(NamedTuple):
         """The text of a conversation, up to where the model's answer begins.
 
         Args:
-          messages: Each with `role`, one of system, user and assistant, and `content`.
+          messages: Dicts with `role`, one of system, user and assistant, and `content`.
           answer: Whether the model's answer is to follow.
 
         Raises:
-          ValueError: If the model has no chat template, or that refuses the messages.
+          ValueError: If the model has no chat template, or the template refuses the messages.
         """
         if self.template is None:
             raise ValueError("template: got none, expected a model with a chat template")
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        # As transformers sets it up, which templates are written for.
+        # The same set-up as in transformers, for which templates are written.
         options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], **options)
         environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         functions = {"raise_exception": _refuse, "strftime_now": _now}
         known = {"tools": None, "documents": None} | functions | dict(self.special)
-        # The tag marks what is trained on, for transformers alone.
+        # The tag only tells transformers what to train on.
         text = _GENERATION.sub("", self.template)
         try:
             return environment.from_string(text).render(messages=messages, add_generation_prompt=answer, **known)
@@ -80,7 +80,7 @@ def _refuse(message):
 def check_template(where: str, template: str | None, known: Collection[str]) -> None:
     """Raises `ValueError` for a chat template that writes some special tokens that are known and some that are not.
 
-    Where none is known they are meant as text, as in the templates of TinyLlama and Tulu 3.
+    If none is known they are meant as plain text, as in the templates of TinyLlama and Tulu 3.
 
     >>> check_template("folder", "<|im_start|>{{ text }}<|im_end|>", ["<|im_end|>"])
     Traceback (most recent call last):
@@ -102,20 +102,20 @@ def bytes_tokenizer(
     template: str | None,
     named: Mapping[str, int] = MappingProxyType({}),
 ) -> Tokenizer:
-    """Byte-level BPE of the given tokens and merges.
+    """A byte-level BPE tokenizer from tokens and merges.
 
     Args:
-      where: Names the file in errors.
-      kind: Of the tokenizer and of what it does before BPE, in the words of GGUF.
+      where: Name of the file in errors.
+      kind: Kinds of the tokenizer and of its pre-tokenizer, as GGUF names them.
       tokens, merges: As in the files of GPT-2.
-      special: Ids of the tokens that no text is merged into.
+      special: Ids of special tokens, which BPE never produces from text.
       end: Id of the token that ends an answer.
       template: Jinja template of conversations.
-      named: Ids of special tokens by the names that templates have for them.
+      named: Ids of special tokens by the names that templates use for them.
 
     Raises:
       ImportError: Without the package tokenizers.
-      ValueError: For another kind; without tokens, merges or the end; for a template as in `check_template`.
+      ValueError: For another kind, missing tokens, merges or end token, or a template that `check_template` refuses.
 
     >>> bytes_tokenizer("a.gguf", ("llama", "default"), [], [], [], None, None)
     Traceback (most recent call last):
