@@ -20,8 +20,8 @@ class SmallCNN(nnx.Module):
       in_channels: Channels of the images.
       image_size: Height and width of the images.
       hidden: Width of the dense layer before the logits.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:

@@ -57,7 +57,7 @@ def _xla_conv(x, kernel, strides, padding):
 
 
 def _forward(x, kernel, strides, padding):
-    # Not conv2d, whose custom rule would keep jax.jvp from differentiating a gradient.
+    # Not conv2d, whose custom rule would prevent jax.jvp from differentiating a gradient.
     return _xla_conv(x, kernel, strides, padding), (x, kernel)
 
 
@@ -91,7 +91,7 @@ def _matmul_kernel_gradient(x, dy, *, kernel, strides, padding):
     #   128x16x16x32 -> 32            plain 5.7 -> 4.5, vmap 33 -> 4.7, scan 720 -> 4.1
     #   128x8x8x64 -> 64              plain 4.7 -> 3.8, vmap 17 -> 3.2, scan 610 -> 3.8
     #   128x32x32x16 -> 32, stride 2  plain 4.3 -> 3.0, vmap 11 -> 3.7, scan 340 -> 3.3
-    # One matmul over patches of the whole batch took up to 54, in memory traffic.
+    # One matmul over patches of the whole batch took up to 54, limited by memory traffic.
     kernel_height, kernel_width, _, _ = kernel.shape
     n, out_height, out_width, _ = dy.shape
     accumulator = jnp.promote_types(kernel.dtype, jnp.float32)
@@ -136,7 +136,7 @@ class Conv(nnx.Conv):
       out_features: Number of output channels.
       kernel_size: Height and width of the kernel.
       strides: One step for both axes, or one for height and one for width.
-      padding: `'SAME'`, `'VALID'`, or the number of zeros on every side of the image, as PyTorch has it.
+      padding: `'SAME'`, `'VALID'`, or the number of zeros on every side of the image, as in PyTorch.
       use_bias: Whether to add a bias per output channel.
       rngs: Source of the key of the parameters.
       **kwargs: `dtype`, `param_dtype`, `kernel_init` or `bias_init` of `flax.nnx.Conv`.

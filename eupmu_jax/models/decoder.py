@@ -20,8 +20,8 @@ class DecoderSize(NamedTuple):
       kv_heads: Key and value heads, each shared by `heads / kv_heads` query heads.
       hidden: Size of the gated MLP.
       tied: Whether the embedding is also the output layer.
-      adapters: Rank of the low-rank adapters of every matrix in a block (Hu et al. 2021, arXiv 2106.09685):
-        `LoRAParam`s of Flax NNX beside the `Param`s; 0 without.
+      adapters: Rank of the low-rank adapters of every matrix in a block (Hu et al. 2021, arXiv 2106.09685), which are
+        Flax NNX `LoRAParam`s next to the `Param`s; 0 for none.
     """
 
     vocab: int
@@ -34,7 +34,7 @@ class DecoderSize(NamedTuple):
     adapters: int = 0
 
 
-# Sizes that were published: SmolLM2-135M, Llama 3.2 1B, Llama 2 7B and 70B, Llama 3 8B; the first is for tests.
+# Published sizes: SmolLM2-135M, Llama 3.2 1B, Llama 2 7B and 70B, Llama 3 8B; the first is for tests.
 SIZES = {
     "tiny": DecoderSize(vocab=512, width=128, layers=2, heads=4, kv_heads=2, hidden=256, tied=True),
     "135m": DecoderSize(vocab=49_152, width=576, layers=30, heads=9, kv_heads=3, hidden=1_536, tied=True),
@@ -46,7 +46,7 @@ SIZES = {
 
 
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turns pairs of features of `(n, length, heads, size)` by their position.
+    """Rotary positions (Su et al. 2021): rotates pairs of features of `(n, length, heads, size)` by their position.
 
     The pairs are `(i, i + size / 2)`. Angles are computed in float32.
 
@@ -66,7 +66,7 @@ class DecoderBlock(nnx.Module):
 
     Args:
       size: See `DecoderSize`.
-      dtype: Of the computation; parameters are float32.
+      dtype: Dtype of the computation; parameters are float32.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -105,18 +105,17 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Decoder-only language model with the layout of Llama 2 (Touvron et al. 2023): 7B, 70B and smaller ones.
+    """Decoder-only language model with the architecture of Llama 2 (Touvron et al. 2023), up to 70B.
 
-    The parameters of all blocks are stacked along a leading axis and scanned over, so a program's size and compile time
-    do not grow with depth; each block is computed again in the backward pass (`jax.checkpoint`), so only its input is
-    kept.
+    The parameters of all blocks are stacked along a leading axis and scanned over, so program size and compile time do
+    not grow with depth. Each block is recomputed in the backward pass (`jax.checkpoint`), so only its input is kept.
 
     Args:
       size: See `DecoderSize`; `SIZES` has some.
-      dtype: Of the computation; parameters are float32, logits too.
-      activations: On a mesh, where the residual stream `(n, length, width)` lies at the edges of each block, so that
-        XLA gathers parameters and never activations: `NamedSharding(mesh, PartitionSpec("data"))`, with the parameters
-        as in `decoder_shardings`.
+      dtype: Dtype of the computation; parameters and logits are float32.
+      activations: On a mesh, the sharding of the residual stream `(n, length, width)` between blocks. With
+        `NamedSharding(mesh, PartitionSpec("data"))` and parameters as in `decoder_shardings`, XLA gathers parameters
+        and never activations.
       rngs: Source of the keys of the parameters.
 
     Raises:
@@ -168,12 +167,13 @@ class Decoder(nnx.Module):
 def decoder_shardings(params: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
     """Shardings of a `Decoder`'s parameters over mesh axes `data` (FSDP) and `model` (tensor, by heads and features).
 
-    What a block reads with is split by its outputs along `model`, what it writes with by its inputs (Shoeybi et al.
-    2019), and the other dimension along `data`: every device holds 1 / (data x model) of everything but the norms.
+    Matrices that read from the residual stream are split by their outputs along `model`, those that write to it by
+    their inputs (Shoeybi et al. 2019), and the other dimension along `data`. Every device holds 1 / (data x model) of
+    everything except the norms.
 
     Args:
-      params: Of a `Decoder`, arrays or `jax.ShapeDtypeStruct`s, as a pure dict.
-      mesh: With axes `data` and `model` that divide the decoder's widths; `model` divides `kv_heads`.
+      params: Parameters of a `Decoder`, arrays or `jax.ShapeDtypeStruct`s, as a pure dict.
+      mesh: A mesh with axes `data` and `model` that divide the decoder's widths; `model` divides `kv_heads`.
 
     Returns:
       Tree of `NamedSharding`s.
@@ -194,7 +194,7 @@ def decoder_shardings(params: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
     def shard(path, _):
         names = [key.key for key in path]
         layout = next((layouts[name] for name in names if name in layouts), ())
-        # Adapters lie as what they add to, but for their rank.
+        # Adapters are sharded like the matrix they add to, except along their rank.
         layout = {"lora_a": (*layout[:-1], None), "lora_b": (*layout[:-2], None, *layout[-1:])}.get(names[-1], layout)
         return NamedSharding(mesh, PartitionSpec(*layout))
 

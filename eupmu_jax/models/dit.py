@@ -33,7 +33,7 @@ def patches_of(images: jax.Array, size: int) -> jax.Array:
 
 
 def images_of(patches: jax.Array, size: int) -> jax.Array:
-    """The images that `patches_of` makes these patches of.
+    """The images whose patches `patches_of` returns; its inverse.
 
     >>> images = jnp.arange(48).reshape(2, 4, 6, 1)
     >>> bool(jnp.all(images_of(patches_of(images, 2), 2) == images))
@@ -46,7 +46,7 @@ def images_of(patches: jax.Array, size: int) -> jax.Array:
 
 
 class Conditions(nnx.Embed):
-    """A row for each condition, and one for none; a label without a row is refused, where JAX would return NaN.
+    """A row for each condition and one for no condition; refuses labels without a row, for which JAX returns NaN.
 
     >>> Conditions(3, 2, rngs=nnx.Rngs(0))(jnp.array([3]))
     Traceback (most recent call last):
@@ -54,7 +54,7 @@ class Conditions(nnx.Embed):
     """
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Maps labels `(n,)` to `(n, features)`; traced ones cannot be looked at."""
+        """Maps labels `(n,)` to `(n, features)`; traced labels cannot be checked."""
         check_labels(inputs, self.num_embeddings)
         return super().__call__(inputs, *args, **kwargs)
 
@@ -65,8 +65,8 @@ class DiTBlock(nnx.Module):
     At first the gates are zero, and the block is the identity.
 
     Args:
-      width: Of the residual stream and of the condition, a multiple of `heads`.
-      heads: Of attention.
+      width: Size of the residual stream and of the condition, a multiple of `heads`.
+      heads: Number of attention heads.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -91,7 +91,7 @@ class DiTBlock(nnx.Module):
         shifts, scales, gates = parts[:2], parts[2:4], parts[4:]
         x = x + gates[0] * self.attention(self.attention_norm(x) * (1 + scales[0]) + shifts[0])
         hidden = self.mlp_norm(x) * (1 + scales[1]) + shifts[1]
-        # Flat, as XLA multiplies matrices of two dimensions faster on a CPU.
+        # Flat, as XLA multiplies two-dimensional matrices faster on a CPU.
         flat = self.down(nnx.gelu(self.up(hidden.reshape(-1, hidden.shape[-1]))))
         return x + gates[1] * flat.reshape(x.shape)
 
@@ -99,17 +99,17 @@ class DiTBlock(nnx.Module):
 class DiT(nnx.Module):
     """Diffusion transformer with classes as conditions (Peebles & Xie 2023, arXiv 2212.09748).
 
-    Patches, learned positions, blocks under adaLN-Zero, and a last layer that begins with zeros, so that the first
+    It has patches, learned positions, blocks with adaLN-Zero, and a last layer initialised to zero, so that the first
     prediction is 0.
 
     Args:
-      num_conditions: Classes; one more stands for none.
-      in_channels: Of the images.
+      num_conditions: Number of classes; one more label stands for no class.
+      in_channels: Channels of the images.
       image_size: Height and width, a multiple of `patch_size`.
       patch_size: Height and width of a patch.
-      width: Of the residual stream, a multiple of `heads`, and even.
-      layers: Blocks.
-      heads: Of attention.
+      width: Size of the residual stream, a multiple of `heads`, and even.
+      layers: Number of blocks.
+      heads: Number of attention heads.
       rngs: Source of the keys of the parameters.
 
     Raises:
@@ -155,13 +155,13 @@ class DiT(nnx.Module):
         Args:
           x: `(n, image_size, image_size, channels)`.
           t: Times, ints `(n,)`.
-          labels: Ints `(n,)`; the number of conditions stands for none.
+          labels: Ints `(n,)`; `num_conditions` itself stands for no condition.
 
         Returns:
-          Like `x`.
+          The predictions, shaped like `x`.
 
         Raises:
-          ValueError: For images of another shape than the model was made for, or labels that are no conditions.
+          ValueError: For images of another shape than the model was built for, or labels that are not conditions.
         """
         images = self.image_size, self.image_size, self.in_channels
         if x.shape[1:] != images:

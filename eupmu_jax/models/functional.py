@@ -7,35 +7,35 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Of Flax's BatchNorm.
+# The default of Flax's BatchNorm.
 EPSILON = 1e-5
 
 
 def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Callable]:
     """Splits a model into its parameters, its running statistics and a pure function of both.
 
-    `apply(params, batch_stats, images, train) -> (logits, batch_stats)`. With `train` true, BatchNorm normalises by the
-    batch and the new running statistics are returned: `0.9 * old + 0.1 * batch` for the models of this package, with
-    the biased variance of the batch (PyTorch takes the unbiased one). With `train` false, it normalises by the given
-    statistics and returns them as they are. Without BatchNorm, `batch_stats` is an empty dict and `train` changes
-    nothing.
+    The function is `apply(params, batch_stats, images, train) -> (logits, batch_stats)`. With `train` true, BatchNorm
+    normalises by the batch and the new running statistics are returned: `0.9 * old + 0.1 * batch` for the models of
+    this package, with the biased variance of the batch (PyTorch uses the unbiased one). With `train` false, it
+    normalises by the given statistics and returns them unchanged. Without BatchNorm, `batch_stats` is an empty dict and
+    `train` has no effect.
 
     `apply` works under `jax.jit`, `jax.grad` (with `has_aux=True`), `jax.vmap` and `jax.lax.scan`; the statistics it
     returns have the structure, shapes and dtypes of those it took, so a loop over them compiles once. No gradient flows
     through them. Under `jax.vmap` over batches, each batch is normalised by itself and gives its own statistics.
 
     Args:
-      model: Its state is parameters and running statistics. It is left as it is; the trees share its arrays, so a
-        program that donates them deletes the model's.
+      model: A model whose state is parameters and running statistics. It is not modified, but the trees share its
+        arrays, so a program that donates them deletes those of the model.
 
     Returns:
-      `(params, batch_stats, apply)`. Both trees are nested dicts of arrays. `train` is a Python bool: static under
+      `(params, batch_stats, apply)`. Both trees are nested dicts of arrays. `train` is a Python bool, static under
       `jax.jit`.
 
     Raises:
       ValueError: If the model has other state, such as the random keys of dropout.
 
-    Cost: that of calling the model; Python's merging and splitting of modules is paid when tracing only.
+    Cost: that of calling the model; merging and splitting modules in Python costs time only when tracing.
 
     Example:
       >>> from eupmu_jax.models import ResNet8
@@ -64,13 +64,13 @@ def functional(model: nnx.Module) -> tuple[chex.ArrayTree, chex.ArrayTree, Calla
 
 
 def fold(params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    r"""Moves the running statistics of BatchNorm into its scale and bias; evaluation gives the same logits.
+    r"""Folds the running statistics of BatchNorm into its scale and bias; evaluation gives the same logits.
 
     .. math::
       \gamma' = \gamma / \sqrt{\sigma^2 + \epsilon}, \qquad \beta' = \beta - \mu \gamma'
 
-    The statistics left are those of a layer that normalises nothing, and the same for every trained model. So a
-    classifier that is unlearned with its statistics kept is a function of its parameters alone.
+    The remaining statistics are those of a layer that does not normalise, the same for every trained model. A
+    classifier that is unlearned with fixed statistics is therefore a function of its parameters alone.
 
     Args:
       params, batch_stats: As from `functional`; layers normalise with :math:`\epsilon` = 1e-5, Flax's default.

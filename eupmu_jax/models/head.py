@@ -13,7 +13,7 @@ class Head(nnx.Linear):
     Args:
       in_features: Size of the features.
       num_classes: Number of logits.
-      dtype: Of the features' computation; that of features and parameters, promoted, if None.
+      dtype: Dtype of the computation of the features; by default the promoted dtype of features and parameters.
       rngs: Source of the keys of the parameters.
       **kwargs: Options of `flax.nnx.Linear`.
 

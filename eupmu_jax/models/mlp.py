@@ -17,8 +17,8 @@ class MLP(nnx.Module):
     Args:
       features: Sizes of the flattened input, of every hidden layer and of the logits.
       rngs: Source of the keys of the parameters.
-      dtype: Of the computation; that of inputs and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from inputs and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
 
     Raises:
       ValueError: If `features` has fewer than two entries.

@@ -10,25 +10,25 @@ from flax import nnx
 from eupmu_jax.models.convolution import Conv
 from eupmu_jax.models.head import Head
 
-# One zero on every side, as in He et al. and PyTorch. 'SAME' would put the zeros of a stride of two after the image,
-# so that windows would lie one pixel off the shortcut's.
+# One zero on every side, as in He et al. and PyTorch. With stride two, 'SAME' would put the zeros after the image and
+# shift the windows by one pixel against those of the shortcut.
 _conv = functools.partial(Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=nnx.initializers.he_normal())
 _norm = functools.partial(nnx.BatchNorm, momentum=0.9)
 
 
 class ResidualBlock(nnx.Module):
-    """Two normalised 3x3 convolutions around a shortcut.
+    """Two normalised 3x3 convolutions with a shortcut.
 
-    Where shapes differ, the shortcut subsamples and pads with zero channels, which takes no parameters (option A of
-    He et al. 2015), or is a normalised 1x1 convolution (option B).
+    If shapes differ, the shortcut subsamples and pads with zero channels, which takes no parameters (option A of He et
+    al. 2015), or is a normalised 1x1 convolution (option B).
 
     Args:
       in_channels: Channels of the input.
       out_channels: Channels of the output, at least `in_channels`.
       stride: Step of the first convolution and of the shortcut.
       projection: Whether a shortcut between different shapes is a convolution.
-      dtype: Of the computation; that of activations and parameters, promoted, if None.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; by default the promoted dtype of activations and parameters.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -112,19 +112,20 @@ class ResNet20(_ResNet):
     """ResNet of depth 6n + 2 with n = 3 (He et al. 2015, section 4.2), 0.27 M parameters for ten classes.
 
     A new model is in training mode: it normalises by the batch and updates its running statistics, which are
-    `flax.nnx.BatchStat` variables. Take `flax.nnx.view(model, use_running_average=True)` to evaluate. Inside
-    `jax.grad` or `jax.vmap`, merge with `copy=True`: statistics that come from outside cannot be updated in place; or
-    take the pure function of parameters and statistics that `eupmu_jax.models.functional` makes.
+    `flax.nnx.BatchStat` variables. Use `flax.nnx.view(model, use_running_average=True)` to evaluate. Inside
+    `jax.grad` or `jax.vmap`, merge with `copy=True`, as statistics from outside cannot be updated in place, or use the
+    pure function of parameters and statistics from `eupmu_jax.models.functional`.
 
-    Running statistics become `0.9 * old + 0.1 * batch`. The batch's variance is the biased one, where PyTorch keeps the
-    unbiased one, `m / (m - 1)` times as large for `m` values per channel; with those the forward pass is PyTorch's.
+    Running statistics become `0.9 * old + 0.1 * batch`. The variance of the batch is the biased one, whereas PyTorch
+    keeps the unbiased one, `m / (m - 1)` times as large for `m` values per channel. With PyTorch's statistics the
+    forward pass equals PyTorch's.
 
     Args:
       num_classes: Number of logits.
       in_channels: Channels of the images.
       stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -145,8 +146,8 @@ class ResNet8(_ResNet):
       num_classes: Number of logits.
       in_channels: Channels of the images.
       stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -168,8 +169,8 @@ class ResNet18(_ResNet):
       num_classes: Number of logits.
       in_channels: Channels of the images.
       stem_stride: Step of the first convolution; 2 takes a quarter of the operations.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:

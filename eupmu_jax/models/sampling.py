@@ -33,40 +33,40 @@ def sample(
     share: float = 1.0,
     clip: bool = True,
 ) -> chex.Array:
-    r"""Images for conditions, from noise (Song et al. 2021, arXiv 2010.02502, equation 12).
+    r"""Samples images for conditions, starting from noise (Song et al. 2021, arXiv 2010.02502, equation 12).
 
     .. math:: x_u = a_u \hat x + \sqrt{s_u^2 - \sigma^2}\, \hat\epsilon + \sigma z, \quad
               \sigma = \eta\, \frac{s_u}{s_t} \sqrt{1 - a_t^2 / a_u^2}
 
-    from each time t to the next, u, with what the guided prediction means for the image and the noise. Everything is
-    drawn from the key, so one key gives one set of samples, on any devices.
+    from each time t to the next, u, where the estimates of the image and the noise come from the guided prediction. All
+    noise is drawn from the key, so a key determines the samples, on any devices.
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction`.
-      params: Its parameters; the moving average of training, if there is one.
-      schedule: Of training.
+      params: Parameters of `denoise`; if training kept a moving average, use that.
+      schedule: The schedule of training.
       labels: Ints `(n,)`.
-      shape: Of an image.
-      key: Of all noise.
-      nothing: The label that stands for no condition, behind all others.
+      shape: Shape of an image.
+      key: Key for all noise.
+      nothing: The label that stands for no condition, after all others.
       prediction: What the model predicts.
-      steps: Calls of the model, spread evenly over the schedule; two evaluations each.
+      steps: Sampling steps, spread evenly over the schedule; each evaluates the model on a batch of 2n.
       guidance: w of `diffusion.guided`; 0 is the model's own conditional prediction.
-      eta: 0 is DDIM, deterministic after the first noise; 1 is ancestral sampling.
-      start: Images `(n, *shape)` to begin from in place of pure noise, noised up to `share` (Meng et al. 2022, SDEdit,
+      eta: 0 is DDIM, deterministic after the initial noise; 1 is ancestral sampling.
+      start: Images `(n, *shape)` to start from instead of pure noise, noised up to `share` (Meng et al. 2022, SDEdit,
         arXiv 2108.01073); in [-1, 1] if `clip`.
-      share: Of the schedule, in (0, 1], that is gone back from there; `steps` are spread over it, at most one for each
-        of its times, 0 to `share` (T - 1), rounded.
-      clip: Whether to cut what is predicted for the image to [-1, 1] in every step; not for latent images.
+      share: Fraction of the schedule, in (0, 1], to denoise from there. `steps` are spread over it, at most one for
+        each of its times, 0 to `share` (T - 1), rounded.
+      clip: Whether to clip the predicted image to [-1, 1] in every step; not for latent images.
 
     Returns:
-      `(n, *shape)`. A warning is given where they are not finite.
+      The images, `(n, *shape)`. A warning is logged if they are not finite.
 
     Raises:
-      ValueError: For more steps than the schedule's share has, or none; an eta or share outside of its range; a
-        guidance that is not finite; predictions of another shape than the images; a share without images to start from;
-        no labels; images of another shape, outside of their range or not finite; a label that the model does not know;
-        or a prediction that is unknown or does not fit the schedule.
+      ValueError: For no steps, or more than the share of the schedule has; an eta or share outside its range; a
+        guidance that is not finite; predictions of another shape than the images; a share without `start`; no labels;
+        start images of another shape, outside their range or not finite; a label that the model does not know; or a
+        prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -96,7 +96,7 @@ def sample(
         if np.shape(start) != (len(labels), *shape):
             raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
         check_images("start", start, ROUNDED if clip else None, ", or for latents clip=False")
-    # In uint8 the label of no condition may be another.
+    # In uint8 the label for no condition could overflow.
     labels, shape = jnp.asarray(labels), tuple(shape)
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     check_labels(labels, nothing + 1)
@@ -132,7 +132,7 @@ def _sample(
         predicted = diffusion.guided(conditional, unconditional, guidance)
         x = diffusion.x_of(prediction, schedule, predicted, x_t, at)
         x = jnp.clip(x, -1, 1) if clip else x
-        # Where nothing of the image is gone, neither is any noise, and nothing follows.
+        # At a time without noise, only the image is kept; 1 avoids a division by zero.
         gone = jnp.where(now < 1, 1 - now, 1)
         noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(gone)
         sigma = eta * jnp.sqrt((1 - after) / gone) * jnp.sqrt(jnp.maximum(1 - now / after, 0))

@@ -14,8 +14,8 @@ class Block(nnx.Module):
       width: Size of the residual stream, a multiple of `heads`.
       heads: Number of attention heads.
       causal: Whether a position attends only to itself and earlier ones.
-      dtype: Of the computation; that of activations and parameters, promoted, if None.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; by default the promoted dtype of activations and parameters.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:

@@ -11,21 +11,21 @@ from eupmu_jax._stack.checks import check_int
 from eupmu_jax.models.convolution import Conv
 from eupmu_jax.models.dit import Conditions, images_of, patches_of, time_features
 
-# One zero on every side, so that windows of a stride of two lie as they do without.
+# One zero on every side, so that windows with stride two are aligned with those without a stride.
 _conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
 
 
 class UNetBlock(nnx.Module):
-    """Two normalised 3x3 convolutions around a shortcut; a condition scales and shifts between them.
+    """Two normalised 3x3 convolutions with a shortcut; a condition scales and shifts between them.
 
-    The second convolution is zero at first, so that the block begins as its shortcut: the identity, or a 1x1
-    convolution where the channels change.
+    The second convolution is initialised to zero, so the block starts as its shortcut: the identity, or a 1x1
+    convolution if the number of channels changes.
 
     Args:
       in_channels: Channels of the input, a multiple of `groups`.
       channels: Channels of the output, a multiple of `groups`.
       condition: Width of the condition.
-      groups: Of group normalisation.
+      groups: Number of groups in group normalisation.
       rngs: Source of the keys of the parameters.
 
     Example:
@@ -51,7 +51,7 @@ class UNetBlock(nnx.Module):
         y = self.conv1(nnx.silu(self.norm1(x)))
         y = self.conv2(nnx.silu(self.norm2(y) * (1 + scale) + shift))
         if self.projects:
-            # Flat, as XLA multiplies matrices of two dimensions faster on a CPU.
+            # Flat, as XLA multiplies two-dimensional matrices faster on a CPU.
             x = self.shortcut(x.reshape(-1, x.shape[-1])).reshape(y.shape)
         return x + y
 
@@ -59,24 +59,24 @@ class UNetBlock(nnx.Module):
 class UNet(nnx.Module):
     """U-Net with classes as conditions (Ho et al. 2020, arXiv 2006.11239, appendix B), on patches of the image.
 
-    Patches keep the convolutions small: 28x28 images become 14x14 and 7x7. Each level has `blocks` blocks on the way
-    down, whose outputs the blocks on the way up take beside their input; the lowest level has attention in between. The
-    last layer begins with zeros, so that the first prediction is 0. The default sizes, for Fashion-MNIST, have 0.64 M
-    parameters for ten classes.
+    Patches keep the convolutions small: 28x28 images become 14x14 and 7x7. Each level has `blocks` blocks in the
+    downward path, whose outputs are concatenated to the inputs of the blocks in the upward path; the lowest level has
+    attention in between. The last layer is initialised to zero, so that the first prediction is 0. The default sizes,
+    for Fashion-MNIST, have 0.64 M parameters for ten classes.
 
     Args:
-      num_conditions: Classes; one more stands for none.
-      in_channels: Of the images.
+      num_conditions: Number of classes; one more label stands for no class.
+      in_channels: Channels of the images.
       patch_size: Height and width of a patch.
       widths: Channels of each level, multiples of `groups` and of `heads`, the first of them even; each level after the
         first halves height and width.
-      blocks: Of a level, on each way.
-      groups: Of group normalisation.
-      heads: Of attention.
+      blocks: Blocks per level in each of the two paths.
+      groups: Number of groups in group normalisation.
+      heads: Number of attention heads.
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If there is no level or no block, for patches without size, or for a width that does not fit.
+      ValueError: If there is no level or no block, for a patch size below 1, or for an invalid width.
 
     Example:
       >>> model = nnx.eval_shape(lambda: UNet(10, rngs=nnx.Rngs(0)))
@@ -132,14 +132,14 @@ class UNet(nnx.Module):
         Args:
           x: `(n, height, width, channels)`.
           t: Times, ints `(n,)`.
-          labels: Ints `(n,)`; the number of conditions stands for none.
+          labels: Ints `(n,)`; `num_conditions` itself stands for no condition.
 
         Returns:
-          Like `x`.
+          The predictions, shaped like `x`.
 
         Raises:
-          ValueError: If height or width is no multiple of the patch size times 2 for each halving, for other channels
-            than the model was made for, or for labels that are no conditions.
+          ValueError: If height or width is not a multiple of the patch size times 2 for each halving, for a number of
+            channels other than the model was built for, or for labels that are not conditions.
         """
         unit = self.patch_size * 2 ** len(self.shrink)
         if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit or x.shape[3] != self.in_channels:

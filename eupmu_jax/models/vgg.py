@@ -16,10 +16,11 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nnx.Module):
     """VGG-16 (Simonyan and Zisserman 2015, table 1, D) with BatchNorm, 14,728,266 parameters for ten colour classes.
 
-    Thirteen 3x3 convolutions with bias, each followed by BatchNorm and relu; a 2x2 maximum pooling with stride 2 after
-    each of five stages; the mean over what is left of the image; one linear layer. The count is the 14,714,688 of
-    the paper's convolutions, 8,448 of BatchNorm and 5,130 of the linear layer. `vgg16_bn` of the code of SalUn (Fan et
-    al. 2024) differs: four poolings, no convolution bias and three linear layers, 15,311,818 parameters.
+    It has thirteen 3x3 convolutions with bias, each followed by BatchNorm and relu, a 2x2 max pooling with stride 2
+    after each of five stages, the mean over the remaining pixels, and one linear layer. The count is made up of
+    14,714,688 for the paper's convolutions, 8,448 for BatchNorm and 5,130 for the linear layer. `vgg16_bn` in the code
+    of SalUn (Fan et al. 2024) differs: it has four poolings, no convolution bias and three linear layers, 15,311,818
+    parameters.
 
     Pooling keeps an odd last row and column (`'SAME'` padding), so that 28x28 images, 28-14-7-4-2-1, need no resizing;
     on multiples of 32 this is the usual pooling. Training, evaluation and statistics are as in `ResNet20`.
@@ -27,8 +28,8 @@ class VGG16(nnx.Module):
     Args:
       num_classes: Number of logits.
       in_channels: Channels of the images.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Example:

@@ -29,8 +29,8 @@ class ViT(nnx.Module):
       width: Size of the residual stream, a multiple of `heads`.
       layers: Number of blocks.
       heads: Number of attention heads per block.
-      dtype: Of the computation; that of images and parameters, promoted, if None. Logits are at least float32.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation; promoted from images and parameters by default. Logits are float32 or wider.
+      param_dtype: Dtype of the parameters.
       rngs: Source of the keys of the parameters.
 
     Raises:
@@ -80,7 +80,7 @@ class ViT(nnx.Module):
         if x.shape[1:] != self.images:
             raise ValueError(f"ViT was built for images of shape {self.images}, got {x.shape[1:]}.")
         cut = patches_of(x, self.patch_size)
-        # A convolution whose stride is its kernel, as one matmul over the patches, row by row.
+        # A convolution whose stride equals its kernel size, as one matmul over the patches, row by row.
         y = self.embed(cut.reshape(len(x), -1, cut.shape[-1]))
         class_token = jnp.broadcast_to(self.class_token[...].astype(y.dtype), (len(y), 1, y.shape[-1]))
         y = jnp.concatenate([class_token, y], axis=1) + self.positions[...].astype(y.dtype)

@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint, named as Hugging Face names them, to a model."""
+"""Builds a model from the tensors of a checkpoint, under their Hugging Face names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from eupmu_jax.models.language.adapter import LanguageModel, from_parts
 
 
 class Tensors(NamedTuple):
-    """A checkpoint of which nothing but the index has been read.
+    """A checkpoint of which only the index has been read.
 
     Attributes:
-      where: Names its file in errors.
-      shapes: By the names of the tensors.
-      read: One tensor by its name.
+      where: Name of its file in errors.
+      shapes: Shapes by the names of the tensors.
+      read: Reads one tensor by its name.
     """
 
     where: str
@@ -27,7 +27,7 @@ class Tensors(NamedTuple):
     read: Callable[[str], np.ndarray]
 
 
-# The end of a parameter's path -> the tensors that go there, one or a stack of them.
+# From the end of a parameter's path to its tensors, one or several to be stacked.
 _SELF = "self_attn.{}_proj.weight"
 _NAMES = {
     "embedder.input_embedding": ["model.embed_tokens.weight"],
@@ -53,7 +53,7 @@ _NAMES = {
     "pre_ffw_norm.scale": ["pre_feedforward_layernorm.weight"],
     "post_ffw_norm.scale": ["post_feedforward_layernorm.weight"],
 }
-# The first Gemma has one norm less around each part, and the name that Llama gave the one before the MLP.
+# The first Gemma has one norm fewer around each part, and Llama's name for the one before the MLP.
 _FIRST_GEMMA = {"pre_ffw_norm.scale": ["post_attention_layernorm.weight"]}
 
 
@@ -64,12 +64,12 @@ def build(
     shardings: Callable | None = None,
     remat: bool = False,
 ) -> LanguageModel:
-    """The model of a checkpoint, each tensor put where `shardings` of all shapes says as it is read.
+    """The model of a checkpoint; each tensor is placed by `shardings` as it is read.
 
     Raises:
       ImportError: Without google-tunix.
-      ValueError: If google-tunix does not compute the configuration, or tensors are missing, left over or of other
-        shapes. Nothing has been read then.
+      ValueError: If google-tunix does not support the configuration, or tensors are missing, left over or of other
+        shapes; raised before anything is read.
     """
     try:
         import tunix  # noqa: F401
@@ -80,7 +80,7 @@ def build(
     dtype = jnp.dtype(dtype)
     model = nnx.eval_shape(lambda: model_of(settings, tied, dtype, remat))
     state, rest = nnx.state(model, nnx.Param, ...)
-    # All that is not a parameter is a bias that the architecture lacks.
+    # Everything that is not a parameter is a bias that the architecture lacks.
     rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
     paths, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     leaves = [_Leaf.of(path, leaf, config["model_type"]) for path, leaf in paths]
@@ -100,7 +100,7 @@ def _struct(leaf):
 
 
 class _Leaf(NamedTuple):
-    """A parameter's place: its shape, the tensors that go there, and whether their axes are those of the parameter."""
+    """A parameter: the names of its tensors, its shape and dtype, and the module that determines its axes."""
 
     names: list[str]
     shape: tuple[int, ...]
@@ -118,7 +118,7 @@ class _Leaf(NamedTuple):
         return cls(names, leaf.shape, leaf.dtype, last if name == "w" else name)
 
     def tensor_shape(self):
-        """Of one of its tensors: PyTorch keeps outputs first, and heads and their features as one axis."""
+        """The shape of one of its tensors: PyTorch has outputs first, and heads and their features as one axis."""
         if len(self.shape) == 1 or self.module == "input_embedding":
             return self.shape
         if self.module in ("o_proj", "attn_vec_einsum"):
@@ -138,14 +138,14 @@ class _Leaf(NamedTuple):
         elif len(self.shape) > 1 and self.module != "input_embedding":
             parts = [part.T for part in parts]
         value = np.stack(parts) if len(parts) > 1 else parts[0]
-        # On the host until then: no device holds more than its part.
+        # Kept on the host until here, so that no device holds more than its part.
         value = np.asarray(value).reshape(self.shape).astype(self.dtype, copy=False)
         return jnp.asarray(value) if place is None else jax.device_put(value, place)
 
 
 def _check(tensors, leaves, tied):
     wanted = {name: leaf.tensor_shape() for leaf in leaves for name in leaf.names}
-    # Buffers that old files hold, and the output layer that some write although it is the embedding.
+    # Buffers in old files, and an output layer that some files store although it is tied to the embedding.
     needless = re.compile(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
     missing = [name for name in wanted if name not in tensors.shapes]
     others = [name for name in tensors.shapes if name not in wanted and not needless.fullmatch(name)]

@@ -8,19 +8,19 @@ from flax import nnx
 from eupmu_jax.models.convolution import Conv
 
 conv = functools.partial(Conv, kernel_size=(3, 3), padding=1)
-# The variance of centred values, which a large mean does not drown in rounding.
+# The variance of centred values, so that a large mean does not cause rounding errors.
 norm = functools.partial(nnx.GroupNorm, use_fast_variance=False)
 
 
 class ResidualBlock(nnx.Module):
-    """Two normalised 3x3 convolutions around a shortcut, with features of the time added between them.
+    """Two normalised 3x3 convolutions with a shortcut, with time features added between them.
 
     Args:
-      in_channels: Of the input.
-      channels: Of the output; where they differ, the shortcut is a 1x1 convolution.
-      groups: Of group normalisation.
-      epsilon: Of group normalisation.
-      time: Width of the features of the time; None for none.
+      in_channels: Channels of the input.
+      channels: Channels of the output; if they differ, the shortcut is a 1x1 convolution.
+      groups: Number of groups in group normalisation.
+      epsilon: Epsilon of group normalisation.
+      time: Width of the time features; None for none.
       rngs: Source of the keys of the parameters.
     """
 
@@ -47,13 +47,13 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention of places of an image to each other or to tokens.
+    """Attention of image positions to each other or to tokens.
 
     Args:
-      width: Of queries and of the output, a multiple of `heads`.
-      heads: Of attention.
-      context: Width of what keys and values are made from; None means the input itself.
-      bias: Whether queries, keys and values have a bias; the output has one.
+      width: Width of queries and of the output, a multiple of `heads`.
+      heads: Number of attention heads.
+      context: Width of the input of keys and values; None means the input itself.
+      bias: Whether queries, keys and values have a bias; the output always has one.
       rngs: Source of the keys of the parameters.
     """
 
@@ -75,5 +75,5 @@ class Attention(nnx.Module):
 
 
 def doubled(x: jax.Array) -> jax.Array:
-    """An image of twice the height and width, each pixel four times."""
+    """An image of twice the height and width, with each pixel repeated four times."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

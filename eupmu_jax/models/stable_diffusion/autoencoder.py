@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion 1.x: from images to latent images, of an eighth of the size, and back."""
+"""The autoencoder of Stable Diffusion 1.x: from images to latent images of an eighth of the size, and back."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from flax import nnx
 from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled, norm
 from eupmu_jax.tasks.examples import check_images
 
-# Latent images of the published weights have about unit variance after multiplication with it.
+# With the published weights, latent images multiplied by it have about unit variance.
 SCALE = 0.18215
 EPSILON = 1e-6
-# Of the logarithm of the variance.
+# Bounds of the logarithm of the variance.
 BOUNDS = (-30.0, 20.0)
-# Images of a decoder or a resampling go a little beyond 1; pixels of 0 to 255 go far beyond this.
+# Decoded or resampled images go slightly beyond 1; pixels of 0 to 255 go far beyond this limit.
 FURTHEST = 2.0
 
 
@@ -23,11 +23,11 @@ class AutoencoderConfig(NamedTuple):
     """Sizes of an `Autoencoder`; the default is that of Stable Diffusion 1.x.
 
     Attributes:
-      channels: Of the images.
-      latent_channels: Of the latent images.
+      channels: Channels of the images.
+      latent_channels: Channels of the latent images.
       widths: Channels of each level, multiples of `groups`; each level after the first halves height and width.
-      blocks: Of a level of the encoder; one more in the decoder.
-      groups: Of group normalisation.
+      blocks: Blocks per level of the encoder; the decoder has one more.
+      groups: Number of groups in group normalisation.
     """
 
     channels: int = 3
@@ -43,7 +43,7 @@ TINY = AutoencoderConfig(latent_channels=2, widths=(4, 8), blocks=1, groups=2)
 
 
 class _Level(nnx.Module):
-    """Residual blocks of one width, and a convolution where sizes change."""
+    """Residual blocks of one width, and a convolution if sizes change."""
 
     def __init__(self, inputs: list[int], channels: int, groups: int, *, stride: int | None, rngs: nnx.Rngs):
         self.resnets = nnx.List(ResidualBlock(n, channels, groups, EPSILON, rngs=rngs) for n in inputs)
@@ -57,7 +57,7 @@ class _Level(nnx.Module):
 
 
 class _SelfAttention(nnx.Module):
-    """Attention of all places of an image to each other, by one head, around a shortcut."""
+    """Single-head self-attention over all positions of an image, with a shortcut."""
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
         self.group_norm = norm(channels, num_groups=groups, epsilon=EPSILON, rngs=rngs)
@@ -79,7 +79,7 @@ class _MidBlock(nnx.Module):
 
 
 class _Encoder(nnx.Module):
-    """Images to what the moments of the latent images are made from."""
+    """Maps images to features, from which the moments of the latent images are computed."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, groups = config.widths, config.groups
@@ -97,13 +97,13 @@ class _Encoder(nnx.Module):
         for level in self.down_blocks:
             x = level(x)
             if level.resize is not None:
-                # Zeros after the image alone, unlike in the U-Net.
+                # Zeros only after the image, unlike in the U-Net.
                 x = level.resize(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
         return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class _Decoder(nnx.Module):
-    """Latent images to images."""
+    """Maps latent images to images."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, groups = config.widths[::-1], config.groups
@@ -135,7 +135,7 @@ class Autoencoder(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If a width is no multiple of the groups.
+      ValueError: If a width is not a multiple of the groups.
 
     Example:
       >>> images = jnp.zeros((2, 8, 8, 3))
@@ -163,8 +163,8 @@ class Autoencoder(nnx.Module):
           variance is in [-30, 20].
 
         Raises:
-          ValueError: If height or width cannot be halved often enough, or for images that go beyond [-2, 2] or are not
-            finite; traced ones cannot be looked at.
+          ValueError: If height or width cannot be halved often enough, or for images outside [-2, 2] or not finite;
+            traced images cannot be checked.
         """
         unit = 2 ** (len(self.encoder.down_blocks) - 1)
         if images.shape[1] % unit or images.shape[2] % unit:
@@ -174,19 +174,19 @@ class Autoencoder(nnx.Module):
         return mean, jnp.clip(logvar, *BOUNDS)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Images of latent images that are not scaled: of `z / SCALE`, if the U-Net made z.
+        """Decodes unscaled latent images: pass `z / SCALE` for z from the U-Net.
 
         Args:
           latents: `(n, height, width, latent_channels)`.
 
         Returns:
-          `(n, 8 height, 8 width, channels)` for four levels, about in [-1, 1] but not cut to it.
+          `(n, 8 height, 8 width, channels)` for four levels, roughly in [-1, 1] but not clipped to it.
         """
         return self.decoder(self.post_quant_conv(latents))
 
 
 def latents(mean: jax.Array, logvar: jax.Array, key: chex.PRNGKey) -> jax.Array:
-    r"""What the U-Net learns from, :math:`z = 0.18215\, (\mu + e^{\ell / 2} \epsilon)`, of `Autoencoder.encode`.
+    r"""Draws the U-Net's training data :math:`z = 0.18215\, (\mu + e^{\ell / 2} \epsilon)` from `Autoencoder.encode`.
 
     >>> latents(jnp.ones((1, 1)), jnp.full((1, 1), -30.0), jax.random.key(0)).round(4).tolist()
     [[0.182...]]

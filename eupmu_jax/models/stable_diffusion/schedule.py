@@ -1,4 +1,4 @@
-"""The schedule that Stable Diffusion 1.x was trained with."""
+"""The schedule with which Stable Diffusion 1.x was trained."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ FIRST, LAST = 0.00085, 0.012
 
 
 def published_schedule(steps: int = 1_000) -> Schedule:
-    r"""Variances whose square roots rise linearly, from 0.00085 to 0.012.
+    r"""The schedule of variances whose square roots rise linearly, from 0.00085 to 0.012.
 
     .. math:: \bar\alpha_t = \prod_{s \le t} (1 - \beta_s), \quad
               \sqrt{\beta_s} = \sqrt{\beta_1} + \frac{s - 1}{T - 1} (\sqrt{\beta_T} - \sqrt{\beta_1})
 
-    The published U-Net predicts epsilon on it, of latent images that `latents` scales.
+    With it the published U-Net predicts epsilon for latent images scaled as in `latents`.
 
     Args:
       steps: T, at least 2; 1,000 for the published weights.

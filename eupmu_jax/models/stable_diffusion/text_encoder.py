@@ -16,10 +16,10 @@ class TextEncoderConfig(NamedTuple):
 
     Attributes:
       vocab: Number of tokens.
-      length: Most tokens of a text.
-      width: Of the residual stream, a multiple of `heads`.
+      length: Maximum number of tokens of a text.
+      width: Size of the residual stream, a multiple of `heads`.
       layers: Number of blocks.
-      heads: Of attention.
+      heads: Number of attention heads.
     """
 
     vocab: int = 49_408
@@ -44,7 +44,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 class _SelfAttention(nnx.Module):
-    """Attention of each token to itself and those before."""
+    """Causal self-attention."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -84,11 +84,11 @@ class _Layer(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Embeds texts, as the U-Net of Stable Diffusion 1.x takes them (Radford et al. 2021, arXiv 2103.00020).
+    """Embeds texts for the U-Net of Stable Diffusion 1.x (Radford et al. 2021, arXiv 2103.00020).
 
-    A causal transformer; its last states, normalised, are the embedding. The default configuration has 123,060,480
-    parameters. Making tokens of text is not done here: the published tokenizer writes a first token 49406, the text,
-    and 49407 up to the full length, and the embedding of the empty text stands for no condition.
+    It is a causal transformer whose normalised last states are the embedding. The default configuration has 123,060,480
+    parameters. Tokenisation is not included: the published tokenizer writes the token 49406, the text, and 49407 up to
+    the full length. The embedding of the empty text stands for no condition.
 
     Args:
       config: Sizes.
@@ -112,11 +112,11 @@ class TextEncoder(nnx.Module):
         self.final_layer_norm = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps tokens, ints `(n, length)`, to embeddings `(n, length, width)`; each depends on no later token.
+        """Maps tokens, ints `(n, length)`, to embeddings `(n, length, width)`, none of which depends on later tokens.
 
         Raises:
-          ValueError: If there are more tokens than positions, or for a token that is not in the vocabulary; one that is
-            traced cannot be looked at, and its embedding is NaN.
+          ValueError: If there are more tokens than positions, or for a token outside the vocabulary. Traced tokens
+            cannot be checked; the embedding of an invalid one is NaN.
         """
         length = tokens.shape[-1]
         # A gather past the end of the position table would be clamped or filled without an error.

@@ -1,4 +1,4 @@
-"""The U-Net of Stable Diffusion 1.x: predicts the noise of latent images under embedded text."""
+"""The U-Net of Stable Diffusion 1.x: predicts the noise of latent images, given embedded text."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from flax import nnx
 from eupmu_jax.models.dit import time_features
 from eupmu_jax.models.stable_diffusion._layers import Attention, ResidualBlock, conv, doubled, norm
 
-# Of residual blocks and the last layer; norms before attention have one of their own.
+# Epsilon of residual blocks and the last layer; norms before attention have their own.
 EPSILON, ATTENTION_EPSILON = 1e-5, 1e-6
 LAYER_EPSILON = 1e-5
 
@@ -19,13 +19,13 @@ class UNetConfig(NamedTuple):
     """Sizes of a `ConditionalUNet`; the default is Stable Diffusion 1.x.
 
     Attributes:
-      channels: Of the latent images, and of the prediction.
+      channels: Channels of the latent images and of the prediction.
       widths: Channels of each level, multiples of `groups` and of `heads`; each level after the first halves height and
         width, and all but the last have attention.
-      blocks: Of a level on the way down; one more on the way up.
-      heads: Of attention.
+      blocks: Blocks per level in the downward path; the upward path has one more.
+      heads: Number of attention heads.
       context: Width of the embedded text.
-      groups: Of group normalisation.
+      groups: Number of groups in group normalisation.
     """
 
     channels: int = 4
@@ -42,7 +42,7 @@ TINY = UNetConfig(widths=(8, 16), blocks=1, heads=2, context=12, groups=4)
 
 
 class _FeedForward(nnx.Module):
-    """Two layers, the first of which gates itself (GEGLU), by the exact GELU."""
+    """Two layers, the first of which is gated (GEGLU), with the exact GELU."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.up = nnx.Linear(width, 8 * width, rngs=rngs)
@@ -54,11 +54,11 @@ class _FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention of places to places (`attn1`) and to the text (`attn2`), then an MLP, each added to its input.
+    """Self-attention (`attn1`), attention to the text (`attn2`), and an MLP, each added to its input.
 
     Args:
-      width: Of the residual stream, a multiple of `heads`.
-      heads: Of attention.
+      width: Size of the residual stream, a multiple of `heads`.
+      heads: Number of attention heads.
       context: Width of the embedded text.
       rngs: Source of the keys of the parameters.
 
@@ -77,14 +77,14 @@ class TransformerBlock(nnx.Module):
         self.ff = _FeedForward(width, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Maps `(n, places, width)` to the same shape, under `(n, tokens, context)`."""
+        """Maps `(n, places, width)` to the same shape, given the text `(n, tokens, context)`."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class _SpatialTransformer(nnx.Module):
-    """A `TransformerBlock` over the places of an image, between 1x1 convolutions and around a shortcut."""
+    """A `TransformerBlock` over the positions of an image, between 1x1 convolutions, with a shortcut."""
 
     def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
         self.norm = norm(channels, num_groups=config.groups, epsilon=ATTENTION_EPSILON, rngs=rngs)
@@ -98,7 +98,7 @@ class _SpatialTransformer(nnx.Module):
 
 
 class _Level(nnx.Module):
-    """Residual blocks, each followed by attention to the text if it `attends`, and a convolution where sizes change."""
+    """Residual blocks, each followed by attention to the text if it `attends`, and a convolution if sizes change."""
 
     def __init__(
         self, inputs: list[int], width: int, config: UNetConfig, *, attends: bool, stride: int | None, rngs: nnx.Rngs
@@ -126,7 +126,7 @@ class _MidBlock(nnx.Module):
 
 
 class _Times(nnx.Module):
-    """Features of the time, by two layers."""
+    """Two layers that map time features to the time embedding."""
 
     def __init__(self, features: int, width: int, *, rngs: nnx.Rngs):
         self.linear_1 = nnx.Linear(features, width, rngs=rngs)
@@ -139,16 +139,16 @@ class _Times(nnx.Module):
 class ConditionalUNet(nnx.Module):
     """The denoiser of latent diffusion with text (Rombach et al. 2022, arXiv 2112.10752), as in Stable Diffusion 1.x.
 
-    Modules are named as in the published weights, so that `attn2` is attention to the text, of which `to_k` and `to_v`
-    alone see it. The default configuration has 859,520,964 parameters. Computation takes place in the promoted dtype of
-    parameters and inputs: cast parameters, latent images and embeddings to bfloat16 for half the memory.
+    Modules are named as in the published weights: `attn2` is attention to the text, which only its `to_k` and `to_v`
+    read. The default configuration has 859,520,964 parameters. Computation uses the promoted dtype of parameters and
+    inputs: cast parameters, latent images and embeddings to bfloat16 for half the memory.
 
     Args:
       config: Sizes.
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If a width fits neither the groups nor the heads.
+      ValueError: If a width is not a multiple of both the groups and the heads.
 
     Example:
       >>> model = nnx.eval_shape(lambda: ConditionalUNet(TINY, rngs=nnx.Rngs(0)))
@@ -165,7 +165,7 @@ class ConditionalUNet(nnx.Module):
         self.width = widths[0]
         self.conv_in = conv(config.channels, widths[0], rngs=rngs)
         self.time_embedding = _Times(widths[0], 4 * widths[0], rngs=rngs)
-        # Channels of all that goes over to the way up, in the order it is made.
+        # Channels of the skip connections to the upward path, in the order of their creation.
         kept = [widths[0]]
         self.down_blocks: nnx.List[_Level] = nnx.List()
         for i, width in enumerate(widths):
@@ -192,10 +192,10 @@ class ConditionalUNet(nnx.Module):
         Args:
           x: Noised latent images, `(n, height, width, channels)`.
           t: Times, ints `(n,)`, in [0, 1000) for the published weights.
-          embeddings: Embedded text, `(n, tokens, context)`: what `TextEncoder` returns.
+          embeddings: Embedded text, `(n, tokens, context)`, as `TextEncoder` returns it.
 
         Returns:
-          Like `x`.
+          The predicted noise, shaped like `x`.
 
         Raises:
           ValueError: If height or width cannot be halved often enough.
@@ -223,15 +223,16 @@ class ConditionalUNet(nnx.Module):
 
 
 def denoiser(model: nnx.Module) -> Callable:
-    """A model as a pure function of its parameters.
+    """The model as a pure function of its parameters.
 
-    `tasks.diffusion` gives labels, ints, to what it calls. Where prompts are few, these are rows of a table of embedded
-    prompts, the last of which is the empty text:
+    `tasks.diffusion` passes integer labels to the function it calls. With few prompts, let these index a table of
+    embedded prompts, the last of which is the empty text:
 
         lambda params, x_t, t, labels: denoise(params, x_t, t, table[labels])
 
     Args:
-      model: Called with `(x_t, t, embeddings)`; only its structure is used, so it may come from `nnx.eval_shape`.
+      model: A model to call with `(x_t, t, embeddings)`; only its structure is used, so it may come from
+        `nnx.eval_shape`.
 
     Returns:
       `denoise(params, x_t, t, embeddings) -> prediction`, with parameters as from `nnx.to_pure_dict(nnx.state(model))`.

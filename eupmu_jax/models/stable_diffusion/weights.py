@@ -1,4 +1,4 @@
-"""Published weights of Stable Diffusion 1.x, in the layout of diffusers, as parameters of the models here."""
+"""Loads published weights of Stable Diffusion 1.x, in the layout of diffusers, as parameters of these models."""
 
 import os
 import re
@@ -19,7 +19,7 @@ FILES: dict[type[nnx.Module], str] = {
     TextEncoder: "text_encoder/model.safetensors",
 }
 
-# From names of our tree to published ones; what is not here has one name in both.
+# From names of our tree to published ones; all others are the same in both.
 _PUBLISHED = (
     (r"\b(down|up)(_blocks\.\d+)\.resize\b", r"\1\2.\1samplers.0.conv"),
     (r"\bblock\b", "transformer_blocks.0"),
@@ -32,7 +32,7 @@ _PUBLISHED = (
     (r"\b(kernel|scale|embedding)$", "weight"),
 )
 
-# Before names were settled: those of the autoencoder's attention in the files of 2022, and two of the text encoder's.
+# Older names: those of the autoencoder's attention in files of 2022, and a prefix of the text encoder's.
 _OLD = (
     (r"(mid_block\.attentions\.0)\.query\b", r"\1.to_q"),
     (r"(mid_block\.attentions\.0)\.key\b", r"\1.to_k"),
@@ -40,7 +40,7 @@ _OLD = (
     (r"(mid_block\.attentions\.0)\.proj_attn\b", r"\1.to_out.0"),
     (r"^text_model\.", ""),
 )
-# The numbers 0, 1, ..., 76, which are no parameter.
+# The numbers 0, 1, ..., 76, which are not a parameter.
 _IGNORED = "embeddings.position_ids"
 _SHOWN = 3
 
@@ -48,20 +48,20 @@ _SHOWN = 3
 def load(folder: str | os.PathLike[str], model: nnx.Module) -> chex.ArrayTree:
     """Reads the published weights of one model.
 
-    Names and shapes of all tensors are compared before any is read; each is used once. Kernels are transposed to
-    channels last, and 1x1 convolutions become dense layers.
+    The names and shapes of all tensors are checked before any is read, and each is used exactly once. Kernels are
+    transposed to channels last, and 1x1 convolutions become dense layers.
 
     Args:
-      folder: Has the folders `unet`, `vae` and `text_encoder`, with the files of `FILES`.
-      model: A `ConditionalUNet`, `Autoencoder` or `TextEncoder` of the architecture of the weights; its own parameters
-        are not read, so it may come from `nnx.eval_shape`.
+      folder: A folder with subfolders `unet`, `vae` and `text_encoder`, which hold the files of `FILES`.
+      model: A `ConditionalUNet`, `Autoencoder` or `TextEncoder` with the architecture of the weights; its own
+        parameters are not read, so it may come from `nnx.eval_shape`.
 
     Returns:
-      Parameters as from `nnx.to_pure_dict(nnx.state(model, nnx.Param))`: float32, whatever the file has.
+      Parameters as from `nnx.to_pure_dict(nnx.state(model, nnx.Param))`, in float32 whatever the dtype in the file.
 
     Raises:
       ImportError: If `safetensors` is not installed.
-      FileNotFoundError: If there is no such file.
+      FileNotFoundError: If the file is missing.
       TypeError: If the model is of another class.
       ValueError: If the file is damaged, or tensors are missing, left over, or of other shapes; the first few of each
         are named.
@@ -125,12 +125,12 @@ def _is_kernel(path):
 
 
 def _stored_shape(kernel, leaf):
-    """PyTorch has outputs first, then inputs, then space."""
+    """The shape of the stored tensor: PyTorch has outputs first, then inputs, then spatial axes."""
     return (*leaf.shape[:-3:-1], *leaf.shape[:-2]) if kernel else leaf.shape
 
 
 def _same(wanted, found):
-    """Whether shapes are the same, where a convolution of one pixel may stand for a dense layer."""
+    """Whether shapes are equal, counting a 1x1 convolution as a dense layer."""
     return found == wanted or (len(wanted) == 2 and found == (*wanted, 1, 1))
 
 
