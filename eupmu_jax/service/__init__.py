@@ -1,4 +1,4 @@
-"""From ids to evidence: a user's own file, and a durable ledger of what is to be deleted from its data."""
+"""From ids to evidence: unlearns examples of a user's data, with a durable ledger of requests, audits and reports."""
 
 from eupmu_jax.service import ledger, user_file
 from eupmu_jax.service.ids import read_ids

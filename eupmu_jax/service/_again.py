@@ -1,4 +1,4 @@
-"""What a run says that it reached, measured again on its parameters, and figures compared with those found again."""
+"""Measures again what a run recorded as reached, from its parameters, and compares the figures."""
 
 import json
 import math
@@ -17,25 +17,25 @@ from eupmu_jax.training._reached import Reached, reached, within
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import forget_error_of, steered
 
-# Of figures that are computed again, on another processor too: relative, and of rates absolute; of errors that are no
-# rates only what rounds to nothing beside the errors of a run; and points of accuracy after relearning, whose steps add
-# up what the processors round differently.
+# Tolerances of figures that are computed again, possibly on another processor: relative, and absolute for rates;
+# absolute for errors that are not rates, relative to the errors of the run, to allow for rounding only; and points of
+# accuracy after relearning, whose steps accumulate differences in rounding.
 TOLERANCE, ROUNDED, RELEARNED = 1e-3, 1e-6, 5.0
-# What of a level is measured on unseen examples.
+# Entries of a level that are measured on unseen examples.
 OF_UNSEEN = ("target", "source", "unseen", "comparison", "interval")
 
 
 def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple[Any, Any]) -> list[str]:
-    """What of `reached.json` does not follow from the parameters, the data and what was asked; nothing if all does.
+    """Returns what in `reached.json` does not follow from the parameters, the data and `asked.json`; empty if all does.
 
-    Unseen examples that the file has got since the run have no part in it. Where it has lost those of the run, what was
-    measured on them cannot be measured again, and is left out.
+    Unseen examples added to the file after the run are not used. If the file no longer has those of the run, what was
+    measured on them cannot be measured again, and is skipped.
 
     Args:
-      own: Of the user's file.
+      own: The names of the user's file.
       asked, told: `asked.json` and `reached.json`.
-      start, end: Parameters of the run.
-      sets: What was forgotten and what was retained.
+      start, end: Initial and final parameters of the run.
+      sets: The forget set and the retain set.
     """
     task, both = own["task"], Sets(*sets, None)
     held_out = None if asked["held_out"] is None else _judged.held_out_of(own)
@@ -45,7 +45,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     begun = forget_error_of(task, start, both.forget)
     settings = steered(task, deletion.settings_of(asked["limit"]), aim.target, begun)
     found = reached(task, end, start, both, held_out, aim, before, settings)
-    # On the edge of a limit another processor may fall to its other side: what was kept follows from what was told.
+    # At the edge of a limit another processor may get the opposite result, so `kept` is checked against the record.
     others = {"kept"} if is_whole else {"kept", *OF_UNSEEN}
     compared = lambda level: {name: value for name, value in level.items() if name not in others}
     measured = json.loads(json.dumps(finite(deletion.as_dict(found))))
@@ -65,14 +65,14 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
 
 
 def absolute(rates: bool, level: dict) -> float:
-    """What figures that are computed again may differ by where they are next to nothing."""
+    """The absolute tolerance for recomputed figures that are close to 0."""
     errors = [level[name] for name in ("target", "start", "forget_error", "retain_error")]
     largest = max((abs(error) for error in errors if error is not None and error < UNLIMITED), default=1.0)
     return TOLERANCE if rates else ROUNDED * min(1.0, largest)
 
 
 def _level_of(told: dict) -> Reached:
-    """A record as what it was made of; what was not finite is None in it."""
+    """The `Reached` of a record, in which values that were not finite are None."""
     number = lambda value: np.nan if value is None else value
     made: dict[str, Any] = {name: number(value) for name, value in told.items()}
     kinds: dict[str, Any] = {"unseen": levels.Level, "comparison": levels.Comparison}
@@ -83,7 +83,7 @@ def _level_of(told: dict) -> Reached:
 
 
 def differences(place: str, reported: Any, found: Any, tolerance: float = TOLERANCE) -> list[str]:
-    """Lines that say where a record differs from what was found again."""
+    """Lines that say where a record differs from what was measured again."""
     if place.endswith(".canaries") and None in (reported, found):
         return []
     tolerance = ROUNDED if place.endswith("p_value") else tolerance

@@ -1,4 +1,4 @@
-"""Whether a run did what it was asked for, and whether what earlier ones forgot is known again."""
+"""Judges whether a run met its aim, and whether examples forgotten by earlier runs are known again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ from eupmu_jax.training.classes import alike, classes_to_go
 
 
 def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, Any]) -> tuple[bool, bool]:
-    """Whether a run met its aim, and whether the errors of the original model could have told the forgotten at all."""
+    """Whether a run met its aim, and whether the errors of the original model told the forgotten examples apart."""
     task, (forget, retain), compared = own["task"], sets, level.comparison
-    # Too little or too much, as compared with unseen data where there are any. A class that is to go is compared with
-    # nothing, and what has it may be short of its target.
+    # Forgotten too little or too much, compared with unseen data if there is any. A class to be forgotten is not
+    # compared with unseen data, so a set that has one is checked against its target too.
     begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
     least = least_of(level.target, begun)
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
-    # Where no level is known, none is reached.
+    # If no level is known, none is reached.
     missed |= level.target >= UNLIMITED
     telling = True
     if compared is not None:
@@ -36,19 +36,19 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
 
 
 def returned(task: Task, params: chex.ArrayTree, data: Any, earlier: list[dict]) -> list[int]:
-    """Numbers of the earlier runs whose examples are known again, the first of them 1."""
+    """Numbers of the earlier runs, counted from 1, whose examples are known again."""
     known = lambda run: levels.measured_level(task, params, part_of(data, np.array(run["positions"])), levels.MOST).high
     begun = None if task.is_rate else 0.0
     return [n for n, run in enumerate(earlier, 1) if known(run) < least_of(run["target"], begun, run.get("interval"))]
 
 
 def least_of(target: float, begun: float | None = None, interval: Sequence[float | None] | None = None) -> float:
-    """What an error may be that is to reach a target: a point short of it, or where it is no rate, of its way, 1 %.
+    """The least error that counts as reaching a target: a point below it, or 1 % of the distance if it is not a rate.
 
     Args:
-      target: Of the error.
-      begun: Where the way to it begins, of an error that is no rate; 0 where that is not known, None for a rate.
-      interval: Of a target that was measured on unseen examples, and is no better known than their error.
+      target: Target of the error.
+      begun: The error at the start, if it is not a rate; 0 if unknown, None for a rate.
+      interval: The interval of a target that was measured on unseen examples, as their error is its uncertainty.
     """
     if target >= UNLIMITED:
         return 0.0

@@ -12,17 +12,17 @@ from eupmu_jax.training import levels, relearning
 from eupmu_jax.training.classes import FEW, alike, labels_of
 
 GONE = "classes to go"
-# Of the relearning curves.
+# Settings of the relearning curves.
 STEPS, EVERY, BATCH = 40, 10, 64
 
 
 def of_model(task: Task, params, sides: dict, unseen, gone, frozen=None) -> dict:
-    """What one model shows on `sides`, the "forgotten" and perhaps the "retained" examples, beside unseen ones.
+    """Measures one model on `sides`, the "forgotten" and possibly the "retained" examples, against unseen ones.
 
     Returns:
-      `errors` of each side and of unseen data; with unseen data `attacks` by the loss on each side and on classes that
-      are to go, and `canaries`, None where the forgotten cannot be compared; and `relearning` of what is not frozen,
-      where it can be tried.
+      `errors` of each side and of unseen data; with unseen data also `attacks` by the loss on each side and on classes
+      to be forgotten, and `canaries`, None if the forgotten examples cannot be compared; and `relearning` of what is
+      not frozen, if it can be tried.
     """
     losses = lambda part: _losses(task, params, part)
     found: dict[str, Any] = {"errors": errors_of(task, params, sides)}
@@ -40,7 +40,7 @@ def of_model(task: Task, params, sides: dict, unseen, gone, frozen=None) -> dict
 
 
 def _to_go(task, forgotten, unseen, gone):
-    """The forgotten and the unseen examples of classes that are to go, mixed alike; None where there are too few."""
+    """Forgotten and unseen examples of classes to be forgotten, with the same mix; None if there are too few."""
     found = []
     for part in (forgotten, unseen):
         labels = labels_of(task, part) if gone else None
@@ -51,7 +51,7 @@ def _to_go(task, forgotten, unseen, gone):
 
 
 def beside(task: Task, params, retrained, forgotten, unseen, gone) -> dict:
-    """`beside`, the attack on the forgotten by what a retrained model makes of them; nothing where none is compared."""
+    """`beside`, the attack on the forgotten examples relative to a retrained model; empty if none can be compared."""
     if unseen is None or not (pair := alike(task, forgotten, unseen, gone)):
         return {}
     scores = [attacks.scores_beside(*(_losses(task, model, part) for model in (params, retrained))) for part in pair]
@@ -59,7 +59,7 @@ def beside(task: Task, params, retrained, forgotten, unseen, gone) -> dict:
 
 
 class Shadows:
-    """Shadow models of a user's file, and what they tell of forgotten and unseen examples."""
+    """Shadow models of a user's file, and their scores of forgotten and unseen examples."""
 
     def __init__(self, task, shadows, params, data, ids, unseen, gone):
         models = attacks.checked_shadows(shadows, len(data), params)
@@ -75,7 +75,7 @@ class Shadows:
         self.masks = np.stack(self.seen)[:, ids], np.zeros(self.losses[1].shape, bool)
 
     def figures(self, task, params):
-        """The attack on the forgotten, of one model; nothing without shadow models or held-out data."""
+        """The attack on the forgotten examples under one model; empty without shadow models or held-out data."""
         if self.parts is None:
             return {}
         scores = [
@@ -91,13 +91,13 @@ def _losses(task, params, part):
 
 
 def errors_of(task: Task, params, sides: dict) -> dict:
-    """The error of at most 2,000 examples of each side, with its interval."""
+    """The error on at most 2,000 examples of each side, with its interval."""
     return {name: levels.measured_level(task, params, part, levels.MOST)._asdict() for name, part in sides.items()}
 
 
 def _relearning(task, params, forget, retain, frozen):
     half = max(1, len(forget) // 2)
-    # In any order but their own: data that is sorted would have one half know nothing of the other.
+    # Shuffled: in sorted data one half would say nothing about the other.
     ids = np.random.default_rng(0).permutation(forget.ids)
     watched = Examples(forget.tree, ids[half:] if len(ids) > 1 else ids)
     curves = {}
@@ -109,7 +109,7 @@ def _relearning(task, params, forget, retain, frozen):
 
 
 def of_classes(task, models, retain, groups):
-    """The retain error of each group, or else each class where the examples have labels, under each model."""
+    """The retain error of each group, or of each class if there are labels but no groups, under each model."""
     if groups is None and task.num_classes is not None and isinstance(retain, Examples):
         groups = labels_of(task, retain)
     if groups is None:

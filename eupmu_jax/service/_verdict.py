@@ -1,4 +1,4 @@
-"""What the figures of an audit say: its verdict, the reasons for it, and what weakens it, in words."""
+"""Turns the figures of an audit into words: its verdict, the reasons for it, and what weakens it."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from eupmu_jax.service.attacks import Attack
 from eupmu_jax.training import levels
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
-# Of the forgotten examples; where fewer could be compared with unseen ones, a remark says so.
+# Fraction of the forgotten examples; if fewer could be compared with unseen ones, a remark says so.
 COMPARED = 0.8
 
 
@@ -34,14 +34,14 @@ def verdict(audited, reached, has_unseen):
 
 
 def above(audited, level):
-    """That the retain error is above its limit, where the run says otherwise and the audit finds it."""
+    """Reports a retain error above its limit, if the audit finds it and the run says otherwise."""
     found, limit = audited["unlearned"]["errors"]["retained"], level["limit"]
     passed = None not in (found["low"], limit) and found["low"] > limit
     return ["The retain error is above its limit."] if level["kept"] and passed else []
 
 
 def known_again(audited, earlier):
-    """What earlier runs forgot and these parameters betray, in words; so many attacks have no more false alarms."""
+    """Says what earlier runs forgot and these parameters reveal; the attacks together keep the false alarm rate."""
     said = []
     for number, (again, run) in enumerate(zip(audited["earlier"], earlier, strict=True), 1):
         attack = again.get("attacks", {}).get("forgotten")
@@ -63,7 +63,7 @@ def original_passes(audited, level, has_unseen):
 
 
 def remarks(audited, has_unseen, staying):
-    """What else weakens a verdict, in words."""
+    """Says what else weakens a verdict."""
     found = []
     attacked = audited["unlearned"].get("attacks", {}).get("forgotten")
     compared = attacked["examples"][0] if attacked else 0
@@ -86,16 +86,16 @@ def remarks(audited, has_unseen, staying):
 
 
 def bounds(retrained, level, rates):
-    """The least and the greatest error that the forgotten should have; 0 and infinity where nobody knows."""
+    """The least and the greatest error that the forgotten examples should have; 0 and infinity if unknown."""
     if retrained:
         return retrained["errors"]["forgotten"]["low"], retrained["errors"]["forgotten"]["high"]
-    # A class that is to go has nothing to be compared with, and a target that nobody measured.
+    # A class to be forgotten cannot be compared with unseen data, and its target was not measured.
     interval = level.get("interval") if level["comparison"] else None
     return _judged.least_of(level["target"], None if rates else 0.0, interval), np.inf
 
 
 def traces(audited, name, least, has_unseen):
-    """What tells of a model that it knows the forgotten, in words; of classes that are to go, their error alone."""
+    """Says what shows that a model knows the forgotten examples; for classes to be forgotten, only their error."""
     model, retrained, found = audited[name], audited.get("retrained"), []
     if has_unseen:
         kinds = {
@@ -108,13 +108,13 @@ def traces(audited, name, least, has_unseen):
             ),
         }
         if retrained:
-            # Only a retrained model says what a class that it never saw looks like.
+            # Only a retrained model shows how a class that it never saw looks.
             of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
             kinds[of_going] = lambda one: one["attacks"].get(GONE)
         made = sum(of_model(model) is not None for of_model in kinds.values())
         for kind, of_model in kinds.items():
             attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
-            # What a model that never saw them cannot hide either is no trace.
+            # An attack that succeeds equally on a retrained model shows no trace.
             tells = attacks and Attack(**attacks[0]).tells_among(made)
             if tells and not (len(attacks) == 2 and _alike(*(Attack(**attack) for attack in attacks))):
                 found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
@@ -125,6 +125,6 @@ def traces(audited, name, least, has_unseen):
 
 
 def _alike(one, other):
-    """Whether both attacks tell, to the same side, and as well as far as their intervals know."""
+    """Whether both attacks succeed, in the same direction, and equally well within their intervals."""
     same = other.tells and (one.auc > 0.5) == (other.auc > 0.5)
     return same and one.low <= other.high and other.low <= one.high

@@ -1,10 +1,10 @@
-"""Errors, aims and attacks in the words of a record, for a terminal and for a page."""
+"""Errors, aims and attacks of a record in words, for a terminal and for a page."""
 
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 
 
 def number(error: float | None, rates: bool) -> str:
-    """An error: a percentage without its sign where errors are rates.
+    """An error as text; a percentage without its sign if errors are rates.
 
     >>> number(0.0512, True), number(0.0512, False), number(None, True)
     ('5.1', '0.0512', '-')
@@ -13,7 +13,7 @@ def number(error: float | None, rates: bool) -> str:
 
 
 def shown(error: float | None, rates: bool) -> str:
-    """An error with its unit.
+    """An error as text with its unit.
 
     >>> shown(0.0512, True), shown(2.5, False), shown(None, True)
     ('5.1 %', '2.5', '-')
@@ -22,7 +22,7 @@ def shown(error: float | None, rates: bool) -> str:
 
 
 def measured_interval(reached: dict) -> tuple[float, float] | None:
-    """The interval of a run's target, where that was measured."""
+    """The interval of a run's target, if it was measured."""
     level = reached["level"]
     ends = level.get("interval")
     known = ends and ends[0] is not None and (level["target"] < 1 or not reached["rates"])
@@ -30,7 +30,7 @@ def measured_interval(reached: dict) -> tuple[float, float] | None:
 
 
 def aim(reached: dict) -> str:
-    """What a run aimed at, and where that is from."""
+    """The target of a run and its source, in words."""
     level, ends = reached["level"], measured_interval(reached)
     if level["target"] >= UNLIMITED:
         return "with no level to aim at"
@@ -39,7 +39,7 @@ def aim(reached: dict) -> str:
 
 
 def auc(attack: dict) -> str:
-    """How well an attack tells, with its interval.
+    """The AUC of an attack with its interval, in words.
 
     >>> auc({"auc": 0.5, "low": 0.4, "high": 0.6})
     '0.50 (0.40 to 0.60)'

@@ -1,4 +1,4 @@
-"""Attacks of an audit: can some examples be told from those that a model never saw?"""
+"""Attacks of an audit: can some examples be told apart from those that a model never saw?"""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ import numpy as np
 from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax.metrics.lira import VARIANCE_FLOOR, log_odds
 
-# Of the bound on epsilon, and of the intervals.
+# Significance level of the bound on epsilon and of the intervals.
 SIGNIFICANCE = 0.05
 FALSE_POSITIVES = 0.01
-# Shadow models that never saw an example, below which nothing is said of it.
+# Fewest shadow models without an example that are needed to score it.
 LEAST_SHADOWS = 2
 
 
 class Attack(NamedTuple):
-    """How well a score of an example tells some from those that were never seen.
+    """How well a per-example score separates some examples from those that were never seen.
 
     Attributes:
-      auc: The probability that one of them has a smaller score than one never seen; 0.5 is chance.
+      auc: The probability that one of them has a smaller score than an unseen one; 0.5 is chance.
       low, high: Its 95 % interval.
-      examples: `(n, m)`.
+      examples: `(n, m)`, the numbers of these and of unseen examples.
     """
 
     auc: float
@@ -32,27 +32,27 @@ class Attack(NamedTuple):
 
     @property
     def tells(self) -> bool:
-        """Whether they can be told from what was never seen, in either direction: a loss too large betrays them too."""
+        """Whether they can be told apart from unseen data, in either direction: a loss that is too large counts too."""
         return self.tells_among(1)
 
     def tells_among(self, count: int) -> bool:
-        """The same for one of so many attacks, which together raise a false alarm no more often (Bonferroni)."""
+        """As `tells`, for one of `count` attacks that together have the same false alarm rate (Bonferroni)."""
         from scipy import stats
 
-        # One side may be cut at 0 or 1.
+        # One side may be clipped at 0 or 1.
         width = max(self.auc - self.low, self.high - self.auc)
         wider = stats.norm.ppf(1 - SIGNIFICANCE / 2 / count) / stats.norm.ppf(1 - SIGNIFICANCE / 2)
         return bool(abs(self.auc - 0.5) > width * wider)
 
 
 class Canaries(NamedTuple):
-    """What the same scores say of privacy, where chance alone decided which examples were learned.
+    """What the same scores imply for privacy, if chance alone decided which examples were learned.
 
     Attributes:
-      epsilon: Lower bound, at 95 % confidence, of the epsilon of any differentially private training that could have
-        given these scores.
-      true_positives: Share of the learned whose score is below that of all but 1 % of the unseen.
-      low, high: Its 95 % interval (Wilson) at that threshold, whose own noise is left out.
+      epsilon: Lower bound, at 95 % confidence, on the epsilon of any differentially private training that could have
+        produced these scores.
+      true_positives: Fraction of learned examples whose score is below that of all but 1 % of the unseen ones.
+      low, high: Its 95 % interval (Wilson) at that threshold, without the noise of the threshold itself.
     """
 
     epsilon: float
@@ -62,19 +62,19 @@ class Canaries(NamedTuple):
 
 
 def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
-    r"""The population attack: an example is called a member where its score, such as its loss, is small.
+    r"""The population attack, which calls an example a member if its score, such as its loss, is small.
 
     .. math:: A = P(\ell < \ell') + \tfrac12 P(\ell = \ell')
 
-    with the standard error of DeLong et al. (1988, "Comparing the areas under two or more correlated receiver operating
-    characteristic curves"), or that of chance, as in the Mann-Whitney test, whichever is larger: of a few examples,
-    chance gives an area far from 0.5, around which the former is too small. Scores are taken to be independent: where
-    they share noise, as the losses of a diffusion model do the times of a batch, both are too large, and the attack
-    tells less than it could.
+    The standard error is that of DeLong et al. (1988, "Comparing the areas under two or more correlated receiver
+    operating characteristic curves") or that under chance, as in the Mann-Whitney test, whichever is larger. With few
+    examples chance can give an area far from 0.5, around which the former is too small. Scores are assumed independent.
+    If they share noise, as losses of a diffusion model share the times of a batch, both errors are too large, and the
+    attack has less power than it could.
 
     Args:
-      scores: `(n,)`, of the examples in question; NaN counts as infinity.
-      unseen: `(m,)`, of examples that were never seen.
+      scores: `(n,)` scores of the examples in question; NaN counts as infinity.
+      unseen: `(m,)` scores of examples that were never seen.
 
     >>> found = attack(np.arange(100.0), np.arange(100.0))
     >>> found.auc, found.tells
@@ -84,11 +84,11 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
     """
     from scipy import stats
 
-    # As the loss of a lost model is: it knows nothing.
+    # NaN is the loss of a diverged model, which knows nothing.
     scores, unseen = (np.nan_to_num(part, nan=np.inf, posinf=np.inf, neginf=-np.inf) for part in (scores, unseen))
     n, m = len(scores), len(unseen)
     ranks = stats.rankdata(np.concatenate([scores, unseen]))
-    # Of each score the share of unseen ones above it, and of each unseen one the share of scores below.
+    # For each score the fraction of unseen ones above it, and for each unseen one the fraction of scores below it.
     above = 1 - (ranks[:n] - stats.rankdata(scores)) / m
     below = (ranks[n:] - stats.rankdata(unseen)) / n
     auc, variance = float(np.mean(above)), sum(np.var(part) / len(part) for part in (above, below))
@@ -97,11 +97,11 @@ def attack(scores: np.ndarray, unseen: np.ndarray) -> Attack:
 
 
 def canaries(scores: np.ndarray, unseen: np.ndarray) -> Canaries | None:
-    """Bounds on privacy by jax-privacy's auditor; None without that library, the extra `audit`.
+    """Bounds on privacy from jax-privacy's auditor; None without that library, which the extra `audit` installs.
 
     Args:
-      scores, unseen: As in `attack`. The bound holds where both were drawn alike and chance decided which were learned,
-        as for canaries that somebody planted; else it tells how far apart the two are.
+      scores, unseen: As in `attack`. The bound holds if both were drawn from the same distribution and chance decided
+        which were learned, as for planted canaries; otherwise it only measures how far apart the two are.
 
     >>> found = canaries(np.arange(100.0), np.arange(100.0) + 500)
     >>> found is None or (found.epsilon > 2 and found.true_positives == 1)
@@ -115,27 +115,28 @@ def canaries(scores: np.ndarray, unseen: np.ndarray) -> Canaries | None:
 
     scores, unseen = np.asarray(scores, np.float64), np.asarray(unseen, np.float64)
     epsilon = float(CanaryScoreAuditor(-scores, -unseen).epsilon_clopper_pearson(SIGNIFICANCE))
-    # Not by that library's curve, which is a hull around the real one: 2 % of what nobody learned lie below it.
+    # Not from that library's curve, a hull around the real one, by which 2 % of examples never learned would count.
     called = scores < np.sort(unseen)[int(FALSE_POSITIVES * len(unseen))]
     interval = stats.binomtest(int(called.sum()), len(scores)).proportion_ci(1 - SIGNIFICANCE, method="wilson")
     return Canaries(epsilon, float(np.mean(called)), float(interval.low), float(interval.high))
 
 
 def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    r"""LiRA without models that saw the example (Carlini et al., arXiv 2112.03570, section 4.3), per example.
+    r"""Per-example scores of LiRA without models that saw the example (Carlini et al., arXiv 2112.03570, section 4.3).
 
     .. math:: z_i = (\bar\phi_i - \phi_i) / s
 
-    where the mean of phi is over the shadow models that never saw example i, and s^2 is one variance of all examples,
-    the mean within each: with few shadow models those of single examples are noise. Small for a member, as a loss is.
+    where the mean of phi is over the shadow models that never saw example i, and s^2 is one variance for all examples,
+    the mean of the variances within each: with few shadow models individual variances are mostly noise. Like a loss,
+    the score is small for a member.
 
     Args:
-      losses: `(n,)` under the model in question.
-      shadow_losses: `(shadows, n)`.
+      losses: `(n,)` losses under the model in question.
+      shadow_losses: `(shadows, n)` losses under the shadow models.
       seen: `(shadows, n)` bools, whether the shadow model learned the example.
 
     Returns:
-      `(n,)`; NaN for an example that fewer than two shadow models have not seen.
+      `(n,)`; NaN for an example that is unseen by fewer than two shadow models.
 
     >>> shadow_losses = np.array([[1.0, 1.0], [1.4, 1.4]])
     >>> shadow_scores(np.array([0.1, 2.0]), shadow_losses, np.zeros((2, 2), bool)).round(1).tolist()
@@ -153,15 +154,15 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
 
 
 def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarray:
-    r"""How much likelier a retrained model finds each example than the model in question does.
+    r"""How much more likely a retrained model finds each example than the model in question does.
 
     .. math:: z_i = \phi^{retrained}_i - \phi_i
 
-    where phi is the log-odds of exp(-loss). Small for a member, as a loss is. What makes an example hard for any model
-    cancels; in the loss alone it hides a trace, or looks like one (Watson et al., arXiv 2111.08440).
+    where phi is the log-odds of exp(-loss). Like a loss, the score is small for a member. The difficulty of an example
+    for any model cancels, which in the loss alone can hide a trace or look like one (Watson et al., arXiv 2111.08440).
 
     Args:
-      losses, retrained_losses: `(n,)`, under the model in question and under one that never saw the forgotten.
+      losses, retrained_losses: `(n,)` losses under the model in question, and under one that never saw the forget set.
 
     Returns:
       `(n,)`, for `attack`.
@@ -176,9 +177,9 @@ def checked_shadows(shadows: Any, count: int, params: chex.ArrayTree) -> list[tu
     """The parameters of each shadow model, and which of `count` examples it learned: bools `(count,)`.
 
     Args:
-      shadows: What the user's file has; None for none.
-      count: Examples in the data.
-      params: Of the original model, whose structure and shapes the others have.
+      shadows: `shadows` of the user's file; None for none.
+      count: Number of examples in the data.
+      params: Parameters of the original model, whose structure and shapes the others must have.
 
     Raises:
       ValueError: For anything but pairs of parameters and positions in the data.

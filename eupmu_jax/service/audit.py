@@ -1,4 +1,4 @@
-"""What a sceptic asks of unlearned parameters: can the forgotten be told from data never seen, and what was lost?"""
+"""Audits unlearned parameters: can forgotten examples be told apart from unseen data, and what was lost?"""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from eupmu_jax.training._digest import digest
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training.classes import classes_to_go, labels_of
 
-# Of the held-out examples; where more are in the data too, nothing can be told from unseen data.
+# Largest fraction of held-out examples that may also be in the data; beyond it, comparisons with them mean nothing.
 OVERLAP = 0.1
 BITS = (8, 4)
 APART = "Matrices were rounded one by one: adapters that are added to their base first may round otherwise."
@@ -25,7 +25,7 @@ UNTOLD = "The original model passes the same tests: these examples are too few, 
 
 
 def run(path: Path, out: Path) -> dict:
-    """Writes `audit.json` in the folder of a finished run, see `make`; returns it."""
+    """Writes `audit.json` to the folder of a finished run, and returns it; see `make`."""
     records.write(out / "audit.json", make(path, out))
     return records.read(out / "audit.json", "audit")
 
@@ -34,31 +34,39 @@ def make(path: Path, out: Path) -> dict:
     """Audits a finished run of `deletion.run`.
 
     Args:
-      path: Of the user's file. It is named by the user each time: nothing that a run's folder says is executed. With
-        `shadows`, pairs of parameters and of the positions that they were trained on, there is an attack on each
-        example beside that on all. With `groups`, one for each example of the data, errors are by group, not by class.
-      out: Folder of the run. Where it has retrained parameters (`retraining.retrain`), these are audited beside.
+      path: Path of the user's file. The user names it each time: nothing that a run's folder says is executed. If it
+        defines `shadows`, pairs of parameters and the positions they were trained on, a per-example attack is added to
+        the population attack. If it defines `groups`, one for each example of the data, errors are given by group
+        instead of by class.
+      out: Folder of the run. If it has retrained parameters (`retraining.retrain`), these are audited too.
 
     Returns:
-      `verdict` and `reasons`; `remarks`, such as that the original model passes too (where it does, and the error is
-      not above what it was, nothing is decided); for each model `attacks` of the forgotten and of the retained
-      examples, `canaries`, with shadow models `lira` and with a retrained one `beside` of the forgotten, each next to
-      held-out examples with the classes mixed alike, `errors`, and `relearning` on half of the forgotten and on
-      retained examples, of what is not frozen; `rounding` of the unlearned parameters; `classes` with the retain error
-      of each class or group; `earlier`: what earlier runs forgot, under the parameters of this one; `overlap`: how many
-      held-out examples the data have, too. Classes that are to go have an attack of their own, next to held-out
-      examples of these classes. What the run says that it reached is measured again, and a record that says something
-      else fails.
+      A dict with
 
-    A model that never saw the forgotten fails each of these by chance in up to 5 % of cases: the comparison of errors
-    with the aim, all attacks on the forgotten together, and all attacks on what earlier runs forgot. Relearning decides
-    nothing. Held-out data set the aim of the run, and the forgotten are compared with them as if both had been drawn
-    alike: data of one person or source may differ for that reason alone, which a retrained model or shadow models tell.
+      - `verdict` and `reasons`;
+      - `remarks`, such as that the original model passes too (in that case, if the error is not above what it was,
+        nothing is decided);
+      - for each model: `attacks` on the forgotten and on the retained examples, `canaries`, `lira` if there are shadow
+        models and `beside` if there is a retrained one, all against held-out examples with the same mix of classes;
+        `errors`; and `relearning` on half of the forgotten and on retained examples, of what is not frozen;
+      - `rounding` of the unlearned parameters;
+      - `classes`, the retain error of each class or group;
+      - `earlier`, what earlier runs forgot, under the parameters of this one;
+      - `overlap`, how many held-out examples are also in the data.
+
+      Classes to be forgotten have a separate attack, against held-out examples of these classes. The results that the
+      run recorded are measured again, and a record that disagrees fails the audit.
+
+    A model that never saw the forgotten examples fails each of these tests by chance in up to 5 % of cases: the
+    comparison of errors with the aim, all attacks on the forgotten together, and all attacks on what earlier runs
+    forgot. Relearning does not affect the verdict. Held-out data define the aim of the run, and the forgotten examples
+    are compared with them as if both were drawn from the same distribution. Data of one person or source may differ for
+    that reason alone; a retrained model or shadow models reveal this.
 
     Raises:
-      ValueError: For a folder without a finished run, one of other data, held-out data or original parameters than the
-        file has, parameters that are damaged or not those that the run ended with, or shadow models that are no such
-        pairs.
+      ValueError: For a folder without a finished run; for a run on other data, held-out data or original parameters
+        than those of the file; for parameters that are damaged or not those that the run ended with; or for malformed
+        shadow models.
     """
     own = user_file.load(path, deletion.NEEDED)
     asked, reached = (records.read(out / f"{name}.json", name) for name in ("asked", "reached"))
@@ -117,7 +125,7 @@ def make(path: Path, out: Path) -> dict:
 
 
 def _staying(task, forget, gone):
-    """How many forgotten examples are not of a class that is to go."""
+    """How many forgotten examples are not of a class to be forgotten."""
     labels = labels_of(task, forget)
     return len(forget) if labels is None else int(np.sum(~np.isin(labels, list(gone))))
 

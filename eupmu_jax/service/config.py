@@ -1,4 +1,4 @@
-"""A TOML file with what is not code: the numbers of a run."""
+"""The TOML file with the settings of a run that are not code."""
 
 import difflib
 import logging
@@ -9,16 +9,16 @@ from typing import Any, get_args, get_type_hints
 from eupmu_jax.service.deletion import Asked
 
 logger = logging.getLogger("eupmu_jax")
-# The fields and their types, each with what else may stand for it and its name.
+# The fields of `Asked` and their types.
 KINDS = {name: next(iter(get_args(kind)), kind) for name, kind in get_type_hints(Asked).items()}
 ACCEPTED: dict[type, tuple[Any, str]] = {int: (int, "a whole number"), float: ((int, float), "a number")}
 
 
 def beside(file: Path) -> Path | None:
-    """The TOML file of a user's file, mytask.toml of mytask.py, where that is there and has some field of `Asked`.
+    """The TOML file next to a user's file, mytask.toml for mytask.py, if it exists and has any field of `Asked`.
 
-    One that has a field in a table, or something much like a field, is taken too, so that `asked` names the mistake. A
-    file of something else is left alone, and one that is no TOML with a warning.
+    A file with a field inside a table, or with a misspelt field, is returned too, so that `asked` reports the mistake.
+    Other files are ignored, with a warning if they are not valid TOML.
     """
     path = file.with_suffix(".toml") if file.suffix else file
     try:
@@ -34,15 +34,15 @@ def beside(file: Path) -> Path | None:
 
 
 def asked(path: Path | None, **given: float | int | None) -> Asked:
-    """What is asked of a run: what is given, else what the TOML file says, else the default.
+    """The settings of a run: the given values, else those of the TOML file, else the defaults.
 
     Args:
-      path: Of a TOML file with any of the fields of `Asked`; None for none.
-      given: The same fields; None where the file is to say.
+      path: Path of a TOML file with any of the fields of `Asked`; None for no file.
+      given: The same fields; None takes the value of the file.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: For a file that is no TOML, a field that is none of them, or one of another type.
+      ValueError: If the file is not valid TOML, or has an unknown field or one of the wrong type.
 
     >>> asked(None, limit=0.5, steps=None)
     Asked(limit=0.5, steps=300, seed=0, forget_batch=64, retain_batch=192)

@@ -1,4 +1,4 @@
-"""A user's model without some of their data: unlearned parameters in a folder, with what was asked and reached."""
+"""Unlearns some of a user's data: writes the parameters to a folder, with records of what was asked and reached."""
 
 import shutil
 import warnings
@@ -29,12 +29,12 @@ NEEDED = ("task", "params", "data")
 
 
 class Asked(NamedTuple):
-    """What makes a run what it is.
+    """The settings that identify a run.
 
     Attributes:
-      limit: Points that the error on the retained examples may rise by, 1 if it is None. Of an error that is no rate,
-        hundredths of it, as they are: 1 allows a diffusion model's loss to rise by 0.01, however large that loss is;
-        if it is None, what `unlearn` allows by default.
+      limit: Percentage points by which the error on the retain set may rise; None means 1. If the error is not a rate,
+        the unit is 0.01 of the error itself: 1 allows a diffusion model's loss to rise by 0.01, however large that loss
+        is, and None means the default of `unlearn`.
       steps, seed, forget_batch, retain_batch: As in `unlearn`.
     """
 
@@ -54,29 +54,29 @@ def run(
     after: Path | None = None,
     on_step: Callable = lambda: None,
 ) -> dict:
-    """Unlearns examples of a user's data, or goes on from where the same call was stopped.
+    """Unlearns examples of a user's data, or resumes an interrupted call with the same arguments.
 
     Args:
-      own: `task`, `params`, `data`, and perhaps `held_out`, `frozen` and `mesh`, as in `unlearn`: what
-        `user_file.load` finds in a user's file.
-      ids: Positions in its data, as `read_ids` returns them.
+      own: `task`, `params`, `data`, and optionally `held_out`, `frozen` and `mesh`, as in `unlearn`, from
+        `user_file.load`.
+      ids: Positions in the data, as `read_ids` returns them.
       out: Folder of the run.
       asked: See `Asked`.
-      command: For the record.
-      after: Folder of a finished run on the same data: this one begins with its parameters, and what that and those
-        before it forgot is retained no more.
+      command: The command line, for the record.
+      after: Folder of a finished run on the same data. The new run starts from its parameters, and no longer retains
+        what that run and those before it forgot.
       on_step: Called after each step.
 
     Returns:
-      What was reached, as it stands in `reached.json`: `figures` and `history` of `unlearn`, `level` with the target,
-      the errors and the limit, `met` (whether the level was reached, not passed, and the limit kept), `rates` (whether
-      errors are rates), digests, versions and device.
+      The content of `reached.json`: `figures` and `history` of `unlearn`, `level` with the target, the errors and the
+      limit, `met` (whether the level was reached and not exceeded, and the limit kept), `rates` (whether errors are
+      rates), digests, versions and device.
 
     Raises:
-      ValueError: For a folder of another run (with what differs), positions of all examples or of some that are gone
-        already, a run to go on from that is not finished or of other data, another process at work in the folder, or
-        numbers out of range.
-      InterruptedError: If SIGTERM ended the run; the same call goes on from it.
+      ValueError: For a folder of another run (the message says what differs), positions of all examples or of some that
+        were already forgotten, a run in `after` that is not finished or is on other data, another process that uses the
+        folder, or numbers out of range.
+      InterruptedError: If SIGTERM ended the run; repeat the call to resume.
     """
     check_task(own["task"])
     check_params(own["params"], own.get("frozen"))
@@ -108,7 +108,7 @@ def run(
             warnings.warn(f"out: {out} holds the finished run of an earlier version of the file", stacklevel=2)
         return reached
     with alone(out):
-        # Another process may have been first.
+        # Checked again, as another process may have been first.
         folder.check_same(out, record)
         if not (out / "reached.json").exists():
             records.write(out / "asked.json", record)
@@ -118,7 +118,7 @@ def run(
             try:
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:
-                # Refused before its first step, the folder is nobody's; or what was mended would be another run.
+                # A run refused before its first step must not keep the folder, or the corrected run could not use it.
                 if not (out / "steps").exists():
                     shutil.rmtree(out / folder.START, ignore_errors=True)
                     (out / "asked.json").unlink()
@@ -132,14 +132,14 @@ def run(
 def beginning(
     own: Mapping[str, Any], data_digest: str, count: int, ids: np.ndarray, after: Path | None
 ) -> tuple[chex.ArrayTree, list[dict]]:
-    """The parameters that a run begins with, and what runs before it forgot, as records have it.
+    """The initial parameters of a run, and the records of what earlier runs forgot.
 
     Args:
       own, ids, after: As in `run`.
-      data_digest, count: Of the data.
+      data_digest, count: Digest and number of examples of the data.
 
     Raises:
-      ValueError: For positions of which an earlier run forgot some, or where nothing would be retained.
+      ValueError: If an earlier run already forgot some of the positions, or nothing would be retained.
     """
     params, earlier = (own["params"], []) if after is None else folder.end_of(after, own["params"], data_digest)
     if len(again := np.intersect1d(ids, folder.positions_of(earlier))):
@@ -151,17 +151,17 @@ def beginning(
 
 
 def limited(asked: Asked, task: Task) -> Asked:
-    """With a limit of one point where none is asked for and the task's error is a rate."""
+    """The settings with a limit of one point, if none is given and the task's error is a rate."""
     return asked._replace(limit=1.0) if asked.limit is None and task.is_rate else asked
 
 
 def settings_of(limit: float | None) -> dict[str, float]:
-    """Of a run under a limit in points."""
+    """The settings of `unlearn` for a limit in points."""
     return {} if limit is None else {"allowed_error": limit / 100}
 
 
 def _unlearned(own, params, sets, out, asked, on_step):
-    """The unlearned parameters, and what was reached."""
+    """The unlearned parameters, and the record of what was reached."""
     forget, retain = sets
     result = unlearn(
         METHOD,
@@ -179,7 +179,7 @@ def _unlearned(own, params, sets, out, asked, on_step):
     )
     level = result.level
     assert level is not None
-    # NumPy's float64 would come back as another model than was saved.
+    # Kept in the user's dtypes: float64 of NumPy would be restored as a different model.
     end = jax.tree.map(as_given, result.params, own["params"])
     met, telling = judged(own, params, result.params, level, sets)
     return end, {
@@ -197,18 +197,18 @@ def _unlearned(own, params, sets, out, asked, on_step):
 
 
 def as_dict(level: Reached) -> dict:
-    """For a record."""
+    """The level as a dict for a record."""
     parts = {"unseen": level.unseen, "comparison": level.comparison}
     return level._asdict() | {name: part and part._asdict() for name, part in parts.items()}
 
 
 def as_given(leaf, like):
-    """The leaf in the dtype of the user's own."""
+    """The leaf in the dtype of the user's leaf."""
     dtype = getattr(like, "dtype", None) or np.asarray(like).dtype
     return leaf if leaf.dtype == dtype else np.asarray(leaf, dtype)
 
 
 def parts(data: Any, ids: np.ndarray, gone: np.ndarray) -> tuple[Any, Any]:
-    """The examples at these positions, and all others that are not gone already."""
+    """The examples at these positions, and all others that were not already forgotten."""
     others = np.setdiff1d(np.arange(len(data)), np.concatenate([ids, gone]))
     return part_of(data, ids), part_of(data, others)

@@ -1,8 +1,8 @@
-"""The folder of a run that unlearns a user's data, and whose it is.
+"""The folder of a run that unlearns a user's data, and checks that it belongs to that run.
 
-It has `asked.json`, what makes the run what it is; `start/`, the parameters of the run before, if there is one;
-`steps/`, checkpoints from which the same call goes on; at the end `params/`, the unlearned parameters, and
-`reached.json`; and, where that was wanted, `retrained/`. Each is whole or absent at any moment.
+It holds `asked.json`, which identifies the run; `start/`, the parameters of the run before, if there is one; `steps/`,
+checkpoints from which the same call resumes; at the end `params/`, the unlearned parameters, and `reached.json`; and
+`retrained/`, if retraining was requested. At any moment each of them is complete or absent.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ START = "start"
 
 
 def positions_of(earlier: list[dict]) -> np.ndarray:
-    """All that earlier runs forgot."""
+    """All positions that earlier runs forgot."""
     return np.array([position for run in earlier for position in run["positions"]], np.int64)
 
 
 def forgotten_by(out: Path) -> np.ndarray:
-    """All positions that a run and those before it forgot, or were asked to."""
+    """All positions that a run and those before it forgot, or were asked to forget."""
     asked = records.read(out / "asked.json", "asked")
     return positions_of([*asked["earlier"], asked])
 
 
 def start_of(out: Path, params: chex.ArrayTree, data_digest: str) -> chex.ArrayTree:
-    """The parameters that a run began with: those of the user's file, or those of the run before, which it keeps."""
+    """The initial parameters of a run: those of the user's file, or the copy it keeps of those of the run before."""
     found = checkpoints.load(out / START, params, {"data": data_digest})
     return params if found is None else found[0]
 
 
 def end_of(after: Path, like: chex.ArrayTree, data_digest: str) -> tuple[chex.ArrayTree, list[dict]]:
-    """The parameters that a finished run ended with, and what it and those before it forgot."""
+    """The final parameters of a finished run, and what it and the runs before it forgot."""
     asked, reached = (records.read(after / f"{name}.json", name, "after") for name in ("asked", "reached"))
     if asked["data"] != data_digest:
         raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
@@ -52,20 +52,20 @@ def end_of(after: Path, like: chex.ArrayTree, data_digest: str) -> tuple[chex.Ar
 
 
 def is_of_other_code(path: Path | str | None, reached: dict) -> bool:
-    """Whether the user's file is not the one that a run was made of, as far as is known."""
+    """Whether the user's file is known to differ from the one that the run used."""
     return None not in (path, reached["code"]) and code_of(path) != reached["code"]
 
 
 def code_of(path: Path | str | None) -> str | None:
-    """SHA-256 of the user's file, where the names come from one."""
+    """SHA-256 of the user's file, if there is one."""
     return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def check_same(out: Path, record: dict) -> None:
-    """Raises `ValueError` where the folder has another run, before anything is written."""
+    """Raises `ValueError` if the folder holds another run, before anything is written."""
     path = out / "asked.json"
     if not path.exists():
-        # What begins with a dot a kill may have left.
+        # Files that begin with a dot may be left over from a killed process.
         if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
             raise ValueError(
                 f"out: {out} has {', '.join(others[:NAMED])}, and is no folder of a run; expected an empty folder"

@@ -1,4 +1,4 @@
-"""Files of ids: which examples of a data set are meant, one position in a line."""
+"""Files of ids: positions of examples in a data set, one per line."""
 
 import hashlib
 import re
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-# How many of many are named in an error.
+# The most lines or positions that an error names.
 NAMED = 5
 
 
 def read_ids(path: Path, count: int) -> np.ndarray:
-    r"""Reads positions in a data set, one in each line; empty lines and what follows a `#` are left out.
+    r"""Reads positions in a data set, one per line; empty lines and text after a `#` are ignored.
 
     Args:
-      path: Of a UTF-8 text file, with or without a byte order mark.
-      count: Examples of the data set.
+      path: Path of a UTF-8 text file, with or without a byte order mark.
+      count: Number of examples in the data set.
 
     Returns:
       `(n,)` int64, in increasing order.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: For a line that is no number, a position that the data do not have, one that is there twice, no
-        positions at all, or a file that is no text. The message names the file and the lines.
+      ValueError: For a line that is not a number, a position outside the data, a duplicate, no positions at all, or a
+        file that is not text. The message names the file and the lines.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -62,5 +62,5 @@ def read_ids(path: Path, count: int) -> np.ndarray:
 
 
 def digest_of_ids(ids: np.ndarray) -> str:
-    """SHA-256 of positions, whatever their order: the same in the ledger, in a run's records and in its report."""
+    """SHA-256 of positions in any order, as used in the ledger, in a run's records and in its report."""
     return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()

@@ -1,7 +1,7 @@
 """A durable ledger of deletion requests, in a SQLite file that several processes may use at once.
 
 A request is a set of positions in one data set, with a reason, the time it was made and a state. Nothing is ever
-deleted from a ledger; a kill at any moment leaves a request whole or absent.
+deleted from a ledger. If a process is killed at any moment, its request is complete or absent.
 """
 
 import collections
@@ -17,9 +17,9 @@ import numpy as np
 from eupmu_jax.service.ids import NAMED, digest_of_ids
 
 STATES = ("open", "unlearned", "infeasible")
-# The step from each version of the schema to the next; the number of the version is that of the steps made. The columns
-# of a key come first, or the integrity check of SQLite 3.40 finds faults where there are none. No request is ever
-# "failed", which the first step allows.
+# Migrations from each schema version to the next; the version is the number of migrations made. The columns of a key
+# come first, or the integrity check of SQLite 3.40 reports false errors. The state "failed", which the first migration
+# allows, is never used.
 MIGRATIONS = (
     """
     CREATE TABLE request (
@@ -40,7 +40,7 @@ MIGRATIONS = (
     CREATE INDEX of_request ON requested (request);
     """,
 )
-# How long one process waits for another.
+# How long a process waits for another one's lock.
 BUSY_SECONDS = 60
 
 
@@ -48,13 +48,13 @@ class Request(NamedTuple):
     """A row of the ledger.
 
     Attributes:
-      number: 1 for the first.
+      number: Number of the request, from 1.
       data: SHA-256 of the data set, `user_file.data_digest`.
-      examples: How many are to be deleted.
+      examples: Number of examples to be deleted.
       digest: SHA-256 of their positions.
-      reason: In the user's words.
+      reason: The reason, in the user's words.
       state: One of `STATES`.
-      made: When, in UTC, as the clock of that machine had it; the order of requests is that of their numbers.
+      made: Time of the request in UTC, by the clock of that machine; the order of requests is that of their numbers.
     """
 
     number: int
@@ -68,11 +68,11 @@ class Request(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to the ledger, which is made, or brought to this version's schema, where that is needed.
+    """Yields a connection to the ledger, which is created or migrated to the current schema if needed.
 
     Raises:
-      ValueError: For a file that is no ledger, or one of a newer version.
-      OSError: Where it cannot be written.
+      ValueError: For a file that is not a ledger, or is one of a newer version.
+      OSError: If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,7 +91,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-    """As `opened`, for a ledger that is there; raises `FileNotFoundError` if it is not, `ValueError` if it is empty."""
+    """As `opened`, for an existing ledger; raises `FileNotFoundError` if there is none, `ValueError` if it is empty."""
     if not path.is_file():
         raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
     if not path.stat().st_size:
@@ -101,7 +101,7 @@ def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
 
 def _check_own(connection, path):
     """Raises `ValueError` for another program's database, before anything is written to it."""
-    # Both of one moment: another process makes them at once.
+    # Both are read in one transaction, as another process creates them together.
     connection.execute("BEGIN")
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -119,7 +119,7 @@ def _migrate(connection, path):
         )
     while version < len(MIGRATIONS):
         with transaction(connection):
-            # Another process may have been first.
+            # Read again, as another process may have been first.
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version < len(MIGRATIONS):
                 for statement in filter(str.strip, MIGRATIONS[version].split(";")):
@@ -130,11 +130,11 @@ def _migrate(connection, path):
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written within it, or nothing; one within another is a part of that."""
+    """A transaction: everything written within it is kept, or nothing; a nested one becomes part of the outer one."""
     if connection.in_transaction:
         yield
         return
-    # Immediate, so that nothing that was read before the first write can have changed by then.
+    # Immediate, so that nothing read before the first write can change in between.
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -145,19 +145,19 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str) -> tuple[Request, bool]:
-    """Adds a request, or finds the one that is the same.
+    """Adds a request, or finds an identical one.
 
     Args:
-      connection: To the ledger.
+      connection: Connection to the ledger.
       data: Digest of the data set.
       ids: `(n,)` positions in it, as `read_ids` returns them.
-      reason: In the user's words.
+      reason: The reason, in the user's words.
 
     Returns:
-      The request, and whether it is new: the same positions of the same data are one request, made once.
+      The request, and whether it is new. The same positions of the same data are a single request.
 
     Raises:
-      ValueError: For positions some of which an earlier request has; nothing is added then.
+      ValueError: If an earlier request has some of the positions; nothing is added then.
     """
     digest = digest_of_ids(ids)
     with transaction(connection):
@@ -180,7 +180,7 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
 
 
 def overlaps(connection: sqlite3.Connection, data: str, ids: np.ndarray, but: int = 0) -> dict[int, int]:
-    """How many of these positions each request on the same data has, but one; those that have some."""
+    """How many of these positions each request on the same data shares, except request `but`; zeros are omitted."""
     found = collections.Counter(request for _, request in _requested(connection, data, ids) if request != but)
     return dict(sorted(found.items()))
 
@@ -206,25 +206,25 @@ _COLUMNS = """
 
 
 def unlearned(connection: sqlite3.Connection, data: str, but: int = 0) -> list[int]:
-    """Numbers of the requests on the same data that are unlearned, but one."""
+    """Numbers of the unlearned requests on the same data, except request `but`."""
     statement = "SELECT number FROM request WHERE data = ? AND state = 'unlearned' AND number != ? ORDER BY number"
     return [row[0] for row in connection.execute(statement, (data, but))]
 
 
 def unlearned_elsewhere(connection: sqlite3.Connection, data: str) -> list[int]:
-    """Numbers of the requests on other data that are unlearned."""
+    """Numbers of the unlearned requests on other data."""
     statement = "SELECT number FROM request WHERE data != ? AND state = 'unlearned' ORDER BY number"
     return [row[0] for row in connection.execute(statement, (data,))]
 
 
 def listed(connection: sqlite3.Connection) -> list[Request]:
-    """All requests by their number."""
+    """All requests in the order of their numbers."""
     return [Request(*row) for row in connection.execute(f"{_COLUMNS} ORDER BY number")]
 
 
 def find(connection: sqlite3.Connection, number: int, argument: str = "number") -> Request:
-    """The request of that number; raises `ValueError` if there is none, which begins with the argument it came by."""
-    # SQLite has no larger ones.
+    """The request with that number; raises `ValueError`, which begins with the argument's name, if there is none."""
+    # SQLite has no larger integers.
     is_one = abs(number) < 2**63
     row = connection.execute(f"{_COLUMNS} WHERE number = ?", (number,)).fetchone() if is_one else None
     if row is None:
@@ -241,7 +241,7 @@ def ids_of(connection: sqlite3.Connection, number: int) -> np.ndarray:
 
 
 def set_state(connection: sqlite3.Connection, number: int, state: str) -> None:
-    """Says what became of a request; raises `ValueError` for one that is not there, or another state than `STATES`."""
+    """Sets the state of a request; raises `ValueError` if it does not exist or the state is not one of `STATES`."""
     if state not in STATES:
         raise ValueError(f"state: got {state!r}, expected one of {', '.join(STATES)}")
     with transaction(connection):

@@ -1,4 +1,4 @@
-"""What it would take to unlearn some of a user's data, before anything is done."""
+"""Estimates what it would take to unlearn some of a user's data, before anything is done."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from eupmu_jax.service.ids import NAMED
 from eupmu_jax.tasks import as_examples, check_task
 from eupmu_jax.training.footprint import footprint
 
-# Of a device's memory; the rest is for what else runs there.
+# Usable fraction of a device's memory; the rest is left for whatever else runs there.
 SHARE = 0.9
 
 
@@ -28,25 +28,25 @@ def make(
     after: Path | None = None,
     device_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Plans a run of `deletion.run`; reads alone.
+    """Plans a run of `deletion.run`; only reads, and writes nothing.
 
     Args:
-      own: What `user_file.load` found.
+      own: The result of `user_file.load`.
       ids: Positions in its data.
       asked: See `deletion.Asked`.
-      requests: A ledger, to look for earlier requests of the same examples; one that is not there has none.
-      number: Of the request that these positions are, if they are one.
+      requests: Ledger in which to look for earlier requests of the same examples; a missing ledger has none.
+      number: Number of the request that these positions belong to, if any.
       epochs: Passes over the data that training took; 0 if unknown.
-      after: Folder of the run that this one would go on from.
-      device_bytes: Memory of the device; None asks it.
+      after: Folder of the run that this one would continue.
+      device_bytes: Memory of the device; None queries the device.
 
     Returns:
-      `examples` of each set; `bytes`, of `arguments`, and `temporary` of a step as compiled or `outside`, which the
-      passes before and after the steps take, whichever is larger; the device's `device_bytes`;
-      `forward`, `backward`; `epochs`, as many of training without the forgotten as the run costs, a backward pass
-      counted as two forward, and `share` of retraining in %; `overlap`: which earlier requests have how many of these
-      examples; `unlearned`: other requests on these data that are; `elsewhere`: requests on other data that are;
-      `retrain`: whether the file can train the exact answer; `smaller`: batches that fit where these do not.
+      A dict with `examples` of each set; `bytes`: `arguments`, plus the larger of `temporary`, of a compiled step, and
+      `outside`, for the passes before and after the steps; the device's `device_bytes`; `forward` and `backward`;
+      `epochs`: the cost of the run in epochs of training on the retain set, a backward pass counted as two forward
+      passes, and `share`: its cost in % of retraining; `overlap`: how many of these examples earlier requests have;
+      `unlearned`: other unlearned requests on these data; `elsewhere`: unlearned requests on other data; `retrain`:
+      whether the file can retrain the exact reference; `smaller`: batch sizes that fit if these do not.
     """
     check_task(own["task"])
     if epochs < 0:
@@ -65,7 +65,7 @@ def make(
     available = device_bytes or memory_of_device()
     found = of_batches(asked.forget_batch, asked.retain_batch)
     smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
-    # No batch makes the passes outside of the steps smaller.
+    # Smaller batches do not reduce the passes outside the steps.
     helps = found.arguments + found.outside <= SHARE * available
     while smaller is None and helps and found.bytes > SHARE * available and max(sizes) > 1:
         sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
@@ -93,13 +93,13 @@ def make(
 
 
 def memory_of_device() -> int:
-    """Bytes of the first device; of a CPU, those of the machine."""
+    """Bytes of memory of the first device; for a CPU, those of the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _earlier(path, data, ids, number):
-    # An empty file would be made a ledger.
+    # Opening an empty file would turn it into a ledger.
     if path is None or not path.is_file() or not path.stat().st_size:
         return {}, [], []
     digest = user_file.data_digest(data)
@@ -109,7 +109,7 @@ def _earlier(path, data, ids, number):
 
 
 def of_other_data(numbers: Sequence[int]) -> str:
-    """That requests are unlearned on data which are not those of the file."""
+    """A sentence that requests were unlearned on data other than those of the file."""
     some = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
     return (
         f"Requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
@@ -118,7 +118,7 @@ def of_other_data(numbers: Sequence[int]) -> str:
 
 
 def said(plan: Mapping[str, Any]) -> str:
-    """The plan in a few lines."""
+    """The plan as a few lines of text."""
     examples, lines = plan["examples"], []
     size = lambda count: f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
     lines.append(

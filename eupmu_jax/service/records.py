@@ -1,4 +1,4 @@
-"""Records in the folder of a run: JSON that is whole or absent, and of the published form."""
+"""Records in the folder of a run: JSON files that are complete or absent, and follow the published schema."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ from eupmu_jax.benchmark.rows import finite, replacing
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON schema of a report, with those of the records that it is made of in `$defs`.
+    """The JSON schema of a report, with those of the records it contains in `$defs`.
 
     >>> schema()["$defs"]["report"]["required"]
     ['version', 'asked', 'reached', 'audit', 'files']
@@ -30,10 +30,10 @@ def _validator(kind):
 
 
 def read(path: Path, kind: str, argument: str = "") -> dict[str, Any]:
-    """A record of that kind, "asked", "reached", "audit" or "report"; messages begin with the argument that named it.
+    """Reads a record of a kind: "asked", "reached", "audit" or "report"; messages begin with the name of the argument.
 
     Raises:
-      ValueError: Where it is not there, is no JSON, or does not have the form of the schema.
+      ValueError: If it is missing, is not JSON, or does not match the schema.
     """
     argument = argument or ("report" if kind == "report" else "out")
     try:
@@ -51,7 +51,7 @@ def read(path: Path, kind: str, argument: str = "") -> dict[str, Any]:
 
 
 def check(record: Any, kind: str, place: str) -> None:
-    """Raises `ValueError` where a record does not have the form of its kind; `place` begins the message."""
+    """Raises `ValueError` if a record does not match the schema of its kind; the message begins with `place`."""
     if kind == "report" and isinstance(record, dict) and record.get("version") != VERSION:
         raise ValueError(f"{place} has version {_short(record.get('version'))}, expected {VERSION}")
     if error := next(_validator(kind).iter_errors(record), None):
@@ -61,7 +61,7 @@ def check(record: Any, kind: str, place: str) -> None:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record whole or not at all, on the disk before it has its name; NaN and infinity become null."""
+    """Writes a record atomically, synced to disk before it is renamed into place; NaN and infinity become null."""
     text = json.dumps(finite(record), indent=1, allow_nan=False)
     with replacing(path) as file:
         file.write(text.encode())

@@ -1,4 +1,4 @@
-"""A report of a finished and audited run that somebody else can check: what was asked and reached, with all hashes."""
+"""A report on a finished and audited run that others can verify: what was asked and reached, with all hashes."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ NAMES = ("asked", "reached", "audit")
 
 
 def make(out: Path) -> dict:
-    """Writes `report.json` for a run of `deletion.run` that was audited; returns it.
+    """Writes `report.json` for an audited run of `deletion.run`, and returns it.
 
     Raises:
-      ValueError: Where the run is not finished or not audited, or a record is damaged.
+      ValueError: If the run is not finished or not audited, or a record is damaged.
     """
     found = {name: records.read(out / f"{name}.json", name) for name in NAMES}
     files = {name: _sha256(out / name) for name in _files(out)}
@@ -24,20 +24,20 @@ def make(out: Path) -> dict:
 
 
 def verify(path: Path, file: Path) -> list[str]:
-    """What of a report does not hold; nothing if all does.
+    """Returns what does not hold in a report; an empty list if everything does.
 
-    Hashes of all records and parameters are made again, of the page none, as it is made from the report; the records in
-    the report are compared with those beside it; and the audit is run again from the user's file and the saved
-    parameters, and all its figures compared; those of `canaries` where the extra `audit` is installed now as it was
-    then.
+    The hashes of all records and parameters are recomputed, except that of the page, which is made from the report. The
+    records in the report are compared with those next to it. The audit is run again from the user's file and the saved
+    parameters, and all its figures are compared; those of `canaries` only if the extra `audit` was installed then and
+    is installed now.
 
     Args:
-      path: Of `report.json` in the folder of the run, or of that folder.
-      file: The user's file that the run was made of.
+      path: Path of `report.json` in the folder of the run, or of that folder.
+      file: The user's file that the run used.
 
     Raises:
-      FileNotFoundError: If the user's file is not there.
-      ValueError: For a file that is no report, or a file of other data or parameters.
+      FileNotFoundError: If the user's file is missing.
+      ValueError: If `path` is not a report, or the user's file has other data or parameters.
     """
     if not file.is_file():
         raise FileNotFoundError(f"file: {file} is not there; expected the Python file that the run was made of")
@@ -45,7 +45,7 @@ def verify(path: Path, file: Path) -> list[str]:
     report, out = records.read(path, "report"), path.parent
     wrong = []
     for name, expected in sorted(report["files"].items()):
-        # Nothing outside of the folder is looked at, whatever a report says.
+        # Nothing outside the folder is read, whatever a report says.
         if (
             Path(name).is_absolute()
             or ".." in Path(name).parts
@@ -71,7 +71,7 @@ def verify(path: Path, file: Path) -> list[str]:
 
 
 def _files(out):
-    """The records and the parameters of a run, by their paths in its folder."""
+    """The records and parameters of a run, by their paths in its folder."""
     folders = [out / name for name in ("params", folder.START, retraining.RETRAINED)]
     found = sorted(path for part in folders for path in part.rglob("*") if path.is_file())
     return [f"{name}.json" for name in NAMES] + [path.relative_to(out).as_posix() for path in found]

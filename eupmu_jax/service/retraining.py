@@ -1,4 +1,4 @@
-"""The exact reference of a run: a model trained by the user's own function without what was forgotten."""
+"""The exact reference for a run: a model trained by the user's own function without the forget set."""
 
 import inspect
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ RETRAINED = "retrained"
 
 
 def retrain(own: Mapping[str, Any], out: Path) -> None:
-    """Trains the exact reference of a finished run, by the user's own `retrain(positions)`; done once.
+    """Trains the exact reference for a finished run with the user's own `retrain(positions)`, unless already done.
 
     Args:
-      own: What `user_file.load` found, with `data`, `params` and `retrain`: a function of the positions that are still
-        retained, `(n,)` int64, which returns parameters that were trained on these alone.
+      own: The result of `user_file.load`, with `data`, `params` and `retrain`: a function of the positions that are
+        still retained, `(n,)` int64, which returns parameters trained on these alone.
       out: Folder of the run.
 
     Raises:
-      ValueError: For a folder without a finished run on these data, or parameters of another structure than `params`
-        or that are not finite.
+      ValueError: For a folder without a finished run on these data, or for retrained parameters that are not finite or
+        differ from `params` in structure.
     """
     asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
     if retrained_of(out, own["params"], asked) is not None:
@@ -47,7 +47,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
 
 
 def check(own: Mapping[str, Any]) -> None:
-    """Raises `ValueError` where `retrain` cannot be called with positions."""
+    """Raises `ValueError` if `retrain` cannot be called with positions."""
     try:
         inspect.signature(own["retrain"]).bind(np.arange(1))
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""A Python file that a user names: their data, their task and their model."""
+"""The user's Python file, which defines their data, task and model."""
 
 import contextlib
 import difflib
@@ -17,29 +17,29 @@ import numpy as np
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._digest import digest
 
-# What a file may define beside what is needed.
+# Names that a file may define in addition to those needed.
 OPTIONAL = ("held_out", "frozen", "mesh", "retrain", "groups", "shadows")
-# Examples that are read at a time.
+# Number of examples read at a time.
 CHUNK = 1_000
 
 
 class UserFileError(Exception):
-    """What a user's own file raised, with the lines of that file alone."""
+    """An error raised by a user's own file, with only the lines of that file."""
 
 
 def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     """Runs a user's file and returns the names it defines.
 
-    The file is code that the user chose; nothing that is read from a checkpoint, a ledger or a report is ever run.
+    The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed.
 
     Args:
-      path: Of a Python file. Modules beside it can be imported, by its functions too.
+      path: Path of a Python file. It and its functions can import modules next to it.
       needed: Names that it has to define.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: For something else than a Python file, or without a name that is needed.
-      UserFileError: For whatever the file itself raises, `SystemExit` included.
+      ValueError: If it is not a Python file, or does not define a needed name.
+      UserFileError: For anything that the file itself raises, including `SystemExit`.
     """
     if path.is_dir():
         raise ValueError(f"file: got {path}, which is a folder, expected a Python file; a run's folder goes before it")
@@ -65,7 +65,7 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def own_errors(path: Path) -> Iterator[None]:
-    """Turns what code of a user's file raises, whenever it is called, into a `UserFileError` with its lines."""
+    """Turns errors raised by code of a user's file, whenever it is called, into a `UserFileError` with its lines."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -77,7 +77,7 @@ def own_errors(path: Path) -> Iterator[None]:
 
 
 def _is_own(module, path):
-    """Whether a module is the user's file or lies beside it; this package and installed ones are not."""
+    """Whether a module is the user's file or lies next to it; this package and installed ones do not count."""
     if module == path:
         return True
     libraries = Path(__file__).parents[1], sysconfig.get_path("stdlib")
@@ -86,7 +86,7 @@ def _is_own(module, path):
 
 
 def data_digest(data: Any, name: str = "data") -> str:
-    """SHA-256 in hex of all examples of a data set in their order; reads each once.
+    """SHA-256 in hex of all examples of a data set in order; reads each once.
 
     >>> data_digest({"x": np.arange(3)}) == data_digest({"x": np.arange(3)})
     True
@@ -100,14 +100,14 @@ def data_digest(data: Any, name: str = "data") -> str:
 
 
 def groups_of(own: Mapping[str, Any], data: Any, forgotten: np.ndarray) -> np.ndarray | None:
-    """The user's group of each retained example, if there are any; raises `ValueError` where one has none."""
+    """The user's group of each retained example, or None without groups; raises `ValueError` if one has no group."""
     groups = own.get("groups")
     if groups is not None and np.shape(groups) != (len(data),):
         raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
     if groups is None:
         return None
     groups = np.asarray(groups)
-    # What is missing is not equal to itself, or None.
+    # Missing values are None or NaN, which differs from itself.
     if len(missing := np.flatnonzero([group is None or group != group for group in groups.tolist()])):
         raise ValueError(f"groups: got {groups[missing[0]]} for example {missing[0]}, expected a group for each")
     return np.delete(groups, forgotten)
