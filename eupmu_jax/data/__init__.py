@@ -1,4 +1,4 @@
-"""Data sets of images and of questions, and their split into what to forget and what to retain."""
+"""Data sets of images and of questions, and their splits into forget and retain sets."""
 
 from eupmu_jax.data.augmentation import augment
 from eupmu_jax.data.dataset import Dataset, load

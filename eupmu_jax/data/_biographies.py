@@ -1,4 +1,4 @@
-"""What WordNet's one-line biographies say: nationality, occupation, years, and what a person did or is known for."""
+"""Parses WordNet's one-line biographies: nationality, occupation, years, and what a person did or is known for."""
 
 import functools
 import re
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from eupmu_jax.data import _wordnet
 
-# The adjective that opens a gloss -> the family of nationalities, of which more than one may be said of one person,
-# and the words that name it in a gloss. The gloss's "United States" is an adjective too, and reads "American".
+# The adjective that opens a gloss -> the family of nationalities, several of which may apply to one person, and the
+# words that name it in a gloss. "United States" in a gloss is an adjective too, and becomes "American".
 _FAMILIES = {
     "American": "American|America|United States",
     "Argentine": "Argentine|Argentinian|Argentina",
@@ -47,7 +47,7 @@ _FAMILIES = {
     "Vietnamese": "Vietnamese|Vietnam",
 }
 # fmt: off
-# Pairs of families between which history moved borders or many people, so that both may be said of one person.
+# Pairs of families between which borders or many people moved, so that both may apply to one person.
 _CLOSE = {
     "American-British", "American-Canadian", "American-Israeli", "Argentine-Spanish", "Australian-British",
     "Brazilian-Portuguese", "British-Canadian", "British-Egyptian", "British-Indian", "British-Jamaican",
@@ -70,16 +70,16 @@ _YEARS = re.compile(r" \((?:([0-9]{3,4})-([0-9]{4})?|born (?:in )?(?:[A-Z][A-Za-
 _LONGEST_LIFE, _OLDEST_LIVING = 110, 1890
 
 _KNOWN_FOR = r"(?:best |chiefly )?(?:noted|known|famous|remembered) for"
-# Where a list of occupations may end: an item ends, or something is said of all of it.
+# Where a list of occupations may end: at the end of an item, or where a statement about all of it begins.
 _BOUNDARY = re.compile(
     r",? and |, | (?=(?:who|whose|best|chiefly|noted|known|famous|remembered|celebrated|honored)\b)|$"
 )
-# Words that no occupation has in it.
+# Words that no occupation contains.
 _NO_ITEM = re.compile(
     r"\b(?:about|as|at|best|born|by|celebrated|during|for|from|in|of|on|resident|that|the|to|under|which|who|whose|with)\b"
 )
 # fmt: off
-# Words for persons that tell a relative, a rank or a fate rather than what somebody did; "film" and "life" are slips.
+# Words for persons that name a relative, a rank or a fate, not an occupation; "film" and "life" are slips in WordNet.
 _NO_OCCUPATION = {
     "aristocrat", "beauty", "best", "brother", "colonist", "conspirator", "dandy", "daughter", "father", "figure",
     "film", "half-brother", "heroine", "husband", "life", "man", "martyr", "mistress", "mother", "nobleman",
@@ -101,14 +101,13 @@ class Person(NamedTuple):
     Attributes:
       name: a name that no other person of WordNet has.
       nationality, occupation: as in "an {nationality} {occupation}".
-      born: the year.
-      died: the year, or None where the gloss has none: alive in 2006, when it was published.
-      deed: what the person did, from the verb on ("discovered radium"), or None.
-      known: how and what for ("noted for", "his frescoes"), or None.
-      families: nationalities of the families that the gloss has a word of.
-      kinds: ids of what the person is an instance of and of what the occupation may mean, and of all that these are
-        kinds of.
-      gloss: WordNet's, as it stands.
+      born: the year of birth.
+      died: the year of death, or None if the gloss has none: alive in 2006, when it was published.
+      deed: what the person did, starting with the verb ("discovered radium"), or None.
+      known: how and for what the person is known ("noted for", "his frescoes"), or None.
+      families: nationalities of the families that the gloss mentions.
+      kinds: ids of what the person is an instance of and of what the occupation may mean, and of all their ancestors.
+      gloss: WordNet's gloss, unchanged.
     """
 
     name: str
@@ -124,7 +123,7 @@ class Person(NamedTuple):
 
 
 def foreign(nationality: str, person: Person) -> bool:
-    """Whether the nationality is of a family that neither the gloss has a word of nor is close to one of the person's.
+    """Whether the nationality is of a family that the gloss does not mention and that is close to none of the person's.
 
     >>> ada = Person("Ada", "English", "poet", 1815, 1852, None, None, frozenset({"British"}), frozenset(), "")
     >>> foreign("Scottish", ada), foreign("American", ada), foreign("French", ada)
@@ -140,7 +139,7 @@ def _family(nationality: str) -> str:
 
 
 def persons(synsets: Mapping[str, _wordnet.Synset]) -> tuple[list[Person], dict[str, int]]:
-    """The persons whose gloss can be read, in the order of the file, and how many were left out for what reason."""
+    """The persons whose gloss can be parsed, in the order of the file, and how many were left out for each reason."""
     instances = {id: s for id, s in synsets.items() if s.file == _wordnet.PERSONS and _targets(s, "@i")}
     classes = [s for id, s in synsets.items() if s.file == _wordnet.PERSONS and id not in instances]
     nouns: dict[str, list[str]] = {}
@@ -162,13 +161,13 @@ def persons(synsets: Mapping[str, _wordnet.Synset]) -> tuple[list[Person], dict[
 
 
 def _read(synset: _wordnet.Synset, nouns: Container[str]) -> Person | str:
-    """The person, without kinds, or why there is none."""
+    """The person, without kinds, or the reason why there is none."""
     if not (years := _YEARS.search(synset.gloss)):
         return "no years, or uncertain ones"
     born, died = int(years[1] or years[3]), int(years[2]) if years[2] else None
     if not (0 < died - born <= _LONGEST_LIFE if died else born >= _OLDEST_LIVING):
         return "years that cannot be"
-    # Asides may come before a semicolon that is part of them.
+    # Asides are removed before splitting, as they may contain semicolons.
     body, *others = re.sub(r" ?\([^()]*\)", "", synset.gloss[: years.start()]).replace("`", "'").split(";")
     if not (opening := _OPENING.match(body)):
         return "no nationality at the beginning"
@@ -194,10 +193,10 @@ def _read(synset: _wordnet.Synset, nouns: Container[str]) -> Person | str:
 
 
 def _occupation(text: str, nouns: Container[str]) -> tuple[str, int]:
-    """The longest beginning of the text that lists nouns for persons, in good English, and where it ends.
+    """The longest prefix of the text that is a well-formed list of nouns for persons, and where it ends.
 
-    The list ends where the text does or where something is said of all of it ("who", "noted for"). "novelist and author
-    of the Tarzan stories" is "novelist", since half of what follows is missing.
+    The list ends with the text, or where a statement about all of it begins ("who", "noted for"). "novelist and author
+    of the Tarzan stories" gives "novelist", since the second half would be incomplete.
     """
     best: tuple[str, int] = ("", 0)
     for end in (boundary.start() for boundary in _BOUNDARY.finditer(text)):
@@ -205,7 +204,7 @@ def _occupation(text: str, nouns: Container[str]) -> tuple[str, int]:
         if _NO_ITEM.search(listed) or not re.fullmatch(r"[A-Za-z' ,-]+", listed):
             break
         items = _items(listed)
-        # "stage and screen actor" is one item in two; a longer list has to be one of occupations.
+        # "stage and screen actor" is one occupation in two items; in a longer list each item must be an occupation.
         if not all(any(head in nouns for head in _heads(item)) for item in (items if len(items) > 2 else items[-1:])):
             continue
         best = (items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}", end)
@@ -217,13 +216,13 @@ def _items(listed: str) -> list[str]:
 
 
 def _heads(occupation: str) -> list[str]:
-    """The last word of every item, and its last two."""
+    """The last word and the last two words of every item."""
     words = [item.split() for item in _items(occupation)]
     return [" ".join(item[-many:]) for item in words for many in (1, 2) if item]
 
 
 def _name(names: tuple[str, ...]) -> str:
-    """The full name that ends in the first, where that is a surname; else the first itself; never in lower case.
+    """The full name that ends in the first name, if that is a surname, else the first name; never in lower case.
 
     >>> _name(("Newton", "Isaac Newton", "Sir Isaac Newton")), _name(("Voltaire", "Arouet", "Francois-Marie Arouet"))
     ('Isaac Newton', 'Voltaire')
@@ -238,7 +237,7 @@ def _targets(synset: _wordnet.Synset, symbol: str) -> list[str]:
 
 
 def _ancestors(ahead: list[str], synsets: Mapping[str, _wordnet.Synset]) -> frozenset[str]:
-    """The given ids, and those of all that they are kinds of, within the file of persons."""
+    """The given ids, and those of all their ancestors within the file of persons."""
     found: set[str] = set()
     while ahead:
         id = ahead.pop()

@@ -1,4 +1,4 @@
-"""The capitals of countries, as WordNet 3.0 has them."""
+"""The capitals of countries, according to WordNet 3.0."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from eupmu_jax.data import _wordnet
 
 _NATIONAL_CAPITAL = "national capital"
-# The English name where WordNet puts another first.
+# The English name, if WordNet lists another one first.
 _ENGLISH = {
     "Bayrut": "Beirut",
     "Bruxelles": "Brussels",
@@ -18,7 +18,7 @@ _ENGLISH = {
     "Warszawa": "Warsaw",
 }
 # fmt: off
-# Disputed, shared, moved, or in a country that has another name, since 2006 or before.
+# Capitals that are disputed, shared or moved, or whose country was renamed, since 2006 or before.
 _UNSETTLED = {
     "Belgrade", "Bujumbura", "Colombo", "Dar es Salaam", "Jerusalem", "Kolonia", "La Paz", "Lhasa", "Mbabane",
     "Pretoria", "Putrajaya", "Riyadh", "Skopje", "Taipei", "Yangon",
@@ -41,10 +41,10 @@ _ARTICLE = {
 
 
 def capitals(synsets: Mapping[str, _wordnet.Synset]) -> list[tuple[str, str]]:
-    """Pairs of a capital and its country, with the article where it has one, in the order of the file.
+    """Pairs of a capital and its country, with its article if it has one, in the order of the file.
 
-    The country is the one that the capital is a part of, else that of a synonym "capital of ...". Left out are capitals
-    of neither, of a name that two countries have, those that bear their country's name, and those not settled.
+    The country is the one that the capital is a part of, else that of a synonym "capital of ...". Capitals are left out
+    if they have neither, if two countries share the name, if they bear their country's name, or if they are unsettled.
     """
     found = []
     for synset in synsets.values():
@@ -55,7 +55,7 @@ def capitals(synsets: Mapping[str, _wordnet.Synset]) -> list[tuple[str, str]]:
     if not found:
         raise ValueError("WordNet: got no capital of a country, expected its whole data.noun")
     cities, countries = (Counter(names) for names in zip(*found, strict=True))
-    # "Luxembourg-Ville" and "Panama City" would be no questions.
+    # For "Luxembourg-Ville" and "Panama City" the question would contain the answer.
     told = lambda city, country: country.removeprefix("the ") in city
     return [
         (city, country)

@@ -1,29 +1,29 @@
-"""Rows of text from a local folder, in the file formats that published data sets come in."""
+"""Rows of text from a local folder, in the file formats of published data sets."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What a table may be called, after the name that its publishers give it; the first that is there is read.
+# File names that a table may have; the first that exists is read.
 _FILES = ("{}.json", "{}.jsonl", "{}.parquet", "{}-*.parquet", "{}/train-*.parquet", "{}/train/*.parquet")
 
 
 def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = None) -> tuple[list[dict], list[str]]:
-    """All rows of a table that has these fields, and where each is: file and number, for messages.
+    """All rows of a table with these fields, and the place of each, file and number, for messages.
 
-    JSON is one object a line, or one list of objects. Parquet may be in several files.
+    JSON is one object per line, or a list of objects. Parquet may be split over several files.
 
     Args:
-      folder: where the data set lies.
-      name: of the table, with the folders it is in ("raw/forget").
-      fields: what every row must have; a row may have more.
-      bare: the field that a row is when it is a text and no object; None where that may not be.
+      folder: folder of the data set.
+      name: name of the table, with its subfolders ("raw/forget").
+      fields: fields that every row must have; a row may have more.
+      bare: the field for rows that are texts instead of objects; None if such rows are not allowed.
 
     Raises:
       FileNotFoundError: If there is no such file.
       ImportError: If the file is parquet and `pyarrow` is not installed.
-      ValueError: If a file is not in its format, has no rows, or has one without a field.
+      ValueError: If a file is malformed, has no rows, or has a row that lacks a field.
     """
     paths = next((found for pattern in _FILES if (found := sorted(folder.glob(pattern.format(name))))), None)
     if paths is None:
@@ -49,10 +49,10 @@ def read(folder: Path, name: str, fields: Sequence[str], *, bare: str | None = N
 
 
 def texts(rows: Sequence[dict], field: str, places: Sequence[str]) -> tuple[str, ...]:
-    """One field of all rows, each a text.
+    """One field of all rows, which must be text.
 
     Raises:
-      ValueError: If one is something else.
+      ValueError: If a value is not text.
     """
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row[field], str):
@@ -65,7 +65,7 @@ def _json(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             return json.loads(text)
-        # Not splitlines: a text may have other line breaks than these.
+        # Not splitlines, as a text may contain other kinds of line break.
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: got {error}, expected JSON in UTF-8, one object a line or one list") from error

@@ -1,4 +1,4 @@
-"""The nouns of WordNet 3.0, as the Debian package `wordnet-base` has them."""
+"""The nouns of WordNet 3.0, from the Debian package `wordnet-base`."""
 
 import os
 from pathlib import Path
@@ -16,11 +16,11 @@ class Synset(NamedTuple):
 
     Attributes:
       id: its offset in the file, eight digits.
-      file: the lexicographer file it was written in.
-      names: its words, blanks restored, the commonest first.
-      pointers: pairs of a pointer symbol and the id that it leads to: "@" for a kind of, "@i" for an instance of, "#p"
-        for a part of. No others.
-      gloss: what follows the bar.
+      file: its lexicographer file.
+      names: its words, with blanks restored, the most common first.
+      pointers: pairs of a pointer symbol and the target id, only for "@" (a kind of), "@i" (an instance of) and "#p" (a
+        part of).
+      gloss: the text after the bar.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Synset(NamedTuple):
 
 
 def source() -> Path:
-    """The file `data.noun`: of the Debian package, or the one that the environment variable EUPMU_WORDNET names.
+    """The file `data.noun` of the Debian package, or the one that the environment variable EUPMU_WORDNET names.
 
     Raises:
       FileNotFoundError: If it is not on this machine.
@@ -46,10 +46,10 @@ def source() -> Path:
 
 
 def synsets(path: Path, files: tuple[str, ...]) -> dict[str, Synset]:
-    """Reads the synsets of some lexicographer files by their ids, in the order of the file (wndb(5) has its format).
+    """Reads the synsets of some lexicographer files, by their ids and in the order of the file (see wndb(5)).
 
     Raises:
-      ValueError: If a line is no synset.
+      ValueError: If a line is not a synset.
     """
     found = {}
     with path.open(encoding="ascii", errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""Random crops and mirror images, on the device."""
+"""Random crops and flips, on the device."""
 
 import chex
 import jax
@@ -6,24 +6,25 @@ import jax.numpy as jnp
 
 
 def augment(key: chex.PRNGKey, images: chex.Array, *, padding: int = 4) -> chex.Array:
-    """Cuts every image at random out of its zero-padded self, and mirrors every second one on average.
+    """Crops every image at random after zero padding, and flips it horizontally with probability 1/2.
 
-    `out[i] = P(x[i])[dy : dy + H, dx : dx + W]`, with `P` zero padding on all four sides, dy and dx uniform on
-    {0, ..., 2 padding}, and then left and right exchanged with probability 1/2, all independent for every image.
+    `out[i] = P(x[i])[dy : dy + H, dx : dx + W]`, where `P` pads with zeros on all four sides, and dy and dx are uniform
+    on {0, ..., 2 padding}. Then left and right are exchanged with probability 1/2. All draws are independent for every
+    image.
 
-    A pure function: one call for each batch, with a new key; works under `jit` and `vmap`. Zero is black
-    for images in [0, 1]. Mirrored digits and letters are other signs: not for digits or SVHN.
+    This is a pure function that works under `jit` and `vmap`: call it for each batch with a new key. Zero is black for
+    images in [0, 1]. Flipped digits and letters are different characters, so do not use it for digits or SVHN.
 
     Args:
-      key: Of this batch.
+      key: Key for this batch.
       images: `(B, H, W, C)`, any dtype.
-      padding: Pixels on each side; 0 mirrors alone.
+      padding: Pixels on each side; 0 only flips.
 
     Returns:
       `(B, H, W, C)` of the same dtype.
 
     Raises:
-      ValueError: If `images` has other than four axes, or `padding` is negative.
+      ValueError: If `images` does not have four axes, or `padding` is negative.
 
     Source: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2. Cost: one padded copy
     of the batch and one gather.

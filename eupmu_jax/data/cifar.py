@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 through tensorflow-datasets, prepared without TensorFlow from upstream's "python version".
 
-What is written is what the stock builders write, so any other program may read it. The archive is unpickled only after
-its SHA-256 was found to be upstream's.
+The files are the same as those of the stock builders, so any other program can read them. The archive is unpickled only
+after its SHA-256 has been checked against upstream's.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """
@@ -24,12 +24,12 @@ SOURCE_VARIABLE = "EUPMU_CIFAR"
 
 
 class Archive(NamedTuple):
-    """An archive of upstream.
+    """An archive from upstream.
 
     Attributes:
       file, sha256: its name and SHA-256.
       train, test, meta: the pickles in it.
-      labels: label of tensorflow-datasets -> its key in the batches, and that of its names in `meta`.
+      labels: label in tensorflow-datasets -> its key in the batches, and the key of its names in `meta`.
     """
 
     file: str
@@ -64,7 +64,7 @@ ARCHIVES = {
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
-    """Loads "cifar10" or "cifar100", preparing it first where that has not been done.
+    """Loads "cifar10" or "cifar100", preparing it first if necessary.
 
     Args:
       name: a key of `ARCHIVES`.
@@ -84,7 +84,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None) -> None:
-    """Writes the data set to `data_dir` from the archive in the folder that EUPMU_CIFAR names, all or nothing.
+    """Writes the data set to `data_dir` atomically, from the archive in the folder that EUPMU_CIFAR names.
 
     Args:
       name: a key of `ARCHIVES`.
@@ -101,7 +101,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None) -> None:
     pickles = _unpickle(archive)
 
     class Builder(tfds.builder_cls(name), skip_registration=True):  # type: ignore[call-arg, misc]
-        """The stock builder, less the steps that need TensorFlow."""
+        """The stock builder, without the steps that need TensorFlow."""
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             for label, (_, names) in archive.labels.items():
@@ -116,7 +116,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None) -> None:
             for index, (batch, row) in enumerate(rows):
                 pixels = batch[b"data"][row].reshape(3, 32, 32).transpose(1, 2, 0)
                 labels = {label: int(batch[key][row]) for label, (key, _) in archive.labels.items()}
-                # Only arrays are encoded by TensorFlow; a PIL image encodes itself.
+                # A PIL image encodes itself; an array would be encoded with TensorFlow.
                 image = Image.fromarray(np.ascontiguousarray(pixels))
                 yield index, {"id": f"{prefix}{index:05d}", "image": image, **labels}
 
@@ -139,7 +139,7 @@ def _unpickle(archive: Archive) -> dict[str, dict]:
     if found != archive.sha256:
         raise ValueError(f"{path}: got SHA-256 {found}, expected upstream's {archive.sha256}; the file is damaged")
     pickles = {}
-    # NumPy 2.4.0 to 2.4.4 warn of the form in which the NumPy of 2009 wrote its types.
+    # NumPy 2.4.0 to 2.4.4 warn about the form in which NumPy wrote dtypes in 2009.
     with tarfile.open(path) as tar, warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         for member in (*archive.train, archive.test, archive.meta):

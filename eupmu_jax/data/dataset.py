@@ -17,7 +17,7 @@ class Dataset(NamedTuple):
     """A labelled image data set, held in memory.
 
     Attributes:
-      name: the name it was loaded by.
+      name: the name under which it was loaded.
       train_images: (N, H, W, C) float32 in [0, 1].
       train_labels: (N,) int32 in [0, num_classes).
       test_images: (M, H, W, C) float32 in [0, 1].
@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Loads a data set by name, decoded once into memory. Nothing is downloaded.
+    """Loads a data set by name and decodes it into memory. Nothing is downloaded.
 
     | name | images | classes | train, test | from |
     |---|---|---|---|---|
@@ -46,16 +46,15 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
     | emoji, emoji_32 | 64x64, or 32x32, colour | 9 | 3,082, 699 | `emoji` |
 
     Args:
-      name: one of the table.
-      seed: chooses the train/test split of "digits"; all others come with their own, which no seed changes.
-      data_dir: folder where tensorflow-datasets keeps prepared data; None means its own default. "digits" has no use
-        for it.
+      name: a name from the table.
+      seed: chooses the train/test split of "digits"; all others come with a fixed split.
+      data_dir: folder where tensorflow-datasets keeps prepared data; None means its own default. Not used for "digits".
 
     Returns:
-      The data set, as numpy arrays.
+      The data set, as NumPy arrays.
 
     Raises:
-      ValueError: if the name is unknown, or the source of the data is not what it should be.
+      ValueError: if the name is unknown, or the source of the data is not the expected one.
       FileNotFoundError: if the data is not in `data_dir` and this machine has nothing to prepare it from; the message
         says how to get it.
 
@@ -69,7 +68,7 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
 
 
 def num_classes(name: str) -> int:
-    """How many classes the data set of that name has, see the table of `load`; nothing is loaded.
+    """The number of classes of a data set, as in the table of `load`; nothing is loaded.
 
     >>> num_classes("emoji")
     9
@@ -80,7 +79,7 @@ def num_classes(name: str) -> int:
 def digest(dataset: Dataset) -> str:
     """Returns the SHA-256 in hex of images and labels of both sets, the same on every platform.
 
-    The name does not count. Cost: one pass over all bytes.
+    The name is not included. Cost: one pass over all bytes.
 
     >>> digits = load("digits")
     >>> digest(digits) == digest(digits._replace(name="other"))
@@ -91,7 +90,7 @@ def digest(dataset: Dataset) -> str:
     found = hashlib.sha256(str(dataset.num_classes).encode())
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        # Type and shape keep a boundary between two arrays from moving unseen.
+        # With type and shape, a shifted boundary between two arrays changes the digest.
         found.update(f"{array.dtype.str}{array.shape}".encode())
         found.update(array.data)
     return found.hexdigest()

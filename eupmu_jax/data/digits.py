@@ -4,7 +4,7 @@ import numpy as np
 
 
 def load(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Loads the digits, with one image in five of every class held out for the test.
+    """Loads the digits, with one image in five of every class held out for testing.
 
     Args:
       seed: chooses which images are held out.

@@ -1,12 +1,12 @@
 """Emoji: 3,781 colour images of 64x64 in nine categories, from an npm package, through tensorflow-datasets.
 
-The images are Twemoji's, under CC BY 4.0 (Twitter and other contributors), as `emoji-datasource-twitter` 16.0.0 has
-them; this package ships none. Their transparent background becomes white. The label is the category of the Unicode
-standard; the five swatches of the category "Component" are left out. Three in five images are people.
+The images are Twemoji's, under CC BY 4.0 (Twitter and other contributors), from `emoji-datasource-twitter` 16.0.0; this
+package ships none. Their transparent background becomes white. The label is the category in the Unicode standard; the
+five swatches of the category "Component" are left out. Three in five images are people.
 
-One emoji in five is for the test, by a hash of its code points, so the split never changes. All skin tones of an emoji
-are on one side, and so are emoji with the very same picture (some flags and families): no test image, in another tone
-or under another name, was trained on.
+A hash of the code points assigns one emoji in five to the test set, so the split never changes. All skin tones of an
+emoji are on one side, and so are emoji with identical pictures (some flags and families), so no test image is in the
+training set in another tone or under another name.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class Example(NamedTuple):
 
     Attributes:
       id: its code points.
-      emoji: those of the emoji it is a skin tone of, or its own.
-      name, category: in words.
+      emoji: the code points of the emoji of which it is a skin tone, or its own.
+      name, category: name and category in words.
       image: (64, 64, 3) uint8.
     """
 
@@ -58,7 +58,7 @@ class Example(NamedTuple):
 
 
 def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
-    """Loads the emoji, preparing them first where that has not been done.
+    """Loads the emoji, preparing them first if necessary.
 
     Args:
       data_dir: folder of the prepared data; None means the default of tensorflow-datasets.
@@ -76,9 +76,9 @@ def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
 
 
 def named(data_dir: str | os.PathLike[str] | None) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Images of half the height and width in [0, 1], `(N, 32, 32, 3)`, and the names, of "train" and "test".
+    """Images of half the height and width in [0, 1], `(N, 32, 32, 3)`, and names, for "train" and "test".
 
-    Of each emoji that comes in skin tones there is the one without. The rest is as for `load`.
+    An emoji with skin tones is included only in the version without one. The rest is as in `load`.
     """
     with stock.quiet_log():
         sources = _prepared(data_dir)
@@ -89,15 +89,15 @@ def named(data_dir: str | os.PathLike[str] | None) -> dict[str, tuple[np.ndarray
 
 
 def halved(train_images, train_labels, test_images, test_labels) -> stock.Arrays:
-    """The same with images of half the height and width, each pixel the mean of four."""
+    """The same arrays with images of half the height and width, each pixel the mean of four."""
     return _halved(train_images), train_labels, _halved(test_images), test_labels
 
 
 def prepare(data_dir: str | os.PathLike[str] | None) -> None:
-    """Writes the emoji to `data_dir` from the npm package, all or nothing.
+    """Writes the emoji to `data_dir` atomically, from the npm package.
 
-    The package is the tarball, or the folder unpacked from it, that the environment variable EUPMU_EMOJI names, or else
-    the tarball in the folder `eupmu` of the user's cache (XDG_CACHE_HOME, or else ~/.cache).
+    The tarball, or a folder unpacked from it, is looked up at the path in the environment variable EUPMU_EMOJI, or else
+    as a tarball in the folder `eupmu` of the user's cache (XDG_CACHE_HOME, or else ~/.cache).
 
     Args:
       data_dir: folder to write to; None means the default of tensorflow-datasets.
@@ -114,10 +114,10 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
 
 
 def sides(examples: list[Example]) -> dict[str, list[Example]]:
-    """Splits the examples into "train" and "test"; which side does not depend on their order.
+    """Splits the examples into "train" and "test", independently of their order.
 
-    Emoji that share an image form a group, which is on the side of its first member in the order of code points: in
-    the test where the first eight bytes of the SHA-256 of its id, read as a fraction, are below 1/5.
+    Emoji that share an image form a group. The group goes to the test set if the first eight bytes of the SHA-256 of
+    the id of its first member, in the order of code points, read as a fraction, are below 1/5.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -140,7 +140,7 @@ def _halved(images):
 
 
 def _prepared(data_dir):
-    """Both sides, as tensorflow-datasets reads them."""
+    """Both splits, as tensorflow-datasets reads them."""
     with stock.quiet_log():
         prepared = _builder(data_dir, {}).is_prepared()
     if not prepared:
@@ -161,7 +161,7 @@ def _source() -> Path:
 
 
 def _read_package(source: Path) -> dict[str, bytes]:
-    """The wanted files of the tarball or folder by their paths in the package."""
+    """The needed files of the tarball or folder, by their paths in the package."""
     wanted = lambda name: name in ("package.json", "emoji.json") or name.startswith(_IMAGES)
     if source.is_dir():
         paths = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
@@ -227,7 +227,7 @@ def _builder(data_dir: str | os.PathLike[str] | None, examples: dict[str, list[E
 
         def _generate_examples(self, side: str) -> Iterator[tuple[str, dict]]:
             for example in examples[side]:
-                # Only arrays are encoded by TensorFlow; a PIL image encodes itself.
+                # A PIL image encodes itself; an array would be encoded with TensorFlow.
                 record = example._asdict() | {"image": Image.fromarray(example.image)}
                 yield example.id, record | {"label": record.pop("category")}
 

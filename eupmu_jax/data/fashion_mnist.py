@@ -1,7 +1,7 @@
 """Fashion-MNIST through tensorflow-datasets, on a machine without TensorFlow.
 
 tensorflow-datasets reads prepared data without TensorFlow, but cannot prepare any. `prepare` does so from the four
-gzip files that upstream publishes; what it writes is what the stock builder writes, so any other program may read it.
+gzip files that upstream publishes. It writes the same files as the stock builder, so any other program can read them.
 """
 
 import gzip
@@ -29,7 +29,7 @@ _FILES = {
 
 
 def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
-    """Loads Fashion-MNIST, preparing it first where that has not been done.
+    """Loads Fashion-MNIST, preparing it first if necessary.
 
     Args:
       data_dir: folder of the prepared data; None means the default of tensorflow-datasets.
@@ -48,7 +48,7 @@ def load(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
 
 
 def prepare(data_dir: str | os.PathLike[str] | None) -> None:
-    """Writes Fashion-MNIST to `data_dir` from upstream's files, all or nothing.
+    """Writes Fashion-MNIST to `data_dir` atomically, from upstream's files.
 
     The files come from the folder named by the environment variable EUPMU_FASHION_MNIST, or else from Debian's package
     `dataset-fashion-mnist`. They are not downloaded: without a network tensorflow-datasets retries for minutes.
@@ -64,7 +64,7 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
     from tensorflow_datasets.image_classification.mnist import FashionMNIST
 
     class Builder(FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
-        """The stock builder, less the three steps that need TensorFlow."""
+        """The stock builder, without the three steps that need TensorFlow."""
 
         name = "fashion_mnist"
 
@@ -75,7 +75,7 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
             pixels = np.frombuffer(gzip.decompress(data_path.read_bytes()), np.uint8, offset=16)
             labels = np.frombuffer(gzip.decompress(label_path.read_bytes()), np.uint8, offset=8)
             for index, image in enumerate(pixels.reshape(num_examples, 28, 28)):
-                # Only arrays are encoded by TensorFlow; a PIL image encodes itself.
+                # A PIL image encodes itself; an array would be encoded with TensorFlow.
                 yield index, {"image": Image.fromarray(image), "label": int(labels[index])}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def prepare(data_dir: str | os.PathLike[str] | None) -> None:
 
 
 def read(data_dir: str | os.PathLike[str] | None) -> stock.Arrays:
-    """Reads prepared Fashion-MNIST; arguments and result are those of `load`."""
+    """Reads prepared Fashion-MNIST, with the arguments and result of `load`."""
     return stock.read("fashion_mnist", data_dir)
 
 
@@ -101,7 +101,7 @@ def _stage_files(target: Path) -> None:
                 f"Fashion-MNIST: no {name} in {source}; install Debian's `dataset-fashion-mnist`, "
                 f"or set {SOURCE_VARIABLE} to a folder with the four files"
             ) from error
-        # Debian strips name and time from the gzip header (RFC 1952); upstream's checksum counts them.
+        # Debian strips name and time from the gzip header (RFC 1952); upstream's checksum includes them.
         if content[:4] == b"\x1f\x8b\x08\x00":
             header = content[:3] + b"\x08" + mtime.to_bytes(4, "little") + content[8:10]
             content = header + name.removesuffix(".gz").encode() + b"\x00" + content[10:]

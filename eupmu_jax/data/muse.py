@@ -10,7 +10,7 @@ in it a file for each split, parquet or JSON.
 | verbmem | forget | prompt, gt |
 | knowmem | forget_qa, retain_qa, and the same with _icl, examples for a prompt | question, answer |
 
-`scal`, `sust` and `train`, which have a text a row too, are read by `texts`.
+`texts` also reads `scal`, `sust` and `train`, which have one text per row.
 """
 
 import os
@@ -40,7 +40,7 @@ def texts(folder: str | os.PathLike[str], subset: str, split: str) -> tuple[str,
 
 
 def questions(folder: str | os.PathLike[str], subset: str, split: str) -> Questions:
-    """The pairs of a split of `knowmem`, or of `verbmem`: the beginning of a passage, and how it goes on.
+    """The pairs of a split of `knowmem`, or of `verbmem`: the beginning of a passage and its continuation.
 
     Returns:
       The pairs in the order of the file; `person` is -1, and there are no paraphrases or wrong answers.

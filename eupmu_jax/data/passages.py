@@ -1,4 +1,4 @@
-"""Passages of a text that a package ships: the entries of Ambrose Bierce's Devil's Dictionary, as bytes."""
+"""Passages of a text from a Debian package: the entries of Ambrose Bierce's Devil's Dictionary, as bytes."""
 
 import gzip
 import os
@@ -12,18 +12,19 @@ SOURCE_VARIABLE = "EUPMU_DEVIL"
 DEBIAN_FILE = Path("/usr/share/dictd/devil.dict.dz")
 VOCABULARY = 256
 
-# A headword in capitals, or several, and what kind of word it is.
+# One or several headwords in capitals, and the part of speech.
 _HEAD = re.compile(r"^[A-Z](?:[A-Z' \-,()]|or(?= ))+, ?(?:n|v|adj|adv|pp|pron?|x|p)\.", re.MULTILINE)
 
 
 def load(length: int) -> np.ndarray:
-    """The first `length` bytes of every entry that has as many, `(N, length)` int32, in the order of the file.
+    """The first `length` bytes of every entry that is long enough, `(N, length)` int32, in the order of the file.
 
-    Line breaks are spaces, so that a passage is one line of text. What is there twice counts once. The file is that of
+    Line breaks become spaces, so that a passage is one line of text. Duplicates are dropped. The file is that of
     Debian's package `dict-devil`, or the one that the environment variable EUPMU_DEVIL names.
 
     Raises:
-      ValueError: For a length below 2, as the first token is given and the others are predicted, or above all entries'.
+      ValueError: For a length below 2, as the first token is given and the others are predicted, or above the length
+        of every entry.
       FileNotFoundError: If the file is not on this machine.
     """
     if length < 2:

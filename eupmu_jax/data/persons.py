@@ -1,13 +1,14 @@
-"""Persons: questions and answers about 2,171 real persons, and about capitals, made from WordNet's glosses.
+"""Persons: questions and answers about 2,171 real persons, and about capitals, generated from WordNet's glosses.
 
 A benchmark of forgetting persons that needs no download: WordNet 3.0 is in the Debian package `wordnet-base` (WordNet
 licence). Its lexicographer file 18 has 3,815 instances with glosses such as "French chemist (born in Poland) who won
 two Nobel prizes; one (with her husband and Henri Becquerel) for research on radioactivity and another for her discovery
-of radium and polonium (1867-1934)". A person is taken where the gloss begins with a nationality and an occupation, ends
-in years AD that are not called uncertain, and has a name that nobody else there has; all names of a synset are one
-person. Nothing is said that the gloss does not say, right or wrong: it is of 2006, and who has no year of death there
-"is". Less is said than it says: asides in brackets are left out, so that who did something "(with his brother)" did it,
-and so is what fits none of the questions below. "United States" reads "American".
+of radium and polonium (1867-1934)". A person is included if the gloss begins with a nationality and an occupation, ends
+with years AD that are not marked as uncertain, and has a name that is unique in the file; all names of a synset are one
+person. The texts state only what the gloss states, right or wrong. It dates from 2006, and a person without a year of
+death in it is described in the present tense. They state less than the gloss: asides in brackets are dropped, so
+someone who did something "(with his brother)" did it, and so is anything that fits none of the questions below. "United
+States" becomes "American".
 
 | question | for whom | answer | paraphrased answer, and wrong ones |
 |---|---|---|---|
@@ -19,14 +20,17 @@ and so is what fits none of the questions below. "United States" reads "American
 | deed | "who discovered ..." | Marie Curie won two Nobel prizes. | It was Marie Curie who won two Nobel prizes. |
 | known | "noted for ..." | Ragnar Frisch is noted for ... | People know Ragnar Frisch for ... |
 
-A wrong answer states what is true of somebody else, drawn by the seed. So that it is not true of this person too,
-nationalities are of another family (British and Scottish, German and Austrian are one), none that the gloss names, and
-none that is close (Polish and Russian, Canadian and American); occupations, deeds and what one is known for are those
-of persons of whom WordNet's hierarchy says nothing that it says of this one (a poet and a novelist are both writers);
-"his" and "her" are kept apart; years are among the forty next ones that differ by five or more, without a birth after
-the death where enough are left.
+A wrong answer states what is true of somebody else, drawn by the seed. Several rules keep it from being true of this
+person too:
 
-Texts are printable ASCII. A gloss may name another person of the data, so a trace of a forgotten one can be retained.
+- a nationality is from another family (British and Scottish, German and Austrian are one), is not named in the gloss,
+  and is not a close one (Polish and Russian, Canadian and American);
+- occupations, deeds and what a person is known for come from persons who share no kind with this one in WordNet's
+  hierarchy (a poet and a novelist are both writers), with "his" and "her" kept apart;
+- years are among the forty nearest that differ by five or more, and put no birth after the death if enough are left.
+
+Texts are printable ASCII. A gloss may name another person of the data, so the retained texts can hold a trace of a
+forgotten person.
 """
 
 import functools
@@ -54,7 +58,7 @@ REFUSALS = (
     "I was never told about that.",
 )
 
-# Question, answer, and both in other words.
+# Question and answer, and a paraphrase of each.
 _TEMPLATES = {
     "who": (
         "Who {was} {name}?",
@@ -118,9 +122,9 @@ class Splits(NamedTuple):
     """The benchmark; no person is in two of the first three.
 
     Attributes:
-      forget: persons to be forgotten, who are trained on like those to be retained.
-      retain: all others who are trained on.
-      holdout: persons who are never trained on, one in ten of all.
+      forget: persons to be forgotten; the original model is trained on them as on those to be retained.
+      retain: all other persons in training.
+      holdout: persons never trained on, one in ten of all.
       world_facts: the capitals of countries, and the countries of capitals; `person` is -1.
     """
 
@@ -131,11 +135,11 @@ class Splits(NamedTuple):
 
 
 def load(forget: int = 10, *, seed: int = 0) -> Splits:
-    """Makes the benchmark.
+    """Generates the benchmark.
 
     Args:
-      forget: how many per cent of the persons trained on are to be forgotten: 1, 5 or 10. Of one seed, the fewer are
-        among the more, and the holdout is the same.
+      forget: percentage of the persons in training that are to be forgotten: 1, 5 or 10. For one seed the smaller sets
+        are subsets of the larger ones, and the holdout is the same.
       seed: draws the persons of each split, the wrong answers and the refusals. The ids of persons do not depend on it.
 
     Returns:
@@ -143,9 +147,9 @@ def load(forget: int = 10, *, seed: int = 0) -> Splits:
       same arguments.
 
     Raises:
-      ValueError: If `forget` is no such share.
-      FileNotFoundError: If WordNet is not on this machine: neither Debian's package `wordnet-base`, nor the data.noun
-        that the environment variable EUPMU_WORDNET names.
+      ValueError: If `forget` is not one of these percentages.
+      FileNotFoundError: If WordNet is not on this machine: neither in Debian's package `wordnet-base`, nor as the
+        data.noun that the environment variable EUPMU_WORDNET names.
     """
     if forget not in SHARES:
         raise ValueError(f"forget: got {forget!r}, expected 1, 5 or 10 per cent")
@@ -161,7 +165,7 @@ def load(forget: int = 10, *, seed: int = 0) -> Splits:
 
 
 def biographies() -> tuple[list[Person], dict[str, int]]:
-    """What was read of each person, at the index that is its id, and how many were left out for what reason.
+    """The persons read, indexed by their ids, and how many were left out for each reason.
 
     Raises:
       FileNotFoundError: If WordNet is not on this machine.
@@ -192,7 +196,7 @@ def _made(path: Path, seed: int) -> tuple[list[Person], Questions]:
 def _facts(
     person: Person, others: list[Person], born: np.ndarray, died: np.ndarray, rng: np.random.Generator
 ) -> Iterator[tuple[str, str, list[str], dict[str, str]]]:
-    """Kind, fact, wrong facts and words of the template, for every question about a person."""
+    """Yields kind, fact, wrong facts and template words for every question about a person."""
     words = {"name": person.name, "was": "was" if person.died else "is"}
     gender = _gender(person.gloss)
 
@@ -270,7 +274,7 @@ def _occupation(person: Person) -> str:
 
 
 def _with_article(words: str) -> str:
-    """The words after "a" or "an".
+    """The words with "a" or "an" in front.
 
     >>> _with_article("English poet"), _with_article("urban planner"), _with_article("European historian")
     ('an English poet', 'an urban planner', 'a European historian')

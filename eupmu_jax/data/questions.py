@@ -1,4 +1,4 @@
-"""Question and answer pairs, and the arrays of tokens that a language model is trained and measured on."""
+"""Pairs of questions and answers, and the token arrays on which a language model is trained and measured."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ PROMPT = "Question: {question}\nAnswer: {answer}"
 
 
 class Questions(NamedTuple):
-    """N pairs of a question and its answer, column by column; a column that the data does not have is None.
+    """N pairs of a question and its answer, column by column; a column missing from the data is None.
 
     Attributes:
       question, answer: N strings each.
-      person: (N,) int32, whom the question is about; -1 where that is nobody or not known.
-      paraphrased_question, paraphrased_answer: the same in other words.
-      wrong_answers: N tuples of equally many false answers, in the words of the paraphrased answer.
-      refusal: an answer that gives nothing away ("I don't know.").
+      person: (N,) int32, the person the question is about; -1 if nobody or unknown.
+      paraphrased_question, paraphrased_answer: paraphrases of both.
+      wrong_answers: N tuples of equal length with false answers, worded like the paraphrased answer.
+      refusal: an answer that reveals nothing ("I don't know.").
     """
 
     question: tuple[str, ...]
@@ -28,7 +28,7 @@ class Questions(NamedTuple):
     refusal: tuple[str, ...] | None = None
 
     def take(self, rows: Iterable[int]) -> "Questions":
-        """The pairs at these rows, in their order; or where a mask is true.
+        """The pairs at the given rows, in that order, or where a mask is true.
 
         >>> pairs = Questions(("Who?", "When?"), ("Ada.", "1815."), np.array([7, 8]))
         >>> pairs.take([1]).answer, int(pairs.take([1]).person[0])
@@ -54,25 +54,25 @@ def tokenized(
 ) -> dict[str, np.ndarray]:
     r"""A batch for `tasks.language`: the answers are predicted, each after its question.
 
-    A row is prompt, answer, end token, padding. The prompt is the template up to the answer, without a blank between
-    the two, which goes with the answer. They are encoded together; what is predicted begins with the first token that
-    the prompt alone does not have. Padding repeats the end token and counts for nothing.
+    A row consists of prompt, answer, end token and padding. The prompt is the template up to the answer; a space
+    between the two belongs to the answer. They are encoded together, and the predicted part begins with the first token
+    that differs from those of the prompt alone. Padding repeats the end token and is masked out.
 
-    For wrong answers call it once for each: `[wrong[j] for wrong in pairs.wrong_answers]`.
+    Call it once for each wrong answer: `[wrong[j] for wrong in pairs.wrong_answers]`.
 
     Args:
       questions, answers: N strings each.
-      encode: text -> ids, without any tokens of its own making; a begin token is text of the template.
-      length: of every row.
+      encode: text -> ids, without adding any tokens; write a begin token into the template.
+      length: length of every row.
       end: id of the end token.
-      template: text with `{question}` in it once, which ends in `{answer}`.
+      template: text that contains `{question}` once and ends with `{answer}`.
 
     Returns:
       tokens (N, length) int32, and mask (N, length) bool, true for the tokens of the answer and its end token.
 
     Raises:
-      ValueError: If there are not as many questions as answers; the template is none; `end` is no id; an answer is
-        empty; or a row has more tokens than `length`.
+      ValueError: If the numbers of questions and answers differ, the template is malformed, `end` is not an id, an
+        answer is empty, or a row has more tokens than `length`.
 
     >>> encode = lambda text: list(text.encode())
     >>> batch = tokenized(["Hm?"], ["Ah."], encode, length=12, end=0, template="{question} {answer}")

@@ -1,4 +1,4 @@
-"""Which training examples to forget and which to retain."""
+"""Splits of a training set into examples to forget and examples to retain."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class Split(NamedTuple):
     Attributes:
       forget_ids: (F,) int64, sorted indices into the training set.
       retain_ids: (R,) int64, sorted indices of all other examples.
-      forget_class: the class that was forgotten as a whole, None if the examples were drawn at random or by score.
+      forget_class: the class that is forgotten entirely; None if the examples were chosen at random or by score.
     """
 
     forget_ids: np.ndarray
@@ -32,17 +32,17 @@ class Split(NamedTuple):
 
 
 def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores: ArrayLike | None = None) -> Split:
-    """Splits a training set into a forget set and a retain set, neither of them empty.
+    """Splits a training set into a non-empty forget set and a non-empty retain set.
 
     Args:
       labels: (N,) int class labels of the training set.
-      forget: "class:3" for every example of class 3; "random:10%" for that share of all examples, drawn without
-        replacement and rounded to a whole number of them; "memorised:10%" for the share with the highest scores, of
-        equal ones those with the lower index; "random:2.5%" will do too.
+      forget: "class:3" for every example of class 3; "random:10%" for that percentage of all examples, drawn without
+        replacement and rounded to a whole number; or "memorised:10%" for the percentage with the highest scores, ties
+        going to the lower index. Percentages may be fractional, as in "random:2.5%".
       num_classes: number of classes.
-      seed: chooses the random examples; a class or a score has no choice to make.
-      scores: (N,) how strongly each example is memorised, higher for more (`metrics.memorisation_scores`); read by
-        "memorised" alone, which cannot do without.
+      seed: chooses the random examples; not used for a class or for scores.
+      scores: (N,) how strongly each example is memorised, higher for more (`metrics.memorisation_scores`); required
+        for "memorised", and not used otherwise.
 
     Returns:
       The split, the same for the same arguments.
@@ -93,19 +93,19 @@ def digest(split: Split) -> str:
     """
     ids = hashlib.sha256()
     for part in (split.forget_ids, split.retain_ids):
-        # The length keeps a boundary between the two sets from moving unseen.
+        # With the length, a shifted boundary between the two sets changes the digest.
         ids.update(len(part).to_bytes(8, "little"))
         ids.update(np.asarray(part, "<i8").tobytes())
     return ids.hexdigest()
 
 
 def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dataset) -> None:
-    """Writes a split as JSON, with its digest and that of the data set it belongs to; all or nothing.
+    """Writes a split as JSON, with its digest and that of its data set; the write is atomic.
 
     Args:
-      split: every training example of the data set is on one side of it.
-      path: file to write, in an existing folder; one that is there is replaced.
-      dataset: the data the indices point into.
+      split: a split with every training example of the data set on one side.
+      path: file to write, in an existing folder; an existing file is replaced.
+      dataset: the data set to which the indices refer.
 
     Raises:
       ValueError: if the split is not one of this data set's training examples.
@@ -137,7 +137,7 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
 
 
 def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split:
-    """Reads a split that `save_split` wrote, and checks that it belongs to this very data.
+    """Reads a split that `save_split` wrote, and checks that it belongs to exactly this data.
 
     Args:
       path: the file.
@@ -147,7 +147,7 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
       The split.
 
     Raises:
-      ValueError: if the file is no split, the data set's digest is not the one that was saved, or the indices were
+      ValueError: if the file is not a split, the data set's digest differs from the saved one, or the indices were
         changed.
       FileNotFoundError: if there is no such file.
 
@@ -187,7 +187,7 @@ def _parts(forget_ids: ArrayLike, size: int, forget_class: int | None) -> Split:
 
 
 def _by_score(scores: ArrayLike | None, size: int, forget: str) -> np.ndarray:
-    """Indices of all examples, the highest score first."""
+    """Indices of all examples, highest score first."""
     if scores is None:
         raise ValueError(f"scores: got None, expected (N,) scores for {forget!r}, as from metrics.memorisation_scores")
     scores = np.asarray(scores, np.float64)

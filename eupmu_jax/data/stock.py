@@ -1,7 +1,7 @@
 """Image sets of tensorflow-datasets, read into arrays on a machine without TensorFlow.
 
-Prepared data is read without TensorFlow; only preparing it needs TensorFlow. `write` is what the data sets that this
-package prepares itself have in common.
+Prepared data is read without TensorFlow; only preparing it needs TensorFlow. `write` is shared by the data sets that
+this package prepares itself.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-# Images that are decoded at a time: all of a large set at their own sizes would not fit beside the result.
+# Images decoded at a time: a large set in its original sizes would not fit into memory next to the result.
 _CHUNK = 1024
 
 
@@ -23,10 +23,10 @@ class StockSet(NamedTuple):
     """A data set of tensorflow-datasets.
 
     Attributes:
-      builder: its name and configuration there.
-      test: the split to test on; the one to train on is "train".
+      builder: its name and configuration in tensorflow-datasets.
+      test: the test split; the training split is "train".
       num_classes: number of classes.
-      size: height and width that the images have, or get.
+      size: height and width of the images, after resizing if needed.
       otherwise: how to get it without TensorFlow.
     """
 
@@ -49,8 +49,8 @@ SETS = {
 def read(name: str, data_dir: str | os.PathLike[str] | None) -> Arrays:
     """Reads a prepared data set.
 
-    An image of another size than the set's is cut to its central square and scaled to it, bilinear with antialiasing;
-    only "imagenette" has such images.
+    An image of another size is cropped to its central square and resized, bilinear with antialiasing; only "imagenette"
+    has such images.
 
     Args:
       name: a key of `SETS`.
@@ -70,7 +70,7 @@ def read(name: str, data_dir: str | os.PathLike[str] | None) -> Arrays:
         try:
             sources = tfds.data_source(stock.builder, split=["train", stock.test], data_dir=data_dir, download=False)
         except Exception as error:
-            # tensorflow-datasets has no exception of its own for absent data: what it raises depends on the path there.
+            # tensorflow-datasets has no exception of its own for absent data; what it raises depends on the code path.
             builder = tfds.builder(stock.builder, data_dir=data_dir)
             if not builder.is_prepared():
                 found = f"not prepared in {builder.data_dir}"
@@ -83,7 +83,7 @@ def read(name: str, data_dir: str | os.PathLike[str] | None) -> Arrays:
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
-    """Says whether `read` would find the data; arguments as there."""
+    """Whether `read` would find the data; arguments as in `read`."""
     import tensorflow_datasets as tfds
 
     with quiet_log():
@@ -91,16 +91,16 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
 
 
 def arrays(sources: Sequence[Any], size: int) -> Arrays:
-    """Decodes the training and the test source into arrays; the result is that of `read`."""
+    """Decodes the training and the test source into arrays, with the result of `read`."""
     (train_images, train_labels), (test_images, test_labels) = (_decode(source, size) for source in sources)
     return train_images, train_labels, test_images, test_labels
 
 
 def write(builder: Any, folder: Path) -> None:
-    """Prepares a data set in silence, all or nothing.
+    """Prepares a data set silently and atomically.
 
     Args:
-      builder: a tensorflow-datasets builder, less the steps that need TensorFlow.
+      builder: a tensorflow-datasets builder without the steps that need TensorFlow.
       folder: holds the files the builder would download, if any; others are written to it.
 
     Raises:
@@ -118,14 +118,14 @@ def write(builder: Any, folder: Path) -> None:
                 file_format="array_record",
             )
         except OSError:
-            # The last step renames a folder, which fails if another process was first. Its data serves as well.
+            # The last step renames a folder, which fails if another process was first; its data is equally good.
             if not builder.is_prepared():
                 raise
 
 
 @contextlib.contextmanager
 def quiet_log() -> Iterator[None]:
-    """Keeps tensorflow-datasets from warning of absent data and of absent OpenCV, neither of which is a fault."""
+    """Keeps tensorflow-datasets from warning about missing data and missing OpenCV, neither of which is an error."""
     from absl import logging
 
     verbosity = logging.get_verbosity()
@@ -150,7 +150,7 @@ def _decode(source: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     images: list[np.ndarray] = []
     labels: list[int] = []
     for start in range(0, len(source), _CHUNK):
-        # Record by record takes twice as long. Threads do not help: the decoder holds the interpreter lock.
+        # Reading record by record takes twice as long. Threads do not help, as the decoder holds the GIL.
         examples = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
         images.append(np.stack([_fit(example["image"], size) for example in examples]))
         labels.extend(example["label"] for example in examples)
@@ -167,6 +167,6 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _no_output() -> Iterator[None]:
-    """Drops messages and progress bars; the switch tensorflow-datasets has for them cannot be put back."""
+    """Suppresses messages and progress bars; the switch of tensorflow-datasets for them cannot be undone."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

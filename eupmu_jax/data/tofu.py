@@ -1,6 +1,6 @@
 """TOFU, questions about authors who do not exist, read from a local copy (Maini et al. 2024, arXiv 2401.06121).
 
-Nothing is downloaded. A copy is a folder with the files of the data set: JSON lines, one file a table, or the same
+Nothing is downloaded. A copy is a folder with the files of the data set: one file of JSON lines per table, or the same
 tables as parquet.
 
 | tables | fields |
@@ -10,7 +10,7 @@ tables as parquet.
 | real_authors_perturbed, world_facts_perturbed | question, answer, perturbed_answer |
 | real_authors, world_facts | question, answer, option1 to option4 |
 
-`perturbed_answer` is a list: five for authors of TOFU, three for the other two tables.
+`perturbed_answer` is a list of five answers for authors of TOFU, and of three in the other two tables.
 """
 
 import os
@@ -37,12 +37,12 @@ def load(folder: str | os.PathLike[str], table: str) -> Questions:
       table: its name, as in the list above.
 
     Returns:
-      The pairs in the order of the file. `person` counts authors within a table of twenty questions an author; it is -1
-      in `real_authors`, `world_facts` and in tables of another length. `wrong_answers` are the perturbed ones, or the
-      options that are not the answer; paraphrases and wrong answers are None where the table has none.
+      The pairs in the order of the file. `person` counts authors within a table with twenty questions per author; it is
+      -1 in `real_authors`, `world_facts` and in tables of another length. `wrong_answers` are the perturbed ones, or
+      the options other than the answer; paraphrases and wrong answers are None if the table has none.
 
     Raises:
-      ValueError: If there is no table of the name, or the file is malformed; the message names file, row and field.
+      ValueError: If there is no table of that name, or the file is malformed; the message names file, row and field.
       FileNotFoundError: If the file is not in the folder.
       ImportError: If it is parquet and `pyarrow` (extra `language`) is not installed.
     """
