@@ -22,11 +22,11 @@ class Reached(NamedTuple):
       forget_error: Error of the returned parameters on the forget set, on at most 2,000 examples.
       retain_error: Their error on the whole retain set; for a task without classes, on at most 2,000 examples.
       start: The original model's error on the same retain examples.
-      limit: The highest allowed retain error: its start plus the allowed rise, or infinity.
+      limit: The highest allowed retain error: the absolute limit, or the start plus the allowed rise; else infinity.
       kept: Whether the retain error is within the limit, and with `allowed_rise` the retain loss too.
       comparison: Comparison of forgotten and unseen examples under the returned parameters. For a classifier both have
-        the same mix of classes, without the classes to be forgotten. None without held-out data or if no other class
-        is left.
+        the same mix of classes, of those that unseen data has too, without the classes to be forgotten. None without
+        held-out data or if no such class is left.
       interval: The 95 % interval of a target that was measured on held-out data; else None.
     """
 

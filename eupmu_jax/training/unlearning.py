@@ -140,10 +140,9 @@ def unlearn(
         checkpoint of another run.
       InterruptedError: If SIGTERM ended the run. Its checkpoint is complete; repeat the call to resume.
 
-    Warns:
-      UserWarning: If the limit took back more than half of the run's progress, which retain figures alone would not
-        show. For a method that steers to a level, only if probes show that the forget error is also less than halfway
-        to its target.
+    A warning is given if the limit took back more than half of the run's progress, which retain figures alone would not
+    show. For a method that steers to a level, it is given only if probes show that the forget error is also less than
+    halfway to its target.
 
     >>> from eupmu_jax import tasks
     >>> inputs = jax.random.normal(jax.random.key(0), (64, 8))
