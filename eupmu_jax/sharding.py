@@ -42,7 +42,7 @@ def make_mesh(data: int = 1, model: int = 1, objective: int = 1, *, devices: Seq
     shape = {"objective": objective, "data": data, "model": model}
     for axis, size in shape.items():
         if not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{axis}: got {size}, expected at least 1 device, as an int")
+            raise ValueError(f"{axis}: got {size}, expected an int of at least 1 device")
     devices = jax.devices() if devices is None else devices
     if len(devices) < (count := math.prod(shape.values())):
         raise ValueError(f"devices: got {len(devices)}, expected at least {count} for a mesh of {shape}")
@@ -78,7 +78,7 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
     ('model', None)
     """
     if isinstance(axes, str) or len(set(axes)) < len(axes):
-        raise ValueError(f"axes: got {axes!r}, expected different names of mesh axes, in a tuple")
+        raise ValueError(f"axes: got {axes!r}, expected a tuple of distinct names of mesh axes")
     for axis in axes:
         if axis not in mesh.shape:
             raise ValueError(f"axes: got {axis!r}, expected names of mesh axes: {', '.join(mesh.shape)}")
@@ -159,10 +159,10 @@ def state_shardings(
 def check_axes(mesh: Mesh, axes: Sequence[str] = ("data",)) -> None:
     """Raises `ValueError` unless `mesh` is a mesh with these axes."""
     if not hasattr(mesh, "shape"):
-        raise ValueError(f"mesh: got {mesh!r}, expected a mesh, as of sharding.make_mesh")
+        raise ValueError(f"mesh: got {mesh!r}, expected a mesh, such as sharding.make_mesh returns")
     if missing := [axis for axis in axes if axis not in mesh.shape]:
         given = ", ".join(mesh.shape) or "none"
-        raise ValueError(f"mesh: got axes {given}, expected {', '.join(missing)} among them, as of sharding.make_mesh")
+        raise ValueError(f"mesh: got axes {given}, expected {', '.join(missing)} among them, as in sharding.make_mesh")
 
 
 def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any:

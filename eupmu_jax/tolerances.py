@@ -42,7 +42,7 @@ def constant(tolerance: chex.Numeric) -> Tolerance:
     >>> float(constant(0.1).update(0, None, ())[0])
     0.1...
     """
-    why = ": it is the increase of the retain loss that is allowed"
+    why = ": it is the allowed increase of the retain loss"
     num_constraints = check_numbers("tolerance", tolerance, 0, why=why)
     return stateless(lambda count, levels: jnp.asarray(tolerance), num_constraints)
 

@@ -93,8 +93,8 @@ def resolve_num_objectives(num_objectives: int | None, *num_constraints: int | N
     """K, from the argument or from the lengths of per-constraint values; raises `ValueError` if they disagree."""
     if isinstance(num_objectives, jax.Array):
         raise ValueError(
-            "num_objectives: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
-            "static_args='num_objectives'"
+            "num_objectives: got an array, expected an int; optax.inject_hyperparams turns ints into arrays unless "
+            "given static_args='num_objectives'"
         )
     if num_objectives is not None and not isinstance(num_objectives, int | np.integer):
         raise ValueError(f"num_objectives: got {num_objectives!r}, expected an int")
@@ -147,7 +147,7 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
         raise ValueError(
-            "updates: some leaves are masked, so this transform stands inside optax.masked or optax.partition, where "
+            "updates: some leaves are masked, so this transform is inside optax.masked or optax.partition, where "
             "the other leaves would keep their objective axis and corrupt the parameters they are added to; wrap the "
             "whole chain in eupmu_jax.freeze(chain, frozen) instead"
         )
@@ -166,9 +166,9 @@ def count_objectives(updates: chex.ArrayTree, params: chex.ArrayTree | None = No
     if params is not None and shapes == param_shapes:
         raise ValueError(
             f"updates: every leaf has its parameter's shape, such as {shapes[0]}, expected {_behind('K', shapes[0])}: "
-            "this transform takes stacked gradients. explicit_step and stacked_value_and_grad make them; implicit_step "
-            "makes one gradient, for a chain that ends with implicit_surgery; optax.MultiSteps cannot hold a stack, "
-            "eupmu_jax.accumulate does"
+            "this transform takes stacked gradients. explicit_step and stacked_value_and_grad compute them; "
+            "implicit_step computes a single gradient, for a chain that ends with implicit_surgery; optax.MultiSteps "
+            "cannot hold a stack, eupmu_jax.accumulate can"
         )
     first = shapes[0][0] if shapes[0] else 0
     for (path, _), shape, param_shape in zip(leaves, shapes, param_shapes, strict=True):
@@ -214,7 +214,7 @@ def check_losses(losses: chex.ArrayTree | None, num_objectives: int, *, needed: 
 
 def check_errors(errors: chex.ArrayTree | None, num_objectives: int | None = None) -> Any:
     """Returns `errors` as a `(K,)` array, K at least 2; raises `ValueError` for None or any other shape."""
-    wanted = f"({num_objectives or 'K'},): one figure for the batch of each objective, the forget batch first"
+    wanted = f"({num_objectives or 'K'},): one error for the batch of each objective, the forget batch first"
     if errors is None:
         raise ValueError(
             f"errors: got None, expected {wanted}; call update(..., errors=errors), or explicit_step(..., errors=...)"
@@ -255,8 +255,8 @@ def check_real(name: str, tree: chex.ArrayTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.complexfloating):
             raise ValueError(
-                f"{name}: leaf {describe(path)} is complex, expected real numbers; keep the real and the imaginary "
-                "part as two leaves, and put them together in the loss"
+                f"{name}: leaf {describe(path)} is complex, expected real numbers; keep the real and imaginary parts "
+                "as two leaves and combine them in the loss"
             )
 
 

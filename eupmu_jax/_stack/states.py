@@ -23,5 +23,5 @@ def check_same_state(name: str, new: chex.ArrayTree, old: chex.ArrayTree, num_ob
     """Raises `ValueError` if an update changed the shape of a state, as happens if K is known only then."""
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):
         raise ValueError(
-            f"{name}: its state changes shape in an update; give its surgery num_objectives={num_objectives}"
+            f"{name}: its state changes shape in an update; pass num_objectives={num_objectives} to its surgery"
         )

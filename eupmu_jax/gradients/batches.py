@@ -85,8 +85,8 @@ class Objectives:
             self.stacked = batches
         if expected is not None and expected != self.count:
             raise ValueError(
-                f"loss: got {expected} functions for {self.count} batches, expected one for each objective; batches "
-                "are one argument, a tuple of a batch for each"
+                f"loss: got {expected} functions for {self.count} batches, expected one for each objective; pass "
+                "the batches as one argument, a tuple with a batch for each objective"
             )
         self.vmappable = self.stacked is not None and (callable(loss) or isinstance(loss, SharedForward))
 
@@ -170,7 +170,7 @@ def _is_floating(array):
 def _checked(result, has_aux):
     """What a loss returned, if it is a scalar, or with `has_aux` a pair of a scalar and anything."""
     if has_aux and not (isinstance(result, tuple | list) and len(result) == 2):
-        raise ValueError(f"loss: returned {_describe_result(result)}, expected (loss, aux), as has_aux=True says")
+        raise ValueError(f"loss: returned {_describe_result(result)}, expected (loss, aux) because has_aux=True")
     value = result[0] if has_aux else result
     if not (jnp.isscalar(value) or hasattr(value, "shape")) or jnp.shape(value) != ():
         hint = "pass has_aux=True for (loss, aux)" if isinstance(value, tuple) else "take the mean over the examples"
@@ -206,9 +206,9 @@ def _leading_axis(batches):
     lengths = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"batches: leaves have shapes {shapes or 'of no leaf'}, expected one leading objective axis K in all of "
-            "them (stack_objectives makes it), or a tuple of K batches; bare arrays are batches of their own if they "
-            "are alike in all but the number of examples, so make each batch a dict where they are not"
+            f"batches: got leaves of shapes {shapes or 'none'}, expected the same leading objective axis K in all of "
+            "them (see stack_objectives), or a tuple of K batches; bare arrays count as batches only if they differ in "
+            "nothing but the number of examples, so make each batch a dict if they differ otherwise"
         )
     (count,) = lengths
     if count < 2:

@@ -85,7 +85,7 @@ def _check_params(params):
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
             raise ValueError(
                 f"params: leaf {describe(path)} is {dtype}, expected floating point numbers; a quantised base, "
-                "counters and keys have no gradient: the loss can close over them, or take them as args of the step"
+                "counters and keys have no gradient: close over them in the loss, or pass them as args of the step"
             )
 
 
@@ -132,7 +132,7 @@ def scalarized_value_and_grad(
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):
             raise ValueError(
                 f"multipliers: got shape {multipliers.shape}, expected ({objectives.count - 1},): one for each retain "
-                f"constraint; a surgery of {objectives.count} objectives is made with num_objectives={objectives.count}"
+                f"constraint; pass num_objectives={objectives.count} to a surgery of {objectives.count} objectives"
             )
 
         def total(params):

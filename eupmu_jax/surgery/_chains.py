@@ -30,7 +30,7 @@ def check_explicit(state: optax.OptState) -> None:
     if any(_stacked(node.inner_state) for node in _nodes(state, conditional)):
         raise ValueError(
             "optimizer: got a stacked transform inside optax.conditionally_transform or conditionally_mask, which "
-            "cannot collapse a stack in one case and leave it in the other; put them around what follows the surgery"
+            "cannot collapse a stack in one case and leave it in the other; wrap only what follows the surgery in them"
         )
     if _nodes(state, ImplicitSurgeryState) and not _stacked(state):
         raise ValueError(
@@ -57,7 +57,7 @@ def check_collapsed(updates: chex.ArrayTree, params: chex.ArrayTree, new_state: 
         if jnp.ndim(after) > jnp.ndim(before) and jnp.shape(after)[1:] == jnp.shape(before):
             raise ValueError(
                 f"optimizer: {describe(path)} in its state grew from shape {jnp.shape(before)} to {jnp.shape(after)}, "
-                "so it saw stacked gradients; the transform that collapses the stack stands first in a chain"
+                "so it saw stacked gradients; put the transform that collapses the stack first in the chain"
             )
 
 
@@ -70,8 +70,8 @@ def check_implicit(state: optax.OptState) -> None:
         )
     if any(_nodes(node.inner_opt_state, ImplicitSurgeryState) for node in _nodes(state, optax.MultiStepsState)):
         raise ValueError(
-            "optimizer: got optax.MultiSteps around implicit_surgery, to which it does not hand on the losses; put it "
-            "around the optimizer before the surgery alone and divide the tolerance by its number of steps, as the "
+            "optimizer: got optax.MultiSteps around implicit_surgery, to which it does not pass the losses; wrap only "
+            "the optimizer before the surgery in it, and divide the tolerance by its number of steps, since the "
             "multiplier moves in each of them"
         )
 

@@ -81,7 +81,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     def checked(levels, wanted):
         levels = jnp.atleast_1d(jnp.asarray(levels, float))
         if levels.ndim > 1 or levels.size != (wanted or levels.size):
-            expected = f"({wanted},), as many as there are limits or were before" if wanted else "a number or (K-1,)"
+            expected = f"({wanted},), as many as the limits or earlier levels" if wanted else "a number or (K-1,)"
             raise ValueError(f"levels: got shape {levels.shape}, expected {expected}")
         return levels
 
@@ -206,13 +206,13 @@ def furthest_feasible(
         levels = measured(inside)
     if not traced and t == 0 and np.any(np.asarray(levels) > limit):
         warnings.warn(
-            f"furthest_feasible: inside itself is above the limit, {levels} > {limit}, and is "
-            "returned as it is; give parameters that keep the limit, or a higher limit",
+            f"furthest_feasible: inside itself exceeds the limit, {levels} > {limit}, and is returned "
+            "unchanged; pass parameters that keep the limit, or a higher limit",
             stacklevel=2,
         )
     elif not traced and t < LITTLE:
         warnings.warn(
-            f"furthest_feasible: only {float(t):.3g} of the way from inside to outside keeps the limit, so that much "
+            f"furthest_feasible: only {float(t):.3g} of the distance from inside to outside keeps the limit, so most "
             "of what the run did is lost; allow a higher limit, or take steps that stay closer to it",
             stacklevel=2,
         )

@@ -81,7 +81,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
     def update_fn(updates, state, params=None, *, value_fn: Callable | None = None, value=None, **extra_args):
         del extra_args
         if params is None:
-            raise ValueError("params: got None, expected the parameters that value_fn is measured at")
+            raise ValueError("params: got None, expected the parameters at which value_fn is evaluated")
         if value_fn is None:
             raise ValueError("value_fn: got None, expected a function from parameters to the loss")
         eta, dtype = state.learning_rate, state.learning_rate.dtype

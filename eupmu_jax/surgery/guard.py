@@ -105,8 +105,8 @@ def utility_guard(
     fixed = checks.resolve_num_objectives(num_objectives, rule.num_constraints)
     if isinstance(max_halvings, jax.Array):
         raise ValueError(
-            "max_halvings: got an array, expected an int; optax.inject_hyperparams makes arrays of ints unless told "
-            "static_args='max_halvings'"
+            "max_halvings: got an array, expected an int; optax.inject_hyperparams turns ints into arrays unless "
+            "given static_args='max_halvings'"
         )
     checks.check_int("max_halvings", max_halvings, 0)
     inner = optax.with_extra_args_support(inner)

@@ -114,7 +114,7 @@ def implicit_surgery(
         checks.check_numbers("learning_rate", learning_rate, 0, finite=True)
     rule = tolerances.as_tolerance(tolerance)
     if not callable(tolerance) and not isinstance(tolerance, tolerances.Tolerance):
-        checks.check_numbers("tolerance", tolerance, finite=True, why=", which the estimate is compared with")
+        checks.check_numbers("tolerance", tolerance, finite=True, why=", with which the estimate is compared")
     return multiplier_transform(
         rule,
         controller,
@@ -141,7 +141,7 @@ def multipliers(state: optax.OptState) -> chex.Array:
     found = optax.tree_utils.tree_get_all_with_path(state, "multipliers")
     if len(found) != 1:
         raise ValueError(
-            f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery: of a chain that "
+            f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery, in a chain that "
             "ends with implicit_surgery or begins with unilateral_surgery"
         )
     return found[0][1]
@@ -180,7 +180,7 @@ def multiplier_transform(
     def update_fn(updates, state, params=None, *, losses=None, levels=None, value_fn=None, **extra_args):
         if (found := extra_args.get("gradient_scale", loss_scale)) != loss_scale:
             raise ValueError(
-                f"loss_scale: got a gradient of {found!r}, expected {loss_scale!r}, that of the surgery: "
+                f"loss_scale: got a gradient in scale {found!r}, expected {loss_scale!r} as in the surgery: "
                 f"implicit_step(loss, optimizer, loss_scale={loss_scale!r})"
             )
         losses = checks.check_losses(losses, k, needed=True)

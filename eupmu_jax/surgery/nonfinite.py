@@ -42,7 +42,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         if not _surgeries(state):
             raise ValueError(
                 "inner: its state has no field named 'nonfinite_count', so it holds no surgery that could refuse a "
-                "step; wrap the chain with the surgery in it, or use optax.apply_if_finite"
+                "step; wrap the chain that contains the surgery, or use optax.apply_if_finite"
             )
         return state
 

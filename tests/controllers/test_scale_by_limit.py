@@ -171,10 +171,10 @@ def test_updates_keep_their_types():
         (lambda: scale_by_limit(0.1, target=0.5, most=0.5), "most: got 0.5, expected a finite number >= 1"),
         (lambda: scale_by_limit(0.1, safe=-1.0), "safe: got -1.0, expected a finite number >= 0"),
         (lambda: scale_by_limit(0.1, safe=0.2), "safe: got 0.2, expected at most `limit`, 0.1"),
-        (lambda: scale_by_limit(0.1).update(jnp.ones(1), None), "errors: got None, expected (K,): one figure for"),
+        (lambda: scale_by_limit(0.1).update(jnp.ones(1), None), "errors: got None, expected (K,): one error for"),
         (
             lambda: scale_by_limit(0.1).update(jnp.ones(1), None, errors=jnp.ones(1)),
-            "errors: got shape (1,), expected (K,): one figure for",
+            "errors: got shape (1,), expected (K,): one error for",
         ),
     ],
 )

@@ -192,9 +192,9 @@ def test_an_ambiguous_tuple_is_refused():
         (({"x": jnp.ones(4)},), "got K = 1"),
         ({"x": jnp.ones((1, 4))}, "got K = 1"),
         (({"x": jnp.ones(4)}, {"y": jnp.ones(4)}), "batch 1 has structure"),
-        ({"x": jnp.ones((2, 4)), "y": jnp.ones((3, 4))}, "one leading objective axis"),
-        ({"x": jnp.ones((2, 4)), "y": 1.0}, "one leading objective axis"),
-        ({}, "no leaf"),
+        ({"x": jnp.ones((2, 4)), "y": jnp.ones((3, 4))}, "same leading objective axis"),
+        ({"x": jnp.ones((2, 4)), "y": 1.0}, "same leading objective axis"),
+        ({}, "leaves of shapes none"),
     ],
 )
 def test_wrong_batches_are_refused(batches, message):

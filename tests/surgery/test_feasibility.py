@@ -243,7 +243,7 @@ def test_a_first_checkpoint_that_is_lost_gives_way_to_any_other():
 
 
 def test_a_start_above_the_limit_is_said_to_be():
-    with pytest.warns(UserWarning, match=r"inside itself is above the limit, 4\.0 > 1\.0"):
+    with pytest.warns(UserWarning, match=r"inside itself exceeds the limit, 4\.0 > 1\.0"):
         found = furthest_feasible(lambda w: w**2, 1.0, jnp.array(2.0), jnp.array(3.0))
     assert (float(found.params), float(found.t)) == (2.0, 0.0)
 

@@ -110,7 +110,7 @@ def test_another_number_of_objectives_is_named():
     # BUG: a raw error of shapes that cannot be broadcast.
     tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.sgd(0.1)))
     grads = jax.tree.map(lambda g: jnp.concatenate([g, g[:1]]), GRADS)
-    with pytest.raises(ValueError, match=r"changes shape in an update; give its surgery num_objectives=3"):
+    with pytest.raises(ValueError, match=r"changes shape in an update; pass num_objectives=3 to its surgery"):
         tx.update(grads, tx.init(PARAMS), PARAMS)
 
 

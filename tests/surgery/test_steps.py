@@ -153,7 +153,11 @@ def every_second(tx):
     ("make_step", "tx", "message"),
     [
         (explicit_step, optax.sgd(0.1), r"^updates of the optimizer: leaf \['w'\] has shape \(2, 3\).*collapses"),
-        (explicit_step, optax.chain(optax.adam(0.1), unilateral_surgery()), r"^optimizer: .*mu.*grew .*stands first"),
+        (
+            explicit_step,
+            optax.chain(optax.adam(0.1), unilateral_surgery()),
+            r"^optimizer: .*mu.*grew .*first in the chain",
+        ),
         (explicit_step, eupmu(0.1), "^optimizer: got a chain with implicit_surgery.*implicit_step"),
         (explicit_step, if_finite(bent()), r"^optimizer: .*apply_if_finite.*eupmu_jax\.skip_nonfinite"),
         (explicit_step, if_finite(utility_guard(optax.adam(0.1), 0.0)), "^optimizer: .*apply_if_finite"),
@@ -171,7 +175,7 @@ def every_second(tx):
         (
             implicit_step,
             reference_surgery(),
-            "^loss_scale: got a gradient of 'raw', expected 'log', that of the surgery",
+            "^loss_scale: got a gradient in scale 'raw', expected 'log' as in the surgery",
         ),
         (implicit_step, steered(optax.scale(0.1), scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
         (implicit_step, named(("s", steered()), ("o", optax.sgd(0.1))), "^optimizer: something follows implicit_surg"),

@@ -102,13 +102,13 @@ def test_a_mesh_without_the_axis_is_named():
         sharding.batch_shardings((np.ones((2, 3)),), mesh)
     with pytest.raises(ValueError, match=r"^mesh: got axes model, expected data among them"):
         feed.batches(lambda ids: ids, [np.arange(3), np.arange(3)], [1, 1], mesh, seed=0)
-    with pytest.raises(ValueError, match=r"^data: got 2\.0, expected at least 1 device, as an int"):
+    with pytest.raises(ValueError, match=r"^data: got 2\.0, expected an int of at least 1 device"):
         sharding.make_mesh(2.0)
 
 
 @pytest.mark.parametrize("axes", ["model", ("model", "model")])
 def test_axes_are_different_names(axes):
-    with pytest.raises(ValueError, match=r"^axes: got .*, expected different names of mesh axes"):
+    with pytest.raises(ValueError, match=r"^axes: got .*, expected a tuple of distinct names"):
         sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh(), axes=axes)
 
 
