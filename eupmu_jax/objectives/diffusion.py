@@ -139,12 +139,12 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
         raise ValueError(f"schedule: got {type(schedule).__name__}, expected a Schedule, such as cosine_schedule()")
     if not isinstance(schedule.alpha_bar, tuple):
         found = type(schedule.alpha_bar).__name__
-        raise ValueError(f"schedule: got alpha_bar as {found}, expected a tuple of numbers, which can be hashed")
+        raise ValueError(f"schedule: got alpha_bar as {found}, expected a tuple of numbers, which is hashable")
     if not schedule.alpha_bar or not all(isinstance(share, float | int | np.number) for share in schedule.alpha_bar):
         raise ValueError(f"schedule: got alpha_bar {str(schedule.alpha_bar)[:60]}, expected at least one number")
     left = np.asarray(schedule.alpha_bar)
     if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
-        raise ValueError("schedule: got alpha_bar that is not within [0, 1] or does not fall, expected falling shares")
+        raise ValueError("schedule: got alpha_bar outside [0, 1] or not decreasing, expected decreasing shares")
     # In the precision of the computation, in which a share next to nothing is nothing.
     left = left.astype(np.float32)
     if prediction == "epsilon" and left[-1] == 0:
@@ -201,7 +201,7 @@ def squared_errors(predicted: chex.Array, wanted: chex.Array) -> chex.Array:
     [1.0, 1.0]
     """
     if predicted.shape != wanted.shape:
-        raise ValueError(f"predicted: got shape {predicted.shape}, expected that of what is wanted, {wanted.shape}")
+        raise ValueError(f"predicted: got shape {predicted.shape}, expected that of wanted, {wanted.shape}")
     return jnp.mean(jnp.square(promoted(predicted) - promoted(wanted)), axis=tuple(range(1, predicted.ndim)))
 
 

@@ -28,8 +28,8 @@ def of_large(name: str, constants: chex.ArrayTree) -> None:
         return
     if (size := bytes_of(constants)) > LARGE:
         logger.warning(
-            "%s: got %.2g GB, which every compiled program holds a copy of; with the environment variable "
-            "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 JAX passes them as arguments",
+            "%s: got %.2g GB, which every compiled program holds a copy of; set the environment variable "
+            "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1 to have JAX pass them as arguments",
             name,
             size / 1e9,
         )
@@ -40,11 +40,11 @@ def check_constants(name: str, constants: chex.ArrayTree) -> None:
 
     >>> check_constants("original", {"w": np.array([np.nan])})
     Traceback (most recent call last):
-    ValueError: original: leaf ['w'] has numbers that are not finite, expected a trained model's
+    ValueError: original: leaf ['w'] has numbers that are not finite, expected those of a trained model
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(constants):
         is_here = isinstance(leaf, jax.Array | np.ndarray | float) and not isinstance(leaf, jax.core.Tracer)
         if is_here and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.all(jnp.isfinite(leaf)):
             where = jax.tree_util.keystr(path)
-            raise ValueError(f"{name}: leaf {where} has numbers that are not finite, expected a trained model's")
+            raise ValueError(f"{name}: leaf {where} has numbers that are not finite, expected those of a trained model")
     of_large(name, constants)

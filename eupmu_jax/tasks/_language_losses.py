@@ -47,8 +47,8 @@ def _needed(loss, name, outputs, batch):
     if isinstance(outputs, dict) and name in outputs:
         return outputs[name]
     raise ValueError(
-        f"batch: got {', '.join(batch)}, but {loss} needs {name}; expected it from tasks.with_reference, or a task "
-        "with the original parameters, tasks.language(apply, original=params)"
+        f"batch: got {', '.join(batch)}, but {loss} needs {name}; expected a batch from tasks.with_reference, or a "
+        "task with the original parameters, tasks.language(apply, original=params)"
     )
 
 
@@ -70,8 +70,8 @@ def _answers(loss, outputs, batch, prefix=""):
 def _pairs(loss, outputs, batch):
     if "alternative_tokens" not in batch:
         raise ValueError(
-            f"batch: got {', '.join(batch)}, but {loss} needs alternative_tokens; expected the prompt and another "
-            "answer for each sequence, (n, length), and perhaps alternative_mask"
+            f"batch: got {', '.join(batch)}, but {loss} needs alternative_tokens; expected the prompt with another "
+            "answer for each sequence, (n, length), and optionally alternative_mask"
         )
     return _answers(loss, outputs, batch), _answers(loss, outputs, batch, "alternative_")
 
@@ -200,18 +200,16 @@ def with_constants(constants):
     """The forget losses with these constants."""
     for name, given in constants.items():
         if name not in FORGET:
-            raise ValueError(f"constants: got {name!r}, expected some of {', '.join(FORGET)}")
+            raise ValueError(f"constants: got {name!r}, expected one of {', '.join(FORGET)}")
         if not isinstance(given, Mapping):
             raise ValueError(f"constants[{name!r}]: got {given!r}, expected a dict of numbers by name")
         known = _constants_of(OBJECTIVES[name]) if name in OBJECTIVES else []
         if unknown := [key for key in given if key not in known]:
-            raise ValueError(
-                f"constants[{name!r}]: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"constants[{name!r}]: got {', '.join(unknown)}, expected {' or '.join(known) or 'none'}")
         for key, value in given.items():
             positive, exponent = (name, key) in POSITIVE, (name, key) in NOT_NEGATIVE
             if not _is_number(value) or (positive and value <= 0) or (exponent and value < 0):
-                wanted = "a number above 0" if positive else "a number from 0 on" if exponent else "a finite number"
+                wanted = "a number above 0" if positive else "a number of at least 0" if exponent else "a finite number"
                 raise ValueError(f"constants[{name!r}][{key!r}]: got {value!r}, expected {wanted}")
     as_floats = lambda given: tuple(sorted((key, float(value)) for key, value in given.items()))
     return {name: _with(name, as_floats(constants.get(name, {}))) for name in FORGET}

@@ -203,7 +203,7 @@ def diffusion(
         if jnp.all(jnp.isfinite(known)) and not jnp.all(jnp.isfinite(denoise(params, x_t, t, nothing))):
             raise ValueError(
                 f"num_conditions: got {num_conditions}, but for label {num_conditions}, which stands for no condition, "
-                "the model predicts numbers that are not finite; expected as many conditions as it has, without that"
+                "the model predicts numbers that are not finite; expected the number of its conditions without it"
             )
 
     return Task(

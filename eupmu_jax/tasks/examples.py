@@ -160,7 +160,7 @@ def _length(name, tree):
     lengths = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     if len(set(lengths.values())) != 1 or () in lengths.values():
         some = dict(list(lengths.items())[:NAMED])
-        raise ValueError(f"{name}: leaves have leading axes {some}, expected one number of examples in all")
+        raise ValueError(f"{name}: leaves have leading axes {some}, expected the same number of examples in all")
     _check_numbers(name, tree)
     ((length,),) = set(lengths.values())
     return length

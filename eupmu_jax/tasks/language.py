@@ -183,7 +183,7 @@ def _check_vocabulary(apply, params, batch):
             tokens = np.asarray(batch[name])
             size = _vocabulary_of(apply, tuple(leaves), structure, tokens.shape[1])
             if tokens.max() >= size:
-                raise ValueError(f"{name}: got a token {tokens.max()}, expected those of the model, 0 to {size - 1}")
+                raise ValueError(f"{name}: got token {tokens.max()}, expected tokens of the model, 0 to {size - 1}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -249,14 +249,14 @@ def _reference_of(task, whole, params, batch):
 def _check_answers(batch):
     if not isinstance(batch, Mapping) or "tokens" not in batch:
         given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"batch: got {given}, expected tokens among them, in a dict")
+        raise ValueError(f"batch: got {given}, expected a dict with tokens")
     # A mask under another library's name would go unread, and the prompt would be trained on.
     masks = [name for name in batch if "mask" in str(name) and name not in ("mask", "alternative_mask")]
     masks += ["labels"] * ("labels" in batch)
     if masks or any(leaf is None for leaf in batch.values()):
         raise ValueError(
-            f"batch: got {', '.join(masks) or 'None'}, expected arrays, of which mask says what is predicted and "
-            "alternative_mask what of the alternative"
+            f"batch: got {', '.join(masks) or 'None'}, expected arrays, with mask for the tokens to predict and "
+            "alternative_mask for those of the alternative"
         )
     for prefix in ("", "alternative_"):
         if f"{prefix}tokens" not in batch:
@@ -265,18 +265,18 @@ def _check_answers(batch):
         if tokens.ndim != 2:
             raise ValueError(f"{prefix}tokens: got shape {tokens.shape}, expected (examples, length)")
         if not np.issubdtype(tokens.dtype, np.integer) or (tokens.size and tokens.min() < 0):
-            given = f"a token {tokens.min()}" if np.issubdtype(tokens.dtype, np.integer) else f"{tokens.dtype}"
+            given = f"token {tokens.min()}" if np.issubdtype(tokens.dtype, np.integer) else f"{tokens.dtype}"
             raise ValueError(
-                f"{prefix}tokens: got {given}, expected ints from 0 on; what is not predicted is said by {prefix}mask"
+                f"{prefix}tokens: got {given}, expected ints of at least 0; leave tokens out with {prefix}mask"
             )
         mask = np.asarray(batch.get(f"{prefix}mask", True))
         if not np.isin(mask, (0, 1)).all():
             given = mask[~np.isin(mask, (0, 1))][0]
-            raise ValueError(f"{prefix}mask: got {given}, expected 1 for what is predicted and 0 for all else")
+            raise ValueError(f"{prefix}mask: got {given}, expected 1 for tokens to predict and 0 for all others")
         if len(empty := np.flatnonzero(~np.asarray(mask_of(batch, prefix)).any(axis=1))):
             raise ValueError(
-                f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected one after the first token of "
-                "each"
+                f"{prefix}mask: got no token to predict in sequence {empty[0]}, expected at least one after the "
+                "first token of each"
             )
     _check_references(batch)
 
@@ -287,7 +287,7 @@ def _check_references(batch):
         # That of a certain answer may be rounded to just below 0.
         if (wrong := ~(np.isfinite(nll) & (nll > -1e-3))).any():
             raise ValueError(
-                f"{name}: got {nll[wrong][0]:.4g}, expected finite losses of the original model, from 0 on"
+                f"{name}: got {nll[wrong][0]:.4g}, expected finite losses of the original model, at least 0"
             )
     for name in ("reference_logits", "reference_hidden"):
         # In a padded vocabulary, some logits are minus infinity.

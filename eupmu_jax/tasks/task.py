@@ -99,7 +99,9 @@ def check_function(name: str, function: Any, wanted: str) -> None:
         hash(function)
     except TypeError:
         kind = type(function).__name__
-        raise ValueError(f"{name}: got {kind}, which has no hash, expected {wanted}, such as a lambda of it") from None
+        raise ValueError(
+            f"{name}: got {kind}, which is not hashable, expected {wanted}, such as a lambda that calls it"
+        ) from None
 
 
 def check_task(task: Task) -> None:
@@ -117,11 +119,11 @@ def check_task(task: Task) -> None:
     for name in ("outputs", "retain"):
         check_function(f"task.{name}", getattr(task, name), "a function")
     if not isinstance(task.forget, Mapping) or not task.forget:
-        raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by its name")
+        raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by name")
     for name, loss in task.forget.items():
         check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar")
     for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model"):
         if getattr(task, name) is not None:
             check_function(f"task.{name}", getattr(task, name), "a function or None")
     if not isinstance(task.rate, bool) or (task.rate and task.error is None):
-        raise ValueError(f"task.rate: got {task.rate!r}, expected True or False, and True beside an error alone")
+        raise ValueError(f"task.rate: got {task.rate!r}, expected True or False, and True only with an error")

@@ -222,7 +222,7 @@ def test_methods_run_on_it(method, trained):
             {"schedule": diffusion.Schedule((1.0, 0.5)), "prediction": "x"},
             "schedule: got alpha_bar that begins at 1, where x says nothing of the noise; expected prediction 'v'",
         ),
-        ({"schedule": diffusion.Schedule((0.5, 0.6))}, "schedule: got alpha_bar that is not within"),
+        ({"schedule": diffusion.Schedule((0.5, 0.6))}, "schedule: got alpha_bar outside"),
         (
             {"schedule": diffusion.Schedule((0.5, 1e-50)), "prediction": "epsilon"},
             "schedule: got alpha_bar that ends at 0",

@@ -183,9 +183,9 @@ def test_unlearning_lowers_a_loss_whose_references_are_cached(name):
 TOKENS = {"tokens": BATCH["tokens"]}
 PAIRS = TOKENS | {"alternative_tokens": BATCH["alternative_tokens"]}
 MISSING = {
-    "npo": (TOKENS, r"batch: got tokens, but npo needs reference_nll; expected it from tasks\.with_reference"),
+    "npo": (TOKENS, r"batch: got tokens, but npo needs reference_nll; expected a batch from tasks\.with_reference"),
     "undial": (TOKENS, r"batch: got tokens, but undial needs reference_logits"),
-    "dpo": (TOKENS, r"batch: got tokens, but dpo needs alternative_tokens; expected the prompt and another answer"),
+    "dpo": (TOKENS, r"batch: got tokens, but dpo needs alternative_tokens; expected the prompt with another answer"),
     "lrml": (
         PAIRS | {"reference_nll": CACHED["reference_nll"]},
         r"batch: got .*, but lrml needs reference_alternative_nll",
@@ -227,7 +227,7 @@ def test_shapes_that_do_not_fit_are_refused_when_traced(name, leaf, message):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -1.0])
 def test_losses_that_no_original_model_has_are_refused(name, wrong):
     TASK.check(CACHED | {name: np.where(np.arange(N) == 2, -1e-6, CACHED[name])})
-    message = f"^{name}: got {wrong:.4g}, expected finite losses of the original model, from 0 on"
+    message = f"^{name}: got {wrong:.4g}, expected finite losses of the original model, at least 0"
     with pytest.raises(ValueError, match=message):
         TASK.check(CACHED | {name: np.where(np.arange(N) == 2, wrong, CACHED[name])})
 
@@ -236,13 +236,16 @@ EMPTY = np.where(np.arange(N)[:, None] == 3, np.arange(LENGTH) == 0, True)
 BAD = {
     "an empty answer": (
         lambda: with_reference(TASK, ORIGINAL, BATCH | {"mask": EMPTY}),
-        r"mask: got no token to predict in sequence 3, expected one after the first token",
+        r"mask: got no token to predict in sequence 3, expected at least one after the first token",
     ),
     "an empty alternative": (
         lambda: with_reference(TASK, ORIGINAL, BATCH | {"alternative_mask": np.zeros((N, 4))}),
         r"alternative_mask: got no token to predict in sequence 0",
     ),
-    "no tokens": (lambda: with_reference(TASK, ORIGINAL, {"inputs": 1}), r"batch: got inputs, expected tokens"),
+    "no tokens": (
+        lambda: with_reference(TASK, ORIGINAL, {"inputs": 1}),
+        r"batch: got inputs, expected a dict with tokens",
+    ),
     "no slices": (
         lambda: with_reference(TASK, ORIGINAL, BATCH, batch_size=0),
         r"batch_size: got 0, expected an int of at least 1",
@@ -255,11 +258,11 @@ BAD = {
     "nothing to hold still": (lambda: tasks.language(apply, retain="rmu"), r"hidden: got None, but retain='rmu' needs"),
     "no such loss": (
         lambda: tasks.language(apply, constants={"nop": {"beta": 1.0}}),
-        r"constants: got 'nop', expected some of bounded_ascent, ",
+        r"constants: got 'nop', expected one of bounded_ascent, ",
     ),
     "no such constant": (
         lambda: tasks.language(apply, constants={"lrml": {"beta": 1.0, "gamma": 1.0}}),
-        r"constants\['lrml'\]: got gamma, expected some of beta, tau",
+        r"constants\['lrml'\]: got gamma, expected beta or tau",
     ),
     "a constant that is no number": (
         lambda: tasks.language(apply, constants={"npo": {"beta": "0.5"}}),
@@ -267,7 +270,7 @@ BAD = {
     ),
     "an exponent below 0": (
         lambda: tasks.language(apply, constants={"wga": {"beta": -1}}),
-        r"constants\['wga'\]\['beta'\]: got -1, expected a number from 0 on",
+        r"constants\['wga'\]\['beta'\]: got -1, expected a number of at least 0",
     ),
     "a constant to divide by": (
         lambda: tasks.language(apply, constants={"lrml": {"tau": 0}}),
@@ -287,11 +290,11 @@ BAD = {
     ),
     "tokens of another model": (
         lambda: with_reference(TASK, ORIGINAL, BATCH | {"tokens": np.full_like(BATCH["tokens"], VOCABULARY)}),
-        r"tokens: got a token 7, expected those of the model, 0 to 6",
+        r"tokens: got token 7, expected tokens of the model, 0 to 6",
     ),
     "no constants": (
         lambda: tasks.language(apply, constants={"gradient_ascent": {"beta": 1.0}}),
-        r"constants\['gradient_ascent'\]: got beta, expected some of none",
+        r"constants\['gradient_ascent'\]: got beta, expected none",
     ),
 }
 
@@ -333,18 +336,18 @@ def test_padding_changes_no_divergence():
 
 @pytest.mark.parametrize("tokens", [np.array([[0, 1, -100]]), np.array([[0.0, 1.0]])])
 def test_tokens_that_are_none_are_refused(tokens):
-    with pytest.raises(ValueError, match=r"^tokens: got .*, expected ints from 0 on"):
+    with pytest.raises(ValueError, match=r"^tokens: got .*, expected ints of at least 0"):
         tasks.with_reference(tasks.language(apply), ORIGINAL, {"tokens": tokens})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: {"input_ids": b["tokens"]}, "batch: got input_ids, expected tokens among them, in a dict"),
-        (lambda b: b["tokens"], "batch: got ndarray, expected tokens among them, in a dict"),
+        (lambda b: {"input_ids": b["tokens"]}, "batch: got input_ids, expected a dict with tokens"),
+        (lambda b: b["tokens"], "batch: got ndarray, expected a dict with tokens"),
         (lambda b: {"tokens": b["tokens"], "attention_mask": b["mask"]}, "batch: got attention_mask, expected arrays"),
         (lambda b: {"tokens": b["tokens"], "mask": None}, "batch: got None, expected arrays"),
-        (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, of which mask"),
+        (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, with mask"),
     ],
 )
 def test_a_batch_of_another_form_is_named(change, message):
@@ -367,7 +370,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(caplog):
     kept = {name: BATCH[name] for name in lost}
     settings = {"learning_rate": 1e-3, "forget_objective": "gradient_ascent", "retain_weight": 1.0}
     for sets, named in (((lost, kept), "forget"), ((kept, lost), "retain")):
-        with pytest.raises(ValueError, match=f"^{named}: tokens: got a token 7, expected those of the model, 0 to 6"):
+        with pytest.raises(ValueError, match=f"^{named}: tokens: got token 7, expected tokens of the model, 0 to 6"):
             unlearn("weighted sum", tasks.language(apply), ORIGINAL, *sets, steps=1, settings=settings)
     unlearn("weighted sum", tasks.language(apply), ORIGINAL, kept, kept, steps=1, settings=settings)
     assert "not finite" not in caplog.text
@@ -424,7 +427,7 @@ def test_a_mask_of_weights_is_refused(prefix, value):
     # BUG: whatever is not 0 counted as 1, -100 too.
     mask = np.array(BATCH[f"{prefix}mask"], float)
     mask[0, -1] = value
-    with pytest.raises(ValueError, match=f"^{prefix}mask: got {float(value)}, expected 1 for what is predicted and 0"):
+    with pytest.raises(ValueError, match=f"^{prefix}mask: got {float(value)}, expected 1 for tokens to predict and 0"):
         tasks.with_reference(TASK, ORIGINAL, BATCH | {f"{prefix}mask": mask})
 
 

@@ -148,9 +148,9 @@ BAD = {
     "a dict": (lambda: tasks.classification({}, 3), r"apply: got \{\}, expected a function"),
     "no hash": (
         lambda: tasks.classification(Callable(), 3),
-        r"apply: got Callable, which has no hash, expected a func",
+        r"apply: got Callable, which is not hashable, expected a func",
     ),
-    "no hash of a language model": (lambda: tasks.language(Callable()), r"apply: got Callable, which has no hash"),
+    "no hash of a language model": (lambda: tasks.language(Callable()), r"apply: got Callable, which is not hashable"),
     "no model": (lambda: tasks.language(None), r"apply: got None, expected a function"),
     "no outputs": (lambda: tasks.Task(None, LOSS, {"a": LOSS}), r"task\.outputs: got None, expected a function"),
     "no retain loss": (lambda: tasks.Task(LOSS, 1.0, {"a": LOSS}), r"task\.retain: got 1\.0, expected a function"),

@@ -92,7 +92,7 @@ def test_a_rate_that_is_none_is_refused(known_by_heart):
     params, *sets = known_by_heart
     with pytest.raises(ValueError, match=r"^task\.rate: is True, but held-out examples have errors from"):
         unlearn("EUPMU", task_in(1e-2)._replace(rate=True), params, *sets, steps=1)
-    with pytest.raises(ValueError, match=r"^task\.rate: got True, expected True or False, and True beside"):
+    with pytest.raises(ValueError, match=r"^task\.rate: got True, expected True or False, and True only"):
         unlearn("EUPMU", task_in(1.0)._replace(rate=True, error=None), params, *sets, steps=1)
 
 
