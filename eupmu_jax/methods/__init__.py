@@ -67,7 +67,7 @@ def method(name: str) -> Method:
     """The method of that name; raises `ValueError` that lists the known ones if there is none.
 
     >>> method("EUPMU").needs
-    'forget, retain and held-out set'
+    'forget, retain and held-out sets'
     """
     if name not in METHODS:
         raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")

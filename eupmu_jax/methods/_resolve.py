@@ -73,7 +73,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     known = (*method.space, *method.optional, *OPTIMIZER_SETTINGS)
     for key, value in settings.items():
         if key not in known:
-            raise ValueError(f"settings: got {key!r}, which {name} does not read; expected some of {', '.join(known)}")
+            raise ValueError(f"settings: got {key!r}, which {name} does not read; expected any of {', '.join(known)}")
         if key in OBJECTIVES and (not isinstance(value, str) or value not in task.forget):
             raise ValueError(f"settings[{key!r}]: got {value!r}, expected one of {', '.join(task.forget)}")
         dimension = method.space.get(key)
@@ -86,10 +86,10 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
             _check_range(key, value)
             if key in ("limit", "allowed_error") and task.is_rate and value > 1:
                 raise ValueError(
-                    f"settings[{key!r}]: got {value!r}, expected a share up to 1; 0.01 is a point of accuracy"
+                    f"settings[{key!r}]: got {value!r}, expected a share of at most 1; 0.01 is one point of accuracy"
                 )
     if ignored := set(OPTIMIZER_SETTINGS) & set(settings) - {*method.space, *method.optimizer_settings}:
-        logger.warning("settings: got %s, which %s does not read: no effect", ", ".join(sorted(ignored)), name)
+        logger.warning("settings: got %s, which %s ignores", ", ".join(sorted(ignored)), name)
     if not method.steers:
         return complete(settings)
     # A method that needs no tuning can be given a limit and nothing else.
@@ -98,7 +98,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         # The given limit is then the only one.
         filled.pop("allowed_error", None)
         if "allowed_error" in settings:
-            raise ValueError("settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone")
+            raise ValueError("settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected only one limit")
     return complete(filled | dict(settings))
 
 
@@ -120,11 +120,11 @@ def _check_requirements(name: str, method: Method, task: Task) -> None:
     for function in method.requires:
         if getattr(task, function) is None:
             raise ValueError(
-                f"task.{function}: got None, but {name} needs it; expected it in the task, or a method without"
+                f"task.{function}: got None, but {name} needs it; expected a task that has it, or another method"
             )
     for loss in method.forget:
         if loss not in task.forget:
             raise ValueError(
                 f"task.forget: got {', '.join(task.forget)}, but {name} needs a forget loss named {loss!r}; expected "
-                "it in the task, or a method without"
+                "a task that has it, or another method"
             )

@@ -20,7 +20,7 @@ from eupmu_jax.surgery.generalized_newton import scale_by_gen
 from eupmu_jax.surgery.nonfinite import skip_nonfinite
 
 _SPACE: dict[str, LogUniform | Choice] = {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE}
-_PASSES, _NEEDS = "1F 1B forget and retain, stacked", "forget and retain set"
+_PASSES, _NEEDS = "1F 1B forget and retain, stacked", "forget and retain sets"
 FAMILY = "aggregators"
 
 
@@ -87,7 +87,7 @@ METHODS = {
     "GDR-GMA": aggregated(aggregators.gdr_gma, "Lin et al., ACM MM 2024", epsilon=LogUniform(0.005, 0.5)),
     "GDR-GMA, clean": aggregated(
         functools.partial(aggregators.gdr_gma, projection="clean"),
-        "Lin et al., ACM MM 2024, both projections from the originals",
+        "Lin et al., ACM MM 2024, both projections of the original gradients",
         epsilon=LogUniform(0.005, 0.5),
     ),
     "Chebyshev": aggregated(aggregators.chebyshev, "Chebyshev scalarisation, Bowman 1976", rho=LogUniform(1e-4, 1.0)),

@@ -51,7 +51,7 @@ METHOD = Method(
     augmented_lagrangian,
     paper="Hestenes 1969, Powell 1969",
     passes="1F 1B forget and retain",
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "penalty": PENALTY},
     optional=("allowed_rise",),
 )

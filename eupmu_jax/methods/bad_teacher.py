@@ -47,8 +47,8 @@ def bad_teacher(task, terms, settings) -> Procedure:
 METHOD = Method(
     bad_teacher,
     paper="Chundawat et al. 2023, arXiv 2205.08096",
-    passes="2F 1B forget and retain, a teacher's forward among them",
-    needs="forget and retain set, an untrained model",
+    passes="2F 1B forget and retain, including a teacher's 1F",
+    needs="forget and retain sets, an untrained model",
     space={
         "learning_rate": LEARNING_RATE,
         "temperature": LogUniform(0.5, 5.0),

@@ -90,7 +90,7 @@ def _check_inputs(inputs):
 METHOD = Method(
     boundary_shrink,
     paper="Chen et al. 2023, arXiv 2303.11570",
-    passes="3F 2B forget, of which the original model 2F and 1B to the inputs",
+    passes="3F 2B forget, including the original model's 2F and 1B to the inputs",
     needs="forget set, inputs in [0, 1]",
     space={"learning_rate": LogUniform(3e-5, 1e-3), "bound": LogUniform(0.01, 0.3), "momentum": MOMENTUM},
     requires=("num_classes",),

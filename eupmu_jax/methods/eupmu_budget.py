@@ -57,8 +57,9 @@ def _search(task, retain, allowed_rise, inside, outside):
 METHOD = Method(
     eupmu_budget,
     PAPER + ", with a budget",
-    f"1F 1B forget and retain; then {_PASSES}F of a sixth of the retain set, at most {MEASURED:,} examples",
-    "forget and retain set",
+    f"1F 1B forget and retain; after the last step {_PASSES}F of a sixth of the retain set, at most {MEASURED:,} "
+    "examples",
+    "forget and retain sets",
     {"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "allowed_rise": ALLOWED_RISE},
     family=FAMILY,
     version=2,

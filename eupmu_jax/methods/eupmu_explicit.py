@@ -65,7 +65,7 @@ def barrier(terms, settings, firmness: float = 1.0) -> tolerances.Tolerance:
 
 
 _PASSES = "1F 1B forget and retain, stacked"
-_NEEDS = "forget and retain set"
+_NEEDS = "forget and retain sets"
 ALLOWED_RISE = LogUniform(0.005, 0.2)
 
 STEP_METHOD = Method(

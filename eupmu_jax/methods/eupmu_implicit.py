@@ -63,7 +63,7 @@ _SPACE: dict[str, LogUniform | Choice] = {
     "forget_objective": FORGET_OBJECTIVE,
     "multiplier_learning_rate": LogUniform(0.1, 100.0),
 }
-_NEEDS = "forget and retain set"
+_NEEDS = "forget and retain sets"
 
 _OPTIONAL = ("allowed_rise", "retain_weight")
 

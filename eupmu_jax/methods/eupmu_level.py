@@ -185,9 +185,9 @@ def with_errors(task: Task, forget_objective: str) -> SharedForward:
 METHOD = Method(
     eupmu_level,
     PAPER + ", to the level of unseen data",
-    f"1F 1B forget and retain; then {PASSES}F of a twelfth of both sets, {LEAST} to {MEASURED:,} examples, "
-    f"and 2F of more retained ones, up to {CHECKED} in all",
-    "forget, retain and held-out set",
+    f"1F 1B forget and retain; after the last step {PASSES}F of a twelfth of each set, {LEAST} to {MEASURED:,} "
+    f"examples, and 2F of more retained ones, up to {CHECKED} in all",
+    "forget, retain and held-out sets",
     {
         # Lower than for other methods: where forgetting needs longer steps, they grow by themselves.
         "learning_rate": LogUniform(1e-4, 3.16e-3),

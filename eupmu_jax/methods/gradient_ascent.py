@@ -14,8 +14,8 @@ def gradient_ascent(task, terms, settings) -> Procedure:
     name = settings.get("ascent_objective", "gradient_ascent")
     if name not in task.forget:
         raise ValueError(
-            f"settings: got no 'ascent_objective', and the task has no forget loss named {name!r}; expected one of "
-            f"{', '.join(task.forget)} for it"
+            f"settings: got no 'ascent_objective', and the task has no forget loss named {name!r}; expected it to "
+            f"be one of {', '.join(task.forget)}"
         )
     loss = loss_of(task, name)
 

@@ -183,10 +183,10 @@ def curvature_product(
 METHOD = Method(
     influence,
     paper="Koh and Liang 2017, arXiv 1703.04730",
-    passes="none in a step; before them 1F 1B forget, {}F {}B of {:,} retained, or fewer".format(
+    passes="none in a step; before the first step 1F 1B forget, {}F {}B of up to {:,} retained examples".format(
         *_passes_of_an_example(ITERATIONS), SAMPLE
     ),
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={
         "learning_rate": LogUniform(0.3, 10.0),
         "damping": LogUniform(1e-4, 1.0),

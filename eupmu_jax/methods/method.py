@@ -177,7 +177,7 @@ class _Complete(dict):
     """Settings that name a missing one in an error."""
 
     def __missing__(self, name):
-        raise ValueError(f"settings: got {dict(self)}, expected {name!r} among them too")
+        raise ValueError(f"settings: got {dict(self)}, expected {name!r} too")
 
 
 def complete(settings: Settings) -> Settings:
@@ -185,7 +185,7 @@ def complete(settings: Settings) -> Settings:
 
     >>> complete({"learning_rate": 0.1})["momentum"]
     Traceback (most recent call last):
-    ValueError: settings: got {'learning_rate': 0.1}, expected 'momentum' among them too
+    ValueError: settings: got {'learning_rate': 0.1}, expected 'momentum' too
     """
     return _Complete(settings)
 

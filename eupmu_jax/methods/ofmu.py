@@ -131,8 +131,8 @@ def ofmu(task, terms, settings) -> Procedure:
 METHOD = Method(
     ofmu,
     paper="OFMU, arXiv 2509.22483",
-    passes="11F 11B forget, 9F 9B retain, a Hessian-vector product being two of each",
-    needs="forget and retain set",
+    passes="11F 11B forget, 9F 9B retain, counting a Hessian-vector product as 2F 2B",
+    needs="forget and retain sets",
     space={"learning_rate": LogUniform(0.03, 1.0), "beta": LogUniform(0.01, 1.0), "rho": LogUniform(0.01, 1.0)},
     forget=("bounded_ascent",),
     optimizer_settings=(),

@@ -64,7 +64,7 @@ def affordable_steps(
     found = bisect.bisect_right(range(1, steps + 1), terms.passes, key=passes)
     if not found:
         raise ValueError(
-            f"steps: got {steps} of {sizes[0]} + {sizes[1]} examples, which are {terms.passes} passes, expected at "
-            f"least {passes(1):g}, which {name} makes with a single step"
+            f"steps: got {steps} of {sizes[0]} + {sizes[1]} examples, a budget of {terms.passes} passes, expected "
+            f"at least {passes(1):g}, which a single step of {name} takes"
         )
     return found

@@ -24,7 +24,7 @@ METHOD = Method(
     quadratic_penalty,
     paper="Nocedal and Wright 2006",
     passes="1F 1B forget and retain",
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={"learning_rate": LEARNING_RATE, "forget_objective": FORGET_OBJECTIVE, "penalty": PENALTY},
     optional=("allowed_rise",),
 )

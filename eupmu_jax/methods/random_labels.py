@@ -17,7 +17,7 @@ METHOD = Method(
     random_labels,
     paper="Golatkar et al. 2020, arXiv 1911.04933",
     passes="1F 1B forget and retain",
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={"learning_rate": LEARNING_RATE, "retain_weight": LogUniform(0.3, 30.0), "momentum": MOMENTUM},
     forget=("random_labels",),
 )

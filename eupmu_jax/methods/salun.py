@@ -93,8 +93,8 @@ def _largest(tree, count):
 METHOD = Method(
     salun,
     paper="SalUn, Fan et al. 2024, arXiv 2310.12508",
-    passes="1F 1B forget and retain, masked; before them 1F 1B of the whole forget set",
-    needs="forget and retain set",
+    passes="1F 1B forget and retain, masked; before the first step 1F 1B of the whole forget set",
+    needs="forget and retain sets",
     space={
         "learning_rate": LEARNING_RATE,
         "forget_objective": FORGET_OBJECTIVE,

@@ -97,7 +97,7 @@ METHOD = Method(
     salun_soft,
     paper="SalUn-soft, Fan et al. 2024, arXiv 2310.12508",
     passes="1F 1B forget and retain; 31 counts over the weights",
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={
         "learning_rate": LEARNING_RATE,
         "forget_objective": FORGET_OBJECTIVE,

@@ -69,8 +69,8 @@ def scrub(task, terms, settings) -> Procedure:
 METHOD = Method(
     scrub,
     paper="Kurmanji et al. 2023, arXiv 2302.09880",
-    passes="2F 1B of one batch a step, the teacher's forward among them: forget while it alternates, else retain",
-    needs="forget and retain set",
+    passes="2F 1B of one batch a step, including the teacher's 1F: forget and retain in turn, then only retain",
+    needs="forget and retain sets",
     space={
         "learning_rate": LEARNING_RATE,
         "alpha": LogUniform(0.001, 1.0),

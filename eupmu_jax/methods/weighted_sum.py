@@ -31,7 +31,7 @@ METHOD = Method(
     weighted_sum,
     paper="linear scalarisation",
     passes="1F 1B forget and retain",
-    needs="forget and retain set",
+    needs="forget and retain sets",
     space={
         "learning_rate": LEARNING_RATE,
         "forget_objective": FORGET_OBJECTIVE,

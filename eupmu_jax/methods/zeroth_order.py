@@ -81,7 +81,7 @@ METHOD = Method(
     zeroth_order,
     paper="Liu et al. 2019, signSGD via zeroth-order oracle",
     passes=f"{2 * DIRECTIONS}F forget and retain",
-    needs="losses on forget and retain set",
+    needs="losses on forget and retain sets",
     space={
         "learning_rate": LogUniform(0.1, 3.0),
         "forget_objective": FORGET_OBJECTIVE,

@@ -51,7 +51,7 @@ def passes(method, task, terms, settings, sizes):
     return terms.steps * (forward + 2 * backward) + cost.outside_forward + 2 * cost.outside_backward
 
 
-SALUN = "steps: got 2 of 16 + 48 examples, which are 384 passes, expected at least 624, which SalUn makes"
+SALUN = "steps: got 2 of 16 + 48 examples, a budget of 384 passes, expected at least 624, which a single step"
 INFLUENCE = "steps: got a run of 384 passes, expected at least 564, of which the gradient of the 144 forget examples"
 
 

@@ -41,7 +41,7 @@ def test_what_is_not_read_changes_nothing_and_is_named(method, name, caplog):
         assert not jnp.array_equal(changed, without)
     else:
         chex.assert_trees_all_equal(changed, without)
-        assert caplog.messages == [f"settings: got {name}, which {method} does not read: no effect"]
+        assert caplog.messages == [f"settings: got {name}, which {method} ignores"]
 
 
 def test_a_method_that_reads_all_is_quiet(caplog):

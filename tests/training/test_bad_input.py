@@ -30,7 +30,7 @@ BAD = {
     "settings of another kind": ({"settings": [1]}, r"settings: got list, expected a dict"),
     "an unknown setting": (
         {"settings": WEIGHTED | {"tolerance": 1.0}},
-        r"settings: got 'tolerance', which weighted sum does not read; expected some of learning_rate, ",
+        r"settings: got 'tolerance', which weighted sum does not read; expected any of learning_rate, ",
     ),
     "a setting that is not finite": (
         {"settings": WEIGHTED | {"learning_rate": np.nan}},
@@ -70,15 +70,15 @@ BAD = {
     ),
     "no forget loss": (
         {"settings": without(WEIGHTED, "forget_objective")},
-        r"settings: got \{.*\}, expected 'forget_objective' among them too",
+        r"settings: got \{.*\}, expected 'forget_objective' too",
     ),
     "no weight": (
         {"settings": without(WEIGHTED, "retain_weight")},
-        r"settings: got \{.*\}, expected 'retain_weight' among them too",
+        r"settings: got \{.*\}, expected 'retain_weight' too",
     ),
     "no fraction to prepare with": (
         {"method": "SalUn", "settings": BOUNDED},
-        r"settings: got \{.*\}, expected 'mask_fraction' among them too",
+        r"settings: got \{.*\}, expected 'mask_fraction' too",
     ),
     "an empty forget set": ({"forget": lambda d: of_length(d.forget, inputs=0, labels=0)}, r"forget: got an empty set"),
     "an empty retain set": ({"retain": lambda d: of_length(d.retain, inputs=0, labels=0)}, r"retain: got an empty set"),
@@ -86,11 +86,11 @@ BAD = {
     "nothing held out": ({"held_out": lambda d: Examples(d.tree, np.array([]))}, r"held_out: got an empty set"),
     "leaves of unequal length": (
         {"retain": lambda d: of_length(d.retain, labels=7)},
-        r"retain: leaves have leading axes .*\(7,\).*, expected one number of examples in all",
+        r"retain: leaves have leading axes .*\(7,\).*, expected the same number of examples in all",
     ),
     "a leaf without examples": (
         {"forget": lambda d: d.forget | {"weight": np.float32(1)}},
-        r"forget: leaves have leading axes .*\(\).*, expected one number of examples in all",
+        r"forget: leaves have leading axes .*\(\).*, expected the same number of examples in all",
     ),
     "unequal leaves behind ids": (
         {"forget": lambda d: Examples(of_length(d.tree, labels=7), np.arange(3))},
@@ -189,11 +189,11 @@ BAD = {
     ),
     "no weight of relabelling": (
         {"method": "random labels", "settings": {"learning_rate": 0.01}},
-        r"settings: got \{.*\}, expected 'retain_weight' among them too",
+        r"settings: got \{.*\}, expected 'retain_weight' too",
     ),
     "two limits": (
         {"method": "EUPMU", "settings": {"allowed_error": 0.01, "limit": 0.1}},
-        r"settings: got 'allowed_error' beside 'limit' or 'allowed_rise', expected one limit alone",
+        r"settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected only one limit",
     ),
     "half a start": ({"start": {"retain_loss": 1.0}}, r"start: got .*, expected finite numbers retain_loss and retain"),
     "a start that is lost": (

@@ -297,7 +297,9 @@ def test_a_limit_in_nats_that_is_passed_on_the_whole_set_is_not_kept(digits):
 @pytest.mark.parametrize("name", ["limit", "allowed_error"])
 def test_points_that_are_no_share_are_refused(digits, name):
     # BUG: 3 for three points was taken as no limit, and the model was lost.
-    with pytest.raises(ValueError, match=rf"^settings\['{name}'\]: got 3, expected a share up to 1; 0.01 is a point"):
+    with pytest.raises(
+        ValueError, match=rf"^settings\['{name}'\]: got 3, expected a share of at most 1; 0.01 is one point"
+    ):
         digits.unlearn(np.arange(300) < 30, settings={name: 3})
 
 
