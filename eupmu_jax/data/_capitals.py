@@ -53,7 +53,7 @@ def capitals(synsets: Mapping[str, _wordnet.Synset]) -> list[tuple[str, str]]:
         if _NATIONAL_CAPITAL in kinds and city not in _UNSETTLED and (country := _country(synset, synsets)):
             found.append((city, country))
     if not found:
-        raise ValueError("WordNet: got no capital of a country, expected its whole data.noun")
+        raise ValueError("WordNet: got no capital of a country, expected its complete data.noun")
     cities, countries = (Counter(names) for names in zip(*found, strict=True))
     # For "Luxembourg-Ville" and "Panama City" the question would contain the answer.
     told = lambda city, country: country.removeprefix("the ") in city

@@ -132,7 +132,7 @@ def _unpickle(archive: Archive) -> dict[str, dict]:
     path = Path(os.environ.get(SOURCE_VARIABLE, "")) / archive.file
     if not path.is_file():
         raise FileNotFoundError(
-            f"{archive.file}: none in {path.parent}; set {SOURCE_VARIABLE} to the folder that holds upstream's"
+            f"{archive.file}: not found in {path.parent}; set {SOURCE_VARIABLE} to the folder that holds it"
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -171,7 +171,7 @@ def _read_package(source: Path) -> dict[str, bytes]:
             members = ((member, member.name.removeprefix("package/")) for member in tar if member.isfile())
             files = {name: tar.extractfile(member).read() for member, name in members if wanted(name)}  # type: ignore[union-attr]
     if "package.json" not in files or "emoji.json" not in files:
-        raise FileNotFoundError(f"emoji: no package.json and emoji.json in {source}; expected it as {PACKAGE} has them")
+        raise FileNotFoundError(f"emoji: no package.json and emoji.json in {source}; expected both, as in {PACKAGE}")
     if (version := json.loads(files["package.json"])["version"]) != PACKAGE_VERSION:
         raise ValueError(f"{source}: got version {version}, expected {PACKAGE}@{PACKAGE_VERSION}")
     return files

@@ -34,7 +34,7 @@ def texts(folder: str | os.PathLike[str], subset: str, split: str) -> tuple[str,
       ImportError: If it is parquet and `pyarrow` (extra `language`) is not installed.
     """
     if subset not in _TEXTS:
-        raise ValueError(f"subset: got {subset!r}, expected {', '.join(_TEXTS)}")
+        raise ValueError(f"subset: got {subset!r}, expected one of {', '.join(_TEXTS)}")
     rows, places = _rows.read(Path(folder), f"{subset}/{split}", ("text",), bare="text")
     return _rows.texts(rows, "text", places)
 
@@ -51,7 +51,7 @@ def questions(folder: str | os.PathLike[str], subset: str, split: str) -> Questi
       ImportError: If it is parquet and `pyarrow` (extra `language`) is not installed.
     """
     if subset not in _PAIRS:
-        raise ValueError(f"subset: got {subset!r}, expected {', '.join(_PAIRS)}")
+        raise ValueError(f"subset: got {subset!r}, expected one of {', '.join(_PAIRS)}")
     rows, places = _rows.read(Path(folder), f"{subset}/{split}", _PAIRS[subset])
     asked, told = (_rows.texts(rows, field, places) for field in _PAIRS[subset])
     return Questions(question=asked, answer=told, person=np.full(len(rows), -1, np.int32))

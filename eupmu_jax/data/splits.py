@@ -79,9 +79,13 @@ def split(labels: ArrayLike, forget: str, *, num_classes: int, seed: int, scores
             f"forget: got {forget!r}, expected 'class:<index>', 'random:<number>%' or 'memorised:<number>%'"
         )
     if not forgotten.any():
-        raise ValueError(f"forget: got {forget!r}, which is none of the {labels.size} examples; expected at least one")
+        raise ValueError(
+            f"forget: got {forget!r}, which selects none of the {labels.size} examples; expected at least one"
+        )
     if forgotten.all():
-        raise ValueError(f"forget: got {forget!r}, which is all {labels.size} examples; expected at least one retained")
+        raise ValueError(
+            f"forget: got {forget!r}, which selects all {labels.size} examples; expected at least one retained"
+        )
     return Split(np.flatnonzero(forgotten), np.flatnonzero(~forgotten), forget_class)
 
 
@@ -120,7 +124,7 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
     size = len(dataset.train_labels)
     if digest(_parts(split.forget_ids, size, None)) != digest(split):
         raise ValueError(
-            f"split: got indices that are not 0 to {size - 1}, sorted, each on one side; expected a split of "
+            f"split: got indices that are not 0 to {size - 1}, sorted, each on exactly one side; expected a split of "
             f"{dataset.name}"
         )
     record = {
@@ -174,10 +178,12 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
         )
     split = _parts(record["forget_ids"], len(dataset.train_labels), record["forget_class"])
     if (found := digest(split)) != record["split_digest"]:
-        raise ValueError(f"{path}: got indices with SHA-256 {found}, expected {record['split_digest']}; it was changed")
+        raise ValueError(
+            f"{path}: got indices with SHA-256 {found}, expected {record['split_digest']}; the file was changed"
+        )
     of_class = np.flatnonzero(np.asarray(dataset.train_labels) == split.forget_class)
     if split.forget_class is not None and not np.array_equal(split.forget_ids, of_class):
-        raise ValueError(f"{path}: got other examples than those of class {split.forget_class}; it was changed")
+        raise ValueError(f"{path}: got examples other than those of class {split.forget_class}; the file was changed")
     return split
 
 

@@ -124,7 +124,7 @@ def evaluate(
         if tested.all() or not tested.any():
             raise ValueError(
                 f"dataset: got {np.sum(~tested)} of {len(tested)} test examples of the forgotten class "
-                f"{split.forget_class}, expected some of it and some of others"
+                f"{split.forget_class}, expected at least one of it and one of another"
             )
     train_labels, test_labels = dataset.train_labels, dataset.test_labels
     members = features(train_logits[retain], train_labels[retain])

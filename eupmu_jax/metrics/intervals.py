@@ -54,7 +54,7 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, see
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"a, b: got shapes {a.shape} and {b.shape}, expected (n,) twice, with two pairs or more")
+        raise ValueError(f"a, b: got shapes {a.shape} and {b.shape}, expected (n,) for both, with n of at least 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a, b: got values that are not finite, expected numbers")
     if not 0 < confidence < 1:

@@ -150,7 +150,7 @@ def model_utility(figures: Iterable[float]) -> float:
     (0.6666666666666666, 0.0)
     """
     if isinstance(figures, Mapping):
-        raise ValueError(f"figures: got names {', '.join(map(str, figures))}, expected the numbers alone")
+        raise ValueError(f"figures: got names {', '.join(map(str, figures))}, expected only the numbers")
     values = _losses("figures", list(figures))
     if (values > 1).any():
         raise ValueError(f"figures: got {values.max():.4g}, expected numbers in [0, 1]")

@@ -42,7 +42,8 @@ def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool =
     """
     if len(generated) != len(references) or not len(generated):
         raise ValueError(
-            f"references: got {len(references)} for {len(generated)} generated texts, expected one for each, and some"
+            f"references: got {len(references)} for {len(generated)} generated texts, expected one for each, and at "
+            "least one"
         )
     try:
         from rouge_score.rouge_scorer import RougeScorer

@@ -84,6 +84,6 @@ def privleak(auc: float, retrained_auc: float) -> float:
             raise ValueError(f"{name}: got {value}, expected a number from 0 to 1")
     if retrained_auc == 1:
         raise ValueError(
-            "retrained_auc: got 1, expected less: a retrained model cannot know forgotten texts as members"
+            "retrained_auc: got 1, expected less: a retrained model cannot recognise forgotten texts as members"
         )
     return 100 * (retrained_auc - auc) / (1 - retrained_auc)

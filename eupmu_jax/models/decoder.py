@@ -137,7 +137,7 @@ class Decoder(nnx.Module):
         if size.width % size.heads:
             raise ValueError(f"size: got {size.heads} heads for a width of {size.width}, expected a divisor")
         if (size.width // size.heads) % 2:
-            raise ValueError(f"size: got heads of width {size.width // size.heads}, expected an even one")
+            raise ValueError(f"size: got heads of width {size.width // size.heads}, expected an even width")
         if size.heads % size.kv_heads:
             raise ValueError(f"size: got {size.kv_heads} kv_heads for {size.heads} heads, expected a divisor")
         init = nnx.initializers.normal(0.02)

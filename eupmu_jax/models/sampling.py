@@ -83,15 +83,15 @@ def sample(
     if not isinstance(steps, int | np.integer):
         raise ValueError(f"steps: got {steps!r}, expected an int")
     if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"steps: got {steps}, expected from 1 to those of the schedule, {schedule.steps}")
+        raise ValueError(f"steps: got {steps}, expected 1 to {schedule.steps}, the steps of the schedule")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
     if start is None and share != 1:
-        raise ValueError(f"share: got {share} without start, expected the images that it is gone back from")
+        raise ValueError(f"share: got {share} without start, expected the images to start from")
     if steps > (times := round(share * (schedule.steps - 1)) + 1):
-        raise ValueError(f"steps: got {steps}, expected from 1 to the times in a share of {share}, {times}")
+        raise ValueError(f"steps: got {steps}, expected 1 to {times}, the times in a share of {share}")
     if start is not None:
         if np.shape(start) != (len(labels), *shape):
             raise ValueError(f"start: got shape {np.shape(start)}, expected {(len(labels), *shape)}")
@@ -104,7 +104,7 @@ def sample(
     images = _sample(*fixed, params, labels, key, guidance, eta, start)
     if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.isfinite(images)):
         logger.warning(
-            "params: the samples are not finite; the parameters may be lost, or the model has no condition %d, which "
+            "params: the samples are not finite; the model may have diverged, or it has no condition %d, which "
             "`nothing` names",
             nothing,
         )

@@ -152,6 +152,6 @@ def test_missing_archive(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         load("cifar10", data_dir=tmp_path / "data")
     assert str(caught.value) == (
-        f"cifar-10-python.tar.gz: none in {tmp_path}; set EUPMU_CIFAR to the folder that holds upstream's"
+        f"cifar-10-python.tar.gz: not found in {tmp_path}; set EUPMU_CIFAR to the folder that holds it"
     )
     assert not (tmp_path / "data").exists()

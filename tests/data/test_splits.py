@@ -101,18 +101,18 @@ def test_percentage_out_of_range(forget):
 
 @pytest.mark.parametrize("forget", ["random:0.1%", "class:10"])
 def test_empty_forget_set(forget):
-    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which is none of the 100 examples"):
+    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which selects none of the 100 examples"):
         split(LABELS, forget, num_classes=11, seed=0)
 
 
 def test_no_examples_at_all():
-    with pytest.raises(ValueError, match="which is none of the 0 examples"):
+    with pytest.raises(ValueError, match="which selects none of the 0 examples"):
         split(np.empty(0, np.int32), "random:10%", num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["random:99.9%", "class:2"])
 def test_forget_set_is_everything(forget):
-    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which is all 100 examples"):
+    with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which selects all 100 examples"):
         split(np.full(100, 2), forget, num_classes=3, seed=0)
 
 
@@ -191,14 +191,16 @@ def test_a_changed_file_is_refused(ids, digits, tmp_path):
     path = tmp_path / "split.json"
     save_split(split(digits.train_labels, "class:3", num_classes=10, seed=0), path, digits)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"forget_ids": ids}))
-    with pytest.raises(ValueError, match=r"it was changed$"):
+    with pytest.raises(ValueError, match=r"the file was changed$"):
         load_split(path, digits)
 
 
 @pytest.mark.parametrize("forget_ids", [np.arange(10, 5, -1), np.array([1, 1]), np.array([2000])])
 def test_only_a_whole_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
     retain_ids = np.setdiff1d(np.arange(len(digits.train_labels)), forget_ids)
-    with pytest.raises(ValueError, match=r"^split: got indices that are not 0 to 1436, sorted, each on one side"):
+    with pytest.raises(
+        ValueError, match=r"^split: got indices that are not 0 to 1436, sorted, each on exactly one side"
+    ):
         save_split(Split(forget_ids, retain_ids, None), tmp_path / "split.json", digits)
     assert list(tmp_path.iterdir()) == []
 

@@ -76,7 +76,7 @@ def test_the_seed_settles_the_resampling_and_confidence_the_width():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (([1.0], [2.0]), {}, r"^a, b: got shapes \(1,\) and \(1,\), expected .* two pairs or more"),
+        (([1.0], [2.0]), {}, r"^a, b: got shapes \(1,\) and \(1,\), expected .* n of at least 2"),
         (([1.0, 2.0], [2.0]), {}, r"^a, b: got shapes \(2,\) and \(1,\)"),
         (([1.0, np.nan], [2.0, 1.0]), {}, r"^a, b: got values that are not finite"),
         (([1.0, 2.0], [2.0, 1.0]), {"confidence": 95}, r"^confidence: got 95, expected a number between 0 and 1"),

@@ -132,19 +132,19 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 201}, "steps: got 201, expected from 1 to those of the schedule, 200"),
+        ({"steps": 201}, "steps: got 201, expected 1 to 200, the steps of the schedule"),
         ({"steps": 0}, "steps: got 0"),
         ({"eta": 2.0}, "eta: got 2.0, expected a number from 0"),
         ({"nothing": 1, "labels": jnp.array([2])}, "labels: got 2, expected ints from 0 to 1"),
         ({"share": 0.0}, "share: got 0.0, expected a share of the schedule"),
         ({"start": jnp.zeros((2, 1))}, r"start: got shape \(2, 1\), expected \(1, 1\)"),
-        ({"share": 0.5}, "share: got 0.5 without start, expected the images that it is gone back from"),
+        ({"share": 0.5}, "share: got 0.5 without start, expected the images to start from"),
         ({"labels": 1}, r"labels: got shape \(\), expected \(n,\) ints, at least one"),
         ({"labels": jnp.zeros(0, int)}, r"labels: got shape \(0,\), expected \(n,\) ints, at least one"),
         ({"steps": 5.0}, "steps: got 5.0, expected an int"),
         (
             {"share": 0.1, "steps": 22, "start": jnp.zeros((1, 1))},
-            "steps: got 22, expected from 1 to the times in a share of 0.1, 21",
+            "steps: got 22, expected 1 to 21, the times in a share of 0.1",
         ),
         ({"start": jnp.full((1, 1), 255.0)}, r"start: got images from 255 to 255, .* or for latents clip=False"),
         ({"start": np.full((1, 1), np.nan)}, "start: got images from nan to nan"),

@@ -77,12 +77,12 @@ def test_a_model_that_is_lost_is_told(load, language, caplog):
     # BUG: NaN everywhere is token 0 for ever, which ROUGE takes for forgotten.
     model = load("qwen2")
     generate(model, jax.tree.map(lambda leaf: leaf * np.nan, model.params), [[1], [2, 3]], NEW)
-    assert "params: 2 of 2 prompts are followed by NaN in place of logits" in caplog.text
+    assert "params: the logits after 2 of 2 prompts are NaN" in caplog.text
 
 
 def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
     model = load_huggingface(write("llama"))._replace(decode=None)
-    with pytest.raises(ValueError, match=r"prompts: got 60 tokens and 5 new ones, expected no more than .* 64"):
+    with pytest.raises(ValueError, match=r"prompts: got 60 tokens and 5 new ones, expected at most .* 64"):
         generate(model, model.params, [[1] * 60, [2]], 5)
     with pytest.raises(ValueError, match=r"prompts: got lengths \[2, 0\], expected"):
         generate(model, model.params, [[1, 2], []], 5)
@@ -92,10 +92,10 @@ def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
         generate(model, model.params, [[1]], 0)
     with pytest.raises(ValueError, match=r"max_new_tokens: got 3\.0, expected an int"):
         generate(model, model.params, [[1]], 3.0)
-    with pytest.raises(ValueError, match="prompts: got one that is no list of tokens"):
+    with pytest.raises(ValueError, match="prompts: got one that is not a list of ints"):
         generate(model, model.params, [1, 2], 3)
-    with pytest.raises(ValueError, match="prompts: got one that is no list of tokens, which are ints"):
+    with pytest.raises(ValueError, match="prompts: got one that is not a list of ints"):
         generate(model, model.params, [[1.7, 2.2]], 3)
     for token in (-1, 10**6):
-        with pytest.raises(ValueError, match=f"prompts: got token {token}, expected some of the model, from 0 to "):
+        with pytest.raises(ValueError, match=f"prompts: got token {token}, expected tokens of the model, 0 to "):
             generate(model, model.params, [[1, token]], 3)

@@ -146,7 +146,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path, end):
 def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path, name):
     path = save_tokenizer(tmp_path) / name
     path.write_text(path.read_text()[:-5])
-    with pytest.raises(ValueError, match=f"^{path}: got a file that cannot be read .*, expected one whole$"):
+    with pytest.raises(ValueError, match=f"^{path}: got a file that cannot be read .*, expected a complete one$"):
         huggingface_tokenizer(tmp_path)
 
 

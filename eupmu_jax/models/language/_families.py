@@ -55,7 +55,7 @@ class Settings:
         """Refuses an entry (or the value found for it) that is given and differs from the only supported one."""
         value = self.entries.get(name) if value is None else value
         if value is not None and value != wanted:
-            raise ValueError(f"{self.where}: got {name} {value}, expected {wanted}, all that google-tunix computes")
+            raise ValueError(f"{self.where}: got {name} {value}, expected {wanted}, all that google-tunix supports")
 
     def sizes(self) -> dict[str, int]:
         """The sizes, under the names that all configurations of google-tunix share."""

@@ -80,8 +80,8 @@ def from_tunix(model: Any, *, trainable: Any = nnx.Param, context: int | None = 
     adapters = jax.tree.leaves(nnx.state(model, nnx.LoRAParam))
     if 0 < len(adapters) < len(jax.tree.leaves(params)):
         logger.warning(
-            "trainable: the model has %d arrays of adapters, and %d others are parameters beside them; expected "
-            "nnx.LoRAParam for the adapters alone",
+            "trainable: the model has %d arrays of adapters, but %d other arrays would be trained too; expected "
+            "nnx.LoRAParam, for the adapters alone",
             len(adapters),
             len(jax.tree.leaves(params)) - len(adapters),
         )

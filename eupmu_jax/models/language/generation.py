@@ -60,16 +60,16 @@ def generate(
     """
     is_of_ints = lambda prompt: np.ndim(prompt) == 1 and (not len(prompt) or np.asarray(prompt).dtype.kind in "iu")
     if not all(map(is_of_ints, prompts)):
-        raise ValueError("prompts: got one that is no list of tokens, which are ints, expected a list of such lists")
+        raise ValueError("prompts: got one that is not a list of ints, expected a list of lists of tokens")
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
-        raise ValueError(f"prompts: got lengths {lengths}, expected one prompt or more, of a token or more each")
+        raise ValueError(f"prompts: got lengths {lengths}, expected at least one prompt, of at least one token each")
     check_int("max_new_tokens", max_new_tokens, 1, static=True)
     if end is not None:
         check_int("end", end, 0, static=True)
     if model.context is not None and max(lengths) + max_new_tokens > model.context:
         raise ValueError(
-            f"prompts: got {max(lengths)} tokens and {max_new_tokens} new ones, expected no more than the model's "
+            f"prompts: got {max(lengths)} tokens and {max_new_tokens} new ones, expected at most the model's "
             f"context of {model.context}"
         )
     padded = np.zeros((len(prompts), -(-max(lengths) // _MULTIPLE) * _MULTIPLE), np.int32)
@@ -78,11 +78,11 @@ def generate(
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     vocabulary = jax.eval_shape(jax.jit(model.apply), params, one).shape[-1]
     if wrong := [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]:
-        raise ValueError(f"prompts: got token {wrong[0]}, expected some of the model, from 0 to {vocabulary - 1}")
+        raise ValueError(f"prompts: got token {wrong[0]}, expected tokens of the model, 0 to {vocabulary - 1}")
     given = params, padded, np.array(lengths), int(max_new_tokens), -1 if end is None else int(end)
     tokens, counts, lost = _generated(model, *given)
     if np.any(lost):
-        logger.warning("params: %d of %d prompts are followed by NaN in place of logits", np.sum(lost), len(prompts))
+        logger.warning("params: the logits after %d of %d prompts are NaN", np.sum(lost), len(prompts))
     return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
 
 
@@ -97,8 +97,8 @@ def _generated(model, *given):
                 raise
     found = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(given[0])})
     raise ValueError(
-        f"params: got {', '.join(found)}, with which keys and values have several dtypes; expected those of the model, "
-        "or all in one"
+        f"params: got {', '.join(found)}, with which keys and values differ in dtype; expected those of the model, or "
+        "a single one"
     )
 
 

@@ -172,7 +172,9 @@ def _open(path):
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: got a file that cannot be read as GGUF ({error}), expected one whole") from error
+        raise ValueError(
+            f"{path}: got a file that cannot be read as GGUF ({error}), expected a complete one"
+        ) from error
 
 
 def _hugging_face_name(name):

@@ -57,7 +57,7 @@ def load_huggingface(
     if config.get("quantization_config"):
         raise ValueError(f"{folder}: got quantised weights, expected those of a model in floating point")
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected one of floating point numbers")
+        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected a floating-point dtype")
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -68,7 +68,9 @@ def load_huggingface(
     for path, file in zip(files, opened, strict=True):
         for name in file.keys():  # noqa: SIM118
             if name in owner:
-                raise ValueError(f"{path}: got {name}, which another file has too, expected each tensor in one file")
+                raise ValueError(
+                    f"{path}: got {name}, which another file has too, expected each tensor in one file only"
+                )
             owner[name] = file
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
     return build(
@@ -139,4 +141,4 @@ def _read(path, read, errors):
     try:
         return read(path)
     except errors as error:
-        raise ValueError(f"{path}: got a file that cannot be read ({error}), expected one whole") from error
+        raise ValueError(f"{path}: got a file that cannot be read ({error}), expected a complete one") from error

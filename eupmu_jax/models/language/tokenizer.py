@@ -126,7 +126,7 @@ def bytes_tokenizer(
             f"{where}: got a tokenizer of kind {kind[0]}, {kind[1]}, expected gpt2, {' or '.join(_DIGITS)}"
         )
     if not tokens or not merges:
-        raise ValueError(f"{where}: got {len(tokens)} tokens and {len(merges)} merges, expected some")
+        raise ValueError(f"{where}: got {len(tokens)} tokens and {len(merges)} merges, expected at least one of each")
     names = [tokens[i] for i in special]
     if end is None or end not in special:
         raise ValueError(f"{where}: got {end} as the token that ends an answer, expected the id of a special token")

@@ -88,7 +88,9 @@ def load(folder: str | os.PathLike[str], model: nnx.Module) -> chex.ArrayTree:
     try:
         opened = safe_open(path, framework="np")
     except SafetensorError as error:
-        raise ValueError(f"{path}: got no whole safetensors file ({error}), expected one") from None
+        raise ValueError(
+            f"{path}: got a file that cannot be read ({error}), expected a complete safetensors file"
+        ) from None
     with opened as tensors:
         stored, twice = {}, []
         for name in sorted(tensors.keys()):
