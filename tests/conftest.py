@@ -6,14 +6,14 @@ import shutil
 import sys
 import tempfile
 
-# XLA's optimizations take longer than they save in programs as small as those of the tests, and in the processes that
-# they start. Before JAX is imported, which reads it then.
+# In programs as small as those of the tests and of the processes that they start, XLA's optimizations cost more time
+# than they save. JAX reads the variable when it is imported, so set it before.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Its code generators for fusions take most of the time to compile. XLA ends a process whose flags it does not know, so
-# later versions than these do without.
+# XLA's fusion emitters take most of the compile time. XLA aborts on a flag that it does not know, so set it only for
+# the versions known to have it.
 if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]] <= [0, 10]:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-# What one process compiled is there for all others, which inherit this.
+# Child processes inherit the variable, so all share what one has compiled.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="eupmu-tests-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -28,7 +28,7 @@ settings.load_profile("reproducible")
 
 @pytest.fixture(scope="module", autouse=True)
 def few_compiled_programs():
-    """Each takes some six mappings, of which Linux gives a process 65,530; JAX aborts where it gets no more."""
+    """Clears JAX's caches in time: a program takes about six memory mappings, and past Linux's 65,530 JAX aborts."""
     yield
     mappings = pathlib.Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
@@ -39,7 +39,7 @@ def few_compiled_programs():
 
 @pytest.fixture(scope="session")
 def on_devices():
-    """Environment of a process that takes the CPU for so many devices."""
+    """Returns the environment of a process in which JAX sees the CPU as `count` devices."""
 
     def environment(count):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -50,7 +50,7 @@ def on_devices():
 
 @pytest.fixture
 def eupmu(monkeypatch):
-    """Runs a command in this process, which has compiled already what the next one needs; its exit code."""
+    """Runs a command in this process, so that compiled code is reused, and returns its exit code."""
 
     def run(*arguments):
         from eupmu_jax.commands import cli
@@ -77,13 +77,13 @@ class Bytes:
 
 @pytest.fixture(scope="session")
 def byte_tokens():
-    """What `Tokenizer` takes as the tokenizer of a package, with bytes as its tokens."""
+    """A stand-in for the tokenizer object that `Tokenizer` wraps, with bytes as its tokens."""
     return Bytes()
 
 
 @pytest.fixture(scope="module")
 def toy_persons():
-    """Questions of seed 0 of `benchmark.persons`, with a table of what follows each byte as its language model."""
+    """The sets of `benchmark.persons` for seed 0, with a bigram table over bytes as the language model."""
     import jax
 
     from eupmu_jax.benchmark import persons
@@ -96,7 +96,7 @@ def toy_persons():
     language = LanguageModel(fresh, apply, None, decode, lambda n, length: {}, None, 0, None)
     small = {"FORGOTTEN": 6, "RETAINED": 8, "HELD_OUT": 4, "LENGTH": 110, "LONGER": 130}
     options = small | {"EPOCHS": 2, "LEARNING_RATE": 0.1, "model": lambda: (language, Tokenizer(Bytes(), 0, None, 128))}
-    # It has no adapters.
+    # The table has no adapters to merge.
     options |= {"merged": lambda params: (language, params)}
     cached = persons.task, persons.sets
     [function.cache_clear() for function in cached]

@@ -1,4 +1,4 @@
-"""Runs commands of `eupmu` one after the other in one process: python many_commands.py "COMMAND ..." "COMMAND ..."."""
+"""Runs several `eupmu` commands in one process: python many_commands.py "COMMAND ..." "COMMAND ..."."""
 
 import sys
 

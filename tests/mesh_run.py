@@ -1,8 +1,8 @@
-"""Twenty steps on one device and on meshes of eight, for `test_mesh.py`; prints what each kind of step came to as JSON.
+"""Runs twenty steps on one device and on meshes of eight, for `test_mesh.py`, and prints the results as JSON.
 
 Run as a script, since the number of devices is fixed when JAX starts: `python mesh_run.py MESHES`, a JSON object whose
-values are OBJECTIVE, DATA, MODEL, AXES and the kinds of step. All in one process, so that what one device does is
-compiled once.
+values are OBJECTIVE, DATA, MODEL, AXES and the kinds of step. All meshes share one process, so that the steps on one
+device are compiled once.
 """
 
 import functools
@@ -41,7 +41,7 @@ MORE_AGGREGATORS = {
 
 
 def adam():
-    # Where a gradient vanishes, Adam with a small eps turns its rounding error into a step.
+    # Where a gradient vanishes, Adam with a small eps would turn its rounding error into a step.
     return optax.adam(1e-2, eps=1e-4)
 
 
@@ -52,7 +52,7 @@ def loss(params, batch):
 
 TWICE = two_pass(loss, adam(), LIMITED)
 
-# Kind: the optimizer and how its step is made (None: implicit; a function of its own: that); sizes of the batches.
+# Kind: the optimizer, how its step is made (None: implicit; a function: that function), and the batch sizes.
 KINDS = {
     "explicit vmap": (eupmu.skip_nonfinite(optax.chain(SURGERY(), adam())), {"mode": "vmap"}, (32, 32)),
     "explicit unroll": (optax.chain(SURGERY(LIMITED), adam()), {"mode": "unroll"}, (32, 288)),
@@ -81,7 +81,7 @@ KINDS |= {
 
 
 def make_batch(seed, size):
-    """The same inputs for all objectives with other labels, so that the objectives conflict."""
+    """A batch with inputs shared by all objectives and labels of its own, so that the objectives conflict."""
     inputs = jax.random.normal(jax.random.key(0), (size, 64))
     return {"x": inputs, "y": jax.random.randint(jax.random.key(seed), (size,), 0, 128)}
 
@@ -98,7 +98,7 @@ def collectives(compiled):
 
 
 def run(kind, place):
-    """What 20 steps lead to, with the weights of the rows in each, and the program; `place` shards the arguments."""
+    """The result of 20 steps, the row weights in each, and the compiled program; `place` shards the arguments."""
     optimizer, options, sizes = KINDS[kind]
     params, batches = initial_params(), tuple(make_batch(k + 1, size) for k, size in enumerate(sizes))
     params, state, batches, shardings, out = place(optimizer, params, optimizer.init(params), batches)
@@ -117,7 +117,7 @@ def run(kind, place):
 
 
 def run_plain(mesh, axes):
-    """One plain step on as many examples: the collectives that do not come from surgery."""
+    """The collectives of a plain step on as many examples, none of which come from surgery."""
     params, batch = initial_params(), make_batch(1, 64)
     shardings = sharding.param_shardings(params, mesh, axes=axes)
 
@@ -137,7 +137,7 @@ def run_on_one(kind):
 
 
 def on_mesh(objective, data, model, axes, kinds):
-    """What these kinds of step come to on that mesh, and how far from one device."""
+    """The results of these kinds of step on that mesh, and their distance from those on one device."""
     mesh, axes = sharding.make_mesh(data, model, objective), axes.split(",")
     by_objective = objective > 1
 

@@ -19,12 +19,12 @@ from eupmu_jax.aggregators import dualproj, mean, owa, upgrad
 
 
 class Row(NamedTuple):
-    """A transform: K, how to make it (its keywords are the hyperparameters to inject), and what it promises."""
+    """A transform: K, its factory (whose keywords are the hyperparameters to inject), and what it promises."""
 
     num_objectives: int
     make: Callable[..., optax.GradientTransformation]
     restores_all: bool = True  # A refused step changes no state but counters.
-    diagnostics: dict[str, tuple[int, ...]] | None = None  # Fields found by name, and their shapes; None: a surgery's.
+    diagnostics: dict[str, tuple[int, ...]] | None = None  # Fields and their shapes; None: those of a surgery.
 
     @property
     def fields(self):
@@ -131,7 +131,7 @@ def stack(*trees):
 
 
 def surgeries(state):
-    """The states of the surgeries within `state`, also of one within a state that counts refused steps itself."""
+    """The states of the surgeries within `state`, including one nested in a state that counts refused steps itself."""
 
     def counts(node):
         return hasattr(node, "nonfinite_count")
@@ -145,7 +145,7 @@ def is_counter(path):
 
 
 def counted(state):
-    """The number of refused steps, whoever counted them."""
+    """The number of refused steps, summed over all counters."""
     return sum(int(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if is_counter(path))
 
 
@@ -155,7 +155,7 @@ def without_counters(state):
 
 @every_row
 @pytest.mark.parametrize("tree", TREES)
-def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row, tree):
+def test_updates_have_the_dtypes_of_the_parameters_and_the_state_keeps_its_own(row, tree):
     with jax.enable_x64(tree == "float64"):
         params, grads, losses = problem(row.num_objectives, tree)
         tx = row.make()
@@ -169,7 +169,7 @@ def test_updates_have_the_type_of_the_parameters_and_the_state_keeps_its_own(row
 
 
 @every_row
-def test_nothing_relies_on_the_promotion_of_ranks(row):
+def test_nothing_relies_on_rank_promotion(row):
     params, grads, losses = problem(row.num_objectives)
     tx = row.make()
     with jax.numpy_rank_promotion("raise"):
@@ -253,7 +253,7 @@ def test_a_tree_that_is_not_stacked_gradients_is_refused_by_name(row, fault):
     else:
         grads["unexpected"] = grads.pop("w")
     tx = row.make()
-    # BUG: under `freeze` a tree of another structure fails in jax.tree.map, with a message that does not name updates.
+    # BUG: under `freeze` a tree of another structure failed in jax.tree.map, with a message that did not name updates.
     with pytest.raises(ValueError, match=r"^updates:"):
         jax.eval_shape(lambda state: tx.update(grads, state, params, losses=losses), jax.eval_shape(tx.init, params))
 
@@ -343,11 +343,11 @@ def test_tree_map_params_leaves_the_surgery_alone(row):
     params, _, _ = problem(row.num_objectives)
     tx = row.make()
     state = tx.init(params)
-    # BUG: the init of `freeze` does not tolerate the placeholder that optax.tree_map_params passes as params.
+    # BUG: the init of `freeze` did not tolerate the placeholder that optax.tree_map_params passes as params.
     mapped = optax.tree_utils.tree_map_params(tx, lambda leaf: leaf + 1, state)
     chex.assert_trees_all_equal(surgeries(mapped), surgeries(state))
     found = [pair for name in ("mu", "gradient_sum") for pair in optax.tree_utils.tree_get_all_with_path(mapped, name)]
-    moments = [moment for path, moment in found if "memory" not in str(path)]  # An aggregator's own, of its weights.
+    moments = [moment for path, moment in found if "memory" not in str(path)]  # Leaves out an aggregator's.
     chex.assert_trees_all_equal(moments, jax.tree.map(jnp.ones_like, moments))
 
 
@@ -370,7 +370,7 @@ def test_sharded_gradients_give_the_same_updates(row):
 
     expected = jax.jit(update)(params, grads)
 
-    # BUG: `accumulate` makes its sums without the sharding of the parameters, which an explicit mesh of more than one
+    # BUG: `accumulate` made its sums without the sharding of the parameters, which an explicit mesh of more than one
     # device refuses.
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))

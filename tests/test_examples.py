@@ -1,4 +1,4 @@
-"""What the README and the docstrings recommend, on an ordinary model: trained to convergence, then unlearned."""
+"""Runs what the README and the docstrings recommend on an ordinary model that was trained to convergence."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def draw(key, data, size):
 
 @pytest.fixture(scope="module")
 def digits():
-    """1,400 digits, and the model that has learned them."""
+    """1,400 digits, and a model trained on them."""
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))[:1400]
     data = {"x": jnp.asarray(x[order] / 16, jnp.float32), "y": jnp.asarray(y[order], jnp.int32)}
@@ -109,7 +109,7 @@ def test_the_recommended_run_forgets_and_keeps_the_limit(digits, make, forgotten
         params, state, _ = advance(params, state, key)
     found = eupmu.furthest_feasible(measure, limit, inside=start, outside=params)
 
-    assert measure(params) <= limit + 2 * ALLOWED_RISE  # The steps come near, and the measured end gives little back.
+    assert measure(params) <= limit + 2 * ALLOWED_RISE  # The steps overshoot little, so little has to be undone.
     assert found.t > 0.5
     assert measure(found.params) <= limit
     np.testing.assert_allclose(found.levels, measure(found.params), rtol=1e-5)
@@ -123,8 +123,8 @@ def as_task_batch(data):
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_readme_forget_a_class_and_keep_the_limit(digits):
-    """They run as they stand, given what they call the reader's own."""
+def test_the_code_blocks_of_the_readme_forget_a_class_and_keep_the_limit(digits):
+    """The blocks run unchanged, given the names that the README leaves to the reader."""
     start, data = digits
     forget, retain = split(data, "a class")
     keys = jax.random.split(jax.random.key(0), 200)

@@ -34,14 +34,14 @@ def layers():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 3 and "`" in cells[1]:
             layer = cells[0] or layer
-            # Transforms, losses and numbers are one rank each; of the rest every row is one.
+            # Transforms, losses and numbers have one rank each; in the layer of runs every row has its own.
             rank += bool(cells[0]) or layer == "runs"
             found |= {name.rstrip("/").removesuffix(".py"): rank for name in re.findall(r"`([\w./]+)`", cells[1])}
     return found
 
 
 def imports():
-    """`(file, folder or module, what it imports of the package)`."""
+    """Yields `(file, its folder or module, a folder or module of the package that it imports)`."""
     package = ROOT / "eupmu_jax"
     for path in sorted(package.rglob("*.py")):
         own = path.relative_to(package).parts[0].removesuffix(".py")
@@ -56,7 +56,7 @@ def imports():
             yield from ((path, own, name) for name in names)
 
 
-def test_a_layer_imports_only_from_those_above_it():
+def test_a_layer_imports_only_from_its_own_rank_and_those_above_it_in_the_table():
     ranks, seen = layers(), set()
     for path, own, name in imports():
         if own in ("__init__", "__main__"):
@@ -72,7 +72,7 @@ def test_every_public_name_exists():
     assert [name for name in eupmu_jax.__all__ if not hasattr(eupmu_jax, name)] == []
 
 
-# What programs of others may import; a name leaves this table with a line in the changelog alone.
+# What users' programs may import. Removing a name from this table needs an entry in the changelog.
 PUBLIC = {
     "eupmu_jax": (
         "AccumulateState BestFeasible BestFeasibleState FurthestFeasible ImplicitSurgeryState Level ScaleByGenState "
@@ -99,5 +99,5 @@ PUBLIC = {
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module in PUBLIC for name in PUBLIC[module].split()])
-def test_public_names_are_where_they_were(module, name):
+def test_public_names_stay_importable(module, name):
     assert getattr(importlib.import_module(module), name) is not None

@@ -1,4 +1,4 @@
-"""Steps on meshes of eight forced host devices equal those on one, and surgery adds one small all-reduce."""
+"""Steps on meshes of eight forced host devices equal those on one device, and surgery adds one small all-reduce."""
 
 import json
 import subprocess
@@ -33,8 +33,8 @@ AGGREGATORS = [
 ]
 STEPS = ["explicit vmap", "explicit unroll", "explicit of 3", "two passes", "implicit"]
 OTHERS = ["explicit frozen", "accumulate", "guard", "guard of muon", "owa", "mean", "dualproj", "upgrad"]
-# What is compared on each mesh: one will do for what wraps a step, and for the aggregators, which are functions of the
-# same Gram matrix and losses; and vmapped steps alone have objectives to split.
+# What is compared on each mesh. One mesh is enough for what wraps a step and for the aggregators, which are functions
+# of the same Gram matrix and losses. Only vmapped steps have an axis of objectives to split.
 KINDS = {
     "8x1": STEPS,
     "4x2": [*STEPS, *OTHERS, "implicit level", *AGGREGATORS],
@@ -46,7 +46,7 @@ ROUNDED = {"4x2": ["bfloat16"], "4x2, parameters over data too": ["bfloat16"]}
 
 @pytest.fixture(scope="module")
 def rows_of_all(on_devices):
-    # Which collectives a program has is up to the optimizations.
+    # XLA's optimizations determine which collectives a program has.
     environment = on_devices(8) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     chosen = {name: (*mesh, KINDS[name] + ROUNDED.get(name, [])) for name, mesh in MESHES.items()}
     finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""The README's commands are those that the continuous integration runs, and it is short."""
+"""The README gives the test command that continuous integration runs, is short, and has no broken links."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_it_takes_five_minutes_to_read():
     assert len(README.splitlines()) <= 160
 
 
-def test_its_links_lead_somewhere():
+def test_its_links_are_not_broken():
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

@@ -22,7 +22,7 @@ LEVELS = jnp.array([1.0, 2.0])
 
 
 def evaluated(rule, count=4, levels=LEVELS):
-    """The tolerance of one step of a rule that starts here."""
+    """The tolerance of the first step under a rule."""
     rule = as_tolerance(rule)
     step = jax.jit(lambda *args: evaluate(rule, *args, rule.init(2, jnp.float32), 2, jnp.float32))
     return step(count, levels)[0]
@@ -73,7 +73,7 @@ def test_a_budget_without_a_limit_is_refused(limit, relative_to_start):
 
 @pytest.mark.parametrize("rate", [-1.0, 0.0, float("nan"), np.array([1.0, 0.0])])
 def test_a_budget_needs_a_positive_rate(rate):
-    # BUG: a negative rate turns the barrier into its opposite, and 0 into a tolerance of 0; both passed.
+    # BUG: a negative rate, which reverses the barrier, and a rate of 0, which makes the tolerance 0, were accepted.
     with pytest.raises(ValueError, match=r"^rate: got"):
         budget(1.0, rate)
     with pytest.raises(ValueError, match=r"^learning_rate: got .* or a schedule"):
@@ -88,7 +88,7 @@ def test_a_budget_needs_a_rate_or_a_learning_rate():
 
 
 @pytest.mark.parametrize("learning_rate", [0.0, 1e-45, 1e-30, 1e-19])
-def test_a_schedule_that_ends_at_nothing_leaves_the_tolerance_finite(learning_rate):
+def test_the_tolerance_stays_finite_under_a_schedule_that_ends_near_0(learning_rate):
     epsilon = evaluated(budget(1.5, learning_rate=lambda count: jnp.float32(learning_rate)), levels=1e4 * LEVELS)
     assert np.all(np.isfinite(epsilon))
     if learning_rate < 1e-20:
@@ -96,8 +96,8 @@ def test_a_schedule_that_ends_at_nothing_leaves_the_tolerance_finite(learning_ra
 
 
 @pytest.mark.parametrize("limit", [jnp.inf, np.array([0.5, np.inf])])
-def test_without_a_limit_a_run_begins_at_a_learning_rate_of_0(limit):
-    # BUG: 0 times infinity refused the first step, and the count never left it.
+def test_a_run_without_a_limit_can_start_at_a_learning_rate_of_0(limit):
+    # BUG: 0 times infinity made the tolerance NaN, so that the first step was refused again and again.
     tx = unilateral_surgery(budget(limit, learning_rate=optax.linear_schedule(0.0, 0.1, 5)), num_objectives=3)
     state = tx.init(jnp.zeros(2))
     for _ in range(3):
@@ -129,18 +129,18 @@ def test_a_run_whose_learning_rate_falls_to_0_takes_all_its_steps():
         (budget(1.0, 1.0, relative_to_start=True), "budget"),
     ],
 )
-def test_rules_that_read_losses_say_so(rule, name):
+def test_rules_that_read_losses_report_missing_ones(rule, name):
     with pytest.raises(ValueError, match=f"^losses: got None, but the tolerance '{name}'"):
         rule.update(0, None, rule.init(1, jnp.float32))
 
 
 @pytest.mark.parametrize("rule", [constant(np.ones(3)), schedule(lambda count: jnp.ones(3))])
-def test_as_many_values_as_constraints(rule):
+def test_a_tolerance_needs_one_value_for_each_constraint(rule):
     with pytest.raises(ValueError, match=r"^tolerance: got shape \(3,\), expected a scalar or \(2,\)"):
         evaluated(rule)
 
 
-def test_the_number_of_objectives_comes_from_whatever_tells_it():
+def test_the_number_of_objectives_comes_from_any_setting_that_fixes_it():
     assert resolve_num_objectives(None) is None
     assert resolve_num_objectives(3) == 3
     assert resolve_num_objectives(None, None, 2) == 3
@@ -172,7 +172,7 @@ def test_a_budget_relative_to_start_measures_from_the_first_levels():
     np.testing.assert_allclose(epsilon, [[0.5, 1.0], [0.5, 2.0], [-2.0, 12.0]])
 
 
-# Forget and retain gradients of unit length that stand against each other, so the multiplier is max(0, 1 - epsilon).
+# Opposite forget and retain gradients of unit length, so the multiplier is max(0, 1 - epsilon).
 OPPOSITE = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
 
 
@@ -182,7 +182,7 @@ def explicit():
 
 
 def implicit():
-    # The controller forgets the multiplier before, so this one is max(0, 1 - epsilon) too.
+    # The controller discards the previous multiplier, so this one is max(0, 1 - epsilon) too.
     memoryless = optax.stateless(lambda delta, multiplier: jax.tree.map(lambda d, m: 1 - d - m, delta, multiplier))
     tx = implicit_surgery(budget(0.5, 1.0, relative_to_start=True), memoryless, proxy="level")
     return tx, lambda state, losses: tx.update(jnp.zeros(2), state, losses=losses)[1]
@@ -229,12 +229,12 @@ def test_levels_of_another_shape_are_refused(shape):
             tx.update(updates, tx.init(jnp.zeros(2)), losses=jnp.ones(2), levels=jnp.ones(shape))
 
 
-# The barrier on strongly convex quadratics l_k(w) = 1/2 (w - c_k)' H_k (w - c_k), diagonal H_k.
+# The barrier on strongly convex quadratics l_k(w) = 1/2 (w - c_k)' H_k (w - c_k) with diagonal H_k.
 
 
 @jax.jit
 def descend(start, centres, curvatures, limits, learning_rate, rate):
-    """Retain losses and squared lengths of the directions of 400 surgery and SGD steps."""
+    """The retain losses and the squared lengths of the directions over 400 steps of surgery and SGD."""
     tx = unilateral_surgery(budget(limits, rate), num_objectives=len(centres))
 
     def losses(w):
@@ -254,8 +254,8 @@ def descend(start, centres, curvatures, limits, learning_rate, rate):
 def test_a_budget_bounds_the_retain_loss_to_second_order(k, seed, step_share, starts_above):
     rng = np.random.default_rng(seed)
     centres, curvatures = rng.normal(size=(k, 4)), rng.uniform(0.5, 2.0, size=(k, 4))
-    centres[0] *= 10 / np.linalg.norm(centres[0])  # Forgetting would cross the limits if nothing held it back.
-    # The origin keeps all limits with some margin, so they are never incompatible.
+    centres[0] *= 10 / np.linalg.norm(centres[0])  # Unconstrained forgetting would cross the limits.
+    # The origin keeps all limits with some margin, so they are always compatible.
     limits = 0.5 * np.sum(curvatures * centres**2, axis=1)[1:] * rng.uniform(1.05, 1.5, size=k - 1)
     start = centres[0] if starts_above else np.zeros(4)
     alpha = 0.02
@@ -265,7 +265,7 @@ def test_a_budget_bounds_the_retain_loss_to_second_order(k, seed, step_share, st
     excess = np.asarray(retain) - limits
     second_order = 0.5 * alpha**2 * curvatures[1:].max(axis=1) * np.asarray(squared)[:, None]
 
-    # The rounding of the multipliers is relative to the demand.
+    # The rounding error of the multipliers is relative to the demand.
     rounding = 1e-9 * (1 + np.abs(excess[:-1]))
     assert np.all(excess[1:] <= (1 - step_share) * excess[:-1] + second_order[:-1] + rounding)
     accumulated = second_order.max(axis=0) / step_share
@@ -275,10 +275,10 @@ def test_a_budget_bounds_the_retain_loss_to_second_order(k, seed, step_share, st
         assert np.all(excess[-1] <= 1e-2)
     else:
         assert np.all(excess <= accumulated)
-    assert np.any(excess > -1e-2)  # The limits do bind.
+    assert np.any(excess > -1e-2)  # The limits bind.
 
 
-def test_half_the_step_size_leaves_a_quarter_of_the_excess():
+def test_halving_the_step_size_quarters_the_excess():
     with jax.enable_x64():
         w, centres, curvatures = jnp.zeros(2), jnp.array([[3.0, 1.0], [0.0, -1.0]]), jnp.array([[1.0, 1.0], [1.0, 2.0]])
         worst = [

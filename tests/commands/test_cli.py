@@ -1,4 +1,4 @@
-"""`eupmu demo` on the real digits, as a user runs it, and what it says to bad input."""
+"""`eupmu demo` on the real digits, as a user runs it, and its messages for bad input."""
 
 import os
 import re
@@ -25,7 +25,7 @@ QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-c", "from eupmu_jax.commands.cli import main; main()"]
-    # What it compiles is there for the tests behind it.
+    # Later tests reuse what it compiles.
     compiled = {
         name: value for name, value in os.environ.items() if "COMPILATION_CACHE" in name or "PERSISTENT" in name
     }
@@ -55,7 +55,7 @@ def test_rows_hold_every_method_and_their_provenance(demo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["EUPMU", "EUPMU explicit", "EUPMU implicit"])
-def test_the_class_is_forgotten_and_the_rest_is_kept(demo, method):
+def test_the_class_is_forgotten_and_the_rest_is_retained(demo, method):
     _, _, rows = demo
     assert rows[method]["UA"] >= 95
     assert rows[method]["RA"] >= rows["original"]["RA"] - 1.0
@@ -63,7 +63,7 @@ def test_the_class_is_forgotten_and_the_rest_is_kept(demo, method):
 
 
 @pytest.mark.slow
-def test_the_table_fits_a_terminal_and_shows_what_the_rows_say(demo):
+def test_the_table_fits_a_terminal_and_agrees_with_the_rows(demo):
     _, printed, rows = demo
     lines = printed.splitlines()
     assert all(len(line) <= 80 for line in lines if "report.html" not in line)
@@ -105,7 +105,7 @@ def test_unlearned_models_can_be_restored(demo):
 
 
 @pytest.mark.slow
-def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkeypatch):
+def test_a_resumed_demo_runs_only_the_missing_methods(demo, tmp_path, monkeypatch):
     out, _, rows = demo
     shutil.copytree(out, tmp_path / "out")
     store.replace(tmp_path / "out" / "rows.jsonl", list(rows.values())[:-1])
@@ -120,14 +120,14 @@ def test_a_demo_that_was_stopped_makes_only_what_it_lacks(demo, tmp_path, monkey
     assert again[-1]["retain_loss"] == pytest.approx(rows[METHODS[-1]]["retain_loss"], rel=1e-5)
 
 
-def test_the_package_is_the_command_too():
+def test_python_m_eupmu_jax_runs_the_command():
     ended = subprocess.run([sys.executable, "-m", "eupmu_jax", "--help"], capture_output=True, text=True)
     assert ended.returncode == 0
     assert "usage: eupmu" in ended.stdout
 
 
 @pytest.mark.parametrize("source", ["nowhere.gguf", None])
-def test_without_weights_of_a_language_model_a_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys, eupmu):
+def test_without_language_model_weights_one_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(gguf.SOURCE_VARIABLE, raising=False)
     if source:
@@ -165,7 +165,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, m
     assert not (tmp_path / "eupmu_runs" / "demo" / "models").exists()
 
 
-def test_rows_of_something_else_are_not_overwritten(tmp_path, eupmu, capsys):
+def test_rows_of_another_experiment_are_not_overwritten(tmp_path, eupmu, capsys):
     store.append(tmp_path / "rows.jsonl", {"kind": "trial", "gap": 1.0})
     before = (tmp_path / "rows.jsonl").read_bytes()
     assert eupmu("demo", "--out", tmp_path) == 2
@@ -194,7 +194,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys, eupmu):
         (["demo"], {"JAX_PLATFORMS": "foo"}, "JAX_PLATFORMS: got 'foo', which JAX cannot start here; expected cpu"),
     ],
 )
-def test_a_strange_environment_is_no_traceback(arguments, environment, message, tmp_path):
+def test_a_strange_environment_causes_no_traceback(arguments, environment, message, tmp_path):
     program = "from eupmu_jax.commands.cli import main; main()"
     command = [sys.executable, "-c", program, *arguments]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)} | environment
@@ -207,7 +207,7 @@ def test_a_strange_environment_is_no_traceback(arguments, environment, message, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code", "seconds"), [("SIGINT", 130, 0), ("SIGINT", 130, 6), ("SIGTERM", 143, 3)])
-def test_a_demo_that_is_stopped_says_so_in_one_line(sent, code, seconds, tmp_path):
+def test_a_demo_that_a_signal_stops_says_so_in_one_line(sent, code, seconds, tmp_path):
     program = "from eupmu_jax.commands.cli import main; main()"
     env = os.environ | QUICK
     run = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The demo of a diffusion model, small: its rows, table and page, and what it refuses."""
+"""The demo of a diffusion model at a small scale: its rows, table and page, and the arguments it rejects."""
 
 import functools
 import io
@@ -14,7 +14,7 @@ from eupmu_jax.commands import demo_diffusion, diffusion_page
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A demo of very few steps: its folder, rows and output."""
+    """The folder, rows and output of a demo of very few steps."""
     out, printed = tmp_path_factory.mktemp("demo"), io.StringIO()
     small = {"FORGOTTEN": 8, "RETAINED": 2, "ATTACKED": 8}
     cached = diffusion.functions, diffusion.plain_task
@@ -46,7 +46,7 @@ def test_every_model_has_a_row_with_its_figures(ran):
 
 
 @pytest.mark.slow
-def test_the_page_stands_by_itself_and_says_what_the_rows_say(ran):
+def test_the_page_is_self_contained_and_agrees_with_the_rows(ran):
     out, found, _ = ran
     page = (out / "report.html").read_text()
     assert diffusion_page.headline(found) in page.replace("&#x27;", "'")
@@ -55,7 +55,7 @@ def test_the_page_stands_by_itself_and_says_what_the_rows_say(ran):
     assert "certified" not in page
 
 
-def test_a_line_of_samples_for_each_model_with_the_forgotten_class_first():
+def test_each_model_has_a_line_of_samples_with_the_forgotten_class_first():
     rng = np.random.default_rng(0)
     images = {name: rng.uniform(-1, 1, (10, 6, 8, 8)) for name in ("original", "EUPMU")}
     figure = diffusion_page.grid(images, forgotten=4)
@@ -74,7 +74,7 @@ def test_only_a_class_of_digits_can_be_forgotten(forget, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_of_something_else_are_left_alone(tmp_path):
+def test_rows_of_another_experiment_are_left_alone(tmp_path):
     rows.append(tmp_path / "rows.jsonl", {"data": "digits", "gap": 1.0})
     before = (tmp_path / "rows.jsonl").read_bytes()
     with pytest.raises(ValueError, match="has rows of something else; expected a folder of its own"):

@@ -1,4 +1,4 @@
-"""The demo of a language model, with a toy in its place: its rows, answers, table and page, and what it refuses."""
+"""The demo of a language model, with a toy model: its rows, answers, table and page, and what it refuses."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from eupmu_jax.commands import demo_persons, persons_page
 
 @pytest.fixture(scope="module")
 def ran(toy_persons, tmp_path_factory):
-    """A demo of few steps: its folder, rows and output."""
+    """The folder, rows and output of a demo of few steps."""
     out, printed = tmp_path_factory.mktemp("demo"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_persons, "STEPS", 4)
@@ -36,7 +36,7 @@ def test_every_model_has_a_row_and_answers(ran):
 
 
 @pytest.mark.slow
-def test_the_page_stands_by_itself_and_says_what_the_rows_say(ran):
+def test_the_page_is_self_contained_and_agrees_with_the_rows(ran):
     out, found, _ = ran
     page = (out / "report.html").read_text()
     assert persons_page.headline(found) in page
@@ -46,7 +46,7 @@ def test_the_page_stands_by_itself_and_says_what_the_rows_say(ran):
     assert "certified" not in page
 
 
-def test_a_folder_with_rows_of_something_else_is_refused(tmp_path):
+def test_a_folder_with_rows_of_another_experiment_is_refused(tmp_path):
     rows.append(tmp_path / "rows.jsonl", {"data": "digits"})
     with pytest.raises(ValueError, match=r"whose rows\.jsonl has rows of something else"):
         demo_persons.run(0, tmp_path, Console(quiet=True))

@@ -1,4 +1,4 @@
-"""`eupmu init`: what it writes is run as it is."""
+"""`eupmu init`: the files that it writes run unchanged."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from eupmu_jax.service import deletion, user_file
 
 
 @pytest.mark.slow
-def test_the_file_works_as_it_is_with_arrays_of_the_names_it_says(tmp_path, monkeypatch, capsys, eupmu):
+def test_the_file_works_unchanged_with_arrays_of_the_names_it_gives(tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.chdir(tmp_path)
     assert eupmu("init") == 0
     assert "change what is marked CHANGE" in capsys.readouterr().out

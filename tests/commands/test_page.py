@@ -1,4 +1,4 @@
-"""The demo's page: who is named, who ties, and what its pictures show."""
+"""The demo's page: which methods its headline names, ties, and what its figures show."""
 
 import numpy as np
 import pytest
@@ -17,20 +17,20 @@ def rows_with(**gaps):
 
 def test_the_sampling_error_by_hand():
     rate = lambda percent, count: (percent / 100 * count + 1) / (count + 2)
-    # BUG: MIA had the rate of UA.
+    # BUG: the error of MIA was computed from the rate of UA.
     ua, mia, test = rate(10, 100), rate(RETRAINED["MIA"], 100), rate(96, 1_000)
     deviation = lambda rate, count: np.sqrt(rate * (1 - rate) / count)
     by_hand = np.hypot(deviation(ua, 100) + deviation(mia, 100), deviation(test, 1_000)) / 4
     assert page.sampling_error(rows_with(a=1.0)) == pytest.approx(100 * 1.96 * by_hand)
 
 
-def test_it_does_not_vanish_where_a_class_is_gone():
+def test_the_sampling_error_does_not_vanish_where_a_class_is_fully_forgotten():
     rows = rows_with(a=1.0)
     rows[1] = rows[1] | {"UA": 100.0, "MIA": 100.0}
     assert page.sampling_error(rows) > 0.5
 
 
-def test_methods_that_tie_are_all_named_nearest_first():
+def test_all_tied_methods_are_named_nearest_first():
     rows = rows_with(EUPMU=1.2, SalUn=1.0, SCRUB=9.0)
     assert [row["method"] for row in page.best_of(rows)] == ["SalUn", "EUPMU"]
     said = page.headline(rows)
@@ -38,16 +38,16 @@ def test_methods_that_tie_are_all_named_nearest_first():
     assert said.endswith("The untouched model has 6.00.")
 
 
-def test_one_that_is_alone_has_no_tie():
+def test_a_single_best_method_is_named_alone():
     said = page.headline(rows_with(EUPMU=0.5, SalUn=4.0))
     assert said.startswith("EUPMU comes nearest to the retrained model: an average gap of 0.50 points. The untouched")
 
 
-def test_a_forget_set_that_says_little_is_called_that():
+def test_an_uninformative_forget_set_is_called_that():
     assert "This forget set is not informative" in page.headline(rows_with(EUPMU=5.9))
 
 
-def test_runs_that_diverged_are_not_named():
+def test_diverged_runs_are_not_named():
     assert page.headline(rows_with(EUPMU=None)) == "No method ended with finite figures."
 
 
@@ -61,7 +61,7 @@ HISTORY = {
 COLORS = {"EUPMU": "#0b6e4f", "SalUn": "#d9822b"}
 
 
-def test_a_run_and_its_target_interval_and_limit_are_in_the_picture():
+def test_the_figure_shows_a_run_with_its_target_interval_and_limit():
     figure = picture.of_runs({"EUPMU": HISTORY}, COLORS, target=0.1, interval=(0.08, 0.13), limit=0.02)
     forget, weight, retain, loss = figure.axes
     np.testing.assert_allclose(forget.lines[0].get_ydata(), [0, 20, 10])
@@ -72,7 +72,7 @@ def test_a_run_and_its_target_interval_and_limit_are_in_the_picture():
     assert loss.lines[0].get_ydata()[0] == picture.SMALLEST_LOSS
 
 
-def test_what_is_returned_is_a_dot_and_runs_without_a_weight_have_no_line_there():
+def test_the_returned_model_is_a_dot_and_a_run_without_weights_has_no_line_of_them():
     bare = {name: values for name, values in HISTORY.items() if name != "weight"} | {"weight": [None] * 3}
     figure = picture.of_runs({"SalUn": bare}, COLORS, ends={"SalUn": {"forget_error": 0.05}})
     forget, weight, _, _ = figure.axes
@@ -81,7 +81,7 @@ def test_what_is_returned_is_a_dot_and_runs_without_a_weight_have_no_line_there(
     assert picture.svg(figure).startswith("<svg")
 
 
-def test_errors_that_are_no_shares_are_shown_as_they_are():
+def test_errors_that_are_not_rates_are_not_shown_as_percentages():
     figure = picture.of_runs({"EUPMU": HISTORY}, COLORS, target=0.1, limit=0.02, rates=False)
     forget, _, retain, loss = figure.axes
     np.testing.assert_allclose(forget.lines[0].get_ydata(), [0, 0.2, 0.1])
@@ -89,7 +89,7 @@ def test_errors_that_are_no_shares_are_shown_as_they_are():
     assert retain.get_ylim()[1] < 0.1
 
 
-def test_a_run_far_off_does_not_flatten_the_others():
+def test_an_outlying_run_does_not_flatten_the_others():
     far = HISTORY | {"forget_error": [0.0, 1.0, 1.0]}
     figure = picture.of_runs({"EUPMU": HISTORY, "SalUn": far}, COLORS, target=0.1)
     assert figure.axes[0].get_ylim()[1] < 100

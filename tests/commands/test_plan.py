@@ -1,4 +1,4 @@
-"""`eupmu plan` as a user runs it: for eight CPU devices, for TPU slices that are not there, and with bad input."""
+"""`eupmu plan` as a user runs it: for eight CPU devices, for TPU slices that are not attached, and with bad input."""
 
 import os
 import re
@@ -23,10 +23,10 @@ for step in steps.split(","):
 
 
 def run(folder, *steps, **options):
-    """What `eupmu plan` prints, and its rows by step, all made by one process that finds its own platform."""
+    """The output of `eupmu plan` and its rows by step, from one process that chooses its own platform."""
     out = folder / "new" / "rows.jsonl"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    # Code for the CPU that never runs need not be fast.
+    # Code that is only compiled need not be fast.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, ",".join(steps), *(f"--{k}={v}" for k, v in options.items()), f"--out={out}"],
@@ -66,12 +66,12 @@ def test_a_device_holds_its_share_of_parameters_and_moments(on_cpus):
     share = 4 * 361_088 / 8
     copies = {"plain": 3, "explicit": 3, "explicit-bf16": 3, "two-pass": 3, "implicit": 2, "explicit-microbatches": 5}
     for step, count in copies.items():
-        # Norms, the batch and the surgery's numbers come on top.
+        # The rest is norms, the batch and the state of the surgery.
         assert count * share < rows[step]["argument_bytes"] < count * share + 12_000, step
 
 
 @pytest.mark.slow
-def test_explicit_surgery_multiplies_as_much_as_a_plain_step_and_two_passes_less_than_twice(on_cpus):
+def test_explicit_surgery_takes_the_flops_of_a_plain_step_and_two_passes_less_than_twice_as_many(on_cpus):
     flops = {step: row["flops"] for step, row in on_cpus[1].items()}
     for step in ("explicit", "explicit-bf16", "explicit-microbatches"):
         assert flops[step] == pytest.approx(flops["plain"], rel=0.05)
@@ -92,7 +92,7 @@ def test_explicit_surgery_adds_one_small_all_reduce(on_cpus):
 
 
 @pytest.mark.slow
-def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
+def test_tables_fit_a_terminal_and_agree_with_the_rows(on_cpus):
     printed, rows = on_cpus
     assert all(len(line) <= 80 for line in printed.splitlines())
     titles = [line for line in printed.splitlines() if "step, tiny decoder (361,088 parameters) on cpu:8" in line]
@@ -128,7 +128,7 @@ def test_tables_fit_a_terminal_and_show_what_the_rows_say(on_cpus):
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, eupmu, capsys):
-    jax.devices()  # A process that has not started JAX could still make itself a thousand devices.
+    jax.devices()  # Before JAX starts, a process may still ask for 1,000 CPU devices.
     given = ["--topology", "cpu:1", "--model", "tiny", "--tensor", "1", "--out", str(tmp_path / "rows.jsonl")]
     assert eupmu("plan", *given, *arguments) == 2
     error = capsys.readouterr().err
@@ -153,7 +153,7 @@ def libtpu():
 
 
 @pytest.mark.tpu
-def test_a_step_is_compiled_for_a_slice_that_is_not_there(libtpu, tmp_path):
+def test_a_step_is_compiled_for_a_slice_that_is_not_attached(libtpu, tmp_path):
     printed, rows = run(tmp_path, "explicit", topology="v5e:2x2", model="tiny", tensor=2, batch=4, sequence=32)
     row = rows["explicit"]
     assert row["device"] == "TPU v5 lite"
@@ -169,7 +169,7 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(libtpu, tmp_path):
 
 
 @pytest.mark.tpu
-def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_do(libtpu, tmp_path, eupmu, capsys):
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_change(libtpu, tmp_path, eupmu, capsys):
     out = tmp_path / "rows.jsonl"
     options = {"topology": "v5e:2x2", "model": "7b", "tensor": 4, "batch": 1, "sequence": 128, "out": out}
     assert eupmu("plan", *(f"--{name}={value}" for name, value in options.items())) == 2

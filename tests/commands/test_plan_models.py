@@ -1,4 +1,4 @@
-"""Models that `eupmu plan` compiles: their sizes as published, losses that trace, and meshes that do not fit."""
+"""Models that `eupmu plan` compiles: published sizes, losses that can be traced, and meshes that do not fit."""
 
 import chex
 import jax
@@ -14,11 +14,11 @@ from eupmu_jax.sharding import make_mesh
     [
         ("tiny", 361_088, "sequences of 16 tokens"),
         pytest.param("ddpm-cifar10", 26_871_427, "images of 32 x 32 pixels", marks=pytest.mark.slow),
-        # As published.
+        # The published number of parameters.
         pytest.param("stable-diffusion", 859_520_964, "latent images of 512 x 512 pixels", marks=pytest.mark.slow),
     ],
 )
-def test_every_model_has_its_size_and_a_loss_that_can_be_differentiated(model, parameters, examples):
+def test_every_model_has_its_size_and_a_differentiable_loss(model, parameters, examples):
     planned = plan_models.planned(model, make_mesh(1, 1), batch=2, sequence=16)
     assert sum(leaf.size for leaf in jax.tree.leaves(planned.params)) == parameters
     assert planned.examples == examples
@@ -27,7 +27,7 @@ def test_every_model_has_its_size_and_a_loss_that_can_be_differentiated(model, p
     assert jax.tree.structure(planned.shardings) == jax.tree.structure(planned.params)
 
 
-def test_adapters_alone_are_parameters_and_lie_as_what_they_add_to():
+def test_with_adapters_only_they_are_parameters_and_they_are_sharded_like_the_matrices_they_adapt():
     mesh = make_mesh(1, 1)
     whole = plan_models.planned("tiny", mesh, batch=2, sequence=16)
     planned = plan_models.planned("tiny", mesh, batch=2, sequence=16, adapters=3)
@@ -43,7 +43,7 @@ def test_adapters_alone_are_parameters_and_lie_as_what_they_add_to():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, planned.params)
 
 
-def test_a_batch_that_the_devices_cannot_share_is_named():
+def test_a_batch_that_the_devices_cannot_divide_is_named():
     mesh = AbstractMesh((4, 1), ("data", "model"))
     with pytest.raises(ValueError, match="batch: got 6 on a mesh of data 4 x tensor 1, expected a multiple of data"):
         plan_models.planned("ddpm-cifar10", mesh, batch=6, sequence=16)

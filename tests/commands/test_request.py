@@ -17,7 +17,7 @@ def told(tmp_path, monkeypatch, capsys, eupmu):
     return run
 
 
-def test_all_positions_are_shown_where_no_terminal_is(told, tmp_path):
+def test_all_positions_are_shown_when_the_output_is_no_terminal(told, tmp_path):
     (tmp_path / "mytask.py").write_text("import numpy as np\ndata = {'x': np.arange(100)}\n")
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(60))))
     told("add", "mytask.py", "ids.txt")
@@ -58,7 +58,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, told, tmp_pat
     assert not (tmp_path / "eupmu_runs" / "requests.db").exists()
 
 
-def test_a_file_of_ones_own_that_raises_shows_its_own_lines(told, tmp_path):
+def test_an_error_in_the_users_file_shows_the_lines_of_that_file(told, tmp_path):
     (tmp_path / "mytask.py").write_text("data = {}\ndata['x'] / 2\n")
     error = told("add", "mytask.py", "ids.txt", code=2).err
     assert error.splitlines()[0] == "Traceback, the lines of your file:"

@@ -1,4 +1,4 @@
-"""A small model of digits of the user's own, trained once, for every test of `unlearn`."""
+"""A user's small digits model, trained once for all tests of `unlearn`."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ TASK = classification(apply, num_classes=10)
 
 
 class Digits:
-    """Trained parameters; all digits, those of class 3 and the others, and some that were never seen."""
+    """Trained parameters; all digits, those of class 3, the others, and some held out from training."""
 
     def __init__(self):
         loaded = data.load("digits", seed=0)
@@ -57,7 +57,7 @@ def digits():
 
 
 class Store:
-    """Examples that are somewhere else, asked for by arrays of positions."""
+    """A source of examples that is read by arrays of positions."""
 
     def __init__(self, tree):
         self.tree, self.asked = tree, []

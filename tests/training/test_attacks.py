@@ -1,4 +1,4 @@
-"""Attacks on a diffusion model that only hides a class: a table of images, of which one row was copied over another."""
+"""Attacks on a diffusion model that only hides a class: in a table of images, one row was copied over another."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SCHEDULE, SHOWN = cosine_schedule(40), jnp.array([-0.5, 0.5])
 
 
 def denoise(params, x_t, t, labels):
-    """Predicts the image: all pixels of a class are one number, plus what the rest of the network adds."""
+    """Predicts the image: one number for all pixels of a class, plus a contribution of the rest of the network."""
     return jnp.broadcast_to(params["rows"][labels][:, None] + params["rest"], x_t.shape)
 
 
@@ -38,14 +38,14 @@ def found():
     return copied, diffusion_attacks(task, copied, row, forget, retain, draw, **options)
 
 
-def test_a_row_that_is_trained_again_shows_the_class(found):
+def test_retraining_the_row_recovers_the_class(found):
     copied, images = found
     np.testing.assert_allclose(draw(copied, guidance=0.0), -0.5, atol=1e-3)
-    # With guidance 2, three times the row less twice that of none, which is 0; cut to 1.
+    # With guidance 2, three times the row minus twice the unconditional row, which is 0; clipped to 1.
     np.testing.assert_allclose(images["embedding"], 1.0, atol=1e-3)
 
 
-def test_other_attacks_bring_back_nothing_that_is_not_there(found):
+def test_the_other_attacks_recover_nothing(found):
     _, images = found
     assert list(images) == [
         "embedding",
@@ -70,8 +70,8 @@ def test_other_attacks_bring_back_nothing_that_is_not_there(found):
         ({"row": {"rows": np.zeros(3, bool)}}, r"^row: got no leaf \['rest'\]"),
     ],
 )
-def test_what_does_not_fit_is_told_before_any_training(monkeypatch, change, message):
-    # BUG: after all of it.
+def test_invalid_arguments_are_reported_before_any_training(monkeypatch, change, message):
+    # BUG: they were reported only after all of the training.
     monkeypatch.setattr(attacks, "relearn_part", lambda *args, **options: pytest.fail("trained"))
     task = tasks.diffusion(denoise, SCHEDULE, num_conditions=2, prediction="x", dropout=0.0)
     tree = {"inputs": np.full((4, 4), change.get("images", 0.5)), "labels": np.full(4, change.get("label", 1))}

@@ -1,4 +1,4 @@
-"""What `unlearn` refuses before any step, each with a line that names it."""
+"""Input that `unlearn` refuses before any step, each with a message that names it."""
 
 import types
 
@@ -298,13 +298,13 @@ def test_bad_input_is_named_before_any_step(digits, changes, message, tmp_path):
         ({"model": 1}, r"^mesh: got axes model"),
     ],
 )
-def test_a_mesh_that_cannot_share_out_a_batch_is_told(digits, axes, message):
+def test_a_mesh_that_cannot_divide_a_batch_is_refused(digits, axes, message):
     mesh = types.SimpleNamespace(shape=axes)
     with pytest.raises(ValueError, match=message):
         digits.unlearn("weighted sum", mesh=mesh, retain_batch=40, on_step=lambda: pytest.fail("made a step"))
 
 
-def test_an_unknown_forget_objective_lists_the_known():
+def test_the_error_for_an_unknown_forget_objective_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"^forget_objective: got 'kindness', expected one of bounded_ascent, "):
         loss_of(TASK, "kindness")
 
@@ -317,12 +317,12 @@ def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_numbers_of_numpy_are_numbers(digits, tmp_path):
+def test_numpy_scalars_are_accepted_as_numbers(digits, tmp_path):
     counts = {"steps": np.int64(2), "seed": np.int64(1), "forget_batch": np.int32(8), "save_every": np.int64(1)}
     digits.unlearn("weighted sum", directory=tmp_path, **counts)
 
 
-def test_batches_are_what_a_mesh_can_share_out():
+def test_batch_sizes_are_multiples_of_the_mesh():
     mesh = types.SimpleNamespace(shape={"data": 4})
     assert batches_on(mesh, (30, 500), (64, 192)) == (28, 192)
     with pytest.raises(ValueError, match=r"^retain_batch: got 190, expected a multiple of 4, the mesh's axis data"):
@@ -334,7 +334,7 @@ def test_batches_are_what_a_mesh_can_share_out():
 
 
 class Padded:
-    """Sequences of two lengths; a batch is padded to the longest in it, as a collator of a training loop does."""
+    """Sequences of two lengths; as a collator does, it pads a batch to its longest sequence."""
 
     def __init__(self, lengths):
         self.lengths = np.array(lengths)
@@ -346,8 +346,8 @@ class Padded:
         return {"tokens": np.ones((len(positions), self.lengths[positions].max()), int)}
 
 
-def test_examples_of_several_shapes_are_told_to_be_padded():
-    # BUG: only the first examples were compared, so that luck decided.
+def test_the_error_for_examples_of_several_shapes_says_to_pad_them():
+    # BUG: only the first examples were compared, so whether the fault was found was a matter of luck.
     task = language(lambda params, tokens: jax.nn.one_hot(tokens, 3) * params)
     with pytest.raises(ValueError, match=r"^retain: got examples .*, expected one shape for all; pad them"):
         unlearn("weighted sum", task, 1.0, Padded([7, 7]), Padded([7, 5, 5]), steps=1)

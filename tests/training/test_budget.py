@@ -33,16 +33,16 @@ def run(limit, tx, start=START, **kwargs):
     return run_within_limit(block_of(tx), measure, limit, start, tx.init(start), blocks=6, steps_per_block=10, **kwargs)
 
 
-def test_a_run_that_overshoots_is_led_back_to_its_limit():
+def test_a_run_that_overshoots_is_moved_back_to_its_limit():
     result = run(3.0, optax.chain(unilateral_surgery(jnp.inf), optax.sgd(0.05)), bisections=10)
-    assert result.history["levels"][-1][0] > 3.0  # nothing held the steps back
+    assert result.history["levels"][-1][0] > 3.0  # no step was constrained
     assert 2.9 < result.best.levels[0] <= 3.0
     assert result.best.forget_loss < losses(START)[0]
     assert result.full_passes == len(result.history["step"]) + 12
     np.testing.assert_allclose(losses(result.best.params)[1:], result.best.levels, rtol=1e-6)
 
 
-def test_a_run_that_ends_below_its_limit_is_led_on_to_it():
+def test_a_run_that_ends_below_its_limit_is_extrapolated_to_it():
     tx = optax.chain(unilateral_surgery(tolerances.budget(3.0, 0.5)), optax.sgd(0.05))
     result = run(3.0, tx, bisections=10)
     assert result.history["step"] == [0, 10, 20, 30, 40, 50, 60]
@@ -52,8 +52,8 @@ def test_a_run_that_ends_below_its_limit_is_led_on_to_it():
     assert result.best.forget_loss < result.history["forget_loss"][-1]
 
 
-def test_counters_and_keys_are_not_led_on():
-    # BUG: a counter of 30 came back as 60, and a key was an error after the last step.
+def test_counters_and_keys_are_not_extrapolated():
+    # BUG: a counter of 30 came back as 60, and a key raised an error after the last step.
     rest = {"count": jnp.int32(0), "key": jax.random.key(0)}
 
     def block(params, state, anchor, index):
@@ -66,7 +66,7 @@ def test_counters_and_keys_are_not_led_on():
     assert result.best.levels[0] > 0.5
 
 
-def test_a_run_without_any_progress_stops_where_it_began():
+def test_a_run_without_any_progress_returns_its_starting_point():
     tx = optax.chain(unilateral_surgery(jnp.inf), optax.sgd(0.0))
     result = run(2.5, tx, patience=2)
     assert result.best.infeasible
@@ -75,7 +75,7 @@ def test_a_run_without_any_progress_stops_where_it_began():
 
 
 def test_a_start_above_the_limit_is_repaired():
-    # The barrier comes down to its limit without ever touching it; so it aims a little below.
+    # The barrier approaches its limit from above without reaching it, so aim a little below.
     tx = optax.chain(unilateral_surgery(tolerances.budget(0.99, 5.0)), optax.sgd(0.05))
     result = run(1.0, tx, patience=3)
     assert result.best.feasible
@@ -83,7 +83,7 @@ def test_a_start_above_the_limit_is_repaired():
 
 
 def test_every_level_counts_at_the_end():
-    # One level ends above the limit, one below: the search leads back, not on.
+    # One level ends above the limit and one below, so the search must go back.
     block = lambda w, state, anchor, index: (w + 0.4, state)
     two = lambda w: (-w, jnp.stack([w, 0 * w]))
     result = run_within_limit(block, two, 1.0, jnp.array(0.0), (), blocks=3, steps_per_block=1)
@@ -91,7 +91,7 @@ def test_every_level_counts_at_the_end():
     assert 0.95 < result.best.levels[0] <= 1.0
 
 
-def test_a_block_is_told_of_the_last_measurement_and_the_last_parameters_are_kept():
+def test_a_block_gets_the_last_measurement_and_the_last_parameters_are_kept():
     seen = []
 
     def block(w, state, anchor, index):

@@ -16,7 +16,7 @@ META = {"data": "digits", "recipe": [150, 64, 0.001]}
 
 
 @pytest.mark.parametrize("saved", [PARAMS, jnp.arange(3.0), (jnp.ones(2), jnp.zeros(1))])
-def test_what_is_saved_is_loaded(saved, tmp_path):
+def test_what_is_saved_can_be_loaded(saved, tmp_path):
     checkpoints.save(tmp_path / "model", saved, META | {"seconds": 1.5})
     params, meta = checkpoints.load(tmp_path / "model", jax.tree.map(jnp.zeros_like, saved), META)
     chex.assert_trees_all_equal(params, saved)
@@ -31,7 +31,7 @@ def test_a_second_save_replaces_the_first(tmp_path):
     chex.assert_trees_all_equal(params["dense"]["kernel"], 2 * PARAMS["dense"]["kernel"])
 
 
-def test_what_a_killed_save_left_goes_without_a_word(tmp_path, caplog):
+def test_the_remains_of_a_killed_save_are_removed_silently(tmp_path, caplog):
     half = tmp_path / "model" / "1.orbax-checkpoint-tmp"
     half.mkdir(parents=True)
     assert checkpoints.load(tmp_path / "model", PARAMS, META) is None
@@ -41,7 +41,7 @@ def test_what_a_killed_save_left_goes_without_a_word(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_nothing_is_loaded_where_nothing_fits(tmp_path):
+def test_nothing_is_loaded_where_no_checkpoint_matches(tmp_path):
     assert checkpoints.load(tmp_path / "absent", PARAMS, META) is None
     checkpoints.save(tmp_path / "model", PARAMS, META)
     assert checkpoints.load(tmp_path / "model", PARAMS, META | {"recipe": [1, 64, 0.001]}) is None
@@ -51,7 +51,7 @@ def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def test_a_flipped_bit_never_changes_the_parameters_unseen(tmp_path):
+def test_a_flipped_bit_never_changes_the_parameters_undetected(tmp_path):
     checkpoints.save(tmp_path / "model", PARAMS, META)
     rng, noticed = np.random.default_rng(0), 0
     for index in range(12):
@@ -73,7 +73,7 @@ def test_a_flipped_bit_never_changes_the_parameters_unseen(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 10])
-def test_a_checkpoint_that_is_cut_off_names_its_folder(keep, tmp_path):
+def test_the_error_for_a_truncated_checkpoint_names_its_folder(keep, tmp_path):
     checkpoints.save(tmp_path / "model", PARAMS, META)
     largest = max(files(tmp_path / "model"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:keep])
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_is_cut_off_names_its_folder(keep, tmp_path):
         checkpoints.load(tmp_path / "model", PARAMS, META)
 
 
-def test_a_damaged_model_of_the_cache_is_made_again(tmp_path):
+def test_a_damaged_model_in_the_cache_is_trained_again(tmp_path):
     prepared = problems.make("digits", "random:10%", 0, recipe=problems.Recipe(1, 64, 1e-3))
     train = lambda: problems.train(prepared, np.arange(200), init_seed=0, cache=tmp_path, on_step=lambda: None)
     whole = train()
@@ -94,15 +94,15 @@ def test_a_damaged_model_of_the_cache_is_made_again(tmp_path):
     chex.assert_trees_all_equal(again.params, whole.params)
 
 
-def test_a_folder_that_could_not_be_read_again_is_refused(tmp_path):
-    # BUG: Orbax took brackets for a pattern, wrote parameters that could not be read, and said nothing.
+def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path):
+    # BUG: Orbax took the brackets for a pattern and silently wrote parameters that could not be read back.
     with pytest.raises(ValueError, match=r"^directory: got .*req\[17\], expected a path without any of"):
         checkpoints.save(tmp_path / "req[17]", {"w": np.ones(2)}, {})
     assert not (tmp_path / "req[17]").exists()
 
 
-def test_scalars_come_back_and_what_no_checkpoint_holds_is_named(tmp_path):
-    # BUG: a scalar of NumPy was written and then called damaged.
+def test_scalars_are_restored_and_leaves_that_no_checkpoint_can_hold_are_named(tmp_path):
+    # BUG: a NumPy scalar was written, and the checkpoint then reported as damaged.
     params = {"w": np.ones(2, np.float32), "s": np.float32(1.5)}
     checkpoints.save(tmp_path / "run", params, {})
     assert float(checkpoints.load(tmp_path / "run", params)[0]["s"]) == 1.5
@@ -110,7 +110,7 @@ def test_scalars_come_back_and_what_no_checkpoint_holds_is_named(tmp_path):
         checkpoints.save(tmp_path / "empty", {"w": np.ones((0, 2))}, {})
 
 
-def test_the_order_of_the_metadata_makes_no_other_model(tmp_path):
+def test_the_order_of_the_metadata_does_not_matter(tmp_path):
     made = []
     make = lambda: (made.append(1) or PARAMS, {})
     for meta in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
@@ -118,7 +118,7 @@ def test_the_order_of_the_metadata_makes_no_other_model(tmp_path):
     assert len(made) == 1
 
 
-def test_too_many_open_files_cost_no_model_of_the_cache(tmp_path, monkeypatch):
+def test_too_many_open_files_do_not_delete_a_cached_model(tmp_path, monkeypatch):
     checkpoints.cached(tmp_path, PARAMS, META, lambda: (PARAMS, {}))
     (folder,) = tmp_path.iterdir()
 

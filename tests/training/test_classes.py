@@ -1,4 +1,4 @@
-"""Which classes are to go, and unseen examples of the same mix as some others."""
+"""Which classes are to be forgotten entirely, and how unseen examples are matched to a set by class."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +10,15 @@ from eupmu_jax.training.classes import alike, classes_to_go
 from eupmu_jax.training.levels import compare
 
 
-def test_no_unseen_example_of_a_class_that_stays_is_no_set_to_compare_with():
+def test_without_unseen_examples_of_a_retained_class_there_is_no_comparison():
     task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
-    # BUG: an empty set was compared with, after the last step.
+    # BUG: after the last step, the comparison was with an empty set.
     some, unseen = (as_examples("set", {"labels": np.array(labels)}) for labels in ([0, 0, 1], [0] * 9))
     assert alike(task, some, unseen, gone={0}) is None
 
 
-def test_a_class_of_few_unseen_examples_is_not_compared_with_others():
-    # BUG: where each class of the forget set had fewer than five, it was compared with all unseen examples.
+def test_a_class_with_few_unseen_examples_is_not_compared_with_other_classes():
+    # BUG: if every class of the forget set had fewer than five unseen examples, it was compared with all of them.
     task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
     of = lambda labels: as_examples("set", {"labels": np.array(labels)})
     assert alike(task, of([2] * 9), of([0] * 50 + [2] * 4)) is None
@@ -26,8 +26,8 @@ def test_a_class_of_few_unseen_examples_is_not_compared_with_others():
     assert [len(part) for part in alike(task, thin, thin)] == [12, 12]
 
 
-def test_a_forget_set_of_a_hard_class_is_compared_with_unseen_ones_of_that_class():
-    # Of class 0 one half is wrong, of class 1 none, in the forget set as in unseen data.
+def test_a_forget_set_of_a_hard_class_is_compared_with_unseen_examples_of_that_class():
+    # The model gets half of class 0 and none of class 1 wrong, in the forget set as in unseen data.
     task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
     of = lambda labels, shown: as_examples(
         "data", {"inputs": np.eye(2, dtype=np.float32)[shown], "labels": np.array(labels)}
@@ -59,7 +59,7 @@ def test_rare_classes_neither_fill_the_unseen_set_nor_empty_it(forgotten, unseen
 
 
 class Source:
-    """Examples that are read by positions, and how many were."""
+    """A source of examples that counts how many were read."""
 
     def __init__(self, labels):
         self.labels, self.read = np.asarray(labels), 0
@@ -72,8 +72,8 @@ class Source:
         return {"inputs": np.zeros((len(positions), 2)), "labels": self.labels[positions]}
 
 
-def test_classes_to_go_are_found_in_sources_too():
-    # BUG: labels were read from arrays alone, so that a class in a source was brought to the level of unseen data.
+def test_classes_to_be_forgotten_are_found_in_sources_too():
+    # BUG: labels were read from arrays only, so a whole class in a source was brought to the level of unseen data.
     task = tasks.classification(lambda params, inputs: inputs, num_classes=4)
     retain = Source([0, 1] * 2_000)
     assert classes_to_go(task, Source([0, 1, 0]), retain) == frozenset()
@@ -90,7 +90,7 @@ def test_five_unseen_examples_of_a_class_are_enough_to_compare_with():
     assert [len(part) for part in alike(task, of([2] * 9), of([0] * 50 + [2] * 5))] == [9, 5]
 
 
-def test_where_every_class_is_rare_those_to_go_are_left_out_on_both_sides():
+def test_where_every_class_is_rare_those_to_be_forgotten_are_left_out_on_both_sides():
     task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
     thin = as_examples("set", {"labels": np.array([0, 1, 2] * 4)})
     for part in alike(task, thin, thin, gone={0}):

@@ -13,7 +13,7 @@ from eupmu_jax.training import fitting
 from eupmu_jax.training._streams import id_batches, paired_batches, sample_positions
 
 
-def test_id_batches_pass_over_all_ids_before_any_comes_again():
+def test_id_batches_use_every_id_once_before_any_repeats():
     ids = np.arange(10)
     batches = list(itertools.islice(id_batches(ids, 4, np.random.default_rng(0)), 5))
     stream = np.concatenate(batches)
@@ -50,7 +50,7 @@ def test_fit_learns_real_digits_from_the_given_ids_only():
     assert fitted.examples == 64 * len(steps)
 
 
-def test_training_is_cached_and_other_recipes_or_data_are_not_mixed_up(tmp_path):
+def test_training_is_cached_and_the_cache_distinguishes_recipes_and_data(tmp_path):
     prepared = problems.make("digits", "random:10%", seed=1, recipe=problems.Recipe(1, 64, 1e-3))
     steps = []
     arguments = dict(init_seed=0, cache=tmp_path, on_step=lambda: steps.append(1))
@@ -68,13 +68,13 @@ def test_training_is_cached_and_other_recipes_or_data_are_not_mixed_up(tmp_path)
     assert len(steps) == 4 * made
 
 
-def test_the_average_of_the_parameters_is_that_of_its_formula():
+def test_the_average_of_the_parameters_follows_its_formula():
     examples = Examples({"x": jnp.arange(6.0)}, np.arange(6))
     loss = lambda params, statistics, batch, key: (jnp.mean((params - batch["x"]) ** 2), statistics)
     options = {"epochs": 4, "batch_size": 2, "learning_rate": 0.3, "seed": 0}
     batches = id_batches(examples.ids, 2, np.random.default_rng(0))
     optimizer = optax.adam(optax.cosine_decay_schedule(0.3, 12))
-    # The compiler was shown the first.
+    # `fit` uses the first batch only to compile the step.
     next(batches)
     params = expected = jnp.float32(0)
     state = optimizer.init(params)
@@ -89,7 +89,7 @@ def test_the_average_of_the_parameters_is_that_of_its_formula():
     np.testing.assert_allclose(fitting.fit(loss, jnp.float32(0), {}, examples, **options).params, params, rtol=1e-5)
 
 
-def test_a_run_is_not_watched_on_what_it_learns_first():
+def test_the_watched_examples_are_not_those_of_the_first_step():
     counts = (50, 80)
     watched = sample_positions(counts, np.random.default_rng(0))
     first = next(paired_batches(counts, (50, 80), 0))

@@ -30,7 +30,7 @@ def fresh_params(key):
     return {"base": jnp.zeros(SIZE), "head": jnp.zeros((4, 2))}
 
 
-# One for all tests, as a user has it: only what a run makes of it is new.
+# As in a user's program, all runs share one task; only what a run derives from it is new.
 TASK = tasks.classification(apply, num_classes=2, fresh_params=fresh_params)
 MASK = {"base": True, "head": False}
 SETS = data(8, 0), data(24, 1), data(16, 2)
@@ -46,7 +46,7 @@ def bytes_alive():
 
 
 @pytest.mark.parametrize("method", ["EUPMU", "influence"])
-def test_what_is_frozen_goes_with_its_run(method):
+def test_frozen_parameters_are_released_after_their_run(method):
     alive = []
     for _ in range(3):
         assert np.all(run(method)["base"] == 0)
@@ -54,7 +54,7 @@ def test_what_is_frozen_goes_with_its_run(method):
     assert alive[2] - alive[0] < jnp.zeros(SIZE).nbytes
 
 
-def test_runs_of_one_task_share_what_is_compiled_though_a_frozen_run_comes_between(monkeypatch):
+def test_runs_of_one_task_share_compiled_code_even_with_a_frozen_run_between_them(monkeypatch):
     counted = []
     task = TASK._replace(outputs=lambda *given: counted.append(1) or TASK.outputs(*given))
     start = lambda frozen: unlearn("EUPMU", task, fresh_params(None), *SETS, steps=2, probes=1, frozen=frozen).params
@@ -65,7 +65,7 @@ def test_runs_of_one_task_share_what_is_compiled_though_a_frozen_run_comes_betwe
     assert len(counted) == traced
 
 
-def test_tasks_of_an_owner_have_programs_of_their_own():
+def test_tasks_with_an_owner_have_programs_of_their_own():
     traced = []
 
     def scaled(task, power, inputs):
@@ -79,8 +79,8 @@ def test_tasks_of_an_owner_have_programs_of_their_own():
     assert traced == [1, 2, 1, 2]
 
 
-def test_what_is_frozen_comes_back_as_it_was_given():
-    # BUG: numbers of 64 bits came back as others of 32.
+def test_frozen_leaves_are_returned_as_they_were_given():
+    # BUG: 64-bit numbers came back as 32-bit ones of other values.
     count = np.array([2**40])
     params = fresh_params(None) | {"count": count, "scale": 1.5}
     task = TASK._replace(outputs=lambda params, batch, key: apply(params, batch["inputs"]))
@@ -92,15 +92,15 @@ def test_what_is_frozen_comes_back_as_it_was_given():
         unlearn("weighted sum", task, params | {"name": "resnet"}, *SETS, frozen=frozen | {"name": True})
 
 
-def test_a_function_that_says_what_is_frozen_is_asked_once():
+def test_a_function_that_says_what_is_frozen_is_called_once():
     asked = []
     frozen = lambda params: asked.append(1) or MASK
     unlearn("weighted sum", TASK, fresh_params(None), *SETS, steps=1, probes=0, frozen=frozen)
     assert asked == [1]
 
 
-def test_a_footprint_has_no_state_of_what_is_frozen():
-    # BUG: a plan for adapters counted moments of their base, and a base of integers was refused.
+def test_a_footprint_counts_no_state_for_frozen_parameters():
+    # BUG: a plan for adapters counted moments for their frozen base, and an integer base was refused.
     size = lambda frozen: footprint("EUPMU", TASK, fresh_params(None), *SETS, steps=2, frozen=frozen).arguments
     base = fresh_params(None)["base"].nbytes
     assert size(MASK) < 1.1 * base
@@ -108,11 +108,11 @@ def test_a_footprint_has_no_state_of_what_is_frozen():
     assert size(lambda params: MASK) == size(MASK)
 
 
-def test_relearning_leaves_what_is_frozen():
+def test_relearning_leaves_frozen_parameters_alone():
     moved = lambda **options: relearn(
         TASK, fresh_params(None), *(as_examples("train", SETS[1]),) * 2, steps=5, every=5, batch_size=8, **options
     )
-    # The base alone gives all classes the same logit.
+    # The base gives all classes the same logit, so training it changes no prediction.
     assert moved(frozen={"base": False, "head": True}, learning_rate=1e-5).accuracy[-1] == moved().accuracy[0]
     chex.assert_trees_all_equal(moved(frozen=MASK, learning_rate=0.1), moved(learning_rate=0.1))
     with pytest.raises(ValueError, match=r"^frozen: got no leaf \['head'\], expected the structure of params$"):

@@ -1,4 +1,4 @@
-"""Levels of unseen data: their intervals, what they are for a class that is to go, and what a run makes of them."""
+"""Levels of unseen data: their intervals, the levels of classes to be forgotten, and how a run uses them."""
 
 import chex
 import jax
@@ -30,7 +30,7 @@ def labelled(labels):
 
 
 @pytest.mark.parametrize(("wrong", "count"), [(0, 40), (7, 100), (1_201, 1_201)])
-def test_the_interval_of_a_rate_is_wilsons(wrong, count):
+def test_a_rate_has_the_wilson_interval(wrong, count):
     level = eupmu.unseen_level(GUESS, 1.0, labelled([1] * wrong + [0] * (count - wrong)))
     rate, z = wrong / count, stats.norm.ppf(0.975)
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -38,7 +38,7 @@ def test_the_interval_of_a_rate_is_wilsons(wrong, count):
     np.testing.assert_allclose(level, [rate, centre - width, centre + width, count], atol=1e-9)
 
 
-def test_an_error_that_is_no_rate_has_the_interval_of_a_mean():
+def test_an_error_that_is_not_a_rate_has_the_t_interval_of_a_mean():
     values = np.random.default_rng(0).gamma(2.0, size=400).astype(np.float32)
     task = GUESS._replace(outputs=lambda params, batch, key: batch["x"], error=lambda outputs, batch: outputs)
     task = task._replace(retain=lambda outputs, batch: jnp.mean(outputs))
@@ -48,14 +48,14 @@ def test_an_error_that_is_no_rate_has_the_interval_of_a_mean():
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
-def test_the_interval_of_a_few_errors_that_are_no_rates_holds_their_mean_as_often_as_it_says(count):
-    # BUG: quantiles of the normal distribution held it in 69 % of pairs.
+def test_the_interval_of_a_few_errors_that_are_not_rates_has_its_nominal_coverage(count):
+    # BUG: with quantiles of the normal distribution the interval of two errors covered the mean in 69 % of cases.
     drawn = np.random.default_rng(0).normal(size=(2_000, count))
     held = [level.low <= 0 <= level.high for level in map(levels.level_of, drawn)]
     assert 0.935 < np.mean(held) < 0.965
 
 
-def test_a_single_error_that_is_no_rate_has_no_interval():
+def test_the_interval_of_a_single_error_that_is_not_a_rate_is_unbounded():
     assert levels.level_of(np.array([0.3]))[1:3] == (-np.inf, np.inf)
 
 
@@ -75,7 +75,7 @@ def test_every_class_has_a_level_of_its_own():
     }
 
 
-def test_forgotten_and_unseen_are_told_apart_by_their_errors_and_their_losses():
+def test_forgotten_and_unseen_examples_are_told_apart_by_their_errors_and_their_losses():
     rng = np.random.default_rng(0)
     few, many = (labelled((rng.uniform(size=2_000) < rate).astype(int)) for rate in (0.1, 0.2))
     apart, alike = compare(GUESS, 3.0, many, few), compare(GUESS, 3.0, few, few)
@@ -86,8 +86,8 @@ def test_forgotten_and_unseen_are_told_apart_by_their_errors_and_their_losses():
 
 
 @pytest.mark.parametrize("counts", [(120, 400), (400, 120), (700, 650)])
-def test_noise_that_places_share_hides_no_difference(counts):
-    # BUG: the spread over the times of a diffusion model, which its mean has not, made intervals five times too wide.
+def test_noise_shared_by_both_sets_hides_no_difference(counts):
+    # BUG: the spread over the times of a diffusion model, which cancels in the mean, made intervals five times too wide.
     noisy = GUESS._replace(num_classes=None, error=lambda outputs, batch: jnp.abs(outputs) + batch["labels"])
     rng = np.random.default_rng(0)
     noisy = noisy._replace(outputs=lambda params, batch, key: 50 * jnp.linspace(0, 1, len(batch["labels"])))
@@ -100,14 +100,14 @@ def test_noise_that_places_share_hides_no_difference(counts):
     assert alike.high - alike.low < 0.5
 
 
-def test_whole_sets_in_chunks_are_what_one_batch_is():
+def test_a_set_measured_in_chunks_has_the_level_of_one_batch():
     examples = labelled(np.random.default_rng(0).integers(0, 3, size=1_234))
     wrong = np.mean(np.asarray(examples["labels"]) != 0)
     assert eupmu.unseen_level(GUESS, 1.0, examples).error == pytest.approx(wrong, abs=1e-9)
 
 
-def test_examples_of_large_outputs_are_measured_fewer_at_once(monkeypatch):
-    # BUG: 500 sequences at once, whose logits take 25 GB of a real vocabulary.
+def test_examples_with_large_outputs_are_measured_in_smaller_batches(monkeypatch):
+    # BUG: 500 sequences were measured at once, whose logits take 25 GB with a real vocabulary.
     monkeypatch.setattr(levels, "OUTPUT_BYTES", 7 * 3 * 4)
     shapes = []
 
@@ -132,7 +132,7 @@ LOST = tasks.classification(lambda params, inputs: params * jnp.ones((len(inputs
             lambda: eupmu.unseen_level(GUESS._replace(error=None), jnp.nan, labelled([0, 1])),
             r"^held_out: got a mean error of nan, expected finite errors",
         ),
-        # BUG: the class of logits that are NaN is 0, so the level of a lost model was that of guessing it.
+        # BUG: the argmax of NaN logits is class 0, so a diverged model had the level of always guessing class 0.
         (
             lambda: eupmu.unseen_level(LOST, jnp.nan, labelled([0, 1])),
             r"^held_out: got 2 of 2 examples whose loss under",
@@ -146,7 +146,7 @@ def test_bad_input_is_named(act, message):
 
 
 class Digits:
-    """A network that knows 300 digits by heart, and digits that it never saw."""
+    """A network that has memorised 300 digits, and digits that it was not trained on."""
 
     def __init__(self):
         loaded = data.load("digits", seed=0)
@@ -174,7 +174,7 @@ def digits():
 
 
 @pytest.mark.parametrize("learning_rate", [pytest.param(3e-4, marks=pytest.mark.slow), 1e-2])
-def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learning_rate):
+def test_a_random_forget_set_ends_up_like_unseen_data(digits, learning_rate):
     settings = {"learning_rate": learning_rate}
     run = digits.unlearn(np.arange(300) < 60, held_out=digits.held_out, settings=settings, probes=10)
     level = eupmu.unseen_level(digits.task, digits.params, digits.held_out)
@@ -182,19 +182,19 @@ def test_what_is_forgotten_at_random_is_like_what_was_never_seen(digits, learnin
     assert run.level.unseen == level
     assert run.level.kept
     history = run.history
-    # The weight of a step follows the error before it; long steps are past the level before the first measurement.
+    # The weight of a step follows the error before it. Long steps pass the level before the first measurement.
     assert history["weight"][0] == 0
     assert (max(history["weight"]) > 0) == (learning_rate < 1e-3)
     assert history["forget_error"][-1] == pytest.approx(run.figures["last"]["forget_error"])
     assert run.level.comparison.low < 0 < run.level.comparison.high
-    # Of 60 examples; the original knows them all.
+    # These are errors on 60 examples, all of which the original model knows.
     assert run.figures["original"]["forget_error"] < 0.02
     assert 0.02 < run.level.forget_error < 0.25
     assert eupmu.unseen_level(digits.task, run.params, digits.test).error < 1.5 * level.high
 
 
 @pytest.mark.slow
-def test_a_class_that_the_retain_set_lacks_is_to_go(digits):
+def test_a_class_absent_from_the_retain_set_is_forgotten_entirely(digits):
     run = digits.unlearn(digits.known["labels"] == 3, held_out=digits.held_out)
     assert run.level.target == 1.0
     assert run.level.forget_error > 0.95
@@ -203,19 +203,19 @@ def test_a_class_that_the_retain_set_lacks_is_to_go(digits):
 
 
 @pytest.mark.slow
-def test_a_class_that_stays_has_its_own_level(digits):
+def test_a_partly_retained_class_has_its_own_level(digits):
     of_class = digits.known["labels"] == 8
     is_forgotten = of_class & (np.arange(300) % 2 == 0)
     run = digits.unlearn(is_forgotten, held_out=digits.held_out, steps=1)
     levels = eupmu.unseen_levels(digits.task, digits.params, digits.held_out, digits.held_out["labels"])
     assert run.level.target == pytest.approx(levels[8].error)
-    # Of one class the interval is its own.
+    # With one class, the interval is that of its own level.
     assert run.level.interval == pytest.approx(levels[8][1:3])
 
 
 @pytest.mark.parametrize(("wrong", "kept"), [(30, True), (31, False)])
-def test_a_limit_is_kept_where_the_whole_retain_set_says_so(wrong, kept):
-    # BUG: of more than 2,000 examples a part was measured, and its sampling error excused a point above the limit.
+def test_whether_a_limit_is_kept_is_measured_on_the_whole_retain_set(wrong, kept):
+    # BUG: of more than 2,000 examples only a part was measured, whose sampling error excused a point above the limit.
     sets = Sets(
         as_examples("forget", labelled([0, 1])),
         as_examples("retain", labelled([0] * (3_000 - wrong) + [1] * wrong)),
@@ -226,7 +226,7 @@ def test_a_limit_is_kept_where_the_whole_retain_set_says_so(wrong, kept):
 
 
 @pytest.mark.slow
-def test_without_held_out_data_the_target_is_that_of_chance_and_said(digits, caplog):
+def test_without_held_out_data_the_target_is_chance_and_a_warning_says_so(digits, caplog):
     run = digits.unlearn(np.arange(300) < 30, steps=2)
     assert run.level.target == pytest.approx(0.9)
     assert run.level.source == "chance"
@@ -234,15 +234,15 @@ def test_without_held_out_data_the_target_is_that_of_chance_and_said(digits, cap
 
 
 @pytest.mark.slow
-def test_few_held_out_examples_are_said(digits, caplog):
+def test_few_held_out_examples_are_warned_about(digits, caplog):
     few = jax.tree.map(lambda leaf: leaf[:20], digits.held_out)
     digits.unlearn(np.arange(300) < 30, steps=1, held_out=few)
     assert "held_out: got 20 examples, whose error of" in caplog.text
 
 
 @pytest.mark.slow
-def test_a_class_of_few_unseen_examples_has_the_level_of_all_and_that_is_said(digits, caplog):
-    # BUG: its level was that of a single example, in silence, and the interval that of all held-out data.
+def test_a_class_of_few_unseen_examples_gets_the_level_of_all_with_a_warning(digits, caplog):
+    # BUG: silently, its level was that of a single example, and its interval that of all held-out data.
     labels = digits.held_out["labels"]
     kept = (labels != 8) | (np.cumsum(labels == 8) <= 4)
     held_out = jax.tree.map(lambda leaf: leaf[kept], digits.held_out)
@@ -256,18 +256,18 @@ def test_a_class_of_few_unseen_examples_has_the_level_of_all_and_that_is_said(di
     both = digits.unlearn(half, held_out=digits.held_out, steps=1).level
     two = eupmu.unseen_levels(digits.task, digits.params, digits.held_out, digits.held_out["labels"])[2]
     share = np.mean(digits.known["labels"][half] == 2)
-    # BUG: classes that share the level of all were taken for as many independent ones, and the interval was too narrow.
+    # BUG: classes that share the level of all data were treated as independent, so the interval was too narrow.
     held_out = jax.tree.map(lambda leaf: leaf[~np.isin(labels, [2, 5, 8])], digits.held_out)
     lacking = np.isin(digits.known["labels"], [2, 5, 8]) & (np.arange(300) % 2 == 0)
     shared = digits.unlearn(lacking, held_out=held_out, steps=1).level
     assert (shared.target, *shared.interval) == pytest.approx(shared.unseen[:3])
-    # All of 8 is to go, which is certain.
+    # Class 8 is forgotten entirely, so its target of 1 has no uncertainty.
     assert both.target == pytest.approx(1 - share + share * two.error)
     assert both.interval == pytest.approx([1 - share + share * two.low, 1 - share + share * two.high])
 
 
 @pytest.mark.slow
-def test_a_target_and_a_limit_of_ones_own(digits):
+def test_a_target_and_a_limit_can_be_set(digits):
     settings = {"target": 0.3, "limit": 0.5, "allowed_rise": 10.0}
     run = digits.unlearn(np.arange(300) < 60, settings=settings)
     assert (run.level.target, run.level.source, run.level.limit) == (0.3, "settings", 0.5)
@@ -282,8 +282,8 @@ def test_a_limit_in_nats_holds_at_the_measured_end(digits):
     assert rise < 2e-3
 
 
-def test_a_limit_in_nats_that_is_passed_on_the_whole_set_is_not_kept(digits):
-    # BUG: without a limit on the error it was kept whatever the loss.
+def test_a_limit_in_nats_that_is_exceeded_on_the_whole_set_is_not_kept(digits):
+    # BUG: without a limit on the error it counted as kept whatever the loss.
     sets = Sets(*(as_examples(name, digits.known) for name in ("forget", "retain")), None)
     aim, start = Aim(0.5, "settings", None, 0), {"retain_error": 0.0, "retain_loss": 0.01}
     worse = jax.tree.map(lambda leaf: 0.5 * leaf, digits.params)
@@ -295,8 +295,8 @@ def test_a_limit_in_nats_that_is_passed_on_the_whole_set_is_not_kept(digits):
 
 
 @pytest.mark.parametrize("name", ["limit", "allowed_error"])
-def test_points_that_are_no_share_are_refused(digits, name):
-    # BUG: 3 for three points was taken as no limit, and the model was lost.
+def test_limits_given_in_percentage_points_are_refused(digits, name):
+    # BUG: 3, meant as three points, amounted to no limit, and the model was destroyed.
     with pytest.raises(
         ValueError, match=rf"^settings\['{name}'\]: got 3, expected a share of at most 1; 0.01 is one point"
     ):
@@ -304,8 +304,8 @@ def test_points_that_are_no_share_are_refused(digits, name):
 
 
 @pytest.mark.slow
-def test_a_limit_below_the_start_cannot_be_kept_and_that_is_said(digits, caplog):
-    # Worse than the limit from the start.
+def test_a_limit_below_the_start_cannot_be_kept_and_a_warning_says_so(digits, caplog):
+    # The original model is above the limit already.
     damaged = jax.tree.map(lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(0), leaf.shape), digits.params)
     settings = {"target": 0.5, "limit": 0.0, "learning_rate": 1e-5}
     run = digits.unlearn(np.arange(300) < 60, settings=settings, steps=2, params=damaged)
@@ -315,13 +315,13 @@ def test_a_limit_below_the_start_cannot_be_kept_and_that_is_said(digits, caplog)
 
 
 @pytest.mark.parametrize(("target", "wanted"), [(-0.1, "a finite number >= 0"), (1.2, "an error rate from 0 to 1")])
-def test_a_target_that_is_no_error_rate_is_refused(digits, target, wanted):
+def test_a_target_that_is_not_an_error_rate_is_refused(digits, target, wanted):
     with pytest.raises(ValueError, match=rf"^settings\['target'\]: got {target}, expected {wanted}"):
         digits.unlearn(np.arange(300) < 30, settings={"target": target})
 
 
 @pytest.mark.slow
-def test_what_a_task_calls_unknown_is_the_aim_without_held_out_data():
+def test_without_held_out_data_the_target_is_what_the_task_calls_unknown():
     denoise = lambda params, x_t, t, labels: x_t * params["scale"] + params["shift"][labels]
     task = tasks.diffusion(denoise, diffusion.cosine_schedule(100), num_conditions=3)
     rng = np.random.default_rng(0)
@@ -360,15 +360,15 @@ def test_errors_above_1_can_be_compared_too():
     assert (unaimed.source, unaimed.comparison) == ("chance", None)
 
 
-def test_a_class_that_is_to_go_is_not_compared_whoever_set_the_target(digits):
+def test_a_class_to_be_forgotten_is_not_compared_even_with_a_target_from_the_settings(digits):
     is_forgotten = digits.known["labels"] == 3
     run = digits.unlearn(is_forgotten, held_out=digits.held_out, settings={"target": 1.0}, steps=1)
     assert (run.level.source, run.level.comparison) == ("settings", None)
 
 
 @pytest.mark.slow
-def test_without_held_out_data_a_class_that_is_to_go_is_not_brought_to_chance():
-    # BUG: README says that it is forgotten altogether, and one in ten was to be recognised.
+def test_without_held_out_data_a_class_to_be_forgotten_is_not_brought_to_chance():
+    # BUG: the README says that such a class is forgotten entirely, but the target left one in ten recognised.
     task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=4)
     of = lambda *labels: {"inputs": np.eye(4, dtype=np.float32)[list(labels)], "labels": np.array(labels)}
     found = eupmu.unlearn("EUPMU", task, 9 * jnp.eye(4), of(3, 3, 2, 2), of(0, 1, 2), steps=1).level
@@ -376,8 +376,8 @@ def test_without_held_out_data_a_class_that_is_to_go_is_not_brought_to_chance():
 
 
 @pytest.mark.parametrize(("scale", "known"), [(0.01, False), (1.0, True)])
-def test_small_errors_on_what_was_learned_say_nothing_of_chance(scale, known):
-    # BUG: a regression that knew its data to less than 1 was told that 1 is chance, in whatever unit.
+def test_small_errors_on_learned_data_do_not_make_1_the_level_of_chance(scale, known):
+    # BUG: for a regression with errors below 1 on its data, 1 was taken for chance whatever the unit.
     inputs = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     data = {"inputs": inputs, "targets": scale * (inputs[:, 0] > 0)}
     task = Task(
@@ -391,26 +391,26 @@ def test_small_errors_on_what_was_learned_say_nothing_of_chance(scale, known):
     assert (found.target == 1.0) is known
 
 
-def test_an_example_larger_than_what_fits_is_measured_alone(monkeypatch):
+def test_an_example_larger_than_the_memory_limit_is_measured_alone(monkeypatch):
     monkeypatch.setattr(levels, "OUTPUT_BYTES", 1)
     assert eupmu.unseen_level(GUESS, 1.0, labelled([0, 1])).error == 0.5
 
 
 @pytest.mark.parametrize("lost", ["forget", "held_out"])
-def test_losses_that_are_no_numbers_make_no_comparison_whichever_set_has_them(lost):
+def test_nan_losses_in_either_set_make_the_comparison_nan(lost):
     task = GUESS._replace(retain=lambda outputs, batch: jnp.mean(jnp.where(batch["labels"] == 2, jnp.nan, 1.0)))
     sets = [labelled([0, 1, 2] if name == lost else [0, 1, 1]) for name in ("forget", "held_out")]
     assert np.isnan(compare(task, 1.0, *sets)).all()
 
 
-def test_a_single_error_that_is_no_rate_tells_nothing_apart():
+def test_a_single_error_that_is_not_a_rate_distinguishes_nothing():
     task = GUESS._replace(num_classes=None, error=lambda outputs, batch: batch["labels"] + 0.5)
     found = compare(task, 1.0, labelled([0]), labelled([1]))
     assert (found.low, found.high) == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize(("count", "few"), [(4, True), (5, False)])
-def test_five_unseen_examples_of_a_class_have_a_level_of_their_own(count, few, caplog):
+def test_a_class_needs_five_unseen_examples_for_a_level_of_its_own(count, few, caplog):
     sets = Sets(as_examples("forget", labelled([1, 1])), as_examples("retain", labelled([0, 1])), None)
     held_out = as_examples("held_out", labelled([0] * 95 + [1] * count))
     aim = aim_of(GUESS, 1.0, sets, held_out, None)
@@ -419,6 +419,6 @@ def test_five_unseen_examples_of_a_class_have_a_level_of_their_own(count, few, c
 
 
 @pytest.mark.parametrize("limit", [-2.0, 0.0, 3.0])
-def test_a_figure_at_its_limit_is_within_it_whatever_its_sign(limit):
+def test_a_figure_equal_to_its_limit_is_within_it_whatever_its_sign(limit):
     assert within(limit, limit)
     assert not within(limit + 1e-4, limit)

@@ -31,7 +31,7 @@ def retain_loss(params, batch, key):
 
 @functools.cache
 def built(width):
-    """A step that uses its key, its multiplier and moments, and batches of digits: all that a checkpoint must hold."""
+    """A step whose key, multiplier and moments all matter, and batches of digits: everything a checkpoint must hold."""
     digits = data.load("digits")
     split = data.split(digits.train_labels, "class:3", num_classes=10, seed=0)
     images = digits.train_images.reshape(-1, 64)[:, :width]
@@ -60,7 +60,7 @@ def values(carry):
     return carry._replace(key=jax.random.key_data(carry.key))
 
 
-def test_a_run_in_parts_is_one_in_a_piece_bit_by_bit(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole", 20)
     for steps in (3, 10, 20):
         parts = run(tmp_path / "parts", steps)
@@ -70,7 +70,7 @@ def test_a_run_in_parts_is_one_in_a_piece_bit_by_bit(tmp_path):
     assert not np.array_equal(whole.carry.params["w"], run(tmp_path / "shorter", 19).carry.params["w"])
 
 
-def test_a_checkpoint_that_is_not_what_was_written_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_that_differs_from_what_was_written_is_refused(tmp_path, monkeypatch):
     run(tmp_path / "flipped", 4)
     run(tmp_path / "cut", 4)
     largest = max((p for p in (tmp_path / "cut" / "4").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -95,7 +95,7 @@ def test_each_step_gets_a_key_of_its_own(tmp_path):
     assert seen == expected
 
 
-def test_log_gets_every_so_many_steps_and_the_last(tmp_path):
+def test_log_gets_every_nth_step_and_the_last(tmp_path):
     seen = []
     run(tmp_path, 10, log=lambda count, losses: seen.append((count, losses.shape, type(losses))), log_every=4)
     assert seen == [(4, (2,), np.ndarray), (8, (2,), np.ndarray), (10, (2,), np.ndarray)]
@@ -111,8 +111,8 @@ def test_a_finished_run_is_returned_without_a_step(tmp_path):
     chex.assert_trees_all_equal(values(again.carry), values(finished.carry))
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_no_finished_run(tmp_path, monkeypatch):
-    # BUG: the parameters of a run were lost where its last checkpoint did not fit on the disk.
+def test_a_finished_run_survives_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
+    # BUG: the parameters of a run were lost if its last checkpoint did not fit on the disk.
     whole, wait = run(tmp_path / "whole", 6), ocp.CheckpointManager.wait_until_finished
 
     def full(manager):
@@ -125,27 +125,27 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_finished_run(tmp_path, mon
     chex.assert_trees_all_equal(values(ended.carry), values(whole.carry))
 
 
-def test_a_disk_that_is_full_in_the_middle_is_named(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_during_a_run_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: exec("raise ValueError('no space left')"))
     with pytest.raises(OSError, match=r"^directory: the checkpoint of step 4 or before .*: no space left$"):
         run(tmp_path, 12)
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path, monkeypatch):
-    # BUG: the second one deleted what the first one was writing, and both died.
+    # BUG: the second process deleted what the first was writing, and both crashed.
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     with _alone.alone(tmp_path), pytest.raises(ValueError, match=r"^directory: another run is at work in "):
         run(tmp_path, 4)
     assert run(tmp_path, 4).step == 4
 
 
-def test_a_longer_run_is_not_taken_for_the_one_asked_for(tmp_path):
+def test_a_longer_run_is_not_returned_for_a_shorter_one(tmp_path):
     run(tmp_path, 5)
     with pytest.raises(ValueError, match=r"^steps: got 3 from step 0 on, but .* holds a run of 5 steps$"):
         run(tmp_path, 3)
 
 
-def test_batches_that_end_too_early_are_named():
+def test_batches_that_end_too_early_are_reported():
     advance, carry, batches = start()
     few = lambda step: iter([next(batches(0))])
     with pytest.raises(ValueError, match=r"^batches: got none for step 1, expected them up to step 3$"):
@@ -153,8 +153,8 @@ def test_batches_that_end_too_early_are_named():
 
 
 @pytest.mark.parametrize("content", ["meta", "nothing"])
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, content):
-    # BUG: KeyError and JSONDecodeError came as they were.
+def test_a_folder_that_is_not_a_checkpoint_is_reported(tmp_path, content):
+    # BUG: a raw KeyError or JSONDecodeError was raised.
     if content == "nothing":
         (tmp_path / "3").mkdir()
     else:
@@ -165,8 +165,8 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, content):
         run(tmp_path, 8)
 
 
-def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
-    # BUG: the advice was to delete a whole checkpoint.
+def test_too_many_open_files_are_not_reported_as_damage(tmp_path, monkeypatch):
+    # BUG: the error advised deleting an intact checkpoint.
     run(tmp_path, 4)
     full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     monkeypatch.setattr(loop, "_digest", lambda carry: None)
@@ -182,7 +182,7 @@ def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
         run(tmp_path, 8)
 
 
-def test_a_run_that_breaks_off_loses_the_steps_since_its_checkpoint_alone(tmp_path):
+def test_a_run_that_breaks_off_loses_only_the_steps_since_its_checkpoint(tmp_path):
     whole = run(tmp_path / "whole", 12)
 
     def log(count, metrics):
@@ -197,7 +197,7 @@ def test_a_run_that_breaks_off_loses_the_steps_since_its_checkpoint_alone(tmp_pa
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
-def test_a_run_that_was_killed_while_it_saved_goes_on_without_a_word(tmp_path, caplog):
+def test_a_run_killed_while_saving_resumes_without_a_warning(tmp_path, caplog):
     whole = run(tmp_path / "whole", 12)
     run(tmp_path / "killed", 4)
     half = tmp_path / "killed" / "8.orbax-checkpoint-tmp"
@@ -230,7 +230,7 @@ def test_counts_below_one_are_refused(tmp_path, name):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_caller_keeps_its_parameters(tmp_path):
+def test_the_callers_parameters_are_not_donated(tmp_path):
     params = jax.device_put({"w": np.ones((64, 10), np.float32)}, sharding.param_shardings(np.ones((64, 10)), MESH))
     carry = placement.place(optax.sgd(0.1), params, jax.random.key(0), MESH)
     step = lambda params, state, batches, key: (jax.tree.map(lambda leaf: 2 * leaf, params), state, ())
@@ -300,7 +300,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_eight_devices_then_four_then_one(tmp_path, on_devices):
+def test_a_run_can_resume_on_eight_devices_then_four_then_one(tmp_path, on_devices):
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         env=on_devices(8),
@@ -310,7 +310,7 @@ def test_eight_devices_then_four_then_one(tmp_path, on_devices):
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
-def test_what_is_saved_of_a_history_does_not_grow_while_it_is_written(tmp_path, monkeypatch):
+def test_a_history_does_not_grow_while_it_is_being_saved(tmp_path, monkeypatch):
     saved, save, history = [], ocp.CheckpointManager.save, {"made": []}
 
     def spied(manager, step, args, **options):

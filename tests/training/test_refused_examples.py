@@ -1,4 +1,4 @@
-"""Examples that a task refuses are refused by all that read them."""
+"""Examples that a task refuses are refused by every function that reads them."""
 
 import jax.numpy as jnp
 import pytest
@@ -21,6 +21,6 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", list(READERS))
-def test_the_set_is_named(name):
+def test_the_error_names_the_set(name):
     with pytest.raises(ValueError, match=rf"^{name.partition(',')[0]}: labels: got 5, expected ints from 0 to 1"):
         READERS[name]()

@@ -1,4 +1,4 @@
-"""On real digits: a class that is only suppressed comes back at once, one that was never learned does not."""
+"""On real digits, a class that is merely suppressed comes back at once; one that was never learned does not."""
 
 import chex
 import jax
@@ -17,7 +17,7 @@ FORGOTTEN = 3
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The task, and parameters: original, retrained, suppressed no further than it takes, and suppressed further."""
+    """The task, and parameters of four models: original, retrained, just suppressed, and suppressed further."""
     recipe, cache = problems.Recipe(20, 64, 1e-3), tmp_path_factory.mktemp("cache")
     prepared = problems.make("digits", f"class:{FORGOTTEN}", seed=0, recipe=recipe)
     everything = np.arange(len(prepared.dataset.train_labels))
@@ -55,7 +55,7 @@ def test_a_suppressed_class_relearns_faster_than_one_never_learned(models):
     assert retrained.accuracy[-1] < 20
     assert area_between(suppressed, retrained) > 20
     assert area_between(retrained, suppressed) == -area_between(suppressed, retrained)
-    # As `area_between` warns: what was pushed further takes longer, though no more of it was forgotten.
+    # As `area_between` warns, a class that was suppressed further relearns more slowly, though no more is forgotten.
     assert area_between(further, suppressed) < -20
 
 
@@ -83,7 +83,7 @@ def test_the_step_is_compiled_once_for_all_models_and_rates_and_parameters_are_l
         for params in (original, retrained, original)
         for options in ({"steps": 4, "every": 2, "batch_size": 8, "learning_rate": rate} for rate in (1e-4, 1e-3))
     ]
-    # A step, a measurement, and one example, which tells how many are measured at once.
+    # A step, a measurement, and a single example, whose outputs tell how many to measure at once.
     assert len(traces) == len(set(traces)) == 3
     chex.assert_trees_all_equal(original, before)
     np.testing.assert_array_equal(curves[0].accuracy, curves[4].accuracy)
@@ -92,7 +92,7 @@ def test_the_step_is_compiled_once_for_all_models_and_rates_and_parameters_are_l
 def test_the_curve_is_that_of_a_plain_loop(models):
     prepared, _, _, suppressed, _ = models
     forget, optimizer = prepared.split.forget_ids, optax.adam(1e-3)
-    # One batch of all ids, so their order is of no account.
+    # One batch holds all ids, so their order does not matter.
     curve = curve_of(prepared, suppressed, forget, forget, steps=5, every=2, batch_size=10_000, learning_rate=1e-3)
     params, state, expected = suppressed, optimizer.init(suppressed), []
     inputs, labels = prepared.forget[np.arange(len(forget))].values()
@@ -128,13 +128,13 @@ def test_bad_arguments_are_named(models, changes, message):
         curve_of(prepared, original, **arguments)
 
 
-def test_a_task_without_a_figure_for_people_has_no_curve(models):
+def test_a_task_without_an_error_has_no_curve(models):
     prepared, original, *_ = models
     with pytest.raises(ValueError, match=r"^task\.error: got None, expected a function"):
         curve_of(prepared._replace(task=prepared.task._replace(error=None)), original, np.arange(4), np.arange(4))
 
 
-def test_curves_of_other_steps_are_not_compared():
+def test_curves_with_different_steps_are_not_compared():
     one, other = (Curve(np.array(steps), np.zeros(2)) for steps in ([0, 10], [0, 20]))
     with pytest.raises(ValueError, match=r"^retrained: got steps \[ 0 20\], expected those of curve, \[ 0 10\]"):
         area_between(one, other)
@@ -151,7 +151,7 @@ def linear_examples(count=12):
     return Examples({"inputs": inputs, "labels": (inputs[:, 0] > 0).astype(int)}, np.arange(count))
 
 
-def test_a_part_learns_again_and_the_rest_keeps_its_bits():
+def test_relearning_a_part_leaves_the_rest_unchanged_bit_for_bit():
     examples = linear_examples()
     found = relearn_part(LINEAR, PARAMS, FIRST_ROW, examples, steps=20, batch_size=8, learning_rate=0.1)
     jax.tree.map(
@@ -165,7 +165,7 @@ def test_a_part_learns_again_and_the_rest_keeps_its_bits():
     assert np.any(found["kernel"] != other["kernel"])
 
 
-def test_the_steps_of_models_that_are_compared_are_compiled_once():
+def test_models_that_are_compared_share_one_compiled_step():
     outputs = chex.assert_max_traces(LINEAR.outputs, n=1)
     task, examples = LINEAR._replace(outputs=outputs), linear_examples()
     for scale in (1.0, 2.0):
@@ -185,14 +185,14 @@ def test_the_steps_of_models_that_are_compared_are_compiled_once():
         ({"part": NOTHING}, "part: got no True, expected at least one number that may change"),
     ],
 )
-def test_a_part_that_cannot_be_learned_again_is_named(change, message):
+def test_bad_arguments_of_relearning_a_part_are_named(change, message):
     options = {"part": FIRST_ROW, "examples": linear_examples(), "steps": 1, "batch_size": 4} | change
     with pytest.raises(ValueError, match=message):
         relearn_part(LINEAR, PARAMS, options.pop("part"), options.pop("examples"), **options)
 
 
 @pytest.mark.parametrize("name", ["steps", "every", "batch_size"])
-def test_half_a_step_is_refused(name):
+def test_fractional_counts_are_refused(name):
     both = Examples({"inputs": np.eye(2), "labels": np.arange(2)}, np.arange(2))
     task = classification(lambda w, x: x @ w, num_classes=2)
     with pytest.raises(ValueError, match=rf"^{name}: got 1\.5, expected an int of at least 1"):

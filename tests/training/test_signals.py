@@ -1,4 +1,4 @@
-"""Signals end a run behind a step, with a checkpoint from which it goes on."""
+"""A signal ends a run after the current step, with a checkpoint from which it can resume."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from .test_loop import run, values
 
 
-def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
+def test_sigterm_stops_after_the_step_with_a_checkpoint(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     whole = run(tmp_path / "whole", 12)
 
@@ -29,14 +29,14 @@ def test_sigterm_stops_behind_the_step_with_a_checkpoint(tmp_path):
 
 @pytest.fixture
 def ctrl_c():
-    """What a program does about it that does nothing special; processes that run tests in parallel ignore it."""
+    """Installs the default handler of an ordinary program, since parallel test workers ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(ctrl_c, tmp_path):
-    # BUG: the steps since the last checkpoint were lost, all of them in a run shorter than `save_every`.
+def test_ctrl_c_stops_after_the_step_with_a_checkpoint(ctrl_c, tmp_path):
+    # BUG: the steps since the last checkpoint were lost: in a run shorter than `save_every`, all of them.
     before = signal.getsignal(signal.SIGINT)
     whole = run(tmp_path / "whole", 12)
     log = lambda count, metrics: os.kill(os.getpid(), signal.SIGINT) if count == 5 else None
@@ -49,7 +49,7 @@ def test_ctrl_c_stops_behind_the_step_with_a_checkpoint(ctrl_c, tmp_path):
     chex.assert_trees_all_equal(values(resumed.carry), values(whole.carry))
 
 
-def test_the_second_ctrl_c_ends_a_run_at_once(ctrl_c, tmp_path):
+def test_a_second_ctrl_c_ends_a_run_at_once(ctrl_c, tmp_path):
     def log(count, metrics):
         if count == 5:
             os.kill(os.getpid(), signal.SIGINT)
@@ -60,8 +60,8 @@ def test_the_second_ctrl_c_ends_a_run_at_once(ctrl_c, tmp_path):
         run(tmp_path, 12, log=log, log_every=1)
 
 
-def test_a_signal_while_the_last_checkpoint_is_written_is_told(tmp_path, monkeypatch):
-    # BUG: it was swallowed, and the process went on as if nothing had come.
+def test_a_signal_during_the_last_checkpoint_is_reported(tmp_path, monkeypatch):
+    # BUG: the signal was swallowed, and the process continued.
     close = ocp.CheckpointManager.close
 
     def closed(manager):

@@ -1,4 +1,4 @@
-"""Runs of `unlearn` that are stopped go on to the same end, and a folder of another run is refused."""
+"""Stopped runs of `unlearn` resume to the same result, and the folder of another run is refused."""
 
 import functools
 import os
@@ -20,11 +20,11 @@ from .conftest import FROZEN, SETTINGS, TASK, apply
 
 
 class Stopped(Exception):  # noqa: N818
-    """What the user's own callback raised."""
+    """Raised by the user's callback."""
 
 
 def stop(count, action):
-    """A callback that does something after so many steps."""
+    """A callback that calls `action` after `count` steps."""
     made = []
 
     def on_step():
@@ -49,7 +49,7 @@ def assert_same(run, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["EUPMU", "EUPMU implicit", "random labels"])
-def test_interrupted_and_called_again_it_is_the_same_to_the_bit(digits, method, tmp_path):
+def test_an_interrupted_run_that_is_called_again_gives_the_same_result_bit_for_bit(digits, method, tmp_path):
     run = functools.partial(digits.unlearn, method, probes=4, save_every=5)
     whole = run()
     with pytest.raises(Stopped):
@@ -60,7 +60,7 @@ def test_interrupted_and_called_again_it_is_the_same_to_the_bit(digits, method, 
     assert_same(run(directory=tmp_path, on_step=lambda: pytest.fail("made a step")), whole)
 
 
-def test_sigterm_ends_a_run_that_can_go_on(digits, tmp_path):
+def test_a_run_stopped_by_sigterm_can_resume(digits, tmp_path):
     whole = digits.unlearn("weighted sum")
     on_step = stop(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(InterruptedError, match=rf"^SIGTERM after step [67], which is saved in {tmp_path}; call again"):
@@ -72,7 +72,7 @@ def test_sigterm_ends_a_run_that_can_go_on(digits, tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(digits, tmp_path_factory):
-    """Where the checkpoints of a run of the weighted sum lie."""
+    """The folder with the checkpoints of a run of the weighted sum."""
     directory = tmp_path_factory.mktemp("saved")
     digits.unlearn("weighted sum", directory=directory)
     return directory
@@ -105,8 +105,8 @@ def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
 
 
 @pytest.mark.slow
-def test_a_measured_target_may_be_rounded_otherwise_but_is_of_the_same_unseen_data(digits, tmp_path, monkeypatch):
-    # BUG: on another device a target differs in its last bits, and the run was taken for another one.
+def test_a_run_resumes_with_a_target_that_differs_by_rounding_but_not_with_other_unseen_data(digits, tmp_path, monkeypatch):
+    # BUG: on another device the target differs in its last bits, and the run was taken for a different one.
     aimed = _ready.aim_of
     whole = digits.unlearn("EUPMU", steps=4, held_out=digits.held_out, directory=tmp_path, probes=1)
     rounded = lambda *given: (aim := aimed(*given))._replace(target=aim.target * (1 + 1e-7))
@@ -119,7 +119,7 @@ def test_a_measured_target_may_be_rounded_otherwise_but_is_of_the_same_unseen_da
         again(jax.tree.map(lambda leaf: leaf[:-1], digits.held_out))
 
 
-def test_another_frozen_part_makes_another_run(digits, tmp_path):
+def test_other_frozen_parameters_make_a_different_run(digits, tmp_path):
     run = lambda params: unlearn(
         "weighted sum",
         TASK,
@@ -137,7 +137,7 @@ def test_another_frozen_part_makes_another_run(digits, tmp_path):
         run(digits.params | {"hidden": digits.params["hidden"] + 1})
 
 
-def test_a_run_in_parts_tells_the_time_of_all_of_them(digits, tmp_path, monkeypatch):
+def test_a_resumed_run_reports_the_time_of_all_its_parts(digits, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(_clock.Seconds, "now", lambda: _clock.Seconds(clock[0], clock[0]))
 
@@ -154,16 +154,16 @@ def test_a_run_in_parts_tells_the_time_of_all_of_them(digits, tmp_path, monkeypa
     assert "spent" not in rest.history
 
 
-def test_probes_may_be_left_out_when_a_run_goes_on(digits, tmp_path):
+def test_probes_may_be_omitted_when_a_run_is_resumed(digits, tmp_path):
     digits.unlearn("weighted sum", directory=tmp_path, probes=2)
     found = digits.unlearn("weighted sum", directory=tmp_path, probes=0, progress=True)
     assert found.figures == found.history == {}
 
 
 @pytest.mark.parametrize("part", ["power", "noise"])
-def test_another_power_or_another_noise_makes_another_run(digits, tmp_path, part):
-    # BUG: a second model went on from the end of the first, as what equations are told beside their arguments, and the
-    # numbers of `draw`, were no part of what a run is.
+def test_another_power_or_another_noise_makes_a_different_run(digits, tmp_path, part):
+    # BUG: a second model resumed from the end of the first, since the parameters of jaxpr equations and the constants of
+    # `draw` were not part of the identity of a run.
     def begin(number, **options):
         power, noise = (number, 1.0) if part == "power" else (1, float(number))
         task = classification(lambda params, inputs: apply(params, inputs) ** power, 10)
@@ -178,8 +178,8 @@ def test_another_power_or_another_noise_makes_another_run(digits, tmp_path, part
         begin(5)
 
 
-def test_another_base_under_the_same_adapters_makes_another_run(digits, tmp_path):
-    # BUG: a second model went on from the end of the first, and got its adapters back.
+def test_another_base_under_the_same_adapters_makes_a_different_run(digits, tmp_path):
+    # BUG: a second model resumed from the end of the first, and got the first one's adapters.
     def begin(base, **options):
         adapted = lambda params, inputs: apply({**base, "head": base["head"] + params["head"]}, inputs)
         task, adapters = classification(adapted, 10), {"head": np.zeros_like(base["head"])}
@@ -192,8 +192,8 @@ def test_another_base_under_the_same_adapters_makes_another_run(digits, tmp_path
         begin({**digits.params, "hidden": digits.params["hidden"] * 1.1})
 
 
-def test_a_terminal_makes_no_other_run(monkeypatch):
-    # BUG: JAX colours programs that it prints for a terminal, and a run begun there did not go on in a pipe.
+def test_a_terminal_does_not_change_the_identity_of_a_run(monkeypatch):
+    # BUG: JAX colours the programs that it prints on a terminal, so a run begun there could not resume in a pipe.
     batch = {"inputs": np.ones((4, 64), np.float32), "labels": np.zeros(4, int)}
     params = {"hidden": np.ones((64, 2), np.float32), "head": np.ones((2, 10), np.float32)}
     found = []

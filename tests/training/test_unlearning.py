@@ -1,4 +1,4 @@
-"""`unlearn` on digits of the user's own: what it gives, and what it takes."""
+"""`unlearn` on a user's digits: what it returns, and what it accepts."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ PASSES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", PASSES)
-def test_a_run_counts_its_passes_and_is_watched(digits, method):
+def test_a_run_counts_its_passes_and_records_its_history(digits, method):
     before = jax.tree.map(np.asarray, digits.params)
     ticks = []
     run = digits.unlearn(method, steps=18, retain_batch=144, probes=4, on_step=lambda: ticks.append(1))
@@ -63,7 +63,7 @@ def test_a_run_is_reproduced_by_its_seed(digits):
 
 
 @pytest.mark.slow
-def test_forget_losses_move_the_way_they_should(digits):
+def test_losses_move_in_the_right_direction(digits):
     ascent = digits.unlearn("gradient ascent", settings={"learning_rate": 0.01}, probes=1).history
     tuned = digits.unlearn("fine-tuning", settings={"learning_rate": 0.001}, probes=1).history
     assert ascent["forget_loss"][-1] > 2 * ascent["forget_loss"][0]
@@ -71,11 +71,11 @@ def test_forget_losses_move_the_way_they_should(digits):
 
 
 @pytest.mark.slow
-def test_who_knows_nothing_gets_a_result_near_the_limit(digits):
+def test_default_settings_give_a_result_near_the_limit(digits):
     run = unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, digits.held_out, steps=60, probes=1)
     original, returned = run.figures["original"], run.figures["returned"]
     assert run.level.limit == pytest.approx(run.level.start + 0.0095, abs=1e-4)
-    # The end holds on 972 of the 1,291 retained digits.
+    # The limit is checked on 972 of the 1,291 retained digits at the end.
     noise = np.sqrt(run.level.limit / 972)
     assert run.level.retain_error <= run.level.limit + 2 * noise
     assert original["forget_error"] < 0.1
@@ -90,7 +90,7 @@ def test_who_knows_nothing_gets_a_result_near_the_limit(digits):
     assert original["held_out_error"] == pytest.approx(wrong, abs=1e-6)
 
 
-def test_a_limit_that_takes_most_back_is_warned_of(digits):
+def test_a_limit_that_undoes_most_of_a_run_is_warned_about(digits):
     settings = SETTINGS["EUPMU"] | {"learning_rate": 0.3, "allowed_rise": 1e-4}
     with pytest.warns(UserWarning, match=r"^the run ends at 0\.\d\d of the way to the parameters after the last step"):
         run = digits.unlearn("EUPMU", settings=settings, probes=1)
@@ -111,7 +111,7 @@ def test_a_step_is_compiled_once_wherever_the_parameters_come_from(digits, monke
 
     made, taken = unlearning.jitted_step, []
     monkeypatch.setattr(unlearning, "jitted_step", lambda *given: taken.append(made(*given)) or taken[-1])
-    # As a checkpoint that was restored is.
+    # Restored checkpoints are committed arrays, too.
     committed = jax.device_put(digits.params, jax.devices()[0])
     options = {"steps": 4, "settings": SETTINGS["weighted sum"], "probes": 0}
     runs = [
@@ -119,7 +119,7 @@ def test_a_step_is_compiled_once_wherever_the_parameters_come_from(digits, monke
         for start in (committed, digits.params)
     ]
     assert taken[0] is taken[1]
-    # Once for each of the two, and not again after the first step.
+    # Once for each kind of array, and not again after the first step.
     assert taken[0]._cache_size() == 2
     chex.assert_trees_all_equal(runs[0].params, runs[1].params)
 
@@ -131,7 +131,7 @@ def test_compiling_beforehand_changes_nothing(digits):
     assert warm.compile_seconds > 0 == cold.compile_seconds
 
 
-# What the sets may be kept in.
+# Containers of the sets.
 
 
 @pytest.mark.parametrize("method", ["weighted sum", "EUPMU"])
@@ -157,7 +157,7 @@ def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
     chex.assert_trees_all_equal(run.params, digits.unlearn("weighted sum").params)
 
 
-# Parameters of other kinds.
+# Frozen parameters, Flax states, meshes and half precision.
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(digits, is_frozen):
 
 
 class Model(nnx.Module):
-    """With running statistics and dropout beside its parameters."""
+    """A model with running statistics and dropout in addition to its parameters."""
 
     def __init__(self, rngs):
         self.hidden = nnx.Linear(64, 32, rngs=rngs)
@@ -185,11 +185,11 @@ class Model(nnx.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_state_of_a_flax_model_goes_in_and_comes_out(digits, frozen, tmp_path):
+def test_the_state_of_a_flax_model_keeps_its_structure(digits, frozen, tmp_path):
     graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
     task = classification(lambda params, inputs: nnx.merge(graph, params, rest)(inputs), num_classes=10)
     only_head = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: "head" not in str(path[0]), params)
-    # Nothing is learned here yet, so there is nothing to forget: a target and a limit that the last step keeps.
+    # The model is untrained and has nothing to forget, so choose a target and a limit that the last step keeps.
     settings = BOUNDED | {"target": 1.0, "limit": 1.0}
     options = {"steps": 4, "settings": settings, "probes": 1, "frozen": only_head if frozen else None}
     run = unlearn("EUPMU", task, params, digits.forget, digits.retain, directory=tmp_path, **options)
@@ -236,14 +236,14 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many.para
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives_and_parameters_stay_where_they_lie(on_devices):
+def test_eight_devices_give_the_result_of_one_and_parameters_keep_their_shardings(on_devices):
     finished = subprocess.run([sys.executable, "-c", MESH_SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 @pytest.mark.parametrize("method", ["weighted sum", "EUPMU implicit"])
-def test_parameters_of_half_precision_without_a_gradient_stay_as_they_are(method, digits):
-    # BUG: Adam divided 0 by an epsilon that is 0 in float16.
+def test_half_precision_parameters_without_a_gradient_stay_as_they_are(method, digits):
+    # BUG: Adam divided 0 by an epsilon that rounds to 0 in float16.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), digits.params) | {"idle": jnp.ones(3, jnp.float16)}
     run = unlearn(method, TASK, params, digits.forget, digits.retain, steps=3, probes=0)
     chex.assert_trees_all_equal_dtypes(run.params, params)
@@ -253,7 +253,7 @@ def test_parameters_of_half_precision_without_a_gradient_stay_as_they_are(method
 
 
 def test_a_folder_of_a_run_with_another_loss_is_refused(tmp_path, digits):
-    # BUG: the same call with a loss of another code returned the parameters of the first.
+    # BUG: the same call with a different loss function returned the parameters of the first run.
     of = lambda loss: TASK._replace(forget={"mine": loss})
     up = lambda outputs, batch: -TASK.retain(outputs, batch)
     square = lambda outputs, batch: jnp.mean(outputs**2)
@@ -268,7 +268,7 @@ def test_a_folder_of_a_run_with_another_loss_is_refused(tmp_path, digits):
 
 @pytest.mark.parametrize("part", ["outputs", "error", "divergence"])
 def test_a_folder_of_a_run_with_another_model_error_or_divergence_is_refused(part, tmp_path, digits):
-    # BUG: so did it with a model of another code that has the same parameters.
+    # BUG: a different model function with the same parameters had the same effect.
     options = {"steps": 2, "probes": 0, "directory": tmp_path}
     begin = lambda task: unlearn("SCRUB", task, digits.params, digits.forget, digits.retain, **options).params
     changed = {

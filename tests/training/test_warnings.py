@@ -1,4 +1,4 @@
-"""What a run warns of: examples in two sets, steps that were lost, parameters that are too narrow or too large."""
+"""What a run warns about: examples in two sets, lost steps, and parameters that are too narrow or too large."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ WEIGHTED = SETTINGS["weighted sum"]
 
 
 @pytest.mark.slow
-def test_what_is_retained_too_is_told(digits, caplog):
+def test_forget_examples_that_are_retained_too_are_warned_about(digits, caplog):
     begin = lambda forget, retain: unlearn(
         "weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0
     )
@@ -27,8 +27,8 @@ def test_what_is_retained_too_is_told(digits, caplog):
     assert not caplog.text
 
 
-def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
-    # BUG: the level of unseen data was that of the training data, about 0, and every run reached it.
+def test_held_out_examples_that_are_not_unseen_are_warned_about(digits, caplog):
+    # BUG: the level of unseen data was then that of the training data, about 0, and every run reached it.
     sets = digits.forget, digits.retain
     mixed = jax.tree.map(lambda a, b, c: np.concatenate([a[:2], b[:3], c]), *sets, digits.held_out)
     unlearn("weighted sum", TASK, digits.params, *sets, mixed, steps=1, settings=WEIGHTED, probes=0)
@@ -37,8 +37,8 @@ def test_what_is_held_out_but_not_unseen_is_told(digits, caplog):
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64])
-def test_what_is_held_out_is_found_in_the_data_whatever_its_type(digits, caplog, kind):
-    # BUG: on the device int64 was int32, and nothing equalled what was held out.
+def test_held_out_examples_are_found_in_the_training_data_whatever_their_dtype(digits, caplog, kind):
+    # BUG: int64 became int32 on the device, so no held-out example equalled any other.
     wide = lambda tree: jax.tree.map(
         lambda leaf: leaf.astype(kind) if leaf.dtype.kind == kind().dtype.kind else leaf, tree
     )
@@ -48,14 +48,14 @@ def test_what_is_held_out_is_found_in_the_data_whatever_its_type(digits, caplog,
     assert "held_out: 20 of the 20 examples are, or equal, some to retain" in caplog.text
 
 
-def test_a_rate_that_is_at_its_target_before_the_run_is_told(digits, caplog):
+def test_an_error_rate_at_its_target_before_the_run_is_warned_about(digits, caplog):
     sizes = {"steps": 1, "probes": 0, "forget_batch": 8, "retain_batch": 8}
     unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, settings={"target": 0.0}, **sizes)
     assert "at or above the target of 0 already, so nothing is to be forgotten" in caplog.text
 
 
-def test_rows_that_are_twice_in_one_tree_are_told_once_each(digits, caplog):
-    # BUG: equal rows of one tree were not looked for, and of two trees each kind was counted once.
+def test_duplicate_rows_are_each_counted_once(digits, caplog):
+    # BUG: equal rows within one tree were not searched for, and between two trees only distinct rows were counted.
     tree = jax.tree.map(lambda a, b: np.concatenate([a[:5], a[:5], b[:90]]), digits.forget, digits.retain)
     forget, retain = (Examples(tree, np.arange(*part)) for part in ((0, 5), (5, 100)))
     unlearn("weighted sum", TASK, digits.params, forget, retain, steps=1, settings=WEIGHTED, probes=0)
@@ -66,8 +66,8 @@ def test_rows_that_are_twice_in_one_tree_are_told_once_each(digits, caplog):
     assert "retain: 10 of the 10 examples to forget" in caplog.text
 
 
-def test_steps_that_were_refused_are_told(digits, caplog):
-    # BUG: a run of which no step was taken looked like any other.
+def test_refused_steps_are_warned_about(digits, caplog):
+    # BUG: a run in which every step was refused looked like any other.
     lost = lambda outputs, batch: jnp.nan * jnp.sum(outputs)
     task = TASK._replace(forget={"lost": lost} | dict(TASK.forget))
     settings = {"learning_rate": 0.003, "forget_objective": "lost", "allowed_rise": 0.05}
@@ -76,7 +76,7 @@ def test_steps_that_were_refused_are_told(digits, caplog):
     assert "3 of 3 steps were refused" in caplog.text
 
 
-def test_steps_that_narrow_parameters_lose_are_told(digits, caplog):
+def test_steps_that_narrow_parameters_round_away_are_warned_about(digits, caplog):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), digits.params)
     sets = digits.forget, digits.retain
     unlearn("weighted sum", TASK, narrow, *sets, steps=1, settings=WEIGHTED, probes=0)
@@ -86,7 +86,7 @@ def test_steps_that_narrow_parameters_lose_are_told(digits, caplog):
     assert not caplog.text
 
 
-def test_large_frozen_parameters_are_told_how_not_to_be_copied(digits, caplog, monkeypatch):
+def test_large_frozen_parameters_get_a_warning_that_says_how_to_avoid_copies(digits, caplog, monkeypatch):
     options = {"steps": 1, "settings": WEIGHTED, "probes": 0, "frozen": FROZEN}
     unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert not caplog.text

@@ -38,7 +38,7 @@ def test_a_batch_may_span_two_passes():
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_step_is_the_same_from_wherever_one_starts(threads):
+def test_the_batches_of_a_step_do_not_depend_on_the_first_step(threads):
     start = feed.batches(identity, [FORGET, RETAIN], [8, 5], MESH, seed=3, threads=threads)
     assert drawn(start(7), 3) == drawn(start(0), 10)[7:]
     assert drawn(start(10**8), 1) == drawn(start(10**8 - 1), 2)[1:]
@@ -80,7 +80,7 @@ def test_bad_sizes_are_refused_before_anything_is_read(ids, sizes, message):
         feed.batches(lambda ids: pytest.fail("read"), ids, sizes, MESH, seed=0)
 
 
-def test_a_reader_that_drops_rows_is_found_out():
+def test_a_reader_that_drops_rows_is_detected():
     with pytest.raises(ValueError, match=r"read: got a leaf of shape \(3,\) for 4 ids"):
         next(feed.batches(lambda ids: ids[1:], [FORGET], [4], MESH, seed=0)(0))
 
@@ -110,13 +110,13 @@ with pytest.raises(ValueError, match="sizes: got 12 for set 0, expected a multip
 """
 
 
-def test_the_mesh_changes_the_places_of_a_batch_and_not_the_batch(on_devices):
+def test_the_mesh_changes_the_sharding_of_a_batch_and_not_its_values(on_devices):
     finished = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 @pytest.mark.parametrize("make", [feed.batches, feed.layout])
-def test_a_mesh_without_its_axis_is_told(make):
+def test_a_mesh_without_the_data_axis_is_refused(make):
     arguments = lambda ids: {"x": ids}, [np.arange(3)], [3], jax.make_mesh((1,), ("model",))
     with pytest.raises(ValueError, match=r"^mesh: got axes model, expected data among them"):
         make(*arguments, **({"seed": 0} if make is feed.batches else {}))

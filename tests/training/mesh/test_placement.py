@@ -39,8 +39,8 @@ for count in (256, 250):
 
 
 @pytest.mark.slow
-def test_a_pass_over_any_number_of_examples_is_shared_out(on_devices):
-    # BUG: all but the steps ran whole on every device of a mesh.
+def test_a_pass_over_any_number_of_examples_is_sharded(on_devices):
+    # BUG: everything but the steps ran in full on every device of a mesh.
     ended = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
@@ -67,8 +67,8 @@ np.testing.assert_allclose(many.history["retain_loss"], one.history["retain_loss
 
 
 @pytest.mark.slow
-def test_two_processes_unlearn_as_one_does(tmp_path):
-    # BUG: a key could not be laid on the devices of other processes, nor parameters in parts be told from others.
+def test_two_processes_give_the_result_of_one(tmp_path):
+    # BUG: a key could not be put on the devices of other processes, nor sharded parameters be compared with others.
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -90,13 +90,13 @@ def test_two_processes_unlearn_as_one_does(tmp_path):
     assert [process.returncode for process in started] == [0, 0], errors[0][-2000:]
 
 
-def test_scalars_among_the_parameters_lie_everywhere():
-    # BUG: they were refused on a mesh alone, with AttributeError.
+def test_scalar_parameters_are_replicated():
+    # BUG: they were refused, on a mesh only, with an AttributeError.
     places = sharding.param_shardings({"w": np.ones((512, 64)), "scale": 1.0}, sharding.make_mesh())
     assert tuple(places["scale"].spec) == ()
 
 
-def test_a_mesh_without_the_axis_is_named():
+def test_a_mesh_without_the_data_axis_is_refused_and_its_axes_are_named():
     mesh = jax.make_mesh((1,), ("model",))
     with pytest.raises(ValueError, match=r"^mesh: got axes model, expected data among them"):
         sharding.batch_shardings((np.ones((2, 3)),), mesh)
@@ -107,12 +107,12 @@ def test_a_mesh_without_the_axis_is_named():
 
 
 @pytest.mark.parametrize("axes", ["model", ("model", "model")])
-def test_axes_are_different_names(axes):
+def test_axes_must_be_distinct_names(axes):
     with pytest.raises(ValueError, match=r"^axes: got .*, expected a tuple of distinct names"):
         sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh(), axes=axes)
 
 
-def test_layouts_of_nothing_and_of_one_for_all_are_refused():
+def test_an_empty_tree_of_shardings_and_a_single_sharding_are_refused():
     with pytest.raises(ValueError, match=r"^shardings: got a tree without leaves"):
         sharding.state_shardings(optax.adam(0.1), {}, {})
     one = sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh())
@@ -120,7 +120,7 @@ def test_layouts_of_nothing_and_of_one_for_all_are_refused():
         sharding.gram_matrix({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, one)
 
 
-def test_a_stacked_sum_lies_as_its_parameter_behind_the_objectives():
+def test_a_stacked_sum_is_sharded_like_its_parameter_with_the_objective_axis_replicated():
     params = {"w": jax.ShapeDtypeStruct((512, 128), np.float32)}
     sums = {"w": jax.ShapeDtypeStruct((2, 512, 128), np.float32)}
     _, places = placement.places_of(params, {"sums": sums, "other": {"w": np.ones(3)}}, sharding.make_mesh())
@@ -128,7 +128,7 @@ def test_a_stacked_sum_lies_as_its_parameter_behind_the_objectives():
     assert tuple(places["other"]["w"].spec) == ()
 
 
-def test_a_key_keeps_its_kind():
+def test_a_key_keeps_its_implementation():
     key = jax.random.key(7, impl="rbg")
     carry = placement.place(optax.sgd(0.1), {"w": np.ones(3)}, key, sharding.make_mesh())
     assert carry.key == key
@@ -159,6 +159,6 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_layout_of_ones_own_is_kept_and_changes_no_result(on_devices):
+def test_a_users_own_sharding_is_kept_and_does_not_change_the_result(on_devices):
     ended = subprocess.run([sys.executable, "-c", OWN_LAYOUT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]

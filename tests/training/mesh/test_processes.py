@@ -1,7 +1,7 @@
-"""Several processes on this machine, over loopback with gloo, against one.
+"""Several processes on this machine, connected over loopback with gloo, against one.
 
-With two devices, two processes equal one bit by bit: a sum of two numbers has one order. With four, one process adds
-them in another order than gloo's ring does, so one and four processes agree to rounding, two and four bit by bit.
+With two devices, two processes equal one bit for bit, since a sum of two numbers has only one order. With four devices,
+one process adds in another order than gloo's ring: one and four processes agree to rounding, two and four bit for bit.
 """
 
 import json
@@ -109,7 +109,7 @@ def digits(tmp_path_factory):
 
 
 def run(digits, out, processes, devices, *, method="implicit", interrupt=False):
-    """Starts the script in so many processes with so many devices in all; what each says it made."""
+    """Starts the script in `processes` processes with `devices` devices in total, and returns what each reports."""
     out.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -170,7 +170,7 @@ def test_two_processes_equal_one(digits, one, tmp_path):
 
 
 def test_sigterm_in_one_of_two_then_one_or_four_processes(digits, one, tmp_path):
-    """The signal goes to the second process alone; both stop at one step, and others go on from there."""
+    """Only the second process gets the signal; both stop at the same step, and other processes resume from there."""
     stopped = tmp_path / "stopped"
     first, second = run(digits, stopped, 2, 2, interrupt=True)
     assert first == second

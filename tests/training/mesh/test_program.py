@@ -1,4 +1,4 @@
-"""Collectives of real programs on eight forced host devices, and of lines as a TPU's compiler writes them."""
+"""Collectives of real programs on eight forced host devices, and of HLO lines in the form of the TPU compiler."""
 
 import json
 import subprocess
@@ -75,11 +75,11 @@ def test_collectives_of_compiled_programs(rows, name, kind, size, group, receive
     assert row["once"] == [[kind, size, group, 1, received]]
     assert row["scanned"] == [[kind, size, group, 5, 5 * received]]
     assert row["nested"] == [[kind, size, group, 35, 35 * received]]
-    if kind not in ("all-reduce", "reduce-scatter"):  # Sums of 16 bits are made in 32.
+    if kind not in ("all-reduce", "reduce-scatter"):  # XLA sums 16-bit numbers in 32 bits.
         assert row["half"] == [[kind, size / 2, group, 1, received / 2]]
 
 
-def test_a_program_without_exchanges_has_none(rows):
+def test_a_program_without_communication_has_no_collectives(rows):
     assert rows["none"] == []
 
 
@@ -101,7 +101,7 @@ def entry(*lines, before=""):
         ("replica_groups=mesh['data'=16,'model'=4]{'data'}", 16),
     ],
 )
-def test_groups_in_every_notation(groups, expected):
+def test_group_sizes_are_read_in_every_notation(groups, expected):
     line = f"%sum = f32[3]{{0:T(128)}} all-reduce(%param), channel_id=1, {groups}, to_apply=%add.1"
     found = collectives(entry(line))
     assert found == [Collective("all-reduce", "f32[3]", 12, expected, 1)]
@@ -111,13 +111,13 @@ def test_groups_in_every_notation(groups, expected):
 @pytest.mark.parametrize(
     ("dtype", "size"), [("f32", 4), ("bf16", 2), ("f16", 2), ("s8", 1), ("pred", 1), ("f64", 8), ("u32", 4)]
 )
-def test_sizes_are_those_of_the_type_without_its_layout(dtype, size):
+def test_layouts_do_not_affect_sizes(dtype, size):
     shape = f"{dtype}[6,128]{{1,0:T(8,128)(2,1)S(1)}}"
     line = f"%all = {shape} all-gather(%param), replica_groups=[2,4]<=[8], dimensions={{0}}"
     assert collectives(entry(line)) == [Collective("all-gather", f"{dtype}[6,128]", 768 * size, 4, 1)]
 
 
-def test_reductions_of_several_arrays_are_one_of_the_size_of_all():
+def test_a_reduction_of_several_arrays_is_one_collective_of_their_total_size():
     line = "%sum = (f32[3]{0}, /*index=1*/bf16[4,2]{1,0}, f32[]) all-reduce(%a, %b, %c), replica_groups=[1,8]<=[8]"
     (found,) = collectives(entry(line))
     assert (found.shape, found.size) == ("(f32[3], bf16[4,2], f32[])", 12 + 16 + 4)
@@ -158,12 +158,12 @@ def test_parts_of_one_channel_are_one_collective():
     assert len(collectives(entry(*calls, before=apart))) == 3
 
 
-def test_collectives_without_a_channel_are_told_apart_by_their_lines():
+def test_collectives_without_a_channel_are_distinguished_by_their_lines():
     line = "%g{} = f32[64]{{0}} all-gather(%param), replica_groups=[1,8]<=[8], dimensions={{0}}"
     assert len(collectives(entry(line.format(".1"), line.format(".2")))) == 2
 
 
-def test_what_nothing_calls_does_not_run():
+def test_computations_that_are_never_called_do_not_count():
     assert collectives(entry("ROOT %x = f32[8] add(%param, %param)", before=computation("dead", 1))) == []
 
 
@@ -187,14 +187,14 @@ LOOP = "%loop = (s32[], f32[8]) while(%init), condition=%cond, body=%body"
     ],
     ids=["from its condition", "with a layout", "of another direction", "unknown", "known"],
 )
-def test_a_loop_turns_as_often_as_the_compiler_or_its_condition_say(test, attributes, turns):
+def test_the_trip_count_of_a_loop_comes_from_the_compiler_or_its_condition(test, attributes, turns):
     before = ADD + computation("body", 1) + condition(*test)
     (found,) = collectives(entry(LOOP + attributes, before=before))
     assert found.times == turns
     assert found.received == turns * 256 * 7 / 8
 
 
-def test_a_computation_called_from_two_places_runs_twice():
+def test_a_computation_called_from_two_places_counts_twice():
     calls = ["%a = f32[64] fusion(%param), calls=%shared", "%b = f32[64] call(%param), to_apply=%shared"]
     assert [c.times for c in collectives(entry(*calls, before=computation("shared", 1)))] == [2]
 
@@ -207,7 +207,7 @@ def test_every_branch_counts():
     assert [c.times for c in collectives(entry(switch, either, before=before))] == [1, 1, 1, 1]
 
 
-def test_kinds_are_found_in_names_of_operations_only():
+def test_only_operation_names_make_a_collective():
     lines = [f'%{kind}.1 = f32[8] add(%param, %{kind}.0), metadata={{op_name="{kind}"}}' for kind in KINDS]
     assert collectives(entry(*lines)) == []
 
@@ -215,7 +215,7 @@ def test_kinds_are_found_in_names_of_operations_only():
 @pytest.mark.parametrize(
     ("shape", "size"), [("f8e4m3fn[1024]", 1024), ("c64[1024]", 8192), ("s4[3]", 2), ("pred[7]", 7), ("bf16[8]", 16)]
 )
-def test_bytes_of_every_type(shape, size):
+def test_sizes_of_unusual_dtypes(shape, size):
     (found,) = collectives(entry(f"%a = {shape} all-reduce(%p), channel_id=1, replica_groups={{{{0,1}}}}"))
     assert (found.size, found.group) == (size, 2)
 
