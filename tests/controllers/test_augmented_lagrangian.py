@@ -14,7 +14,7 @@ START = np.array([0.0, 1.0, 5.0])
 
 @jax.jit
 def run(errors, start, penalty, dual_learning_rate):
-    """Multipliers, projected to >= 0 as `implicit_surgery` does, and their estimates after each error."""
+    """Multipliers, projected to >= 0 as in `implicit_surgery`, and their estimates after each error."""
     controller = augmented_lagrangian(penalty, dual_learning_rate)
 
     def step(carry, error):
@@ -55,7 +55,7 @@ def test_the_multiplier_is_the_derivative_of_the_augmented_lagrangian(errors, pe
     np.testing.assert_allclose(multipliers, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_estimate_starts_at_the_initial_multiplier_and_outlives_it():
+def test_the_estimate_starts_at_the_initial_multiplier_and_survives_its_donation():
     controller, multipliers = augmented_lagrangian(1.0), jnp.array([2.0, 3.0])
     state = controller.init(multipliers)
     jax.jit(lambda multipliers: multipliers + 1, donate_argnums=0)(multipliers)

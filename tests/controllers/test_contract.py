@@ -1,4 +1,4 @@
-"""What every controller keeps to."""
+"""The contract that every controller keeps."""
 
 import chex
 import jax
@@ -17,7 +17,7 @@ every_controller = pytest.mark.parametrize("controller", CONTROLLERS.values(), i
 
 
 def run(controller, errors):
-    """Multipliers after each error, projected to >= 0 as `implicit_surgery` does."""
+    """Multipliers after each error, projected to >= 0 as in `implicit_surgery`."""
 
     def step(carry, error):
         multipliers, state = carry
@@ -40,7 +40,7 @@ def test_any_tree_of_multipliers_keeps_its_shapes_and_dtypes(controller, dtype):
 
 
 @pytest.mark.parametrize("name", ["augmented_lagrangian", "quadratic_penalty"])
-def test_what_reads_the_multipliers_says_so(name):
+def test_a_controller_that_reads_the_multipliers_reports_missing_ones(name):
     controller = CONTROLLERS[name]
     with pytest.raises(ValueError, match=r"^params: got None"):
         controller.update(jnp.ones(1), controller.init(jnp.zeros(1)))

@@ -14,7 +14,7 @@ gains = st.sampled_from([0.0, 0.3, 4.0])
 
 @jax.jit
 def run(errors, start, proportional, integral, nu):
-    """Multipliers after each error, projected to >= 0 as `implicit_surgery` does, and the last state."""
+    """Multipliers after each error, projected to >= 0 as in `implicit_surgery`, and the last state."""
     controller = nu_pi(proportional, integral, nu)
 
     def step(carry, error):
@@ -44,13 +44,13 @@ def test_the_recursion_of_the_paper(errors, proportional, integral, nu):
     assert state.count == len(errors)
 
 
-def test_the_first_error_moves_the_integral_part_alone():
+def test_the_first_error_moves_only_the_integral_part():
     controller = nu_pi(proportional=100.0, integral=0.5, nu=0.9)
     moves, _ = controller.update(-jnp.array([0.5]), controller.init(jnp.zeros(1)), jnp.zeros(1))
     np.testing.assert_allclose(moves, [0.25])
 
 
-def test_a_long_time_below_the_limit_stores_nothing():
+def test_a_long_time_below_the_limit_does_not_wind_up_the_integral():
     errors = jnp.concatenate([jnp.full((1000, 1), -1.0), jnp.full((2, 1), 0.5)])
     multipliers, _ = run(errors, jnp.array([3.0]), 2.0, 1.0, 0.0)
     np.testing.assert_array_equal(multipliers[3:1000], 0)

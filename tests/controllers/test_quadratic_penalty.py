@@ -13,7 +13,7 @@ errors_of_a_run = arrays(np.float64, (12, 3), elements=st.floats(-2, 2))
 
 @jax.jit
 def run(errors, start, penalty, growth, violation_tolerance):
-    """Multipliers after each error, projected to >= 0 as `implicit_surgery` does, and the last state."""
+    """Multipliers after each error, projected to >= 0 as in `implicit_surgery`, and the last state."""
     controller = quadratic_penalty(penalty, growth, violation_tolerance)
 
     def step(carry, error):
@@ -29,7 +29,7 @@ def run(errors, start, penalty, growth, violation_tolerance):
 @given(
     errors_of_a_run, st.sampled_from([0.1, 2.0]), st.sampled_from([1.0, 1.5]), st.sampled_from([-0.5, 0.0, 1e-4, 1.0])
 )
-def test_the_penalty_weighs_the_violation_and_grows_while_there_is_one(errors, penalty, growth, violation_tolerance):
+def test_the_penalty_weights_the_violation_and_grows_with_it(errors, penalty, growth, violation_tolerance):
     rho, expected = np.full(3, penalty), []
     for e in errors:
         expected.append(rho * np.maximum(e, 0))

@@ -1,4 +1,4 @@
-"""`scale_by_limit`: its rule by hand, what it leaves alone, and a learning rate that would ruin a model without it."""
+"""`scale_by_limit`: its rule by hand, what it leaves alone, and a learning rate that ruins a model without it."""
 
 import chex
 import jax
@@ -16,7 +16,7 @@ NAMES = ("forget", "retain", "held_out")
 
 
 def run(tx, figures):
-    """The scales of the updates for these figures of the retain batch, and the last state."""
+    """The scales of the updates for given errors of the retain batch, and the last state."""
     state, scales = tx.init(jnp.zeros(3)), []
     for figure in figures:
         updates, state = tx.update(jnp.ones(3), state, errors=jnp.array([0.9, figure]))
@@ -40,7 +40,7 @@ def test_scales_are_those_of_the_rule(figures, limit):
 
 
 def longer_by_hand(errors, limit, target, safe, most):
-    """With the averages as weighted sums, not step by step."""
+    """The rule with its averages as weighted sums instead of recursions."""
     scale, scales, peak = 0.5, [], 0.5
     for t in range(len(errors)):
         weights = 0.9 ** np.arange(t + 1)[::-1]
@@ -54,7 +54,7 @@ def longer_by_hand(errors, limit, target, safe, most):
     return scales
 
 
-# Apart from the thresholds by more than averages are rounded.
+# The averages of these figures stay away from the thresholds by more than their rounding errors.
 FIGURES = st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
 
@@ -72,7 +72,7 @@ def test_with_a_target_a_forget_figure_that_is_not_finite_changes_no_state():
     _, state = run(tx, [0.0])
     _, after = tx.update(jnp.ones(3), state, errors=jnp.array([np.nan, 0.0]))
     chex.assert_trees_all_equal(after, state)
-    # Without one it is not looked at, and leaves nothing behind.
+    # Without a target the forget figure is ignored.
     _, after = scale_by_limit(0.1).update(jnp.ones(3), state, errors=jnp.array([np.nan, 0.0]))
     chex.assert_tree_all_finite(after)
     assert after.scale > state.scale
@@ -86,20 +86,20 @@ def test_each_argument_is_one_number(name):
         scale_by_limit(**{"limit": 0.1, name: values})
 
 
-def test_the_least_length_is_no_longer_than_the_first():
-    # BUG: a step beyond the limit made the steps ten times longer.
+def test_the_least_scale_may_not_exceed_the_first():
+    # BUG: exceeding the limit made the steps ten times longer.
     with pytest.raises(ValueError, match=r"^least: got 1.0, expected at most `start`, 0.1"):
         scale_by_limit(0.1, start=0.1, least=1.0)
 
 
-def test_steps_grow_to_the_optimizers_own_and_no_further():
+def test_steps_grow_up_to_the_optimizers_own_length():
     scales, _ = run(scale_by_limit(0.1), [0.0] * 20)
     assert scales[0] == pytest.approx(0.13)
     assert scales[-1] == 1.0
     assert np.all(np.diff(scales) >= 0)
 
 
-def test_one_error_within_the_margin_shortens_nothing():
+def test_an_error_within_the_margin_does_not_shorten_the_step():
     assert run(scale_by_limit(0.1, 0.05), [0.14])[0] == pytest.approx([0.13])
     assert run(scale_by_limit(0.1, 0.05), [0.16])[0] == pytest.approx([0.05])
 
@@ -107,23 +107,23 @@ def test_one_error_within_the_margin_shortens_nothing():
 def test_a_repair_is_not_slowed_down():
     scales, _ = run(scale_by_limit(0.1), [0.8, 0.5, 0.3, 0.2])
     assert scales[0] < 0.1
-    # The second figure is still above the average of those before it, from 0 on.
+    # The second figure is still above the average of those before it, which starts from 0.
     assert np.all(np.diff(scales[1:]) > 0)
 
 
-def test_an_error_that_stays_where_it_is_shortens_no_step():
-    # BUG: very short steps leave the error where it is, with the noise of its batches, and that made them shorter yet.
+def test_a_constant_error_does_not_shorten_the_steps():
+    # BUG: very short steps leave the error constant up to batch noise, and this noise made them shorter still.
     n, rate, limit = 192, 0.05, 0.01
     noise = lambda figure: 2 * jnp.sqrt(figure * (1 - figure) / n)
     figures = np.random.default_rng(0).binomial(n, rate, size=200) / n
     scales, _ = run(scale_by_limit(limit, noise, start=0.01), figures)
     assert np.mean(np.array(scales[50:]) > 0.5) > 0.8
-    # One that rises by more than noise does shortens it still.
+    # An error that rises by more than noise still shortens them.
     rising, _ = run(scale_by_limit(limit, noise), [0.1, 0.2, 0.4, 0.8])
     assert np.all(np.diff(rising) < 0)
 
 
-def test_what_a_long_step_did_another_as_long_may_repair():
+def test_the_damage_of_a_long_step_may_be_repaired_by_steps_as_long():
     tx = scale_by_limit(0.01, start=1.0, target=0.5, safe=0.005, most=30.0)
     errors = [[0.1, 0.0]] * 10 + [[1.0, 0.4]] + [[1.0, 0.3 - 0.001 * n] for n in range(40)]
     state, scales = tx.init(jnp.ones(())), []
@@ -150,7 +150,7 @@ def test_a_figure_that_is_not_finite_changes_no_state(figure):
     chex.assert_trees_all_equal(after, state)
 
 
-def test_updates_keep_their_types():
+def test_updates_keep_their_dtypes():
     updates = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
     tx = scale_by_limit(0.1)
     scaled, _ = jax.jit(tx.update)(updates, tx.init(updates), errors=jnp.zeros(2))
@@ -184,8 +184,8 @@ def test_bad_numbers_are_named(make, message):
 
 
 @pytest.mark.slow
-def test_a_rate_that_ruins_a_trained_model_leaves_it_whole():
-    """Digits known by heart, at ten times the largest rate that is searched."""
+def test_a_learning_rate_that_ruins_a_trained_model_does_no_harm_with_it():
+    """The model has memorised its digits, and the rate is ten times the largest in the search space."""
     parts, before = level.split("random:10%", 0), level.original(0)
 
     def worst(method, **settings):
@@ -198,7 +198,7 @@ def test_a_rate_that_ruins_a_trained_model_leaves_it_whole():
     assert worst("EUPMU") < 0.25
 
 
-def test_between_safe_and_the_limit_long_steps_stay_as_long_as_they_are():
+def test_between_safe_and_the_limit_long_steps_keep_their_length():
     tx = scale_by_limit(0.3, start=1.0, target=0.9, safe=0.1, most=4.0)
     state, scales = tx.init(jnp.zeros(1)), []
     for retain in [0.0] * 8 + [0.2] * 16:

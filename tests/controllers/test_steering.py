@@ -1,4 +1,4 @@
-"""`forget_level` and `retain_limit`: where they come to rest, what noise does, and what a surgery still guarantees."""
+"""`forget_level` and `retain_limit`: where they settle, the effect of noise, and what surgery still guarantees."""
 
 import chex
 import jax
@@ -22,7 +22,7 @@ def steering(state):
 
 
 def flow(tx, figure, steps=4_000, rate=0.01):
-    """The flow of a forget loss -x and a retain loss x^2 / 2, whose direction is 0 where its weights are 1 and x."""
+    """The flow on a forget loss -x and a retain loss x^2 / 2, which stops where the forget weight is x."""
     chain = optax.chain(tx, mean(), optax.sgd(2 * rate))
 
     def step(carry, _):
@@ -36,14 +36,14 @@ def flow(tx, figure, steps=4_000, rate=0.01):
 
 
 @pytest.mark.parametrize("gain", [1.0, 4.0, 20.0])
-def test_proportional_control_rests_short_of_the_target_by_the_weight_over_the_gain(gain):
+def test_proportional_control_settles_short_of_the_target_by_the_weight_over_the_gain(gain):
     x, state, _ = flow(forget_level(0.5, proportional=gain), lambda x: jnp.stack([x, 0 * x]))
     weight = float(state.weights[0])
     assert x == pytest.approx(gain * 0.5 / (gain + 1), abs=1e-6)
     assert x == pytest.approx(0.5 - weight / gain, abs=1e-6)
 
 
-def test_the_integral_part_reaches_the_target_itself():
+def test_with_an_integral_part_the_target_is_reached_exactly():
     x, state, _ = flow(forget_level(0.5, proportional=4.0, integral=0.05), lambda x: jnp.stack([x, 0 * x]))
     assert x == pytest.approx(0.5, abs=1e-6)
     assert float(state.weights[0]) == pytest.approx(0.5, abs=1e-5)
@@ -56,8 +56,8 @@ def test_a_target_out_of_reach_saturates_and_the_integral_does_not_wind_up():
     chex.assert_trees_all_close((state.weights, state.integrals), (jnp.array([0.3]), jnp.array([0.0])))
 
 
-def test_the_weight_vanishes_at_an_error_of_1_which_no_level_passes():
-    # BUG: the integral of the way there kept the weight full once the class was gone.
+def test_at_a_target_of_1_the_weight_vanishes_once_the_error_reaches_it():
+    # BUG: the integral accumulated on the way kept the weight at its maximum after the class was forgotten.
     tx = forget_level(1.0, proportional=50.0, integral=0.2, max_weight=2.0)
     state = tx.init(PARAMS)
     for error in [0.0] * 10 + [1.0] * 60:
@@ -75,7 +75,7 @@ def test_a_target_may_follow_a_ramp():
 
 
 @pytest.mark.parametrize("integral", [0.0, 0.2])
-def test_the_limit_holds_where_the_theory_says(integral):
+def test_the_retain_error_settles_where_the_theory_says(integral):
     # Rows -1 and w x balance at x = 1 / w with w = 1 + K (x - limit): x (1 + K (x - limit)) = 1.
     gain, limit = 2.0, 0.5
     x, state, _ = flow(
@@ -86,7 +86,7 @@ def test_the_limit_holds_where_the_theory_says(integral):
     assert float(state.weights[0]) == pytest.approx(1 / expected, abs=1e-5)
 
 
-def test_a_target_that_is_once_not_finite_is_a_step_refused():
+def test_a_target_that_is_not_finite_refuses_the_step():
     # BUG: the integral kept its NaN, so that every later weight was NaN too.
     tx = forget_level(lambda count: jnp.where(count == 1, jnp.nan, 0.5), integral=0.2)
     state = tx.init(PARAMS)
@@ -100,7 +100,7 @@ def test_a_target_that_is_once_not_finite_is_a_step_refused():
 
 
 @pytest.mark.parametrize("make", [forget_level, retain_limit])
-def test_one_number_and_an_int_are_asked_for(make):
+def test_gains_must_be_single_numbers_and_num_objectives_an_int(make):
     for name in ("proportional", "integral", "decay", "max_weight"):
         with pytest.raises(ValueError, match=rf"^{name}: got shape \(2,\), expected one number"):
             make(0.1, **{name: np.full(2, 1.5 if name == "max_weight" else 0.1)})
@@ -109,7 +109,7 @@ def test_one_number_and_an_int_are_asked_for(make):
             make(0.1, num_objectives=wrong)
 
 
-def test_a_limit_for_each_constraint_says_how_many_there_are():
+def test_limits_for_each_constraint_fix_their_number():
     tx = retain_limit(np.array([0.1, 0.2]))
     scaled, _ = tx.update({"w": jnp.ones((3, 2))}, tx.init(PARAMS), PARAMS, errors=jnp.array([0.9, 0.1, 0.2]))
     chex.assert_trees_all_equal(scaled, {"w": jnp.ones((3, 2))})
@@ -161,7 +161,7 @@ def test_smoothing_has_no_bias(seed):
         np.testing.assert_allclose(state.levels[0], np.average(figures[: count + 1], weights=weights), rtol=1e-4)
 
 
-def test_noise_of_a_batch_is_as_large_as_the_docstring_says():
+def test_batch_noise_is_as_large_as_the_docstring_says():
     rng = np.random.default_rng(0)
     figures = rng.binomial(64, 0.1, size=4_000).astype(np.float32) / 64
     tx = forget_level(0.1, decay=0.9)
@@ -176,7 +176,7 @@ def test_noise_of_a_batch_is_as_large_as_the_docstring_says():
 
 @pytest.mark.parametrize("make", [forget_level, retain_limit])
 @pytest.mark.parametrize("fault", ["errors", "losses"])
-def test_a_step_that_is_not_finite_is_refused_by_the_whole_chain(make, fault):
+def test_the_whole_chain_refuses_a_step_that_is_not_finite(make, fault):
     chain = skip_nonfinite(optax.chain(make(0.1), unilateral_surgery(retain_weight=1.0), optax.adam(0.1)))
     good = {"errors": jnp.array([0.0, 0.5]), "losses": jnp.array([1.0, 1.0])}
     _, state = chain.update(STACK, chain.init(PARAMS), PARAMS, **good)
@@ -200,7 +200,7 @@ def test_microbatches_are_seen_one_by_one():
     chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
-def test_a_step_hands_on_the_errors_of_its_losses():
+def test_a_step_passes_on_the_errors_of_its_losses():
     def loss(params, batch):
         residual = batch["x"] @ params - batch["y"]
         return jnp.mean(residual**2), jnp.mean(jnp.abs(residual) > 0.5)
@@ -235,7 +235,7 @@ def test_a_bad_level_is_named(make, argument, value):
     ("errors", "message"),
     [(None, "errors: got None, expected \\(2,\\)"), (jnp.ones(3), "errors: got shape \\(3,\\), expected \\(2,\\)")],
 )
-def test_figures_are_needed_and_one_for_each_objective(errors, message):
+def test_errors_are_required_one_for_each_objective(errors, message):
     tx = forget_level(0.1)
     with pytest.raises(ValueError, match=message):
         tx.update(STACK, tx.init(PARAMS), PARAMS, errors=errors)
@@ -246,7 +246,7 @@ def test_a_function_of_the_aux_needs_an_aux():
         explicit_step(lambda params, batch: 0.0, unilateral_surgery(), errors=lambda aux: aux)
 
 
-def test_a_full_integral_without_a_proportional_part_gives_way_past_the_target():
+def test_a_saturated_integral_without_a_proportional_part_decreases_past_the_target():
     tx = forget_level(0.5, proportional=0.0, integral=1.0, decay=0.0)
     state, weights = tx.init(jnp.zeros(1)), []
     for error in (0.0, 0.0, 0.0, 1.0):

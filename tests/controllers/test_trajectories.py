@@ -1,4 +1,4 @@
-"""What a controller makes of the level of the retain loss, over whole runs of `implicit_surgery` and SGD."""
+"""How controllers steer the retain loss over whole runs of `implicit_surgery` and SGD."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def nonlinear():
 
 
 def run(loss, batches, start, surgery, steps, alpha=ALPHA):
-    """Parameters, multipliers and losses before each step, and the last parameters and multipliers."""
+    """Parameters, multipliers and losses before each step, and the final parameters and multipliers."""
     tx = optax.chain(optax.sgd(alpha), surgery)
     one_step = implicit_step(loss, tx)
 
@@ -56,7 +56,7 @@ def test_eupmu_is_the_proportional_controller_whatever_the_limit():
                 np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-10)
     lam = np.asarray(expected[1])
     assert lam.max() > 0.1
-    assert np.any((lam[:-1] > 0) & (lam[1:] == 0))  # The projection takes part.
+    assert np.any((lam[:-1] > 0) & (lam[1:] == 0))  # The projection is active.
 
 
 def test_the_integral_controller_is_dual_ascent():
@@ -87,20 +87,20 @@ def halves(w, centre):
 
 
 def rest(controller, steps=3000):
-    """Where a run on two quadratics ends that starts at its limit of 1/2: parameters, retain loss, multiplier."""
+    """Final parameters, retain loss and multiplier of a run on two quadratics that starts at its limit of 1/2."""
     with jax.enable_x64():
         centres, start = jnp.array([[2.0, 1.0], [0.0, 0.0]]), jnp.array([0.0, 1.0])
         (_, lam, _), (w, end) = run(halves, centres, start, level_surgery(0.5, controller), steps)
-        assert lam[1, 0] == 0  # There is nothing to hold back yet.
+        assert lam[1, 0] == 0  # The start is at the limit, not above it.
         np.testing.assert_allclose(lam[-1], end, rtol=1e-9)
         return np.asarray(w), float(halves(w, centres[1])), float(end[0])
 
 
-# Karush, Kuhn and Tucker: w - (2, 1) + lambda w = 0 and |w| = 1.
+# The KKT conditions are w - (2, 1) + lambda w = 0 and |w| = 1.
 SOLUTION, MULTIPLIER = np.array([2.0, 1.0]) / np.sqrt(5), np.sqrt(5) - 1
 
 
-def test_without_an_integral_part_the_loss_rests_above_its_limit():
+def test_without_an_integral_part_the_loss_settles_above_its_limit():
     for gain in (2.0, 8.0):
         _, level, lam = rest(nu_pi(proportional=gain, integral=0.0))
         assert lam > 0.1
@@ -117,14 +117,14 @@ def test_without_an_integral_part_the_loss_rests_above_its_limit():
         augmented_lagrangian(0.5),
     ],
 )
-def test_an_integral_part_ends_at_the_limit_and_the_solution(controller):
+def test_with_an_integral_part_a_run_ends_at_the_limit_and_the_solution(controller):
     w, level, lam = rest(controller)
     np.testing.assert_allclose(level, 0.5, rtol=1e-6)
     np.testing.assert_allclose(lam, MULTIPLIER, rtol=1e-6)
     np.testing.assert_allclose(w, SOLUTION, rtol=1e-6)
 
 
-def test_a_quadratic_penalty_rests_above_the_limit_and_growth_closes_the_gap():
+def test_a_quadratic_penalty_settles_above_the_limit_and_growth_closes_the_gap():
     _, level, lam = rest(quadratic_penalty(2.0, growth=1.0))
     assert lam > 0.1
     np.testing.assert_allclose(level - 0.5, lam / 2.0, rtol=1e-6)

@@ -44,7 +44,7 @@ def test_bfloat16_gradients_are_summed_in_float32():
     state, grads = tx.init(params), jnp.ones((2, 1), jnp.bfloat16)
     state, updates = jax.lax.scan(lambda state, _: tx.update(grads, state, params)[::-1], state, length=512)
     assert updates.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(updates[-1], -1.0)  # A sum in bfloat16 stops at 256.
+    np.testing.assert_array_equal(updates[-1], -1.0)  # A sum in bfloat16 would stop at 256.
 
 
 def test_a_refused_microbatch_is_replaced_by_the_next():
@@ -68,7 +68,7 @@ def test_extra_arguments_of_the_last_microbatch_reach_the_chain():
     np.testing.assert_allclose(updates["w"], 3.0)
 
 
-def test_three_objectives():
+def test_three_objectives_can_be_accumulated():
     tx = accumulate(unilateral_surgery(num_objectives=3), 2, num_objectives=3)
     grads = {"w": jnp.array([[-1.0, -1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
     update = jax.jit(tx.update)
@@ -78,14 +78,14 @@ def test_three_objectives():
 
 
 def test_multi_steps_around_surgery_fails_loudly():
-    """Why this module exists. If optax ever makes it work, here is where to learn of it."""
+    """The reason for `accumulate`. This test fails if Optax ever makes the combination work."""
     tx = optax.MultiSteps(optax.chain(unilateral_surgery(), optax.adam(0.1)), 2)
     _, grads = stacked_value_and_grad(loss)(PARAMS, microbatches(1)[0])
     with pytest.raises((TypeError, ValueError)):
         tx.update(grads, tx.init(PARAMS), PARAMS)
 
 
-def test_wrong_arguments():
+def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^every_k_steps: got 0"):
         accumulate(unilateral_surgery(), 0)
     tx = accumulate(unilateral_surgery(), 2)
@@ -94,14 +94,14 @@ def test_wrong_arguments():
 
 
 def test_a_chain_of_another_number_of_objectives_is_refused_by_name():
-    # BUG: fails in lax.cond, with a TypeError on branch types; the chain must be told K once more.
+    # BUG: it failed in lax.cond with a TypeError about branch types; the chain itself needs num_objectives too.
     tx = accumulate(unilateral_surgery(), 1, num_objectives=3)
     with pytest.raises(ValueError, match="num_objectives"):
         tx.update({"w": jnp.ones((3, 3))}, tx.init(PARAMS), PARAMS)
 
 
 def test_moments_wider_than_the_parameters_are_kept():
-    # BUG: fails in lax.cond, with a TypeError on the dtypes of its branches.
+    # BUG: they failed in lax.cond with a TypeError about the dtypes of its branches.
     tx = accumulate(optax.chain(unilateral_surgery(), optax.adam(0.1, mu_dtype=jnp.float32)), 2)
     params = {"w": jnp.ones(3, jnp.bfloat16)}
     grads, state = {"w": jnp.ones((2, 3), jnp.bfloat16)}, tx.init(params)
@@ -111,8 +111,8 @@ def test_moments_wider_than_the_parameters_are_kept():
     np.testing.assert_allclose(updates["w"].astype(jnp.float32), -0.1, rtol=0.01)
 
 
-def test_errors_are_averaged_as_losses_are():
-    # BUG: those of the last microbatch alone reached what reads them.
+def test_errors_are_averaged_like_losses():
+    # BUG: only the errors of the last microbatch reached the chain.
     def update_fn(updates, state, params=None, *, losses, errors, **extra_args):
         return jax.tree.map(lambda leaf: leaf[0], updates), jnp.concatenate([losses, errors])
 

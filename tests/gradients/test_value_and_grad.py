@@ -50,7 +50,7 @@ def batch(size, seed):
 
 
 def looped(losses, params, batches, *args):
-    """Losses and stacked gradients by one call to jax.grad for each objective."""
+    """The losses and stacked gradients from one call of jax.grad for each objective."""
     results = [jax.value_and_grad(loss)(params, b, *args) for loss, b in zip(losses, batches, strict=True)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
@@ -128,7 +128,7 @@ def test_aux_gains_an_objective_axis(mode, sizes):
     ],
     ids=["dict", "tuple", "NamedTuple", "list"],
 )
-def test_batches_of_any_structure(mode, sizes, pack):
+def test_batches_may_have_any_structure(mode, sizes, pack):
     params, batches = mlp(), tuple(batch(size, seed) for seed, size in enumerate(sizes))
 
     def loss(params, b):
@@ -203,12 +203,12 @@ def test_wrong_batches_are_refused(batches, message):
 
 
 @pytest.mark.parametrize("loss", [[squared] * 3, shared_forward(forward, [squared] * 3)])
-def test_as_many_losses_as_batches(loss):
+def test_there_must_be_as_many_losses_as_batches(loss):
     with pytest.raises(ValueError, match=r"^loss: got 3 functions for 2 batches"):
         stacked_value_and_grad(loss)(mlp(), (batch(4, 0), batch(4, 1)))
 
 
-def test_unknown_mode():
+def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match=r"^mode: got 'fast'"):
         stacked_value_and_grad(squared, mode="fast")
 
@@ -234,7 +234,7 @@ def test_a_scalarised_gradient_is_one_backward_pass():
     params, batches = mlp(), (batch(4, 0), batch(4, 1))
     scalarised = count_primitive("dot_general", scalarized_value_and_grad(squared), params, batches, jnp.ones(1))
     total = jax.grad(lambda p: squared(p, batches[0]) + squared(p, batches[1]))
-    assert scalarised <= count_primitive("dot_general", total, params)  # Half as many where the objectives are vmapped.
+    assert scalarised <= count_primitive("dot_general", total, params)  # Half as many if the objectives are vmapped.
 
 
 @pytest.mark.parametrize(("backend", "preferred"), [("cpu", "unroll"), ("tpu", "vmap")])
@@ -271,7 +271,7 @@ def test_scalarised_equals_grad_of_the_formula(sizes, scale):
     chex.assert_trees_all_close(grads, jax.grad(formula)(params), rtol=1e-4, atol=1e-6)
 
 
-def test_scalarised_takes_losses_that_differ_and_a_scalar_multiplier():
+def test_scalarised_takes_different_losses_and_a_scalar_multiplier():
     params, batches = mlp(), (batch(4, 0), batch(36, 1))
     for loss in ([ascent, squared], shared):
         losses, grads = scalarized_value_and_grad(loss)(params, batches, jnp.array(0.5))
@@ -281,7 +281,7 @@ def test_scalarised_takes_losses_that_differ_and_a_scalar_multiplier():
 
 
 @pytest.mark.parametrize("scale", ["raw", "log"])
-def test_negative_multipliers_weigh_nothing(scale):
+def test_negative_multipliers_count_as_zero(scale):
     value_and_grad = scalarized_value_and_grad(squared, loss_scale=scale)
     params, batches = mlp(), (batch(4, 0), batch(4, 1))
     negative, zero = (value_and_grad(params, batches, jnp.array([m])) for m in (-3.0, 0.0))
@@ -337,14 +337,14 @@ def test_retain_losses_do_not_evaluate_the_forget_objective():
     params, batches = mlp(), tuple(batch(4, seed) for seed in range(3))
     for losses in (squared, [ascent, squared, squared]):
         forwards = count_primitive("tanh", lambda p, losses=losses: retain_losses(losses, p, batches), params)
-        assert 1 <= forwards <= 2  # One where the two are vmapped.
+        assert 1 <= forwards <= 2  # One if the two are vmapped.
 
 
-# Mutable model state: BatchNorm.
+# Mutable model state, as of BatchNorm.
 
 
 def batch_norm_model():
-    """A loss that mutates the statistics it is given: call it within jit, or it changes the caller's."""
+    """A loss that mutates the statistics it is given. Call it within jit, or it changes the caller's."""
 
     class Model(nnx.Module):
         def __init__(self, rngs):
@@ -386,7 +386,7 @@ def test_the_proxy_of_an_implicit_step_leaves_batch_norm_statistics_alone():
     moved, state, (losses, aux) = step(params, surgery.init(params), batches, statistics)
     assert state.count == 1
     np.testing.assert_allclose(losses, [jax.jit(loss)(params, b, statistics)[0] for b in batches], rtol=1e-5)
-    for k in range(2):  # Statistics of one forward pass, at the parameters before the step.
+    for k in range(2):  # The statistics are those of one forward pass at the parameters before the step.
         row = jax.tree.map(lambda leaf, k=k: leaf[k], aux)
         chex.assert_trees_all_close(row, jax.jit(loss)(params, batches[k], statistics)[1], rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_equal_shapes_and_dtypes(moved, params)
@@ -404,8 +404,8 @@ def test_the_proxy_of_an_implicit_step_leaves_batch_norm_statistics_alone():
         (lambda value: (value * jnp.ones(3), 1.0), True, r"^loss: returned shape \(3,\), expected a scalar"),
     ],
 )
-def test_a_loss_that_returns_something_else_is_named(returned, has_aux, message, mode):
-    # BUG: a tuple gave "'tuple' object has no attribute 'dtype'", and three losses were taken for three objectives.
+def test_a_loss_that_returns_anything_but_a_scalar_is_named(returned, has_aux, message, mode):
+    # BUG: a tuple gave "'tuple' object has no attribute 'dtype'", and three losses were taken for objectives.
     loss = lambda params, x: returned(jnp.mean((x - params) ** 2))
     batches = stack_objectives(jnp.ones((4, 3)), jnp.zeros((4, 3)))
     options = {"has_aux": has_aux, "mode": mode}
@@ -418,7 +418,7 @@ def test_a_loss_that_returns_something_else_is_named(returned, has_aux, message,
 
 
 def test_bare_batches_of_two_dtypes_and_sizes_are_batches():
-    # BUG: refused, with the advice to pass the tuple that it was.
+    # BUG: they were refused, with the advice to pass a tuple, which they were.
     loss = lambda params, x: jnp.mean((x - params) ** 2)
     batches = jnp.ones((4, 3), jnp.bfloat16), np.zeros((9, 3), np.float32)
     losses, grads = stacked_value_and_grad(loss)(jnp.zeros(3), batches)
@@ -427,7 +427,7 @@ def test_bare_batches_of_two_dtypes_and_sizes_are_batches():
 
 
 def test_complex_parameters_are_refused():
-    # BUG: the Gram matrix was not that of complex vectors, and the run diverged.
+    # BUG: the Gram matrix was wrong for complex vectors, and the run diverged.
     loss = lambda params, x: jnp.mean(jnp.abs(x - params["w"]) ** 2)
     params, batches = {"w": jnp.zeros(3, jnp.complex64)}, (jnp.ones((4, 3)), jnp.zeros((9, 3)))
     with pytest.raises(ValueError, match=r"^params: leaf \['w'\] is complex"):
@@ -436,7 +436,7 @@ def test_complex_parameters_are_refused():
         scalarized_value_and_grad(loss)(params, batches, jnp.ones(1))
 
 
-def test_batches_that_differ_in_precision_alone_may_be_one_stacked_batch():
+def test_batches_that_differ_only_in_precision_may_be_one_stacked_batch():
     batches = jnp.ones((3, 4), jnp.bfloat16), jnp.zeros((3, 4))
     with pytest.raises(ValueError, match=r"^batches: 2 arrays of shape \(3, 4\) may be one stacked batch"):
         stacked_value_and_grad(lambda w, batch: jnp.mean((w - batch) ** 2))(jnp.ones(()), batches)

@@ -1,4 +1,4 @@
-"""A small classifier of real digits to be unlearned, and a problem of one number whose solution is known."""
+"""A small classifier of real digits that unlearns two classes, and a one-parameter problem with a known solution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,12 +21,12 @@ FORGOTTEN_CLASSES = (3, 8)
 
 
 class Digits(NamedTuple):
-    """About 290 examples of two classes are to be forgotten, and about 1,150 of the others retained.
+    """A classifier of digits: about 290 examples of two classes are to be forgotten, about 1,150 others retained.
 
     Attributes:
-      task: Of an MLP of 64 hidden units.
-      params: That fit both sets.
-      forget, retain: Each has its own tree of `inputs` and `labels`, the whole set.
+        task: The task of an MLP with 64 hidden units.
+        params: Parameters that fit both sets.
+        forget, retain: The sets, each with its own tree of `inputs` and `labels`.
     """
 
     task: Task
@@ -35,22 +35,22 @@ class Digits(NamedTuple):
     retain: Examples
 
     def run(self, method: str, settings: dict, *, steps: int = 20, seed: int = 0, params=None, **more):
-        """The unlearned parameters. The optimizer is SGD, whose steps are as long as the learning rate."""
+        """The unlearned parameters. The optimizer is SGD, whose step length is given by the learning rate."""
         params = self.params if params is None else params
         options = {"steps": steps, "seed": seed, "forget_batch": 32, "retain_batch": 128, "probes": 0} | more
         settings = {"optimizer": "sgd"} | settings
         return unlearn(method, self.task, params, self.forget, self.retain, settings=settings, **options).params
 
     def terms(self, steps: int) -> Terms:
-        """Of a run of so many steps."""
+        """The terms of a run of `steps` steps."""
         return Terms(len(self.forget), len(self.retain), steps, self.loss(self.params, self.retain))
 
     def accuracy(self, params, examples: Examples) -> float:
-        """Share of the examples that is classified as labelled."""
+        """The share of the examples that are classified correctly."""
         return accuracy(self.task, params, examples) / 100
 
     def loss(self, params, examples: Examples) -> float:
-        """Mean cross-entropy."""
+        """The mean cross-entropy."""
         return float(self.task.retain(self.task.outputs(params, examples.tree, None), examples.tree))
 
 
@@ -81,10 +81,10 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="session")
 def rise_of_one_logit() -> Callable:
-    """`(make, settings, steps) -> rise` of the retain loss where everything is known.
+    """`(make, settings, steps) -> rise` of the retain loss, for a problem with a known solution.
 
-    The model is one logit, 4 at first, whatever the input. The forget loss wants it at 0, where the retain loss is
-    ln 2, and the retain loss wants it large; a method under a limit ends where the retain loss meets it.
+    Whatever the input, the model is a single logit, which starts at 4. The forget loss pulls it to 0, where the retain
+    loss is ln 2, and the retain loss pushes it up. A method with a limit ends where the retain loss meets it.
     """
     start = jnp.array(4.0)
     retain_loss = lambda logit: float(jnp.log1p(jnp.exp(-logit)))

@@ -1,4 +1,4 @@
-"""Every method on a task that is no classifier: the progression of diabetes a year after ten measurements."""
+"""Every method on a task that is not classification: the progression of diabetes a year after ten measurements."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from eupmu_jax.training.unlearning import unlearn
 pytestmark = pytest.mark.slow
 
 FORGET = 42
-# They add a class, or look for the boundary of one.
+# These methods add a class, or search for the boundary of one.
 FOR_CLASSIFIERS = ("boundary shrink", "boundary expand")
 FOR_ALL = [name for name in METHODS if name not in FOR_CLASSIFIERS]
 
@@ -46,7 +46,7 @@ TASK = Task(
         "gradient_ascent": lambda predicted, batch: -squares(predicted, batch),
     },
     divergence=lambda predicted, taught: jnp.mean((predicted - taught) ** 2),
-    # Without the key, so that keys differ in what the outputs make of them alone.
+    # Ignores the key, so that only the outputs depend on it.
     draw=lambda key, epoch, batch: batch._replace(other=jnp.roll(batch.progression, epoch + 1)),
     error=lambda predicted, batch: jnp.abs(predicted - batch.progression),
     fresh_params=lambda key: {"w": jnp.zeros(10), "b": jnp.zeros([])},
@@ -55,7 +55,7 @@ TASK = Task(
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Parameters of least squares for all patients, those to be forgotten, and the others."""
+    """Least squares parameters for all patients, the patients to be forgotten, and the others."""
     measures, progression = load_diabetes(return_X_y=True)
     measures = np.float32(measures * np.sqrt(len(measures)))
     progression = np.float32((progression - progression.mean()) / progression.std())
@@ -70,14 +70,14 @@ def distance(one, other):
 
 
 def run(name, fitted, seed=0):
-    """With default settings, and batches that are whole sets: seeds change their order, and the keys."""
+    """A run with default settings and whole sets as batches, so that the seed affects only their order and the keys."""
     start = {"retain_loss": 0.48, "retain_error": 0.48}
     more = {"steps": 20, "seed": seed, "forget_batch": 42, "retain_batch": 400, "probes": 0, "start": start}
     return unlearn(name, TASK, *fitted, **more)
 
 
 @pytest.mark.parametrize("name", FOR_ALL)
-def test_it_runs_with_default_settings_and_keys_reach_its_losses(name, fitted):
+def test_every_method_runs_with_default_settings_and_keys_reach_its_losses(name, fitted):
     result = run(name, fitted)
     chex.assert_trees_all_equal_shapes_and_dtypes(result.params, fitted[0])
     chex.assert_tree_all_finite(result.params)
@@ -85,14 +85,14 @@ def test_it_runs_with_default_settings_and_keys_reach_its_losses(name, fitted):
     assert moved > 0
     chex.assert_trees_all_equal(run(name, fitted).params, result.params)
     difference = distance(run(name, fitted, seed=1).params, result.params)
-    if name == "influence":  # It makes its step beforehand, of the model as it is evaluated.
+    if name == "influence":  # Its step is computed in advance, without keys.
         assert difference < 1e-4 * moved
     else:
         assert difference > 1e-3 * moved, "no more than another order of the sums would do"
 
 
 @pytest.mark.parametrize("name", FOR_ALL)
-def test_no_forward_pass_of_a_step_is_without_a_key(name, fitted):
+def test_every_forward_pass_of_a_step_gets_a_key(name, fitted):
     params, forget, retain = fitted
     keys = []
 
@@ -112,14 +112,14 @@ def test_no_forward_pass_of_a_step_is_without_a_key(name, fitted):
     assert bool(keys) != (name == "influence")
 
 
-def test_the_forget_loss_by_default_is_the_first_of_the_task():
+def test_the_default_forget_loss_is_the_first_of_the_task():
     own = lambda outputs, batch: jnp.float32(0)
     task = TASK._replace(forget={"own": own, "bounded_ascent": own})
     assert methods.default_settings(METHODS["EUPMU"], task)["forget_objective"] == "own"
     assert methods.default_settings(METHODS["gradient ascent"], task)["ascent_objective"] == "bounded_ascent"
 
 
-def test_few_methods_are_for_classifiers():
+def test_only_two_methods_need_a_classifier():
     assert len(FOR_ALL) >= 36
     assert [name for name, method in METHODS.items() if "num_classes" in method.requires] == list(FOR_CLASSIFIERS)
 
@@ -160,6 +160,6 @@ BOUNDED = {"bounded_ascent": TASK.forget["bounded_ascent"]}
         ("weighted sum", tuple(TASK), r"^task: got tuple, expected a Task, such as eupmu_jax\.tasks\.classification"),
     ],
 )
-def test_what_a_task_lacks_is_named_before_any_work(name, task, message, fitted):
+def test_missing_parts_of_a_task_are_named_before_any_work(name, task, message, fitted):
     with pytest.raises(ValueError, match=message):
         unlearn(name, task, *fitted, steps=2)

@@ -15,7 +15,7 @@ SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "temperature": 2.0, "retai
 
 
 def linear():
-    """A linear classifier ready to run, its teachers, a student apart from both, and the two batches."""
+    """A procedure for a linear classifier, its teachers, a student that differs from both, and the two batches."""
     rng = np.random.default_rng(0)
     competent, student = rng.normal(size=(2, FEATURES, CLASSES))
     batches = tuple({"inputs": rng.normal(size=(n, FEATURES))} for n in (5, 9))
@@ -28,23 +28,23 @@ def linear():
 
 
 def divergence(student, teacher, images, temperature):
-    """T^2 times the mean of KL(teacher || student), by scipy."""
+    """T^2 times the mean of KL(teacher || student), computed with SciPy."""
     p, q = (softmax(images @ np.asarray(w, np.float64) / temperature, 1) for w in (teacher, student))
     return temperature**2 * rel_entr(p, q).sum(1).mean()
 
 
-def test_the_incompetent_teacher_is_fresh_and_the_competent_one_the_original():
+def test_the_incompetent_teacher_is_untrained_and_the_competent_one_is_the_original():
     _, (incompetent, competent), _, _ = linear()
     np.testing.assert_array_equal(incompetent, jax.random.normal(jax.random.key(1), (FEATURES, CLASSES)))
     assert not np.allclose(incompetent, competent)
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_a_step_descends_the_divergences_as_scipy_has_them(count):
+def test_a_step_descends_the_divergences_that_scipy_computes(count):
     procedure, teachers, student, batches = linear()
     state = procedure.init(student, teachers)
     for k in range(count):
-        # Only the schedule's count is to move on.
+        # Only advances the schedule.
         _, state = procedure.step(student, teachers, state, batches, jnp.int32(k), None)
     params, _ = procedure.step(student, teachers, state, batches, jnp.int32(count), None)
 
@@ -70,11 +70,11 @@ def test_labels_are_not_read():
 
 
 @pytest.mark.slow
-def test_on_two_digits_the_student_comes_to_the_untrained_model_and_keeps_the_others(digits):
+def test_on_two_digits_the_student_approaches_the_untrained_model_and_it_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "temperature": 1.0, "retain_weight": 1.0}
     params = digits.run("Bad Teacher", settings, steps=60, seed=2)
     logits = lambda params: digits.task.outputs(params, digits.forget.tree, None)
-    # The key of what a run prepares is that of its seed and 2.
+    # A run with seed n prepares with the key of n + 2.
     untrained, other = (logits(digits.task.fresh_params(jax.random.key(seed))) for seed in (4, 3))
     distance = lambda params, teacher: float(objectives.kl_to_teacher(logits(params), teacher))
     assert distance(params, untrained) < 0.1 * distance(digits.params, untrained)

@@ -13,7 +13,7 @@ SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.0, "weight_d
 
 
 def linear():
-    """A linear classifier ready to run, its weights, and batches whose retain part must not be looked at."""
+    """A procedure for a linear classifier, its weights, and batches whose retain part is NaN and must not be read."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 3)).astype(np.float32)
     images = rng.normal(size=(5, 4)).astype(np.float32)
@@ -23,7 +23,7 @@ def linear():
     return procedure._replace(step=jax.jit(procedure.step)), weights, batches
 
 
-def test_a_step_is_that_of_the_closed_form():
+def test_a_step_matches_its_closed_form():
     procedure, weights, batches = linear()
     images = batches[0]["inputs"]
     state = procedure.init(jnp.asarray(weights), ())
@@ -37,7 +37,7 @@ def test_a_step_is_that_of_the_closed_form():
         np.testing.assert_allclose(leaf, old - 0.5 * gradient / norm, rtol=1e-5, atol=1e-6)
 
 
-def test_the_unit_is_one_of_the_last_layer_with_weights_in_the_span_of_the_others():
+def test_the_added_unit_is_one_of_the_last_layer_with_weights_in_the_span_of_the_others():
     rng = np.random.default_rng(1)
     hidden, weights, bias = rng.normal(size=(7, 5)), rng.normal(size=(5, 3)), rng.normal(size=3)
     unit = Unit(jnp.asarray(rng.normal(size=3)), jnp.asarray(0.3))
@@ -47,7 +47,7 @@ def test_the_unit_is_one_of_the_last_layer_with_weights_in_the_span_of_the_other
     np.testing.assert_allclose(found, hidden @ wide + wide_bias, rtol=1e-4, atol=1e-5)
 
 
-def test_a_unit_that_takes_everything_leaves_the_model_as_it_is():
+def test_a_unit_that_already_takes_everything_leaves_the_model_unchanged():
     procedure, weights, batches = linear()
     _, optimizer_state = procedure.init(jnp.asarray(weights), ())
     state = Unit(jnp.zeros(3), jnp.asarray(200.0)), optimizer_state
@@ -57,7 +57,7 @@ def test_a_unit_that_takes_everything_leaves_the_model_as_it_is():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_without_the_unit_two_digits_lose_and_the_others_stay(digits, momentum):
+def test_after_removal_of_the_unit_two_digits_are_forgotten_and_the_others_kept(digits, momentum):
     settings = {"learning_rate": 0.03, "momentum": momentum, "weight_decay": 5e-4}
     params = digits.run("boundary expand", settings, steps=60)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, digits.params)

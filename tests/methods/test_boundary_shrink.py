@@ -25,9 +25,9 @@ _nearest = jax.jit(functools.partial(nearest_wrong_labels, TASK.outputs))
 
 
 @given(st.integers(0, 10_000))
-def test_it_is_the_class_behind_the_nearest_boundary_of_a_linear_model_whose_classes_share_no_pixel(seed):
-    # The sign step then moves towards every class at the rate of its 1-norm, so the first boundary crossed is the
-    # nearest in the largest change of a pixel: (z_0 - z_k) / |w_k - w_0|_1.
+def test_the_label_is_the_class_behind_the_nearest_boundary_of_a_linear_model(seed):
+    # The classes share no pixel, so the sign step moves towards every class at the rate of its 1-norm. The first
+    # boundary crossed is then the nearest in the max-norm: (z_0 - z_k) / |w_k - w_0|_1.
     rng = np.random.default_rng(seed)
     weights, image = np.zeros((20, 5)), np.full(20, 0.5)
     cuts = np.sort(rng.choice(np.arange(1, 20), 3, replace=False))
@@ -43,7 +43,7 @@ def test_it_is_the_class_behind_the_nearest_boundary_of_a_linear_model_whose_cla
 
 
 @given(st.integers(0, 10_000), st.floats(0.0, 0.5))
-def test_it_is_never_the_truth(seed, bound):
+def test_the_label_is_never_the_true_one(seed, bound):
     rng = np.random.default_rng(seed)
     params = jnp.asarray(10 * rng.normal(size=(6, 4))), jnp.asarray(rng.normal(size=4))
     labels = rng.integers(4, size=20)
@@ -53,13 +53,13 @@ def test_it_is_never_the_truth(seed, bound):
 
 @pytest.mark.parametrize(("bias", "label"), [(-10.05, 2), (-9.8, 1)], ids=["beyond 1", "below 1"])
 def test_images_stay_between_0_and_1(bias, label):
-    # A boundary of class 1 that a step from 0.95 to 1.05 would cross, and one that a step to 1 crosses too.
+    # A step from 0.95 to 1.05 would cross both boundaries of class 1; a step clipped at 1 crosses only the second.
     params = jnp.array([[0.0, 10.0, 0.0], [0.0, 0.0, 1.0]]), jnp.array([0.0, bias, -0.55])
     batch = {"inputs": jnp.array([[0.95, 0.5]]), "labels": jnp.zeros(1, jnp.int32)}
     assert nearest_wrong_labels(TASK.outputs, params, batch, 0.1).tolist() == [label]
 
 
-def test_a_step_learns_the_labels_of_the_original_model_from_the_forget_batch_alone():
+def test_a_step_learns_the_labels_of_the_original_model_from_the_forget_batch_only():
     rng = np.random.default_rng(1)
     original, student = (
         tuple(jnp.asarray(leaf, jnp.float32) for leaf in (10 * rng.normal(size=(6, 4)), rng.normal(size=4)))
@@ -83,7 +83,7 @@ def test_a_step_learns_the_labels_of_the_original_model_from_the_forget_batch_al
         np.testing.assert_allclose(new, old - 0.5 * gradient / norm, rtol=1e-5, atol=1e-5)
 
 
-def test_two_digits_go_to_their_neighbours_and_the_others_stay(digits):
+def test_two_digits_move_to_their_neighbouring_classes_and_the_others_are_kept(digits):
     settings = {"learning_rate": 0.03, "bound": 0.1, "momentum": 0.0}
     params = digits.run("boundary shrink", settings, steps=60)
     neighbours = nearest_wrong_labels(digits.task.outputs, digits.params, digits.forget.tree, 0.1)

@@ -1,4 +1,4 @@
-"""EUPMU to a level: which point of the path its measured end takes, and what a run may be told."""
+"""EUPMU to a level: which point of the path its measured end chooses, and which settings a run accepts."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from eupmu_jax.tasks import Task, as_examples, classification
 SETTINGS = {"learning_rate": 0.01, "forget_objective": "ascent", "allowed_error": 0.01, "target": 0.6}
 MANY = 10_000
 
-# The error of an example is its slope times the only parameter, and the loss the square of that.
+# The error of an example is its slope times the only parameter, and its loss is the square of its error.
 LINE = Task(
     outputs=lambda params, batch, key: params * batch["slope"],
     retain=lambda outputs, batch: jnp.mean(outputs**2),
@@ -24,7 +24,7 @@ LINE = Task(
 
 
 def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings):
-    # With examples between half and one and a half times the slope, as the noise is that of the errors.
+    # Spread the examples from half to one and a half times the slope, since the noise is estimated from the errors.
     around = jnp.where(jnp.arange(count) % 2 == 0, 0.5, 1.5)
     sets = [as_examples("set", {"slope": slope * around}) for slope in slopes]
     terms = Terms(count, count, 10, 0.0, retain_error=start, retain_batch=64)
@@ -37,7 +37,7 @@ def end(last, averaged, *, count=MANY, slopes=(1.0, 0.1), start=0.0, **settings)
 @pytest.mark.parametrize(
     ("settings", "last", "averaged", "expected"),
     [
-        ({"allowed_error": 1.0}, 0.61, 0.6, (0.61, 1.0)),  # As good as its noise tells, so the first of them.
+        ({"allowed_error": 1.0}, 0.61, 0.6, (0.61, 1.0)),  # The points are equal up to noise, so the first is taken.
         ({"allowed_error": 1.0}, 1.0, 0.59, (0.59, 1.0)),
         ({"allowed_error": 1.0}, 1.0, 1.0, (0.7, 0.7)),
         ({"allowed_error": 0.055}, 1.0, 1.0, (0.4, 0.4)),
@@ -52,20 +52,20 @@ def test_the_end_keeps_the_limit_and_is_nearest_to_the_target(settings, last, av
 
 @pytest.mark.parametrize("target", [0.6, 1.0])
 @pytest.mark.parametrize(("allowed", "expected"), [(0.4, (0.6, 1.0)), (0.28, (0.54, 0.9)), (0.1, (0.0, 0.0))])
-def test_a_point_that_keeps_the_limit_on_the_small_sample_alone_is_not_taken(target, allowed, expected):
-    # Each twelfth example, on which a point is chosen, is easy; with 500 the slope is 0.49.
+def test_a_point_that_keeps_the_limit_only_on_the_small_sample_is_not_taken(target, allowed, expected):
+    # Every twelfth example, which the choice is based on, is easy. Over 500 examples the slope is 0.49.
     slopes = jnp.where(jnp.arange(1_200) % 12 == 0, 0.1, 0.592)
     sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), slopes)]
     terms = Terms(1_200, 1_200, 10, 0.0, retain_batch=50)
     procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"allowed_error": allowed, "target": target})
     params, share = procedure.finish(jnp.float32(0.6), ((), jnp.float32(0.6)), jnp.float32(0), *sets)
     assert (round(float(params), 3), round(float(share), 3)) == expected
-    # Six points on 100 of both sets, and one of them and the original on 400 others of the retain set.
+    # Six points on 100 examples of both sets; then one of them and the original on 400 others of the retain set.
     assert procedure.cost.outside_forward == 6 * 200 + 2 * 400
 
 
-def test_one_example_of_the_sample_is_no_veto_where_the_limit_is_finer_than_that():
-    # BUG: one wrong example of 200 took a run back with a limit of 0.465 points, which it kept on all others.
+def test_one_wrong_example_of_the_sample_does_not_veto_a_point_under_a_finer_limit():
+    # BUG: under a limit of 0.465 points, one wrong example of 200 undid a run that kept the limit on all others.
     task = LINE._replace(num_classes=2)
     wrong = jnp.zeros(1_200).at[0].set(1.0)
     sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), wrong)]
@@ -77,7 +77,7 @@ def test_one_example_of_the_sample_is_no_veto_where_the_limit_is_finer_than_that
 
 @pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
 def test_the_end_does_not_depend_on_the_unit_of_the_error(unit):
-    # BUG: the noise of any error was that of a rate, and of errors above 1 there was none.
+    # BUG: the noise of any error was estimated as that of a rate, which is 0 for errors above 1.
     task = LINE._replace(error=lambda outputs, batch: unit * outputs)
     slopes = jnp.where(jnp.arange(1_000) % 20 < 10, 0.5, 1.5)
     sets = [as_examples("set", {"slope": leaf}) for leaf in (slopes, 0.01 * slopes)]
@@ -90,8 +90,8 @@ def test_the_end_does_not_depend_on_the_unit_of_the_error(unit):
 
 
 @pytest.mark.parametrize(("target", "last", "averaged"), [(1.0, 1 - 6e-8, 1.0), (0.01, 0.03, 0.0)])
-def test_what_the_sample_cannot_tell_from_the_target_does_not_take_the_end_back(target, last, averaged):
-    # BUG: an error that was 1 up to rounding, or above a low target by one example or two, made it look elsewhere.
+def test_an_end_that_the_sample_cannot_distinguish_from_the_target_is_kept(target, last, averaged):
+    # BUG: an error of 1 up to rounding, or one or two examples above a low target, started a search elsewhere.
     task = LINE._replace(num_classes=2)
     sets = [as_examples("set", {"slope": jnp.ones(150)})] * 2
     settings = SETTINGS | {"allowed_error": 1.0, "target": target}
@@ -101,8 +101,8 @@ def test_what_the_sample_cannot_tell_from_the_target_does_not_take_the_end_back(
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(False, (1.0, 1.0)), (True, (0.9, 0.9))])
-def test_where_the_sample_is_harder_than_the_set_its_target_is_higher(rate, expected):
-    # BUG: a run that had reached its target was taken back by the sample of its end. Each twelfth example is harder.
+def test_a_sample_that_is_harder_than_the_set_has_a_higher_target(rate, expected):
+    # BUG: a run that had reached its target was undone by the sample of its end. Every twelfth example is harder.
     harder = jnp.where(jnp.arange(1_200) % 12 == 0, 0.1, 0.0)
     task = LINE._replace(
         outputs=lambda params, batch, key: params * batch["slope"] + batch["harder"],
@@ -118,8 +118,8 @@ def test_where_the_sample_is_harder_than_the_set_its_target_is_higher(rate, expe
 
 
 @pytest.mark.parametrize(("at_least", "expected"), [(True, (1.0, 1.0)), (False, (0.7, 0.7))])
-def test_what_is_to_go_wholly_may_pass_its_target(at_least, expected):
-    # BUG: a run that had drawn nothing of a class any more was taken back to where it still drew some of it.
+def test_a_set_to_be_forgotten_entirely_may_exceed_its_target(at_least, expected):
+    # BUG: a diffusion run that no longer drew a class was moved back to where it still drew some of it.
     sets = [as_examples("set", {"slope": jnp.full(1_200, slope)}) for slope in (1.0, 0.0)]
     terms = Terms(1_200, 1_200, 10, 0.0, retain_batch=50, at_least=at_least)
     procedure = method("EUPMU").make(LINE, terms, SETTINGS | {"target": 0.65})
@@ -130,8 +130,8 @@ def test_what_is_to_go_wholly_may_pass_its_target(at_least, expected):
     assert float(end(jnp.nan)[0]) == 0.0
 
 
-def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
-    # BUG: up to 1,000 examples were one batch, which a model may have no memory for after its last step.
+def test_no_batch_of_the_measured_end_is_larger_than_that_of_a_step():
+    # BUG: up to 1,000 examples made one batch, for which memory may not suffice after the last step.
     seen = []
     task = LINE._replace(
         outputs=lambda params, batch, key: (seen.append(len(batch["slope"])), params * batch["slope"])[1]
@@ -142,23 +142,23 @@ def test_no_batch_of_the_end_is_larger_than_that_of_a_step():
     assert 30 < max(seen) <= 48
 
 
-def test_a_sample_that_tells_nothing_leaves_the_last_parameters():
+def test_an_uninformative_sample_leaves_the_last_parameters():
     assert end(0.75, 0.6, count=10, allowed_error=1.0) == (0.75, 1.0)
 
 
-def test_where_no_point_keeps_the_limit_that_with_the_least_error_is_returned():
-    # The original model itself is above it, and forgetting helps: the slope of the retain set is negative.
+def test_where_no_point_keeps_the_limit_the_one_with_the_least_retain_error_is_returned():
+    # The original model is above the limit, and forgetting helps, as the retain set has a negative slope.
     assert end(1.0, 0.9, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
-    # BUG: of points beyond the limit the first one was taken.
+    # BUG: of several points beyond the limit, the first was taken.
     assert end(0.9, 1.0, slopes=(1.0, -0.1), start=0.5, limit=0.1) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("count", [MANY, 150])
-def test_points_that_are_not_finite_are_not_taken(count):
+def test_points_that_are_not_finite_are_never_taken(count):
     assert end(np.nan, np.nan, allowed_error=1.0, count=count) == (0.0, 0.0)
 
 
-def test_errors_of_both_batches_go_to_the_controllers():
+def test_the_errors_of_both_batches_reach_the_controllers():
     outputs, heads = eupmu_level.with_errors(LINE, "ascent")
     batch = {"slope": jnp.array([1.0, 2.0])}
     for head, loss in zip(heads, (-4.5, 22.5), strict=True):
@@ -167,8 +167,8 @@ def test_errors_of_both_batches_go_to_the_controllers():
 
 
 @pytest.mark.parametrize(("target", "grows"), [(1.0, True), (0.3, False)])
-def test_the_weight_of_the_retain_gradient_grows_above_the_limit_where_a_class_is_to_go(target, grows):
-    # BUG: a class of Fashion-MNIST was forgotten at once, and the retain set stayed above its limit until the end.
+def test_the_retain_weight_grows_above_the_limit_when_a_class_is_to_be_forgotten(target, grows):
+    # BUG: a class of Fashion-MNIST was forgotten at once, but the retain error stayed above its limit to the end.
     task = classification(lambda params, inputs: inputs @ params, num_classes=2)
     right, wrong = {"inputs": jnp.array([[1.0, 0.0]] * 20), "labels": jnp.zeros(20, int)}, jnp.arange(20) == 0
     batches = right, right | {"labels": wrong.astype(int)}
@@ -178,7 +178,7 @@ def test_the_weight_of_the_retain_gradient_grows_above_the_limit_where_a_class_i
     state, weights = procedure.init(params, ()), []
     for count in range(3):
         params, state = procedure.step(params, (), state, batches, count, jax.random.key(count))
-        # Of `forget_level` and of `retain_limit`.
+        # The second of the weights of `forget_level` and `retain_limit`.
         weights.append(float(optax.tree.get_all_with_path(state, "weights")[1][1][0]))
     assert (weights[0] < weights[1] < weights[2]) == grows
     assert weights[0] > 4
@@ -189,14 +189,14 @@ def test_the_end_of_a_budget_is_the_furthest_measured_point_that_keeps_it():
     settings = {"learning_rate": 0.01, "forget_objective": "ascent", "allowed_rise": 0.0026}
     procedure = method("EUPMU budget").make(LINE, Terms(600, 600, 10, 0.0), settings)
     params, share = procedure.finish(jnp.float32(1.0), None, jnp.float32(0), *sets)
-    # (0.1 p)^2 <= 0.0026, to the fourth bisection.
+    # The limit is (0.1 p)^2 <= 0.0026, resolved to the fourth bisection.
     assert np.sqrt(0.26) - 2**-4 <= float(share) <= np.sqrt(0.26)
     assert params == share
     inside, whole = procedure.finish(jnp.float32(0.5), None, jnp.float32(0), *sets)
     assert (float(inside), float(whole)) == (0.5, 1.0)
 
 
-def test_it_can_be_told_a_limit_and_nothing_else():
+def test_a_limit_may_be_the_only_setting():
     task = classification(lambda params, inputs: inputs @ params, num_classes=3)
     rest = {"learning_rate": 0.000562, "forget_objective": "bounded_ascent"}
     for limit in ({"allowed_error": 0.005}, {"allowed_rise": 0.02}, {"limit": 0.1}):
@@ -204,7 +204,7 @@ def test_it_can_be_told_a_limit_and_nothing_else():
     assert "allowed_error" in resolve_settings("EUPMU", method("EUPMU"), task, {"target": 0.5})
 
 
-def test_a_class_that_is_to_go_is_not_said_to_be_gone_by_noise():
+def test_noise_does_not_make_a_class_count_as_forgotten():
     task = LINE._replace(num_classes=2)
     sets = [as_examples("set", {"slope": jnp.ones(150)})] * 2
     settings = SETTINGS | {"allowed_error": 1.0, "target": 1.0}
@@ -213,7 +213,7 @@ def test_a_class_that_is_to_go_is_not_said_to_be_gone_by_noise():
     assert (float(params), float(share)) == (1.0, 1.0)
 
 
-def test_what_checks_the_limit_is_spread_over_a_retain_set_that_is_sorted():
+def test_the_examples_that_check_the_limit_are_spread_over_a_sorted_retain_set():
     places = jnp.arange(1_200)
     slopes = jnp.where((places % 12 == 0) | (places < 600), 0.0, 0.6)
     sets = [as_examples("set", {"slope": leaf}) for leaf in (jnp.ones(1_200), slopes)]
@@ -227,5 +227,5 @@ def test_what_checks_the_limit_is_spread_over_a_retain_set_that_is_sorted():
     ("sizes", "counts", "more"),
     [((150, 199), [150, 199], 0), ((200, 1_200), [100, 100], 400), ((50_000, 6_000), [1_000, 500], 0)],
 )
-def test_small_sets_are_measured_whole_and_large_ones_in_part(sizes, counts, more):
+def test_small_sets_are_measured_whole_and_large_ones_by_samples(sizes, counts, more):
     assert samples_of(*sizes) == (counts, more)

@@ -29,7 +29,7 @@ CONVOLUTIONAL = classification(convolution, num_classes=10)
 
 
 def curvature_of(task, params, data, kind):
-    """The whole matrix, from Jacobians of the flat parameters, in double precision once they are known."""
+    """The whole matrix in float64, from Jacobians with respect to the flat parameters."""
     flat, unravel = ravel_pytree(params)
     logits = lambda p: task.outputs(unravel(p), data, None)
     jacobian = np.asarray(jax.jacrev(logits)(flat), np.float64)
@@ -45,7 +45,7 @@ def curvature_of(task, params, data, kind):
 @pytest.fixture(scope="module")
 def data(digits):
     everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), digits.forget.tree, digits.retain.tree)
-    # Pixels of 4x4 blocks: few enough weights for the whole matrix.
+    # Average pixels over blocks, so that the weights are few enough for the whole matrix.
     images = everything["inputs"].reshape(-1, 4, 2, 4, 2, 1).mean((2, 4))
     order = np.random.default_rng(0).permutation(len(images))
     return {"inputs": images[order], "labels": everything["labels"][order]}
@@ -100,7 +100,7 @@ def test_the_step_is_the_exact_solution(data, kind):
 
 
 @pytest.mark.slow
-def test_short_of_passes_it_iterates_less_over_fewer_examples(digits):
+def test_with_a_small_pass_budget_it_uses_fewer_iterations_and_examples(digits):
     settings = {"learning_rate": 1.0, "damping": 0.01, "curvature": "gauss_newton"}
     known = digits.terms(steps=1)
     products = lambda iterations: 3 + 5 * (iterations + 1)
@@ -131,7 +131,7 @@ def test_removing_points_from_logistic_regression_approximates_retraining(data):
         model = LogisticRegression(C=1 / (DAMPING * count), fit_intercept=False, tol=1e-10, max_iter=10_000)
         return jnp.asarray(model.fit(data["inputs"].reshape(count, -1), data["labels"]).coef_.T, jnp.float32)
 
-    # All of one class and some others: far from a random draw, so that the optimum moves.
+    # Remove examples of one class only, unlike a random draw, so that the optimum moves.
     chosen = np.flatnonzero((np.asarray(data["labels"]) == 3) & (np.arange(len(data["labels"])) % 2 == 0))
     rest = np.setdiff1d(np.arange(len(data["labels"])), chosen)
     forget, retain = ({name: array[ids] for name, array in data.items()} for ids in (chosen, rest))
@@ -146,7 +146,7 @@ def test_removing_points_from_logistic_regression_approximates_retraining(data):
 
 def test_one_step_forgets_a_class_and_the_steps_of_the_run_change_nothing(digits):
     settings = {"learning_rate": 3.0, "damping": 0.01, "curvature": "gauss_newton"}
-    # Batches so large that few steps pay for the whole preparation.
+    # Batches are so large that a few steps cover the pass budget of the preparation.
     run = functools.partial(digits.run, "influence", forget_batch=len(digits.forget), retain_batch=len(digits.retain))
     params = run(settings, steps=20)
     assert digits.accuracy(params, digits.forget) < 0.1
@@ -156,14 +156,14 @@ def test_one_step_forgets_a_class_and_the_steps_of_the_run_change_nothing(digits
     chex.assert_trees_all_equal(still, digits.params)
 
 
-def test_nothing_to_take_back_is_no_step(data):
+def test_there_is_no_step_where_there_is_nothing_to_remove(data):
     params = jnp.zeros((16, 10))
     same = part(data, 0, 100)
     step = removal_step(LINEAR, params, as_examples("forget", same), same, 0.5, DAMPING)
     assert not np.any(step)
 
 
-def test_errors(data):
+def test_bad_arguments_of_the_removal_step_are_named(data):
     params, sample = jnp.zeros((16, 10)), part(data, 0, 4)
     forget = as_examples("forget", sample)
     with pytest.raises(ValueError, match=r"^damping: got 0\.0, expected a positive number"):

@@ -18,7 +18,7 @@ def test_the_gradient_of_the_norm():
 
 
 def test_weights_that_no_loss_depends_on_shrink_by_a_known_amount(digits):
-    """Where the retain loss is flat: alpha and the learning rate both fall linearly to 0."""
+    """The retain loss is flat there, and alpha and the learning rate both fall linearly to 0."""
     flat = digits._replace(
         task=classification(lambda params, inputs: jnp.zeros((len(inputs), 10)) + 0 * params["x"][0], 10)
     )
@@ -33,7 +33,7 @@ def test_weights_that_no_loss_depends_on_shrink_by_a_known_amount(digits):
     np.testing.assert_allclose(params["x"], start - moved * np.sign(start), rtol=1e-6)
 
 
-def test_it_forgets_more_than_fine_tuning_and_has_a_smaller_norm(digits):
+def test_l1_sparsity_forgets_more_than_fine_tuning_and_has_a_smaller_norm(digits):
     common = {"learning_rate": 1.0, "momentum": 0.0}
     tuned = digits.run("fine-tuning", common | {"weight_decay": 0.0}, steps=60)
     sparse = digits.run("l1-sparse", common | {"alpha": 0.01}, steps=60)
@@ -43,7 +43,7 @@ def test_it_forgets_more_than_fine_tuning_and_has_a_smaller_norm(digits):
     assert digits.accuracy(sparse, digits.retain) > 0.97
 
 
-def test_without_a_norm_it_is_fine_tuning(digits):
+def test_without_the_norm_it_equals_fine_tuning(digits):
     common = {"learning_rate": 0.3, "momentum": 0.0}
     tuned = digits.run("fine-tuning", common | {"weight_decay": 0.0}, steps=3)
     sparse = digits.run("l1-sparse", common | {"alpha": 0.0}, steps=3)

@@ -18,7 +18,7 @@ SETTINGS = {"learning_rate": 0.3, "beta": 0.5, "rho": 0.2}
 
 
 def quadratics(seed):
-    """Hessians and minima of a forget and a retain loss, and a point."""
+    """The Hessians and minima of a forget and a retain loss, and a point."""
     rng = np.random.default_rng(seed)
     roots = rng.normal(size=(2, SIZE, SIZE))
     return roots @ roots.transpose(0, 2, 1), rng.normal(size=(2, SIZE)), rng.normal(size=SIZE)
@@ -84,14 +84,14 @@ def test_a_hessian_vector_product_counts_as_two_forward_and_two_backward_passes(
     def operations(function):
         return jax.jit(function).lower(params).compile().cost_analysis()["flops"]
 
-    # The batch of one example costs next to nothing, so the other is priced alone.
+    # A batch of one example costs almost nothing, so only the cost of the other batch is measured.
     forget, retain, one = loss(0.5, 256), loss(0.4, 256), loss(0.3, 1)
     plain = operations(lambda p: (jax.grad(forget)(p), jax.grad(one)(p)))
     prices = [
         operations(lambda p, k=k, pair=pair: directions(*pair, p, 0.1, 0.1)[k]) / plain
         for k, pair in ((0, (forget, one)), (0, (one, retain)), (1, (forget, one)), (1, (one, retain)))
     ]
-    # In the first layer there is less to differentiate: 2 for each product only if there are many.
+    # The first layer needs less differentiation, so a product costs the full factor of 2 only in deep networks.
     product = (6 * depth - 4) / (3 * depth - 1)
     np.testing.assert_allclose(prices, [1 + product, 1 + product, 1 + 2 * product, 1 + product], rtol=0.05)
 
@@ -108,7 +108,7 @@ def test_without_a_gradient_there_is_no_cosine(zero):
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
-def test_the_cosine_has_no_scale(scale):
+def test_the_cosine_does_not_depend_on_the_scale_of_the_gradients(scale):
     rows = np.random.default_rng(0).normal(size=(2, 4))
     cosine = lambda r: r[0] @ r[1] / np.linalg.norm(r[0]) / np.linalg.norm(r[1])
     derivative = approx_fprime(rows.ravel(), lambda r: cosine(r.reshape(2, 4)), 1e-7).reshape(2, 4)
@@ -117,7 +117,7 @@ def test_the_cosine_has_no_scale(scale):
 
 
 def linear(labels_of_forget):
-    """A linear classifier of four classes ready to run, its weights and batches."""
+    """A procedure for a linear classifier of four classes, its weights and batches."""
     rng = np.random.default_rng(0)
     weights = jnp.asarray(3 * rng.normal(size=(6, 4)))
     images = [jnp.asarray(rng.normal(size=(n, 6))) for n in (5, 9)]
@@ -140,14 +140,14 @@ def losses(batches):
     )
 
 
-def test_what_is_forgotten_is_left_alone():
+def test_examples_that_are_forgotten_already_are_left_alone():
     procedure, weights, batches = linear(jnp.argmin)
     params, _ = procedure.step(weights, (), procedure.init(weights, ()), batches, jnp.int32(0), None)
     expected = weights - 0.3 * clip(jax.grad(losses(batches)[1])(weights))
     np.testing.assert_allclose(params, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_steps_are_ascents_and_then_a_descent_with_a_penalty_that_rises():
+def test_a_step_is_several_ascents_followed_by_a_descent_with_a_rising_penalty():
     procedure, weights, batches = linear(jnp.argmax)
     params, state, expected = weights, procedure.init(weights, ()), weights
     follow = jax.jit(functools.partial(directions, *losses(batches)))
@@ -160,7 +160,7 @@ def test_steps_are_ascents_and_then_a_descent_with_a_penalty_that_rises():
         np.testing.assert_allclose(params, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_forgets_two_digits_and_keeps_the_others(digits):
+def test_ofmu_forgets_two_digits_and_keeps_the_others(digits):
     params = digits.run("OFMU", {"learning_rate": 0.1, "beta": 0.1, "rho": 0.1}, steps=60)
     assert digits.accuracy(params, digits.forget) < 0.1
     assert digits.accuracy(params, digits.retain) > 0.98

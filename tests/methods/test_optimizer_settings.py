@@ -1,4 +1,4 @@
-"""The settings of the optimizer that a method does not read change nothing, and are named."""
+"""Optimizer settings that a method does not read change nothing, and a warning names them."""
 
 import itertools
 
@@ -26,12 +26,12 @@ def run(method, settings):
     return unlearn(method, TASK, start, FORGET, RETAIN, settings=settings, **sizes).params
 
 
-def test_four_methods_read_fewer():
+def test_only_four_methods_read_fewer_settings():
     assert set(FEWER) == {"influence", "OFMU", "ZO-signGD", "NGDiff"}
 
 
 @pytest.mark.parametrize(("method", "name"), itertools.product(FEWER, GIVEN))
-def test_what_is_not_read_changes_nothing_and_is_named(method, name, caplog):
+def test_a_setting_that_is_not_read_changes_nothing_and_is_warned_about(method, name, caplog):
     plain = default_settings(METHODS[method], TASK)
     without = run(method, plain)
     caplog.clear()
@@ -44,6 +44,6 @@ def test_what_is_not_read_changes_nothing_and_is_named(method, name, caplog):
         assert caplog.messages == [f"settings: got {name}, which {method} ignores"]
 
 
-def test_a_method_that_reads_all_is_quiet(caplog):
+def test_a_method_that_reads_all_settings_gives_no_warning(caplog):
     run("fine-tuning", default_settings(METHODS["fine-tuning"], TASK) | GIVEN)
     assert not caplog.messages

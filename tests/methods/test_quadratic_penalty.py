@@ -5,7 +5,7 @@ from eupmu_jax.methods.augmented_lagrangian import augmented_lagrangian
 from eupmu_jax.methods.quadratic_penalty import quadratic_penalty
 
 
-def test_the_retain_loss_ends_above_the_limit_the_less_the_larger_the_penalty(rise_of_one_logit):
+def test_the_retain_loss_ends_above_the_limit_by_less_for_a_larger_penalty(rise_of_one_logit):
     low, high = (
         rise_of_one_logit(quadratic_penalty, {"learning_rate": 1.0, "penalty": penalty, "allowed_rise": 0.1}, 60)
         for penalty in (3.0, 30.0)
@@ -14,8 +14,8 @@ def test_the_retain_loss_ends_above_the_limit_the_less_the_larger_the_penalty(ri
 
 
 @pytest.mark.parametrize("method", [quadratic_penalty, augmented_lagrangian])
-def test_a_loose_limit_is_not_felt(rise_of_one_logit, method):
-    """Below it the multiplier is 0, and the forget objective reaches its minimum, a logit of 0."""
+def test_a_loose_limit_has_no_effect(rise_of_one_logit, method):
+    """Below the limit the multiplier is 0, and the forget objective reaches its minimum at a logit of 0."""
     rise = rise_of_one_logit(method, {"learning_rate": 1.0, "penalty": 10.0, "allowed_rise": 2.0}, 300)
     assert rise == pytest.approx(np.log(2) - np.log1p(np.exp(-4.0)), abs=1e-3)
 

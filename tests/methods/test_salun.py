@@ -19,7 +19,7 @@ def bits(tree):
 
 
 def mask_of(digits, fraction):
-    """Worked out apart: the gradient at once, and numpy's sort."""
+    """The mask computed independently, from the gradient of the whole set and NumPy's sort."""
     task, forget = digits.task, digits.forget.tree
     loss = lambda p: task.retain(task.outputs(p, forget, None), forget)
     magnitudes = np.abs(np.asarray(ravel_pytree(jax.grad(loss)(digits.params))[0]))
@@ -28,17 +28,17 @@ def mask_of(digits, fraction):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
-def test_weights_outside_the_mask_keep_their_bits(digits, extra):
+def test_weights_outside_the_mask_stay_bit_for_bit(digits, extra):
     params = digits.run("SalUn", SETTINGS | extra, steps=10)
     moved = bits(params) != bits(digits.params)
     mask = mask_of(digits, 0.3)
-    # Sums over chunks round differently, which may swap neighbours at the threshold.
+    # Sums over chunks round differently, which may swap neighbouring weights at the threshold.
     assert np.sum(moved & ~mask) <= 2
     assert moved.sum() > 0.9 * mask.sum()
     assert moved.sum() <= mask.sum()
 
 
-def test_a_whole_mask_is_the_weighted_sum_of_mixed_batches(digits):
+def test_a_full_mask_gives_the_weighted_sum_on_mixed_batches(digits):
     masked = digits.run("SalUn", SETTINGS | {"mask_fraction": 1.0}, steps=5)
     plain = digits.run(
         "weighted sum",
@@ -48,13 +48,13 @@ def test_a_whole_mask_is_the_weighted_sum_of_mixed_batches(digits):
     chex.assert_trees_all_close(masked, plain, atol=1e-6)
 
 
-def test_a_masked_step_is_clipped_by_what_may_move(digits):
+def test_a_masked_step_is_clipped_by_the_norm_of_the_weights_that_may_move(digits):
     params = digits.run("SalUn", SETTINGS | {"learning_rate": 0.01}, steps=1)
     length = np.linalg.norm(ravel_pytree(params)[0] - ravel_pytree(digits.params)[0])
     assert length == pytest.approx(0.01, rel=1e-2)
 
 
-def test_it_forgets_and_retains(digits):
+def test_salun_forgets_and_retains(digits):
     params = digits.run("SalUn", SETTINGS, steps=60)
     assert digits.accuracy(params, digits.forget) < 0.2
     assert digits.accuracy(params, digits.retain) > 0.97

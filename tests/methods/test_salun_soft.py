@@ -14,7 +14,7 @@ from eupmu_jax.methods.salun_soft import kth_smallest, soft_threshold
 pytestmark = pytest.mark.slow
 
 SETTINGS = {"learning_rate": 0.3, "forget_objective": "random_labels", "sparsity": 0.7}
-# Without subnormal numbers, which XLA takes for 0 on CPU.
+# Excludes subnormal numbers, which XLA flushes to 0 on CPU.
 magnitudes = st.just(0.0) | st.floats(2.0**-90, 2.0**90, width=32) | st.sampled_from([1.0, 2.0])
 threshold = jax.jit(soft_threshold)
 
@@ -24,7 +24,7 @@ def flat(tree):
 
 
 @given(hnp.arrays(np.float32, 12, elements=magnitudes), st.integers(0, 12))
-def test_kth_smallest_is_that_of_a_sort(values, k):
+def test_kth_smallest_equals_that_of_a_sort(values, k):
     tree = [jnp.asarray(values[:5]), jnp.asarray(values[5:]).reshape(7, 1)]
     expected = np.sort(values)[k - 1] if k else 0
     assert float(jax.jit(kth_smallest)(tree, k)) == expected
@@ -39,7 +39,7 @@ def test_the_threshold_zeroes_exactly_the_smallest(values, k, signs):
     np.testing.assert_allclose(result, np.sign(values) * np.maximum(np.abs(values) - tau, 0), rtol=1e-6)
 
 
-def test_one_step_is_the_threshold_of_a_plain_step(digits):
+def test_one_step_is_a_thresholded_plain_step(digits):
     plain = digits.run(
         "weighted sum", {"learning_rate": 0.3, "forget_objective": "random_labels", "retain_weight": 4.0}, steps=1
     )
@@ -53,9 +53,9 @@ def test_one_step_is_the_threshold_of_a_plain_step(digits):
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-def test_fewer_weights_are_held_as_the_run_goes_on(digits, steps):
+def test_fewer_weights_are_held_as_the_run_proceeds(digits, steps):
     params = flat(digits.run("SalUn-soft", SETTINGS, steps=steps))
-    # Dead weights never move; the last step holds the share 0.7 / steps of all.
+    # Dead weights never move, and the last step holds a share of 0.7 / steps of all weights.
     held = np.mean(params == flat(digits.params))
     plain = flat(digits.run("SalUn-soft", SETTINGS | {"sparsity": 0.0}, steps=steps))
     dead = np.mean(plain == flat(digits.params))
@@ -71,7 +71,7 @@ def test_without_sparsity_it_is_the_weighted_sum(digits):
     chex.assert_trees_all_close(soft, plain, atol=1e-5)
 
 
-def test_it_forgets_and_retains(digits):
+def test_salun_soft_forgets_and_retains(digits):
     params = digits.run("SalUn-soft", SETTINGS, steps=60)
     assert digits.accuracy(params, digits.forget) < 0.2
     assert digits.accuracy(params, digits.retain) > 0.97

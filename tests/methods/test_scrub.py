@@ -33,7 +33,7 @@ def spoiled(batch):
 
 
 def reads(procedure, prepared, weights, batches, count):
-    """Which of the two batches the step with that count looks at."""
+    """Whether the step with this count reads the forget batch, and whether it reads the retain batch."""
     state = procedure.init(jnp.asarray(weights), prepared)
     found = []
     for k in (0, 1):
@@ -44,7 +44,7 @@ def reads(procedure, prepared, weights, batches, count):
 
 
 @pytest.mark.parametrize("max_share", [0.25, 0.5, 0.75])
-def test_even_steps_of_the_first_share_read_the_forget_batch_alone_and_all_others_the_retain_batch(max_share):
+def test_even_steps_of_the_first_share_read_only_the_forget_batch_and_all_others_only_the_retain_batch(max_share):
     run = ready(SETTINGS | {"max_share": max_share})
     is_max = [count % 2 == 0 and count < max_share * STEPS for count in range(STEPS)]
     assert [reads(*run, count) for count in range(STEPS)] == [(max_, not max_) for max_ in is_max]
@@ -53,7 +53,7 @@ def test_even_steps_of_the_first_share_read_the_forget_batch_alone_and_all_other
     assert run[0].cost.backward == pytest.approx((forget, retain))
 
 
-def test_the_whole_run_is_that_of_the_formulas_with_a_teacher_that_stays():
+def test_a_whole_run_follows_the_formulas_with_a_fixed_teacher():
     procedure, prepared, teacher, batches = ready()
     params, state = jnp.asarray(teacher), procedure.init(jnp.asarray(teacher), prepared)
     expected = teacher.astype(np.float64)
@@ -81,7 +81,7 @@ def test_the_first_max_step_does_nothing_because_the_student_is_the_teacher():
 
 
 @pytest.mark.slow
-def test_it_forgets_two_digits_and_keeps_the_others(digits):
+def test_scrub_forgets_two_digits_and_keeps_the_others(digits):
     settings = {"learning_rate": 0.3, "alpha": 0.01, "max_share": 0.5}
     params = digits.run("SCRUB", settings, steps=60)
     assert digits.accuracy(digits.params, digits.forget) > 0.95

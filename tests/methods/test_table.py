@@ -1,4 +1,4 @@
-"""What every method of the table has in common, on a classifier."""
+"""The contract of every method in the table, on a classifier."""
 
 import collections
 
@@ -12,19 +12,19 @@ from eupmu_jax.methods import METHODS, Choice, LogUniform
 from eupmu_jax.tasks import classification
 from eupmu_jax.training.unlearning import unlearn
 
-# The counter does not see the passes that differentiate a gradient once more.
+# The counter misses passes that differentiate a gradient again.
 SECOND_ORDER = {"OFMU"}
 
 
 def settings_of(space, factor=1.0):
-    """The middle of the space, times a factor where it is continuous."""
+    """The middle of the search space, times a factor along continuous dimensions."""
     middle = lambda part: part.options[0] if isinstance(part, Choice) else factor * (part.low * part.high) ** 0.5
     return {name: middle(part) for name, part in space.items()} | {"optimizer": "sgd"}
 
 
 @pytest.fixture(scope="module")
 def counted(digits):
-    """The digits; the examples that pass through the model as it runs; how often it was traced, under `traces`."""
+    """The digits, and a counter of the examples that pass through the model and, under `traces`, of its traces."""
     passes = collections.Counter()
 
     def count(kind, examples):
@@ -66,7 +66,7 @@ def test_three_dimensions_are_searched(name):
             assert len({isinstance(option, str) for option in part.options}) == 1
 
 
-# Aggregators are made by one function, and one of them will do for the plain command.
+# All aggregators come from one function, so the default test run covers only one of them.
 OTHERS = [name for name, method in METHODS.items() if method.family == "aggregators" and name != "mean"]
 
 
@@ -107,7 +107,7 @@ def test_the_contract(name, counted):
     assert len(traces) == 15
     if name != "influence":
         assert traces[0] > 0
-    # After the last step of the first run its end is traced, if it has one.
+    # If the method has a measured end, it is traced after the last step of the first run.
     assert len(set(traces[:5])) == 1, "recompiled between steps"
     assert len(set(traces[5:])) == 1, "recompiled in runs with other numbers"
 
@@ -118,7 +118,7 @@ def test_the_contract(name, counted):
         assert seen == declared
 
 
-def test_every_string_of_a_choice_is_known(digits):
+def test_every_string_option_of_a_choice_is_accepted(digits):
     for method in METHODS.values():
         for name, part in method.space.items():
             if isinstance(part, Choice) and isinstance(part.options[0], str):
@@ -126,13 +126,13 @@ def test_every_string_of_a_choice_is_known(digits):
                     method.make(digits.task, digits.terms(2), settings_of(method.space) | {"target": 0.1, name: option})
 
 
-def test_an_unknown_method_lists_the_known():
+def test_the_error_for_an_unknown_method_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"^method: got 'magic', expected one of EUPMU, fine-tuning, "):
         methods.method("magic")
 
 
-def test_a_loss_is_one_that_a_setting_of_losses_names():
-    # BUG: of a forget loss named as another setting's value, such as "sgd", a run took that, too.
+def test_only_settings_that_name_losses_select_losses():
+    # BUG: a forget loss named like the value of another setting, such as "sgd", was selected too.
     named = lambda name: lambda outputs, batch: outputs.mean()
     task = classification(lambda params, inputs: inputs @ params, 3)._replace(
         forget={"ascent": named(1), "sgd": named(2)}

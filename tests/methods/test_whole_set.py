@@ -18,7 +18,7 @@ def test_chunks_add_up_to_the_whole_set(digits):
     chex.assert_trees_all_close(actual, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_an_empty_set_is_an_error(digits):
+def test_an_empty_set_is_refused(digits):
     empty = Examples(digits.forget.tree, np.array([], int))
     with pytest.raises(ValueError, match=r"^data: got an empty set, expected at least one example"):
         mean_gradient(digits.task, digits.params, empty)

@@ -22,7 +22,7 @@ PARAMS = {"a": jnp.array([0.5, -1.0]), "b": jnp.array([[2.0], [0.25]])}
 
 
 @pytest.mark.parametrize("smoothing", [0.01, 1.0])
-def test_on_a_quadratic_the_expectation_is_the_gradient_whatever_the_smoothing(smoothing):
+def test_on_a_quadratic_the_expected_estimate_is_the_gradient_whatever_the_smoothing(smoothing):
     directions = 20_000
     gradient = np.asarray(ravel_pytree(jax.grad(quadratic)(PARAMS))[0])
     mean = ravel_pytree(estimate(quadratic, PARAMS, jax.random.key(0), smoothing, directions))[0]
@@ -32,16 +32,16 @@ def test_on_a_quadratic_the_expectation_is_the_gradient_whatever_the_smoothing(s
     assert np.all(np.abs(gradient) > 8 * deviation), "or the test could not tell the signs"
 
 
-def test_one_direction_is_the_derivative_along_it():
+def test_one_direction_gives_the_derivative_along_it():
     flat = ravel_pytree(estimate(quadratic, PARAMS, jax.random.key(1), 0.01, 1))[0]
     gradient = ravel_pytree(jax.grad(quadratic)(PARAMS))[0]
-    # rho z with rho = g'z: then g'(rho z) = rho^2 and |rho z| = |rho| |z|, so z is the estimate over its rho.
+    # The estimate is rho z with rho = g'z, so g'(rho z) = rho^2, and z is the estimate divided by rho.
     rho = jnp.sqrt(gradient @ flat)
     np.testing.assert_allclose(gradient @ (flat / rho), rho, rtol=1e-3)
     assert 0.3 < jnp.linalg.norm(flat / rho) / 2 < 2
 
 
-def test_a_step_is_as_long_as_the_learning_rate(digits):
+def test_the_length_of_a_step_is_the_learning_rate(digits):
     params = digits.run("ZO-signGD", SETTINGS | {"learning_rate": 0.2}, steps=1)
     moved = np.asarray(ravel_pytree(params)[0] - ravel_pytree(digits.params)[0])
     assert np.linalg.norm(moved) == pytest.approx(0.2, rel=1e-3)
@@ -54,10 +54,10 @@ def test_differences_that_round_to_zero_give_no_step(digits):
 
 
 def test_a_model_that_can_only_be_evaluated_forgets(digits):
-    """Through a callback that has no derivative."""
+    """The model is a callback that has no derivative."""
 
     def evaluate(params, images):
-        # Work that JAX is given here would wait for the step that waits for this.
+        # JAX operations in here would deadlock, waiting for the step that waits for this callback.
         images, first, second = map(np.asarray, (images, params["w"], params["v"]))
         return (np.maximum(images.reshape(len(images), -1) @ first, 0) @ second).astype(np.float32)
 
@@ -76,7 +76,7 @@ def test_a_model_that_can_only_be_evaluated_forgets(digits):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_an_estimate_is_of_the_dtype_of_its_parameter(dtype):
+def test_an_estimate_has_the_dtype_of_its_parameter(dtype):
     # BUG: the float32 loss widened the sum, and the loop over the directions raised a TypeError.
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     found = estimate(quadratic, params, jax.random.key(0), jnp.float32(0.1), 3)

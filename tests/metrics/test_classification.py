@@ -20,7 +20,7 @@ def test_accuracy_is_a_percentage():
     assert metrics.accuracy(logits_for([0, 0, 1, 2, 2, 2]), LABELS) == pytest.approx(100 * 5 / 6)
 
 
-def test_mean_loss_is_the_cross_entropy_even_where_the_softmax_underflows():
+def test_mean_loss_is_the_cross_entropy_even_if_the_softmax_underflows():
     logits = np.array([[0.0, 2000.0, 0.0]], np.float32)
     assert metrics.mean_loss(logits, np.array([0])) == 2000.0
     assert metrics.mean_loss(np.zeros((2, 3)), np.array([0, 2])) == pytest.approx(np.log(3))
@@ -64,7 +64,7 @@ def test_a_test_set_without_the_forgotten_class_is_refused():
         metrics.evaluate(np.zeros((6, 3)), np.zeros((4, 3)), dataset(LABELS, LABELS[2:]), split, seed=0)
 
 
-def test_kl_is_that_of_scipy_row_by_row():
+def test_kl_matches_scipy_row_by_row():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(5), (2, 30))
     shifted = np.log(p) + rng.normal(size=(30, 1))
@@ -89,7 +89,7 @@ def test_kl_of_unequal_shapes_is_refused():
         metrics.kl(np.zeros((1, 3)), np.zeros((2, 3)))
 
 
-def test_a_forgotten_class_leaves_the_test_set():
+def test_a_forgotten_class_is_removed_from_the_test_set():
     split = data.split(LABELS, "class:0", num_classes=3, seed=0)
     figures = metrics.evaluate(
         logits_for([1, 1, 1, 1, 2, 2]), logits_for([2, 0, 1, 1, 2, 2]), dataset(LABELS, LABELS), split, seed=0
@@ -104,19 +104,19 @@ def test_average_gap_is_the_mean_of_absolute_differences():
     assert metrics.average_gap(other, other) == 0.0
 
 
-def test_the_divergence_of_a_lost_model_is_no_number():
+def test_the_divergence_of_a_diverged_model_is_nan():
     assert np.isnan(metrics.kl(np.full((3, 2), np.nan), np.zeros((3, 2))))
 
 
 @pytest.mark.parametrize("figure", [metrics.accuracy, metrics.mean_loss, metrics.confidence])
 @pytest.mark.parametrize("labels", [LABELS[:, None], LABELS - 1, LABELS + 1, LABELS.astype(float), LABELS > 0])
-def test_labels_that_are_no_classes_are_refused(figure, labels):
-    # BUG: a column of labels made an accuracy of 25 % out of 100, and -1 counted as the last class.
+def test_labels_that_are_not_classes_are_refused(figure, labels):
+    # BUG: a column of labels turned an accuracy of 100 % into 25 %, and -1 counted as the last class.
     with pytest.raises(ValueError, match=r"^labels: got"):
         figure(logits_for(LABELS), labels)
 
 
-def test_no_rounding_takes_the_kl_of_equal_models_below_0():
+def test_rounding_never_makes_the_kl_of_equal_models_negative():
     rows = np.random.default_rng(0).normal(size=(50, 1, 7))
     assert min(metrics.kl(row, row + 5) for row in rows) == 0.0
 
@@ -127,12 +127,12 @@ def test_a_test_set_of_the_forgotten_class_alone_is_refused():
         metrics.evaluate(np.zeros((6, 3)), np.zeros((2, 3)), dataset(LABELS, LABELS[:2]), split, seed=0)
 
 
-def test_a_lost_model_has_no_accuracy():
-    # BUG: it knew class 0, so that UA was 0 where that was forgotten.
+def test_a_diverged_model_has_no_accuracy():
+    # BUG: such a model seemed to know class 0, so UA was 0 where that class was to be forgotten.
     assert np.isnan(metrics.accuracy(np.full((3, 2), np.nan), np.zeros(3, int)))
 
 
-def test_an_example_on_both_sides_is_refused():
+def test_an_example_on_both_sides_of_a_split_is_refused():
     split, logits = data.Split(np.array([0, 2]), np.array([1, 2, 3]), None), logits_for(LABELS)
     with pytest.raises(ValueError, match=r"^split: got example 2 on both sides, expected each to be"):
         metrics.evaluate(logits, logits, dataset(LABELS, LABELS), split, seed=0)

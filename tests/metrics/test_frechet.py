@@ -1,4 +1,4 @@
-"""The Frechet distance against its closed form for Gaussians whose axes agree."""
+"""The Frechet distance against its closed form for Gaussians with the same principal axes."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_for_scaled_gaussians_it_is_the_closed_form(seed, d, one, other, shift):
 
 
 @given(st.integers(0, 50))
-def test_it_is_symmetric_zero_for_the_same_and_blind_to_rotations(seed):
+def test_the_distance_is_symmetric_zero_for_equal_sets_and_invariant_to_rotations(seed):
     rng = np.random.default_rng(seed)
     first, second = rng.normal(size=(30, 4)) @ rng.normal(size=(4, 4)), rng.normal(size=(50, 4))
     turned = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -33,7 +33,7 @@ def test_it_is_symmetric_zero_for_the_same_and_blind_to_rotations(seed):
     assert frechet_distance(first, first) < 1e-7 * np.trace(np.cov(first, rowvar=False))
 
 
-def test_features_that_are_always_zero_change_nothing():
+def test_features_that_are_zero_everywhere_change_nothing():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
     wider = lambda points: np.concatenate([points, np.zeros((30, 2))], axis=1)
@@ -54,11 +54,11 @@ def test_what_is_refused(features, others, message):
         frechet_distance(features, others)
 
 
-def test_lists_will_do():
+def test_lists_are_accepted():
     points = np.random.default_rng(0).normal(size=(9, 2))
     assert frechet_distance(points.tolist(), (points + 1).tolist()) == frechet_distance(points, points + 1)
 
 
-def test_no_rounding_takes_the_distance_below_0():
+def test_rounding_never_makes_the_distance_negative():
     sets = np.random.default_rng(0).normal(size=(50, 30, 4))
     assert min(frechet_distance(points, points) for points in sets) == 0.0

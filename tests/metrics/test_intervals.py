@@ -16,19 +16,19 @@ def expanded_tail(n, confidence=0.95):
 
 
 @pytest.mark.parametrize("n", [4, 5, 6])
-def test_it_is_the_interval_of_all_resamples(n):
+def test_the_interval_equals_that_of_all_resamples(n):
     differences = np.array([0.3, -1.2, 0.8, 2.0, 0.1, 0.6])[:n]
     means = np.mean(list(itertools.product(differences, repeat=n)), axis=1)
     tail = expanded_tail(n)
     found = paired_interval(differences, np.zeros(n))
     assert found.mean == pytest.approx(np.mean(differences))
-    # The ends are quantiles of a discrete distribution: a draw may land on the next value, further in or out.
+    # The ends are quantiles of a discrete distribution, so sampling may give a neighbouring value.
     for end, level in ((found.low, tail), (found.high, 1 - tail)):
         below, above = np.quantile(means, np.clip([level - 4e-4, level + 4e-4], 0, 1))
         assert below - 1e-9 <= end <= above + 1e-9
 
 
-def test_five_seeds_cover_92_in_100_where_the_plain_interval_covers_84():
+def test_with_five_seeds_the_coverage_is_92_percent_where_a_plain_bootstrap_has_84():
     drawn = np.random.default_rng(0).normal(size=(400, 5))
     covered = np.mean([tied(differences, np.zeros(5)) for differences in drawn])
     plain = stats.bootstrap((drawn,), np.mean, axis=-1, method="percentile", n_resamples=1_000, rng=0)
@@ -46,26 +46,26 @@ def test_equal_differences_give_a_width_of_zero(value, n):
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.sampled_from([1e-10, 1.0, 1e10]))
-def test_the_interval_holds_the_mean_and_keeps_within_the_range_at_every_scale(values, scale):
+def test_at_every_scale_the_interval_contains_the_mean_and_stays_within_the_range(values, scale):
     differences = np.array(values) * scale
     interval = paired_interval(differences, np.zeros(len(values)))
     slack = 1e-12 * np.abs(differences).max()
     assert differences.min() - slack <= interval.low <= interval.mean <= interval.high <= differences.max() + slack
 
 
-def test_only_the_pairing_matters_and_its_order_does_not():
+def test_the_pairing_matters_and_the_order_of_pairs_does_not():
     rng = np.random.default_rng(0)
     other, common = FIGURES - rng.normal(1.0, 0.3, 6), rng.normal(0, 100, 6)
     interval = paired_interval(FIGURES, other)
     np.testing.assert_allclose(paired_interval(FIGURES + common, other + common), interval, rtol=1e-9)
     mirrored = paired_interval(other, FIGURES)
     np.testing.assert_allclose((mirrored.mean, mirrored.high, mirrored.low), np.negative(interval), atol=0.05)
-    # Unpaired, noise that both share would hide the difference.
+    # Without the pairing, noise shared by both would hide the difference.
     assert not tied(FIGURES + common, other + common)
     assert tied(FIGURES + common, np.roll(other + common, 1))
 
 
-def test_the_seed_settles_the_resampling_and_confidence_the_width():
+def test_the_seed_determines_the_resampling_and_confidence_the_width():
     zero = np.zeros(6)
     assert paired_interval(FIGURES, zero, seed=1) == paired_interval(FIGURES, zero, seed=1)
     narrow, wide = (paired_interval(FIGURES, zero, confidence=level) for level in (0.5, 0.95))
@@ -87,11 +87,11 @@ def test_bad_arguments_are_named(arguments, options, message):
         paired_interval(*arguments, **options)
 
 
-def test_another_seed_draws_other_resamples():
+def test_different_seeds_draw_different_resamples():
     zero = np.zeros(6)
     assert len({paired_interval(FIGURES, zero, confidence=0.5, seed=seed) for seed in range(5)}) > 1
 
 
-def test_a_narrow_interval_of_skewed_differences_holds_their_mean():
+def test_a_narrow_interval_of_skewed_differences_contains_their_mean():
     found = paired_interval([0.0, 0.1, 0.2, 10.0], np.zeros(4), confidence=0.01)
     assert found.low <= found.mean <= found.high

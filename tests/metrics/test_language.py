@@ -1,4 +1,4 @@
-"""Figures of TOFU and of memorisation against plain loops, numbers by hand, and what they must not do."""
+"""Figures of TOFU and of memorisation, against plain loops and numbers worked out by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +12,12 @@ from eupmu_jax import metrics, tasks
 RNG = np.random.default_rng(0)
 
 
-def test_probabilities_do_not_depend_on_the_length_of_answers_whose_tokens_are_alike():
+def test_the_probability_of_an_answer_of_equally_likely_tokens_does_not_depend_on_its_length():
     lengths = np.array([1, 4, 50])
     np.testing.assert_allclose(metrics.answer_probability(-lengths * np.log(0.3), lengths), 0.3)
 
 
-def test_choices_share_the_probability_among_them():
+def test_choice_probabilities_are_normalised_over_the_choices():
     correct, wrong = RNG.uniform(size=7), RNG.uniform(size=(7, 5))
     expected = [c / (c + sum(w)) for c, w in zip(correct, wrong, strict=True)]
     np.testing.assert_allclose(metrics.choice_probability(correct, wrong), expected, rtol=1e-8)
@@ -28,7 +28,7 @@ def test_truth_ratio_is_a_geometric_mean_over_a_probability():
     right, wrong = RNG.uniform(0, 4, size=9), RNG.uniform(0, 4, size=(9, 5))
     expected = [np.prod(np.exp(-w)) ** 0.2 / np.exp(-r) for r, w in zip(right, wrong, strict=True)]
     np.testing.assert_allclose(metrics.truth_ratio(right, wrong), expected, rtol=1e-7)
-    # Of probabilities 1/8 and 1/2 the geometric mean is 1/4; an arithmetic one would give 0.3125 / 0.5.
+    # The geometric mean of probabilities 1/8 and 1/2 is 1/4; the arithmetic one would give 0.3125 / 0.5.
     np.testing.assert_allclose(metrics.truth_ratio([np.log(2)], [[np.log(8), np.log(2)]]), 0.5, rtol=1e-8)
 
 
@@ -40,13 +40,13 @@ def test_truth_scores_by_hand():
 
 @given(st.lists(st.floats(0, 1e300), min_size=1, max_size=9))
 @settings(max_examples=50, deadline=None)
-def test_truth_scores_are_shares(ratios):
+def test_truth_scores_lie_between_0_and_1(ratios):
     for forgotten in (True, False):
         assert 0 <= metrics.truth_score(ratios, forgotten=forgotten) <= 1
 
 
 def test_forget_quality_is_the_exact_p_value_of_separated_samples():
-    # Two orders of n values each are the most extreme ones of (2n choose n).
+    # Of the (2n choose n) orders of n and n values, two are the most extreme.
     for n in (5, 40, 400):
         found = metrics.forget_quality(np.linspace(0, 1, n), np.linspace(2, 3, n))
         np.testing.assert_allclose(found.log10, np.log10(2) - np.log10(comb(2 * n, n)), rtol=1e-6)
@@ -54,7 +54,7 @@ def test_forget_quality_is_the_exact_p_value_of_separated_samples():
     assert metrics.forget_quality(same, same) == (1.0, 0.0)
 
 
-def test_forget_quality_is_two_sided_and_reads_the_order_alone():
+def test_forget_quality_is_two_sided_and_depends_only_on_the_order():
     one, other = RNG.uniform(0.1, 1, size=30), RNG.uniform(0.3, 2, size=40)
     found = metrics.forget_quality(one, other)
     np.testing.assert_allclose(metrics.forget_quality(other, one), found, rtol=1e-12)
@@ -69,12 +69,12 @@ def test_model_utility_is_a_harmonic_mean():
 
 
 def extraction_by_search(predicted, targets):
-    """Greedy decoding from every prefix, in the teacher-forced form that papers compute."""
+    """Greedy decoding from every prefix, in the teacher-forced form used in papers."""
     length = len(targets)
     return 1 - next(k for k in range(length + 1) if list(predicted[k:]) == list(targets[k:])) / length
 
 
-def test_memorisation_of_tokens_against_a_search_over_prefixes():
+def test_token_memorisation_matches_a_search_over_prefixes():
     n, length = 60, 8
     targets, mask = RNG.integers(3, size=(n, length)), np.zeros((n, length), int)
     predicted = np.where(RNG.uniform(size=(n, length)) < 0.7, targets, 3)
@@ -98,7 +98,7 @@ def test_extraction_strength_by_hand(right, strength):
     assert metrics.extraction_strength(np.where(right, targets, 9), targets, np.ones((1, 4))) == strength
 
 
-def test_exact_memorisation_is_what_the_error_of_the_task_leaves():
+def test_exact_memorisation_is_one_minus_the_error_of_the_task():
     table, tokens = RNG.normal(size=(5, 5)), RNG.integers(5, size=(4, 7))
     mask = np.arange(7) >= np.array([1, 2, 4, 6])[:, None]
     task = tasks.language(lambda params, x: params[x])

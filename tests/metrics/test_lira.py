@@ -1,4 +1,4 @@
-"""U-LiRA on Gaussian worlds, whose best attack is known in closed form."""
+"""U-LiRA on Gaussian worlds, for which the best attack has a closed form."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from eupmu_jax.metrics import attack_figures, leave_pair_out, lira_statistic, u_
 
 
 def worlds(seed, shadows, examples, shift=0.0, spread=1.0):
-    """Phi of (unlearned, out) models: examples differ in their means, worlds by `shift` and `spread`."""
+    """Phi of (unlearned, out) models: examples have different means, and the worlds differ by `shift` and `spread`."""
     rng = np.random.default_rng(seed)
     means = rng.normal(0, 3, examples)
     unlearned, out = (means + rng.normal(size=(size, examples)) for size in np.broadcast_to(shadows, 2))
@@ -18,7 +18,7 @@ def worlds(seed, shadows, examples, shift=0.0, spread=1.0):
 
 @pytest.mark.parametrize("pooled_variance", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 2.0])
-def test_auc_of_shifted_gaussians_is_the_closed_form(shift, pooled_variance):
+def test_the_auc_of_shifted_gaussians_matches_its_closed_form(shift, pooled_variance):
     unlearned, out = worlds(0, 440, 60, shift)
     shadows, targets = slice(0, 400), slice(400, None)
     scores = u_lira(
@@ -35,7 +35,7 @@ def test_auc_of_shifted_gaussians_is_the_closed_form(shift, pooled_variance):
 
 
 @pytest.mark.parametrize("pooled_variance", [False, True])
-def test_leaving_pairs_out_finds_the_shift_and_a_spread_that_no_mean_shows(pooled_variance):
+def test_leaving_pairs_out_detects_a_shift_and_a_spread_with_equal_means(pooled_variance):
     shifted = attack_figures(*leave_pair_out(*worlds(1, 64, 300, shift=1.0), pooled_variance=pooled_variance))
     assert shifted["AUC"] == pytest.approx(norm.cdf(1 / np.sqrt(2)), abs=0.02)
     spread = attack_figures(*leave_pair_out(*worlds(2, 64, 300, spread=2.0), pooled_variance=pooled_variance))
@@ -53,13 +53,13 @@ def test_without_a_signal_nothing_is_found(shadows, pooled_variance):
     assert figures["TPR at 1% FPR"] == pytest.approx(0.01, abs=0.01)
 
 
-def test_few_shadow_models_do_better_with_a_pooled_variance():
+def test_with_few_shadow_models_a_pooled_variance_is_better():
     few = worlds(4, 5, 2_000, shift=1.0)
     single, pooled = (attack_figures(*leave_pair_out(*few, pooled_variance=choice))["AUC"] for choice in (False, True))
     assert single + 0.03 < pooled < norm.cdf(1 / np.sqrt(2))
 
 
-def test_scores_are_log_likelihood_ratios_and_worlds_may_be_swapped():
+def test_scores_are_log_likelihood_ratios_and_swapping_worlds_flips_them():
     rng = np.random.default_rng(5)
     unlearned, out, target = rng.normal(size=(6, 8)), rng.normal(1, 2, size=(5, 8)), rng.normal(size=(3, 8))
     scores = u_lira(unlearned, out, target)
@@ -94,7 +94,7 @@ def test_the_statistic_is_the_clipped_logit_of_the_confidence():
     np.testing.assert_allclose(lira_statistic(sure, np.array([1, 2])), logit(1e-7), rtol=1e-9)
 
 
-def test_figures_at_fixed_fpr_are_those_of_every_threshold_tried():
+def test_figures_at_a_fixed_fpr_match_a_search_over_all_thresholds():
     rng = np.random.default_rng(7)
     truth = rng.integers(0, 2, 3_000)
     scores = np.round(rng.normal(truth, 1.0), 1)  # with ties
@@ -132,7 +132,7 @@ def test_a_score_of_0_is_not_called_unlearned():
     assert attack_figures(np.array([0.0, 1.0, -1.0, -1.0]), np.array([1, 1, 0, 0]))["accuracy"] == 0.75
 
 
-def test_a_pooled_variance_is_the_mean_of_the_examples_own():
+def test_a_pooled_variance_is_the_mean_of_the_variances_of_the_examples():
     rng = np.random.default_rng(0)
     unlearned, out = rng.normal(size=(6, 3)) * [1, 2, 9], rng.normal(size=(5, 3)) * [1, 1, 7]
     scales = (np.sqrt(world.var(axis=0, ddof=1).mean() + 1e-6) for world in (unlearned, out))

@@ -16,7 +16,7 @@ def confidences(seed, size, low):
 
 
 def answers(seed, size, margin, accuracy=1.0):
-    """Features of noisy logits that stand out at the label, or at another class where the model errs."""
+    """Features of noisy logits with a margin at the label, or at another class for misclassified examples."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, size)
     logits, right = rng.normal(size=(size, 4)), rng.random(size) < accuracy
@@ -24,13 +24,13 @@ def answers(seed, size, margin, accuracy=1.0):
     return metrics.features(logits, labels)
 
 
-def test_separated_confidences_give_0_for_members_and_100_for_strangers():
+def test_separated_confidences_give_0_for_members_and_100_for_non_members():
     members, strangers = confidences(0, 300, 0.95), confidences(1, 300, 0.0) * 0.8
     assert svc_confidence_attack(members, strangers, confidences(2, 50, 0.95)) == 0.0
     assert svc_confidence_attack(members, strangers, confidences(3, 50, 0.0) * 0.8) == 100.0
 
 
-def test_a_forget_set_drawn_like_the_test_set_gets_the_attack_s_true_negative_rate():
+def test_a_forget_set_drawn_like_the_test_set_gets_the_true_negative_rate_of_the_attack():
     members, strangers = confidences(0, 600, 0.9), confidences(1, 600, 0.5)
     unseen, forget = confidences(2, 4_000, 0.5), confidences(3, 4_000, 0.5)
     true_negatives = svc_confidence_attack(members, strangers, unseen)
@@ -48,13 +48,13 @@ def test_every_feature_gives_the_true_negative_rate_of_unseen_examples(feature):
     assert svc_attack(feature, members, strangers, answers(4, 1_000, 6.0)) < true_negatives - 10
 
 
-def test_the_attack_by_confidence_is_the_one_of_the_papers():
+def test_the_attack_by_confidence_is_that_of_the_papers():
     members, strangers, forget = answers(0, 400, 5.0), answers(1, 300, 2.0), answers(2, 200, 3.0)
     parts = (part["confidence"] for part in (members, strangers, forget))
     assert svc_attack("confidence", members, strangers, forget, seed=3) == svc_confidence_attack(*parts, seed=3)
 
 
-def test_targets_that_are_alike_count_each():
+def test_equal_targets_are_counted_individually():
     members, strangers = np.full(9, 0.99), np.full(9, 0.3)
     assert svc_confidence_attack(members, strangers, np.repeat([0.98, 0.31, 0.97], [3, 2, 3])) == 25.0
 
@@ -62,7 +62,7 @@ def test_targets_that_are_alike_count_each():
 @pytest.mark.parametrize("size", [3, 40, 400])
 @pytest.mark.parametrize("width", [1, 10])
 @pytest.mark.parametrize("start", [0.0, 1e8])
-def test_the_attack_is_that_of_the_library(size, width, start):
+def test_the_attack_equals_that_of_scikit_learn(size, width, start):
     rng = np.random.default_rng(size)
     members, strangers = (start + rng.normal(shift, 1.0, (size, width)) for shift in (0.0, 0.5))
     targets = start + rng.normal(0.2, 1.0, (1_500, width))
@@ -75,8 +75,8 @@ def test_the_attack_is_that_of_the_library(size, width, start):
     assert svc_attack("probabilities", *sets, seed=7) == expected
 
 
-def test_the_larger_set_is_cut_to_the_smaller_in_random_order():
-    # An index-ordered cut would take the confident half alone and call every doubtful member a stranger.
+def test_the_larger_set_is_subsampled_at_random_to_the_size_of_the_smaller():
+    # Cutting in index order would keep only the confident half and classify every unsure member as a non-member.
     members = np.concatenate([np.full(500, 0.999), np.full(500, 0.5)])
     strangers = np.full(500, 0.2)
     assert svc_confidence_attack(members, strangers, np.full(20, 0.5)) == 0.0
@@ -93,8 +93,8 @@ def test_members_are_drawn_by_the_seed_up_to_the_cap():
 
 
 @pytest.mark.parametrize("size", [1, 10, 101])
-def test_where_all_shadow_examples_are_alike_the_attack_is_a_coin(size):
-    # libsvm names one side for all: members for 10 of each, strangers for some targets and 101 of each.
+def test_with_equal_shadow_examples_the_attack_is_a_coin_toss(size):
+    # libsvm assigns all to one side: members with 10 of each, non-members for some targets with 101 of each.
     right = metrics.features(9 * np.eye(3)[[0] * size], np.zeros(size, int))
     wrong = metrics.features(9 * np.eye(3)[[1] * 7], np.zeros(7, int))
     for feature in metrics.FEATURES:
@@ -103,14 +103,14 @@ def test_where_all_shadow_examples_are_alike_the_attack_is_a_coin(size):
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_a_model_that_diverged_has_no_attack(place):
+def test_a_diverged_model_has_no_attack(place):
     sets = [answers(seed, 50, 3.0) for seed in range(3)]
     logits = np.full((50, 4), np.nan)
     sets[place] = metrics.features(logits, np.zeros(50, int))
     assert np.isnan(svc_attack("confidence", *sets))
 
 
-def test_features_are_those_of_the_definition():
+def test_features_match_their_definitions():
     rng = np.random.default_rng(0)
     p, labels = rng.dirichlet(np.ones(5), 40), rng.integers(0, 5, 40)
     found = metrics.features(np.log(p) + rng.normal(size=(40, 1)), labels)
@@ -138,7 +138,7 @@ def test_features_are_finite_and_within_bounds_for_any_logits(logits, labels):
         np.testing.assert_array_equal(found[feature], other[feature])
 
 
-def test_modified_entropy_orders_by_label_where_entropy_cannot():
+def test_modified_entropy_depends_on_the_label_where_entropy_does_not():
     logits = np.array([[2000.0, 0.0, 0.0], [2000.0, 0.0, 0.0]])
     right, wrong = metrics.features(logits, np.array([0, 1]))["modified_entropy"]
     assert right == 0.0

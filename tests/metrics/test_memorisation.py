@@ -21,7 +21,7 @@ def test_scores_are_the_difference_of_two_means(seed, models, examples):
     np.testing.assert_allclose(memorisation_scores(probabilities[order], members[order]), scores, atol=1e-12)
 
 
-def test_learned_by_heart_unaffected_and_harmful():
+def test_scores_of_memorised_unaffected_and_harmful_examples():
     members = np.array([[True] * 3, [False] * 3, [True] * 3, [False] * 3])
     probabilities = np.where(members, [1.0, 0.7, 0.25], [0.0, 0.7, 0.5])
     np.testing.assert_allclose(memorisation_scores(probabilities, members), [1, 0, -0.25], atol=1e-12)
@@ -40,7 +40,7 @@ def test_the_estimate_is_unbiased_and_its_error_is_the_documented_one():
 
 
 def test_mislabelled_digits_are_the_memorised_ones():
-    # A nearest-neighbour classifier knows its own training examples by heart: a wrong label is right only for them.
+    # A nearest-neighbour classifier memorises its training examples, so wrong labels are predicted only for these.
     digits = data.load("digits")
     images, labels = digits.train_images[:600].reshape(600, -1), digits.train_labels[:600].copy()
     wrong = np.arange(0, 600, 20)
@@ -52,7 +52,7 @@ def test_mislabelled_digits_are_the_memorised_ones():
     scores = memorisation_scores(probabilities, members)
     assert scores[wrong].mean() > 0.9
     assert np.delete(scores, wrong).mean() < 0.2
-    # The rest are digits that look like another one, which are memorised as well.
+    # The others are digits that look like a different one, which are memorised too.
     split = data.split(labels, "memorised:5%", num_classes=10, seed=0, scores=scores)
     assert np.isin(split.forget_ids, wrong).mean() > 0.7
 
@@ -67,12 +67,12 @@ def test_mislabelled_digits_are_the_memorised_ones():
         (np.array([[np.nan], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
     ],
 )
-def test_bad_arguments(probabilities, members, message):
+def test_bad_arguments_of_the_scores_are_named(probabilities, members, message):
     with pytest.raises(ValueError, match=message):
         memorisation_scores(probabilities, members)
 
 
-def test_examples_that_were_always_in_or_always_out_have_no_score():
+def test_examples_in_all_or_no_training_sets_have_no_score():
     members = np.array([[True, True, False, True], [False, True, False, True]])
     with pytest.raises(ValueError, match=r"^members: got 3 examples that were in all or in none of 2 .* 1; expected"):
         memorisation_scores(np.full((2, 4), 0.5), members)

@@ -1,4 +1,4 @@
-"""Rounding to few bits: levels, errors, and what it leaves alone."""
+"""Rounding to few bits: its levels, its errors, and what it leaves alone."""
 
 import chex
 import jax
@@ -32,35 +32,35 @@ def by_loops(matrix):
     return np.array(columns).T
 
 
-def test_every_column_of_every_matrix_has_a_scale_of_its_own():
+def test_every_column_of_every_matrix_has_its_own_scale():
     np.testing.assert_allclose(ROUNDED["kernel"], by_loops(PARAMS["kernel"]), rtol=1e-6)
     np.testing.assert_allclose(ROUNDED["stack"], [by_loops(part) for part in PARAMS["stack"]], rtol=1e-5)
 
 
-def test_by_hand():
-    # Scales of 1 and 0.1; 2.5 goes to the even 2.
+def test_rounding_to_four_bits_by_hand():
+    # The scales are 1 and 0.1, and 2.5 rounds to the even 2.
     weights = jnp.array([[7.0, -0.7], [2.5, 0.33], [-6.6, 0.04]])
     np.testing.assert_allclose(rounded_to_int4(weights), [[7, -0.7], [2, 0.3], [-7, 0]], rtol=1e-6)
 
 
-def test_at_most_fifteen_levels_half_a_scale_away():
+def test_there_are_at_most_fifteen_levels_and_errors_are_at_most_half_a_scale():
     kernel = np.asarray(ROUNDED["kernel"])
     assert max(len(np.unique(column)) for column in kernel.T) <= 15
     assert (np.abs(kernel - PARAMS["kernel"]) <= np.abs(PARAMS["kernel"]).max(0) / 14 * (1 + 1e-5)).all()
 
 
-def test_rounding_twice_and_signs_change_nothing():
+def test_rounding_is_idempotent_and_odd():
     np.testing.assert_allclose(rounded_to_int4(ROUNDED)["stack"], ROUNDED["stack"], rtol=1e-6)
     np.testing.assert_array_equal(rounded_to_int4(-PARAMS["stack"]), -ROUNDED["stack"])
 
 
-def test_vectors_and_integers_stay():
+def test_vectors_and_integers_are_left_alone():
     for name in ("bias", "count"):
         np.testing.assert_array_equal(ROUNDED[name], PARAMS[name])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_shapes_and_dtypes_stay_also_under_jit(dtype):
+def test_shapes_and_dtypes_are_preserved_under_jit(dtype):
     kernel = PARAMS["stack"].astype(dtype)
     found = jax.jit(rounded_to_int4)(kernel)
     assert (found.dtype, found.shape) == (dtype, kernel.shape)
@@ -69,7 +69,7 @@ def test_shapes_and_dtypes_stay_also_under_jit(dtype):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
-def test_other_numbers_of_bits_have_as_many_levels(bits):
+def test_the_number_of_levels_follows_the_number_of_bits(bits):
     found = np.asarray(metrics.rounded(PARAMS["kernel"], bits))
     most = 2 ** (bits - 1) - 1
     scales = np.abs(np.asarray(PARAMS["kernel"])).max(0) / most
@@ -77,7 +77,7 @@ def test_other_numbers_of_bits_have_as_many_levels(bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2.5])
-def test_one_bit_and_parts_of_bits_are_refused(bits):
+def test_one_bit_and_fractional_bits_are_refused(bits):
     with pytest.raises(ValueError, match=f"bits: got {bits}, expected an int of at least 2"):
         metrics.rounded(PARAMS, bits)
 
@@ -95,8 +95,8 @@ def test_one_bit_and_parts_of_bits_are_refused(bits):
         (("convolution", "kernel"), (3, 3, 2, 8), (0, 1, 2)),
     ],
 )
-def test_a_scale_is_that_of_all_inputs_of_an_output(names, shape, inputs):
-    # BUG: with the last but one axis alone, one key head or one channel was not rounded at all.
+def test_a_scale_covers_all_inputs_of_an_output(names, shape, inputs):
+    # BUG: with scales over the second to last axis only, a single key head or channel was not rounded at all.
     outputs = [1 if axis in np.atleast_1d(inputs) else size for axis, size in enumerate(shape)]
     weights = jnp.asarray(RNG.normal(size=shape) * RNG.uniform(1, 9, size=outputs), jnp.float32)
     tree = weights
@@ -107,15 +107,15 @@ def test_a_scale_is_that_of_all_inputs_of_an_output(names, shape, inputs):
     np.testing.assert_allclose(found, np.round(weights / scales) * scales, rtol=1e-5, atol=1e-7)
 
 
-def test_the_state_of_a_flax_model_is_rounded_as_its_dict_is():
-    # BUG: the name of every leaf of a state ends in `value`, which was taken for that of attention.
+def test_the_state_of_a_flax_model_is_rounded_like_its_dict():
+    # BUG: the path of every leaf of a state ends in `value`, which was taken for the `value` of attention.
     state = nnx.state(nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
     found = rounded_to_int4(state)
     chex.assert_trees_all_equal_structs(found, state)
     chex.assert_trees_all_equal(nnx.to_pure_dict(found), rounded_to_int4(nnx.to_pure_dict(state)))
 
 
-def test_the_scales_of_stacked_norms_stay_and_a_list_of_blocks_is_none():
+def test_the_scales_of_stacked_norms_are_left_alone_and_a_list_of_blocks_is_not_a_stack():
     scales = jnp.array([[1.0, 0.9, 1.1], [0.45, 1.3, 0.2]])
     np.testing.assert_array_equal(
         rounded_to_int4({"blocks": {"norm": {"scale": scales}}})["blocks"]["norm"]["scale"], scales
@@ -125,13 +125,13 @@ def test_the_scales_of_stacked_norms_stay_and_a_list_of_blocks_is_none():
     chex.assert_trees_all_equal(rounded_to_int4({"blocks": [{"query": {"kernel": heads}}]})["blocks"][0], numbered)
 
 
-def test_the_biases_of_attention_heads_stay():
+def test_the_biases_of_attention_heads_are_left_alone():
     tree = {"query": {"bias": jnp.ones((4, 16)) * 0.3, "kernel": jnp.ones((8, 4, 16))}}
     np.testing.assert_array_equal(rounded_to_int4(tree)["query"]["bias"], tree["query"]["bias"])
 
 
-def test_blocks_of_the_decoder_have_scales_of_their_own():
-    # BUG: by its name and three dimensions a stack of matrices was taken for the heads of one.
+def test_each_block_of_the_decoder_has_its_own_scales():
+    # BUG: because of its name and three dimensions, a stack of matrices was taken for one matrix split into heads.
     weights = jnp.asarray(RNG.normal(size=(3, 8, 4)), jnp.float32)
     for name in ("query", "out"):
         found = rounded_to_int4({"blocks": {name: {"kernel": weights}}})["blocks"][name]["kernel"]

@@ -1,4 +1,4 @@
-"""ROUGE-L by hand, and the figures made of it; the scores need rouge-score."""
+"""ROUGE-L by hand, and the figures computed from it; the scores need rouge-score."""
 
 import importlib.util
 import sys
@@ -15,19 +15,19 @@ needs_package = pytest.mark.skipif(MISSING, reason="rouge-score is not installed
 
 @needs_package
 def test_recall_and_f1_by_hand():
-    # The longest common subsequence of "a b c d" and "a c x d y" has the 3 words a, c, d.
+    # The longest common subsequence of "a b c d" and "a c x d y" is "a c d", of 3 words.
     found = metrics.rouge_l(["a c x d y", "", "z"], ["a b c d", "a b", "z"])
     np.testing.assert_allclose(found.recall, [3 / 4, 0, 1])
     np.testing.assert_allclose(found.f1, [2 * 3 / (4 + 5), 0, 1])
 
 
 @needs_package
-def test_words_are_stemmed_and_their_case_and_points_do_not_count():
+def test_words_are_stemmed_and_case_and_punctuation_are_ignored():
     np.testing.assert_allclose(metrics.rouge_l(["The dogs, running!"], ["the dog runs"]).recall, 1)
 
 
 @needs_package
-def test_the_figures_of_muse_are_means_of_f1():
+def test_the_figures_of_muse_are_mean_f1_scores():
     answers = ["in the year 1881\n\nQuestion: Who?", " in 1881 Question: Where?"]
     truths = ["in the year 1881", "1881"]
     assert metrics.knowmem(answers, truths) == pytest.approx((1 + 2 / 3) / 2)
@@ -43,14 +43,14 @@ def test_answers_end_at_a_blank_line_or_a_question(answer, expected):
     assert shortened(answer) == expected
 
 
-def test_a_script_whose_words_do_not_count_is_told(caplog):
+def test_a_script_that_rouge_ignores_is_warned_about(caplog):
     assert metrics.rouge_l(["a city", "…"], ["a city", "…"]).f1.dtype == float
     assert not caplog.text
     assert metrics.rouge_l(["Мария", "a"], ["Мария", "a"]).recall.tolist() == [0, 1]
     assert "references: 1 of 2 have no letter from a to z" in caplog.text
 
 
-def test_the_error_names_the_extra(monkeypatch):
+def test_the_error_for_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ImportError, match=r"rouge-score: install eupmu-jax\[language\]"):
         metrics.rouge_l(["a"], ["a"])

@@ -1,4 +1,4 @@
-"""Min-k %, its AUC and PrivLeak, against plain loops and a published pair of figures."""
+"""Min-k %, its AUC and PrivLeak, against plain loops and published figures."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_min_k_is_the_mean_of_the_least_likely_tokens(share):
     np.testing.assert_array_equal(metrics.min_k(padded, mask, share), metrics.min_k(nll, mask, share))
 
 
-def test_members_are_told_by_their_least_likely_tokens():
+def test_members_are_detected_by_their_least_likely_tokens():
     seen, unseen = RNG.exponential(1.0, size=(200, 64)), RNG.exponential(1.3, size=(200, 64))
     every = np.ones_like(seen)
     auc = metrics.separation(metrics.min_k(seen, every), metrics.min_k(unseen, every))
@@ -28,14 +28,14 @@ def test_members_are_told_by_their_least_likely_tokens():
     assert metrics.privleak(auc, 0.5) < -80
 
 
-def test_separation_counts_pairs():
+def test_separation_counts_ordered_pairs():
     forget, held_out = RNG.integers(5, size=20), RNG.integers(1, 6, size=30)
     pairs = [(a > b) + 0.5 * (a == b) for a in forget for b in held_out]
     assert metrics.separation(forget, held_out) == pytest.approx(np.mean(pairs))
 
 
-def test_privleak_has_its_sign_from_muse():
-    # Of one minus the AUC: a published run with AUC 0.981 and a reference of 0.5 has -96.2.
+def test_privleak_follows_the_sign_convention_of_muse():
+    # It is computed from one minus the AUC: a published run with AUC 0.981 and a reference of 0.5 has -96.2.
     assert metrics.privleak(0.981, 0.5) == pytest.approx(-96.2)
     assert metrics.privleak(0.6, 0.6) == 0
     assert metrics.privleak(0.0, 0.5) == pytest.approx(100)

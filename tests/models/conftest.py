@@ -22,14 +22,14 @@ def language():
 
 @pytest.fixture(scope="session")
 def write(tmp_path_factory, language):
-    """Writes into a folder the checkpoint of a case, with other settings, without some tensors or with more of them."""
+    """Writes the checkpoint of a case to a folder, with changed settings, or with tensors left out or added."""
     from safetensors.numpy import save_file
 
     def write(case, without=(), also=(), **settings):
         folder = tmp_path_factory.mktemp(case)
         tensors = {name: tensor for name, tensor in language.tensors(case).items() if name not in without}
         tensors |= {name: np.zeros(2, np.float32) for name in also}
-        # In two files, as large checkpoints come.
+        # Split into two files, as large checkpoints are.
         for k in range(2):
             save_file(dict(list(tensors.items())[k::2]), folder / f"model-{k}.safetensors")
         (folder / "config.json").write_text(json.dumps(language.golden[case]["config"] | settings))

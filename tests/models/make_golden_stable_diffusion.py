@@ -1,9 +1,9 @@
-"""Outputs of tiny Stable Diffusion models of diffusers and transformers, and names, shapes and counts of the full ones.
+"""Outputs of tiny Stable Diffusion models of diffusers and transformers; names, shapes and counts of the full ones.
 
 Command: python tests/models/make_golden_stable_diffusion.py (needs torch, diffusers 0.42.1, transformers 5.24.0 and
-safetensors, which nothing else here does; seconds)
+safetensors, which are otherwise not needed; takes seconds)
 Result: golden_stable_diffusion.json next to this file, which test_stable_diffusion.py compares with the models of this
-package. Parameters and inputs come from a rule that both sides share, so that outputs alone are stored.
+package. Parameters and inputs come from a rule that both sides share, so that only outputs are stored.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ TEXT = {"vocab": 20, "length": 7, "width": 12, "layers": 2, "heads": 3}
 
 
 def seeded(name, shape):
-    """The parameter of a published name and shape: kernels keep the scale of their inputs, and nothing is zero."""
+    """The parameter of a published name and shape: kernels preserve the scale of their inputs, and nothing is zero."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("weight") and len(shape) == 1:
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -28,7 +28,7 @@ def seeded(name, shape):
 
 
 def inputs():
-    """What the models are given, channels last."""
+    """The inputs of the models, channels last."""
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     return {
@@ -42,7 +42,7 @@ def inputs():
 
 
 def build(full):
-    """The models by the names of their folders, tiny or published."""
+    """The models by folder name, tiny or of the published sizes."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -70,7 +70,7 @@ def build(full):
 
 
 def saved(model, folder):
-    """The tensors of the file that the model itself writes: the published names."""
+    """The tensors that the model itself saves, under their published names."""
     from safetensors.numpy import load_file
 
     model.save_pretrained(folder, safe_serialization=True)
@@ -78,7 +78,7 @@ def saved(model, folder):
 
 
 def fill(model, folder):
-    """The model with parameters of the shared rule, through the file that it writes and reads itself."""
+    """The model with parameters of the shared rule, loaded from the file that it saves itself."""
     from safetensors.numpy import save_file
 
     tensors = {name: seeded(name, value.shape) for name, value in saved(model, folder).items()}
@@ -87,13 +87,13 @@ def fill(model, folder):
 
 
 def layout(shapes):
-    """A digest of names and shapes, where a convolution of one pixel is a dense layer."""
+    """A digest of names and shapes, in which a 1x1 convolution counts as a dense layer."""
     flat = {name: list(shape[:2] if tuple(shape[2:]) == (1, 1) else shape) for name, shape in shapes.items()}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def epsilons(model):
-    """Of all norms, by name."""
+    """The epsilons of all norms, by name."""
     import torch
 
     kinds = (torch.nn.GroupNorm, torch.nn.LayerNorm)
@@ -101,7 +101,7 @@ def epsilons(model):
 
 
 def main(folder=None):
-    """Writes the file; the tiny models too, if a folder for them is given."""
+    """Writes the golden file, and the tiny models if a folder for them is given."""
     import tempfile
 
     import diffusers

@@ -96,7 +96,7 @@ def test_scan_over_vmapped_gradients():
     assert_trees_close(descend(conv2d, kernel, x), descend(reference, kernel, x), 1e-4)
 
 
-def test_remat():
+def test_gradients_through_remat_match():
     x, kernel = random((4, 6, 6, 2), (3, 3, 2, 2))
 
     def twice(convolve, kernel):
@@ -108,7 +108,7 @@ def test_remat():
 
 
 @pytest.mark.parametrize("outer", [jax.grad, jax.jacfwd])
-def test_second_derivatives(outer):
+def test_second_derivatives_match(outer):
     x, kernel = random((4, 5, 5, 2), (2, 2, 2, 2))
 
     def curvature(convolve):

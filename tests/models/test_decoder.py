@@ -45,7 +45,7 @@ def draw_tokens(n=2, length=12):
         ("70b", 68_976_648_192),
     ],
 )
-def test_parameter_counts_are_the_published_ones(size, published):
+def test_parameter_counts_are_as_published(size, published):
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes(SIZES[size]), nnx.Param))) == published
 
 
@@ -72,13 +72,13 @@ def test_the_scan_applies_the_blocks_one_by_one(model):
     np.testing.assert_allclose(model(draw_tokens()), model.head(model.norm(y)), rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_start_from_weights_of_their_own(model):
+def test_blocks_have_different_initial_weights(model):
     kernels = model.blocks.gate.kernel[...]
     assert kernels.shape == (SMALL.layers, SMALL.width, SMALL.hidden)
     assert jnp.abs(kernels[0] - kernels[1]).max() > 0.1
 
 
-def test_a_tied_decoder_reads_its_logits_off_the_embedding():
+def test_a_tied_decoder_computes_its_logits_with_the_embedding():
     model = build(SMALL._replace(tied=True, layers=1))
     assert model.head is None
     tokens = jnp.where(draw_tokens() == 5, 6, draw_tokens())
@@ -91,13 +91,13 @@ def test_rotation_turns_each_pair_of_features_by_its_frequency():
     x = jnp.asarray([1.0, 2.0, 3.0, 4.0])
     turned = rotate(jnp.broadcast_to(x, (1, 3, 1, 4)), base=100.0)[0, :, 0]
     for position in range(3):
-        # Pairs (1, 3) and (2, 4); frequencies 1 and 1 / 10.
+        # The pairs are (1, 3) and (2, 4), with frequencies 1 and 1 / 10.
         pairs = np.array([1 + 3j, 2 + 4j]) * np.exp(1j * position * np.array([1.0, 0.1]))
         np.testing.assert_allclose(turned[position], [*pairs.real, *pairs.imag], rtol=1e-6)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 50), st.integers(0, 2**31))
-def test_inner_products_of_rotated_queries_and_keys_depend_on_their_distance_only(i, j, shift, seed):
+def test_inner_products_of_rotated_queries_and_keys_depend_only_on_their_distance(i, j, shift, seed):
     query, key = np.random.default_rng(seed).normal(size=(2, 8)).astype(np.float32)
     turn = lambda x: np.asarray(TURN(jnp.broadcast_to(x, (1, 91, 1, 8))))[0, :, 0]
     queries, keys = turn(query), turn(key)
@@ -108,7 +108,7 @@ def test_inner_products_of_rotated_queries_and_keys_depend_on_their_distance_onl
 TURN = jax.jit(rotate)
 
 
-def test_angles_of_far_positions_are_exact_in_bfloat16():
+def test_rotations_of_distant_positions_are_exact_in_bfloat16():
     x = jnp.ones((1, 4096, 1, 8), jnp.bfloat16)
     turned, exact = rotate(x), rotate(x.astype(jnp.float32))
     assert turned.dtype == jnp.bfloat16
@@ -116,7 +116,7 @@ def test_angles_of_far_positions_are_exact_in_bfloat16():
 
 
 def attention(block, x):
-    """Causal attention of the block's weights, head by head, without the library's attention."""
+    """Causal attention with the block's weights, head by head, without the library's attention."""
     y, heads = block.attention_norm(x), SMALL.heads
     split = lambda part: part.reshape(*part.shape[:-1], -1, block.head_size)
     query, key, value = rotate(split(block.query(y))), rotate(split(block.key(y))), split(block.value(y))
@@ -130,7 +130,7 @@ def attention(block, x):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_a_block_is_attention_and_a_gated_mlp(kv_heads):
+def test_a_block_is_attention_followed_by_a_gated_mlp(kv_heads):
     block = nnx.jit(lambda: DecoderBlock(SMALL._replace(kv_heads=kv_heads), rngs=nnx.Rngs(0)))()
     assert block.key.kernel.shape == (SMALL.width, kv_heads * block.head_size)
     x = jax.random.normal(jax.random.key(0), (2, 7, SMALL.width))
@@ -170,7 +170,7 @@ def test_bfloat16_computation_gives_float32_logits_near_those_of_float32(model):
         ({"kv_heads": 3}, r"^size: got 3 kv_heads for 4 heads"),
     ],
 )
-def test_errors_name_what_does_not_divide(wrong, message):
+def test_the_error_names_the_size_that_does_not_divide(wrong, message):
     with pytest.raises(ValueError, match=message):
         shapes(SMALL._replace(**wrong))
 
@@ -206,14 +206,14 @@ def test_shardings_split_everything_but_the_norms(tied):
         assert found["head"]["kernel"].spec == PartitionSpec("data", "model")
 
 
-def test_adapters_add_nothing_at_first_and_then_what_they_are_taught():
+def test_adapters_add_nothing_at_first_and_low_rank_matrices_after_training():
     size = SMALL._replace(adapters=2, layers=1)
     model, tokens = build(size), draw_tokens()
     graph, adapters, rest = nnx.split(model, nnx.LoRAParam, nnx.Param)
     loss = lambda adapters: jnp.mean(nnx.merge(graph, adapters, rest)(tokens) ** 2)
     gradient = nnx.to_pure_dict(jax.grad(loss)(adapters))["blocks"]
     for name in ("query", "key", "value", "out", "gate", "up", "down"):
-        # As B is zero, A has no gradient yet.
+        # Since B is zero, A has no gradient yet.
         assert not gradient[name]["lora"]["lora_a"].any()
         assert gradient[name]["lora"]["lora_b"].any()
     without = jax.tree.map(jnp.zeros_like, adapters)

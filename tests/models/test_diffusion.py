@@ -1,4 +1,4 @@
-"""The diffusion transformer and the samplers: parameters counted, exact solutions, one key one sample."""
+"""The diffusion transformer and the samplers: parameter counts, exact solutions, and reproducible samples."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def model():
     return DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=2, heads=2, rngs=nnx.Rngs(0))
 
 
-def test_parameters_are_as_many_as_the_layers_say(model):
+def test_the_parameter_count_follows_from_the_layers(model):
     w, numbers, patches = 16, 32, 4
     block = (w * 6 * w + 6 * w) + 4 * (w * w + w) + (w * 4 * w + 4 * w) + (4 * w * w + w)
     ends = (numbers * w + w) + patches * w + (w * w + w) + 4 * w + (w * 2 * w + 2 * w) + (w * numbers + numbers)
@@ -30,10 +30,10 @@ def test_parameters_are_as_many_as_the_layers_say(model):
     assert counted == 2 * block + ends
 
 
-def test_the_first_prediction_is_zero_and_patches_go_back_to_their_places(model):
+def test_the_first_prediction_is_zero_and_patches_return_to_their_places(model):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     np.testing.assert_array_equal(model(x, jnp.array([0, 9]), jnp.array([0, 3])), 0)
-    # With a last layer that looks at one patch alone, a change there changes nothing elsewhere.
+    # Without blocks the last layer sees one patch at a time, so a change in a patch changes nothing elsewhere.
     alone = DiT(3, in_channels=2, image_size=8, patch_size=4, width=32, layers=0, heads=2, rngs=nnx.Rngs(0))
     alone.out.kernel[...] = jax.random.normal(jax.random.key(1), alone.out.kernel.shape)
     moved = x.at[:, 4:, :4].add(1.0)
@@ -45,25 +45,25 @@ def test_the_first_prediction_is_zero_and_patches_go_back_to_their_places(model)
 
 
 def exact(params, x_t, t, labels):
-    """Predicts x for data that are one point for each condition, and their mean for none."""
+    """The exact prediction of x for data with one point for each condition; without a condition, their mean."""
     points = jnp.concatenate([params, params.mean(axis=0, keepdims=True)])
     return jnp.broadcast_to(points[labels][:, None], x_t.shape)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 200])
-def test_a_perfect_model_of_points_samples_these_points(steps, eta):
+def test_an_exact_model_of_points_samples_these_points(steps, eta):
     points, labels = jnp.array([[-0.5], [0.25]]), jnp.array([0, 1, 1])
     options = {"nothing": 2, "prediction": "x", "steps": steps, "eta": eta}
     found = sample(exact, points, SCHEDULE, labels, (4, 1), jax.random.key(0), guidance=0.0, **options)
     np.testing.assert_allclose(found[:, :, 0], np.broadcast_to([[-0.5], [0.25], [0.25]], (3, 4)), atol=1e-5)
-    # Guidance goes on from the mean through the point.
+    # Guidance extrapolates from the mean through the point.
     pushed = sample(exact, points, SCHEDULE, labels, (4, 1), jax.random.key(0), guidance=1.0, **options)
     np.testing.assert_allclose(pushed[0, :, 0], 2 * -0.5 - -0.125, atol=1e-5)
 
 
 def gaussian(params, x_t, t, labels):
-    """Predicts the noise for data that are normal with mean 0 and this standard deviation: linear in x_t."""
+    """The exact prediction of the noise for normal data with mean 0 and standard deviation `params`, linear in x_t."""
     a, s = SCHEDULE.at(t, x_t.ndim)
     return s * x_t / (a**2 * params**2 + s**2)
 
@@ -76,8 +76,8 @@ def test_the_exact_model_of_a_gaussian_samples_its_standard_deviation(eta):
     np.testing.assert_allclose([found.mean(), found.std()], [0.0, 0.25], atol=0.015)
 
 
-def test_samples_may_begin_from_noised_images_and_need_not_be_cut():
-    # A model that predicts no noise takes what it gets for the image, so that the start comes back, and noise with it.
+def test_samples_may_start_from_noised_images_and_need_not_be_clipped():
+    # A model that predicts no noise takes its input for the image, so the start is returned with noise added.
     silent = lambda params, x_t, t, labels: 0 * x_t
     options = {"nothing": 1, "prediction": "epsilon", "steps": 20, "guidance": 0.0, "clip": False}
     labels, start = jnp.zeros(500, int), jnp.full((500, 1), 3.0)
@@ -90,7 +90,7 @@ def test_samples_may_begin_from_noised_images_and_need_not_be_cut():
     assert np.abs(draw()).max() > 1
 
 
-def test_one_key_gives_one_set_of_samples_and_another_key_another(model):
+def test_equal_keys_give_equal_samples_and_different_keys_different_ones(model):
     graph, params = nnx.split(model, nnx.Param)
     denoise = lambda params, x_t, t, labels: x_t + nnx.merge(graph, params)(x_t, t, labels)
     draw = lambda key: sample(denoise, params, SCHEDULE, jnp.arange(3), (8, 8, 2), key, nothing=3, steps=3)
@@ -160,8 +160,8 @@ def test_what_is_refused(change, message):
         sample(exact, None, SCHEDULE, **options)
 
 
-def test_samples_that_are_not_finite_are_told(caplog):
-    # BUG: a label for no condition that the model does not have made NaN without a word.
+def test_samples_that_are_not_finite_are_warned_about(caplog):
+    # BUG: an unconditional label that the model lacks silently gave NaN.
     table = lambda params, x_t, t, labels: x_t * jnp.take(params, labels, mode="fill")[:, None]
     sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=2, steps=2)
     assert not caplog.text
@@ -170,7 +170,7 @@ def test_samples_that_are_not_finite_are_told(caplog):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])
-def test_as_many_steps_as_there_are_times_visit_each_of_them_once(share):
+def test_with_as_many_steps_as_times_each_time_is_visited_once(share):
     seen, schedule = [], diffusion.cosine_schedule(11)
 
     def denoise(params, x_t, t, labels):
@@ -184,7 +184,7 @@ def test_as_many_steps_as_there_are_times_visit_each_of_them_once(share):
     assert seen == list(range(steps))[::-1]
 
 
-def test_traced_starts_are_taken_as_they_are():
+def test_traced_starts_are_not_checked():
     zero = lambda params, x_t, t, labels: 0 * x_t
     draw = lambda start: sample(
         zero, None, SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=1, steps=2, start=start
@@ -206,7 +206,7 @@ def test_an_image_of_another_size_is_named(model, size):
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_a_label_without_a_row_is_refused_and_makes_no_nan(model, label):
+def test_a_label_without_a_row_is_refused_instead_of_giving_nan(model, label):
     unet = UNet(3, in_channels=2, widths=(8, 16), blocks=1, groups=4, rngs=nnx.Rngs(0))
     for one in (model, unet):
         with pytest.raises(ValueError, match=f"labels: got {label}, expected ints from 0 to 3"):
@@ -215,7 +215,7 @@ def test_a_label_without_a_row_is_refused_and_makes_no_nan(model, label):
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_schedule_that_begins_without_noise_ends_at_the_image(prediction, eta):
+def test_samples_are_finite_under_a_schedule_that_starts_without_noise(prediction, eta):
     schedule = diffusion.Schedule((1.0, 0.5, 0.1))
     zero = lambda params, x_t, t, labels: 0 * x_t
     drawn = sample(
@@ -233,8 +233,8 @@ def test_a_schedule_that_begins_without_noise_ends_at_the_image(prediction, eta)
     assert np.isfinite(drawn).all()
 
 
-def test_in_bfloat16_it_computes_in_bfloat16():
-    # BUG: float32 features of the times made all activations float32.
+def test_a_bfloat16_model_computes_in_bfloat16():
+    # BUG: float32 time features turned all activations into float32.
     dit = DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=1, heads=2, rngs=nnx.Rngs(0))
     for model in (dit, UNet(3, in_channels=2, widths=(8, 16), blocks=1, groups=4, rngs=nnx.Rngs(0))):
         nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
@@ -243,7 +243,7 @@ def test_in_bfloat16_it_computes_in_bfloat16():
 
 
 def test_predictions_of_another_shape_are_refused():
-    # BUG: one number for each image was taken for all of its pixels.
+    # BUG: a single number for each image was broadcast to all of its pixels.
     draw = lambda narrow: sample(narrow, None, SCHEDULE, jnp.zeros(1, int), (2,), jax.random.key(0), nothing=1)
     with pytest.raises(ValueError, match=r"denoise: returned shape \(2, 1\), expected that of x_t, \(2, 2\)"):
         draw(lambda params, x_t, t, labels: x_t[:, :1])

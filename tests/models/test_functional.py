@@ -22,7 +22,7 @@ MODELS = {
     "vit": lambda **options: ViT(3, 1, 8, width=12, layers=1, rngs=nnx.Rngs(0), **options),
 }
 NORMALISED = ("resnet8", "resnet20", "resnet18", "vgg16")
-# The others compile for seconds, and test_golden.py runs functional on the two largest.
+# The others take seconds to compile, and test_golden.py covers the two largest.
 SMALL = ("mlp", "cnn", "resnet8", "vit")
 
 
@@ -93,7 +93,7 @@ def test_vmap_over_batches_is_one_call_for_each(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_scan_is_a_loop_that_compiles_once_and_learns(name):
+def test_a_scan_equals_a_loop_that_compiles_once_and_learns(name):
     params, batch_stats, apply = functional(build(name))
     x = images(6)
 
@@ -119,7 +119,7 @@ def test_no_gradient_flows_through_the_statistics():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
-def test_other_state_is_rejected():
+def test_state_other_than_batch_statistics_is_refused():
     class Dropping(nnx.Module):
         def __init__(self, rngs):
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -141,8 +141,8 @@ def test_bfloat16_is_close_to_float32_with_float32_parameters_and_logits(name):
         outputs.append(jax.jit(run)(x))
     exact, rounded = outputs
     assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float32)}
-    # Half a unit in the last place of bfloat16 is 2**-9; deep models add up some tens of roundings. Statistics are the
-    # running ones: normalising by those of few values would blow the roundings up.
+    # Half a unit in the last place of bfloat16 is 2**-9, and deep models accumulate tens of roundings. Normalise by
+    # running statistics, since those of only a few values would amplify the rounding errors.
     assert 0 < jnp.linalg.norm(rounded[0] - exact[0]) < 0.05 * jnp.linalg.norm(exact[0])
     difference = optax.global_norm(jax.tree.map(jnp.subtract, exact[1], rounded[1]))
     assert difference < 0.15 * optax.global_norm(exact[1])

@@ -1,4 +1,4 @@
-"""Forward passes and running statistics against PyTorch's, with the same weights; see make_golden.py."""
+"""Forward passes and running statistics against those of PyTorch with the same weights; see make_golden.py."""
 
 import json
 import runpy
@@ -32,7 +32,7 @@ def torch_name(path):
 
 
 def seeded(path, leaf):
-    """The shared rule's values in our layout; PyTorch's kernels have outputs first and space last."""
+    """The values of the shared rule in this package's layout; kernels of PyTorch have outputs first and space last."""
     name, shape = torch_name(path), leaf.shape
     if name == "embed.weight":
         size, width = RULES["VIT"]["patch_size"], shape[-1]
@@ -55,7 +55,7 @@ def find(tree, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_forward_and_running_statistics_are_those_of_pytorch(name):
+def test_forward_passes_and_running_statistics_match_pytorch(name):
     golden = json.loads((FOLDER / f"golden_{name}.json").read_text())
     shapes = nnx.eval_shape(lambda: MODELS[name](nnx.Rngs(0)))
     params, before, apply = functional(shapes)
@@ -74,7 +74,7 @@ def test_forward_and_running_statistics_are_those_of_pytorch(name):
     for layer, theirs in golden["statistics"].items():
         old, new = (find(tree, layer) for tree in (before, after))
         np.testing.assert_allclose(new["mean"][:4], theirs["mean"], rtol=1e-4, atol=1e-5)
-        # PyTorch updates by the unbiased variance, Flax by the biased one.
+        # PyTorch updates with the unbiased variance, Flax with the biased one.
         unbiased = theirs["count"] / (theirs["count"] - 1)
         kept = 0.9 * old["var"][:4]
         np.testing.assert_allclose(kept + (new["var"][:4] - kept) * unbiased, theirs["var"], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Language models against those of transformers, with the same weights; see make_golden_language.py."""
+"""Language models against those of transformers with the same weights; see make_golden_language.py."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ SLOW = ("gemma", "gemma_multi_head", "gemma3")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
-def test_logits_and_hidden_activations_are_those_of_transformers(case, write, language):
+def test_logits_and_hidden_activations_match_transformers(case, write, language):
     model = load_huggingface(write(case))
     both = jax.jit(lambda params, tokens: (model.apply(params, tokens), model.hidden(params, tokens, 1)))
     logits, hidden = both(model.params, language.tokens)
@@ -28,14 +28,14 @@ def test_logits_and_hidden_activations_are_those_of_transformers(case, write, la
     np.testing.assert_allclose(logits, language.golden[case]["logits"], atol=1e-4)
     np.testing.assert_allclose(hidden[:, -1], language.golden[case]["hidden"], atol=1e-4)
     assert model.context == 64
-    # What stands at the right changes nothing before it.
+    # Tokens on the right do not affect those before them.
     padded, _ = both(model.params, np.where(np.arange(language.tokens.shape[1]) < 6, language.tokens, 0))
     np.testing.assert_array_equal(padded[:, :6], logits[:, :6])
     parameters = sum(int(np.prod(shape)) for shape in language.golden[case]["shapes"].values())
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == parameters
 
 
-def test_it_is_a_model_of_the_language_task(write, language):
+def test_the_model_works_in_the_language_task(write, language):
     model = load_huggingface(write("llama"))
     task = tasks.language(model.apply)
     batch = {"tokens": jnp.asarray(language.tokens)}
@@ -51,20 +51,20 @@ def test_it_is_a_model_of_the_language_task(write, language):
 
 
 @pytest.mark.slow
-def test_bfloat16(write, language):
+def test_bfloat16_logits_are_close(write, language):
     model = load_huggingface(write("qwen3"), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
     logits = jax.jit(model.apply)(model.params, language.tokens)
     np.testing.assert_allclose(logits, language.golden["qwen3"]["logits"], atol=0.1)
 
 
-def test_scaled_positions_are_not_those_that_are_not_scaled(language):
-    """The weights of both are the same, so agreement with the one is disagreement with the other."""
+def test_scaled_positions_change_the_logits(language):
+    """Both cases have the same weights, so matching the golden logits of one rules out the other's positions."""
     scaled, plain = (np.asarray(language.golden[case]["logits"]) for case in ("llama3", "llama"))
     assert np.abs(scaled - plain).max() > 0.01
 
 
-def test_old_configurations_say_the_same(write, language):
+def test_old_configuration_formats_are_equivalent(write, language):
     new = load_huggingface(write("llama3"))
     scaling = dict(language.golden["llama3"]["config"]["rope_parameters"])
     entries = {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
@@ -124,11 +124,11 @@ def test_tensors_that_do_not_fit_are_refused(change, words, write):
         load_huggingface(write("llama", **change))
 
 
-def test_needless_tensors_are_left(write, language):
+def test_unneeded_tensors_are_ignored(write, language):
     load_huggingface(write("llama", also=["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]))
 
 
-def test_missing_files(write, tmp_path):
+def test_missing_files_are_named(write, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"without config.json and \*.safetensors, expected"):
         load_huggingface(tmp_path)
 
@@ -157,7 +157,7 @@ def test_a_configuration_without_entries_is_refused(write):
         load_huggingface(path.parent)
 
 
-def test_layers_are_checked(write, language):
+def test_layers_out_of_range_are_refused(write, language):
     model = load_huggingface(write("llama"))
     for layer in (-1, 3):
         with pytest.raises(ValueError, match=f"layer: got {layer}, expected 0 to 2"):
@@ -174,13 +174,13 @@ def test_sequences_beyond_the_context_are_refused_and_those_within_are_not(write
 
 
 def tiny_of_tunix(module, kind, **more):
-    """A decoder as a user of google-tunix makes it."""
+    """A tiny decoder as a user of google-tunix would build it."""
     sizes = {"num_layers": 1, "embed_dim": 8, "hidden_dim": 16, "num_heads": 2, "head_dim": 4, "num_kv_heads": 1}
     config = module.ModelConfig(**sizes, vocab_size=11, norm_eps=1e-6, **more)
     return getattr(module, kind)(config, rngs=nnx.Rngs(0))
 
 
-def test_a_model_of_tunix_computes_what_it_computed():
+def test_a_wrapped_tunix_model_gives_the_same_logits():
     from tunix.models.llama3 import model as llama3
 
     made = nnx.jit(lambda: tiny_of_tunix(llama3, "Llama3", rope_theta=1_000_000))()
@@ -197,8 +197,8 @@ def test_a_model_of_tunix_computes_what_it_computed():
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3"])
-def test_google_tunix_still_ignores_the_base_of_positions(name):
-    """If this fails, it no longer does: then refuse no Qwen 3 for its base, and read Llama into its own class."""
+def test_google_tunix_still_ignores_the_rope_base(name):
+    """If this fails, it no longer does: stop refusing Qwen 3 for its base, and load Llama into its own class."""
     import importlib
 
     module = importlib.import_module(f"tunix.models.{name}.model")
@@ -212,7 +212,7 @@ def test_google_tunix_still_ignores_the_base_of_positions(name):
 
 
 @pytest.mark.parametrize("case", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_blocks_that_are_computed_again_give_the_same_gradients(write, language, case):
+def test_rematerialised_blocks_give_the_same_gradients(write, language, case):
     folder, tokens = write(case), jnp.asarray(language.tokens)
     plain, again = (load_huggingface(folder, remat=remat) for remat in (False, True))
     slopes = lambda model: jax.grad(lambda params: jnp.mean(model.apply(params, tokens) ** 2))
@@ -222,7 +222,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(write, language,
     chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_each_tensor_is_put_where_it_will_lie(write):
+def test_each_tensor_is_loaded_with_its_final_sharding(write):
     mesh, seen = sharding.make_mesh(), []
 
     def shardings(shapes):
@@ -256,20 +256,20 @@ def test_parameters_of_another_model_are_named(write, language):
         ),
     ],
 )
-def test_weights_that_are_there_twice_or_quantised_are_refused(write, change, message):
+def test_duplicate_and_quantised_weights_are_refused(write, change, message):
     folder = write("llama")
     change(folder)
     with pytest.raises(ValueError, match=message):
         load_huggingface(folder)
 
 
-def test_weights_are_no_whole_numbers(write):
+def test_an_integer_dtype_is_refused(write):
     with pytest.raises(ValueError, match=r"^dtype: got int8, expected a floating-point dtype"):
         load_huggingface(write("llama"), jnp.int8)
 
 
 def adapted_of_tunix(**more):
-    """A user's model with adapters of qwix."""
+    """A user's model with adapters added by qwix."""
     qwix = pytest.importorskip("qwix", reason="needs qwix, of the extra `language`")
     from tunix.models.qwen2 import model as qwen2
 
@@ -278,8 +278,8 @@ def adapted_of_tunix(**more):
     return qwix.apply_lora_to_model(made, provider, **made.get_model_input(), rngs=nnx.Rngs(params=1))
 
 
-def test_adapters_of_ones_own_are_unlearned_and_go_back_where_blocks_are_computed_again():
-    # BUG: Flax's own error, of a variable of another trace.
+def test_a_users_own_adapters_can_be_trained_and_written_back_with_remat():
+    # BUG: Flax raised its own error about a variable of another trace.
     from tunix.models.qwen2.model import RematConfig
 
     made, tokens = adapted_of_tunix(remat_config=RematConfig.BLOCK), jnp.array([[1, 5, 3, 7]])
@@ -293,7 +293,7 @@ def test_adapters_of_ones_own_are_unlearned_and_go_back_where_blocks_are_compute
     np.testing.assert_allclose(nnx.jit(lambda made: made(tokens, positions, None, seen)[0])(made), expected, atol=1e-5)
 
 
-def test_a_model_with_adapters_whose_base_is_trained_too_is_told(caplog):
+def test_training_the_base_under_adapters_is_warned_about(caplog):
     from_tunix(adapted_of_tunix(), trainable=nnx.LoRAParam)
     assert not caplog.text
     from_tunix(adapted_of_tunix())

@@ -16,7 +16,7 @@ NEW = 6
 def load(write):
     @functools.cache
     def load(case):
-        """A tiny model whose blocks outweigh its embedding, so that its answers are not one token again and again."""
+        """A tiny model whose blocks outweigh its embedding, so that its answers do not repeat a single token."""
         model = load_huggingface(write(case))
         grown = {"layers": 3.0, "embedder": 0.1}
         params = {
@@ -29,7 +29,7 @@ def load(write):
 
 
 def uncached(apply, params, prompt):
-    """Argmax decoding that computes the whole sequence again for each token."""
+    """Greedy decoding that recomputes the whole sequence for each token."""
     tokens = np.zeros((1, 16), np.int32)
     tokens[0, : len(prompt)] = prompt
     for i in range(len(prompt), len(prompt) + NEW):
@@ -40,8 +40,8 @@ def uncached(apply, params, prompt):
 @pytest.mark.parametrize(
     "case", ["qwen2", *(pytest.param(case, marks=pytest.mark.slow) for case in ("gemma2", "gemma3"))]
 )
-def test_prompts_of_all_lengths_are_continued_as_one_by_one_without_a_cache(case, load, language):
-    """The windows of Gemma 2 and 3 are shorter than these prompts."""
+def test_prompts_of_any_length_are_continued_as_one_by_one_without_a_cache(case, load, language):
+    """The sliding windows of Gemma 2 and 3 are shorter than these prompts."""
     model = load(case)
     prompts = [[5], language.tokens[0, :4].tolist(), language.tokens[1].tolist()]
     answers = generate(model, model.params, prompts, NEW)
@@ -63,8 +63,8 @@ def test_answers_stop_before_the_end_token_and_compile_once(load, language):
 
 
 @pytest.mark.slow
-def test_parameters_in_another_dtype_than_the_loaded_ones_generate_too(load, language):
-    # BUG: the cache kept the dtype of the model as it was loaded.
+def test_parameters_in_another_dtype_than_the_loaded_one_can_generate(load, language):
+    # BUG: the cache had the dtype in which the model was loaded.
     model = load("qwen2")
     prompts = [language.tokens[0, :4].tolist()]
     narrow = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), model.params)
@@ -73,14 +73,14 @@ def test_parameters_in_another_dtype_than_the_loaded_ones_generate_too(load, lan
     assert len(generate(model, mixed, prompts, NEW)[0]) == NEW
 
 
-def test_a_model_that_is_lost_is_told(load, language, caplog):
-    # BUG: NaN everywhere is token 0 for ever, which ROUGE takes for forgotten.
+def test_nan_logits_are_warned_about(load, language, caplog):
+    # BUG: NaN logits give token 0 again and again, which ROUGE takes for forgotten.
     model = load("qwen2")
     generate(model, jax.tree.map(lambda leaf: leaf * np.nan, model.params), [[1], [2, 3]], NEW)
     assert "params: the logits after 2 of 2 prompts are NaN" in caplog.text
 
 
-def test_what_cannot_be_generated_is_refused_before_the_first_step(write):
+def test_invalid_prompts_and_lengths_are_refused_before_the_first_step(write):
     model = load_huggingface(write("llama"))._replace(decode=None)
     with pytest.raises(ValueError, match=r"prompts: got 60 tokens and 5 new ones, expected at most .* 64"):
         generate(model, model.params, [[1] * 60, [2]], 5)

@@ -31,7 +31,7 @@ MERGES = ["a b", "Ġ ab", "1 2"]
 
 
 def converted(name, tensor):
-    """Name and tensor as llama.cpp converts them: the halves of each head of queries and keys interleaved."""
+    """Name and tensor as converted by llama.cpp, which interleaves the halves of each head of queries and keys."""
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         tensor = tensor.reshape(-1, 2, 4, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
     for theirs, ours in NAMES.items():
@@ -86,7 +86,7 @@ def write_gguf(tmp_path, language):
     return write_gguf
 
 
-def test_logits_are_those_of_transformers(write_gguf, language):
+def test_gguf_logits_match_transformers(write_gguf, language):
     model = load_gguf(write_gguf())
     logits = jax.jit(model.apply)(model.params, language.tokens)
     np.testing.assert_allclose(logits, language.golden["llama"]["logits"], atol=1e-4)
@@ -94,8 +94,8 @@ def test_logits_are_those_of_transformers(write_gguf, language):
 
 
 @pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
-def test_a_factor_of_positions_without_a_type_is_that_of_linear_scaling(write_gguf, language, key):
-    # BUG: it was left out without a word, and the logits were those of other positions.
+def test_a_rope_factor_without_a_type_means_linear_scaling(write_gguf, language, key):
+    # BUG: the factor was silently ignored, so the logits were those of other positions.
     with pytest.raises(ValueError, match="linear"):
         load_gguf(write_gguf(floats=[(key, 4.0)]))
     model = load_gguf(write_gguf(floats=[(key, 1.0)]))
@@ -119,11 +119,11 @@ def test_other_files_are_refused(write_gguf, tmp_path):
             load_gguf(tmp_path / name)
 
 
-def test_text_to_tokens_and_back(write_gguf):
+def test_text_is_encoded_and_decoded(write_gguf):
     tokenizer = gguf_tokenizer(write_gguf())
     text = tokenizer.chat([{"role": "a", "content": "ab ab"}], answer=False)
     assert text == "<|im_start|>a\nab ab<|im_end|>\n"
-    # Unknown bytes, here the newline, are left out; digits stay single although a merge would join them.
+    # Unknown bytes, here the newline, are dropped. Digits stay single, although a merge would join them.
     assert tokenizer.encode("<|im_start|>ab ab<|im_end|>12") == [0, 4, 8, 1, 5, 6]
     assert tokenizer.decode([0, 4, 8, 1, 5, 6]) == "ab ab12"
     assert (tokenizer.end, tokenizer.vocabulary) == (1, 10)
@@ -143,7 +143,7 @@ def test_text_to_tokens_and_back(write_gguf):
         ({"pre": "llama-bpe"}, "got a tokenizer of kind gpt2, llama-bpe, expected gpt2, smollm"),
     ],
 )
-def test_tokenizers_that_lack_something_are_refused(change, words, write_gguf):
+def test_incomplete_and_unsupported_tokenizers_are_refused(change, words, write_gguf):
     with pytest.raises(ValueError, match=words):
         gguf_tokenizer(write_gguf(**change))
 

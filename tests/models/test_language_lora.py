@@ -19,7 +19,7 @@ def names(tree):
 def test_adapters_add_low_rank_matrices_and_nothing_at_first(write, language):
     base = load_huggingface(write("llama"))
     model = with_lora(base, base.params, RANK, alpha=ALPHA, key=jax.random.key(0))
-    # Seven matrices in each of two blocks.
+    # A pair for each of seven matrices in two blocks.
     assert len(jax.tree.leaves(model.params)) == 2 * 7 * 2
     tokens, apply = jnp.asarray(language.tokens), jax.jit(base.apply)
 
@@ -30,7 +30,7 @@ def test_adapters_add_low_rank_matrices_and_nothing_at_first(write, language):
 
     (_, logits), grads = step(model.params)
     np.testing.assert_allclose(logits, apply(base.params, tokens), atol=1e-5)
-    # As B is zero, A has no gradient yet.
+    # Since B is zero, A has no gradient yet.
     for name, leaf in names(grads).items():
         assert bool(jnp.any(leaf)) == ("_lora_b" in name), name
     trained = optax.apply_updates(model.params, jax.tree.map(lambda grad: -5 * grad, grads))
@@ -48,7 +48,7 @@ def test_every_block_of_gemma_has_adapters(write):
 
 
 def drawn(adapters):
-    """Adapters of which neither part is zero."""
+    """Random adapters, neither part of which is zero."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), adapters)
 
@@ -57,7 +57,7 @@ SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("qwen3", "gemma"
 
 
 @pytest.mark.parametrize("case", ["qwen2", "gemma2", *SLOW])
-def test_merged_parameters_compute_what_the_adapters_compute(write, language, case):
+def test_merged_parameters_give_the_logits_of_the_adapters(write, language, case):
     base = load_huggingface(write(case))
     model = with_lora(base, base.params, RANK, alpha=ALPHA, key=jax.random.key(0))
     adapters = drawn(model.params)
@@ -69,13 +69,13 @@ def test_merged_parameters_compute_what_the_adapters_compute(write, language, ca
     np.testing.assert_allclose(apply(merged, tokens), expected, atol=1e-4)
 
 
-def test_merged_parameters_keep_dtype_and_what_has_no_adapter():
+def test_merging_keeps_dtypes_and_leaves_without_adapters():
     params = {"kernel": jnp.ones((2, 3), jnp.bfloat16), "bias": jnp.ones(3), "none": {}}
     pair = {"kernel_lora_a": jnp.ones((2, 2), jnp.bfloat16), "kernel_lora_b": jnp.full((2, 3), 0.5, jnp.bfloat16)}
     merged = jax.jit(merge_lora)(params, pair)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     assert merged["kernel"].dtype == jnp.bfloat16
-    # Without `alpha` it is the rank.
+    # By default `alpha` is the rank.
     np.testing.assert_array_equal(merged["kernel"], 2)
     assert merge_lora(params, pair)["bias"] is params["bias"]
     np.testing.assert_array_equal(merge_lora(params, pair, 4)["kernel"], 3)
@@ -104,8 +104,8 @@ def test_adapters_of_another_model_are_refused(adapters, words):
         merge_lora({"mlp": {"kernel": jnp.ones((4, 3))}}, adapters)
 
 
-def test_adapters_of_a_narrow_model_are_wide_enough_for_steps(write, language):
-    # BUG: in bfloat16 a step of 1e-4 changed one number of A in twenty.
+def test_adapters_of_a_bfloat16_model_are_float32(write, language):
+    # BUG: in bfloat16 a step of 1e-4 changed only one entry of A in twenty.
     base = load_huggingface(write("llama"), jnp.bfloat16)
     model = with_lora(base, base.params, RANK, key=jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
@@ -117,7 +117,7 @@ def test_adapters_of_a_narrow_model_are_wide_enough_for_steps(write, language):
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
 
 
-def test_adapters_of_adapters_and_of_another_model_are_refused(write):
+def test_adapters_on_top_of_adapters_and_parameters_of_another_model_are_refused(write):
     base = load_huggingface(write("llama"))
     model = with_lora(base, base.params, RANK, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"^model: got one with adapters, expected the model without them"):

@@ -1,4 +1,4 @@
-"""TOFU's experiment, on a tiny model and questions of TOFU's layout; and tokenizers in the format of Hugging Face."""
+"""The TOFU experiment on a tiny model with questions in TOFU's format, and tokenizers in Hugging Face's format."""
 
 import json
 import re
@@ -34,7 +34,7 @@ WORDS = [
 
 
 def save_tokenizer(folder, **config):
-    """A tokenizer of whole words, as `save_pretrained` writes it."""
+    """Saves a tokenizer of whole words in the layout of `save_pretrained`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     fast = Tokenizer(models.WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -46,7 +46,7 @@ def save_tokenizer(folder, **config):
 
 
 def save_tables(folder):
-    """Small tables of the names and fields of TOFU's."""
+    """Saves small tables with the names and fields of TOFU's."""
     rng = np.random.default_rng(0)
     words = lambda count: " ".join(rng.choice(WORDS[4:], count))
     plain = lambda: {"question": words(4), "answer": words(3)}
@@ -66,7 +66,7 @@ def save_tables(folder):
     return folder
 
 
-# EUPMU leaves alone what the tiny model with adapters, which knows nothing, need not forget.
+# No case of EUPMU with adapters, since the tiny model knows nothing that EUPMU would have to forget.
 @pytest.mark.parametrize(
     ("method", "rank", "more"),
     [
@@ -86,7 +86,7 @@ def save_tables(folder):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list | tuple) else None,
 )
-def test_a_model_forgets_and_is_judged(write, tmp_path, method, rank, more):
+def test_a_model_is_unlearned_and_evaluated(write, tmp_path, method, rank, more):
     folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
     arguments = ["--model", folder, "--retrained", folder, "--data", data, "--out", tmp_path / "out", "--forget", 5]
     arguments += ["--steps", 3, "--batch", 8, "--rank", rank, "--length", 24, "--answer", 4, "--dtype", "float32"]
@@ -103,13 +103,13 @@ def test_a_model_forgets_and_is_judged(write, tmp_path, method, rank, more):
     assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
 
 
-def test_commands_of_the_page_are_those_of_the_script():
+def test_commands_on_the_page_are_valid_for_the_script():
     text = Path(run.__file__).with_name("page.md").read_text()
     commands = re.findall(r"^(uv run .*tofu/run\.py (?:.*\\\n)*.*)$", text, re.MULTILINE)
     parsed = [run.parsed(shlex.split(one.replace("\\\n", "").split("run.py ")[1])) for one in commands]
     assert [(given.rank, given.batch % given.data_axis) for given in parsed] == [(0, 0), (16, 0)]
     for given in parsed:
-        # As many devices as the plan that is to be made before.
+        # The plan to be made beforehand is for as many devices.
         assert f"--tensor {given.tensor_axis} --batch {given.batch} --sequence {given.length}" in text
         assert given.data_axis * given.tensor_axis == 8
 
@@ -124,7 +124,7 @@ def test_a_retrained_model_that_cannot_be_read_is_refused_before_any_unlearning(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_is_read_with_its_end_and_without_padding(tmp_path):
+def test_a_tokenizer_is_read_with_its_end_token_and_without_padding(tmp_path):
     tokenizer = huggingface_tokenizer(save_tokenizer(tmp_path, chat_template="{{ messages[0].content }}"))
     assert tokenizer.encode("who wrote the book") == [4, 5, 9, 11]
     assert tokenizer.decode([4, 11]) == "who book"
@@ -136,7 +136,7 @@ def test_a_tokenizer_is_read_with_its_end_and_without_padding(tmp_path):
 
 
 @pytest.mark.parametrize("end", [None, "<stop>"])
-def test_a_tokenizer_without_an_end_is_refused(tmp_path, end):
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path, end):
     save_tokenizer(tmp_path, eos_token=end)
     with pytest.raises(ValueError, match=f"got {end!r} as the token that ends an answer, expected a token of the"):
         huggingface_tokenizer(tmp_path)
@@ -154,7 +154,7 @@ def test_a_template_of_another_tokenizer_is_refused(tmp_path):
     from tokenizers import Tokenizer
 
     save_tokenizer(tmp_path, chat_template="<|im_start|>{{ messages[0].content }}<|im_end|>")
-    # Without either of the two in the tokenizer they are text.
+    # If the tokenizer has neither of the two, they are ordinary text.
     huggingface_tokenizer(tmp_path)
     fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     fast.add_special_tokens(["<|im_end|>"])
@@ -174,7 +174,7 @@ def test_a_template_gets_the_special_tokens_and_may_refuse(tmp_path):
         tokenizer.chat([{"role": "system", "content": "Be."}])
 
 
-def test_ends_that_are_several_tokens_are_refused(tmp_path):
+def test_several_end_tokens_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got \['<end>', '<unk>'\] as eos_token, expected one token"):
         huggingface_tokenizer(save_tokenizer(tmp_path, eos_token=["<end>", "<unk>"]))
     found = huggingface_tokenizer(save_tokenizer(tmp_path, add_bos_token=True, bos_token=None, unk_token="<unk>"))

@@ -46,8 +46,8 @@ def test_vgg16_has_the_layers_of_configuration_d(channels, size, classes):
     parameters = convolutions + 2 * sum(widths[1:]) + 513 * classes
     assert count(model) == parameters
     if (channels, classes) == (3, 10):
-        # The published convolutions of vgg16_bn: 138,365,992 parameters less its three linear layers of 25,088, 4,096,
-        # 4,096 and 1,000 units.
+        # The published vgg16_bn has 138,365,992 parameters, here without its three linear layers of 25,088, 4,096, 4,096
+        # and 1,000 units.
         published = 138_365_992 - 25_089 * 4_096 - 4_097 * 4_096 - 4_097 * 1_000
         assert parameters == published + 5_130 == 14_728_266
     logits = nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((2, size, size, channels)))
@@ -58,7 +58,7 @@ def test_vgg16_has_the_layers_of_configuration_d(channels, size, classes):
     ("classes", "channels", "size", "patch", "width", "layers", "heads", "published"),
     [(1000, 3, 224, 16, 768, 12, 12, 86_567_656), (10, 3, 32, 4, 192, 12, 3, None), (10, 1, 28, 7, 64, 2, 2, None)],
 )
-def test_vit_has_the_parameters_of_its_formula(classes, channels, size, patch, width, layers, heads, published):
+def test_the_parameter_count_of_vit_follows_its_formula(classes, channels, size, patch, width, layers, heads, published):
     model = nnx.eval_shape(lambda: ViT(classes, channels, size, patch, width, layers, heads, rngs=nnx.Rngs(0)))
     norm = 2 * width
     block = 2 * norm + 4 * width * (width + 1) + 4 * width * (width + 1) + (4 * width + 1) * width
@@ -72,7 +72,7 @@ def test_vit_has_the_parameters_of_its_formula(classes, channels, size, patch, w
     assert logits.shape == (2, classes)
 
 
-def test_vit_rejects_what_does_not_fit():
+def test_vit_refuses_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="patch_size must divide image_size, got 5 for 28"):
         ViT(image_size=28, patch_size=5, rngs=nnx.Rngs(0))
     model = ViT(10, 1, 8, width=6, layers=1, rngs=nnx.Rngs(0))
@@ -94,7 +94,7 @@ def test_every_parameter_of_the_cnn_gets_a_gradient_after_split_and_merge():
     assert all(np.any(g, axis=tuple(range(1, g.ndim))).all() for g in jax.tree.leaves(grads))
 
 
-def test_resnet18_projects_where_shapes_change_and_only_there():
+def test_resnet18_projects_only_where_shapes_change():
     model = nnx.eval_shape(lambda: ResNet18(10, rngs=nnx.Rngs(0)))
     assert [block.projects for block in model.blocks] == [False, False, True, False, True, False, True, False]
     assert [block.conv3.kernel.shape for block in model.blocks if block.projects] == [
@@ -105,7 +105,7 @@ def test_resnet18_projects_where_shapes_change_and_only_there():
     assert [block.stride for block in model.blocks] == [1, 1, 2, 1, 2, 1, 2, 1]
 
 
-def test_a_strided_stem_has_every_second_pixel_of_one_without_stride():
+def test_a_strided_stem_gives_every_second_pixel_of_one_without_stride():
     strided, whole = (ResNet8(10, 1, stem_stride=stride, rngs=nnx.Rngs(0)) for stride in (2, 1))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 28, 28, 1)), jnp.float32)
     chex.assert_trees_all_equal(nnx.state(strided, nnx.Param), nnx.state(whole, nnx.Param))
@@ -113,7 +113,7 @@ def test_a_strided_stem_has_every_second_pixel_of_one_without_stride():
     assert strided(x).shape == (2, 10)
 
 
-def test_a_projecting_block_is_two_branches_added():
+def test_a_projecting_block_is_the_sum_of_two_branches():
     block = ResidualBlock(4, 8, stride=2, projection=True, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 4)), jnp.float32)
     branch = block.norm2(block.conv2(nnx.relu(block.norm1(block.conv1(x)))))

@@ -1,4 +1,4 @@
-"""Stable Diffusion against diffusers and transformers, with the same weights; see make_golden_stable_diffusion.py."""
+"""Stable Diffusion against diffusers and transformers with the same weights; see make_golden_stable_diffusion.py."""
 
 import functools
 import json
@@ -53,15 +53,15 @@ def loaded(folder, part):
     return nnx.graphdef(model), sd.load(write(folder, part, published(part)), model)
 
 
-def test_the_unet_predicts_what_that_of_diffusers_does(tmp_path):
+def test_the_unet_matches_that_of_diffusers(tmp_path):
     _, params = loaded(tmp_path, "unet")
     denoise = jax.jit(sd.denoiser(shapes_of("unet", TINY["unet"])))
     found = denoise(params, GIVEN["latents"], GIVEN["times"], GIVEN["embeddings"])
-    # Tighter than what the approximate GELU (2e-4) or another epsilon of a group norm (2e-5) would change.
+    # This is tighter than the effect of an approximate GELU (2e-4) or of another group norm epsilon (2e-5).
     np.testing.assert_allclose(found, GOLDEN["prediction"], atol=1e-5)
 
 
-def test_the_autoencoder_encodes_and_decodes_as_that_of_diffusers(tmp_path):
+def test_the_autoencoder_matches_that_of_diffusers(tmp_path):
     graph, params = loaded(tmp_path, "vae")
     mean, logvar = jax.jit(lambda params, x: nnx.merge(graph, params).encode(x))(params, GIVEN["images"])
     np.testing.assert_allclose(mean, GOLDEN["mean"], atol=1e-5)
@@ -70,7 +70,7 @@ def test_the_autoencoder_encodes_and_decodes_as_that_of_diffusers(tmp_path):
     np.testing.assert_allclose(decoded, GOLDEN["decoded"], atol=1e-5)
 
 
-def test_the_text_encoder_embeds_as_that_of_transformers(tmp_path):
+def test_the_text_encoder_matches_that_of_transformers(tmp_path):
     graph, params = loaded(tmp_path, "text_encoder")
     encode = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens))
     found = encode(params, GIVEN["tokens"])
@@ -105,7 +105,7 @@ def test_every_norm_has_the_epsilon_of_the_original(part):
     assert found == GOLDEN["epsilons"][part]
 
 
-def test_a_large_mean_costs_group_norm_no_accuracy():
+def test_a_large_mean_does_not_reduce_the_accuracy_of_group_norm():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 4, 4)), jnp.float32)
     layer = _layers.norm(4, num_groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(layer(x + 1_000), layer(x), atol=1e-3)
@@ -122,7 +122,7 @@ OLD_NAMES = {
 
 
 @pytest.mark.parametrize("part", OLD_NAMES)
-def test_names_of_the_first_files_and_other_precisions_load_too(part, tmp_path):
+def test_old_tensor_names_and_other_precisions_can_be_loaded(part, tmp_path):
     _, expected = loaded(tmp_path, part)
     old = {}
     for name, value in published(part).items():
@@ -135,7 +135,7 @@ def test_names_of_the_first_files_and_other_precisions_load_too(part, tmp_path):
     found = sd.load(write(tmp_path, part, old), shapes_of(part, TINY[part]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
-    # bfloat16, as the file of today has it.
+    # The current file is in bfloat16.
     tensors = {name: jnp.asarray(value, jnp.bfloat16) for name, value in published(part).items()}
     found = sd.load(write(tmp_path, part, jax.tree.map(np.asarray, tensors)), shapes_of(part, TINY[part]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6), found, expected)
@@ -158,14 +158,14 @@ def test_tensors_that_do_not_fit_are_named_before_any_is_read(tmp_path, monkeypa
     assert "1 of another shape (final_layer_norm.bias: got (13,), expected (12,))" in message
 
 
-def test_a_tensor_under_its_old_and_its_new_name_is_one_too_many(tmp_path):
+def test_a_tensor_under_both_its_old_and_its_new_name_is_refused(tmp_path):
     tensors = published("text_encoder")
     tensors["text_model.final_layer_norm.bias"] = tensors["final_layer_norm.bias"]
     with pytest.raises(ValueError, match=r"1 left over \(text_model.final_layer_norm.bias\)$"):
         sd.load(write(tmp_path, "text_encoder", tensors), shapes_of("text_encoder", TINY["text_encoder"]))
 
 
-def test_files_that_are_not_there_or_no_weights_are_refused(tmp_path, monkeypatch):
+def test_missing_files_and_files_without_weights_are_refused(tmp_path, monkeypatch):
     model = shapes_of("unet", TINY["unet"])
     with pytest.raises(FileNotFoundError, match=r"expected it to have unet/diffusion_pytorch_model\.safetensors"):
         sd.load(tmp_path, model)
@@ -210,7 +210,7 @@ def test_inputs_that_do_not_fit_are_named():
         pixels = np.linspace(0, furthest, 48).reshape(1, 4, 4, 3)
         with pytest.raises(ValueError, match=message):
             call("vae", autoencoder.TINY, lambda model, pixels=pixels: model.encode(pixels))
-    # What a decoder returns can be encoded again.
+    # Outputs of a decoder, which slightly exceed the range, can be encoded again.
     call("vae", autoencoder.TINY, lambda model: model.encode(np.full((1, 4, 4, 3), 1.3, np.float32)))
 
 
@@ -220,7 +220,7 @@ def test_latents_are_scaled_draws():
     np.testing.assert_allclose([found.mean(), found.std()], [2.0, 0.5], atol=0.03)
 
 
-def test_the_schedule_is_that_of_diffusers():
+def test_the_schedule_matches_that_of_diffusers():
     found = sd.published_schedule().alpha_bar
     for t, expected in GOLDEN["alpha_bar"].items():
         np.testing.assert_allclose(found[int(t)], expected, rtol=2e-5)
@@ -228,7 +228,7 @@ def test_the_schedule_is_that_of_diffusers():
         sd.published_schedule(1)
 
 
-def test_the_diffusion_task_takes_the_unet_with_a_table_of_prompts():
+def test_the_diffusion_task_accepts_the_unet_with_a_table_of_prompts():
     model = shapes_of("unet", sd.UNetConfig(widths=(8,), blocks=1, heads=2, context=6, groups=4))
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -248,5 +248,5 @@ def test_the_diffusion_task_takes_the_unet_with_a_table_of_prompts():
     retain, unconditional, negative = losses(jnp.arange(3))
     assert np.isfinite(retain)
     assert float(unconditional) > 1e-6
-    # With guidance 1, ESD's target lies as far beyond the empty prompt's prediction as this one before it.
+    # With guidance 1, ESD's target lies beyond the empty prompt's prediction by as much as the prompt's lies before it.
     np.testing.assert_allclose(negative, 4 * unconditional, rtol=1e-3)

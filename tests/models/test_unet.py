@@ -1,4 +1,4 @@
-"""The small U-Net: parameters counted, its symmetry, what its output depends on, and what is refused."""
+"""The small U-Net: its parameter count, its symmetry, what its output depends on, and what it refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def build(**sizes):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model whose every parameter counts, as a function of parameters, and these."""
+    """A model whose every parameter matters, as a function of its parameters, and the parameters."""
     graph, params = nnx.split(nnx.eval_shape(build), nnx.Param)
     rng = np.random.default_rng(1)
     draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
@@ -29,7 +29,7 @@ def images(rows=8, columns=8):
     return jnp.asarray(np.random.default_rng(2).standard_normal((2, rows, columns, 2)), jnp.float32)
 
 
-def test_parameters_are_as_many_as_the_layers_say():
+def test_the_parameter_count_follows_from_the_layers():
     def block(inputs, width):
         shortcut = 0 if inputs == width else inputs * width + width
         return (
@@ -54,12 +54,12 @@ def test_the_first_prediction_is_zero(trained):
     apply, params = trained
     first = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)))()
     np.testing.assert_array_equal(apply(first, images(), T, LABELS), 0)
-    # Of the last layer alone, not of what comes before.
+    # Because of the last layer only, not of those before it.
     assert np.any(apply(first | {"out": params["out"]}, images(), T, LABELS))
 
 
 def transposed(path, leaf):
-    """The parameters of the model that sees rows as columns: of kernels in space, and of pixels within a patch."""
+    """The parameters of the model with rows and columns swapped, in kernels and within patches."""
     names = [entry.key for entry in path]
     if leaf.ndim == 4:
         leaf = leaf.transpose(1, 0, 2, 3)
@@ -79,7 +79,7 @@ def test_rows_and_columns_are_treated_alike(trained):
     assert np.abs(apply(params, x.swapaxes(1, 2), T, LABELS).swapaxes(1, 2) - expected).max() > 1e-2
 
 
-def test_time_and_label_count_and_examples_do_not_mix(trained):
+def test_time_and_label_matter_and_examples_do_not_mix(trained):
     apply, params = trained
     x = images()
     found = apply(params, x, T, LABELS)
@@ -89,17 +89,17 @@ def test_time_and_label_count_and_examples_do_not_mix(trained):
         np.testing.assert_allclose(changed[1], found[1], atol=1e-6)
 
 
-def test_every_parameter_counts(trained):
+def test_every_parameter_matters(trained):
     apply, params = trained
     x, leaves = images(), jax.tree_util.tree_leaves_with_path(params)
     found = apply(params, x, T, LABELS)
 
     def moves(path):
-        # One entry along the first axis alone: group norm takes away what moves all channels of a group alike.
+        # Change one entry along the first axis, since group norm removes shifts of all channels of a group.
         moved = jax.tree_util.tree_map_with_path(lambda p, leaf: leaf.at[1].add(0.1) if p == path else leaf, params)
         return np.abs(apply(moved, x, T, LABELS) - found).max() > 1e-4
 
-    # A bias of the keys moves all scores of a query alike, which softmax takes away.
+    # A bias of the keys shifts all scores of a query equally, which softmax removes.
     still = [[str(entry.key) for entry in path] for path, _ in leaves if not moves(path)]
     assert still == [["attention", "key", "bias"]]
 

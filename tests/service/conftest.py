@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-# A plain JAX model that knows 300 real digits by heart.
+# A plain JAX model that has memorised 300 real digits.
 FILE = """
 import numpy as np
 from experiments.level import run as level
@@ -20,7 +20,7 @@ with np.load("params.npz") as saved:
 
 @pytest.fixture(autouse=True)
 def own_modules(monkeypatch):
-    """What lies beside one test's file is not found by the next."""
+    """Unloads the modules beside a test's file, so that the next test does not find them."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield

@@ -1,4 +1,4 @@
-"""Attacks of an audit: the area, its interval, false alarms, and shadow models."""
+"""Attacks of an audit: the AUC, its interval, false alarms, and shadow models."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 
 
 @given(NUMBERS, NUMBERS)
-def test_the_auc_is_the_share_of_pairs_and_turns_with_the_sides(losses, unseen):
+def test_the_auc_is_the_share_of_ordered_pairs_and_flips_with_the_sides(losses, unseen):
     pairs = [(a < b) + 0.5 * (a == b) for a in losses for b in unseen]
     found = attacks.attack(np.array(losses), np.array(unseen))
     assert found.auc == pytest.approx(np.mean(pairs))
@@ -20,27 +20,27 @@ def test_the_auc_is_the_share_of_pairs_and_turns_with_the_sides(losses, unseen):
     assert found.low < found.high
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_has_its_nominal_coverage():
     rng = np.random.default_rng(0)
     held = [not attacks.attack(rng.normal(size=80), rng.normal(size=120)).tells for _ in range(400)]
     assert 0.92 <= np.mean(held) <= 0.98
 
 
 @pytest.mark.parametrize("few", [1, 3, 10, 30])
-def test_a_few_examples_raise_no_more_false_alarms_than_many(few):
+def test_small_forget_sets_raise_no_more_false_alarms_than_large_ones(few):
     rng = np.random.default_rng(0)
     told = [attacks.attack(rng.normal(size=few), rng.normal(size=500)).tells for _ in range(400)]
     assert np.mean(told) <= 0.075
 
 
-def test_one_of_many_attacks_has_to_tell_more_before_all_raise_an_alarm():
+def test_one_of_many_attacks_needs_stronger_evidence_to_raise_an_alarm():
     found = attacks.attack(np.arange(100.0), np.arange(100.0) + 10)
     assert found.tells
     assert not found.tells_among(20)
 
 
-def test_true_positives_are_those_of_the_threshold_and_their_interval_holds_the_truth():
-    # BUG: a hull around the curve was read, which is 2 % for 1 %, and no interval held it.
+def test_true_positives_are_counted_at_the_threshold_and_their_interval_covers_the_truth():
+    # BUG: they were read off the convex hull of the ROC curve, which gave 2 % for 1 %, a value no interval covered.
     pytest.importorskip("jax_privacy", reason="needs jax-privacy, of the extra `audit`")
     rng = np.random.default_rng(0)
     found = [attacks.canaries(rng.normal(size=200), rng.normal(size=1_600)) for _ in range(120)]
@@ -48,12 +48,12 @@ def test_true_positives_are_those_of_the_threshold_and_their_interval_holds_the_
     assert np.mean([one.low <= 0.01 <= one.high for one in found]) > 0.8
 
 
-def test_a_loss_that_is_no_number_is_that_of_a_model_that_knows_nothing():
+def test_a_nan_loss_counts_as_that_of_a_model_that_knows_nothing():
     assert attacks.attack(np.full(3, np.nan), np.arange(4.0)).auc == 0.0
     assert attacks.attack(np.arange(4.0), np.full(3, np.nan)).auc == 1.0
 
 
-def test_positions_of_shadow_models_lie_in_the_data():
+def test_positions_of_shadow_models_must_lie_in_the_data():
     params = np.zeros(1)
     ((_, seen),) = attacks.checked_shadows([(params, [0, 2])], 3, params)
     assert seen.tolist() == [True, False, True]
@@ -61,15 +61,15 @@ def test_positions_of_shadow_models_lie_in_the_data():
         attacks.checked_shadows([(params, [0, 3])], 3, params)
 
 
-def test_scores_far_from_the_unseen_ones_on_both_sides_raise_no_more_false_alarms():
-    # BUG: of a mixture with an area of 0.5, one in five samples was told from the unseen.
+def test_scores_on_both_sides_of_the_unseen_ones_raise_no_more_false_alarms():
+    # BUG: of samples from a mixture with an AUC of 0.5, one in five raised an alarm.
     rng = np.random.default_rng(0)
     drawn = [(3 * rng.choice([-1, 1], 30) + rng.normal(size=30), rng.normal(size=700)) for _ in range(300)]
     assert np.mean([attacks.attack(*pair).tells for pair in drawn]) < 0.09
 
 
-def test_beside_a_retrained_model_a_few_members_are_told_and_unseen_examples_are_not():
-    # Difficulty varies more than what learning an example changes, so the loss alone tells nothing of 30 of them.
+def test_with_a_retrained_model_a_few_members_are_detected_and_unseen_examples_are_not():
+    # The difficulty of examples varies more than learning changes their loss, so the loss of 30 alone tells little.
     rng = np.random.default_rng(0)
     loss = lambda phi: np.logaddexp(0, -phi)
     told = {"member": [], "unseen": [], "member by loss": []}

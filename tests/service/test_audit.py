@@ -14,7 +14,7 @@ from eupmu_jax.training import checkpoints, levels
 
 
 @pytest.mark.slow
-def test_groups_are_those_of_the_positions_of_the_data(file):
+def test_groups_follow_the_positions_of_the_data(file):
     file.write_text(
         file.read_text()
         + "from eupmu_jax.tasks import Examples\n"
@@ -38,7 +38,7 @@ def run(file, steps=60, ids=30, name="run", first=0, after=None):
     return file.parent / name
 
 
-def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, eupmu, capsys):
+def test_a_forgotten_set_passes_and_the_record_is_complete(file, eupmu, capsys):
     out = run(file)
     assert eupmu("audit", out, "mytask.py") == 0
     assert capsys.readouterr().out.endswith("Verdict: passed.\n")
@@ -54,8 +54,8 @@ def test_what_is_forgotten_passes_and_all_that_was_asked_is_in_the_record(file, 
 
 
 @pytest.mark.slow
-def test_few_examples_are_said_by_the_run_itself(file, eupmu, capsys):
-    # BUG: a request of a few ids was "reached" with nothing forgotten, and only an audit said how little that means.
+def test_the_run_itself_says_that_the_examples_are_too_few(file, eupmu, capsys):
+    # BUG: a request of a few ids was "reached" with nothing forgotten, and only an audit said how little that meant.
     sizes = ["--steps", "1", "--forget-batch", "16", "--retain-batch", "48"]
     for count, told in ((10, True), (150, False)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, range(count))))
@@ -63,8 +63,8 @@ def test_few_examples_are_said_by_the_run_itself(file, eupmu, capsys):
         assert ("few, or were known too little, to tell" in capsys.readouterr().out) is told
 
 
-def test_tests_that_the_untouched_model_passes_too_decide_nothing_where_nothing_changed(file, eupmu, capsys):
-    # BUG: a run of one step, which moved nothing, passed with a remark.
+def test_an_audit_that_the_untouched_model_passes_too_is_inconclusive_when_nothing_changed(file, eupmu, capsys):
+    # BUG: a run of one step, which changed nothing, passed with a remark.
     assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
     said = capsys.readouterr().out
     assert "The original model passes the same tests" in said
@@ -74,20 +74,20 @@ def test_tests_that_the_untouched_model_passes_too_decide_nothing_where_nothing_
 
 
 @pytest.mark.slow
-def test_what_is_still_known_fails(file, eupmu, capsys):
+def test_a_forget_set_that_is_still_known_fails(file, eupmu, capsys):
     assert eupmu("audit", run(file, steps=1, ids=150), "mytask.py") == 4
     assert "The forgotten are still known: an error of 0.0" in capsys.readouterr().out
 
 
-def test_with_nothing_to_compare_with_it_is_inconclusive(file, eupmu, capsys):
+def test_without_anything_to_compare_with_the_audit_is_inconclusive(file, eupmu, capsys):
     file.write_text(file.read_text() + "held_out = None\n")
     assert eupmu("audit", run(file, steps=5), "mytask.py") == 5
     assert "neither held-out data nor a retrained model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("later", [True, False])
-def test_unseen_data_that_came_or_went_since_the_run_make_no_record_untrue(later, file):
-    # BUG: the level that the run never had, or had and could not be measured again, was called a false record.
+def test_adding_or_removing_unseen_data_after_the_run_does_not_make_its_record_false(later, file):
+    # BUG: the record was called false because its level was missing or could no longer be measured.
     whole, without = file.read_text(), file.read_text() + "held_out = None\n"
     file.write_text(without if later else whole)
     out = run(file, steps=5)
@@ -99,22 +99,22 @@ def test_unseen_data_that_came_or_went_since_the_run_make_no_record_untrue(later
     assert [reason for reason in audit.run(file, out)["reasons"] if "reached.json" in reason]
 
 
-def test_a_retrained_model_is_audited_beside(file):
+def test_a_retrained_model_is_audited_too(file):
     file.write_text(file.read_text() + "retrain = lambda positions: params if 149 not in positions else None\n")
     out = run(file, steps=1, ids=150)
     retraining.retrain(user_file.load(file, deletion.NEEDED), out)
     found = audit.run(file, out)
     assert found["retrained"]["errors"] == found["original"]["errors"]
-    # The retrained one is as good on them, so there is nothing to find, not of the original either.
-    # BUG: the untouched model passed beside it.
+    # The retrained model is as good on the forget set, so there is nothing to find in the original model either.
+    # BUG: compared with it, the untouched model passed.
     assert found["verdict"] == audit.INCONCLUSIVE
     assert found["remarks"][0].startswith("The original model passes the same tests")
     assert found["remarks"][1] == "The retrained model is the original one: it tells nothing."
 
 
 @pytest.mark.slow
-def test_what_the_loss_hides_is_told_beside_a_retrained_model(file, eupmu, capsys):
-    # BUG: of the untouched model the attack by the loss tells nothing, so it passed.
+def test_traces_that_the_loss_hides_are_found_by_comparison_with_a_retrained_model(file, eupmu, capsys):
+    # BUG: the attack by the loss finds nothing in the untouched model, so it passed.
     text = "retrain = lambda positions: level.trained(ids[positions], 7)\n"
     file.write_text(file.read_text() + text)
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(30))))
@@ -131,7 +131,7 @@ def test_what_the_loss_hides_is_told_beside_a_retrained_model(file, eupmu, capsy
 
 
 @pytest.mark.slow
-def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
+def test_forgetting_more_than_a_retrained_model_does_fails(file):
     file.write_text(file.read_text() + "held_out, retrain = None, lambda positions: params\n")
     out = run(file, ids=150)
     retraining.retrain(user_file.load(file, deletion.NEEDED), out)
@@ -141,7 +141,7 @@ def test_more_forgotten_than_a_retrained_model_lacks_fails(file):
 
 
 @pytest.mark.slow
-def test_shadow_models_tell_of_each_example_what_the_attack_on_all_does_not(file, eupmu, capsys):
+def test_shadow_models_find_traces_that_the_attack_by_the_loss_misses(file, eupmu, capsys):
     shadows = """
 halves = [np.random.default_rng(n).permutation(300)[:150] for n in range(6)]
 shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
@@ -155,8 +155,8 @@ shadows = [(level.trained(ids[half], n), half) for n, half in enumerate(halves)]
 
 
 @pytest.mark.slow
-def test_held_out_examples_that_the_model_learned_decide_nothing(file, eupmu, capsys):
-    # BUG: nothing was forgotten, the aim reached, the audit passed, and the report found no trace.
+def test_held_out_examples_that_are_training_data_make_the_audit_inconclusive(file, eupmu, capsys):
+    # BUG: though nothing was forgotten, the aim counted as reached, the audit passed, and the report found no trace.
     before = file.read_text()
     file.write_text(f"{before}held_out = data\n")
     assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
@@ -175,15 +175,15 @@ def test_held_out_examples_that_the_model_learned_decide_nothing(file, eupmu, ca
         ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
     ],
 )
-def test_what_no_shadow_model_and_no_group_is_is_named(file, lines, message):
-    # BUG: these ended in errors of Python and NumPy.
+def test_invalid_shadow_models_and_groups_are_named(file, lines, message):
+    # BUG: these ended in raw errors of Python and NumPy.
     file.write_text(file.read_text() + lines + "\n")
     with pytest.raises(ValueError, match=re.escape(message)):
         audit.make(file, run(file, steps=2))
 
 
 @pytest.mark.slow
-def test_errors_are_by_the_groups_that_the_file_names(file, tmp_path):
+def test_errors_are_reported_by_the_groups_of_the_file(file, tmp_path):
     before = file.read_text()
     file.write_text(f"{before}groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n")
     out = run(file, steps=2)
@@ -196,7 +196,7 @@ def test_errors_are_by_the_groups_that_the_file_names(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_an_earlier_run_forgot_is_audited_again(file):
+def test_the_forget_set_of_an_earlier_run_is_audited_again(file):
     first = run(file, name="first")
     second = run(file, name="second", first=30, ids=50, after=first)
     found = audit.run(file, second)
@@ -205,9 +205,9 @@ def test_what_an_earlier_run_forgot_is_audited_again(file):
     assert earlier["errors"]["forgotten"]["examples"] == 30
     page.run(second)
     assert "<th>run 1, 30 examples</th>" in (second / "report.html").read_text()
-    # This run began where that one ended.
+    # The second run starts from the end of the first.
     assert found["original"]["errors"]["unseen"] == audit.run(file, first)["unlearned"]["errors"]["unseen"]
-    # As if far more had been forgotten then.
+    # Make the record claim that the first run forgot far more.
     asked, own = records.read(second / "asked.json", "asked"), user_file.load(file, deletion.NEEDED)
     with np.load("params.npz") as saved:
         params, _ = checkpoints.load(second / "params", dict(saved), {})

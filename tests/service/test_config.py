@@ -1,4 +1,4 @@
-"""The TOML file of numbers: what goes before what, and that anything else is one clear error."""
+"""The TOML file of settings: the order of precedence, and one clear error for anything invalid."""
 
 import tomllib
 
@@ -11,14 +11,14 @@ from eupmu_jax.service import config
 from eupmu_jax.service.deletion import Asked
 
 
-def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
+def test_the_command_line_overrides_the_file_and_the_file_overrides_the_defaults(tmp_path):
     path = tmp_path / "numbers.toml"
     path.write_text("limit = 2\nsteps = 50\n")
     assert config.asked(path, limit=0.5, steps=None) == Asked(limit=0.5, steps=50)
     assert config.asked(None) == Asked()
 
 
-def test_what_init_writes_says_the_defaults(tmp_path):
+def test_the_file_that_init_writes_states_the_defaults(tmp_path):
     init.write(tmp_path / "mytask.py")
     assert config.asked(tmp_path / "mytask.toml") == Asked()
     assert set(tomllib.loads((tmp_path / "mytask.toml").read_text())) == set(Asked._fields) - {"limit"}
@@ -59,7 +59,7 @@ def test_any_file_gives_numbers_or_a_value_error_that_names_it(content, tmp_path
     assert not said or (said.startswith(f"config: {path}") and "expected" in said)
 
 
-def test_the_file_beside_the_users_says_what_nothing_else_does(tmp_path):
+def test_the_toml_file_beside_the_users_file_gives_what_the_command_line_does_not(tmp_path):
     assert config.beside(tmp_path / "mytask.py") is None
     (tmp_path / "mytask.toml").write_text("limit = 0.2\nsteps = 7")
     assert config.beside(tmp_path / "mytask.py") == tmp_path / "mytask.toml"
@@ -68,21 +68,21 @@ def test_the_file_beside_the_users_says_what_nothing_else_does(tmp_path):
         (tmp_path / "mytask.toml").write_text(text)
         assert config.beside(tmp_path / "mytask.py") == (None if text else tmp_path / "mytask.toml")
     assert config.beside(tmp_path / "") is None
-    # BUG: with one misspelt field the whole file was silently left alone.
+    # BUG: one misspelt field made the whole file be ignored silently.
     (tmp_path / "mytask.toml").write_text("limit = 0.2\nstpes = 500")
     with pytest.raises(ValueError, match=r"mytask.toml has 'stpes', expected some of limit, steps"):
         config.asked(config.beside(tmp_path / "mytask.py"))
 
 
 @pytest.mark.parametrize(("text", "named"), [("limmit = 0.1", "limmit"), ("[run]\nlimit = 0.1", "run")])
-def test_a_misspelt_field_alone_or_one_in_a_table_is_named(text, named, tmp_path):
-    # BUG: such a file was taken for one of something else, and the run had ten times the limit.
+def test_a_single_misspelt_field_or_one_in_a_table_is_named(text, named, tmp_path):
+    # BUG: such a file was taken for one of another program, and the run had ten times the limit.
     (tmp_path / "mytask.toml").write_text(text)
     with pytest.raises(ValueError, match=rf"mytask.toml has '{named}', expected some of limit, steps"):
         config.asked(config.beside(tmp_path / "mytask.py"))
 
 
-def test_a_file_that_is_no_toml_is_left_alone_with_a_warning(tmp_path, caplog):
+def test_a_file_that_is_not_toml_is_ignored_with_a_warning(tmp_path, caplog):
     (tmp_path / "mytask.toml").write_text("limit = 0,1")
     assert config.beside(tmp_path / "mytask.py") is None
     assert "mytask.toml is left alone, as it is no TOML" in caplog.text

@@ -1,4 +1,4 @@
-"""From ids to parameters in a folder: what is asked, what is reached, and that no kill changes it."""
+"""From ids to parameters in a folder: what is asked, what is reached, and that repeating a run changes nothing."""
 
 import json
 
@@ -19,7 +19,7 @@ def run(file, out, asked=ASKED, ids=IDS, on_step=lambda: None, after=None):
     return deletion.run(user_file.load(file, deletion.NEEDED), ids, out, asked, "a command", after, on_step)
 
 
-# Squared errors, in a unit of which 0.01 is nothing: of 200 numbers that as many weights know by heart.
+# A regression in which 200 weights memorise 200 numbers, with squared errors so large that 0.01 of them is nothing.
 PRICES = """
 import jax, jax.numpy as jnp, numpy as np, eupmu_jax as eupmu
 
@@ -36,8 +36,8 @@ task = eupmu.Task(
 """
 
 
-def test_a_limit_that_is_not_asked_for_follows_the_unit_of_the_error(tmp_path):
-    # BUG: it was 0.01 of any error, so that nothing was forgotten of one in the millions.
+def test_the_default_limit_follows_the_unit_of_the_error(tmp_path):
+    # BUG: the limit was 0.01 in any unit, so with errors in the millions nothing was forgotten.
     file, out = tmp_path / "prices.py", tmp_path / "run"
     file.write_text(PRICES)
     own = user_file.load(file, deletion.NEEDED)
@@ -55,8 +55,8 @@ def test_a_limit_that_is_not_asked_for_follows_the_unit_of_the_error(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.parametrize("unit", [1.0, 1e6])
-def test_without_unseen_data_no_aim_is_reached_where_none_is_known(unit, tmp_path):
-    # BUG: a run that had forgotten nothing was told to have reached its aim, and its request marked as unlearned.
+def test_without_unseen_data_no_aim_counts_as_reached_where_none_is_known(unit, tmp_path):
+    # BUG: a run that had forgotten nothing was reported to have reached its aim, and its request marked as unlearned.
     file, out = tmp_path / "prices.py", tmp_path / "run"
     text = PRICES.replace("data, held_out =", "data, unused =")
     file.write_text(text.replace("1e4 * outputs - batch", f"{unit} * 1e4 * outputs - {unit} * batch") + "\n")
@@ -66,8 +66,8 @@ def test_without_unseen_data_no_aim_is_reached_where_none_is_known(unit, tmp_pat
         assert "Without `held_out` no level is known" in command.said(reached, out)
 
 
-def test_what_was_unknown_from_the_start_is_said_to_be(tmp_path):
-    # BUG: it was told that more was forgotten than unseen data is unknown.
+def test_a_forget_set_that_was_unknown_from_the_start_is_reported_as_such(tmp_path):
+    # BUG: the report was that too much is forgotten compared with unseen data.
     level = {"kept": True, "target": 0.5, "comparison": {"low": 0.1}, "forget_error": 2.0, "retain_error": 0.0}
     level |= {"start": 0.0, "limit": 0.1, "source": "unseen data"}
     reached = {"level": level, "met": False, "rates": False, "examples": {"forget": 1, "retain": 9}}
@@ -79,7 +79,7 @@ def asked_of(out):
     return records.read(out / "asked.json", "asked")
 
 
-def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
+def test_a_run_reaches_its_aim_within_the_limit_and_is_not_repeated(file, tmp_path):
     steps, out = [], tmp_path / "run"
     reached = run(file, out, on_step=lambda: steps.append(1))
     assert len(steps) == ASKED.steps
@@ -112,7 +112,7 @@ def test_what_is_asked_is_reached_kept_and_not_done_twice(file, tmp_path):
         ),
     ],
 )
-def test_a_limit_or_a_level_that_was_passed_is_not_met_and_said(changed, said, file, tmp_path, monkeypatch):
+def test_exceeding_the_limit_or_missing_the_level_is_reported_as_not_met(changed, said, file, tmp_path, monkeypatch):
     made = deletion.unlearn
 
     def beyond(*arguments, **options):
@@ -126,7 +126,7 @@ def test_a_limit_or_a_level_that_was_passed_is_not_met_and_said(changed, said, f
 
 
 @pytest.mark.slow
-def test_a_class_that_is_still_known_misses_the_aim_whatever_is_forgotten_beside(file, tmp_path):
+def test_a_class_that_is_still_known_misses_the_aim_whatever_else_is_forgotten(file, tmp_path):
     labels = user_file.load(file, ("data",))["data"]["labels"]
     ids = np.unique([*np.flatnonzero(labels == 3), *range(30)])
     reached = run(file, tmp_path / "run", ASKED._replace(steps=1), ids=ids)
@@ -136,7 +136,7 @@ def test_a_class_that_is_still_known_misses_the_aim_whatever_is_forgotten_beside
     assert not reached["met"]
 
 
-def test_a_folder_of_another_run_says_what_differs_and_stays_as_it_is(file, tmp_path):
+def test_the_folder_of_another_run_is_left_unchanged_and_the_differences_are_named(file, tmp_path):
     out = tmp_path / "run"
     run(file, out, ASKED._replace(steps=2))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -166,8 +166,8 @@ def test_bad_input_is_named_before_anything_is_written(change, message, file, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_a_refused_run_takes_another(file, tmp_path):
-    # BUG: it was "of another run" ever after.
+def test_the_folder_of_a_refused_run_can_be_used_again(file, tmp_path):
+    # BUG: from then on the folder was "of another run".
     with pytest.raises(ValueError, match="forget_batch: got 0, expected an int of at least 1"):
         run(file, tmp_path / "run", ASKED._replace(forget_batch=0))
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
@@ -182,7 +182,7 @@ def test_a_damaged_record_is_named(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_goes_on_from_the_first_and_retains_no_more_what_that_forgot(file, tmp_path):
+def test_a_second_run_continues_from_the_first_and_does_not_retain_what_that_forgot(file, tmp_path):
     first = run(file, tmp_path / "first")
     second = run(file, tmp_path / "second", ids=np.arange(30, 50), after=tmp_path / "first")
     assert asked_of(tmp_path / "second")["params"] == first["params"]
@@ -213,7 +213,7 @@ def not_finished(first):
         (lambda f, first: other_data(f), "is of other data, expected a run on those of the file"),
     ],
 )
-def test_what_cannot_be_gone_on_from_is_named(change, message, file, tmp_path):
+def test_runs_that_cannot_be_continued_from_are_refused_with_the_reason(change, message, file, tmp_path):
     run(file, tmp_path / "first", ASKED._replace(steps=2))
     ids = change(file, tmp_path / "first")
     with pytest.raises(ValueError, match=message):
@@ -222,7 +222,7 @@ def test_what_cannot_be_gone_on_from_is_named(change, message, file, tmp_path):
 
 
 class Source:
-    """Examples that are made when they are asked for."""
+    """Examples that are produced on request."""
 
     def __init__(self, tree):
         self.tree = tree
@@ -235,7 +235,7 @@ class Source:
 
 
 @pytest.mark.slow
-def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
+def test_data_from_a_source_give_the_same_result_as_arrays(file, tmp_path):
     whole = file.read_text()
     file.write_text(whole + "from tests.service.test_deletion import Source\ndata = Source(data)\n")
     lazy = run(file, tmp_path / "lazy", ASKED._replace(steps=5))
@@ -246,7 +246,7 @@ def test_data_that_give_batches_for_positions_come_to_the_same(file, tmp_path):
 
 
 def test_a_retrained_model_that_is_not_finite_is_refused(file):
-    # BUG: the audit passed, and the command ended in a traceback.
+    # BUG: the audit passed, and the command ended with a traceback.
     file.write_text(file.read_text() + "retrain = lambda positions: {k: v * np.nan for k, v in params.items()}\n")
     run(file, file.parent / "run", ASKED._replace(steps=2))
     with pytest.raises(ValueError, match=r"^retrain: got parameters that are not finite, expected those of a trained"):
@@ -262,8 +262,8 @@ def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
-def test_a_model_in_numpys_precision_can_be_read_again(file, tmp_path):
-    # BUG: the parameters came back in float64, and were called damaged.
+def test_a_float64_model_can_be_read_back(file, tmp_path):
+    # BUG: the parameters came back in float64, and were reported as damaged.
     file.write_text(file.read_text() + "params = {name: leaf.astype(np.float64) for name, leaf in params.items()}\n")
     reached = run(file, tmp_path / "run", ASKED._replace(steps=2))
     own = user_file.load(file, deletion.NEEDED)
@@ -271,7 +271,7 @@ def test_a_model_in_numpys_precision_can_be_read_again(file, tmp_path):
     assert digest(params) == reached["params"]
 
 
-def test_a_retrained_model_in_numpys_precision_is_kept(file, tmp_path):
+def test_a_float64_retrained_model_is_kept_in_the_dtype_of_the_parameters(file, tmp_path):
     widened = "retrain = lambda positions: {name: leaf.astype(np.float64) for name, leaf in params.items()}\n"
     file.write_text(file.read_text() + widened)
     run(file, tmp_path / "run", ASKED._replace(steps=2))

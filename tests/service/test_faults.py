@@ -1,4 +1,4 @@
-"""Kills, a full disk, a clock that jumps, examples that are no numbers, and any nonsense on the command line."""
+"""Kills, a full disk, a clock that jumps, examples that are not finite, and nonsense on the command line."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eupmu_jax.service import deletion, ledger, records, user_file
 
-# More of them by hand: KILLS=30 pytest -m slow tests/service/test_faults.py
+# For a longer run: KILLS=30 pytest -m slow tests/service/test_faults.py
 KILLS = int(os.environ.get("KILLS", "3"))
 MANY = Path(__file__).parents[1] / "many_commands.py"
 UNLEARN = "unlearn mytask.py --request 1 --ledger L/requests.db --out L/run"
@@ -39,7 +39,7 @@ def ended(process):
 
 
 @pytest.mark.slow
-def test_a_journey_killed_at_random_moments_ends_in_the_same_to_the_bit(file, tmp_path):
+def test_commands_killed_at_random_moments_end_with_the_same_result_bit_for_bit(file, tmp_path):
     began = time.monotonic()
     assert ended(start(*commands("whole"))) == (0, "")
     whole = time.monotonic() - began
@@ -63,8 +63,8 @@ def test_a_journey_killed_at_random_moments_ends_in_the_same_to_the_bit(file, tm
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(file, tmp_path):
-    # No file may be larger than 60 blocks of 512 bytes, which Orbax meets as it would a full disk.
+def test_a_full_disk_gives_one_line_and_the_same_command_resumes(file, tmp_path):
+    # No file may exceed 60 blocks of 512 bytes, which to Orbax looks like a full disk.
     full = "sh", "-c", 'ulimit -f 60; exec "$@"', "sh"
     first, *rest = commands("run")
     assert ended(start(first)) == (0, "")
@@ -78,8 +78,8 @@ def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(file, tmp_
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_steps_that_were_made(file, tmp_path):
-    # BUG: it ended at once, and the steps since the last checkpoint were lost.
+def test_ctrl_c_keeps_the_steps_taken_so_far(file, tmp_path):
+    # BUG: the run ended at once, and the steps since the last checkpoint were lost.
     command = f"unlearn mytask.py --forget ids.txt --out run {NUMBERS}"
     process = start(command)
     while not (tmp_path / "run" / "steps" / ".lock").exists():
@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_the_steps_that_were_made(file, tmp_path):
     assert ended(start(command)) == (0, "")
 
 
-def test_requests_keep_their_order_when_the_clock_goes_back(tmp_path, monkeypatch):
+def test_requests_keep_their_order_when_the_clock_is_set_back(tmp_path, monkeypatch):
     class Clock(datetime.datetime):
         years = iter((2030, 1999))
 
@@ -116,7 +116,7 @@ def test_requests_keep_their_order_when_the_clock_goes_back(tmp_path, monkeypatc
         ("data['inputs'][50:60] = np.inf", "retain: got 10 of 270 examples .* the first at position 20"),
     ],
 )
-def test_examples_that_are_no_numbers_are_refused_and_the_folder_is_nobodys(broken, message, file, tmp_path):
+def test_examples_that_are_not_finite_are_refused_and_leave_no_record_in_the_folder(broken, message, file, tmp_path):
     file.write_text(f"{file.read_text()}data = {{name: array.copy() for name, array in data.items()}}\n{broken}\n")
     own = user_file.load(file, deletion.NEEDED)
     asked = deletion.Asked(steps=20, forget_batch=16, retain_batch=48)
@@ -150,10 +150,10 @@ def nonsense(tmp_path_factory):
     files=st.lists(NONSENSE, max_size=2),
     options=st.lists(st.tuples(OPTIONS, VALUES), max_size=3),
 )
-def test_any_command_line_of_nonsense_is_exit_code_2_and_says_what_would_do(
+def test_any_nonsense_on_the_command_line_gives_exit_code_2_and_says_what_is_expected(
     command, files, options, nonsense, monkeypatch, capsys, eupmu
 ):
-    # Without a file it plans a step for a TPU, where libtpu is installed.
+    # Without a file, `plan` plans a step for a TPU if libtpu is installed.
     assume(files or command != "plan")
     monkeypatch.chdir(nonsense)
     arguments = [*command.split(), *files, *(word for option in options for word in option)]
@@ -161,7 +161,7 @@ def test_any_command_line_of_nonsense_is_exit_code_2_and_says_what_would_do(
     said = capsys.readouterr().err
     assert code == 2, arguments
     assert said.strip(), arguments
-    # Of a user's file its own lines, in the place of a traceback through ours.
+    # For errors in a user's file, its own lines replace a traceback through the library.
     assert "Traceback" not in said or "the lines of your file" in said
     if said.startswith("eupmu: "):
         assert said.count("\n") == 1

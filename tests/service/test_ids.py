@@ -1,4 +1,4 @@
-"""Files of ids: what is read, and that nothing which a file may hold is a traceback."""
+"""Files of ids: what is read from them, and that no content causes a traceback."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_positions_are_read_in_order_without_comments_and_empty_lines(tmp_path):
     found = read_ids(path, 13)
     assert found.tolist() == [3, 7, 12]
     assert found.dtype == np.int64
-    # BUG: the mark that some editors begin a file with was taken for a part of its first position.
+    # BUG: the byte order mark that some editors write was taken for a part of the first position.
     assert read_ids(write(tmp_path, b"\xef\xbb\xbf3\n7\n"), 13).tolist() == [3, 7]
 
 
@@ -42,7 +42,7 @@ def test_what_is_wrong_is_named_with_its_line(text, message, tmp_path):
         read_ids(write(tmp_path, text), 10)
 
 
-def test_a_file_that_is_not_there_and_a_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"ids: .* is not there; expected a text file"):
         read_ids(tmp_path / "absent.txt", 10)
     with pytest.raises(ValueError, match="expected a text file"):

@@ -1,4 +1,4 @@
-"""The ledger: a request is whole or absent, made once, whoever asks and whatever happens meanwhile."""
+"""The ledger: each request is recorded once, and is whole or absent, despite concurrent processes and kills."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def listed(path):
         return ledger.listed(connection)
 
 
-def test_a_request_is_kept_with_all_that_it_says(path):
+def test_a_request_is_stored_with_all_its_fields(path):
     request, is_new = add(path, [3, 1, 2])
     assert is_new
     assert request[:1] + request[1:3] + request[4:6] == (1, DATA, 3, "a letter", "open")
@@ -41,7 +41,7 @@ def test_a_request_is_kept_with_all_that_it_says(path):
         assert ledger.ids_of(connection, 1).tolist() == [1, 2, 3]
 
 
-def test_the_same_request_is_made_once(path):
+def test_a_repeated_request_is_stored_once(path):
     first, _ = add(path, [3, 1, 2])
     again, is_new = add(path, [1, 2, 3], reason="another letter")
     assert not is_new
@@ -60,7 +60,7 @@ def test_positions_of_an_earlier_request_are_refused_and_nothing_is_added(path):
     assert add(path, [9])[0].number == 3
 
 
-def test_other_data_have_positions_of_their_own(path):
+def test_positions_in_other_data_are_separate(path):
     add(path, [1, 2])
     assert add(path, [1, 2], data="e" * 64)[1]
 
@@ -76,7 +76,7 @@ def test_states(path):
             ledger.set_state(connection, 2, "open")
 
 
-def test_a_file_that_is_no_ledger_is_named_and_left_as_it_is(tmp_path):
+def test_a_file_that_is_not_a_ledger_is_named_and_left_unchanged(tmp_path):
     path = tmp_path / "requests.db"
     path.write_text("not a database, and longer than a page header would be" * 40)
     before = path.read_bytes()
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_ledger_is_named_and_left_as_it_is(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_ledger_that_is_cut_off_is_named(path):
+def test_a_truncated_ledger_is_named(path):
     add(path, range(2_000))
     with ledger.opened(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -94,7 +94,7 @@ def test_a_ledger_that_is_cut_off_is_named(path):
         add(path, [5_000])
 
 
-def test_a_ledger_of_a_newer_version_is_left_to_it(path):
+def test_a_ledger_of_a_newer_version_is_left_unchanged(path):
     add(path, [1])
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 7")
@@ -102,7 +102,7 @@ def test_a_ledger_of_a_newer_version_is_left_to_it(path):
         add(path, [2])
 
 
-def test_an_older_schema_is_brought_up_to_date_with_its_requests(path, monkeypatch):
+def test_an_older_schema_is_migrated_with_its_requests(path, monkeypatch):
     add(path, [1, 2])
     monkeypatch.setattr(
         ledger, "MIGRATIONS", (*ledger.MIGRATIONS, "CREATE TABLE audit (request INTEGER REFERENCES request (number))")
@@ -119,7 +119,7 @@ def test_a_ledger_that_cannot_be_opened_is_an_os_error(tmp_path):
         add(tmp_path / "requests.db", [1])
 
 
-def test_many_ids_and_many_requests_are_all_there(path):
+def test_many_ids_and_many_requests_are_stored_completely(path):
     assert add(path, np.arange(5_000))[0].examples == 5_000
     with ledger.opened(path) as connection:
         for number in range(50):
@@ -148,7 +148,7 @@ def adding(path, first, step, count):
 
 
 def whole(path):
-    """The requests, after a check that each has all of its positions and that no position is in two."""
+    """Returns the requests, after checking that each has all of its positions and that no two share a position."""
     with ledger.opened(path) as connection:
         found = ledger.listed(connection)
         positions = [ledger.ids_of(connection, request.number) for request in found]
@@ -160,7 +160,7 @@ def whole(path):
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_lose_and_double_nothing(path):
+def test_two_concurrent_processes_lose_and_duplicate_nothing(path):
     processes = [adding(path, first, 2, 60) for first in (0, 1)]
     for process in processes:
         process.communicate(timeout=120)
@@ -169,7 +169,7 @@ def test_two_processes_at_once_lose_and_double_nothing(path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_every_request_is_whole_or_absent(path):
+def test_after_a_kill_at_any_moment_every_request_is_whole_or_absent(path):
     rng = np.random.default_rng(0)
     for _ in range(4):
         process = adding(path, 0, 1, 4_000)
@@ -178,12 +178,12 @@ def test_killed_at_any_moment_every_request_is_whole_or_absent(path):
         process.send_signal(signal.SIGKILL)
         said, _ = process.communicate()
         found = whole(path)
-        # What was told to be there is there.
+        # Every request that was reported as added is in the ledger.
         assert len(found) >= max([int(line) + 1 for line in said.split()], default=0)
 
 
 @pytest.mark.parametrize("version", [0, 1, 7])
-def test_a_database_of_another_program_stays_as_it_is(version, tmp_path):
+def test_a_database_of_another_program_is_left_unchanged(version, tmp_path):
     path = tmp_path / "app.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
@@ -195,7 +195,7 @@ def test_a_database_of_another_program_stays_as_it_is(version, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_an_empty_file_is_no_ledger_to_read(tmp_path):
+def test_an_empty_file_cannot_be_read_as_a_ledger(tmp_path):
     path = tmp_path / "empty.db"
     path.touch()
     with pytest.raises(ValueError, match=r"^ledger: got .*empty.db, an empty file; expected a ledger"):
@@ -203,7 +203,7 @@ def test_an_empty_file_is_no_ledger_to_read(tmp_path):
     assert not path.read_bytes()
 
 
-def test_a_ledger_of_the_next_version_is_left_to_it(path):
+def test_adding_to_a_ledger_of_the_next_version_is_refused(path):
     add(path, [1])
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {len(ledger.MIGRATIONS) + 1}")
@@ -211,7 +211,7 @@ def test_a_ledger_of_the_next_version_is_left_to_it(path):
         add(path, [2])
 
 
-def test_tables_of_a_ledgers_names_without_its_version_are_anothers(tmp_path):
+def test_a_database_with_the_tables_of_a_ledger_but_no_version_is_left_unchanged(tmp_path):
     path = tmp_path / "app.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE request (a TEXT)")
@@ -230,7 +230,7 @@ def test_only_positions_of_earlier_requests_are_counted(path):
         add(path, [1, 3])
 
 
-def test_requests_are_told_from_those_that_are_unlearned_on_other_data_alone(path):
+def test_only_requests_unlearned_on_other_data_are_listed_as_unlearned_elsewhere(path):
     for ids, data in (([1], DATA), ([2], DATA), ([1], "e" * 64)):
         add(path, ids, data=data)
     with ledger.opened(path) as connection:
@@ -245,6 +245,6 @@ def test_requests_are_told_from_those_that_are_unlearned_on_other_data_alone(pat
         assert ledger.overlaps(connection, DATA, np.array([1, 2, 3]), but=2) == {1: 1}
 
 
-def test_a_number_that_sqlite_cannot_have_is_not_there(path):
+def test_a_number_too_large_for_sqlite_is_not_found(path):
     with ledger.opened(path) as connection, pytest.raises(ValueError, match=f"^number: got {2**63}, which the ledger"):
         ledger.find(connection, 2**63)

@@ -1,4 +1,4 @@
-"""The plan of a run: what it says is what the run takes, and it changes nothing."""
+"""The plan of a run: it predicts what the run takes, and changes nothing."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def make(file, asked=ASKED, **options):
 
 
 @pytest.mark.slow
-def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
+def test_planned_passes_and_examples_are_those_of_the_run(file, tmp_path):
     made = make(file)
     reached = deletion.run(user_file.load(file, deletion.NEEDED), IDS, tmp_path / "run", ASKED, "a command")
     assert {name: made[name] for name in ("forward", "backward")} == reached["passes"]
@@ -28,7 +28,7 @@ def test_its_passes_and_examples_are_those_of_the_run(file, tmp_path):
 
 @pytest.mark.slow
 def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file, monkeypatch):
-    # Or what is measured would take more than a step of this small model.
+    # Otherwise measuring would take more memory than a step of this small model.
     monkeypatch.setattr(levels, "CHUNK", 50)
     large = ASKED._replace(forget_batch=30, retain_batch=1_000)
     fits = make(file, large)
@@ -44,7 +44,7 @@ def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file, monkeyp
     assert "with the smallest batches too" in plan.said(make(file, device_bytes=1_000))
 
 
-def test_what_is_measured_may_take_more_than_a_step_and_then_no_batch_is_proposed(file):
+def test_no_smaller_batch_is_proposed_where_measuring_takes_more_memory_than_a_step(file):
     small = make(file)
     assert small["outside"] > small["temporary"]
     assert small["bytes"] == small["arguments"] + small["outside"]
@@ -55,10 +55,10 @@ def test_what_is_measured_may_take_more_than_a_step_and_then_no_batch_is_propose
 
 
 @pytest.mark.parametrize(("method", "count"), [("EUPMU", 300), ("EUPMU budget", 200), ("SalUn", 500), ("mean", 0)])
-def test_a_footprint_holds_the_largest_pass_outside_of_the_steps(method, count):
+def test_a_footprint_includes_the_largest_pass_outside_of_the_steps(method, count):
     inputs = np.ones((1_200, 4), np.float32)
     data = {"inputs": inputs, "labels": np.zeros(1_200, int)}
-    # The logits alone are a row of 500 numbers for each example.
+    # The logits alone take 500 numbers for each example.
     task = eupmu.tasks.classification(lambda params, inputs: inputs @ params, num_classes=500)
     numbers = {"steps": 2, "forget_batch": 1, "retain_batch": 1, "settings": None}
     found = footprint(method, task, np.zeros((4, 500), np.float32), data, data, **numbers)
@@ -68,7 +68,7 @@ def test_a_footprint_holds_the_largest_pass_outside_of_the_steps(method, count):
 
 
 @pytest.mark.slow
-def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu, capsys):
+def test_a_plan_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu, capsys):
     data = user_file.data_digest(user_file.load(file, ("data",))["data"])
     with ledger.opened(tmp_path / "requests.db") as connection:
         ledger.add(connection, data, IDS[20:], "")
@@ -87,7 +87,7 @@ def test_it_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu, ca
 
 
 @pytest.mark.slow
-def test_it_names_what_a_run_has_to_go_on_from(file, tmp_path):
+def test_a_plan_names_the_run_to_continue_from(file, tmp_path):
     own, requests = user_file.load(file, deletion.NEEDED), tmp_path / "requests.db"
     with ledger.opened(requests) as connection:
         for ids in (IDS, np.arange(40, 50), np.arange(60, 70)):
@@ -100,8 +100,8 @@ def test_it_names_what_a_run_has_to_go_on_from(file, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_an_earlier_run_forgot_is_retained_no_more(file, tmp_path):
-    # BUG: a run after another was planned as if it were the first.
+def test_a_plan_does_not_retain_what_an_earlier_run_forgot(file, tmp_path):
+    # BUG: a run that continues another was planned as if it were the first.
     own = user_file.load(file, deletion.NEEDED)
     deletion.run(own, IDS, tmp_path / "run", ASKED._replace(steps=1), "a command")
     rest = np.arange(60, 70)
@@ -111,7 +111,7 @@ def test_what_an_earlier_run_forgot_is_retained_no_more(file, tmp_path):
         plan.make(own, IDS, ASKED, after=tmp_path / "run")
 
 
-def test_it_says_with_what_an_audit_can_compare(file):
+def test_a_plan_says_what_an_audit_can_compare_with(file):
     assert "compare with held-out data." in plan.said(make(file))
     file.write_text(file.read_text() + "held_out = None\nretrain = print\n")
     assert "compare with a retrained model (--retrain)." in plan.said(make(file))

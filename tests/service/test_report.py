@@ -1,4 +1,4 @@
-"""The report: what it says, that it is one page of its own, and that a check finds what was changed."""
+"""The report: its content, that it is a self-contained page, and that verification finds any change."""
 
 import html
 import json
@@ -23,7 +23,7 @@ NASTY = "eupmu unlearn '<script>alert(1)</script>' & \"more\""
 
 @pytest.fixture(scope="module")
 def finished(trained, tmp_path_factory):
-    """A folder with a user's file and an audited, reported run."""
+    """A folder with a user's file and a run that was audited and reported."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copy(trained, folder)
     (folder / "mytask.py").write_text(FILE.replace('"params.npz"', f"{str(trained)!r}"))
@@ -58,10 +58,10 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser, Debian's package chromium")
 @pytest.mark.parametrize("width", [400, 1_200])
-def test_in_a_browser_the_page_is_drawn_and_nothing_is_wider_than_the_screen(width, finished, tmp_path):
+def test_a_browser_renders_the_page_and_nothing_is_wider_than_the_screen(width, finished, tmp_path):
     page = (finished / "run" / "report.html").read_text()
     (tmp_path / "page.html").write_text(page)
-    # In a frame, as no window of a browser without a screen is as narrow as a phone.
+    # Measure in a frame, since a headless browser's window cannot be as narrow as a phone.
     frame = f'<iframe width="{width}" style="border: 0" srcdoc="{html.escape(page)}" onload="measure(this)"></iframe>'
     measure = "document.title = frame.contentDocument.documentElement.scrollWidth"
     (tmp_path / "frame.html").write_text(f"<script>function measure(frame) {{ {measure} }}</script>{frame}")
@@ -74,11 +74,11 @@ def test_in_a_browser_the_page_is_drawn_and_nothing_is_wider_than_the_screen(wid
     pixels = np.asarray(PIL.Image.open(tmp_path / "page.png").convert("RGB"))
     assert pixels.shape == (900, width, 3)
     colors = {tuple(color) for color in pixels.reshape(-1, 3)[::7].tolist()}
-    # The line of the run and the band of unseen data are on the screen, not text alone.
+    # The chart is visible, not just the text.
     assert {(11, 110, 79), (255, 255, 255)} <= colors
 
 
-def test_figures_on_the_page_are_those_of_the_report(finished):
+def test_figures_on_the_page_agree_with_the_report(finished):
     made = records.read(finished / "run" / "report.json", "report")
     text = (finished / "run" / "report.html").read_text()
     level = made["reached"]["level"]
@@ -90,7 +90,7 @@ def test_figures_on_the_page_are_those_of_the_report(finished):
     assert not re.search(r"certified|compliant", text, re.IGNORECASE)
 
 
-def test_what_nobody_changed_holds(finished):
+def test_an_unchanged_report_verifies(finished):
     assert verify(finished) == []
 
 
@@ -137,12 +137,12 @@ def largest_file(folder):
         ),
     ],
 )
-def test_what_was_changed_is_named(change, expected, copy):
+def test_changes_are_named(change, expected, copy):
     change(copy)
     assert any(expected in line for line in verify(copy))
 
 
-def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_again(copy):
+def test_figures_changed_together_with_their_hashes_are_found_by_recomputing_them(copy):
     path = copy / "run" / "audit.json"
     audited = json.loads(path.read_text())
     audited["unlearned"]["errors"]["forgotten"]["error"] += 0.2
@@ -152,8 +152,8 @@ def test_figures_that_were_changed_with_their_hashes_are_found_by_making_them_ag
     assert line.startswith("audit.unlearned.errors.forgotten.error: reported ")
 
 
-def test_a_record_of_what_was_never_reached_fails_the_audit_and_a_check(copy):
-    # BUG: target, limit and whether they were met were taken on trust, and a run that forgot nothing passed.
+def test_a_record_of_a_result_that_was_not_reached_fails_audit_and_verification(copy):
+    # BUG: the target, the limit and whether they were met were trusted, so a run that forgot nothing passed.
     path = copy / "run" / "reached.json"
     reached = json.loads(path.read_text())
     reached["met"] = not reached["met"]
@@ -188,13 +188,13 @@ def test_what_counts_as_a_difference(place, reported, found, differs):
     assert bool(differences(place, reported, found)) is differs
 
 
-def test_another_file_than_the_runs_is_named(copy):
+def test_a_file_other_than_that_of_the_run_is_named(copy):
     (copy / "mytask.py").write_text((copy / "mytask.py").read_text() + "# later\n")
     (line,) = verify(copy)
     assert line.startswith("reached.code: ")
 
 
-def test_the_command_says_what_differs_with_exit_code_4(copy, eupmu, capsys):
+def test_the_command_names_differences_with_exit_code_4(copy, eupmu, capsys):
     arguments = "verify", copy / "run" / "report.json", copy / "mytask.py"
     assert eupmu(*arguments) == 0
     assert capsys.readouterr().out.startswith("All hashes and all figures of the audit are as reported. ")
@@ -215,7 +215,7 @@ JSON = st.recursive(
 
 
 @given(found=JSON | st.fixed_dictionaries({"version": st.just(records.VERSION), "asked": JSON, "files": JSON}))
-def test_any_json_is_a_report_or_a_value_error_that_names_it(found, tmp_path_factory):
+def test_invalid_json_gives_a_value_error_that_names_the_file(found, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "report.json"
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"report: .*report.json has "):
@@ -241,7 +241,7 @@ def test_other_parameters_in_the_file_are_named(copy):
         audit.make(copy / "mytask.py", copy / "run")
 
 
-def test_errors_that_are_no_rates_are_compared_on_their_own_scale():
+def test_errors_that_are_not_rates_are_compared_on_their_own_scale():
     level = {"target": 1e-4, "start": 2e-5, "forget_error": 3e-5, "retain_error": None}
     assert absolute(True, level) == 1e-3
     assert absolute(False, level) == pytest.approx(1e-10)

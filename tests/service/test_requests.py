@@ -1,4 +1,4 @@
-"""`eupmu request` and `eupmu unlearn`: what the ledger says of requests, and what a person is told."""
+"""`eupmu request` and `eupmu unlearn`: the states of requests in the ledger, and what the commands print."""
 
 import json
 
@@ -18,8 +18,8 @@ def states():
 
 
 @pytest.mark.slow
-def test_level_and_limit_that_cannot_be_had_together_are_exit_code_3(file, eupmu, capsys):
-    # Of so many, none wrong can be told from the error of unseen digits.
+def test_a_level_that_the_limit_does_not_allow_gives_exit_code_3(file, eupmu, capsys):
+    # With 150 examples, an error of 0 differs significantly from the error on unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
     assert eupmu("unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
     assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
         assert ledger.find(connection, 1).state == "unlearned"
     assert eupmu("unlearn", "mytask.py", "--request", "2", "--out", "other") == 2
     assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
-    # BUG: the file of ids was ignored beside a request, and request 0 unlearned ids.txt.
+    # BUG: given with a request, the file of ids was ignored, and request 0 unlearned ids.txt.
     assert eupmu("unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
     assert "forget: got ids.txt beside request 1, expected one of them" in capsys.readouterr().err
     assert eupmu("unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
@@ -46,7 +46,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
     assert "request: 1 is on other data than the file has" in capsys.readouterr().err
 
 
-def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch, eupmu):
+def test_a_failed_attempt_is_recorded_and_does_not_revert_an_unlearned_request(file, monkeypatch, eupmu):
     made = deletion.run
     monkeypatch.setattr(deletion, "run", lambda *arguments: made(*arguments) | {"met": False})
     sizes = ["--steps", "2", "--forget-batch", "16", "--retain-batch", "48"]
@@ -63,8 +63,8 @@ def test_an_attempt_that_failed_is_told_and_takes_nothing_back(file, monkeypatch
     assert state_after("two") == "unlearned"
 
 
-def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, monkeypatch, capsys, eupmu):
-    # BUG: both were unlearned, and each model had still learned what the other forgot.
+def test_a_run_overtaken_by_another_request_is_reported_and_not_marked_as_unlearned(file, monkeypatch, capsys, eupmu):
+    # BUG: both requests were marked as unlearned, though each model still knew what the other had forgotten.
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
         assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
@@ -82,12 +82,12 @@ def test_a_run_that_another_request_has_overtaken_is_told_and_not_marked(file, m
     assert "after: got None, but request 1 on these data is unlearned" in printed.err
     assert "Forgot 30 of 300 examples" in printed.out
     assert states() == ["unlearned", "open"]
-    # BUG: the same call once more marked it.
+    # BUG: repeating the call marked it.
     assert eupmu("unlearn", "mytask.py", "--request", "2", "--out", "two", *sizes) == 2
     assert states() == ["unlearned", "open"]
 
 
-def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monkeypatch, capsys, eupmu):
+def test_a_run_that_restores_what_an_earlier_run_forgot_is_no_success(file, monkeypatch, capsys, eupmu):
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
         assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
@@ -100,17 +100,17 @@ def test_what_an_earlier_run_forgot_and_is_known_again_is_no_success(file, monke
     second = ["unlearn", "mytask.py", "--request", "2", "--out", "two", "--after", "one", *sizes]
     assert eupmu(*second) == 3
     assert "What earlier run 1 forgot is known again." in capsys.readouterr().out
-    # BUG: the ledger went on saying that both are unlearned.
+    # BUG: the ledger still said that both are unlearned.
     assert states() == ["open", "infeasible"]
-    # BUG: told again, it took back what was unlearned since.
+    # BUG: repeating the command reverted a request that had been unlearned since.
     with ledger.opened(cli.LEDGER) as connection:
         ledger.set_state(connection, 1, "unlearned")
     assert eupmu(*second) == 3
     assert states() == ["unlearned", "infeasible"]
 
 
-def test_requests_on_other_data_are_told(file, eupmu, capsys):
-    # BUG: with one example more, nothing said that the forgotten ones are retained again.
+def test_requests_unlearned_on_other_data_are_reported(file, eupmu, capsys):
+    # BUG: once an example was added to the data, nothing said that the forgotten examples are retained again.
     assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     with ledger.opened(cli.LEDGER) as connection:
         ledger.set_state(connection, 1, "unlearned")
@@ -123,8 +123,8 @@ def test_requests_on_other_data_are_told(file, eupmu, capsys):
     assert "Warning: Requests unlearned on other data than the file has: 1." in capsys.readouterr().out
 
 
-def test_unseen_examples_that_the_model_can_tell_nothing_of_are_refused(file, eupmu, capsys):
-    # BUG: their loss of NaN ended in a TypeError after the run, and hid what an attack found.
+def test_unseen_examples_with_a_nan_loss_are_refused(file, eupmu, capsys):
+    # BUG: their NaN loss caused a TypeError after the run, and hid what an attack found.
     file.write_text(
         file.read_text() + "held_out['inputs'] = held_out['inputs'].copy()\nheld_out['inputs'][3] = np.nan\n"
     )
@@ -141,7 +141,7 @@ def test_bad_input_of_the_command_is_one_line(file, eupmu, capsys):
     )
 
 
-def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, eupmu, capsys):
+def test_an_error_raised_by_a_function_of_the_users_file_shows_the_lines_of_that_file(file, eupmu, capsys):
     broken = "\ndef outputs(params, batch, key):\n    return batch['no such name']\n\n\n"
     file.write_text(f"{file.read_text()}{broken}task = task._replace(outputs=outputs)\n")
     assert eupmu("unlearn", "mytask.py", "--out", "run") == 2
@@ -152,7 +152,7 @@ def test_what_a_function_of_the_file_raises_is_shown_by_its_own_lines(file, eupm
 
 
 @pytest.mark.slow
-def test_a_request_does_not_learn_again_what_another_had_unlearned(file, eupmu, capsys):
+def test_a_request_does_not_relearn_what_another_had_unlearned(file, eupmu, capsys):
     sizes = ["--steps", "40", "--forget-batch", "16", "--retain-batch", "48"]
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
@@ -164,13 +164,13 @@ def test_a_request_does_not_learn_again_what_another_had_unlearned(file, eupmu, 
     assert "after: got None, but request 1 on these data is unlearned" in capsys.readouterr().err
     assert not (file.parent / "two").exists()
     assert eupmu(*second, "--after", "one") in (0, 3)
-    # What is finished is told again, whatever came after it.
+    # A finished run is reported again, whatever came after it.
     assert eupmu(*first) == 0
 
 
 @pytest.mark.filterwarnings("default:out")
-def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
-    # BUG: a changed model was told the aim that the old one had reached, and audited without a word.
+def test_a_file_that_changed_since_the_run_is_warned_about(file, eupmu, capsys):
+    # BUG: for a changed model the result of the old one was reported, and it was audited without a warning.
     unlearned = ["unlearn", "mytask.py", "--forget", "ids.txt", "--out", "run", "--steps", "2"]
     eupmu(*unlearned)
     assert "earlier version" not in capsys.readouterr().out
@@ -203,17 +203,17 @@ def test_a_file_that_changed_since_the_run_is_told(file, eupmu, capsys):
         ("frozen = {'hidden': True}", [], "frozen: got no leaf ["),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_before_the_first_step(line, options, message, file, eupmu, capsys):
-    # BUG: groups were looked at by the audit alone, and retrain was called after all steps were made. With one example
-    # that is not finite all steps were refused, and nothing was to be forgotten.
+def test_faults_in_a_users_file_are_reported_before_the_first_step(line, options, message, file, eupmu, capsys):
+    # BUG: groups were checked only by the audit, and `retrain` only after all steps. One example that is not finite
+    # made every step be refused, so that nothing was forgotten.
     file.write_text(f"{file.read_text()}{line}\n")
     assert eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "2", *options) == 2
     assert f"eupmu: {message}" in capsys.readouterr().err
     assert not list((file.parent / "run").glob("steps/*"))
 
 
-def test_what_a_file_freezes_stays(file, eupmu):
-    # BUG: the name was not read.
+def test_parameters_that_a_file_freezes_stay_unchanged(file, eupmu):
+    # BUG: `frozen` was not read from the file.
     own = user_file.load(file, deletion.NEEDED)
     name = min(own["params"])
     file.write_text(f"{file.read_text()}frozen = lambda params: {{name: name == {name!r} for name in params}}\n")
@@ -223,7 +223,7 @@ def test_what_a_file_freezes_stays(file, eupmu):
         assert np.array_equal(found[leaf], own["params"][leaf]) == (leaf == name)
 
 
-# A base of 8 bits, and float32 that is added to it.
+# A frozen 8-bit base with float32 parameters that are added to it.
 QUANTISED = """
 import jax
 scales = jax.tree.map(lambda leaf: np.float32(np.abs(leaf).max() / 127), params)
@@ -239,8 +239,8 @@ task = task._replace(outputs=lambda params, batch, key: outputs(merged(params), 
 
 
 @pytest.mark.slow
-def test_a_quantised_base_stays_and_is_audited(file, eupmu, capsys):
-    # BUG: its integers were refused before the run, and relearning in an audit would have trained it.
+def test_a_quantised_base_stays_unchanged_and_is_audited(file, eupmu, capsys):
+    # BUG: its integers were refused before the run, and relearning in an audit would have trained them.
     file.write_text(file.read_text() + QUANTISED)
     own = user_file.load(file, deletion.NEEDED)
     assert eupmu("plan", "mytask.py", "--forget", "ids.txt") == 0

@@ -1,4 +1,4 @@
-"""A user's own file: what it defines, and what is said where it does not work."""
+"""A user's file: the names it defines, and the messages when it fails."""
 
 import sys
 
@@ -14,18 +14,18 @@ def write(folder, text, name="mytask.py"):
     return path
 
 
-def test_names_are_those_of_the_file_and_modules_beside_it_can_be_imported(tmp_path):
+def test_names_are_read_from_the_file_which_can_import_modules_beside_it(tmp_path):
     write(tmp_path, "count = 5", "beside_it.py")
     path = write(tmp_path, "import numpy as np\nfrom beside_it import count\ndata = {'x': np.arange(count)}\n")
     assert user_file.load(path, ("data",))["data"]["x"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_file_that_lacks_a_name_says_which(tmp_path):
+def test_a_missing_name_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"file: .*mytask.py does not define `data`; expected `data`, `task` in it"):
         user_file.load(write(tmp_path, "task = 1"), ("data", "task"))
 
 
-def test_a_file_that_is_not_there_or_no_python(tmp_path):
+def test_a_missing_file_and_a_file_that_is_not_python_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"file: .* is not there; expected a Python file that defines `data`"):
         user_file.load(tmp_path / "absent.py", ("data",))
     with pytest.raises(ValueError, match=r"file: got .*ids.txt, expected a Python file"):
@@ -33,7 +33,7 @@ def test_a_file_that_is_not_there_or_no_python(tmp_path):
 
 
 @pytest.mark.parametrize("raised", ["1 / 0", "raise SystemExit(3)", "import a_module_that_is_not_there"])
-def test_what_it_raises_is_shown_with_its_own_lines_alone(raised, tmp_path):
+def test_an_error_in_the_file_is_shown_with_only_the_lines_of_the_file(raised, tmp_path):
     path = write(tmp_path, f"def inner():\n    {raised}\n\n\ninner()\n")
     with pytest.raises(user_file.UserFileError) as caught:
         user_file.load(path, ("data",))
@@ -45,7 +45,7 @@ def test_what_it_raises_is_shown_with_its_own_lines_alone(raised, tmp_path):
 
 
 def test_an_error_in_a_module_beside_it_is_shown_too(tmp_path):
-    # BUG: a traceback of this library, and exit code 1.
+    # BUG: it gave a traceback through this library, and exit code 1.
     write(tmp_path, "def apply():\n    return {}['x']\n", "beside_that.py")
     with pytest.raises(user_file.UserFileError, match=r'(?s)mytask.py".*beside_that.py", line 2, in apply.*KeyError'):
         user_file.load(write(tmp_path, "from beside_that import apply\napply()\n"), ("data",))
@@ -57,7 +57,7 @@ def test_a_syntax_error_names_the_line(tmp_path):
 
 
 class Lazy:
-    """Examples that are made when they are asked for."""
+    """Examples that are produced on request."""
 
     def __len__(self):
         return 2_500
@@ -66,7 +66,7 @@ class Lazy:
         return {"x": np.asarray(positions) * 2}
 
 
-def test_the_digest_is_that_of_the_examples_whatever_they_are_kept_in():
+def test_the_digest_depends_on_the_examples_and_not_on_their_container():
     array = {"x": np.arange(2_500) * 2}
     assert user_file.data_digest(Lazy()) == user_file.data_digest(array)
     changed = {"x": array["x"].copy()}
@@ -84,13 +84,13 @@ def test_a_function_may_import_a_module_beside_the_file_later(tmp_path, monkeypa
     assert user_file.load(tmp_path / "mytask.py", ("retrain",))["retrain"]([]) == 7
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^file: got .*, which is a folder, expected a Python file"):
         user_file.load(tmp_path, ())
 
 
-def test_a_name_that_is_nearly_one_that_is_read_is_told(tmp_path):
-    # BUG: without a word the level was that of chance.
+def test_a_name_similar_to_one_that_is_read_is_warned_about(tmp_path):
+    # BUG: silently, the level was that of chance.
     path = tmp_path / "mytask.py"
     path.write_text("heldout = data = 1\n")
     with pytest.warns(UserWarning, match=r"defines `heldout`, which is not read; `held_out` is$"):

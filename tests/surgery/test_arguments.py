@@ -1,4 +1,4 @@
-"""What factories refuse at once, and parameters that are Python numbers."""
+"""Arguments that factories refuse at once, and parameters that are Python numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,14 @@ SEVERAL = np.array([0.1, 0.4])
         (lambda: eupmu.unilateral_surgery(np.zeros(0)), r"got no values, expected one or more"),
     ],
 )
-def test_what_is_no_setting_is_refused_at_once(make, message):
+def test_invalid_settings_are_refused_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("make", [aggregators.chebyshev, aggregators.omd_tch])
-def test_weights_tell_the_number_of_objectives_of_the_state(make):
-    # BUG: the state began with two, and `lax.scan` refused what it became.
+def test_weights_fix_the_number_of_objectives_of_the_state(make):
+    # BUG: the state began with two, and `lax.scan` refused the change of its shape.
     tx, grads = make(weights=np.ones(4)), jnp.eye(4)
 
     def step(state, losses):
@@ -52,7 +52,7 @@ def test_weights_tell_the_number_of_objectives_of_the_state(make):
 
 
 def test_parameters_may_be_python_numbers():
-    # BUG: they have no dtype of their own, and that was an AttributeError.
+    # BUG: they have no dtype, which caused an AttributeError.
     loss = lambda w, batch: jnp.mean((w - batch) ** 2)
     tx = optax.chain(eupmu.unilateral_surgery(), optax.sgd(0.1))
     step = eupmu.explicit_step([loss, loss], tx)
@@ -62,8 +62,8 @@ def test_parameters_may_be_python_numbers():
     assert eupmu.accumulate(eupmu.unilateral_surgery(), 2).init(1.0).gradient_sum.shape == (2,)
 
 
-def test_a_share_of_a_loss_below_0_is_no_demand():
-    # BUG: it was negative, and the surgery asked for a decrease though nothing conflicts.
+def test_a_relative_tolerance_of_a_negative_loss_demands_no_decrease():
+    # BUG: the tolerance was negative, so surgery demanded a decrease though nothing conflicts.
     surgery, rows = eupmu.unilateral_surgery(relative(0.1)), jnp.eye(2)
     direction, _ = surgery.update(rows, surgery.init(jnp.zeros(2)), jnp.zeros(2), losses=jnp.array([1.0, -2.0]))
     assert direction.tolist() == [1.0, 0.0]

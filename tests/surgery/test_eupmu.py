@@ -26,7 +26,7 @@ def train(tx, steps=5):
     return jax.jit(lambda carry: jax.lax.scan(body, carry, length=steps))((PARAMS, tx.init(PARAMS)))[1]
 
 
-def test_the_paper_by_hand():
+def test_steps_follow_the_equations_of_the_paper():
     """theta <- theta - alpha (g_f + lambda g_r), lambda <- max(0, lambda - beta ((l_r - l_r') / alpha + epsilon))."""
     alpha, epsilon, beta, theta, lam, expected = 0.1, 0.05, 0.5, PARAMS, 1.0, []
     for _ in range(5):
@@ -40,7 +40,7 @@ def test_the_paper_by_hand():
 
 
 @pytest.mark.parametrize("proxy", ["same_batch", "next_batch"])
-def test_options_are_those_of_its_parts(proxy):
+def test_eupmu_is_the_chain_of_its_parts(proxy):
     schedule = optax.linear_schedule(0.2, 0.1, 5)
     surgery = implicit_surgery(0.1, optax.sgd(2.0), proxy=proxy, learning_rate=schedule)
     parts = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(schedule, momentum=0.9), surgery)
@@ -60,12 +60,12 @@ def test_a_nonfinite_step_changes_nothing():
     same, refused, _ = step(params, state, (BATCHES[0], BATCHES[1] * jnp.nan))
     chex.assert_trees_all_equal(same, params)
     assert optax.tree_utils.tree_get(refused, "nonfinite_count") == 1
-    # The next good step is the one that would have been.
+    # The next finite step is as if there had been no refusal.
     chex.assert_trees_all_equal(step(same, refused, BATCHES)[0], step(params, state, BATCHES)[0])
 
 
 def test_the_learning_rate_can_be_injected():
-    # BUG: inject_hyperparams makes an array of num_objectives, on which the alias branches inside jit.
+    # BUG: inject_hyperparams turned num_objectives into an array, on which the alias branched inside jit.
     train(optax.inject_hyperparams(eupmu.eupmu)(learning_rate=0.1), steps=1)
 
 
@@ -81,8 +81,8 @@ def test_the_learning_rate_can_be_injected():
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused_by_name(arguments):
-    # BUG: a negative learning rate ascended, and a negative max_norm turned the gradient round.
+def test_nonsensical_settings_are_refused_by_name(arguments):
+    # BUG: a negative learning rate caused ascent, and a negative max_norm reversed the gradient.
     (name,) = arguments
     with pytest.raises(ValueError, match=f"^{name}: got"):
         eupmu.eupmu(**({"learning_rate": 0.1} | arguments))

@@ -55,7 +55,7 @@ def test_direction_has_the_dtype_of_the_parameters():
     chex.assert_trees_all_equal_shapes_and_dtypes(d, params)
 
 
-def test_a_schedule_sees_the_number_of_steps_taken():
+def test_a_schedule_gets_the_number_of_steps_taken():
     tx = unilateral_surgery(lambda count: 0.25 * count)
     grads = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
     state = tx.init(grads[0])
@@ -80,18 +80,18 @@ def test_an_injected_num_objectives_must_be_static():
     factory = optax.inject_hyperparams(unilateral_surgery, static_args="num_objectives")
     tx = factory(tolerance=0.0, num_objectives=3)
     chex.assert_shape(tx.init(jnp.ones(2)).inner_state.gram, (3, 3))
-    # BUG: otherwise it becomes an array, whose use fails in the first jitted update, on a Python branch.
+    # BUG: otherwise it became an array, which failed on a Python branch in the first jitted update.
     with pytest.raises(ValueError, match="static_args"):
         optax.inject_hyperparams(unilateral_surgery)(tolerance=0.0, num_objectives=3).init(jnp.ones(2))
 
 
 def test_an_infinite_tolerance_lifts_the_constraint():
-    # BUG: the factory takes it, and then every step is refused as not finite.
+    # BUG: the factory accepted it, but then every step was refused as not finite.
     d, _ = surgery(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), jnp.inf)
     np.testing.assert_allclose(d, [-1.0, 1.0])
 
 
-def test_a_losses_reading_tolerance_needs_losses():
+def test_a_tolerance_that_reads_losses_needs_losses():
     tx = unilateral_surgery(tolerances.budget(1.0, 1.0))
     with pytest.raises(ValueError, match=r"losses: got None.*budget"):
         tx.update(jnp.ones((2, 3)), tx.init(jnp.ones(3)))
@@ -113,7 +113,7 @@ def test_impossible_retain_weights_are_refused(weight):
         unilateral_surgery(retain_weight=weight)
 
 
-def test_retain_weights_tell_the_number_of_objectives():
+def test_retain_weights_fix_the_number_of_objectives():
     tx = unilateral_surgery(retain_weight=np.array([1.0, 2.0]))
     chex.assert_shape(tx.init(jnp.ones(2)).gram, (3, 3))
     with pytest.raises(ValueError, match=r"retain_weight.*got 2 values, expected 1"):
@@ -148,7 +148,7 @@ def test_every_constraint_has_its_own_tolerance():
     np.testing.assert_allclose(multipliers, [0.75, 0.0], rtol=1e-6)
 
 
-def test_a_budget_holds_the_retain_loss_under_its_limit():
+def test_a_budget_keeps_the_retain_loss_below_its_limit():
     """Gradient flow on f = (x-3)^2 that must keep r = x^2 <= 1 ends at x = 1."""
 
     def losses(x):
@@ -184,11 +184,11 @@ def test_a_zero_gradient_cannot_bring_a_loss_below_its_limit():
     for levels, feasible in (([2.0, 0.5], [True, True]), ([2.0, 1.0], [True, True]), ([2.0, 1.5], [True, False])):
         state = update(state, jnp.array([1.0, *levels]))
         np.testing.assert_array_equal(state.feasible, feasible)
-    # A refused step knows nothing new.
+    # A refused step does not update the flags.
     np.testing.assert_array_equal(update(state, jnp.array([1.0, jnp.nan, 0.5])).feasible, [True, False])
 
 
-def test_demands_that_contradict_each_other_are_not_both_met():
+def test_of_two_contradictory_demands_only_one_is_met():
     tx = unilateral_surgery(tolerances.budget(1.0, 1.0), num_objectives=3)
     grads = jnp.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
     update = jax.jit(lambda state, losses: tx.update(grads, state, losses=losses))
@@ -199,7 +199,7 @@ def test_demands_that_contradict_each_other_are_not_both_met():
     np.testing.assert_array_equal(state.feasible, [True, True])
 
 
-# Properties, at every scale of the forget and the retain gradients.
+# Properties that hold at every scale of the forget and the retain gradients.
 
 SIZE = 6
 seeds = st.integers(0, 10_000)
@@ -208,7 +208,7 @@ tolerance_shares = st.sampled_from([0.0, 0.1, 1.0])
 
 
 def rows(k, seed, forget_exponent=0, retain_exponent=0):
-    """K rows with conflicts more often than not."""
+    """K rows that conflict more often than not."""
     rng = np.random.default_rng(seed)
     grads = rng.normal(size=(k, SIZE))
     grads[0] -= rng.uniform(0, 1, size=k - 1) @ grads[1:]
@@ -276,7 +276,7 @@ def test_the_order_of_the_constraints_does_not_matter(seed, order):
 
 
 @given(seeds, st.sampled_from([1e-3, 1.0, 1e3]))
-def test_a_parallel_constraint_does_not_matter(seed, scale):
+def test_a_duplicate_constraint_changes_nothing(seed, scale):
     grads = rows(3, seed)
     d, _ = surgery(grads)
     again, _ = surgery(jnp.concatenate([grads, scale * grads[1:2]]))
@@ -285,7 +285,7 @@ def test_a_parallel_constraint_does_not_matter(seed, scale):
 
 @every_k
 @given(seeds, exponents, tolerance_shares, st.sampled_from([0.1, 1.0, 10.0]))
-def test_with_a_retain_weight_what_is_bent_is_the_weighted_sum(k, seed, exponent, share, largest):
+def test_with_a_retain_weight_surgery_bends_the_weighted_sum(k, seed, exponent, share, largest):
     grads = rows(k, seed, exponent, exponent)
     weights = largest * np.random.default_rng(seed).uniform(size=k - 1).astype(np.float32)
     tolerance = share * norm(grads[1:]).min() * norm(grads[0])
@@ -299,14 +299,14 @@ def test_with_a_retain_weight_what_is_bent_is_the_weighted_sum(k, seed, exponent
 
 @every_k
 @given(seeds)
-def test_surgery_on_the_direction_leaves_it(k, seed):
+def test_surgery_is_idempotent(k, seed):
     grads = rows(k, seed)
     d, _ = surgery(grads)
     again, _ = surgery(grads.at[0].set(d))
     np.testing.assert_allclose(again, d, atol=1e-5 * norm(grads[0]))
 
 
-def test_a_multiplier_that_is_too_large_for_a_number_refuses_the_step():
+def test_a_multiplier_that_overflows_refuses_the_step():
     transform = unilateral_surgery(tolerances.budget(0.1, rate=1e4))
     state = transform.init(jnp.zeros(2))
     rows = jnp.array([[1.0, 0.0], [0.0, 1e-18]])
@@ -316,7 +316,7 @@ def test_a_multiplier_that_is_too_large_for_a_number_refuses_the_step():
 
 
 @pytest.mark.parametrize("retain", [[[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0]]])
-def test_a_tolerance_that_is_no_number_refuses_the_step(retain):
+def test_a_nan_tolerance_refuses_the_step(retain):
     tx = unilateral_surgery(lambda count: jnp.nan, num_objectives=len(retain) + 1)
     grads = jnp.array([[-1.0, -1.0], *retain])
     d, state = tx.update(grads, tx.init(grads[0]))

@@ -11,7 +11,7 @@ from eupmu_jax._stack.jaxpr import equations
 
 
 def track(checks, limit=1.0, patience=10):
-    """The state after checks of (forget loss, level); the checkpoint is the number of its check, that of `init` 0."""
+    """The state after checks of (forget loss, level); each checkpoint is the index of its check, starting at `init`."""
     tracker = best_feasible(limit, patience)
     state = tracker.init(jnp.array(0), *checks[0])
     for i, check in enumerate(checks[1:], start=1):
@@ -78,10 +78,10 @@ def test_patience_counts_checks_without_progress():
     assert track([start, above, worse, above], patience=3).infeasible
 
 
-def test_one_checkpoint_that_progressed_disproves_infeasibility_for_good():
+def test_one_checkpoint_with_progress_disproves_infeasibility_for_good():
     state = track([(5.0, 0.5), (4.0, 0.5)] + [(0.0, 1.5)] * 5, patience=3)
     assert (state.progressed, state.stalled, state.infeasible) == (True, 5, False)
-    # Late progress takes the verdict back.
+    # Late progress revokes the verdict.
     state = track([(5.0, 0.5)] + [(0.0, 1.5)] * 5 + [(4.0, 0.5)], patience=3)
     assert (state.params, state.progressed, state.stalled, state.infeasible) == (6, True, 0, False)
 
@@ -124,7 +124,7 @@ def test_the_start_survives_the_donation_of_the_parameters():
         np.testing.assert_array_equal(kept.params["w"], 1)
 
 
-def test_a_scalar_level_stands_for_one_constraint():
+def test_a_scalar_level_is_that_of_a_single_constraint():
     tracker = best_feasible(1.0)
     state = tracker.init(jnp.zeros(2), 5.0, 0.5)
     chex.assert_shape(state.levels, (1,))
@@ -151,7 +151,7 @@ def squared(params):
 
 @pytest.mark.filterwarnings("ignore:furthest_feasible")
 @given(st.floats(0.01, 8.9), st.integers(3, 12))
-def test_the_furthest_feasible_point_is_found_to_the_resolution_asked_for(limit, bisections):
+def test_the_furthest_feasible_point_is_found_to_the_requested_resolution(limit, bisections):
     inside, outside = {"w": jnp.zeros(2)}, {"w": jnp.array([0.0, 3.0])}
     found = furthest_feasible(squared, limit, inside, outside, bisections)
     crossing = np.sqrt(limit)
@@ -160,13 +160,13 @@ def test_the_furthest_feasible_point_is_found_to_the_resolution_asked_for(limit,
     np.testing.assert_allclose(found.levels, squared(found.params), rtol=1e-6)
 
 
-def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_not_at_all():
+def test_a_segment_within_the_limits_is_followed_to_its_end_and_one_beyond_them_not_at_all():
     inside, outside = jnp.array([0.1, 0.7]), jnp.array([0.3, 1.1])
     find = jax.jit(lambda limit: furthest_feasible(lambda p: p, limit, inside, outside))
     chex.assert_trees_all_equal(tuple(find(jnp.array([1.0, 2.0]))), (outside, jnp.float32(1), outside))
     for limit in ([0.0, 2.0], [1.0, jnp.nan]):
         chex.assert_trees_all_equal(tuple(find(jnp.array(limit))), (inside, jnp.float32(0), jnp.full(2, jnp.nan)))
-    # BUG: a step that had diverged made NaN of the checkpoint it was led back to.
+    # BUG: a step that had diverged turned the checkpoint to be restored into NaN.
     diverged = jnp.array([jnp.inf, jnp.nan])
     find = jax.jit(lambda outside: furthest_feasible(lambda p: p, 1.0, inside, outside))
     chex.assert_trees_all_equal(find(diverged).params, inside)
@@ -175,8 +175,8 @@ def test_a_segment_within_the_limits_is_walked_to_its_end_and_one_beyond_them_no
 
 
 @pytest.mark.parametrize("limit", [3.3, 7.0, 9.0, np.array([7.0]), [7.0]])
-def test_a_function_of_the_host_gives_what_jit_gives(limit):
-    # BUG: only a traceable function could be given.
+def test_a_host_function_gives_the_result_of_a_traced_one(limit):
+    # BUG: only traceable functions were accepted.
     calls = []
 
     def on_host(params):
@@ -191,25 +191,25 @@ def test_a_function_of_the_host_gives_what_jit_gives(limit):
     chex.assert_trees_all_close(by_host, by_jit, rtol=1e-6)
 
 
-def test_jit_measures_as_often_as_it_says():
-    # In the loop as often as it turns, and once at the end.
+def test_under_jit_the_number_of_measurements_is_as_documented():
+    # Once in each iteration of the loop, and once at the end.
     measure = lambda params: jnp.arctan(params)
     search = lambda inside, outside: furthest_feasible(measure, 0.5, inside, outside, 6)
     found = equations(search, jnp.zeros(2), jnp.ones(2))
     assert sum(times for equation, times in found if equation.primitive.name == "atan") == 7
 
 
-def test_a_caller_is_warned_where_little_is_left():
+def test_a_short_way_is_warned_about_at_the_callers_line():
     inside, outside = jnp.zeros(1), jnp.ones(1)
     with pytest.warns(UserWarning, match="only 0.438 of the way") as warned:
         found = furthest_feasible(lambda p: p, 0.49, inside, outside, 4)
     assert (float(found.t), warned[0].filename) == (0.4375, __file__)
-    # An error for any warning, here.
+    # Any other warning is an error in these tests.
     assert furthest_feasible(lambda p: p, 0.51, inside, outside, 4).t == 0.5
 
 
-def test_random_keys_are_those_of_the_point_that_is_kept():
-    # BUG: they went into the interpolation, which refused them with a message about dtypes.
+def test_random_keys_are_not_interpolated():
+    # BUG: they were interpolated, which failed with a message about dtypes.
     def point(w, seed):
         return {"w": jnp.full(2, w), "key": jax.random.key(seed)}
 
@@ -235,21 +235,21 @@ def test_furthest_feasible_refuses(kwargs, message):
         furthest_feasible(lambda p: p, **given)
 
 
-def test_a_first_checkpoint_that_is_lost_gives_way_to_any_other():
+def test_a_first_checkpoint_that_is_not_finite_is_replaced_by_any_other():
     tracker = best_feasible(limit=0.1)
     state = tracker.init(jnp.array(0.0), forget_loss=jnp.nan, levels=0.05)
     state = tracker.update(state, jnp.array(1.0), forget_loss=3.0, levels=0.09)
     assert (float(state.params), bool(state.feasible)) == (1.0, True)
 
 
-def test_a_start_above_the_limit_is_said_to_be():
+def test_a_start_above_the_limit_is_warned_about():
     with pytest.warns(UserWarning, match=r"inside itself exceeds the limit, 4\.0 > 1\.0"):
         found = furthest_feasible(lambda w: w**2, 1.0, jnp.array(2.0), jnp.array(3.0))
     assert (float(found.params), float(found.t)) == (2.0, 0.0)
 
 
 def test_counts_and_flags_are_not_interpolated():
-    # BUG: half of the way from 5 to 3 was 132 as an unsigned byte, and a flag could not be subtracted.
+    # BUG: halfway from 5 to 3 was 132 as an unsigned byte, and a flag could not be subtracted.
     inside = {"w": jnp.zeros(1), "steps": jnp.array(5, jnp.uint8), "flag": jnp.array(True)}
     outside = {"w": jnp.full(1, 2.0), "steps": jnp.array(3, jnp.uint8), "flag": jnp.array(False)}
     found = furthest_feasible(lambda params: jnp.sum(params["w"] ** 2), 2.25, inside, outside)
@@ -258,7 +258,7 @@ def test_counts_and_flags_are_not_interpolated():
     assert (int(found.params["steps"]), bool(found.params["flag"])) == (3, False)
 
 
-def test_levels_are_as_many_as_limits():
+def test_there_must_be_as_many_levels_as_limits():
     # BUG: one level was compared with each of two limits.
     tracker = best_feasible(jnp.array([0.1, 10.0]))
     with pytest.raises(ValueError, match=r"^levels: got shape \(1,\), expected \(2,\)"):
@@ -268,14 +268,14 @@ def test_levels_are_as_many_as_limits():
         tracker.update(state, jnp.zeros(1), 1.0, jnp.zeros(3))
 
 
-def test_forget_losses_are_compared_as_exactly_as_levels():
+def test_forget_losses_are_compared_at_full_precision_like_levels():
     with jax.enable_x64(True):
         tracker = best_feasible(0.1)
         state = tracker.init(jnp.zeros(1), 1.0, 0.0)
         assert tracker.update(state, jnp.ones(1), 1 - 1e-9, 0.0).progressed
 
 
-def test_coming_nearer_to_the_limit_without_keeping_it_is_no_progress():
+def test_approaching_the_limit_without_keeping_it_is_no_progress():
     best = best_feasible(1.0, patience=2)
     state = best.init(jnp.array(0.0), 0.0, 3.0)
     for _ in range(3):
@@ -284,8 +284,8 @@ def test_coming_nearer_to_the_limit_without_keeping_it_is_no_progress():
     assert (bool(state.progressed), bool(state.infeasible), float(state.params)) == (False, True, 1.0)
 
 
-def test_what_was_measured_inside_is_told_where_nothing_beyond_keeps_the_limit():
-    # BUG: the levels were thrown away, and NaN told.
+def test_the_levels_at_the_start_are_returned_where_nothing_beyond_it_keeps_the_limit():
+    # BUG: the measured levels were discarded, and NaN was returned.
     with pytest.warns(UserWarning, match="only 0 of the way"):
         found = furthest_feasible(lambda w: np.array(w**2), 0.5, 0.7, 9.0, bisections=2)
     assert (float(found.params), float(found.t), float(found.levels)) == (pytest.approx(0.7), 0, pytest.approx(0.49))

@@ -16,7 +16,7 @@ GRADS = {
 
 
 @pytest.mark.parametrize("frozen", [FROZEN, lambda params: {name: name == "body" for name in params}])
-def test_frozen_leaves_stay_bit_by_bit_and_do_not_enter_the_gram_matrix(frozen):
+def test_frozen_leaves_stay_bit_for_bit_and_do_not_enter_the_gram_matrix(frozen):
     tx = freeze(optax.chain(unilateral_surgery(), optax.adamw(0.1, weight_decay=0.1)), frozen)
     update = jax.jit(tx.update)
     params, state = PARAMS, tx.init(PARAMS)
@@ -44,7 +44,7 @@ def test_a_non_finite_frozen_gradient_does_not_matter():
     np.testing.assert_array_equal(updates["body"], 0.0)
 
 
-def test_value_fn_gets_the_whole_parameters():
+def test_value_fn_gets_all_parameters():
     tx = freeze(optax.chain(optax.sgd(1.0), implicit_surgery(0.0, optax.sgd(1.0))), FROZEN)
 
     def value(params):
@@ -56,7 +56,7 @@ def test_value_fn_gets_the_whole_parameters():
     np.testing.assert_allclose(multipliers(state), [3.0], rtol=1e-6)
 
 
-def test_accumulation_fits_inside():
+def test_accumulation_works_inside_freeze():
     tx = freeze(accumulate(unilateral_surgery(), 2), FROZEN)
     update = jax.jit(tx.update)
     first, state = update(GRADS, tx.init(PARAMS), PARAMS)

@@ -21,7 +21,7 @@ def step(tx, w, state, loss=quadratic, update=None, **kwargs):
 
 
 @pytest.mark.slow
-def test_on_a_quadratic_the_rate_goes_to_the_exact_line_search():
+def test_on_a_quadratic_the_rate_approaches_that_of_the_exact_line_search():
     tx, w = scale_by_gen(0.1), jnp.array([1.0, -2.0])
     state = tx.init(w)
     gradient = jax.grad(quadratic)(w)
@@ -31,7 +31,7 @@ def test_on_a_quadratic_the_rate_goes_to_the_exact_line_search():
         updates, state = step(tx, w, state)
         rates.append(float(state.learning_rate))
         np.testing.assert_allclose(updates, -state.learning_rate * gradient, rtol=1e-6)
-    # The first target is out of the reach of twice the rate.
+    # At first the best rate is beyond twice the current one, at which it is clipped.
     np.testing.assert_allclose(rates[0], 0.9 * 0.1 + 0.1 * 0.2, rtol=1e-5)
     np.testing.assert_allclose(rates[-1], best, rtol=5e-3)
     expected = 0.9 * rates[20] + 0.1 * np.clip(best, rates[20] / 2, 2 * rates[20])
@@ -41,7 +41,7 @@ def test_on_a_quadratic_the_rate_goes_to_the_exact_line_search():
 @pytest.mark.parametrize(
     ("loss", "update", "factor"),
     [
-        (quadratic, jnp.array([1.0, -2.0]), 1.0),  # Against the descent.
+        (quadratic, jnp.array([1.0, -2.0]), 1.0),  # An ascent direction.
         (quadratic, jnp.zeros(2), 1.0),
         (lambda w: -quadratic(w), None, 1.0),
         (lambda w: w.sum(), None, 1.0),
@@ -50,13 +50,13 @@ def test_on_a_quadratic_the_rate_goes_to_the_exact_line_search():
     ],
     ids=["ascent", "no update", "concave", "linear", "inf", "nan"],
 )
-def test_where_no_parabola_opens_upward_the_rate_stays_and_in_nan_it_halves(loss, update, factor):
+def test_the_rate_stays_without_positive_curvature_and_halves_if_the_loss_is_not_finite(loss, update, factor):
     tx, w = scale_by_gen(0.25), jnp.array([1.0, -2.0])
     _, state = step(tx, w, tx.init(w), loss, update)
     assert state.learning_rate == 0.25 * factor
 
 
-def test_a_lazy_rate_is_measured_every_few_steps_and_skipped_steps_call_nothing():
+def test_a_lazy_rate_is_measured_every_few_steps_and_skipped_steps_do_not_call_value_fn():
     calls = []
 
     def counted(w):
@@ -125,12 +125,12 @@ def test_the_rate_can_be_injected_and_the_state_scanned():
         (lambda: scale_by_gen(0.1).update(jnp.ones(2), None, jnp.ones(2)), "^value_fn: got None"),
     ],
 )
-def test_it_refuses(make, message):
+def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_an_empty_tree_is_one():
+def test_an_empty_tree_is_accepted():
     tx = scale_by_gen(0.1)
     updates, _ = tx.update({}, tx.init({}), {}, value_fn=lambda params: jnp.float32(1))
     assert updates == {}

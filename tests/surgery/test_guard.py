@@ -31,13 +31,13 @@ kinds = st.sampled_from(["independent", "duplicated", "opposite"])
 
 
 def flat(tree):
-    """The leaves side by side in float64; leading axes are those of the scalar leaf."""
+    """The leaves concatenated in float64; the leading axes are those of the scalar leaf."""
     leading = np.shape(tree["scale"])
     return np.concatenate([np.asarray(leaf, np.float64).reshape(*leading, -1) for leaf in jax.tree.leaves(tree)], -1)
 
 
 def unflat(rows, dtype=jnp.float32):
-    """Back from `flat` to a tree like `PARAMS`."""
+    """The inverse of `flat`: a tree like `PARAMS`."""
     leaves, structure = jax.tree.flatten(PARAMS)
     parts = np.split(np.asarray(rows), np.cumsum([leaf.size for leaf in leaves])[:-1], axis=-1)
     shaped = [part.reshape((*part.shape[:-1], *leaf.shape)) for part, leaf in zip(parts, leaves, strict=True)]
@@ -49,7 +49,7 @@ def norm(rows):
 
 
 def retain_rows(rng, k, kind, exponents):
-    """K-1 retain gradients, each with a scale of its own."""
+    """K-1 retain gradients, each with its own scale."""
     rows = rng.normal(size=(k - 1, SIZE))
     if kind != "independent" and k > 2:
         rows[-1] = rows[0] if kind == "duplicated" else -rows[0]
@@ -57,7 +57,7 @@ def retain_rows(rng, k, kind, exponents):
 
 
 def proposes(update):
-    """An optimizer that always makes this update."""
+    """An optimizer that always returns this update."""
     return optax.GradientTransformation(
         lambda params: optax.EmptyState(), lambda g, state, params=None: (update, state)
     )
@@ -65,27 +65,27 @@ def proposes(update):
 
 @jax.jit
 def guarded(proposal, retain, tolerance):
-    """What the guard makes of a proposal; compiled once for each K and dtype."""
+    """The guarded update of a proposal; compiled once for each K and dtype."""
     grads = jax.tree.map(lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]), retain)
     tx = utility_guard(proposes(proposal), tolerance)
     return tx.update(grads, tx.init(proposal), proposal)
 
 
 def assert_within(tolerance, rows, update, proposal, rounding=1e-5):
-    # A proposal that cancels altogether leaves its own rounding errors, which have no direction to speak of.
+    # A proposal that cancels entirely leaves only its rounding errors, whose direction means nothing.
     size = norm(rows) * np.maximum(norm(update), 0.1 * rounding * norm(proposal))[..., None]
     assert np.all(np.einsum("...kn,...n->...k", rows, update) <= tolerance + rounding * (size + np.abs(tolerance)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(name, scale, grads, tolerance):
-    """Proposals and updates of some steps."""
+    """Proposals, updates and feasibility flags of some steps."""
     inner = optax.with_extra_args_support(OPTIMIZERS[name](scale))
     k = len(tolerance) + 1
     tx = utility_guard(inner, tolerance)
 
     def step(state, grads):
-        # The parameters stay: weight decay at a learning rate of 1e5 would carry them beyond float32.
+        # Keep the parameters fixed, since weight decay at a learning rate of 1e5 would make them overflow float32.
         direction, _ = unilateral_surgery(num_objectives=k).update(grads, state.surgery_state, PARAMS)
         proposal, _ = inner.update(direction, state.inner_state, PARAMS)
         update, state = tx.update(grads, state, PARAMS)
@@ -119,14 +119,14 @@ def test_no_optimizer_raises_a_retain_loss_by_more_than_the_tolerance(
     assert_within(np.asarray(tolerance, np.float64), flat(grads)[:, 1:], flat(updates), flat(proposals))
 
 
-# How much of the proposal the projection cancels: all of it (0) to hardly any.
+# What the projection leaves of the proposal, from nothing (0) to almost everything.
 remainders = st.one_of(st.just(0.0), st.floats(-8, 1).map(lambda e: 10.0**e))
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
 @few
 @given(seeds, st.lists(exponents, min_size=2, max_size=2), exponents, remainders, shares, kinds)
-def test_what_cancellation_leaves_meets_the_constraints_too(k, seed, retain, scale, remainder, share, kind):
+def test_what_remains_after_cancellation_meets_the_constraints_too(k, seed, retain, scale, remainder, share, kind):
     rng = np.random.default_rng(seed)
     rows = retain_rows(rng, k, kind, retain)
     proposal = rng.uniform(0, 1, k - 1) @ (rows / norm(rows)[:, None]) + remainder * rng.normal(size=SIZE)
@@ -134,13 +134,13 @@ def test_what_cancellation_leaves_meets_the_constraints_too(k, seed, retain, sca
     tolerance = np.float32(share * norm(flat(rows)) * norm(flat(proposal)))
     update, state = guarded(proposal, rows, tolerance)
     assert_within(tolerance.astype(np.float64), flat(rows), flat(update), flat(proposal))
-    # BUG: with three objectives or more, rounding errors of the second projection passed for violations.
+    # BUG: with three or more objectives, rounding errors of the second projection counted as violations.
     assert np.all(state.guard_feasible)
 
 
 @given(seeds, st.sampled_from([0.01, 0.03, 0.1]))
 def test_nearly_parallel_constraints_are_met(seed, angle):
-    # BUG: at an angle of 0.01 two projections leave up to 5e-4 of the update against a constraint.
+    # BUG: at an angle of 0.01, two projections left up to 5e-4 of the update violating a constraint.
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=SIZE) + angle * rng.normal(size=(5, SIZE))
     proposal = unflat(rng.uniform(0, 1, 5) @ rows + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=SIZE))
@@ -150,7 +150,7 @@ def test_nearly_parallel_constraints_are_met(seed, angle):
 
 @pytest.mark.parametrize("k", [2, 3])
 @given(seeds, exponents, remainders, kinds)
-def test_bfloat16_meets_the_constraints_to_its_own_rounding(k, seed, scale, remainder, kind):
+def test_bfloat16_meets_the_constraints_up_to_its_own_rounding(k, seed, scale, remainder, kind):
     rng = np.random.default_rng(seed)
     rows = retain_rows(rng, k, kind, 0.0)
     proposal = rng.uniform(0, 1, k - 1) @ rows + remainder * rng.normal(size=SIZE)
@@ -162,7 +162,7 @@ def test_bfloat16_meets_the_constraints_to_its_own_rounding(k, seed, scale, rema
 
 
 def projection(proposal, rows, tolerance):
-    """The nearest point within the constraints: least distance programming (Lawson and Hanson, 1974), in float64."""
+    """The nearest point that meets the constraints, by least distance programming (Lawson and Hanson, 1974)."""
     size = norm(proposal)
     excess = (rows @ proposal - tolerance) / norm(rows) / size
     system = np.vstack([-(rows / norm(rows)[:, None]).T, excess])
@@ -182,17 +182,17 @@ def test_the_update_is_the_nearest_one_within_the_constraints(k, seed, retain, s
     proposal = 10.0**scale * (rng.uniform(-0.5, 1, k - 1) @ (rows / norm(rows)[:, None]) + rng.normal(size=SIZE))
     proposal, rows = unflat(proposal), unflat(rows)
     if kind == "opposite":
-        share = abs(share)  # Demands on opposite gradients contradict each other.
+        share = abs(share)  # Demands on opposite gradients are contradictory.
     tolerance = np.float32(share * norm(flat(rows)) * norm(flat(proposal)))
     update, _ = guarded(proposal, rows, tolerance)
     expected = projection(flat(proposal), flat(rows), tolerance.astype(np.float64))
     assert_within(tolerance, flat(rows), flat(update), flat(proposal))
-    # For some opposite rows the reference is a point that is further away, and so not the nearest one.
+    # For some opposite rows the reference fails to find the nearest point.
     if norm(flat(update) - flat(proposal)) > (1 - 1e-3) * norm(expected - flat(proposal)):
         np.testing.assert_allclose(flat(update), expected, rtol=0, atol=1e-5 * norm(flat(proposal)))
 
 
-def test_a_surgery_on_a_part_of_the_parameters_sees_the_gram_matrix_of_that_part():
+def test_surgery_on_a_part_of_the_parameters_uses_the_gram_matrix_of_that_part():
     params = {"trained": jnp.zeros(2), "frozen": jnp.zeros(2)}
     grads = {"trained": jnp.array([[-1.0, 1.0], [1.0, 0.0]]), "frozen": jnp.array([[5.0, 0.0], [-9.0, 0.0]])}
     surgery = freeze(unilateral_surgery(), {"trained": False, "frozen": True})
@@ -202,7 +202,7 @@ def test_a_surgery_on_a_part_of_the_parameters_sees_the_gram_matrix_of_that_part
     np.testing.assert_allclose(update["trained"], [0.0, -1.0], atol=1e-6)
 
 
-def test_given_levels_are_read_beside_what_is_measured():
+def test_given_levels_take_precedence_over_measured_losses():
     guard = utility_guard(optax.sgd(1.0), tolerances.budget(1.0, 1.0), unilateral_surgery(jnp.inf), max_halvings=3)
     params, rows = jnp.zeros(2), jnp.array([[-1.0, 0.0], [1.0, 0.0]])
     value_fn = lambda p: jnp.array([-10.0 + p[0]])
@@ -212,24 +212,24 @@ def test_given_levels_are_read_beside_what_is_measured():
     np.testing.assert_allclose(update, [1, 0], atol=1e-6)
 
 
-def test_what_backtracking_takes_back_meets_no_demand():
+def test_a_step_undone_by_backtracking_meets_no_demand():
     guard = utility_guard(optax.sgd(1.0), tolerances.budget(0.5, 1.0), max_halvings=2)
     params, rows = jnp.zeros(2), jnp.array([[-1.0, 0.0], [1.0, 0.0]])
-    # Whatever the step, the loss is worse there.
+    # Every step increases the loss.
     value_fn = lambda p: jnp.array([1.0 + jnp.abs(p).sum()])
     update, state = guard.update(rows, guard.init(params), params, value_fn=value_fn)
     np.testing.assert_array_equal(update, 0)
     assert (float(state.step_scale), state.guard_feasible.tolist()) == (0.0, [False])
 
 
-def test_the_losses_to_measure_are_the_retained_alone():
+def test_value_fn_must_return_the_retain_losses_only():
     guard, params = utility_guard(optax.sgd(1.0), 0.0, max_halvings=1), jnp.zeros(2)
     with pytest.raises(ValueError, match=r"^value_fn: returned shape \(2,\), expected \(1,\)"):
         guard.update(jnp.ones((2, 2)), guard.init(params), params, value_fn=lambda p: jnp.ones(2))
 
 
-def test_what_cannot_be_met_beside_the_others_does_not_undo_them():
-    # BUG: later rounds asked for it again, so the update ended where the largest demand was violated most.
+def test_a_demand_that_contradicts_the_others_does_not_undo_them():
+    # BUG: later rounds demanded it again, so the update ended where the largest demand was violated most.
     demands = tolerances.stateless(lambda count, levels: jnp.array([-3.0, -1.0]), 2)
     guard = utility_guard(optax.sgd(1.0), demands)
     rows, params = jnp.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), jnp.zeros(2)
@@ -239,7 +239,7 @@ def test_what_cannot_be_met_beside_the_others_does_not_undo_them():
     assert state.guard_feasible.tolist() == [True, False]
 
 
-def test_a_proposal_whose_length_is_no_number_is_refused():
+def test_a_proposal_whose_length_overflows_is_refused():
     tx = utility_guard(optax.scale(-1e25), 0.1)
     grads = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
     update, state = tx.update(grads, tx.init(grads[0]), grads[0])

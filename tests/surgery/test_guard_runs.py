@@ -1,4 +1,4 @@
-"""Whole runs under the guard: what holds over time, what is measured, and what it says when nothing will do."""
+"""Whole runs under the guard: what holds over time, what is measured, and what it reports for infeasible demands."""
 
 import chex
 import jax
@@ -12,7 +12,7 @@ from eupmu_jax.aggregators import owa
 
 pytestmark = pytest.mark.slow
 
-# Forget pulls to (2, 1), retain holds at the origin, much harder along one axis than along the other.
+# The forget loss pulls to (2, 1), the retain loss to the origin, much harder along one axis than along the other.
 TARGET = jnp.array([2.0, 1.0])
 CURVATURE = jnp.array([1.0, 30.0])
 START = jnp.array([0.05, 0.05])
@@ -56,7 +56,7 @@ def test_a_budget_is_kept_by_optimizers_that_bend_the_direction(name):
     assert forget[-1] < 0.7 * losses(START)[0]
 
 
-def test_adam_behind_surgery_breaks_what_the_guard_keeps():
+def test_adam_after_surgery_violates_a_constraint_that_the_guard_keeps():
     rows = jnp.array([[-2.5, 2.5], [3.0, 1.0]])
     behind = optax.chain(unilateral_surgery(0.0), optax.adam(0.1))
     guard = utility_guard(optax.adam(0.1), 0.0)
@@ -78,7 +78,7 @@ def test_halvings_keep_the_measured_loss_within_the_limit(name):
     assert state.count == 400
 
 
-def test_no_share_of_a_step_that_rises_everywhere_is_taken():
+def test_no_part_is_taken_of_a_step_along_which_the_loss_rises_everywhere():
     guard = utility_guard(optax.sgd(1.0), 0.0, unilateral_surgery(jnp.inf), max_halvings=3)
     w = jnp.ones(2)
     updates, state = guard.update(
@@ -88,8 +88,8 @@ def test_no_share_of_a_step_that_rises_everywhere_is_taken():
     assert state.step_scale == 0
 
 
-def test_infeasible_demands_are_told_constraint_by_constraint():
-    # The second and third retain gradient are opposite, and both losses shall come down.
+def test_infeasible_demands_are_reported_for_each_constraint():
+    # The second and third retain gradients are opposite, and both losses are above their limits.
     rows = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
     guard = utility_guard(optax.sgd(0.1), tolerances.budget(jnp.array([1.0, 0.5, 0.5]), 1.0))
     start = jnp.zeros(2)
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_changes_nothing(where):
     chex.assert_trees_all_equal(after, state._replace(nonfinite_count=jnp.array(1, jnp.int32)))
 
 
-def test_groups_can_be_combined_in_front_of_the_optimizer_and_guarded_one_by_one():
+def test_groups_can_be_aggregated_before_the_optimizer_and_guarded_one_by_one():
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)
     rows = rows.at[0].set(-5 * rows[1:].sum(0))
@@ -119,11 +119,11 @@ def test_groups_can_be_combined_in_front_of_the_optimizer_and_guarded_one_by_one
     guarded, plain = (tx.update(rows, tx.init(start), start, losses=jnp.arange(4.0))[0] for tx in (guard, bare))
     assert np.all(np.asarray(rows[1:] @ guarded) <= 1e-5)
     assert np.any(np.asarray(rows[1:] @ plain) > 1e-2)
-    # What is left of the optimizer's step still goes its way.
+    # The guarded step still points along the optimizer's.
     assert guarded @ plain > 0
 
 
-def test_wrapping_and_reading_multipliers():
+def test_a_guard_can_be_wrapped_and_its_multipliers_read():
     guard = skip_nonfinite(utility_guard(optax.adam(0.1), 0.0))
     updates, state = guard.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), guard.init(START), START)
     assert multipliers(state).tolist() == [1.0]

@@ -19,12 +19,12 @@ P = jnp.array([1.0, -2.0])
 
 
 def retain(value):
-    """A `value_fn` that returns what it was told, whatever the parameters."""
+    """A `value_fn` that returns a given value whatever the parameters."""
     return lambda params: jnp.asarray(value)
 
 
 def moved(surgery, before, after, state=None, **kwargs):
-    """The multipliers after one update in which the retain losses go from `before` to `after`."""
+    """The state after one update in which the retain losses go from `before` to `after`."""
     losses = jnp.concatenate([jnp.ones(1), jnp.atleast_1d(jnp.asarray(before, jnp.float32))])
     state = surgery.init(P) if state is None else state
     return surgery.update(jnp.zeros(2), state, P, losses=losses, value_fn=retain(after), **kwargs)[1]
@@ -37,7 +37,7 @@ def test_a_rise_below_the_tolerance_does_not_raise_the_multiplier():
 
 
 @pytest.mark.parametrize("learning_rate", [None, 1e-3, optax.constant_schedule(0.1)])
-def test_frozen_parameters_move_the_multiplier_by_the_tolerance_exactly(learning_rate):
+def test_parameters_that_do_not_move_change_the_multiplier_by_exactly_the_tolerance(learning_rate):
     surgery = implicit_surgery(0.25, optax.sgd(0.5), learning_rate=learning_rate, initial_multiplier=1.0)
 
     def loss(params):
@@ -49,7 +49,7 @@ def test_frozen_parameters_move_the_multiplier_by_the_tolerance_exactly(learning
     np.testing.assert_array_equal(state.multipliers, [1.0 - 0.5 * 0.25])
 
 
-def test_never_negative_and_back_within_one_update_of_a_thousand_slack_steps():
+def test_the_multiplier_is_never_negative_and_recovers_within_one_update_after_a_thousand_slack_steps():
     surgery = implicit_surgery(0.1, optax.sgd(1.0), learning_rate=0.1, initial_multiplier=3.0)
 
     def slack(state, _):
@@ -77,7 +77,7 @@ def quadratics(key=0, size=4):
 
 
 def run(losses, tx, start, steps):
-    """Full-batch implicit steps in one scan: final (parameters, state) and each step's losses and multipliers."""
+    """Full-batch implicit steps in one scan: the final (parameters, state), and losses and multipliers of each step."""
 
     def step(carry, _):
         w, state = carry
@@ -136,7 +136,7 @@ def test_equals_the_quadratic_penalty_with_a_ratcheting_reference(tolerance):
         best = jnp.minimum(0, jax.lax.cummin(rise))
         np.testing.assert_allclose(lam[:, 0], eta * (rise - best), rtol=0, atol=1e-10)
         assert jnp.max(lam) > 0.1
-        assert jnp.min(best) < -1e-3  # The reference does ratchet down.
+        assert jnp.min(best) < -1e-3  # The reference ratchets down.
 
         def penalised(carry, t):
             w, best = carry
@@ -155,7 +155,7 @@ def test_equals_the_quadratic_penalty_with_a_ratcheting_reference(tolerance):
         np.testing.assert_allclose(trajectory, expected, rtol=0, atol=1e-10)
 
 
-def test_division_is_by_the_rate_in_use():
+def test_the_loss_change_is_divided_by_the_rate_of_the_step():
     rates = jnp.array([0.5, 0.25, 0.125])
 
     def schedule(count):
@@ -169,7 +169,7 @@ def test_division_is_by_the_rate_in_use():
     for gradient, after in ((ones, 1.5), (jnp.full(2, jnp.nan), 1.5), (ones, 1.5), (ones, 1.5)):
         updates, state = update(state, gradient, after)
         seen.append((float(updates[0]), float(multipliers(state)[0])))
-    # The second step is refused: the third uses the rate it would have used.
+    # The second step is refused, so the third uses the rate meant for the second.
     np.testing.assert_allclose(seen, [(-0.5, 1.0), (0.0, 1.0), (-0.25, 3.0), (-0.125, 7.0)])
 
 
@@ -189,7 +189,7 @@ def test_next_batch_by_hand():
     for loss in (3.0, 4.0, 4.5, 2.0):
         _, state = surgery.update(jnp.zeros(2), state, losses=jnp.array([1.0, loss]))
         seen.append(float(state.multipliers[0]))
-    # 1: nothing to compare with. 2: -2(-1/0.5 + 1/4). 3: -2(-0.5/1 + 1/4). 4: -2(2.5/0.25 + 1/4), cut at 0.
+    # 1: nothing to compare with. 2: -2(-1/0.5 + 1/4). 3: -2(-0.5/1 + 1/4). 4: -2(2.5/0.25 + 1/4), projected to 0.
     np.testing.assert_allclose(seen, [1.0, 4.5, 5.0, 0.0])
     assert state.count == 4
 
@@ -204,7 +204,7 @@ def test_the_first_step_of_next_batch_leaves_the_controller_alone():
 
 
 def test_next_batch_takes_the_tolerance_of_the_step_it_measures():
-    # BUG: the loss change belongs to step count - 1, and so does the rate, but the tolerance is that of step count.
+    # BUG: the loss change and the rate were those of step count - 1, but the tolerance was that of step count.
     epsilons = jnp.array([0.5, 0.0])
     surgery = implicit_surgery(
         lambda count: epsilons[count], optax.sgd(1.0), proxy="next_batch", initial_multiplier=1.0
@@ -235,7 +235,7 @@ def test_the_level_proxy_needs_no_loss_after_the_step():
     np.testing.assert_allclose(seen, [1.0, 3.0, 3.0, 1.0])
 
 
-def test_in_log_scale_the_level_is_the_logarithm_and_measured_levels_are_as_they_are():
+def test_in_log_scale_the_level_is_the_log_loss_and_measured_levels_are_used_unchanged():
     surgery = implicit_surgery(tolerances.budget(0.5, 1.0), optax.sgd(1.0), loss_scale="log", proxy="level")
     losses = jnp.array([1.0, 3.0])
     _, state = surgery.update(jnp.zeros(2), surgery.init(P), losses=losses)
@@ -244,8 +244,8 @@ def test_in_log_scale_the_level_is_the_logarithm_and_measured_levels_are_as_they
     np.testing.assert_allclose(state.multipliers, [0.25], rtol=1e-6)
 
 
-def test_a_level_without_a_gradient_is_kept_while_the_loss_drives_the_model():
-    """A linear classifier unlearns a cluster on one side of its border, and may misclassify a tenth of the rest."""
+def test_a_limit_on_a_level_without_a_gradient_is_kept_while_the_loss_drives_the_model():
+    """A linear classifier unlearns a cluster on one side of its boundary, and may misclassify a tenth of the rest."""
     rng = np.random.default_rng(0)
     label = np.repeat([-1.0, 1.0], 20)
     forget_x = jnp.asarray(np.stack([0.6 + 0.4 * rng.normal(size=40), rng.normal(size=40), np.ones(40)], axis=1))
@@ -278,7 +278,7 @@ def test_a_level_without_a_gradient_is_kept_while_the_loss_drives_the_model():
         return errors[-100:].max()
 
     assert final_error_rate(tolerances.budget(0.1, 1.0), optax.sgd(0.1), measured=True) <= 0.1 + 1e-6
-    # Neither the loss in the sum nor a limit on the loss keeps the error rate.
+    # Neither adding the loss to the sum nor a limit on the loss keeps the error rate.
     assert final_error_rate(0.0, optax.sgd(1.0), measured=False, initial_multiplier=1.0) > 0.15
     assert final_error_rate(tolerances.budget(0.4, 1.0), optax.sgd(0.1), measured=False) > 0.15
 
@@ -288,7 +288,7 @@ def test_log_scale_measures_logarithms():
     np.testing.assert_allclose(moved(surgery, 1.0, 3.0).multipliers, [np.log(3.0) / 0.5 - 0.1], rtol=1e-5)
 
 
-def test_three_objectives_have_two_multipliers_each_its_own():
+def test_three_objectives_have_two_independent_multipliers():
     surgery = implicit_surgery(np.array([0.0, 0.5]), optax.sgd(1.0), initial_multiplier=np.array([1.0, 2.0]))
     np.testing.assert_allclose(moved(surgery, [1.0, 1.0], [1.25, 1.25]).multipliers, [1.25, 1.75])
     chex.assert_shape(implicit_surgery(0.0, optax.sgd(1.0), num_objectives=3).init(P).multipliers, (2,))
@@ -318,7 +318,7 @@ def test_a_refused_step_changes_nothing_but_its_count(fault, bad):
     chex.assert_trees_all_equal(refused, state._replace(nonfinite_count=jnp.int32(1)))
 
 
-def test_losses_that_are_not_positive_in_log_scale():
+def test_losses_that_are_not_positive_are_refused_in_log_scale():
     surgery = implicit_surgery(0.0, optax.sgd(1.0), loss_scale="log")
     state = moved(surgery, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"losses\[1\] = -0.5 at step 1 \(retain\)"):
@@ -374,7 +374,7 @@ def test_the_update_refuses(kwargs, message):
         surgery.update(jnp.zeros(2), surgery.init(P), **given)
 
 
-def test_multipliers_are_found_anywhere_or_an_error_is_raised():
+def test_multipliers_are_found_at_any_depth_or_an_error_is_raised():
     surgery = implicit_surgery(0.0, optax.sgd(1.0), initial_multiplier=3.0)
     wrapped = skip_nonfinite(optax.chain(optax.sgd(0.1), optax.chain(surgery)))
     np.testing.assert_array_equal(multipliers(wrapped.init(P)), [3.0])
@@ -385,7 +385,7 @@ def test_multipliers_are_found_anywhere_or_an_error_is_raised():
 
 
 def test_the_initial_multiplier_survives_the_donation_of_the_state():
-    # BUG: the state holds the caller's own array, which donating the state deletes.
+    # BUG: the state held the caller's own array, which donating the state deleted.
     surgery = implicit_surgery(0.0, optax.sgd(1.0), initial_multiplier=jnp.array([0.5]))
     jax.jit(lambda state: state, donate_argnums=0)(surgery.init(P))
     np.testing.assert_array_equal(surgery.init(P).multipliers, [0.5])
@@ -414,7 +414,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(proxy):
 
 
 def test_scalarised_gradients_and_the_multiplier_meet_in_the_step():
-    """One step by hand: the gradient is weighted with the multiplier before the step moves it."""
+    """One step by hand: the gradient is weighted by the multiplier from before the step."""
 
     def loss(w, b):
         return jnp.mean((w - b) ** 2)
@@ -429,7 +429,7 @@ def test_scalarised_gradients_and_the_multiplier_meet_in_the_step():
 
 
 def test_a_step_that_overflows_the_controller_is_refused():
-    # BUG: Adam's second moment became infinite, and the multiplier 0 for good.
+    # BUG: Adam's second moment became infinite, and the multiplier stayed at 0 for good.
     surgery = implicit_surgery(0.0, optax.adam(0.1))
     state = moved(surgery, 1.0, 1.5)
     refused = moved(surgery, 1.0, 1e20, state)

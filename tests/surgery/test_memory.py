@@ -1,4 +1,4 @@
-"""What compiled steps hold beyond their arguments, in copies of the parameters."""
+"""The temporary memory of compiled steps, in copies of the parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def temporary_copies(size, make):
-    """Temporary memory of a compiled step of a scanned decoder, in copies of its parameters."""
+    """The temporary memory of a compiled step of a scanned decoder, in copies of its parameters."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(size, rngs=nnx.Rngs(0))), nnx.Param)
     params = nnx.to_pure_dict(params)
 
@@ -49,13 +49,13 @@ def two_passes(loss):
     return two_pass(loss, optax.adam(0.02))
 
 
-def test_a_stack_and_two_passes_hold_one_gradient_more_than_a_plain_step_and_no_optimizer_state():
+def test_a_stack_and_two_passes_hold_one_gradient_more_than_a_plain_step():
     size = DecoderSize(vocab=64, width=256, layers=8, heads=4, kv_heads=2, hidden=512, tied=True)
-    # Sequences are short, so that what is counted is gradients.
+    # Sequences are short, so that gradients dominate.
     once = temporary_copies(size, plain)
     stack = temporary_copies(size, explicit)
     twice = temporary_copies(size, two_passes)
     assert 1 < once < 1.5
     assert stack < once + 1.1
-    # Both loops of the two passes begin from zeros; a CPU keeps those for the second during the first.
+    # The loops of both passes start from zeros. On a CPU, those of the second are allocated during the first.
     assert twice < once + 1.2

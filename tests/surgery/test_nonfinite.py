@@ -14,7 +14,7 @@ LOSSES = jnp.array([1.0, 2.0])
 
 
 def without_count(state):
-    """The state with the count of refusals taken out."""
+    """The state without the counts of refused steps."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: None if getattr(path[-1], "name", "") == "nonfinite_count" else leaf, state
     )
@@ -22,7 +22,7 @@ def without_count(state):
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("where", ["forget", "retain", "losses"])
-def test_parameters_and_moments_stay_as_they_were_bit_by_bit(bad, where):
+def test_parameters_and_moments_stay_bit_for_bit_as_they_were(bad, where):
     tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.adamw(0.1, weight_decay=0.1)))
 
     @jax.jit
@@ -39,11 +39,11 @@ def test_parameters_and_moments_stay_as_they_were_bit_by_bit(bad, where):
     chex.assert_trees_all_equal(without_count(refused), without_count(state))
     assert optax.tree_utils.tree_get(refused, "nonfinite_count") == 1
 
-    # And the run goes on as if the step had not been.
+    # The run continues as if there had been no such step.
     chex.assert_trees_all_equal(step(same, refused, GRADS, LOSSES)[0], step(params, state, GRADS, LOSSES)[0])
 
 
-def test_without_the_wrapper_weight_decay_goes_on():
+def test_without_the_wrapper_weight_decay_continues():
     tx = optax.chain(unilateral_surgery(), optax.adamw(0.1, weight_decay=0.1))
     updates, _ = tx.update(jax.tree.map(lambda g: g * jnp.nan, GRADS), tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["w"], -0.1 * 0.1 * PARAMS["w"], rtol=1e-6)
@@ -62,7 +62,7 @@ def test_an_implicit_chain_keeps_its_optimizer_in_step_with_its_surgery():
 
 
 def test_a_refusal_by_one_surgery_restores_the_other():
-    # BUG: a surgery that did not refuse keeps its new state, though its step is undone.
+    # BUG: a surgery that did not refuse kept its new state, though its step was undone.
     tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.sgd(0.1), implicit_surgery(1.0, optax.sgd(1.0))))
 
     def update(grads, state):
@@ -73,8 +73,8 @@ def test_a_refusal_by_one_surgery_restores_the_other():
     chex.assert_trees_all_equal(without_count(refused), without_count(state))
 
 
-def test_a_sum_that_is_refused_is_dropped():
-    # BUG: it was kept, and as it was what the surgery refused, every later step was refused too.
+def test_an_accumulated_sum_that_is_refused_is_dropped():
+    # BUG: the refused sum was kept, so every later step was refused too.
     inner = optax.chain(unilateral_surgery(), optax.adam(0.1))
     tx = skip_nonfinite(accumulate(inner, 2))
     start, beyond = tx.init(PARAMS), jax.tree.map(lambda g: 1e20 * g, GRADS)
@@ -91,7 +91,7 @@ def test_a_sum_that_is_refused_is_dropped():
     chex.assert_trees_all_equal(updates, wanted)
 
 
-def test_a_sum_is_kept_where_another_surgery_refuses():
+def test_an_accumulated_sum_is_kept_where_another_surgery_refuses():
     accumulated = accumulate(optax.chain(unilateral_surgery(), optax.sgd(0.1)), 2)
     tx = skip_nonfinite(optax.chain(forget_level(0.5), accumulated))
     bad, good = jnp.array([jnp.nan, 0.1]), jnp.array([0.2, 0.1])
@@ -107,7 +107,7 @@ def test_a_chain_without_surgery_is_refused():
 
 
 def test_another_number_of_objectives_is_named():
-    # BUG: a raw error of shapes that cannot be broadcast.
+    # BUG: it gave a raw error about shapes that cannot be broadcast.
     tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.sgd(0.1)))
     grads = jax.tree.map(lambda g: jnp.concatenate([g, g[:1]]), GRADS)
     with pytest.raises(ValueError, match=r"changes shape in an update; pass num_objectives=3 to its surgery"):
@@ -115,7 +115,7 @@ def test_another_number_of_objectives_is_named():
 
 
 def test_a_direction_that_overflows_in_float16_is_refused():
-    # BUG: the sums are finite in float32, the direction is infinite, and the step was taken.
+    # BUG: the sums are finite in float32 but the direction is infinite in float16, and the step was taken.
     tx = skip_nonfinite(optax.chain(unilateral_surgery(retain_weight=1.0), optax.sgd(1e-3)))
     params = jnp.zeros(2, jnp.float16)
     updates, state = tx.update(jnp.array([[4e4, 1.0], [4e4, 0.0]], jnp.float16), tx.init(params), params)
@@ -124,8 +124,8 @@ def test_a_direction_that_overflows_in_float16_is_refused():
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_an_aggregator_whose_setting_is_no_number_any_more_takes_no_step(bad):
-    # BUG: only the Gram matrix was looked at, not the weights.
+def test_an_aggregator_with_a_setting_that_is_not_finite_takes_no_step(bad):
+    # BUG: only the Gram matrix was checked, not the weights.
     tx = skip_nonfinite(optax.chain(optax.inject_hyperparams(aggregators.cagrad)(c=0.4), optax.sgd(0.1)))
     state = tx.init(PARAMS)
     state[0].hyperparams["c"] = jnp.asarray(bad)
@@ -134,8 +134,8 @@ def test_an_aggregator_whose_setting_is_no_number_any_more_takes_no_step(bad):
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
 
 
-def test_gradients_that_are_no_stack_and_scalars_pass():
-    # BUG: the number of objectives was read from them, which is for a message alone.
+def test_scalar_gradients_that_are_not_stacked_are_accepted():
+    # BUG: the number of objectives was read from their shape, though only an error message needs it.
     tx = skip_nonfinite(optax.chain(optax.sgd(1.0), scale_by_gen(0.5)))
     updates, _ = tx.update(jnp.array(1.0), tx.init(jnp.array(1.0)), jnp.array(1.0), value_fn=lambda w: w**2)
     assert updates < 0

@@ -12,7 +12,7 @@ STEPS, RATE = 60, 0.01
 
 
 def problem():
-    """Forget and retain least squares, far enough from their minima that neither loss comes near 0."""
+    """Forget and retain least squares, far enough from their minima that neither loss gets close to 0."""
     rng = np.random.default_rng(0)
     return [(rng.normal(size=(12, 3)), rng.normal(size=12)) for _ in range(2)]
 
@@ -23,7 +23,7 @@ def loss(w, batch):
 
 
 def released_code(error, w_lr, gamma, initial, steps=STEPS):
-    """Parameters and multipliers of every step, in numpy: SGD on the logs, torch's Adam with its L2 decay on w."""
+    """Parameters and multipliers of every step in NumPy: SGD on the log losses, torch's Adam with L2 decay on w."""
     (xf, yf), (xr, yr) = problem()
     theta, w, m, v = np.ones(3), initial, 0.0, 0.0
 
@@ -73,7 +73,7 @@ def test_multipliers_and_parameters_are_those_of_the_released_code(error, w_lr, 
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
-def test_the_first_step_is_the_learning_rate_whatever_the_error():
+def test_the_first_multiplier_step_is_the_learning_rate_whatever_the_error():
     params = jnp.array(1.0)
     for error in (1e-3, 0.5):
         surgery = reference_surgery(error, multiplier_learning_rate=0.3)
@@ -83,7 +83,7 @@ def test_the_first_step_is_the_learning_rate_whatever_the_error():
         np.testing.assert_allclose(state.multipliers, [0.3], rtol=1e-4)
 
 
-def test_it_needs_positive_losses():
+def test_losses_must_be_positive():
     surgery = reference_surgery()
     with pytest.raises(ValueError, match=r"losses\[0\] = -1 at step 0 \(forget\)"):
         surgery.update(
@@ -91,6 +91,6 @@ def test_it_needs_positive_losses():
         )
 
 
-def test_errors_for_each_constraint_set_their_number():
+def test_errors_for_each_constraint_fix_their_number():
     tx = reference_surgery(error=jnp.array([0.1, 0.2]))
     assert multipliers(tx.init(jnp.zeros(1))).shape == (2,)

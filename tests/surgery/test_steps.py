@@ -74,7 +74,7 @@ def test_extra_arguments_reach_the_loss(make):
 
 
 def test_the_implicit_proxy_reuses_the_noise_of_the_step():
-    """With parameters frozen, a new key in the second forward pass would show as a change of the retain loss."""
+    """As the parameters do not move, a new key in the second forward pass would change the retain loss."""
 
     def noisy(params, x, key):
         return jnp.mean((x @ params["w"] + jax.random.normal(key)) ** 2)
@@ -104,7 +104,7 @@ def test_explicit_step_returns_aux():
     np.testing.assert_allclose(aux, [x.mean() for x in BATCHES], rtol=1e-5)
 
 
-def test_any_optimizer_without_extra_arguments_will_do():
+def test_an_optimizer_without_extra_arguments_is_accepted():
     mean_of_rows = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u.mean(0), updates))
     plain = optax.GradientTransformation(mean_of_rows.init, lambda u, s, p=None: mean_of_rows.update(u, s, p))
     params, _, _ = explicit_step(loss, plain)(PARAMS, plain.init(PARAMS), BATCHES)
@@ -147,8 +147,8 @@ def every_second(tx):
     return optax.MultiSteps(tx, 2).gradient_transformation()
 
 
-# BUG: of these, the first grew the parameters to (2, 3), the second the moments, and those with a surgery before the
-# optimizer diverged, all without a word; the others failed with messages that named neither the step nor the cause.
+# BUG: the first of these silently grew the parameters to (2, 3), the second the moments, and those with a surgery
+# before the optimizer silently diverged. The others failed with messages that named neither the step nor the cause.
 @pytest.mark.parametrize(
     ("make_step", "tx", "message"),
     [
@@ -170,7 +170,7 @@ def every_second(tx):
         (implicit_step, optax.adam(0.1), "^state: found 0 fields named 'multipliers'.*ends with implicit_surgery"),
         (implicit_step, optax.chain(steered(), optax.sgd(0.1)), "^optimizer: something follows implicit_surgery"),
         (implicit_step, skip_nonfinite(steered(optax.scale(0.1))), "^optimizer: something follows implicit_surgery"),
-        # BUG: a GeN behind the surgery, and a chain by names, let anything follow.
+        # BUG: after a GeN behind the surgery, and in a named chain, anything was allowed to follow.
         (implicit_step, steered(scale_by_gen(0.1)), "^optimizer: something follows implicit_surgery"),
         (
             implicit_step,
@@ -213,21 +213,21 @@ def test_an_optimizer_that_does_not_fit_is_refused_when_the_step_is_traced(make_
         (implicit_step, optax.chain(scale_by_gen(0.1), steered())),
     ],
 )
-def test_optimizers_that_fit_pass(make_step, tx):
+def test_optimizers_that_fit_are_accepted(make_step, tx):
     state = tx.init(PARAMS)
     params, new_state, _ = jax.eval_shape(make_step(loss, tx), PARAMS, state, BATCHES)
     chex.assert_trees_all_equal_shapes(params, PARAMS)
     chex.assert_trees_all_equal_shapes(new_state, state)
 
 
-def test_more_objectives_than_the_state_was_made_for_are_not_mistaken_for_a_stack_that_is_left():
+def test_more_objectives_than_in_the_state_are_not_mistaken_for_leftover_stacked_gradients():
     tx = bent()
     _, state, losses = explicit_step(loss, tx)(PARAMS, tx.init(PARAMS), (*BATCHES, BATCHES[0][:2]))
     assert multipliers(state).shape == (2,)
     assert losses.shape == (3,)
 
 
-def test_gradients_are_of_the_dtype_that_is_asked_for_and_nothing_else_is():
+def test_gradient_dtype_applies_to_gradients_only():
     seen = []
 
     def look(updates, params):
@@ -243,15 +243,15 @@ def test_gradients_are_of_the_dtype_that_is_asked_for_and_nothing_else_is():
 
 
 def test_the_refused_steps_of_a_guard_are_found_by_its_type():
-    # BUG: the guard and the surgery within both have a `nonfinite_count`, and tree_get refuses to choose.
+    # BUG: the guard and the surgery in it both had a `nonfinite_count`, and tree_get refused to choose.
     tx = skip_nonfinite(optax.chain(utility_guard(optax.adam(0.1), 0.0), optax.identity()))
     nan = jnp.full((2, 3), jnp.nan)
     _, state = tx.update({"w": nan}, tx.init(PARAMS), PARAMS)
     assert optax.tree_utils.tree_get(state, "UtilityGuardState").nonfinite_count == 1
 
 
-def test_the_optimizer_within_a_guard_can_measure_too():
-    # BUG: the guard kept the step's value_fn for itself.
+def test_the_optimizer_in_a_guard_can_measure_too():
+    # BUG: the guard did not pass on the step's value_fn.
     inner = optax.chain(optax.sgd(0.1), scale_by_gen(0.1))
     tx, bare = utility_guard(inner, jnp.inf, aggregators.mean()), optax.chain(aggregators.mean(), inner)
     params, expected = (explicit_step(loss, t)(PARAMS, t.init(PARAMS), BATCHES)[0] for t in (tx, bare))
@@ -259,7 +259,7 @@ def test_the_optimizer_within_a_guard_can_measure_too():
     assert jnp.any(params["w"] != PARAMS["w"])
 
 
-def test_the_optimizer_behind_two_passes_can_measure_too():
+def test_the_optimizer_in_two_pass_can_measure_too():
     inner = optax.chain(optax.sgd(0.1), scale_by_gen(0.1))
     init, step = two_pass(loss, inner)
     params, _, _ = step(PARAMS, init(PARAMS), BATCHES)
@@ -275,12 +275,12 @@ def test_the_optimizer_behind_two_passes_can_measure_too():
         (lambda: optax.inject_hyperparams(accumulate)(bent(), every_k_steps=2), "num_objectives"),
     ],
 )
-def test_ints_that_became_arrays_name_the_way_out(make, option):
+def test_the_error_for_ints_that_became_arrays_names_the_remedy(make, option):
     with pytest.raises(ValueError, match=f"{option}: got an array, .*static_args='{option}'"):
         jax.jit(make().init)(PARAMS)
 
 
-def test_python_floats_are_differentiated_in_the_dtype_that_is_asked_for():
+def test_python_floats_are_differentiated_in_the_requested_dtype():
     tx = optax.chain(unilateral_surgery(), optax.sgd(0.1))
     batches = jnp.ones((1, 1)), jnp.ones((2, 1))
     step = explicit_step(lambda w, batch: jnp.mean((w - batch) ** 2), tx, gradient_dtype=jnp.bfloat16)
@@ -288,7 +288,7 @@ def test_python_floats_are_differentiated_in_the_dtype_that_is_asked_for():
     assert float(params) != 0.5
 
 
-def test_a_surgery_of_two_says_how_to_make_one_of_three():
+def test_the_error_of_a_surgery_for_two_objectives_says_how_to_build_one_for_three():
     tx = eupmu(0.1)
     with pytest.raises(ValueError, match=r"^multipliers: got shape \(1,\).* num_objectives=3$"):
         implicit_step(loss, tx)(PARAMS, tx.init(PARAMS), (*BATCHES, BATCHES[0][:2]))
@@ -296,7 +296,7 @@ def test_a_surgery_of_two_says_how_to_make_one_of_three():
 
 @pytest.mark.parametrize("make", [explicit_step, implicit_step])
 def test_other_keywords_reach_the_optimizer(make):
-    # BUG: there was no way to hand a plateau its value.
+    # BUG: there was no way to pass `value` to reduce_on_plateau.
     plateau, implicit = optax.contrib.reduce_on_plateau(), implicit_surgery(0.0, optax.sgd(1.0), proxy="next_batch")
     tx = optax.chain(*([implicit] if make is implicit_step else [unilateral_surgery(), optax.sgd(0.1)]), plateau)
     _, state, _ = jax.jit(make(loss, tx))(PARAMS, tx.init(PARAMS), BATCHES, value=0.25)
@@ -305,8 +305,8 @@ def test_other_keywords_reach_the_optimizer(make):
 
 @pytest.mark.parametrize("leaf", [jnp.ones(3, jnp.int8), jax.random.key(0)], ids=["int8", "key"])
 @pytest.mark.parametrize("make", [explicit_step, implicit_step])
-def test_what_has_no_gradient_is_named(make, leaf):
-    # BUG: of a quantised base in `freeze`, JAX raised a TypeError.
+def test_leaves_without_a_gradient_are_named(make, leaf):
+    # BUG: for a quantised base in `freeze`, JAX raised a TypeError.
     params = PARAMS | {"base": leaf}
     members = (
         [optax.sgd(0.1), implicit_surgery(0.0, optax.sgd(1.0))]

@@ -1,4 +1,4 @@
-"""`two_pass` takes the steps of `explicit_step` with `unilateral_surgery`, in less memory."""
+"""`two_pass` takes the same steps as `explicit_step` with `unilateral_surgery`, in less memory."""
 
 import chex
 import hypothesis.strategies as st
@@ -38,7 +38,7 @@ def loss(params, batch):
 
 
 def make_batches(*sizes):
-    """Inputs in common with other labels for each objective, so that the objectives conflict."""
+    """Batches that share inputs but have different labels for each objective, so that the objectives conflict."""
     x = jax.random.normal(jax.random.key(1), (max(sizes), 6))
     return tuple(
         {"x": x[:size], "y": jax.random.randint(jax.random.key(k + 2), (size,), 0, 4)} for k, size in enumerate(sizes)
@@ -46,7 +46,7 @@ def make_batches(*sizes):
 
 
 def adam():
-    # Where a gradient vanishes, Adam with a small eps turns its rounding error into a step.
+    # Where a gradient vanishes, Adam with a small eps would turn its rounding error into a step.
     return optax.adam(0.02, eps=1e-4)
 
 
@@ -61,7 +61,7 @@ def both(loss, tolerance=0.0, *, k=2, inner=None, retain_weight=0.0, **options):
 
 
 def run(init, step, params, batches, args=lambda t: (), steps=STEPS, **keywords):
-    """Parameters in the end, and of each step the losses, multipliers, Gram matrix and whether constraints are met."""
+    """Final parameters, and the losses, multipliers, Gram matrix and feasibility flags of each step."""
     step, state, seen = jax.jit(step), init(params), []
     for t in range(steps):
         params, state, value = step(params, state, batches, *args(t), **keywords)
@@ -71,7 +71,7 @@ def run(init, step, params, batches, args=lambda t: (), steps=STEPS, **keywords)
 
 
 def assert_same_steps(pair, *args, rtol=1e-4, atol=2e-5, **keywords):
-    """Asserts that both kinds of step lead to the same, and returns the multipliers on the way."""
+    """Asserts that both kinds of step give the same results, and returns the multipliers of all steps."""
     (params, seen), (other, others) = (run(init, step, *args, **keywords) for init, step in pair)
     chex.assert_trees_all_close(other, params, rtol=rtol, atol=atol)
     chex.assert_trees_all_close(others, seen, rtol=rtol, atol=atol)
@@ -125,7 +125,7 @@ def test_both_modes_with_aux_give_the_steps_of_explicit_surgery(mode, sizes):
     assert assert_same_steps(pair, make_params(), make_batches(*sizes)).max() > 0.1
 
 
-def test_stacked_batches_are_the_tuple_of_them():
+def test_stacked_batches_are_equivalent_to_a_tuple_of_batches():
     (_, (init, step)), params, batches = both(loss, mode="vmap"), make_params(), make_batches(24, 24)
     chex.assert_trees_all_close(
         run(init, step, params, stack_objectives(*batches)), run(init, step, params, batches), rtol=1e-6
@@ -255,7 +255,7 @@ def test_errors_name_the_argument(options, sizes, message):
 @pytest.mark.parametrize("objective", [0, 1])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(objective, value):
     params, batches = make_params(), make_batches(24, 24)
-    # The start of the run is in the tolerance's state, which a refused step must not touch either.
+    # The tolerance's state holds the start of the run, which a refused step must not change either.
     init, step = two_pass(loss, adam(), tolerances.budget(-0.2, 1.0, relative_to_start=True))
     step = jax.jit(step)
     bad = list(batches)
@@ -269,7 +269,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(objective, valu
         chex.assert_trees_all_equal(refused.surgery_state, expected)
 
 
-def test_a_refused_step_returns_the_losses_and_what_the_model_returned():
+def test_a_refused_step_returns_the_losses_and_the_aux():
     def with_aux(params, batch):
         return loss(params, batch), batch["x"].sum()
 
@@ -284,8 +284,8 @@ def test_a_refused_step_returns_the_losses_and_what_the_model_returned():
     assert not jnp.isfinite(aux[1])
 
 
-def test_a_forget_gradient_that_is_infinite_across_the_retain_gradient_is_refused():
-    """The derivative along the retain gradient does not see it; the bent gradient does."""
+def test_a_forget_gradient_that_is_infinite_orthogonally_to_the_retain_gradient_is_refused():
+    """The derivative along the retain gradient is finite; the bent gradient is not."""
 
     params = {"w": jnp.array(1.0), "v": jnp.array(0.0)}
     init, step = two_pass([lambda p, b: b * (p["w"] + jnp.sqrt(p["v"])), lambda p, b: b * p["w"]], optax.sgd(0.1))
@@ -308,7 +308,7 @@ def test_a_retain_gradient_of_zero_leaves_the_forget_gradient_alone(k):
     np.testing.assert_allclose(state.surgery_state.gram[0, 0], squared, rtol=1e-5)
 
 
-def test_opposite_gradients_leave_nothing_to_do():
+def test_opposite_gradients_leave_no_direction():
     init, step = two_pass([lambda p, b: -loss(p, b), loss], optax.sgd(1.0))
     params, (batch,) = make_params(), make_batches(24)
     new, state, _ = jax.jit(step)(params, init(params), (batch, batch))
@@ -319,10 +319,10 @@ def test_opposite_gradients_leave_nothing_to_do():
 
 @jax.jit
 def scaled_pair(scales):
-    """What unilateral surgery and `two_pass` make of two losses times `scales`."""
+    """Direction, multipliers and Gram matrix of unilateral surgery and of `two_pass` for two losses times `scales`."""
     params, batches = make_params(), make_batches(24, 24)
     scaled = tuple(batch | {"scale": scale} for batch, scale in zip(batches, scales, strict=True))
-    # An optimizer that keeps the direction in its state: from parameters, small ones would be rounded away.
+    # Keep the direction in the optimizer's state, since differences of parameters would round small ones away.
     keep = optax.GradientTransformation(
         lambda params: {"direction": params}, lambda updates, state, params=None: (updates, {"direction": updates})
     )
@@ -338,7 +338,7 @@ def scaled_pair(scales):
 @example((6.0, -6.0))
 @example((-6.0, -6.0))
 @example((6.0, 6.0))
-def test_the_scales_of_the_losses_matter_only_to_rounding(exponents):
+def test_the_scales_of_the_losses_affect_only_rounding(exponents):
     (first, second), scales = scaled_pair(jnp.asarray(10.0) ** jnp.array(exponents)), 10.0 ** np.array(exponents)
     for name in ("direction", "multipliers"):
         a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one[name])]) for one in (first, second))

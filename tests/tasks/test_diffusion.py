@@ -1,4 +1,4 @@
-"""The diffusion task: its losses by hand, what a key decides, and that methods run on it."""
+"""The diffusion task: its losses by hand, what its keys determine, and methods that run on it."""
 
 import chex
 import jax
@@ -16,7 +16,7 @@ SCHEDULE, CLASSES = diffusion.cosine_schedule(100), 3
 
 
 def denoise(params, x_t, t, labels):
-    """Linear in the noised image, with a shift for each condition."""
+    """A model that is linear in the noised image, with a shift for each condition."""
     return x_t * params["scale"] + params["shift"][labels]
 
 
@@ -55,7 +55,7 @@ def test_forget_losses_are_the_distances_to_their_targets(params):
     assert float(made.forget["bounded_ascent"](outputs | {"prediction": 0 * outputs["target"]}, batch)) == 0
 
 
-def test_weights_guidance_and_the_surrogate_are_what_they_say(params):
+def test_weights_guidance_and_the_surrogate_follow_their_definitions(params):
     made, batch = task(gamma=5.0, guidance=3.0, prediction="v"), batch_of(8)
     outputs = made.outputs(params, batch, None)
     shift, labels = np.asarray(params["shift"]), np.asarray(batch["labels"])
@@ -77,7 +77,7 @@ def test_weights_guidance_and_the_surrogate_are_what_they_say(params):
     np.testing.assert_allclose(made.forget["surrogate"](outputs, batch), np.mean(errors(images)), rtol=1e-4)
 
 
-def test_a_random_condition_is_another_one_and_every_other_one(params):
+def test_a_random_condition_is_drawn_from_all_other_conditions(params):
     made, batch = task(), batch_of(600)
     outputs = made.outputs(params, batch, jax.random.key(0))
     shift, labels = np.asarray(params["shift"]), np.asarray(batch["labels"])
@@ -89,12 +89,12 @@ def test_a_random_condition_is_another_one_and_every_other_one(params):
     assert counts.min(initial=600, where=np.arange(CLASSES) > 0) > 240
 
 
-def test_what_is_unknown_has_the_error_of_the_mean_prediction_for_the_others(params):
+def test_the_error_of_unknown_examples_is_that_of_the_mean_prediction_for_other_conditions(params):
     made, batch = task(), batch_of(8)
     errors, passes = made.unknown(params, batch)
     labels, shift = np.asarray(batch["labels"]), np.asarray(params["shift"])
     told = made.outputs(params, batch, None)
-    # The model is linear in the shift.
+    # The mean prediction is easy to write down, since the model is linear in the shift.
     others = (shift[:CLASSES].sum(0) - shift[labels]) / (CLASSES - 1)
     expected = np.mean((np.asarray(told["prediction"]) - shift[labels] + others - np.asarray(told["target"])) ** 2, 1)
     np.testing.assert_allclose(errors, expected, rtol=1e-4)
@@ -108,7 +108,7 @@ def test_what_is_unknown_has_the_error_of_the_mean_prediction_for_the_others(par
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-def test_uniform_noise_is_what_the_prediction_should_mean(prediction, params):
+def test_the_noise_loss_compares_the_predicted_noise_with_uniform_noise(prediction, params):
     made, batch = task(prediction=prediction), batch_of(6)
     outputs = made.outputs(params, batch, None)
     times, noises = jax.random.split(jax.random.key(0))
@@ -120,7 +120,7 @@ def test_uniform_noise_is_what_the_prediction_should_mean(prediction, params):
 
 
 @pytest.mark.slow
-def test_a_schedule_that_leaves_nothing_of_the_image_leaves_the_noise_loss_finite(params):
+def test_the_noise_loss_is_finite_under_a_schedule_that_ends_in_pure_noise(params):
     to_nothing = diffusion.Schedule(tuple(np.linspace(0.99, 0, 8).tolist()))
     made, batch = tasks.diffusion(denoise, to_nothing, num_conditions=CLASSES), batch_of(64)
     loss, gradient = jax.value_and_grad(lambda p: made.forget["noise"](made.outputs(p, batch, None), batch))(params)
@@ -129,7 +129,7 @@ def test_a_schedule_that_leaves_nothing_of_the_image_leaves_the_noise_loss_finit
 
 
 @pytest.mark.slow
-def test_latents_are_taken_where_images_are_not_bounded(params):
+def test_latents_are_accepted_if_images_are_unbounded(params):
     latents = batch_of(8) | {"inputs": 3 * np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)}
     begin = lambda made, data: unlearn("weighted sum", made, params, data, data_of_others(data), steps=2)
     with pytest.raises(ValueError, match=r"^forget: inputs: got images from .* task with bounded=False"):
@@ -143,7 +143,7 @@ def data_of_others(data):
     return data | {"inputs": -data["inputs"]}
 
 
-def test_no_gradient_flows_through_a_target_and_the_original_may_stand_for_it(params):
+def test_no_gradient_flows_through_a_target_and_the_original_may_provide_it(params):
     batch = batch_of(8)
     loss = lambda made: lambda p: made.forget["unconditional"](made.outputs(p, batch, None), batch)
     gradient = jax.grad(loss(task()))(params)
@@ -153,7 +153,7 @@ def test_no_gradient_flows_through_a_target_and_the_original_may_stand_for_it(pa
     np.testing.assert_allclose(frozen["unconditional"], task().outputs(params, batch, None)["unconditional"])
 
 
-def test_one_key_gives_one_noise_and_another_another(params):
+def test_equal_keys_give_equal_noise_and_different_keys_different_noise(params):
     made, batch = task(), batch_of(8)
     outputs = lambda key: made.outputs(params, batch, key)["target"]
     np.testing.assert_array_equal(outputs(jax.random.key(1)), outputs(jax.random.key(1)))
@@ -161,16 +161,16 @@ def test_one_key_gives_one_noise_and_another_another(params):
     np.testing.assert_array_equal(outputs(None), outputs(None))
 
 
-def test_rows_share_noise_and_times_between_batches_of_one_size_alone(params):
+def test_rows_share_noise_and_times_only_between_batches_of_equal_size(params):
     made, key = tasks.diffusion(lambda params, x_t, t, labels: x_t, SCHEDULE, num_conditions=CLASSES), jax.random.key(1)
-    # Of black images, what a perfect model predicts is noise and time alone.
+    # For black images, the target depends only on noise and time.
     black = lambda count: {"inputs": jnp.zeros((count, 5)), "labels": jnp.zeros(count, int)}
     target = lambda count, label: made.outputs(params, black(count) | {"labels": jnp.full(count, label)}, key)["target"]
     np.testing.assert_array_equal(target(8, 0), target(8, 1))
     assert np.any(target(8, 0) != target(16, 0)[:8])
 
 
-def test_conditions_left_out_count_in_the_retain_loss_alone(params):
+def test_dropped_conditions_count_only_in_the_retain_loss(params):
     made, batch = task(dropout=0.5), batch_of(64)
     outputs = made.outputs(params, batch, jax.random.key(0))
     left_out = np.asarray(outputs["counts"]) == 0
@@ -184,7 +184,7 @@ def test_conditions_left_out_count_in_the_retain_loss_alone(params):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Parameters that denoise well, by gradient descent."""
+    """Parameters that denoise well, trained by gradient descent."""
     made, batch = task(), batch_of(64, seed=1)
     start = {"scale": jnp.float32(0.0), "shift": jnp.zeros((CLASSES + 1, 5))}
 
@@ -197,7 +197,7 @@ def trained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["weighted sum", "EUPMU", "SCRUB"])
-def test_methods_run_on_it(method, trained):
+def test_methods_run_on_the_diffusion_task(method, trained):
     forget, retain, held_out = (batch_of(count, seed) for count, seed in ((16, 0), (64, 1), (64, 2)))
     result = unlearn(method, task(), trained, forget, retain, held_out, steps=5, probes=1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
@@ -259,28 +259,28 @@ def test_what_is_refused(change, message):
         ({"labels": lambda found: found.at[0].set(-1)}, "retain: labels: got -1, expected ints from 0 to 3"),
     ],
 )
-def test_examples_that_the_model_cannot_take_are_refused_before_any_step(change, message, params):
+def test_examples_that_the_model_cannot_handle_are_refused_before_any_step(change, message, params):
     retain = batch_of(16)
     ((name, changed),) = change.items()
     with pytest.raises(ValueError, match=message):
         unlearn("weighted sum", task(), params, batch_of(8), retain | {name: changed(retain[name])}, steps=1)
 
 
-def test_whole_numbers_are_no_images(params):
-    # BUG: JAX's own error, as no noise is drawn in that type.
+def test_integer_images_are_refused(params):
+    # BUG: JAX raised its own error, since noise cannot be drawn in that dtype.
     batch = batch_of(8)
     batch["inputs"] = np.sign(batch["inputs"]).astype(np.int8)
     with pytest.raises(ValueError, match=r"^forget: inputs: got int8, expected floating point numbers"):
         unlearn("weighted sum", task(), params, batch, batch, steps=1)
 
 
-def test_conditions_that_stay_without_unseen_data_are_brought_to_no_knowledge_of_them_and_that_is_said(params, caplog):
+def test_without_unseen_data_bringing_retained_conditions_to_the_level_of_unknown_ones_is_warned_about(params, caplog):
     unlearn("EUPMU", task(), params, batch_of(8), batch_of(16), steps=1, probes=0)
     assert "does not know its conditions, though the retain set has some of them" in caplog.text
 
 
 @pytest.mark.slow
-def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(params):
+def test_a_condition_absent_from_the_retain_set_is_forgotten_entirely_whatever_is_held_out(params):
     made = task()
     of = lambda count, seed, *labels: batch_of(count, seed) | {"labels": np.resize(labels, count)}
     sets = of(40, 0, 0), of(60, 1, 1, 2), of(60, 2, 0, 1, 2)
@@ -288,7 +288,7 @@ def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(par
     errors, _ = made.unknown(params, sets[0])
     assert level.target == pytest.approx(float(np.mean(errors)), rel=1e-5)
     assert (level.source, level.comparison) == ("unseen data by class", None)
-    # Nothing was changed, so nothing rose, whatever the noise of a batch.
+    # The step changes nothing, so the error does not rise, whatever the noise of a batch.
     assert level.retain_error == pytest.approx(level.start, rel=1e-5)
 
 
@@ -302,7 +302,7 @@ def test_a_condition_that_the_retain_set_lacks_is_to_go_whatever_is_held_out(par
         ([1], [1, 2], False),
     ],
 )
-def test_a_run_may_pass_its_target_where_all_is_to_go(forgotten, held_out, at_least, params):
+def test_a_run_may_exceed_its_target_where_all_conditions_are_to_be_forgotten(forgotten, held_out, at_least, params):
     of = lambda labels: as_examples("set", batch_of(30) | {"labels": np.resize(labels, 30)})
     sets = Sets(of(forgotten), of([1, 2]), None)
     unseen = None if held_out is None else of(held_out)
@@ -316,7 +316,7 @@ def test_a_run_may_pass_its_target_where_all_is_to_go(forgotten, held_out, at_le
         (lambda b: b | {"labels": b["labels"][:, None]}, "batch: got shapes .*labels"),
     ],
 )
-def test_a_batch_of_another_form_is_named(change, message, params):
+def test_a_batch_with_other_names_or_shapes_is_refused(change, message, params):
     batch = change(batch_of(8))
     with pytest.raises(ValueError, match=f"^forget: {message}"):
         unlearn("weighted sum", task(), params, batch, batch, steps=1)
@@ -329,7 +329,7 @@ def test_a_model_that_predicts_more_channels_is_named(params):
         made.outputs(params, batch_of(8), None)
 
 
-def test_where_every_condition_was_left_out_each_example_has_its_own_error(params):
+def test_if_every_condition_was_dropped_each_example_still_has_its_error(params):
     made, batch = task(), batch_of(6)
     outputs = made.outputs(params, batch, None)
     none = outputs | {"counts": jnp.zeros(6)}
@@ -337,15 +337,15 @@ def test_where_every_condition_was_left_out_each_example_has_its_own_error(param
     assert jnp.all(made.error(none, batch) > 0)
 
 
-def test_the_passes_that_tell_what_is_unknown_are_counted_beside_those_over_unseen_data(params):
+def test_passes_that_measure_unknown_examples_are_counted_with_those_over_unseen_data(params):
     of = lambda *labels: as_examples("set", batch_of(30) | {"labels": np.resize(labels, 30)})
     aim = aim_of(task(), params, Sets(of(0), of(1, 2), None), of(0, 1, 2), None)
-    # Each of 30 forgotten examples under both other conditions.
+    # In addition to the 30 unseen examples, each of 30 forgotten ones under both other conditions.
     assert aim.passes == 30 + 2 * 30
 
 
-def test_labels_of_a_narrow_type_are_those_of_a_wide_one():
-    # BUG: in uint8 the label of no condition, 1,000, was 232.
+def test_labels_of_a_narrow_dtype_do_not_overflow():
+    # BUG: in uint8 the unconditional label, 1,000, became 232.
     shown = tasks.diffusion(
         lambda params, x_t, t, labels: 0 * x_t + params[labels][:, None], SCHEDULE, num_conditions=1_000, bounded=False
     )
@@ -355,20 +355,20 @@ def test_labels_of_a_narrow_type_are_those_of_a_wide_one():
     assert outputs["other_condition"].tolist() == [[4.0], [256.0]]
 
 
-def test_no_dropout_may_be_a_whole_number(params):
-    # BUG: JAX's own error.
+def test_a_dropout_of_0_may_be_an_int(params):
+    # BUG: JAX raised its own error.
     assert task(dropout=0).outputs(params, batch_of(4), jax.random.key(0))["counts"].tolist() == [1.0] * 4
 
 
-def test_a_model_without_a_place_for_no_condition_is_refused_before_any_step(params):
-    # BUG: lost parameters, or a run whose steps were all refused.
+def test_a_model_without_an_unconditional_label_is_refused_before_any_step(params):
+    # BUG: the run ruined the parameters, or all of its steps were refused.
     table = lambda params, x_t, t, labels: (
         x_t * params["scale"] + jnp.take(params["shift"], labels, axis=0, mode="fill")
     )
     fewer, options = params | {"shift": params["shift"][:CLASSES]}, {"num_conditions": CLASSES}
     with pytest.raises(ValueError, match=r"^forget: num_conditions: got 3, but for label 3, which stands for no cond"):
         unlearn("weighted sum", tasks.diffusion(table, SCHEDULE, **options), fewer, batch_of(8), batch_of(16), steps=1)
-    # One that leaves none out needs none.
+    # Without dropout, the label is not needed.
     plain, settings = tasks.diffusion(table, SCHEDULE, dropout=0.0, **options), {"forget_objective": "other_condition"}
     settings |= {"learning_rate": 1e-3, "retain_weight": 1.0}
     sets = batch_of(8), batch_of(16)

@@ -1,4 +1,4 @@
-"""Losses of the language task that need more than tokens: where their values come from, and what is refused."""
+"""Losses of the language task that need more than tokens: the source of their values, and what is refused."""
 
 import functools
 import types
@@ -59,7 +59,7 @@ def value_of(task, name, params, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def every(task, params, batch):
-    """Values and gradients of all losses but the drawn one, in one program."""
+    """The values and gradients of all losses except the one with random labels, in one program."""
     return {name: value_of(task, name, params, batch) for name in task.forget if name != "random_labels"}
 
 
@@ -79,7 +79,7 @@ def test_references_are_the_losses_of_the_original():
     np.testing.assert_allclose(CACHED["reference_hidden"], hidden(ORIGINAL, BATCH["tokens"])[:, 1:], rtol=1e-6)
 
 
-def test_references_do_not_depend_on_the_slices_and_are_no_larger_than_asked_for():
+def test_references_do_not_depend_on_slices_and_are_no_larger_than_requested():
     whole = with_reference(TASK, ORIGINAL, BATCH)
     assert set(whole) - set(BATCH) == {"reference_nll", "reference_alternative_nll"}
     np.testing.assert_allclose(whole["reference_nll"], CACHED["reference_nll"], rtol=1e-6)
@@ -89,7 +89,7 @@ def test_references_do_not_depend_on_the_slices_and_are_no_larger_than_asked_for
     )
 
 
-def test_npo_and_dpo_are_those_of_the_sums():
+def test_npo_and_dpo_follow_their_formulas():
     def ratios(prefix=""):
         tokens, mask = BATCH[f"{prefix}tokens"], BATCH[f"{prefix}mask"]
         return sums64(ORIGINAL, tokens, mask) - sums64(PARAMS, tokens, mask)
@@ -107,7 +107,7 @@ def test_cached_references_and_the_original_parameters_give_the_same_loss(name):
 
 
 @pytest.mark.parametrize("retain", ["kl", "rmu"])
-def test_retain_losses_rest_at_the_original_and_nowhere_else(retain):
+def test_retain_losses_vanish_at_the_original_and_nowhere_else(retain):
     cached = tasks.language(apply, hidden=hidden, retain=retain)
     task = tasks.language(apply, hidden=hidden, retain=retain, original=ORIGINAL)
     value, slope = value_of(task, "retain", ORIGINAL, BATCH)
@@ -130,8 +130,8 @@ def test_rmu_moves_hidden_states_of_answers_to_one_vector():
 
 
 @EVERY
-def test_what_the_masks_leave_out_changes_nothing(name):
-    # The last token of an answer that is cut short there, and the tokens of padding after it.
+def test_masked_tokens_do_not_change_the_losses(name):
+    # Mask the last token, and every token after it counts as padding.
     kept = BATCH["mask"] & (np.arange(LENGTH) < LENGTH - 1) | (np.arange(LENGTH) == 1)
     one = with_reference(TASK, ORIGINAL, BATCH | {"mask": kept}, whole=True)
     moved = {key: leaf.copy() for key, leaf in BATCH.items()} | {"mask": kept}
@@ -306,8 +306,8 @@ def test_bad_input_is_named_before_any_work(call, message):
 
 
 @pytest.mark.parametrize("name", ["random_labels", "kl_to_uniform"])
-def test_tokens_that_can_never_be_change_no_loss(name):
-    # BUG: of a vocabulary that is padded with logits of minus infinity both were infinite.
+def test_tokens_of_probability_0_change_no_loss(name):
+    # BUG: for a vocabulary padded with logits of minus infinity, both losses were infinite.
     padded = lambda params, tokens: jnp.pad(apply(params, tokens), [(0, 0), (0, 0), (0, 5)], constant_values=-jnp.inf)
     batch = {name: BATCH[name] for name in ("tokens", "mask")}
     batch["random_labels"] = jnp.zeros(BATCH["tokens"].shape)
@@ -323,7 +323,7 @@ def test_tokens_that_can_never_be_change_no_loss(name):
 def test_padding_changes_no_divergence():
     task = tasks.language(lambda params, tokens: (1 + tokens[..., None] % 3) * params)
     short = {"tokens": np.array([[0, 1, 2]]), "mask": np.array([[0, 1, 1]], bool)}
-    padded = {name: np.pad(leaf, [(0, 0), (0, 9)]) for name, leaf in short.items()}  # Where the logits are others.
+    padded = {name: np.pad(leaf, [(0, 0), (0, 9)]) for name, leaf in short.items()}  # The logits of padding differ.
     ours, teacher = jnp.arange(5.0), jnp.zeros(5)
 
     def distance(batch):
@@ -335,7 +335,7 @@ def test_padding_changes_no_divergence():
 
 
 @pytest.mark.parametrize("tokens", [np.array([[0, 1, -100]]), np.array([[0.0, 1.0]])])
-def test_tokens_that_are_none_are_refused(tokens):
+def test_invalid_tokens_are_refused(tokens):
     with pytest.raises(ValueError, match=r"^tokens: got .*, expected ints of at least 0"):
         tasks.with_reference(tasks.language(apply), ORIGINAL, {"tokens": tokens})
 
@@ -350,7 +350,7 @@ def test_tokens_that_are_none_are_refused(tokens):
         (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, with mask"),
     ],
 )
-def test_a_batch_of_another_form_is_named(change, message):
+def test_a_batch_with_other_names_or_types_is_refused(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         tasks.with_reference(tasks.language(apply), ORIGINAL, change(BATCH))
 
@@ -358,7 +358,7 @@ def test_a_batch_of_another_form_is_named(change, message):
 @pytest.mark.parametrize(
     "wrong", [lambda logits: (logits, 0), lambda logits: logits[:, 1:], lambda logits: logits[:, 0]]
 )
-def test_logits_of_another_form_are_named(wrong):
+def test_logits_of_another_shape_are_refused(wrong):
     task = tasks.language(lambda params, tokens: wrong(apply(params, tokens)))
     with pytest.raises(ValueError, match=r"apply: returned .* for tokens \(5, 6\), expected \(n, length, any\)"):
         task.outputs(ORIGINAL, BATCH, None)
@@ -377,7 +377,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(caplog):
 
 
 @pytest.mark.slow
-def test_what_is_frozen_may_be_quantised():
+def test_frozen_parameters_may_be_quantised():
     params = {"base": (8 * np.asarray(ORIGINAL["in"])).astype(np.int8), "out": ORIGINAL["out"]}
     task = tasks.language(lambda p, tokens: (p["base"] / 8)[tokens] @ p["out"])
     data = {name: BATCH[name] for name in ("tokens", "mask")}
@@ -386,7 +386,7 @@ def test_what_is_frozen_may_be_quantised():
 
 
 @pytest.mark.slow
-def test_other_constants_of_a_loss_make_another_run(tmp_path):
+def test_other_constants_of_a_loss_make_a_different_run(tmp_path):
     data = {name: BATCH[name] for name in ("tokens", "mask")}
     settings = {"learning_rate": 1e-3, "forget_objective": "simnpo", "retain_weight": 1.0}
 
@@ -401,9 +401,9 @@ def test_other_constants_of_a_loss_make_another_run(tmp_path):
 
 
 def by_heart():
-    """A bigram model that was trained on the first half of some sequences alone, and both halves."""
+    """A bigram model that has memorised the first half of some sequences, and both halves."""
     rng = np.random.default_rng(0)
-    # Every sequence has tokens of its own, so that a table can learn each by heart.
+    # Every sequence has its own tokens, so that a table can memorise each of them.
     tokens = np.arange(80 * LENGTH).reshape(80, LENGTH)
     table = np.zeros((80 * LENGTH, 80 * LENGTH), np.float32)
     table[tokens[:40, :-1], tokens[:40, 1:]] = rng.uniform(5, 9, size=(40, LENGTH - 1))
@@ -411,8 +411,8 @@ def by_heart():
 
 
 @pytest.mark.parametrize("retain", ["cross_entropy", "kl"])
-def test_an_attack_asks_what_a_model_knows_whatever_its_retain_loss_is(retain):
-    # BUG: a distance to the original model is 0 of all that this one does, so that no attack found a trace.
+def test_attacks_detect_what_a_model_knows_whatever_its_retain_loss(retain):
+    # BUG: the distance of a model to itself as the original is 0 everywhere, so no attack found a trace.
     params, known, unseen = by_heart()
     task = tasks.language(lambda params, tokens: params[tokens], original=params, retain=retain)
     assert levels.compare(task, params, known, unseen).losses_p_value < 1e-9
@@ -424,7 +424,7 @@ def test_an_attack_asks_what_a_model_knows_whatever_its_retain_loss_is(retain):
 @pytest.mark.parametrize("prefix", ["", "alternative_"])
 @pytest.mark.parametrize("value", [0.5, -100, 2])
 def test_a_mask_of_weights_is_refused(prefix, value):
-    # BUG: whatever is not 0 counted as 1, -100 too.
+    # BUG: any value other than 0 counted as 1, even -100.
     mask = np.array(BATCH[f"{prefix}mask"], float)
     mask[0, -1] = value
     with pytest.raises(ValueError, match=f"^{prefix}mask: got {float(value)}, expected 1 for tokens to predict and 0"):
@@ -440,7 +440,7 @@ def test_a_mask_of_weights_is_refused(prefix, value):
     ],
 )
 def test_an_original_of_another_model_is_refused_before_any_step(change, message):
-    # BUG: a raw KeyError, or lost parameters.
+    # BUG: it raised a raw KeyError, or the parameters were ruined.
     batch = {name: BATCH[name] for name in ("tokens", "mask")}
     begin = lambda original: unlearn(
         "weighted sum", tasks.language(apply, original=original), ORIGINAL, batch, batch, steps=1
@@ -449,7 +449,7 @@ def test_an_original_of_another_model_is_refused_before_any_step(change, message
         begin(change(ORIGINAL))
 
 
-def test_logits_of_the_original_that_are_lost_are_refused():
+def test_reference_logits_that_are_not_finite_are_refused():
     batch = tasks.with_reference(TASK, ORIGINAL, BATCH, whole=True)
     lost = batch | {"reference_logits": np.asarray(batch["reference_logits"]) * np.nan}
     with pytest.raises(ValueError, match=r"^forget: reference_logits: got numbers that are not finite"):

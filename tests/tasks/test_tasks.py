@@ -1,4 +1,4 @@
-"""Losses of the tasks against formulas written out, and what is refused."""
+"""Losses of the tasks against explicit formulas, and what is refused."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def weighted(values, batch):
     return np.sum(values * mask) / mask.sum()
 
 
-def test_losses_of_a_language_model_are_those_of_the_formulas(language):
+def test_losses_of_a_language_model_follow_their_formulas(language):
     task, params, batch, losses, logs = language
     outputs = task.outputs(params, batch, None)
     expected = {
@@ -53,24 +53,24 @@ def test_losses_of_a_language_model_are_those_of_the_formulas(language):
     np.testing.assert_allclose(task.retain(outputs, unmasked), losses.mean(), rtol=1e-5)
 
 
-def test_what_the_mask_leaves_out_changes_nothing(language):
+def test_masked_tokens_do_not_change_the_losses(language):
     task, params, batch, _, _ = language
     outputs = task.outputs(params, batch, None)
     other = jnp.where(batch["mask"][:, 1:, None] == 1, outputs, outputs + 5 * jnp.arange(VOCABULARY))
     drawn = task.draw(jax.random.key(0), 0, batch)
-    # Losses that need more of a batch are in test_language.py.
+    # test_language.py covers losses that need more of a batch.
     plain = [task.forget[name] for name in ("bounded_ascent", "random_labels", "kl_to_uniform", "gradient_ascent")]
     for loss in (task.retain, *plain, task.error):
         np.testing.assert_array_equal(loss(outputs, drawn), loss(other, drawn))
 
 
-def test_random_labels_of_a_language_model_are_never_the_truth_and_are_all_the_others():
+def test_random_labels_of_a_language_model_are_drawn_from_all_wrong_tokens():
     task = tasks.language(table_of_logits)
     tokens = jnp.broadcast_to(jnp.arange(VOCABULARY), (300, VOCABULARY))
     seen = set()
     for epoch in range(3):
         batch = task.draw(jax.random.key(0), epoch, {"tokens": tokens})
-        # One hot logits read the label: the loss is that of the label that was drawn.
+        # With one-hot logits, the loss reveals which label was drawn.
         losses = jax.vmap(
             lambda k, batch=batch: task.forget["random_labels"](
                 jnp.full((*tokens[:, 1:].shape, VOCABULARY), -40.0).at[..., k].set(0.0), batch
@@ -94,7 +94,7 @@ def test_error_is_the_share_of_tokens_not_predicted(language):
     np.testing.assert_allclose(task.error(task.outputs(params, batch, None), batch), expected, rtol=1e-6)
 
 
-def test_error_may_be_what_an_answer_lacks_to_be_certain(language):
+def test_error_may_be_one_minus_the_probability_of_an_answer(language):
     _, params, batch, losses, _ = language
     task = tasks.language(table_of_logits, error="probability")
     mask = np.asarray(batch["mask"])[:, 1:]
@@ -104,7 +104,7 @@ def test_error_may_be_what_an_answer_lacks_to_be_certain(language):
         tasks.language(table_of_logits, error="nll")
 
 
-def test_a_classifier_is_shown_augmented_inputs_in_steps_alone():
+def test_a_classifier_gets_augmented_inputs_only_in_steps():
     augment = lambda key, inputs: inputs + jax.random.normal(key, inputs.shape)
     task = tasks.classification(lambda params, inputs: inputs @ params, 3, augment=augment)
     batch = {"inputs": jnp.ones((2, 3)), "labels": jnp.array([0, 2])}
@@ -133,7 +133,7 @@ LOSS = lambda outputs, batch: jnp.mean(outputs)
 
 @dataclasses.dataclass
 class Callable:
-    """A model as many write it: its fields can change, so it has no hash."""
+    """A callable model in a common style: its fields can change, so it is not hashable."""
 
     scale: float = 1.0
 
@@ -165,7 +165,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
-def test_what_is_no_task_is_refused_by_name(make, message):
+def test_invalid_tasks_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         tasks.check_task(make())
 
@@ -179,7 +179,7 @@ def test_what_is_no_task_is_refused_by_name(make, message):
         ),
     ],
 )
-def test_a_large_original_is_told_how_not_to_be_copied(make, caplog, monkeypatch):
+def test_a_large_original_gets_a_warning_that_says_how_to_avoid_copies(make, caplog, monkeypatch):
     original = {"weight": jnp.ones(8), "bias": jnp.ones(2)}
     monkeypatch.setattr(_constants, "LARGE", 40)
     make(original=original)
@@ -192,7 +192,7 @@ def test_a_large_original_is_told_how_not_to_be_copied(make, caplog, monkeypatch
     assert "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1" in caplog.text
 
 
-def test_a_drawn_label_of_a_masked_class_adds_nothing():
+def test_a_random_label_of_a_masked_class_adds_nothing():
     # BUG: the loss was infinite, and every step refused.
     task = tasks.classification(lambda params, inputs: inputs, num_classes=3)
     logits = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, 0.0, -jnp.inf]])

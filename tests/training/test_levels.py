@@ -87,7 +87,7 @@ def test_forgotten_and_unseen_examples_are_told_apart_by_their_errors_and_their_
 
 @pytest.mark.parametrize("counts", [(120, 400), (400, 120), (700, 650)])
 def test_noise_shared_by_both_sets_hides_no_difference(counts):
-    # BUG: the spread over the times of a diffusion model, which cancels in the mean, made intervals five times too wide.
+    # BUG: the spread over the times of a diffusion model, which its mean lacks, made intervals five times too wide.
     noisy = GUESS._replace(num_classes=None, error=lambda outputs, batch: jnp.abs(outputs) + batch["labels"])
     rng = np.random.default_rng(0)
     noisy = noisy._replace(outputs=lambda params, batch, key: 50 * jnp.linspace(0, 1, len(batch["labels"])))

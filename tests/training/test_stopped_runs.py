@@ -105,7 +105,7 @@ def test_a_directory_of_another_run_is_refused(digits, saved, changes, named):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_a_target_that_differs_by_rounding_but_not_with_other_unseen_data(digits, tmp_path, monkeypatch):
+def test_a_run_resumes_with_a_rounded_target_but_not_with_other_unseen_data(digits, tmp_path, monkeypatch):
     # BUG: on another device the target differs in its last bits, and the run was taken for a different one.
     aimed = _ready.aim_of
     whole = digits.unlearn("EUPMU", steps=4, held_out=digits.held_out, directory=tmp_path, probes=1)
@@ -162,8 +162,8 @@ def test_probes_may_be_omitted_when_a_run_is_resumed(digits, tmp_path):
 
 @pytest.mark.parametrize("part", ["power", "noise"])
 def test_another_power_or_another_noise_makes_a_different_run(digits, tmp_path, part):
-    # BUG: a second model resumed from the end of the first, since the parameters of jaxpr equations and the constants of
-    # `draw` were not part of the identity of a run.
+    # BUG: a second model resumed from the end of the first, since the parameters of jaxpr equations and the constants
+    # of `draw` were not part of the identity of a run.
     def begin(number, **options):
         power, noise = (number, 1.0) if part == "power" else (1, float(number))
         task = classification(lambda params, inputs: apply(params, inputs) ** power, 10)
