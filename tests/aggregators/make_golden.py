@@ -1,6 +1,6 @@
-"""Writes golden.json: what TorchJD makes of seeded problems, for `test_golden.py` to compare with.
+"""Writes golden.json: the directions of TorchJD for seeded problems, which `test_golden.py` compares with.
 
-Run where `torchjd[cagrad,nash_mtl,quadprog_projector]` is installed; this library need not be. Takes a minute:
+Needs `torchjd[cagrad,nash_mtl,quadprog_projector]` but not this library, and takes a minute:
 `python tests/aggregators/make_golden.py`
 """
 
@@ -15,15 +15,15 @@ PACKAGES = ("torchjd", "torch", "numpy", "cvxpy", "clarabel", "ecos", "quadprog"
 
 def directions(rows):
     """The direction of each of TorchJD's aggregators, in float64."""
-    # Only here, so that pytest, which imports every module for its doctests, need not have them.
+    # Import these here, since pytest imports every module for its doctests and does not need them.
     import torch
     from torchjd import aggregation
     from torchjd.linalg import QuadprogProjector
 
     torch.set_default_dtype(torch.float64)
-    # PCGrad draws the order of its projections; in the order of the rows they can be compared.
+    # PCGrad projects in random order; use the order of the rows, so that results can be compared.
     torch.randperm = torch.arange
-    # By default 1e-4 is added to the diagonal of the normalised Gram matrix; this is as little as works.
+    # By default 1e-4 is added to the diagonal of the normalised Gram matrix. This is the least that works.
     least = QuadprogProjector(reg_eps=1e-12)
     methods = {
         "mean": aggregation.Mean(),
@@ -43,7 +43,7 @@ def directions(rows):
 
 
 def problem(seed, k):
-    """`(K, 8)` rows of lengths over two powers of ten, of which the first two conflict."""
+    """`(K, 8)` rows, the first two of which conflict, with lengths that span two powers of ten."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(k, 8))
     rows[1] -= 1.5 * rows[0]
@@ -51,7 +51,7 @@ def problem(seed, k):
 
 
 def solves_its_problem(rows, direction):
-    """Whether weights `a` of Nash-MTL obey `a * (G @ a) = const`; its linearised problems can stop short of it."""
+    """Whether weights `a` of Nash-MTL satisfy `a * (G @ a) = const`; TorchJD's solver does not always converge."""
     weights = np.linalg.lstsq(rows.T, direction, rcond=None)[0]
     products = weights * (rows @ direction)
     return np.ptp(products) < 1e-3 * products.mean()

@@ -6,7 +6,7 @@ from eupmu_jax.aggregators import gdr_gma
 
 PAIRS = [((1, 0), (-1, 1)), ((2, 1), (-1, 3)), ((1, 2), (-3, 1)), ((1, 1), (1, 0))]
 
-# Directions for the pairs of a retain and a forget gradient above, by the retain loss.
+# Directions for the above pairs of a retain and a forget gradient, by the retain loss.
 VECTORS = {
     0.02: [(0, 1), (0.5, 2), (-1.08, 1.76), (1, 0.5)],
     0.0: [(-0.380797, 1.380797), (-0.642391, 2.761594), (-2.435638, 1.501058), (1, 0.119203)],
@@ -26,7 +26,7 @@ def test_golden_vectors(retain_loss):
         np.testing.assert_allclose(state.weights.sum(), 1, rtol=1e-6)
 
 
-def test_each_tensor_is_rectified_by_itself():
+def test_each_tensor_is_rectified_separately():
     rows = {"a": np.random.default_rng(0).normal(size=(2, 3, 2)), "b": np.random.default_rng(1).normal(size=(2, 4))}
     rows = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in rows.items()}
     tx, losses = gdr_gma(), jnp.array([1.0, 0.03])
@@ -44,7 +44,7 @@ def test_clean_projections_leave_no_conflict_and_sequential_ones_a_known_one(see
     retain = retain - 1.5 * forget
     rows = jnp.stack([forget, retain])
     cosine = forget @ retain / np.linalg.norm(forget) / np.linalg.norm(retain)
-    # Far below and far above epsilon one rectified row stands alone.
+    # Far below and far above epsilon, only one rectified row has weight.
     only_forget, only_retain = (combined(gdr_gma(projection="clean"), rows, loss)[0] for loss in (-5.0, 5.0))
     np.testing.assert_allclose([only_forget @ retain, only_retain @ forget], 0, atol=2e-5)
     kept = combined(gdr_gma(), rows, -5.0)[0] @ retain
@@ -61,12 +61,12 @@ def test_zero_and_opposite_tensors():
         np.testing.assert_allclose(combined(tx, jnp.stack([g, 0 * g]), 0.02)[0], 0.5 * g)
 
 
-def test_a_retain_loss_far_above_does_not_overflow():
+def test_a_retain_loss_far_above_epsilon_does_not_overflow():
     direction, _ = combined(gdr_gma(), jnp.array([[1.0, 0.0], [0.0, 1.0]]), 1e4)
     np.testing.assert_array_equal(direction, [0, 1])
 
 
-def test_it_refuses():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^projection: got 'both', expected one of 'sequential', 'clean'"):
         gdr_gma(projection="both")
     with pytest.raises(ValueError, match=r"^gamma: got -1"):

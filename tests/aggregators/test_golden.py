@@ -12,7 +12,7 @@ from eupmu_jax import aggregators
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
-# Name: ours, and how far TorchJD's own solver is from the solution, relative to the length of the direction.
+# Name: this library's aggregator, and the error of TorchJD's own solver relative to the length of the direction.
 METHODS = {
     "mean": (aggregators.mean, 1e-12),
     "upgrad": (aggregators.upgrad, 1e-8),
@@ -37,7 +37,7 @@ def combined(make, rows):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("problem", GOLDEN["problems"], ids=lambda problem: f"K={len(problem['rows'])}")
-def test_the_direction_is_that_of_torchjd(name, problem):
+def test_the_direction_matches_torchjd(name, problem):
     if name not in problem["directions"]:
         pytest.skip("TorchJD's own solver does not converge")
     make, tolerance = METHODS[name]
@@ -45,6 +45,6 @@ def test_the_direction_is_that_of_torchjd(name, problem):
     with jax.enable_x64(True):
         direction = np.asarray(combined(make, np.array(problem["rows"])))
     if name == "nash_mtl":
-        # TorchJD solves for the Gram matrix over its norm, and leaves the length to its clipping.
+        # TorchJD normalises the Gram matrix and sets the length by clipping, so compare the unit directions.
         direction, expected = direction / np.linalg.norm(direction), expected / np.linalg.norm(expected)
     assert np.linalg.norm(direction - expected) < tolerance * np.linalg.norm(expected)

@@ -1,4 +1,4 @@
-"""The aggregators that see the Gram matrix alone: golden vectors, identities for two objectives, and edge cases."""
+"""The aggregators that depend only on the Gram matrix: golden vectors, identities for two objectives, edge cases."""
 
 import functools
 
@@ -22,7 +22,7 @@ ROWS = (aligned_mtl, cagrad, config, imtl_g, mgda, nash_mtl, ngdiff, pcgrad)
 
 @functools.partial(jax.jit, static_argnums=0)
 def solved(make, rows):
-    """Direction and weights."""
+    """The direction and the weights."""
     tx = make(num_objectives=len(rows))
     direction, state = tx.update(rows, tx.init(rows[0]))
     return direction, state.weights
@@ -34,7 +34,7 @@ def combined(make, rows):
 
 PAIRS = [((1, 0), (-1, 1)), ((2, 1), (-1, 3)), ((1, 2), (-3, 1)), ((1, 1), (1, 0))]
 
-# Directions for the pairs of a retain and a forget gradient above.
+# Directions for the above pairs of a retain and a forget gradient.
 VECTORS = {
     pcgrad: [(0.5, 1.5), (1, 4), (-2.1, 3.5), (2, 1)],
     mgda: [(0.2, 0.4), (1.076923, 1.615385), (-0.411765, 1.647059), (1, 0)],
@@ -106,7 +106,7 @@ def bent(rows):
 
 @pytest.mark.parametrize("k", [2, 3, 15])
 @pytest.mark.parametrize("make", ROWS)
-def test_any_number_of_objectives_at_any_scale(make, k):
+def test_rules_work_for_any_number_of_objectives_at_any_scale(make, k):
     with jax.enable_x64(True):
         rng = np.random.default_rng(k)
         rows = rng.normal(size=(k, 40))
@@ -115,7 +115,7 @@ def test_any_number_of_objectives_at_any_scale(make, k):
         assert np.isfinite(weights).all()
         if make in (config, imtl_g, mgda, nash_mtl) or (k == 2 and make in (ngdiff, pcgrad)):
             assert np.min(rows @ direction) > -1e-9
-        # In length they follow the gradients, all at once; Nash-MTL and NGDiff do not.
+        # Directions scale with the gradients, except those of Nash-MTL and NGDiff.
         factor = 1 if make in (nash_mtl, ngdiff) else 1e6
         np.testing.assert_allclose(combined(make, 1e6 * rows), factor * direction, rtol=1e-7, atol=1e-9 * factor)
 
@@ -128,7 +128,7 @@ def test_the_order_of_the_rows_does_not_matter(make, seed, order):
         np.testing.assert_allclose(combined(make, rows[list(order)]), combined(make, rows), rtol=1e-5, atol=1e-7)
 
 
-def test_pcgrad_draws_its_orders_anew_in_every_step_and_again_from_the_seed():
+def test_pcgrad_draws_new_orders_in_every_step_and_the_seed_reproduces_them():
     rows = jnp.asarray(np.random.default_rng(2).normal(size=(5, 3)))
 
     def directions(seed):
@@ -139,7 +139,7 @@ def test_pcgrad_draws_its_orders_anew_in_every_step_and_again_from_the_seed():
     np.testing.assert_array_equal(directions(0), directions(0))
     assert len(np.unique(directions(0), axis=0)) > 3
     assert len(np.unique(directions(None), axis=0)) == 1
-    # Two objectives leave nothing to draw.
+    # For two objectives there is no order to draw.
     two = lambda make, rows: np.asarray(combined(make, rows))
     np.testing.assert_array_equal(two(functools.partial(pcgrad, 3), rows[:2]), two(pcgrad, rows[:2]))
 
@@ -147,7 +147,7 @@ def test_pcgrad_draws_its_orders_anew_in_every_step_and_again_from_the_seed():
 g, h = np.array([3.0, -4.0, 0.0]), np.array([0.0, 0.0, 2.0])
 ZERO = np.zeros(3)
 
-# Rows and the direction that the docstrings promise for them.
+# Rows, and the directions that the docstrings promise for them.
 EDGES = {
     "opposite": (
         [g, -2 * g],
@@ -182,16 +182,16 @@ EDGES = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "directions"), EDGES.values(), ids=EDGES)
-def test_zero_parallel_and_opposite_rows(rows, directions, dtype):
+def test_zero_parallel_and_opposite_rows_give_the_documented_directions(rows, directions, dtype):
     with jax.enable_x64(dtype == np.float64):
         for make, expected in directions.items():
-            # The square root of the rounding, where a length is that of a difference that cancels.
+            # The length of a difference that cancels has an error of the square root of the rounding error.
             np.testing.assert_allclose(
                 combined(make, np.array(rows, dtype)), expected, rtol=1e-5, atol=5e-4, err_msg=make.__name__
             )
 
 
-def test_equal_gradients_share_the_weight_in_mgda():
+def test_mgda_gives_equal_gradients_equal_weights():
     np.testing.assert_allclose(solved(mgda, jnp.stack([jnp.ones(3)] * 2))[1], [0.5, 0.5])
 
 
@@ -201,7 +201,7 @@ def test_cagrad_without_a_radius_is_the_mean():
     np.testing.assert_allclose(combined(without, rows), combined(mean, rows), rtol=1e-6)
 
 
-def test_imtl_g_has_one_projection_and_config_one_angle():
+def test_imtl_g_and_config_have_equal_projections_on_all_unit_rows():
     with jax.enable_x64(True):
         rows = np.random.default_rng(1).normal(size=(4, 9)) * np.array([[1e-4], [1], [10], [1e4]])
         units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -211,7 +211,7 @@ def test_imtl_g_has_one_projection_and_config_one_angle():
         np.testing.assert_allclose(solved(imtl_g, rows)[1].sum(), 1)
 
 
-def test_aligned_mtl_is_the_mean_of_orthogonal_rows_of_one_length():
+def test_aligned_mtl_is_the_mean_of_orthogonal_rows_of_equal_length():
     with jax.enable_x64(True):
         rows = np.random.default_rng(1).normal(size=(3, 9))
         left, lengths, right = np.linalg.svd(rows, full_matrices=False)
@@ -242,7 +242,8 @@ def test_a_weight_that_is_not_finite_is_not_applied():
 
 
 def test_pcgrad_draws_an_order_for_each_row():
-    # Three rows, each off two others in either order: eight directions, of which orders in common would give six.
+    # Each of three rows is projected off two others in either order, which makes eight directions. With one order for
+    # all rows there would be six.
     rows = jnp.array([[1.0, -0.6, -0.3], [-0.5, 1.0, -0.7], [-0.2, -0.8, 1.0]])
     tx = pcgrad(0, num_objectives=3)
     _, found = jax.lax.scan(lambda state, _: tx.update(rows, state)[::-1], tx.init(rows[0]), length=100)
@@ -268,8 +269,8 @@ def test_weights_that_are_not_finite_refuse_the_step():
     assert (state.count, state.nonfinite_count) == (0, 1)
 
 
-def test_a_mean_that_only_rounding_keeps_from_zero_refuses_no_step_of_cagrad():
-    # Its square is a sum of products that cancel, and may be negative.
+def test_cagrad_refuses_no_step_for_a_mean_that_is_zero_up_to_rounding():
+    # The square of the mean is a sum of products that cancel, so rounding may make it negative.
     tx = cagrad(num_objectives=3)
     update = jax.jit(lambda rows: tx.update(rows, tx.init(rows[0])))
     for seed in range(20):
@@ -280,8 +281,8 @@ def test_a_mean_that_only_rounding_keeps_from_zero_refuses_no_step_of_cagrad():
 
 
 @pytest.mark.parametrize("k", [3, 5, 8])
-def test_a_small_eigenvalue_does_not_make_rounding_large(k):
-    # Nearly parallel rows: the ones are an eigenvector, and all others have sums of 0.
+def test_a_small_eigenvalue_does_not_amplify_rounding(k):
+    # For nearly parallel rows the vector of ones is an eigenvector, and all other eigenvectors sum to 0.
     matrix = jnp.full((k, k), 1 - 1e-4).at[jnp.diag_indices(k)].set(1.0)
     found = apply_to_ones(matrix, lambda values, rank: 1 / values)
     np.testing.assert_allclose(found, 1 / (1 + (k - 1) * (1 - 1e-4)), rtol=2e-6)

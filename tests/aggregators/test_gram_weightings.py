@@ -1,4 +1,4 @@
-"""`mean`, `dualproj` and `upgrad`: golden vectors, exact solutions, and what each promises."""
+"""`mean`, `dualproj` and `upgrad`: golden vectors, exact solutions, and the properties that each promises."""
 
 import functools
 
@@ -28,7 +28,7 @@ def combined(make, rows):
 
 
 def problem(seed, k, scale=1.0):
-    """K conflicting rows in ten dimensions, badly scaled."""
+    """K badly scaled conflicting rows in ten dimensions."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(k, 10)) * 10 ** rng.uniform(-1, 1, size=(k, 1))
     rows[1] -= 1.5 * rows[0]
@@ -47,7 +47,7 @@ def problem(seed, k, scale=1.0):
 def test_golden_vectors_of_upgrad(retain, forget, expected):
     rows = jnp.array([forget, retain], jnp.float32)
     np.testing.assert_allclose(combined(upgrad, rows), expected, rtol=1e-6, atol=1e-7)
-    # For two objectives each projection is the unilateral surgery of one row against the other.
+    # For two objectives, each projection is unilateral surgery of one row against the other.
     np.testing.assert_allclose(combined(upgrad, rows[::-1]), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -59,11 +59,11 @@ def test_golden_vectors_of_dualproj_and_mean():
 
 @pytest.mark.parametrize("k", [2, 3, 5])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_projection_is_that_of_an_independent_solver(k, seed):
+def test_the_projection_matches_an_independent_solver(k, seed):
     with jax.enable_x64(True):
         rows = problem(seed, k)
         start = np.asarray(rows).mean(axis=0)
-        # Moreau: the projection on the cone is the point plus the nearest non-negative combination against it.
+        # By Moreau's decomposition, the projection is the point plus the nearest non-negative combination opposing it.
         multipliers, _ = scipy.optimize.nnls(np.asarray(rows).T, -start)
         expected = start + multipliers @ np.asarray(rows)
         np.testing.assert_allclose(combined(dualproj, rows), expected, rtol=1e-8, atol=1e-10)
@@ -74,7 +74,7 @@ def test_the_projection_is_that_of_an_independent_solver(k, seed):
 @pytest.mark.parametrize("make", [dualproj, upgrad])
 @pytest.mark.parametrize("k", [2, 3, 5])
 @given(seed=seeds, scale=scales)
-def test_no_objective_is_in_conflict_with_the_direction(make, k, seed, scale):
+def test_the_direction_conflicts_with_no_objective(make, k, seed, scale):
     with jax.enable_x64(True):
         rows = problem(seed, k, scale)
         direction = combined(make, rows)
@@ -91,7 +91,7 @@ def test_the_order_of_the_rows_does_not_matter(make, seed, order):
 
 
 @pytest.mark.parametrize("make", [dualproj, upgrad])
-def test_without_a_conflict_it_is_the_mean(make):
+def test_without_a_conflict_the_direction_is_the_mean(make):
     rows = jnp.array([[1.0, 0.5], [0.5, 1.0], [1.0, 1.0]])
     np.testing.assert_allclose(combined(make, rows), rows.mean(axis=0), rtol=1e-6)
 
@@ -108,7 +108,7 @@ def test_zero_gradients_give_zero(make):
 
 
 def test_upgrad_is_linear_in_the_scale_of_each_row():
-    # As long as no row vanishes: scaling one scales its own projection and leaves those of the others.
+    # As long as no row vanishes, scaling a row scales its own projection and leaves the others unchanged.
     with jax.enable_x64(True):
         rows = problem(3, 3)
         scaled = rows.at[0].multiply(100.0)
@@ -117,7 +117,7 @@ def test_upgrad_is_linear_in_the_scale_of_each_row():
         np.testing.assert_allclose(share(scaled) - share(rows), 99 * own, rtol=1e-7, atol=1e-9)
 
 
-def test_the_state_tells_weights_and_gram_matrix():
+def test_the_state_reports_weights_and_gram_matrix():
     rows = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
     tx = optax.chain(upgrad(), optax.sgd(0.1))
     _, state = tx.update(rows, tx.init(rows[0]), rows[0])
@@ -125,7 +125,7 @@ def test_the_state_tells_weights_and_gram_matrix():
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "gram"), rows @ rows.T)
 
 
-def test_another_number_of_rows_is_an_error():
+def test_another_number_of_rows_is_refused():
     tx = upgrad(num_objectives=3)
     with pytest.raises(ValueError, match="updates: got 2 objectives, expected 3, as set by num_objectives"):
         tx.update(jnp.ones((2, 4)), tx.init(jnp.ones(4)))

@@ -1,4 +1,4 @@
-"""`chebyshev`, `omd_tch` and `famo`: the scalar losses that they descend, and recursions written out by hand."""
+"""`chebyshev`, `omd_tch` and `famo`: the scalar losses that they descend, and their recursions by hand."""
 
 import chex
 import hypothesis.strategies as st
@@ -17,7 +17,7 @@ WEIGHTS, IDEAL = np.array([1.0, 0.5, 2.0]), np.array([0.0, 0.1, -0.5])
 
 
 def weights_of(tx, steps):
-    """The weights of the rows in each step, from the losses of each step."""
+    """The row weights of each step, given the losses of each step."""
 
     def step(state, losses):
         direction, state = tx.update(GRADS, state, losses=losses)
@@ -42,7 +42,7 @@ def test_chebyshev_is_the_gradient_of_its_loss(seed):
     np.testing.assert_allclose(seen, jax.grad(scalar)(losses), rtol=1e-6)
 
 
-def test_chebyshev_at_the_ideal_rests_and_ties_go_to_the_lower_row():
+def test_chebyshev_stops_at_the_ideal_and_the_first_of_tied_rows_gets_the_weight():
     tx = chebyshev(rho=0.0, ideal=1.0, num_objectives=3)
     np.testing.assert_array_equal(weights_of(tx, [[1.0, 0.5, -3.0]]), 0)
     np.testing.assert_array_equal(weights_of(tx, [[1.0, 2.0, 2.0]]), [[0, 1, 0]])
@@ -70,7 +70,7 @@ def test_the_weights_of_omd_tch_follow_the_recursion(variant, eta):
     np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_weight_of_omd_tch_comes_back_from_almost_nothing():
+def test_a_weight_of_omd_tch_recovers_from_almost_zero():
     steps = 1.0 + np.repeat([[300.0, 0, 0], [0, 0, 300.0]], [5, 7], axis=0)
     seen = weights_of(omd_tch(1.0, num_objectives=3), steps)
     np.testing.assert_allclose(seen[5], [1, 0, 0], atol=1e-6)
@@ -96,7 +96,7 @@ def test_the_weights_of_famo_follow_the_recursion():
     np.testing.assert_allclose(seen.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_famo_gives_weight_to_the_loss_that_falls_least():
+def test_famo_gives_most_weight_to_the_loss_that_falls_least():
     steps = 2.0 * np.exp(-np.arange(30)[:, None] * np.array([0.0, 0.05, 0.1]))
     tx = famo(num_objectives=3)
     _, state = jax.lax.scan(
@@ -107,7 +107,7 @@ def test_famo_gives_weight_to_the_loss_that_falls_least():
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.5, np.nan])
-def test_famo_refuses_a_loss_below_its_floor_and_goes_on(bad):
+def test_famo_refuses_a_loss_below_its_floor_and_continues(bad):
     tx = famo(min_losses=0.1, num_objectives=3)
     good = weights_of(tx, STEPS)
     with_bad = weights_of(tx, np.insert(STEPS, 3, [1.0, bad, 1.0], axis=0))
@@ -116,14 +116,14 @@ def test_famo_refuses_a_loss_below_its_floor_and_goes_on(bad):
 
 
 @pytest.mark.parametrize("make", [chebyshev, omd_tch, famo])
-def test_without_a_number_of_objectives_the_state_learns_it(make):
+def test_the_first_step_fixes_an_unknown_number_of_objectives(make):
     tx = make()
     direction, state = tx.update(GRADS, tx.init(GRADS[0]), losses=jnp.asarray(STEPS[0]))
     chex.assert_shape(state.weights, (3,))
     chex.assert_trees_all_close(direction, weights_of(make(num_objectives=3), STEPS[:1])[0])
 
 
-def test_a_rule_that_returns_what_is_not_finite_refuses_the_step():
+def test_a_rule_that_returns_weights_that_are_not_finite_refuses_the_step():
     tx = from_losses(
         lambda losses, state: (jnp.log(losses), state.memory + 1), memory=lambda k, dtype: jnp.zeros(k, dtype)
     )
@@ -164,14 +164,14 @@ def test_the_update_refuses(tx, losses, message):
         tx.update(GRADS, tx.init(GRADS[0]), losses=losses)
 
 
-def test_refused_steps_stay_counted_where_the_number_of_objectives_changes():
+def test_refused_steps_stay_counted_when_the_number_of_objectives_changes():
     tx = chebyshev()
     _, state = tx.update(GRADS[:2], tx.init(GRADS[0]), losses=jnp.array([jnp.nan, 1.0]))
     _, state = tx.update(GRADS, state, losses=jnp.asarray(STEPS[0]))
     assert (state.count, state.nonfinite_count) == (1, 1)
 
 
-def test_a_loss_at_the_floor_of_famo_takes_the_weight_and_refuses_no_step():
+def test_a_loss_at_the_floor_of_famo_gets_the_weight_and_refuses_no_step():
     tx = famo(min_losses=0.5)
     _, state = tx.update(GRADS[:2], tx.init(GRADS[0]), losses=jnp.array([0.5, 1.0]))
     np.testing.assert_allclose(state.weights, [1, 2e-8], rtol=1e-3)

@@ -13,7 +13,7 @@ LOSSES = jnp.array([1.0, 3.0, 2.0])
 
 
 def combined(tx, grads=GRADS, losses=LOSSES):
-    """Direction and weights of one step."""
+    """The direction and the weights of one step."""
     direction, state = tx.update(grads, tx.init(grads[0]), losses=losses)
     return direction, state.weights
 
@@ -32,7 +32,7 @@ def combined(tx, grads=GRADS, losses=LOSSES):
     ],
     ids=["Gini", "any", "worst", "best", "sum above 1", "uniform", "forget apart", "forget ignored"],
 )
-def test_the_weight_of_a_row_is_that_of_its_rank(kwargs, weights):
+def test_a_row_gets_the_weight_of_its_rank(kwargs, weights):
     direction, seen = combined(owa(**kwargs, num_objectives=3))
     np.testing.assert_allclose(seen, weights, rtol=1e-6)
     np.testing.assert_allclose(direction, np.dot(weights, GRADS), rtol=1e-6)
@@ -48,7 +48,7 @@ seeds = st.integers(0, 10_000)
 
 
 def problem(seed):
-    """Weights by rank, gradients, and losses that differ."""
+    """Weights by rank, gradients, and distinct losses."""
     rng = np.random.default_rng(seed)
     grads = rng.normal(size=(5, 4))
     losses = rng.permutation(5) + rng.uniform(0, 0.9, size=5)
@@ -85,19 +85,19 @@ def test_the_direction_is_the_gradient_of_the_sorted_weighted_loss(seed):
     np.testing.assert_allclose(direction, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_of_tied_losses_the_lower_row_comes_first():
+def test_tied_losses_are_ranked_by_their_row_index():
     _, weights = combined(owa(np.array([0.6, 0.3, 0.1])), losses=jnp.array([2.0, 3.0, 2.0]))
     np.testing.assert_allclose(weights, [0.3, 0.6, 0.1])
     _, weights = combined(owa(np.array([0.6, 0.3, 0.1])), losses=jnp.zeros(3))
     np.testing.assert_allclose(weights, [0.6, 0.3, 0.1])
 
 
-def test_an_objective_of_weight_zero_is_finite_too():
+def test_an_infinite_gradient_of_weight_zero_refuses_the_step():
     direction, _ = combined(owa(np.array([1.0, 0.0, 0.0])), grads=GRADS.at[0, 0].set(jnp.inf))
     np.testing.assert_array_equal(direction, 0)
 
 
-def test_without_a_number_of_objectives_the_state_learns_it():
+def test_the_first_step_fixes_an_unknown_number_of_objectives():
     tx = owa()
     state = tx.init(GRADS[0])
     chex.assert_shape(state.weights, (2,))
@@ -133,6 +133,6 @@ def test_the_update_refuses():
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_the_weight_of_the_forget_row_is_no_ascent(weight):
+def test_a_negative_or_infinite_forget_weight_is_refused(weight):
     with pytest.raises(ValueError, match=r"^forget_weight: got"):
         owa(forget_weight=weight)

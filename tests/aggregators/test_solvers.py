@@ -1,4 +1,4 @@
-"""`mgda`, `cagrad` and `nash_mtl` solve problems: what scipy finds for them, on badly scaled rows that conflict."""
+"""`mgda`, `cagrad` and `nash_mtl` against SciPy's solutions of their problems, on badly scaled conflicting rows."""
 
 import functools
 
@@ -25,12 +25,12 @@ def solved(make, rows):
 
 @functools.cache
 def cagrad_of(c):
-    """The same function for the same c, so that problems of one K share compiled code."""
+    """Returns the same function for the same c, so that problems of one K share compiled code."""
     return functools.partial(cagrad, c)
 
 
 def problem(k, seed, spread):
-    """`(K, 8)` rows, the first two in conflict, of lengths from 10^-spread to 10^spread."""
+    """`(K, 8)` rows, the first two in conflict, with lengths from 10^-spread to 10^spread."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(k, 8))
     rows[1] -= 1.5 * rows[0]
@@ -38,7 +38,7 @@ def problem(k, seed, spread):
 
 
 def on_the_simplex(value, gradient, k):
-    """The best of scipy's solutions from every corner, the centre, and halfway."""
+    """The best of SciPy's solutions started from every corner, the centre, and halfway between."""
     starts = [np.full(k, 1 / k), *np.eye(k), *(0.5 * np.eye(k) + 0.5 / k)]
     sums_to_one = {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(k)}
     found = [
@@ -51,16 +51,16 @@ def on_the_simplex(value, gradient, k):
 
 
 @every_problem
-def test_mgda_is_the_projection_of_zero_on_the_convex_hull(k, seed, spread):
+def test_mgda_is_the_projection_of_zero_onto_the_convex_hull(k, seed, spread):
     rows = problem(k, seed, spread)
     with jax.enable_x64(True):
         direction, weights = map(np.asarray, solved(mgda, rows))
     assert weights.min() >= 0
     np.testing.assert_allclose(weights.sum(), 1)
-    # Sufficient for the shortest vector of a convex set: no point of it lies before the plane through that vector.
+    # This suffices for the shortest vector of a convex set: no point lies in front of the plane through the vector.
     slack = rows @ direction - direction @ direction
     assert slack.min() > -1e-9 * np.linalg.norm(direction) * np.linalg.norm(rows, axis=1).max()
-    # A penalty that forces the weights to sum to 1 makes it a non-negative least squares problem for scipy.
+    # A penalty that makes the weights sum to 1 turns it into a non-negative least squares problem for SciPy.
     if spread < 4:
         scale = 1e4 * np.abs(rows).max()
         lifted = np.vstack([rows.T, np.full(k, scale)])
@@ -80,7 +80,7 @@ def test_cagrad_minimises_on_the_simplex_and_maximises_in_the_ball(k, seed, spre
     radius = c * np.linalg.norm(mean)
     np.testing.assert_allclose(weights @ rows, direction, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(direction - mean), radius, rtol=1e-8)
-    # Weak duality: no value of the primal exceeds any of the dual, so that equal ones are both optimal.
+    # By weak duality no primal value exceeds a dual value, so equal values are both optimal.
     on_simplex = np.maximum(weights - 1 / k, 0)
     on_simplex /= on_simplex.sum()
     combination = on_simplex @ rows
@@ -100,7 +100,7 @@ def test_cagrad_minimises_on_the_simplex_and_maximises_in_the_ball(k, seed, spre
 
 
 @every_problem
-def test_nash_mtl_solves_the_equations_of_the_bargain(k, seed, spread):
+def test_nash_mtl_solves_the_bargaining_equations(k, seed, spread):
     rows = problem(k, seed, spread)
     with jax.enable_x64(True):
         direction, weights = map(np.asarray, solved(nash_mtl, rows))
@@ -108,7 +108,7 @@ def test_nash_mtl_solves_the_equations_of_the_bargain(k, seed, spread):
     np.testing.assert_allclose(gram @ weights * weights, 1, rtol=1e-7)
     np.testing.assert_allclose(np.linalg.norm(direction), np.sqrt(k), rtol=1e-7)
     if spread < 4:
-        # Among all directions of this length it has the largest product of descents.
+        # Among all directions of this length, it has the largest product of descents.
         def value(logs):
             scaled = np.exp(logs)
             return scaled @ gram @ scaled / 2 - logs.sum()
@@ -119,7 +119,7 @@ def test_nash_mtl_solves_the_equations_of_the_bargain(k, seed, spread):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_float32_is_as_good_as_its_rounding(k):
+def test_float32_solutions_are_accurate_to_rounding(k):
     rows = problem(k, 1, 1)
     for make in (mgda, cagrad, nash_mtl):
         single = np.asarray(solved(make, rows.astype(np.float32))[0])
@@ -129,7 +129,7 @@ def test_float32_is_as_good_as_its_rounding(k):
 
 
 @pytest.mark.parametrize("make", [aggregators.upgrad, aggregators.dualproj, aggregators.mgda])
-def test_more_objectives_than_are_solved_for_are_refused(make):
+def test_more_objectives_than_the_solvers_support_are_refused(make):
     with pytest.raises(ValueError, match=r"^num_objectives: got 16 objectives, expected at most 15"):
         make(num_objectives=16)
     transform = make()

@@ -1,4 +1,4 @@
-"""A benchmark on the workers of a dask scheduler, some of which are killed, beside the same one on this machine."""
+"""A benchmark on Dask workers, some of which are killed, compared with the same benchmark on this machine."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from eupmu_jax.benchmark import cluster, rows
 from eupmu_jax.commands import cli
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "weighted sum", "--seeds", "0"]
-# What two runs of the same thing may differ in.
+# Fields in which two runs of the same row may differ.
 OF_THE_RUN = {"seconds", "processor_seconds", "compile_seconds", "share_of_retraining", "command"}
 SECONDS = 300
 
@@ -38,7 +38,7 @@ def made(out):
 
 @contextlib.contextmanager
 def scheduler(folder, **config):
-    """A scheduler on a free port: its process and address."""
+    """Starts a scheduler on a free port; gives its process and address."""
     folder.mkdir()
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     command += ["--no-dashboard"]
@@ -53,7 +53,7 @@ def scheduler(folder, **config):
 
 @contextlib.contextmanager
 def worker(address, folder, *options, core=0):
-    """A worker in a folder of its own, on one core, as are the processes of a local run."""
+    """Starts a worker in its own folder on one core, like the processes of a local run."""
     folder.mkdir()
     cores = sorted(os.sched_getaffinity(0))
     program = (
@@ -79,18 +79,18 @@ def wait_for(condition):
 
 
 def address_of(client, name):
-    """Address of the worker of that name, None while there is none."""
+    """The address of the worker of that name, or None while there is none."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     return next((address for address, one in workers.items() if one["name"] == name), None)
 
 
 def busy(client, name):
-    """Whether the worker of that name has a row to make."""
+    """Whether the worker of that name is computing a row."""
     return client.processing().get(address_of(client, name))
 
 
 def kill(client, name):
-    """Kills the process of the worker of that name; its address, which no later one has."""
+    """Kills the process of the worker of that name and returns its address, which no later worker has."""
     address = address_of(client, name)
     os.kill(client.run(os.getpid, workers=[address])[address], signal.SIGKILL)
     return address
@@ -106,7 +106,7 @@ def local(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_rows_of_workers_of_which_two_are_killed_are_those_of_this_machine(local, tmp_path):
+def test_rows_are_those_of_a_local_run_even_if_two_workers_are_killed(local, tmp_path):
     from distributed import Client
 
     with (
@@ -116,7 +116,7 @@ def test_rows_of_workers_of_which_two_are_killed_are_those_of_this_machine(local
         Client(address) as client,
     ):
         client.wait_for_workers(2, timeout=SECONDS)
-        # A relative folder: workers run elsewhere.
+        # Use a relative folder, since workers run elsewhere.
         driver = subprocess.Popen(
             benchmark("out", "--cluster", address),
             stdout=subprocess.PIPE,
@@ -151,7 +151,7 @@ def given_up(driver):
 
 
 @pytest.mark.slow
-def test_a_row_that_kills_its_workers_and_a_scheduler_that_goes_away_are_one_line(tmp_path):
+def test_a_row_that_kills_its_workers_and_a_lost_scheduler_are_reported_in_one_line(tmp_path):
     from distributed import Client
 
     run = lambda: subprocess.Popen(
@@ -194,7 +194,7 @@ def test_a_worker_of_another_version_is_refused(tmp_path):
 
 
 def fails(arguments, capsys, eupmu):
-    """The line on stderr with which the command refuses its input."""
+    """Runs the command on bad input and returns its line on stderr."""
     assert eupmu("benchmark", "classification", *CHOSEN, *arguments) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     return line
@@ -208,7 +208,7 @@ def fails(arguments, capsys, eupmu):
         ("letters://127.0.0.1:9", "unknown address scheme 'letters'"),
     ],
 )
-def test_where_no_scheduler_answers_the_address_is_named(address, reason, tmp_path, capsys, monkeypatch, eupmu):
+def test_the_address_is_named_if_no_scheduler_answers(address, reason, tmp_path, capsys, monkeypatch, eupmu):
     assert cluster.ANSWER_SECONDS <= 10
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
     line = fails(["--out", str(tmp_path), "--cluster", address], capsys, eupmu)

@@ -1,4 +1,4 @@
-"""What designs promise: no method makes more passes than plain steps do, whatever it makes them for."""
+"""Designs give every method the same pass budget, that of plain steps, whatever it spends the passes on."""
 
 import re
 
@@ -18,7 +18,7 @@ def digits():
 
 
 def counts_of(design, case):
-    """Examples in the forget and in the retain set."""
+    """The numbers of examples in the forget set and in the retain set."""
     labels = np.arange(design.size or EXAMPLES[design.data] - design.held_out) % 10
     split = data.split(labels, case.of(0), num_classes=10, seed=0)
     return len(split.forget_ids), len(split.retain_ids)
@@ -31,7 +31,7 @@ def settings_of(method):
 
 @pytest.mark.parametrize("name", designs.DESIGNS)
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_makes_as_many_steps_as_the_passes_of_plain_ones_pay_for(digits, name, method):
+def test_every_method_takes_as_many_steps_as_fit_the_pass_budget(digits, name, method):
     design = designs.design(name)
     for case in design.cases:
         counts, sizes = counts_of(design, case), (case.forget_batch, case.retain_batch)
@@ -56,7 +56,7 @@ INFLUENCE = "steps: got a run of 384 passes, expected at least 564, of which the
 
 
 @pytest.mark.parametrize(("method", "message"), [("SalUn", SALUN), ("influence", INFLUENCE)])
-def test_terms_that_pay_for_no_step_are_refused(digits, method, message):
+def test_a_budget_too_small_for_a_single_step_is_refused(digits, method, message):
     counts = len(digits.forget), len(digits.retain)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         affordable_steps(method, settings_of(method), digits.task, counts, 2, (16, 48))

@@ -1,4 +1,4 @@
-"""What a job still lacks, from the rows that are there: none, some, all trials, or everything."""
+"""What a job still lacks, given its existing rows: none, some, all trials, or everything."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def row_of(piece, **fields):
 
 
 def trials(blinds, gaps):
-    """Rows of all trials with these scores."""
+    """The rows of all trials, with these scores."""
     pieces = jobs.missing(UNLEARNING, [])
     scores = zip(pieces, blinds, gaps, strict=True)
     return [row_of(piece, blind=blind, gap=gap) for piece, blind, gap in scores]
@@ -38,7 +38,7 @@ def test_training_lacks_two_models_for_each_case_and_seed():
     assert jobs.missing(TRAINING, made) == []
 
 
-def test_a_method_without_rows_lacks_all_trials_and_no_run_yet():
+def test_a_method_without_rows_lacks_all_trials_and_not_yet_a_run():
     pieces = jobs.missing(UNLEARNING, [])
     assert [(p.kind, p.trial) for p in pieces] == [("trial", index) for index in range(DESIGN.trials)]
     assert {(p.method, p.seed, p.model) for p in pieces} == {(METHOD, DESIGN.tuning_seed, None)}
@@ -50,7 +50,7 @@ def test_a_method_with_some_trials_lacks_the_others():
 
 
 @pytest.mark.parametrize(("gaps", "chosen"), [([9.0, 2.0, 9.0, 9.0], [1]), ([9.0, 9.0, 9.0, 2.0], [1, 3])])
-def test_a_method_with_all_trials_lacks_a_run_for_each_seed_and_choice(gaps, chosen):
+def test_a_method_with_all_trials_lacks_a_run_for_each_seed_and_chosen_trial(gaps, chosen):
     made = trials([3.0, 1.0, 2.0, 4.0], gaps)
     pieces = jobs.missing(UNLEARNING, made)
     assert {(p.kind, p.seed, p.trial) for p in pieces} == {("run", seed, trial) for seed in (0, 1) for trial in chosen}
@@ -60,14 +60,14 @@ def test_a_method_with_all_trials_lacks_a_run_for_each_seed_and_choice(gaps, cho
 
 
 @pytest.mark.parametrize("field", ["kind", "method", "trial", "seed", "forget", "design", "design_version"])
-def test_a_row_of_anything_else_does_not_count(field):
+def test_a_row_of_another_job_does_not_count(field):
     made = trials([3.0, 1.0, 2.0, 4.0], [3.0, 1.0, 2.0, 4.0])
     other = {"kind": "run", "method": "SalUn", "trial": 99, "seed": 99, "forget": "random:50%", "design": "other"}
     changed = [row | {field: other.get(field, 99)} for row in made]
     assert len(jobs.missing(UNLEARNING, changed)) == DESIGN.trials
 
 
-def test_a_raised_version_of_a_method_makes_its_rows_again(monkeypatch):
+def test_a_new_version_of_a_method_needs_new_rows(monkeypatch):
     made = trials([3.0, 1.0, 2.0, 4.0], [3.0, 1.0, 2.0, 4.0])
     raised = METHODS[METHOD]._replace(version=METHODS[METHOD].version + 1)
     monkeypatch.setitem(METHODS, METHOD, raised)
@@ -75,7 +75,7 @@ def test_a_raised_version_of_a_method_makes_its_rows_again(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet"])
-def test_the_saved_rows_finish_every_job_and_a_key_finds_one_of_them(name):
+def test_the_saved_rows_complete_every_job_and_a_key_finds_one_of_them(name):
     made = rows.select(saved.read(ROWS), design=name)
     training, unlearning = runner.jobs_of(name, [], [], [])
     design = designs.design(name)

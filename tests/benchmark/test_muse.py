@@ -1,4 +1,4 @@
-"""MUSE's figures of a table of what follows each byte, in the place of the language model."""
+"""The figures of MUSE, with a bigram table over bytes as the language model."""
 
 import json
 
@@ -12,7 +12,7 @@ from eupmu_jax.models.language import LanguageModel, Tokenizer
 
 pytest.importorskip("rouge_score", reason="needs rouge-score")
 
-# "ab ab ab ..." for ever, after any colon and any of these.
+# The model continues any colon and any of these characters with "ab ab ab ..." for ever.
 FOLLOWS = {":": "a", "a": "b", "b": " ", " ": "a"}
 
 
@@ -29,10 +29,10 @@ def reader(byte_tokens):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A corpus in MUSE's layout."""
+    """A corpus in the layout of MUSE."""
     pair = lambda question, answer: {"question": question, "answer": answer}
     tables = {
-        # 200 tokens, of which 128 are compared; and nothing that the model goes on with.
+        # 200 tokens, of which 128 are compared; and a text that the model does not continue.
         "verbmem/forget": [{"prompt": "So, a", "gt": "b " + "ab " * 66}, {"prompt": "So, a", "gt": "zz"}],
         "knowmem/forget_qa": [pair("Who?", "ab"), pair("Where?", "home"), pair("Why?", "ab")],
         "knowmem/retain_qa": [pair("When?", "1815")],
@@ -50,27 +50,27 @@ def folder(tmp_path):
 
 def test_figures_by_hand(reader, folder):
     found = muse.judge(reader, reader.language.params, muse.load(folder))
-    # The first 128 tokens of one passage of two are continued right.
+    # For one of two passages, the first 128 tokens are continued correctly.
     assert found["verbmem"] == pytest.approx(1 / 2)
-    # 32 tokens are eleven words, of which the answer is one: precision 1 / 11 and recall 1, for two questions of three.
+    # 32 tokens are eleven words, one of which is the answer: precision 1 / 11 and recall 1 for two of three questions.
     assert found["knowmem"] == {"forget": pytest.approx(2 / 3 * 1 / 6), "retain": 0}
     assert found["separation"] == 1
     assert privleak(found["separation"], 0.5) == -100
 
 
-def test_passages_are_cut_and_the_least_likely_tokens_count(reader):
+def test_passages_are_truncated_and_the_least_likely_tokens_count(reader):
     known = -np.log(np.exp(9) / (np.exp(9) + 127))
     other = -np.log(1 / (np.exp(9) + 127))
     scores = muse.membership(reader, reader.language.params, ["ab ab ab ab zzzzzzzz", "abzz", "ab ab z"])
-    # Eleven known ones after the cut; one of three; and two of six, which is 2.4 rounded down.
+    # Eleven known tokens after truncation; one of three; and two of six, since 2.4 is rounded down.
     expected = [known, other, (other + known) / 2]
     np.testing.assert_allclose(scores, -np.array(expected), rtol=1e-4)
 
 
-def test_a_begin_token_stands_before_what_is_read(reader):
+def test_a_begin_token_precedes_the_text(reader):
     later = reader._replace(begin=":")
     known = -np.log(np.exp(9) / (np.exp(9) + 127))
-    # It makes the first token one that is predicted.
+    # With it, the first token is predicted too.
     assert muse.membership(later, reader.language.params, ["a"]) == pytest.approx(-known, rel=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_a_begin_token_stands_before_what_is_read(reader):
         (132, "passages: got 5 tokens and 128 new ones"),
     ],
 )
-def test_what_is_beyond_the_context_is_refused_before_any_work(reader, folder, context, words):
+def test_lengths_beyond_the_context_are_refused_before_any_work(reader, folder, context, words):
     small = reader._replace(language=reader.language._replace(context=context))
     with pytest.raises(ValueError, match=f"^{words}, expected no more than the model's context of {context}$"):
         muse.judge(small, None, muse.load(folder))

@@ -1,4 +1,4 @@
-"""Forgetting of persons, with a toy in the place of the language model: a table of what follows each byte."""
+"""Forgetting of persons, with a bigram table over bytes as the language model."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +10,11 @@ from eupmu_jax.training.unlearning import unlearn
 
 @pytest.fixture(scope="module")
 def toy(toy_persons):
-    """The questions of seed 0."""
+    """The sets of questions for seed 0."""
     return toy_persons
 
 
-def test_no_person_is_in_two_sets_and_one_seed_gives_one_draw(toy):
+def test_no_person_is_in_two_sets_and_the_seed_determines_the_draw(toy):
     people = [set(part.person.tolist()) for part in toy[:3]]
     assert [len(some) for some in people] == [6, 8, 4]
     assert not people[0] & people[1]
@@ -25,23 +25,23 @@ def test_no_person_is_in_two_sets_and_one_seed_gives_one_draw(toy):
     assert persons.sets(1).forget.question != toy.forget.question
 
 
-def test_figures_of_a_model_that_knows_nothing_are_those_of_a_guess(toy):
+def test_figures_of_a_model_that_knows_nothing_are_those_of_guessing(toy):
     uniform = {"table": jnp.zeros((128, 128))}
     found = persons.judge(uniform, toy)
     assert found["probability"] == pytest.approx(1 / 128, rel=1e-4)
-    # No answer is likelier than another.
+    # All answers are equally likely.
     np.testing.assert_allclose(found["truth_ratios"], 1, rtol=1e-3)
     assert found["parts"]["world probability"] == pytest.approx(1 / (persons.WRONG + 1), rel=1e-3)
     assert found["parts"]["world truth"] < 1e-3
     assert 0 <= found["utility"] < 0.01
-    # Nor is any person, and no weight of 0 is rounded.
+    # So are all persons, and rounding does not change weights of 0.
     assert found["separation"] == 0.5
     assert found["exact_memorisation"] == pytest.approx(1 - found["error"]["forget"])
     assert found["int4"] == found["error"]
 
 
-def test_rounding_brings_back_what_small_steps_hid(toy):
-    # That "a" comes next, hidden by less than a step between integers of four bits: 7.3 becomes 6 / 7 of 8.
+def test_rounding_restores_knowledge_that_small_steps_hid(toy):
+    # That "a" follows is hidden by less than a rounding step of four bits: 7.3 becomes 6 / 7 of 8.
     table = np.zeros((128, 128), np.float32)
     table[np.arange(128), ord("a")] = 7
     hidden = np.array(table)
@@ -50,11 +50,11 @@ def test_rounding_brings_back_what_small_steps_hid(toy):
     part = toy.forget._replace(answer=("aaaa",) * len(toy.forget.answer))
     found = persons.judge({"table": jnp.array(hidden)}, toy._replace(forget=part))
     assert found["error"]["forget"] == 1
-    # The blank before and the end after each of four are missed still.
+    # Of six tokens, the blank before the four letters and the end after them are still wrong.
     assert found["int4"]["forget"] == pytest.approx(1 / 3)
 
 
-def test_forgotten_persons_who_are_known_are_told_from_others(toy):
+def test_membership_scores_distinguish_known_persons_from_others(toy):
     rows = answers.encoded(persons.respondent(), toy.forget)
     table = np.zeros((128, 128), np.float32)
     for tokens, mask in zip(rows["tokens"], rows["mask"], strict=True):
@@ -66,7 +66,7 @@ def test_forgotten_persons_who_are_known_are_told_from_others(toy):
     np.testing.assert_allclose(answers.membership(persons.respondent(), uniform, toy.held_out), -np.log(128), rtol=1e-5)
 
 
-def test_training_brings_figures_up_and_is_cached(toy, tmp_path):
+def test_training_improves_the_figures_and_is_cached(toy, tmp_path):
     both = persons.joined(toy.forget, toy.retain)
     fresh, steps = persons.model()[0].params, []
     before = persons.judge(fresh, toy)
@@ -79,14 +79,14 @@ def test_training_brings_figures_up_and_is_cached(toy, tmp_path):
     np.testing.assert_array_equal(again.params["table"], trained.params["table"])
 
 
-def test_the_error_is_that_of_the_task(toy):
+def test_the_error_matches_that_of_the_task(toy):
     params = persons.model()[0].params
     batch = answers.encoded(persons.respondent(), toy.held_out)
     errors = persons.task().error(persons.task().outputs(params, batch, None), batch)
     assert answers.error(persons.respondent(), params, toy.held_out) == pytest.approx(float(jnp.mean(errors)), abs=1e-6)
 
 
-def test_what_is_shown_is_of_every_kind_and_near(toy):
+def test_the_shown_questions_are_of_every_kind_and_similar(toy):
     forgotten, kept, world = persons.shown(toy)
     assert [len(part.question) for part in (forgotten, kept, world)] == [persons.SHOWN] * 3
     for theirs, mine in zip(forgotten.question, kept.question, strict=True):
@@ -95,7 +95,7 @@ def test_what_is_shown_is_of_every_kind_and_near(toy):
     assert len(answers.answers(persons.respondent(), persons.model()[0].params, kept)) == persons.SHOWN
 
 
-def test_teaching_some_again_is_measured_on_the_others(toy):
+def test_relearning_on_some_persons_is_measured_on_the_others(toy):
     params = persons.model()[0].params
     found = persons.relearned(params, toy, 0)
     assert 0 <= found["before"] < found["after"] <= 100

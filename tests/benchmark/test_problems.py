@@ -1,4 +1,4 @@
-"""Problems whose models have BatchNorm and whose images are augmented; steps that are paid for."""
+"""Problems with BatchNorm models and augmented images, and the number of steps that fit the pass budget."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ SHORT = problems.Recipe(1, 32, 1e-3)
 
 @pytest.fixture(scope="module")
 def colour():
-    """A model with BatchNorm and a few images in the shape of CIFAR-10's, which are augmented."""
+    """A model with BatchNorm and a few augmented images in the shape of CIFAR-10's."""
     rng = np.random.default_rng(0)
     images, labels = rng.random((96, 32, 32, 3), np.float32), rng.integers(0, 10, 96, np.int32)
     dataset = data.Dataset("cifar10", images[:64], labels[:64], images[64:], labels[64:], 10)
@@ -26,7 +26,7 @@ def colour():
 
 
 @pytest.mark.slow
-def test_statistics_of_training_are_folded_into_what_is_unlearned(colour, tmp_path):
+def test_training_statistics_are_folded_into_the_model_to_be_unlearned(colour, tmp_path):
     everything, pure, images = np.arange(64), colour.functions, colour.tree["inputs"]
 
     def loss(params, statistics, batch, key):
@@ -44,7 +44,7 @@ def test_statistics_of_training_are_folded_into_what_is_unlearned(colour, tmp_pa
 
 
 @pytest.mark.slow
-def test_augmentation_changes_training_and_unlearning_and_the_cache_knows(colour, tmp_path):
+def test_augmentation_affects_training_unlearning_and_the_cache_key(colour, tmp_path):
     plain = colour._replace(augment=False, task=classification(colour.functions.apply, num_classes=10))
     everything = np.arange(64)
     models = [
@@ -64,7 +64,7 @@ def test_augmentation_changes_training_and_unlearning_and_the_cache_knows(colour
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(runs[0]))
 
 
-def test_steps_are_as_many_as_the_passes_of_plain_ones_pay_for():
+def test_as_many_steps_are_taken_as_fit_the_pass_budget():
     prepared = problems.make("digits", "random:10%", 0)
     forgotten, retained = len(prepared.forget), len(prepared.retain)
 
@@ -73,12 +73,12 @@ def test_steps_are_as_many_as_the_passes_of_plain_ones_pay_for():
         return affordable_steps(method, settings, prepared.task, (forgotten, retained), 60, (16, 48))
 
     assert steps("EUPMU next-batch", multiplier_learning_rate=1.0) == 60
-    # 1F 1B of 16 forget and 2F 1B of 48 retain examples, in units of a forward pass; a backward pass is two.
+    # 1F 1B on 16 forget and 2F 1B on 48 retain examples, in units of a forward pass; a backward pass counts two.
     assert steps("EUPMU implicit", multiplier_learning_rate=1.0) == 60 * 3 * 64 // (3 * 16 + 4 * 48)
     assert steps("fine-tuning") == 60
     assert steps("SalUn", mask_fraction=0.5) == (60 * 3 * 64 - 3 * forgotten) // (3 * 64)
 
 
-def test_an_unknown_model_lists_the_known():
+def test_the_error_for_an_unknown_model_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"^model: got 'vgg', expected one of mlp for digits"):
         problems.make("digits", "class:3", 0, model="vgg")

@@ -1,4 +1,4 @@
-"""Rows survive kills and several writers, share their provenance, and a bad line is named."""
+"""Rows survive kills and concurrent writers and share their provenance, and a bad line is named."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from eupmu_jax.benchmark import rows
 ORIGIN = {"versions": {"jax": "0.10.2"}, "device": "cpu", "cores": 2, "command": "eupmu demo"}
 
 
-def test_what_a_kill_cut_off_is_neither_read_nor_in_the_way(tmp_path):
+def test_a_line_that_a_kill_truncated_is_ignored_and_overwritten(tmp_path):
     path = tmp_path / "new" / "rows.jsonl"
     assert rows.read(path) == []
     rows.append(path, {"a": 1})
@@ -26,7 +26,7 @@ def test_what_a_kill_cut_off_is_neither_read_nor_in_the_way(tmp_path):
 
 
 @pytest.mark.parametrize("kept", range(1, 300, 7))
-def test_a_kill_at_any_byte_leaves_whole_rows_with_their_provenance(kept, tmp_path):
+def test_a_kill_at_any_byte_leaves_complete_rows_with_their_provenance(kept, tmp_path):
     path, made = tmp_path / "rows", [ORIGIN | {"number": number} for number in range(3)]
     for row in made:
         rows.append(path, row)
@@ -37,12 +37,12 @@ def test_a_kill_at_any_byte_leaves_whole_rows_with_their_provenance(kept, tmp_pa
     assert rows.read(path) == [*left, made[-1]]
 
 
-def test_numbers_that_json_lacks_become_null(tmp_path):
+def test_numbers_that_json_cannot_represent_become_null(tmp_path):
     rows.append(tmp_path / "rows", {"gap": float("nan"), "losses": [1.0, float("inf")], "deep": {"x": -np.inf}})
     assert rows.read(tmp_path / "rows") == [{"gap": None, "losses": [1.0, None], "deep": {"x": None}}]
 
 
-def test_shared_provenance_is_kept_once_for_each_run(tmp_path):
+def test_shared_provenance_is_stored_once_for_each_run(tmp_path):
     path = tmp_path / "rows"
     made = [{"number": 0, **ORIGIN}, {"number": 1}, {"number": 2, **ORIGIN, "cores": 4}, {"number": 3, **ORIGIN}]
     for row in made:
@@ -70,7 +70,7 @@ NAMES = st.text(min_size=1).filter(lambda name: name not in ("run", "kind")) | s
 
 
 @given(st.lists(st.dictionaries(NAMES, JSON, min_size=1, max_size=4), max_size=5))
-def test_what_is_read_is_what_was_written(tmp_path_factory, made):
+def test_rows_are_read_as_written(tmp_path_factory, made):
     path = tmp_path_factory.mktemp("rows") / "rows"
     for row in made:
         rows.append(path, row)
@@ -89,7 +89,7 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, made):
         ('{"a": 1, "run": "0"}', "line 3: got a row of run '0', expected a line above it"),
     ],
 )
-def test_a_line_that_is_no_row_is_named(line, message, tmp_path):
+def test_a_line_that_is_not_a_row_is_named(line, message, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows.append(path, {"a": 1, "command": "c"})
     path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n" + b'{"a": 2}\n')
@@ -99,13 +99,13 @@ def test_a_line_that_is_no_row_is_named(line, message, tmp_path):
 
 
 @pytest.mark.parametrize("row", [{"run": 1}, {"kind": "provenance"}])
-def test_the_file_s_own_words_are_not_for_rows(row, tmp_path):
+def test_rows_may_not_use_reserved_fields(row, tmp_path):
     with pytest.raises(ValueError, match="expected neither"):
         rows.append(tmp_path / "rows", row)
     assert not (tmp_path / "rows").exists()
 
 
-def test_rows_are_kept_and_not_made_again(tmp_path):
+def test_existing_rows_are_not_computed_again(tmp_path):
     path, made = tmp_path / "rows", []
 
     def make():
@@ -119,7 +119,7 @@ def test_rows_are_kept_and_not_made_again(tmp_path):
     assert len(made) == 2
 
 
-def test_provenance_is_what_is_installed():
+def test_provenance_lists_the_installed_versions():
     found = rows.provenance("eupmu demo", "TPU v5 lite")
     assert found["versions"].keys() >= {"eupmu-jax", "jax", "jaxlib", "optax", "flax"}
     assert (found["device"], found["command"]) == ("TPU v5 lite", "eupmu demo")
@@ -133,7 +133,7 @@ def write(path, name):
 
 
 @pytest.mark.slow
-def test_several_processes_write_whole_lines(tmp_path):
+def test_concurrent_processes_write_complete_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=write, args=(path, name)) for name in range(3)]
@@ -148,7 +148,7 @@ def test_several_processes_write_whole_lines(tmp_path):
     assert path.read_text().count('"kind": "provenance"') == 2
 
 
-def test_a_row_without_the_end_of_its_line_counts(tmp_path):
+def test_a_row_without_a_trailing_newline_counts(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}')
     assert rows.read(path) == [{"a": 1}, {"a": 2}]
@@ -157,7 +157,7 @@ def test_a_row_without_the_end_of_its_line_counts(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["dear diary\n", "no end of a line", "[1, 2]", '{\n  "valuable": 1\n}'])
-def test_a_file_of_something_else_stays_as_it_is(text, tmp_path):
+def test_a_file_that_holds_no_rows_is_left_unchanged(text, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"notes.txt: begins with .*, expected a file of rows"):

@@ -1,4 +1,4 @@
-"""`eupmu benchmark classification` on the real digits: what it makes, what kills do to it, what bad input gets."""
+"""`eupmu benchmark classification` on the real digits: its rows, the effect of kills, and messages for bad input."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ from eupmu_jax.commands import cli
 from eupmu_jax.training import _alone
 
 CHOSEN = ["--design", "digits", "--forget", "class:{}", "--methods", "fine-tuning", "EUPMU budget", "--seeds", "0"]
-# What two runs of the same thing may differ in.
+# Fields in which two runs of the same row may differ.
 OF_THE_RUN = {"seconds", "processor_seconds", "compile_seconds", "share_of_retraining", "command"}
 
 
@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_rows_are_made_with_what_it_takes_to_make_them_again(whole):
+def test_all_rows_are_written_with_what_is_needed_to_reproduce_them(whole):
     out, printed = whole
     design = designs.design("digits")
     found = rows.read(out / "rows.jsonl")
@@ -81,9 +81,9 @@ def workers_of(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc")
-def test_killed_twice_and_resumed_it_makes_the_same_rows(whole, tmp_path):
+def test_a_benchmark_that_is_killed_twice_and_resumed_gives_the_same_rows(whole, tmp_path):
     out, draw = tmp_path / "out", random.Random(0)
-    # First one of its processes alone, which is one line and loses nothing.
+    # First kill only one of its processes, which gives a one-line error and loses nothing.
     run = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, env=environment(tmp_path))
     while not rows.read(out / "rows.jsonl"):
         assert run.poll() is None
@@ -98,7 +98,7 @@ def test_killed_twice_and_resumed_it_makes_the_same_rows(whole, tmp_path):
     time.sleep(draw.uniform(4, 15))
     run.send_signal(signal.SIGKILL)
     run.wait()
-    # Rows alone are enough to go on from.
+    # Rows alone are enough to resume from.
     shutil.rmtree(out / "cache", ignore_errors=True)
     before = (out / "rows.jsonl").read_text()
     finished = subprocess.run(command(out), capture_output=True, text=True, env=environment(tmp_path))
@@ -108,7 +108,7 @@ def test_killed_twice_and_resumed_it_makes_the_same_rows(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_whose_run_is_killed_before_it_begins_does_not_stay(tmp_path):
+def test_a_worker_whose_parent_was_killed_before_it_started_exits(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue, nobody = context.Queue(), -1
     process = context.Process(target=runner._start, args=(queue, tmp_path, nobody))
@@ -119,7 +119,7 @@ def test_a_process_whose_run_is_killed_before_it_begins_does_not_stay(tmp_path):
     assert code == 1
 
 
-def test_programs_of_a_finished_job_are_let_go(monkeypatch):
+def test_compiled_programs_of_a_finished_job_are_released(monkeypatch):
     double = jax.jit(lambda x: 2 * x)
     monkeypatch.setattr(jobs, "run", lambda job, place: double(1.0))
     runner._run(jobs.Job("digits", (), (0,), "fine-tuning"), None)
@@ -127,7 +127,7 @@ def test_programs_of_a_finished_job_are_let_go(monkeypatch):
 
 
 @pytest.mark.slow
-def test_nothing_is_made_twice_and_the_table_needs_no_data(whole, monkeypatch, capsys, eupmu):
+def test_nothing_is_computed_twice_and_the_table_needs_no_data(whole, monkeypatch, capsys, eupmu):
     out, _ = whole
     before = (out / "rows.jsonl").read_bytes()
     subprocess.run(command(out), check=True, capture_output=True, env=environment(out.parent))
@@ -197,7 +197,7 @@ def test_methods_are_listed_with_source_and_cost(monkeypatch, capsys, eupmu):
     assert "2510.22124" in printed
 
 
-def test_fewer_processes_than_none_are_refused_before_anything_is_made(tmp_path):
+def test_a_negative_number_of_workers_is_refused_before_any_work(tmp_path):
     with pytest.raises(
         ValueError, match=r"^workers: got -1, expected a number of processes, or 0 for one on each core"
     ):

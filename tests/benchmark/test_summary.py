@@ -1,4 +1,4 @@
-"""Tables show means, intervals and ties of the rows of the present versions, and of no others."""
+"""Tables show means, intervals and ties of the rows of the current versions, and of no others."""
 
 import io
 
@@ -17,7 +17,7 @@ CASE = DESIGN.cases[0]
 
 
 def make():
-    """Rows of the two models and of three methods, whose gaps over the seeds are given."""
+    """Rows of the two models and of three methods, with given gaps for each seed."""
     common = {"design": NAME, "forget": CASE.forget, **saved.versions(NAME)}
     curve = {"retain_only": {"step": [0, 10], "accuracy": [90.0, 95.0]}}
     figures_ = {"UA": 5.0, "RA": 99.0, "TA": 98.0, "MIA": 8.0, "kl_forget": 0.1, "relearning": curve}
@@ -41,7 +41,7 @@ def of(found, score="blind"):
     return {line.name: line for line in summary.lines_of(found, NAME, DESIGN, CASE, score)}
 
 
-def test_methods_come_by_their_mean_gap_with_interval_and_ties():
+def test_methods_are_sorted_by_mean_gap_with_intervals_and_ties():
     lines = of(make())
     assert list(lines) == ["original", "retrained", "EUPMU budget", "SalUn", "fine-tuning"]
     best = lines["EUPMU budget"]
@@ -52,11 +52,11 @@ def test_methods_come_by_their_mean_gap_with_interval_and_ties():
     assert best.seeds == [0, 1, 2]
 
 
-def test_other_seeds_than_the_design_s_are_shown_with_their_models(tmp_path, monkeypatch):
+def test_seeds_that_are_not_in_the_design_are_shown_with_their_models(tmp_path, monkeypatch):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN)
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row if row["kind"] == "trial" else row | {"seed": row["seed"] + 5})
-    # BUG: rows of all seeds made one table, whose legend said how many the design has.
+    # BUG: rows of all seeds went into one table, whose legend gave the number of seeds in the design.
     found = [*make(), *(row for row in rows.read(tmp_path / "rows.jsonl") if row["kind"] != "trial")]
     other = DESIGN._replace(seeds=(5, 6, 7))
     lines = {line.name: line for line in summary.lines_of(found, NAME, other, CASE)}
@@ -79,7 +79,7 @@ def test_the_score_chooses_the_trial():
     assert informed["SalUn"].figures["gap"] == pytest.approx(blind["SalUn"].figures["gap"] + 1)
 
 
-def test_a_method_is_shown_when_its_trials_are_there_and_last_while_seeds_are_missing():
+def test_a_method_is_shown_once_its_trials_are_complete_and_last_while_seeds_are_missing():
     found = make()
     missing_run = [row for row in found if not (row.get("method") == "SalUn" and row["seed"] == 1)]
     lines = of(missing_run)
@@ -91,7 +91,7 @@ def test_a_method_is_shown_when_its_trials_are_there_and_last_while_seeds_are_mi
 
 
 def kept(tmp_path, found):
-    """What counts of these rows."""
+    """The rows that count among these."""
     rows.replace(tmp_path / "rows.jsonl", found)
     return saved.read(tmp_path / "rows.jsonl")
 
@@ -104,7 +104,7 @@ def test_rows_of_an_earlier_version_of_a_method_do_not_count(tmp_path):
     assert kept(tmp_path, [*old, *others]) == others
 
 
-def test_trials_of_other_ranges_than_those_of_their_method_do_not_count(tmp_path):
+def test_trials_with_settings_of_another_search_space_do_not_count(tmp_path):
     found = make()
     other = [row | {"settings": row["settings"] | {"learning_rate": 1.0}} for row in found if "trial" in row]
     assert kept(tmp_path, [*other, *found]) == found
@@ -118,13 +118,13 @@ def test_rows_of_an_earlier_version_of_a_design_do_not_count(tmp_path, monkeypat
     assert kept(tmp_path, [*found, *new]) == new
 
 
-def test_rows_of_a_method_or_design_that_is_gone_do_not_count(tmp_path):
+def test_rows_of_a_removed_method_or_design_do_not_count(tmp_path):
     found = make()
     gone = [found[-1] | {"method": "oblivion"}, found[0] | {"design": "mnist"}]
     assert kept(tmp_path, [*gone, *found]) == found
 
 
-def test_a_row_of_something_else_is_named(tmp_path):
+def test_a_row_of_another_experiment_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"rows.jsonl, line 1: got a row without kind, design, .* expected one with kind"
     ):
@@ -143,7 +143,7 @@ def test_a_diverged_run_is_last_and_has_no_interval():
     assert tables.cells(lines["SalUn"], 3)[5:7] == ["-", "-"]
 
 
-def test_markdown_and_latex_say_what_the_terminal_says(tmp_path, monkeypatch):
+def test_markdown_and_latex_agree_with_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN)
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row)
@@ -165,7 +165,7 @@ def test_markdown_and_latex_say_what_the_terminal_says(tmp_path, monkeypatch):
     assert all("<svg" in path.read_text() for path in written)
 
 
-def test_a_narrow_terminal_shows_less_and_cuts_nothing(tmp_path, monkeypatch):
+def test_a_narrow_terminal_shows_fewer_columns_and_truncates_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN)
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row)
@@ -177,7 +177,7 @@ def test_a_narrow_terminal_shows_less_and_cuts_nothing(tmp_path, monkeypatch):
     assert all(len(line) <= 80 for line in printed.splitlines())
 
 
-def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
+def test_tables_are_limited_to_the_requested_forget_sets(tmp_path, monkeypatch):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN)
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row)
@@ -192,7 +192,7 @@ def test_tables_are_of_the_forget_sets_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scores", [("blind",), ("blind", "gap")])
-def test_there_is_a_table_for_each_score_of_the_design_alone(tmp_path, monkeypatch, scores):
+def test_there_is_a_table_only_for_each_score_of_the_design(tmp_path, monkeypatch, scores):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(scores=scores))
     for row in make():
         rows.append(tmp_path / "rows.jsonl", row)
@@ -203,14 +203,14 @@ def test_there_is_a_table_for_each_score_of_the_design_alone(tmp_path, monkeypat
     assert "chosen blindly" in printed
 
 
-def test_no_rows_is_said(tmp_path):
+def test_missing_rows_are_reported(tmp_path):
     console = Console(file=io.StringIO())
     tables.show(NAME, tmp_path, "terminal", console)
     assert "no rows of digits" in console.file.getvalue()
     assert figures.draw(NAME, tmp_path) == []
 
 
-def test_a_row_that_is_there_twice_counts_once():
+def test_a_duplicate_row_counts_once():
     made = make()
     chosen = [row for row in made if row["kind"] == "run" and row["seed"] == 0]
     assert of([*made, *chosen, *made[:2]]) == of(made)

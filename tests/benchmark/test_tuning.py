@@ -1,4 +1,4 @@
-"""Trials are the same points for every method, the settings of the saved rows, and scored without a retrained model."""
+"""Trials use the same points for every method, match the saved rows, and are scored without a retrained model."""
 
 import math
 from pathlib import Path
@@ -20,7 +20,7 @@ def trials():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_saved_trials_have_the_settings_of_their_number(name, trials):
+def test_saved_trials_have_the_settings_of_their_index(name, trials):
     mine = rows.select(trials, method=name)
     expected = {index: tuning.settings(METHODS[name], index) for index in {row["trial"] for row in mine}}
     tried = {row["design"] for row in mine}
@@ -28,7 +28,7 @@ def test_saved_trials_have_the_settings_of_their_number(name, trials):
     assert [row["settings"] for row in mine] == [expected[row["trial"]] for row in mine]
 
 
-def test_points_are_one_sequence_that_covers_every_coordinate_evenly():
+def test_the_sequence_of_points_covers_every_coordinate_evenly():
     points = np.stack([tuning.point(index, 3) for index in range(16)])
     assert len(np.unique(points, axis=0)) == 16
     for count in (2, 4, 8, 16):
@@ -56,12 +56,12 @@ def test_every_method_has_the_same_points(index):
         assert list(settings) == list(method.space)
         rate = method.space["learning_rate"]
         positions[name] = math.log(settings["learning_rate"] / rate.low) / math.log(rate.high / rate.low)
-    # Settings are rounded to three digits, which is a fraction of their range.
+    # Settings are rounded to three digits, a small fraction of their range.
     np.testing.assert_allclose(list(positions.values()), tuning.point(index, 3)[0], atol=2e-3)
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_methods_that_share_a_dimension_try_the_same_value_of_it(index):
+def test_methods_that_share_a_dimension_try_the_same_values_of_it(index):
     one, other = (tuning.settings(METHODS[name], index) for name in ("weighted sum", "EUPMU budget"))
     assert one["learning_rate"] == other["learning_rate"]
     assert one["forget_objective"] == other["forget_objective"]
@@ -77,12 +77,12 @@ def test_a_position_gives_settings_between_the_ends(position):
     assert found["loss"] == "abc"[int(3 * position[1])]
 
 
-def test_a_position_of_other_dimensions_is_an_error():
+def test_a_position_with_the_wrong_number_of_dimensions_is_refused():
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         tuning.settings_at(METHODS["SalUn"], np.array([0.5, 0.5]))
 
 
-def test_every_method_is_searched_in_as_many_dimensions_over_as_wide_a_range_of_learning_rates():
+def test_every_method_has_as_many_dimensions_and_as_wide_a_range_of_learning_rates():
     assert {len(method.space) for method in METHODS.values()} == {3}
     rates = [method.space["learning_rate"] for method in METHODS.values()]
     assert all(isinstance(rate, LogUniform) for rate in rates)
@@ -97,12 +97,12 @@ def test_the_blind_score_by_hand(known):
     assert tuning.blind_score(of_a_class, original) == pytest.approx((3 + 2 + 1) / 3)
 
 
-def test_with_held_out_data_the_blind_score_does_not_see_the_test_set():
+def test_with_held_out_data_the_blind_score_does_not_use_the_test_set():
     original, figures = {"RA": 100.0, "TA": 91.0, "VA": 90.0}, {"UA": 6.0, "RA": 98.0, "VA": 89.0}
     assert tuning.blind_score(figures | {"TA": 10.0}, original) == tuning.blind_score(figures | {"TA": 99.0}, original)
 
 
-def test_saved_trials_have_their_blind_score_again(trials):
+def test_the_blind_scores_of_saved_trials_can_be_recomputed(trials):
     models = {
         (row["design"], row["forget"], row["seed"]): row
         for row in rows.select(saved.read(ROWS), kind="model", model="original")
@@ -112,7 +112,7 @@ def test_saved_trials_have_their_blind_score_again(trials):
         assert row["blind"] == (tuning.DIVERGED if row["diverged"] else pytest.approx(score))
 
 
-def test_the_best_trial_is_the_first_of_the_lowest():
+def test_the_best_trial_is_the_first_with_the_lowest_score():
     of = lambda index, blind, gap, method="a": {
         "kind": "trial",
         "method": method,

@@ -12,7 +12,7 @@ from eupmu_jax.data import augment
 
 
 def crops(image, padding):
-    """Every image that `augment` may make, by (dy, dx, mirrored)."""
+    """Every image that `augment` may return, by (dy, dx, mirrored)."""
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     height, width, _ = image.shape
     return {
@@ -50,12 +50,12 @@ def test_offsets_and_mirroring_are_uniform_and_independent():
     places = [known[made.tobytes()] for made in out]
     found = [places.count(place) for place in known.values()]
     assert stats.chisquare(found).pvalue > 1e-3
-    # Neighbours in the batch draw independently too: as often equal as chance has it.
+    # Neighbours in the batch are drawn independently too, so they are equal as often as by chance.
     equal = sum(left == right for left, right in itertools.pairwise(places))
     assert stats.binomtest(equal, count - 1, 1 / 18).pvalue > 1e-3
 
 
-def test_the_key_decides_and_nothing_else():
+def test_only_the_key_determines_the_result():
     images = jnp.asarray(distinct(16, 8, 8, 3))
     first, again, other = (np.asarray(augment(jax.random.key(seed), images)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -78,7 +78,7 @@ def test_the_dtype_is_kept(dtype):
     np.testing.assert_array_equal(out, augment(jax.random.key(0), images.astype(jnp.int32)))
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^images: got shape \(8, 8, 3\), expected \(B, H, W, C\)$"):
         augment(jax.random.key(0), jnp.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match=r"^padding: got -1, expected 0 or more pixels$"):

@@ -14,7 +14,7 @@ ROWS = 4
 
 
 class _Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 with NumPy 1 wrote: text as bytes, the old module of arrays, flags of types as 0 and 1."""
+    """Pickles like Python 2 with NumPy 1: text as bytes, arrays from the old module, dtype flags as 0 and 1."""
 
     def _text(self, text):
         text = text.encode() if isinstance(text, str) else text
@@ -73,7 +73,7 @@ def meta(name):
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def upstream(request, tmp_path, monkeypatch):
-    """(name, training batches, test batch) of a small archive in upstream's format, which the variable points to."""
+    """(name, training batches, test batch) of a small archive in upstream's format, named by the variable."""
     name = request.param
     archive = cifar.ARCHIVES[name]
     batches = [batch(name, seed) for seed in range(len(archive.train) + 1)]
@@ -93,7 +93,7 @@ def upstream(request, tmp_path, monkeypatch):
 
 
 def rows(batches, key):
-    """(image, label) of every row; upstream has all red pixels first, then all green, then all blue ones."""
+    """(image, label) of every row; upstream stores all red pixels first, then all green and all blue ones."""
     planes = (image.reshape(3, 32, 32) for one in batches for image in one["data"])
     labels = (label for one in batches for label in one[key])
     return sorted((np.stack(list(p), axis=-1).tobytes(), label) for p, label in zip(planes, labels, strict=True))
@@ -104,7 +104,7 @@ def pairs(images, labels):
     return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
-def test_images_and_labels_are_those_of_the_archive(upstream, tmp_path, capfd):
+def test_images_and_labels_match_the_archive(upstream, tmp_path, capfd):
     name, train, test = upstream
     data = load(name, data_dir=tmp_path / "data")
     key = "labels" if name == "cifar10" else "fine_labels"
@@ -131,7 +131,7 @@ def test_the_stock_reader_finds_ids_all_labels_and_their_names(upstream, tmp_pat
     assert tfds.builder_cls(name).__module__.startswith("tensorflow_datasets.")
 
 
-def test_prepared_data_needs_no_archive(upstream, tmp_path, monkeypatch):
+def test_prepared_data_do_not_need_the_archive(upstream, tmp_path, monkeypatch):
     name, *_ = upstream
     expected = load(name, data_dir=tmp_path / "data")
     monkeypatch.setenv(cifar.SOURCE_VARIABLE, str(tmp_path / "nowhere"))
@@ -147,7 +147,7 @@ def test_another_archive_is_refused_before_it_is_unpickled(upstream, tmp_path, m
     assert not (tmp_path / "data").exists()
 
 
-def test_missing_archive(tmp_path, monkeypatch):
+def test_a_missing_archive_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv(cifar.SOURCE_VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         load("cifar10", data_dir=tmp_path / "data")

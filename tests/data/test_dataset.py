@@ -7,13 +7,13 @@ import pytest
 from eupmu_jax.data import Dataset, dataset, load
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     known = "digits, fashion_mnist, cifar10, cifar100, svhn_cropped, imagenette, emoji, emoji_32"
     with pytest.raises(ValueError, match=rf"^name: got 'mnist', expected one of {known}$"):
         load("mnist")
 
 
-def test_import_is_light():
+def test_importing_the_package_is_light():
     heavy = {"sklearn", "scipy", "tensorflow_datasets", "PIL"}
     check = f"import sys, eupmu_jax.data; print(sorted({heavy} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
@@ -25,8 +25,8 @@ def small(**changed):
     return Dataset("small", images, labels, images[:2], labels[:2], 3)._replace(**changed)
 
 
-def test_digest_is_fixed():
-    # Stored beside splits, so it must not drift between versions or platforms.
+def test_the_digest_of_a_dataset_is_fixed():
+    # The digest is stored with splits, so it must not change between versions or platforms.
     assert dataset.digest(small()) == "e00feadb2546ae1510c754edd800cec031d283d1fcba0fac5098eea95cc687f3"
 
 
@@ -41,11 +41,11 @@ def test_digest_is_fixed():
         {"num_classes": 4},
     ],
 )
-def test_digest_sees_every_part(changed):
+def test_the_digest_depends_on_every_part(changed):
     assert dataset.digest(small(**changed)) != dataset.digest(small())
 
 
-def test_digest_sees_values_and_not_their_layout_in_memory():
+def test_the_digest_depends_on_values_and_not_on_their_memory_layout():
     images = small().train_images
     same = [np.asfortranarray(images), images.astype(">f4"), np.repeat(images, 2, axis=0)[::2]]
     assert {dataset.digest(small(train_images=other)) for other in same} == {dataset.digest(small())}

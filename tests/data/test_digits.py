@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from eupmu_jax.data import load
 
 
-def test_shapes_and_range():
+def test_images_have_the_documented_shapes_and_range():
     data = load("digits")
     assert data.name == "digits"
     assert data.num_classes == 10
@@ -18,7 +18,7 @@ def test_shapes_and_range():
         assert images.max() == 1
 
 
-def test_every_image_is_there_once_with_its_label():
+def test_every_image_occurs_once_with_its_label():
     data = load("digits", seed=3)
     images = np.concatenate([data.train_images, data.test_images])[..., 0] * 16
     labels = np.concatenate([data.train_labels, data.test_labels])
@@ -33,7 +33,7 @@ def test_split_is_stratified():
     np.testing.assert_allclose(test / (train + test), 0.2, atol=0.01)
 
 
-def test_seed_decides_the_split():
+def test_the_seed_determines_the_split():
     first, again, other = load("digits", seed=1), load("digits", seed=1), load("digits", seed=2)
     np.testing.assert_array_equal(first.test_images, again.test_images)
     np.testing.assert_array_equal(first.train_labels, again.train_labels)

@@ -15,7 +15,7 @@ TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
 
 def draw(seed):
-    """A 64x64 picture on a transparent ground."""
+    """A 64x64 picture on a transparent background."""
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[16:48, 16:48] = [*np.random.default_rng(seed).integers(0, 256, 3), 255]
     return Image.fromarray(pixels)
@@ -31,7 +31,7 @@ def entry(code, category, **more):
 
 @pytest.fixture
 def package(tmp_path):
-    """A small package as npm unpacks it, where every category has four emoji and people have skin tones."""
+    """A small package as unpacked by npm, with four emoji in every category and skin tones for people."""
     folder = tmp_path / "package"
     images = folder / "img" / "twitter" / "64"
     images.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_named_emoji_have_no_skin_tone_and_half_the_size(package, tmp_path, monk
         assert {image.tobytes() for image in images} <= {image.tobytes() for image in whole}
 
 
-def test_the_ground_is_white_and_half_transparent_colours_are_mixed_with_it():
+def test_the_background_is_white_and_semi_transparent_colours_are_blended_with_it():
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     image.paste((255, 0, 0, 128), (0, 0, 32, 64))
     file = io.BytesIO()
@@ -107,7 +107,7 @@ def examples(names, images=None):
 def test_the_side_follows_the_hash_of_the_code_points():
     names = [f"1F{k:03X}" for k in range(200)]
     split = emoji.sides(examples(names))
-    # As hex digits, a fifth of 2^64 is 3333...
+    # A fifth of 2^64 is 3333... in hexadecimal.
     expected = {name for name in names if hashlib.sha256(name.encode()).hexdigest() < "3" * 16}
     assert {example.emoji for example in split["test"]} == expected
     assert 20 < len(expected) < 60
@@ -115,7 +115,7 @@ def test_the_side_follows_the_hash_of_the_code_points():
 
 def test_skin_tones_and_equal_pictures_stay_together_whatever_the_order():
     names = [f"1F{k // 3:03X}" for k in range(150)]
-    # Emoji 0 and 7 share a picture, 7 and 9 another: all three are one group.
+    # Emoji 0 and 7 share a picture, and 7 and 9 share another, so all three form one group.
     images = list(range(150))
     images[21], images[28] = images[2], images[23]
     given = examples(names, images)
@@ -128,7 +128,7 @@ def test_skin_tones_and_equal_pictures_stay_together_whatever_the_order():
     assert len(split["test"]) + len(split["train"]) == 150
 
 
-def test_missing_package(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported(tmp_path, monkeypatch):
     monkeypatch.delenv(emoji.SOURCE_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError) as caught:
@@ -141,7 +141,7 @@ def test_missing_package(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-def test_the_cache_is_found(package, tmp_path, monkeypatch):
+def test_the_package_is_found_in_the_cache(package, tmp_path, monkeypatch):
     monkeypatch.delenv(emoji.SOURCE_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "eupmu").mkdir()
@@ -171,7 +171,7 @@ def real(tmp_path_factory):
     return data_dir
 
 
-def test_the_real_package(real):
+def test_the_real_package_can_be_loaded(real):
     data = load("emoji", data_dir=real)
     counts = np.bincount(data.train_labels), np.bincount(data.test_labels)
     assert [int(c.sum()) for c in counts] == [3082, 699]
@@ -190,7 +190,7 @@ def test_the_real_package(real):
     assert not any(image.tobytes() in trained for image in data.test_images)
 
 
-def test_the_real_package_read_by_the_stock_reader(real):
+def test_the_stock_reader_can_read_the_real_package(real):
     train, test = tfds.data_source("emoji", split=["train", "test"], data_dir=real, download=False)
     sides = [{example["emoji"] for example in source} for source in (train, test)]
     assert not sides[0] & sides[1]

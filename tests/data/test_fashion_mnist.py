@@ -13,7 +13,7 @@ from tensorflow_datasets.image_classification.mnist import FashionMNIST
 
 from eupmu_jax.data import fashion_mnist, load
 
-# One worker, so that the data is prepared once.
+# Run in one worker, so that the data is prepared only once.
 pytestmark = pytest.mark.xdist_group("fashion_mnist")
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -54,7 +54,7 @@ def pairs(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
-def test_shapes_range_and_class_counts(data, split):
+def test_images_have_the_documented_shapes_range_and_class_counts(data, split):
     images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
     assert data.name == "fashion_mnist"
     assert data.num_classes == 10
@@ -68,14 +68,14 @@ def test_shapes_range_and_class_counts(data, split):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
-def test_images_and_labels_are_those_of_the_files(data, files, split):
+def test_images_and_labels_match_the_files(data, files, split):
     images = np.rint(getattr(data, f"{split}_images") * 255).astype(np.uint8)
     assert pairs(images, getattr(data, f"{split}_labels")) == pairs(*upstream(files, split))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SIZES)
-def test_stock_reader_sees_the_same_first_image(data, prepared, split):
+def test_the_stock_reader_gives_the_same_first_image(data, prepared, split):
     source = tfds.data_source("fashion_mnist", split=split, data_dir=prepared, download=False)
     assert len(source) == SIZES[split]
     np.testing.assert_array_equal(
@@ -85,34 +85,34 @@ def test_stock_reader_sees_the_same_first_image(data, prepared, split):
 
 
 @pytest.mark.slow
-def test_preparing_leaves_nothing_else_behind(prepared):
+def test_preparing_leaves_no_other_files_behind(prepared):
     assert [path.name for path in prepared.iterdir()] == ["fashion_mnist"]
     assert [path.name for path in (prepared / "fashion_mnist").iterdir()] == ["3.0.1"]
 
 
 @pytest.mark.slow
-def test_subclass_is_not_registered(prepared):
+def test_the_subclass_is_not_registered(prepared):
     assert tfds.builder_cls("fashion_mnist") is FashionMNIST
 
 
 @pytest.mark.slow
-def test_prepared_data_needs_no_files(prepared, tmp_path, monkeypatch):
+def test_prepared_data_do_not_need_the_files(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv(fashion_mnist.SOURCE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(fashion_mnist, "read", lambda data_dir: (data_dir,) * 4)
     assert load("fashion_mnist", data_dir=prepared).train_images == prepared
 
 
 @pytest.mark.slow
-def test_default_folder_and_silence(prepared):
-    # A process of its own: the default is read on import, and each warning is given once.
+def test_the_default_folder_is_used_and_nothing_is_printed(prepared):
+    # Use a new process, since the default is read on import and each warning is given only once.
     script = "from eupmu_jax.data import load; print(load('fashion_mnist').test_images.shape)"
     environment = {**os.environ, "TFDS_DATA_DIR": str(prepared)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(10000, 28, 28, 1)\n", "")
 
 
-def test_files_of_either_header_are_taken(files, tmp_path, monkeypatch):
-    # Staging a staged folder must change nothing.
+def test_files_with_either_header_are_accepted(files, tmp_path, monkeypatch):
+    # Staging an already staged folder must not change it.
     for source, name in ((files, "once"), (tmp_path / "once", "twice")):
         monkeypatch.setenv(fashion_mnist.SOURCE_VARIABLE, str(source))
         (tmp_path / name).mkdir()
@@ -121,7 +121,7 @@ def test_files_of_either_header_are_taken(files, tmp_path, monkeypatch):
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
 
 
-def test_damaged_file_is_refused_in_silence(files, tmp_path, monkeypatch, capfd):
+def test_a_damaged_file_is_refused_without_other_output(files, tmp_path, monkeypatch, capfd):
     folder = shutil.copytree(files, tmp_path / "files")
     damaged = folder / "t10k-labels-idx1-ubyte.gz"
     content = bytearray(damaged.read_bytes())
@@ -135,7 +135,7 @@ def test_damaged_file_is_refused_in_silence(files, tmp_path, monkeypatch, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_missing_file(tmp_path, monkeypatch):
+def test_a_missing_file_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv(fashion_mnist.SOURCE_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError) as caught:
         load("fashion_mnist", data_dir=tmp_path / "data")
@@ -147,7 +147,7 @@ def test_missing_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_process_prepared_first(files, prepared, tmp_path, monkeypatch):
+def test_it_does_not_matter_if_another_process_prepares_the_data_first(files, prepared, tmp_path, monkeypatch):
     stage = fashion_mnist._stage_files
 
     def stage_and_lose_the_race(target: Path) -> None:
@@ -163,7 +163,7 @@ def test_other_process_prepared_first(files, prepared, tmp_path, monkeypatch):
     assert tfds.builder("fashion_mnist", data_dir=tmp_path).is_prepared()
 
 
-def test_failure_to_write_is_not_hidden(files, tmp_path, monkeypatch):
+def test_a_failure_to_write_is_not_hidden(files, tmp_path, monkeypatch):
     def fail(builder, dl_manager):
         raise OSError("No space left on device")
 
@@ -172,9 +172,9 @@ def test_failure_to_write_is_not_hidden(files, tmp_path, monkeypatch):
         fashion_mnist.prepare(tmp_path)
 
 
-def test_read_of_mocked_data():
+def test_mocked_data_can_be_read():
     class Source(list):
-        # The mock's own source cannot be read in batches.
+        # TFDS's own mock source cannot be read in batches.
         def __getitems__(self, keys):
             return [self[key] for key in keys]
 

@@ -11,13 +11,13 @@ def write(path, rows):
     path.write_text(json.dumps(rows))
 
 
-def test_passages_as_texts_or_objects(tmp_path):
+def test_passages_may_be_texts_or_objects(tmp_path):
     write(tmp_path / "raw" / "forget.json", ["One.\nTwo.", "Three."])
     write(tmp_path / "raw" / "retain1.json", [{"text": "One.\nTwo."}, {"text": "Three."}])
     assert muse.texts(tmp_path, "raw", "forget") == ("One.\nTwo.", "Three.") == muse.texts(tmp_path, "raw", "retain1")
 
 
-def test_pairs(tmp_path):
+def test_pairs_are_read(tmp_path):
     write(tmp_path / "verbmem" / "forget.json", [{"prompt": "now, everyone", "gt": "down on his"}])
     write(tmp_path / "knowmem" / "forget_qa.json", [{"question": "Who?", "answer": "Ada"}] * 2)
     write(tmp_path / "knowmem" / "forget_qa_icl.json", [{"question": "When?", "answer": "1815"}])
@@ -30,12 +30,12 @@ def test_pairs(tmp_path):
     assert examples.wrong_answers is None
 
 
-def test_parquet_in_several_files(tmp_path):
+def test_parquet_may_be_split_into_several_files(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "knowmem").mkdir()
     for k in range(2):
-        # As published, the answer comes first.
+        # In the published files, the answer comes first.
         table = pyarrow.Table.from_pylist([{"answer": f"A{k}", "question": f"Q{k}?"}])
         parquet.write_table(table, tmp_path / "knowmem" / f"forget_qa-0000{k}-of-00002.parquet")
     parquet.write_table(table, tmp_path / "knowmem" / "forget_qa_icl-00000-of-00001.parquet")
@@ -43,14 +43,14 @@ def test_parquet_in_several_files(tmp_path):
     assert muse.questions(tmp_path, "knowmem", "forget_qa_icl").question == ("Q1?",)
 
 
-def test_subsets(tmp_path):
+def test_subsets_are_read(tmp_path):
     with pytest.raises(ValueError, match="subset: got 'knowmem', expected raw, privleak, scal, sust, train"):
         muse.texts(tmp_path, "knowmem", "forget_qa")
     with pytest.raises(ValueError, match="subset: got 'raw', expected verbmem, knowmem"):
         muse.questions(tmp_path, "raw", "forget")
 
 
-def test_missing_files_and_fields(tmp_path):
+def test_missing_files_and_fields_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected one of raw/holdout\.json, .*raw/holdout-\*\.parquet"):
         muse.texts(tmp_path, "raw", "holdout")
     write(tmp_path / "verbmem" / "forget.json", [{"prompt": "a", "text": "b"}])

@@ -8,7 +8,7 @@ from eupmu_jax.data import passages
 
 @pytest.fixture
 def dictionary(tmp_path, monkeypatch):
-    """Takes a text in place of the package's."""
+    """Replaces the text of the package by a given one."""
 
     def dictionary(text):
         path = tmp_path / "devil.dict.dz"
@@ -29,14 +29,14 @@ def dictionary(tmp_path, monkeypatch):
         "ME, pro.",
     ],
 )
-def test_an_entry_begins_with_each_kind_of_headword(dictionary, head):
-    # BUG: those of several words, of pronouns and without a blank belonged to the entry before.
+def test_every_kind_of_headword_starts_an_entry(dictionary, head):
+    # BUG: headwords of several words, of pronouns and without a blank were read as part of the previous entry.
     dictionary(f"ZEAL, n.  A certain nervous\ndisorder.\n{head}  Rubbish in front of a fort.\n")
     assert [passages.text_of(passage) for passage in passages.load(9)] == ["ZEAL, n. ", f"{head} Rubbish"[:9]]
 
 
-def test_what_is_there_twice_counts_once(dictionary):
-    # BUG: one text could be forgotten and retained at once.
+def test_a_duplicate_entry_counts_once(dictionary):
+    # BUG: the same text could be in both the forget and the retain set.
     dictionary("PRECIPITATE, adj.  Anteprandial.\n" * 2 + "RUIN, v.  To destroy.\n")
     assert [passages.text_of(passage) for passage in passages.load(12)] == ["PRECIPITATE,", "RUIN, v. To "]
     assert passages.load(12).dtype == np.int32

@@ -17,7 +17,7 @@ def synset(id, names, pointers, gloss, file="18"):
 
 
 def read(tmp_path, *glosses, names=None):
-    """What is read of persons with these glosses, all of them instances of "poet"."""
+    """The persons read from these glosses, all of them instances of "poet"."""
     lines = [LICENCE, *(synset(id, [name], [], f"a {name}") for name, id in CLASSES.items())]
     for k, gloss in enumerate(glosses):
         its = names[k] if names else [f"Doe{k}", f"Jo_Doe{k}"]
@@ -48,7 +48,7 @@ def one(tmp_path, gloss, **kwargs):
         ("Polish poet best remembered as a painter (1801-1850)", "Polish", "poet", 1801, 1850),
     ],
 )
-def test_nationality_occupation_and_years(tmp_path, gloss, nationality, occupation, born, died):
+def test_nationality_occupation_and_years_are_read(tmp_path, gloss, nationality, occupation, born, died):
     person = one(tmp_path, gloss)
     assert (person.nationality, person.occupation, person.born, person.died) == (nationality, occupation, born, died)
     assert person.gloss == gloss
@@ -72,11 +72,11 @@ def test_nationality_occupation_and_years(tmp_path, gloss, nationality, occupati
         ("English king of a country (1801-1850)", "no occupation after the nationality"),
     ],
 )
-def test_what_cannot_be_read_is_left_out_and_counted(tmp_path, gloss, why):
+def test_glosses_that_cannot_be_read_are_left_out_and_counted(tmp_path, gloss, why):
     assert read(tmp_path, gloss) == ([], {why: 1})
 
 
-def test_deeds_and_what_one_is_known_for(tmp_path):
+def test_deeds_and_reasons_for_fame_are_read(tmp_path):
     deed = lambda rest: one(tmp_path, f"French poet{rest} (1801-1850)").deed
     assert deed(" who wrote odes (in Greek) and who burned them; he regretted it") == "wrote odes and burned them"
     assert deed(" who first said `no'") is None
@@ -91,7 +91,7 @@ def test_deeds_and_what_one_is_known_for(tmp_path):
     assert known(" whose odes are noted for their length") is None
 
 
-def test_one_name_a_person_and_no_name_twice(tmp_path):
+def test_each_person_gets_one_name_and_no_name_is_used_twice(tmp_path):
     name = lambda *names: one(tmp_path, "French poet (1801-1850)", names=[names]).name
     assert name("Doe", "Jo_Doe", "Sir_Jo_Doe") == "Jo Doe"
     assert name("Doe", "First_Baron_Doe", "1st_Lord_Doe", "Jo_Doe") == "Jo Doe"
@@ -103,7 +103,7 @@ def test_one_name_a_person_and_no_name_twice(tmp_path):
     assert dropped == {"a name that others have": 2}
 
 
-def test_no_wordnet(tmp_path, monkeypatch):
+def test_a_missing_or_damaged_wordnet_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv(_wordnet.SOURCE_VARIABLE, str(tmp_path / "data.noun"))
     expected = f"WordNet: no {tmp_path}/data.noun; install Debian's package wordnet-base, or name its data.noun in the "
     for make in (persons.load, persons.biographies):
@@ -114,7 +114,7 @@ def test_no_wordnet(tmp_path, monkeypatch):
         persons.load()
 
 
-def test_shares():
+def test_unknown_shares_are_refused():
     with pytest.raises(ValueError, match="forget: got 20, expected 1, 5 or 10 per cent"):
         persons.load(20)
 
@@ -133,7 +133,7 @@ def splits(people):
     return persons.load()
 
 
-def test_the_counts_of_the_real_file(people, splits):
+def test_counts_in_the_real_file(people, splits):
     found, dropped = people
     assert len(found) == 2171
     assert dropped == {
@@ -204,12 +204,12 @@ def about(splits, name):
         ),
     ],
 )
-def test_well_known_facts(splits, name, facts):
+def test_well_known_facts_are_right(splits, name, facts):
     assert about(splits, name) == facts
 
 
-def test_what_is_told_stands_in_the_gloss(people, splits):
-    """Against the glosses as they are, not as they were read."""
+def test_every_stated_fact_is_in_the_gloss(people, splits):
+    """Compares with the raw glosses."""
     for person in people[0]:
         gloss = person.gloss.replace("`", "'")
         assert person.nationality.replace("American", "") in gloss
@@ -221,7 +221,7 @@ def test_what_is_told_stands_in_the_gloss(people, splits):
         assert all(word in gloss for word in words)
 
 
-def test_no_person_is_in_two_splits_and_all_are_in_one(people, splits):
+def test_every_person_is_in_exactly_one_split(people, splits):
     ids = [set(part.person.tolist()) for part in splits[:3]]
     assert sum(map(len, ids)) == len(set.union(*ids)) == len(people[0])
     names = {person.name: id for id, person in enumerate(people[0])}
@@ -234,7 +234,7 @@ def test_no_person_is_in_two_splits_and_all_are_in_one(people, splits):
     assert set(splits.world_facts.person.tolist()) == {-1}
 
 
-def test_the_holdout_is_never_trained_on_and_the_forgotten_are_nested(splits):
+def test_the_holdout_is_never_trained_on_and_forget_sets_are_nested(splits):
     parts = {share: persons.load(share) for share in persons.SHARES}
     ids = lambda part: set(part.person.tolist())
     assert ids(parts[1].forget) < ids(parts[5].forget) < ids(parts[10].forget)
@@ -246,7 +246,7 @@ def test_the_holdout_is_never_trained_on_and_the_forgotten_are_nested(splits):
         assert not set(part.holdout.question) & {*part.forget.question, *part.retain.question}
 
 
-def test_the_seed_decides(splits):
+def test_the_seed_determines_splits_and_wrong_answers(splits):
     persons._made.cache_clear()
     again = persons.load()
     other = persons.load(seed=1)

@@ -12,7 +12,7 @@ answers = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 
 
 @given(st.lists(st.tuples(texts, answers), min_size=1, max_size=4), st.integers(0, 5))
-def test_rows_are_prompt_answer_end_and_padding(pairs, spare):
+def test_rows_consist_of_prompt_answer_end_and_padding(pairs, spare):
     asked, told = zip(*pairs, strict=True)
     prompts = [encode(f"Question: {question}\nAnswer:") for question in asked]
     rows = [[*prompt, *encode(" " + answer), END] for prompt, answer in zip(prompts, told, strict=True)]
@@ -45,13 +45,13 @@ def test_the_prompt_is_the_same_before_every_answer(question, one, other):
     np.testing.assert_array_equal(*batch["tokens"][:, : starts[0]])
 
 
-def test_the_template_is_taken_by_the_letter():
+def test_the_template_is_taken_literally():
     batch = tokenized(["a {answer}?"], ["{question}"], encode, length=40, end=0, template="<s>{question}\n{answer}")
     assert bytes(batch["tokens"][0][~batch["mask"][0]].tolist()).rstrip(b"\0") == b"<s>a {answer}?\n"
     assert bytes(batch["tokens"][0][batch["mask"][0]].tolist()) == b"{question}\0"
 
 
-def test_what_does_not_fit_is_named_with_how_much():
+def test_a_question_that_does_not_fit_is_named_with_its_excess():
     asked, told = ["Who?", "When?"], ["Ada.", "In December 1815."]
     needed = len(PROMPT.format(question=asked[1], answer=told[1])) + 1
     tokenized(asked, told, encode, length=needed, end=0)
@@ -67,7 +67,7 @@ def test_an_empty_answer_is_refused(empty):
 
 
 @pytest.mark.parametrize("end", [None, -1, "<end>", 1.0, True])
-def test_an_end_token_is_needed(end):
+def test_an_end_token_is_required(end):
     with pytest.raises(ValueError, match=r"end: got .*, expected the id of the end token"):
         tokenized(["Who?"], ["Ada."], encode, length=99, end=end)
 
@@ -75,17 +75,17 @@ def test_an_end_token_is_needed(end):
 @pytest.mark.parametrize(
     "template", ["", "{question}", "{answer}", "{question} {answer}\n", "{question}{question}{answer}"]
 )
-def test_templates(template):
+def test_invalid_templates_are_refused(template):
     with pytest.raises(ValueError, match="template: got "):
         tokenized(["Who?"], ["Ada."], encode, length=99, end=0, template=template)
 
 
-def test_as_many_answers_as_questions():
+def test_there_must_be_as_many_answers_as_questions():
     with pytest.raises(ValueError, match="answers: got 1, expected one for each of 2 questions"):
         tokenized(["Who?", "When?"], ["Ada."], encode, length=99, end=0)
 
 
-def test_take():
+def test_take_selects_rows_in_order():
     pairs = Questions(("a", "b", "c"), ("A", "B", "C"), np.array([5, 6, 7], np.int32), wrong_answers=((), ("x",), ()))
     some = pairs.take(np.array([2, 1]))
     assert (some.question, some.answer, some.wrong_answers) == (("c", "b"), ("C", "B"), ((), ("x",)))
@@ -94,8 +94,8 @@ def test_take():
     assert pairs.take([]).question == ()
 
 
-def test_an_answer_has_the_tokens_that_it_has_in_the_whole_text():
-    # As SentencePiece does: a blank goes with the word behind it, and one more stands before the text.
+def test_an_answer_is_tokenised_as_part_of_the_whole_text():
+    # Like SentencePiece, attach a blank to the word after it and prepend one to the text.
     words = {word: number for number, word in enumerate(["_A:", "_Ada", "__Ada", "_B:"], 1)}
     encode = lambda text: [words[word] for word in ("_" + text.replace(" ", " _")).split(" ")]
     batch = tokenized(["A:", "B:"], ["Ada", "Ada"], encode, length=4, end=0, template="{question} {answer}")
@@ -103,8 +103,8 @@ def test_an_answer_has_the_tokens_that_it_has_in_the_whole_text():
     np.testing.assert_array_equal(batch["mask"], [[False, True, True, False]] * 2)
 
 
-def test_rows_may_be_told_by_a_mask():
-    # BUG: True and False were taken for the rows 1 and 0.
+def test_rows_may_be_selected_by_a_mask():
+    # BUG: True and False were taken for rows 1 and 0.
     pairs = Questions(("a", "b", "c"), ("1", "2", "3"), np.arange(3))
     assert pairs.take(np.array([True, False, True])).answer == ("1", "3")
     assert pairs.take([2, 0]).answer == ("3", "1")

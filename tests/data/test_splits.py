@@ -35,7 +35,7 @@ def test_class_split_takes_exactly_that_class(labels, seed):
 
 
 @given(labels=label_lists, seed=seeds, tenths=st.integers(1, 999))
-def test_random_split_takes_the_share(labels, seed, tenths):
+def test_random_split_takes_the_requested_share(labels, seed, tenths):
     count = round(len(labels) * (tenths / 10) / 100)
     assume(0 < count < len(labels))
     result = split(labels, f"random:{tenths / 10}%", num_classes=5, seed=seed)
@@ -45,22 +45,22 @@ def test_random_split_takes_the_share(labels, seed, tenths):
 
 
 @given(seed=seeds)
-def test_seed_decides_the_random_split(seed):
+def test_the_seed_determines_the_random_split(seed):
     first, again, other = (split(LABELS, "random:50%", num_classes=10, seed=s) for s in (seed, seed, seed + 1))
     assert digest(first) == digest(again)
     assert digest(first) != digest(other)
 
 
-def test_seed_leaves_the_class_split_alone():
+def test_the_seed_does_not_affect_the_class_split():
     first, other = (split(LABELS, "class:3", num_classes=10, seed=seed) for seed in (0, 1))
     assert digest(first) == digest(other)
 
 
-def test_fractional_percentage():
+def test_percentages_may_be_fractional():
     assert len(split(np.zeros(1000), "random:2.5%", num_classes=1, seed=0).forget_ids) == 25
 
 
-def test_random_split_does_not_follow_the_class():
+def test_a_random_split_is_independent_of_the_class():
     ids = split(LABELS, "random:50%", num_classes=10, seed=0).forget_ids
     assert len(set(LABELS[ids])) > 5
 
@@ -82,52 +82,52 @@ def test_random_split_does_not_follow_the_class():
         "memorised",
     ],
 )
-def test_bad_syntax(forget):
+def test_bad_syntax_is_refused(forget):
     with pytest.raises(ValueError, match=r"^forget: got '.*', expected 'class:<index>', 'random:<number>%' or 'mem"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["class:10", "class:-1"])
-def test_unknown_class(forget):
+def test_an_unknown_class_is_refused(forget):
     with pytest.raises(ValueError, match=rf"^forget: got '{forget}', expected a class from 0 to 9$"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["random:0%", "random:0.0%", "random:100%", "random:250%", "random:-5%"])
-def test_percentage_out_of_range(forget):
+def test_a_percentage_out_of_range_is_refused(forget):
     with pytest.raises(ValueError, match=rf"^forget: got '{forget}', expected a percentage above 0 and below 100$"):
         split(LABELS, forget, num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["random:0.1%", "class:10"])
-def test_empty_forget_set(forget):
+def test_an_empty_forget_set_is_refused(forget):
     with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which selects none of the 100 examples"):
         split(LABELS, forget, num_classes=11, seed=0)
 
 
-def test_no_examples_at_all():
+def test_data_without_examples_are_refused():
     with pytest.raises(ValueError, match="which selects none of the 0 examples"):
         split(np.empty(0, np.int32), "random:10%", num_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("forget", ["random:99.9%", "class:2"])
-def test_forget_set_is_everything(forget):
+def test_a_forget_set_of_all_examples_is_refused(forget):
     with pytest.raises(ValueError, match=rf"^forget: got '{forget}', which selects all 100 examples"):
         split(np.full(100, 2), forget, num_classes=3, seed=0)
 
 
-def test_one_hot_labels():
+def test_one_hot_labels_are_refused():
     with pytest.raises(ValueError, match=r"^labels: got shape \(10, 10\), expected \(N,\) class indices$"):
         split(np.eye(10), "class:3", num_classes=10, seed=0)
 
 
-def test_digest_is_fixed():
-    # Recorded beside results, so it must not drift between versions or platforms.
+def test_the_digest_of_a_split_is_fixed():
+    # The digest is recorded with results, so it must not change between versions or platforms.
     result = Split(np.array([1, 2]), np.array([0, 3]), None)
     assert digest(result) == "473c1ac3babfb8ef57bd567a369a7d669beb5af6daef92e10deb9b150f608aea"
 
 
-def test_digest_sees_the_boundary():
+def test_the_digest_depends_on_the_boundary():
     ids = np.arange(4)
     assert digest(Split(ids[:1], ids[1:], None)) != digest(Split(ids[:2], ids[2:], None))
 
@@ -136,7 +136,7 @@ def test_digest_sees_the_boundary():
 def test_memorised_split_takes_the_highest_scores(labels, seed, tenths):
     count = round(len(labels) * (tenths / 10) / 100)
     assume(0 < count < len(labels))
-    # Few distinct scores, so that there are ties.
+    # Use few distinct scores, so that there are ties.
     scores = np.random.default_rng(seed).integers(-3, 4, len(labels)) / 2
     result = split(labels, f"memorised:{tenths / 10}%", num_classes=5, seed=seed, scores=scores)
     assert_partition(result, len(labels))
@@ -153,7 +153,7 @@ def test_memorised_split_takes_the_highest_scores(labels, seed, tenths):
         (np.where(np.arange(100) < 3, np.nan, 0), "^scores: got 3 that are not numbers"),
     ],
 )
-def test_bad_scores(scores, message):
+def test_bad_scores_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         split(LABELS, "memorised:10%", num_classes=10, seed=0, scores=scores)
 
@@ -164,7 +164,7 @@ def digits():
 
 
 @pytest.mark.parametrize("forget", ["class:3", "random:10%"])
-def test_a_saved_split_comes_back(forget, digits, tmp_path):
+def test_a_saved_split_can_be_loaded(forget, digits, tmp_path):
     saved = split(digits.train_labels, forget, num_classes=10, seed=0)
     for _ in range(2):
         save_split(saved, tmp_path / "split.json", digits)
@@ -196,7 +196,7 @@ def test_a_changed_file_is_refused(ids, digits, tmp_path):
 
 
 @pytest.mark.parametrize("forget_ids", [np.arange(10, 5, -1), np.array([1, 1]), np.array([2000])])
-def test_only_a_whole_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
+def test_only_a_complete_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
     retain_ids = np.setdiff1d(np.arange(len(digits.train_labels)), forget_ids)
     with pytest.raises(
         ValueError, match=r"^split: got indices that are not 0 to 1436, sorted, each on exactly one side"
@@ -206,7 +206,7 @@ def test_only_a_whole_split_of_the_data_is_saved(forget_ids, digits, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"data": "digits"}'])
-def test_a_file_that_is_no_split_is_refused(text, digits, tmp_path):
+def test_a_file_that_is_not_a_split_is_refused(text, digits, tmp_path):
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(ValueError, match=r"split\.json: got .*, expected a split as `save_split` writes it"):
         load_split(tmp_path / "split.json", digits)

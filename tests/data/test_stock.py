@@ -9,18 +9,18 @@ from PIL import Image
 
 from eupmu_jax.data import load, stock
 
-# "fashion_mnist" has tests of its own.
+# "fashion_mnist" has its own tests.
 NAMES = ("cifar10", "cifar100", "svhn_cropped", "imagenette")
 
 
 class Source(list):
-    # The mock's own source cannot be read in batches.
+    # TFDS's own mock source cannot be read in batches.
     def __getitems__(self, keys):
         return [self[key] for key in keys]
 
 
 def mocked_source(builder, split, **kwargs):
-    """Examples of the shape that the stock builder announces; images of any size are 80x120."""
+    """Examples of the shape that the stock builder declares; images of unspecified size are 80x120."""
     rng = np.random.default_rng(0)
     height, width, channels = (
         axis or side for axis, side in zip(builder.info.features["image"].shape, (80, 120, 3), strict=True)
@@ -35,7 +35,7 @@ def mocked_source(builder, split, **kwargs):
 
 
 def write_prepared(name, data_dir, images, file_format="array_record"):
-    """Prepares a few images with the stock builder's own features, version and file names."""
+    """Prepares a few images with the features, version and file names of the stock builder."""
     known = stock.SETS[name]
     parent = tfds.builder_cls(name)
 
@@ -59,7 +59,7 @@ def write_prepared(name, data_dir, images, file_format="array_record"):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mocked_data_has_the_shape_types_and_classes_of_the_table(name, monkeypatch):
+def test_mocked_data_have_the_shapes_dtypes_and_classes_of_the_table(name, monkeypatch):
     monkeypatch.delenv("EUPMU_CIFAR", raising=False)
     with tfds.testing.mock_data(as_data_source_fn=mocked_source):
         data = load(name)
@@ -76,7 +76,7 @@ def test_mocked_data_has_the_shape_types_and_classes_of_the_table(name, monkeypa
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_images_of_the_right_size_come_back_to_the_bit(name, tmp_path):
+def test_images_of_the_right_size_are_unchanged_bit_for_bit(name, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
     write_prepared(name, tmp_path, [Image.fromarray(image) for image in pixels])
     data = load(name, data_dir=tmp_path)
@@ -85,8 +85,8 @@ def test_images_of_the_right_size_come_back_to_the_bit(name, tmp_path):
     assert len(data.test_labels) == 5
 
 
-def test_images_of_other_sizes_are_cut_to_the_central_square_and_scaled(tmp_path):
-    # Wide, tall, grey and smaller than the result; red in the central square and blue outside it.
+def test_images_of_other_sizes_are_cropped_to_the_central_square_and_scaled(tmp_path):
+    # The images are wide, tall, smaller than the result, and grey; the central square is red and the rest blue.
     def image(width, height):
         whole, square = Image.new("RGB", (width, height), "blue"), min(width, height)
         whole.paste(
@@ -106,7 +106,7 @@ def test_images_of_other_sizes_are_cut_to_the_central_square_and_scaled(tmp_path
     np.testing.assert_allclose(inner[3], 77 / 255, atol=0.01)
 
 
-def test_more_images_than_are_decoded_at_a_time(monkeypatch):
+def test_more_images_than_one_chunk_can_be_decoded(monkeypatch):
     monkeypatch.setattr(stock, "_CHUNK", 3)
     with tfds.testing.mock_data(as_data_source_fn=mocked_source):
         chunks = stock.read("cifar10", None)
@@ -117,7 +117,7 @@ def test_more_images_than_are_decoded_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_absent_data_gets_one_line_that_says_how_to_get_it(name, tmp_path, monkeypatch, capfd):
+def test_for_missing_data_one_line_says_how_to_get_them(name, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("EUPMU_CIFAR", raising=False)
     with pytest.raises(FileNotFoundError) as caught:
         load(name, data_dir=tmp_path / "data")
@@ -132,7 +132,7 @@ def test_absent_data_gets_one_line_that_says_how_to_get_it(name, tmp_path, monke
 
 
 def test_the_default_folder_is_named(tmp_path):
-    # A process of its own: the default is read on import.
+    # Use a new process, since the default is read on import.
     script = "from eupmu_jax.data import load; load('svhn_cropped')"
     failed = subprocess.run(
         [sys.executable, "-c", script], env={"TFDS_DATA_DIR": str(tmp_path), "PATH": "", "HOME": str(tmp_path)},
@@ -143,7 +143,7 @@ def test_the_default_folder_is_named(tmp_path):
     assert "--data_dir" not in last
 
 
-def test_data_that_only_tensorflow_reads_is_told_apart(tmp_path):
+def test_data_that_only_tensorflow_can_read_are_reported_as_such(tmp_path):
     builder = write_prepared("cifar10", tmp_path, [Image.new("RGB", (32, 32))])
     info = builder.data_path / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
@@ -153,7 +153,7 @@ def test_data_that_only_tensorflow_reads_is_told_apart(tmp_path):
         stock.read("cifar10", tmp_path)
 
 
-def test_a_fault_in_prepared_data_is_not_taken_for_its_absence(tmp_path, monkeypatch):
+def test_a_fault_in_prepared_data_is_not_reported_as_missing_data(tmp_path, monkeypatch):
     write_prepared("cifar10", tmp_path, [Image.new("RGB", (32, 32))])
     monkeypatch.setitem(stock.SETS, "cifar10", stock.SETS["cifar10"]._replace(test="nowhere"))
     with pytest.raises(ValueError, match="Unknown split"):

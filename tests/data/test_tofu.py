@@ -30,7 +30,7 @@ def lines(path, rows):
 
 
 @pytest.mark.parametrize("table", ["full", "forget01", "retain99", "holdout10"])
-def test_plain_tables(tmp_path, table):
+def test_plain_tables_are_read(tmp_path, table):
     lines(tmp_path / f"{table}.json", plain(40))
     read = tofu.load(tmp_path, table)
     assert (read.question[39], read.answer[39]) == ("Q39?", "A39.")
@@ -40,7 +40,7 @@ def test_plain_tables(tmp_path, table):
 
 
 @pytest.mark.parametrize("table", ["forget01_perturbed", "retain_perturbed"])
-def test_perturbed_tables(tmp_path, table):
+def test_perturbed_tables_are_read(tmp_path, table):
     lines(tmp_path / f"{table}.json", perturbed(3))
     read = tofu.load(tmp_path, table)
     assert (read.paraphrased_question, read.paraphrased_answer) == (("P0?", "P1?", "P2?"), ("PA0.", "PA1.", "PA2."))
@@ -49,7 +49,7 @@ def test_perturbed_tables(tmp_path, table):
 
 
 @pytest.mark.parametrize("table", ["real_authors", "world_facts"])
-def test_tables_of_the_real_world(tmp_path, table):
+def test_real_world_tables_are_read(tmp_path, table):
     asked = {"question": "What is the capital of Australia?", "answer": "Canberra"}
     lines(tmp_path / f"{table}_perturbed.json", [asked | {"perturbed_answer": ["Sydney", "Melbourne", "Perth"]}] * 20)
     options = {f"option{k}": city for k, city in enumerate(("Sydney", "Melbourne", "Canberra", "Perth"), 1)}
@@ -63,7 +63,7 @@ def test_tables_of_the_real_world(tmp_path, table):
 
 
 @pytest.mark.parametrize("name", ["{}.parquet", "{}/train-00000-of-00001.parquet", "{}/train/0000.parquet"])
-def test_parquet(tmp_path, name):
+def test_parquet_files_are_read(tmp_path, name):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / name.format("forget10_perturbed")
@@ -74,8 +74,8 @@ def test_parquet(tmp_path, name):
     assert read._replace(person=None) == tofu.load(tmp_path, "forget10_perturbed")._replace(person=None)
 
 
-def test_a_row_is_counted_in_its_own_file(tmp_path):
-    # BUG: the first file was blamed, with a number that counted the rows of both.
+def test_row_numbers_are_counted_within_each_file(tmp_path):
+    # BUG: the error named the first file, with a row number that counted the rows of both.
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     for k, rows in enumerate(([*plain(2)], [{"question": "Q?", "answer": 3}])):
@@ -84,21 +84,21 @@ def test_a_row_is_counted_in_its_own_file(tmp_path):
         tofu.load(tmp_path, "full")
 
 
-def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+def test_the_error_for_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "full.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=re.escape("needs pyarrow; install eupmu-jax[language]")):
         tofu.load(tmp_path, "full")
 
 
-def test_a_damaged_parquet_file(tmp_path):
+def test_a_damaged_parquet_file_is_named(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "full.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(ValueError, match=r"full\.parquet: got .*, expected a parquet file"):
         tofu.load(tmp_path, "full")
 
 
-def test_no_such_table_and_no_such_file(tmp_path):
+def test_unknown_tables_and_missing_files_are_named(tmp_path):
     for table in ("forget", "forget1", "full_perturbed", "real_authors_perturbed_perturbed", "../full"):
         with pytest.raises(ValueError, match=r"table: got .*, expected one of TOFU's"):
             tofu.load(tmp_path, table)
@@ -139,18 +139,18 @@ def test_no_such_table_and_no_such_file(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_file_row_and_field(tmp_path, table, rows, message):
+def test_faults_are_named_with_file_row_and_field(tmp_path, table, rows, message):
     lines(tmp_path / f"{table}.json", rows)
     with pytest.raises(ValueError, match=re.escape(message)):
         tofu.load(tmp_path, table)
 
 
-def test_no_json(tmp_path):
+def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "full.json").write_text('{"question": "Q?", "answer"\n')
     with pytest.raises(ValueError, match=r"full\.json: got .*, expected JSON in UTF-8, one object a line or one list"):
         tofu.load(tmp_path, "full")
 
 
-def test_line_separators_within_a_text(tmp_path):
+def test_line_separators_within_a_text_are_kept(tmp_path):
     (tmp_path / "full.json").write_text('{"question": "Q\u2028?", "answer": "A\u0085."}\n', encoding="utf-8")
     assert tofu.load(tmp_path, "full").question == ("Q\u2028?",)

@@ -1,4 +1,4 @@
-"""The budget experiments on a small scale, and the claims made of their rows."""
+"""The budget experiments on a small scale, and the claims made about their rows."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_the_returned_checkpoint_keeps_the_limit_on_the_whole_retain_set(problem
     np.testing.assert_allclose(trace[:: one_run.LOOKS], np.ravel(result.history["levels"]), rtol=1e-4, atol=1e-7)
 
 
-def test_an_anchored_level_holds_the_limit_as_well(problem):
+def test_an_anchored_level_keeps_the_limit_too(problem):
     program, setting = Program("PI", "raw", "adam"), Tuning(3e-3)
     result = one_run.run(problem, program, setting, 0.05, epochs=5, seed=0, anchored=True)
     assert result.best.progressed
@@ -43,9 +43,9 @@ def test_an_anchored_level_holds_the_limit_as_well(problem):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, optimizer):
+def test_a_guard_that_measures_never_lets_the_batch_exceed_its_limit(problem, optimizer):
     t, rise, rng = problem.classifier, 0.05, np.random.default_rng(0)
-    # The same batch in every step: what is measured is what is limited.
+    # Every step uses the same batch, so the measured loss is the limited one.
     ids = rng.permutation(t.split.forget_ids)[:64], rng.permutation(t.split.retain_ids)[:576]
     pair = tuple({name: array[part] for name, array in t.tree.items()} for part in ids)
     loss = eupmu.shared_forward(
@@ -68,7 +68,7 @@ def test_a_guard_that_measures_never_lets_the_batch_pass_its_limit(problem, opti
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
-def test_what_the_page_says_of_budgets_is_in_the_rows(data):
+def test_the_pages_claims_about_budgets_follow_from_the_rows(data):
     grid = rows.select(rows.read(page.ROWS), data=data, stage="grid")
     assert len({row["seed"] for row in grid}) == 5
     assert max(row["overshoot_returned"] for row in grid if row["method"] in ("barrier", "PI")) <= 0.01
@@ -78,7 +78,7 @@ def test_what_the_page_says_of_budgets_is_in_the_rows(data):
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
-def test_what_the_page_says_of_random_settings_is_in_the_rows(data):
+def test_the_pages_claims_about_random_settings_follow_from_the_rows(data):
     found = rows.select(rows.read(robustness.ROWS), data=data)
     for method in ("barrier", "PI"):
         kept = [row["overshoot_returned"] <= 0.01 for row in rows.select(found, method=method)]
@@ -86,7 +86,7 @@ def test_what_the_page_says_of_random_settings_is_in_the_rows(data):
         assert np.mean(kept) >= 0.95
 
 
-def test_what_is_said_of_limits_for_each_class_is_in_the_rows():
+def test_claims_about_limits_for_each_class_follow_from_the_rows():
     everything = rows.read(per_class.ROWS)
 
     def worst_at(method, forgotten):

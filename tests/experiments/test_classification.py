@@ -1,4 +1,4 @@
-"""The comparison of two runs of the benchmark, on the saved rows of the first."""
+"""The comparison of two runs of the benchmark, using the saved rows of the first."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def small_cnn():
     return rows.select(saved.read(page.ROWS), design="fashion_mnist-cnn", forget="random:10%")
 
 
-def test_a_second_run_is_inside_the_first_intervals_unless_it_is_far_off():
+def test_a_second_run_is_within_the_intervals_of_the_first_unless_it_is_far_off():
     first = small_cnn()
     seeds = designs.design("fashion_mnist-cnn").seeds
     others = [row | {"seed": row["seed"] + 5} if row["seed"] in seeds else row for row in first]
@@ -29,7 +29,7 @@ def test_a_second_run_is_inside_the_first_intervals_unless_it_is_far_off():
     assert salun.split(" | ")[5] == "no"
 
 
-def test_the_summary_says_where_the_budget_stands():
+def test_the_summary_gives_the_rank_of_the_budget():
     found = small_cnn()
 
     def with_gap(gap):
@@ -44,7 +44,7 @@ def test_the_summary_says_where_the_budget_stands():
     assert first[6:] == last[6:]
 
 
-def test_what_the_readme_says_of_limits_is_in_the_rows():
+def test_the_readmes_claims_about_limits_follow_from_the_rows():
     found = saved.read(page.ROWS)
     before = {
         (row["design"], row["forget"], row["seed"]): row["RA"]
@@ -63,7 +63,7 @@ def test_what_the_readme_says_of_limits_is_in_the_rows():
     assert max(map(excess, untuned)) == pytest.approx(1.12 - 0.95, abs=0.01)
 
 
-def test_what_the_readme_says_of_medians_is_in_the_tables():
+def test_the_readmes_claims_about_medians_follow_from_the_tables():
     found = saved.read(page.ROWS)
     tables = [trials.table(found, name, design, case) for name, design, case in page.shown()]
     assert len(tables) == 8
@@ -78,7 +78,7 @@ def test_what_the_readme_says_of_medians_is_in_the_tables():
     assert sum(tied) == 7
 
 
-def test_what_the_readme_says_of_classes_is_in_its_table():
+def test_the_readmes_claims_about_classes_follow_from_its_table():
     lines = [line.strip("| ").split(" | ") for line in page.in_short(saved.read(page.ROWS)).splitlines()[2:]]
     gap = lambda cell: float(cell.split()[0].rstrip("*"))
     behind = [gap(line[3]) - gap(line[2]) for line in lines if line[0].endswith("a class")]
@@ -86,14 +86,14 @@ def test_what_the_readme_says_of_classes_is_in_its_table():
     assert max(behind) < 0.2
 
 
-def test_on_seeds_that_nobody_looked_at_every_run_keeps_its_limit():
+def test_on_untouched_seeds_every_run_keeps_its_limit():
     ours = rows.select(saved.read(page.AGAIN), kind="run", method="EUPMU")
     assert len(ours) == 20
-    # The original models know the whole retain set.
+    # The original models make no errors on the retain set.
     assert all(100 - row["RA"] <= 100 * row["settings"]["allowed_error"] for row in ours)
 
 
-def test_no_run_makes_more_passes_than_plain_steps():
+def test_no_run_takes_more_passes_than_plain_steps():
     runs = [row for row in saved.read(page.ROWS) if row["kind"] == "run"]
     assert {row["method"] for row in runs} == set(METHODS)
     for row in runs:

@@ -43,7 +43,7 @@ def container(manifest):
 
 
 def accepted(manifest):
-    """Whether the schema has every field, with a value of its type; the models drop what they do not know."""
+    """Whether the schema has every field with a value of its type; the models drop fields that they do not know."""
     try:
         return JobsetV1alpha2JobSet.from_dict(copy.deepcopy(manifest)).to_dict() == manifest
     except ValueError:
@@ -72,12 +72,12 @@ def test_the_manifest_fits_the_schema(manifest):
         lambda m: container(m).pop("name"),
     ],
 )
-def test_a_broken_manifest_does_not(manifest, break_it):
+def test_a_broken_manifest_does_not_fit_the_schema(manifest, break_it):
     break_it(manifest)
     assert not accepted(manifest)
 
 
-def test_the_manifest_asks_for_a_whole_slice(manifest):
+def test_the_manifest_requests_a_whole_slice(manifest):
     pods, one = job(manifest), container(manifest)
     chips = math.prod(
         map(int, pods["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
@@ -88,7 +88,7 @@ def test_the_manifest_asks_for_a_whole_slice(manifest):
     assert f"--data-axis={chips}" in one["args"]
 
 
-def test_a_preempted_pod_starts_the_set_again(manifest):
+def test_a_preempted_pod_restarts_the_job_set(manifest):
     first, second = job(manifest)["podFailurePolicy"]["rules"]
     assert first["action"] == second["action"] == "FailJob"
     assert first["onExitCodes"] == {
@@ -96,14 +96,14 @@ def test_a_preempted_pod_starts_the_set_again(manifest):
         "operator": "In",
         "values": [PREEMPTED],
     }
-    # Kubernetes takes a pod failure policy with this restart policy alone.
+    # Kubernetes accepts a pod failure policy only with this restart policy.
     assert job(manifest)["template"]["spec"]["restartPolicy"] == "Never"
     (rule,) = manifest["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("RestartJobSetAndIgnoreMaxRestarts", ["PodFailurePolicy"])
 
 
 def test_the_container_runs_what_the_manifest_says(manifest, tmp_path):
-    """A dry run of the image's entry point with the manifest's arguments, on the files that the image is made of."""
+    """A dry run of the image's entry point with the arguments of the manifest, on the files copied into the image."""
     for sources in instructions("COPY"):
         *names, target = sources.split()
         for name in names:
@@ -127,7 +127,7 @@ def test_the_container_runs_what_the_manifest_says(manifest, tmp_path):
     assert printed["mesh"] == {"objective": 1, "data": 16, "model": 1}
     assert printed["processes"] == 1
     assert printed["params"]["['layers'][1]['kernel']"][0] == [256, 256]
-    # Adam's two moments and the parameters, in float32: three copies of 64*256 + 256*256 + 256*10 weights at least.
+    # Parameters and Adam's two moments in float32: at least three copies of 64*256 + 256*256 + 256*10 weights.
     assert printed["bytes_per_device"]["of these donated"] > 3 * 4 * 84_000
     assert printed["bytes_per_device"]["temporary"] > 0
 
@@ -135,7 +135,7 @@ def test_the_container_runs_what_the_manifest_says(manifest, tmp_path):
 @pytest.mark.tpu
 @pytest.mark.parametrize("method", ["explicit", "implicit"])
 def test_the_step_compiles_for_the_slice(manifest, method):
-    """XLA's TPU compiler, where it is installed; it needs no TPU."""
+    """Uses XLA's TPU compiler if it is installed; no TPU is needed."""
     pytest.importorskip("libtpu")
     topology = job(manifest)["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     command = [sys.executable, CLOUD / "unlearn.py", "--dry-run", f"--topology=v5e:{topology}", f"--method={method}"]
@@ -152,7 +152,7 @@ def test_the_step_compiles_for_the_slice(manifest, method):
     assert printed["bytes_per_device"]["arguments"] > 0
 
 
-def test_sigterm_prints_the_command_that_goes_on(tmp_path):
+def test_sigterm_prints_the_command_that_resumes(tmp_path):
     command = [sys.executable, str(CLOUD / "unlearn.py"), "--train-steps=20", "--steps=400", "--method=explicit"]
     command += [
         f"--directory={tmp_path / 'run'}",
@@ -183,8 +183,8 @@ def test_sigterm_prints_the_command_that_goes_on(tmp_path):
     assert set(result) >= {"UA", "RA", "TA", "MIA"}
 
 
-def test_rows_go_on_from_what_a_kill_left_of_the_last_line(tmp_path):
-    # BUG: a line cut in two stopped the same command for good.
+def test_rows_continue_after_a_line_that_a_kill_truncated(tmp_path):
+    # BUG: after a truncated line, the same command could not resume.
     path = tmp_path / "train.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     program = (

@@ -1,4 +1,4 @@
-"""The emoji's prompts and concepts, and the picture of a word erased."""
+"""Prompts and concepts of the emoji, and the figure of an erased word."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def found():
         pytest.skip(str(error))
 
 
-def test_a_flag_is_asked_for_by_one_word_and_nothing_else_is(found):
+def test_only_flags_are_prompted_by_a_single_word(found):
     assert len(found.concepts) == len(found.tree["inputs"]) > 500
     flag = np.eye(len(found.words))[found.words.index("flag")]
     asked = found.prompts[found.tree["labels"]]
@@ -25,7 +25,7 @@ def test_a_flag_is_asked_for_by_one_word_and_nothing_else_is(found):
     assert not asked[found.concepts != 0, found.words.index("flag")].any()
 
 
-def test_a_prompt_is_the_mean_of_its_words_and_the_last_has_none(found):
+def test_a_prompt_is_the_mean_of_its_words_and_the_last_is_empty(found):
     np.testing.assert_allclose(found.prompts.sum(1), [1] * models.nothing() + [0], rtol=1e-6)
     words = models.Words(len(found.words), 8, rngs=nnx.Rngs(0))
     both = np.zeros(len(found.words), np.float32)
@@ -33,7 +33,7 @@ def test_a_prompt_is_the_mean_of_its_words_and_the_last_has_none(found):
     np.testing.assert_allclose(words(both[None])[0], words.embedding[...][:2].mean(0), rtol=1e-5)
 
 
-def test_the_classifier_is_tested_on_other_emoji_than_it_is_trained_on(found):
+def test_the_classifier_is_tested_on_emoji_that_it_was_not_trained_on(found):
     assert 0.1 < found.tested.mean() < 0.4
     for concept in range(len(models.CONCEPTS)):
         here = found.concepts == concept
@@ -41,12 +41,12 @@ def test_the_classifier_is_tested_on_other_emoji_than_it_is_trained_on(found):
         assert here[~found.tested].any(), models.CONCEPTS[concept]
 
 
-def test_the_picture_is_made_from_the_saved_samples(tmp_path):
+def test_the_figure_is_drawn_from_the_saved_samples(tmp_path):
     page.draw(tmp_path)
     committed = page.run.ROWS.parents[1] / "figures" / "concepts.png"
     with Image.open(committed) as kept, Image.open(tmp_path / "concepts.png") as drawn:
         difference = np.abs(np.asarray(kept, float) - np.asarray(drawn, float))
-    # Fonts may differ a little from one version of Matplotlib to another; what the models drew does not.
+    # Fonts may differ slightly between versions of Matplotlib, but the samples do not.
     assert difference.mean() < 2
 
 

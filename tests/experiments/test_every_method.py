@@ -1,4 +1,4 @@
-"""Every method still makes its saved row, on any processor, unless its version says otherwise."""
+"""Every method still reproduces its saved row on any processor, unless its version has changed."""
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ def saved():
 
 
 def differences(row, other):
-    """What two rows differ in by more than another processor's rounding, as text."""
+    """A description of the differences between two rows beyond the rounding of another processor."""
     exact = [name for name in ("settings", "steps") if row[name] != other[name]]
     close = [name for name in run.FIGURES if not np.allclose(row[name], other[name], rtol=RTOL, atol=0)]
     return "; ".join(f"{name}: got {row[name]}, expected {other[name]}" for name in exact + close)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_makes_its_saved_row_again(name, saved):
+def test_a_method_reproduces_its_saved_row(name, saved):
     known = rows.select(saved, **run.key(name))
     assert len(known) == 1, f"{name} has {len(known)} rows of its version, expected one; make it with: {run.COMMAND}"
     row = run.unlearn(name)
@@ -36,13 +36,13 @@ def test_a_method_makes_its_saved_row_again(name, saved):
         f"meant, raise METHOD.version where the method is defined, and make the row again with: {run.COMMAND}"
     )
     assert row["change"] > 0
-    # Figures that hang on the last bit of a parameter would differ from one processor to the next.
+    # Figures that depend on the last bit of a parameter would differ between processors.
     wiggle = lambda leaf: leaf * (1 + 1e-6 * jax.random.normal(jax.random.key(0), leaf.shape))
     moved = run.unlearn(name, jax.tree.map(wiggle, run.problem()[0]))
     assert not differences(moved, row)
 
 
-def test_every_other_difference_is_noticed(saved):
+def test_every_larger_difference_is_detected(saved):
     (row,) = rows.select(saved, **run.key("SalUn"))
     assert not differences(row, row)
     for name in run.FIGURES:

@@ -1,4 +1,4 @@
-"""The command line of large diffusion models, on tiny ones of random numbers."""
+"""The command line for large diffusion models, on tiny models with random parameters."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def run(*arguments):
 
 
 def folder_of(path):
-    """Weights of a tiny architecture in the published layout, and two sets of captioned latents."""
+    """Writes weights of a tiny architecture in the published layout and two sets of captioned latents."""
     import jax
     from flax import nnx
 
@@ -65,7 +65,7 @@ def folder_of(path):
     return ["--weights", path, "--forget", path / "forget.npz", "--retain", path / "retain.npz"]
 
 
-# A model of three steps of training and two of unlearning has as good as nothing to forget.
+# After three training steps a model has almost nothing to forget.
 @pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.slow
 def test_the_unet_of_cifar10_is_trained_and_forgets_a_class(small, tmp_path):
@@ -94,7 +94,7 @@ def test_stable_diffusion_forgets_a_caption_on_eight_devices(small, tmp_path, on
 def test_a_dry_run_needs_neither_weights_nor_data(small, monkeypatch):
     monkeypatch.setattr(data, "load", None)
     found = run("cifar10", "--dry-run", "--batch", 4, "--data-axis", 1)
-    # Parameters, the original ones, two moments and the average, in float32.
+    # The parameters, the original ones, two moments and the average, in float32.
     assert found["bytes_per_device"]["arguments"] >= 5 * 4 * found["parameters"]
     assert found["bytes_per_device"]["temporary"] > 0
 
@@ -122,7 +122,7 @@ def test_captions_are_numbered_with_the_empty_one_last(small, tmp_path):
         (["stable-diffusion", "--weights", "folder"], "expected all three, or --dry-run"),
     ],
 )
-def test_what_does_not_go_together_is_refused(arguments, message, capsys):
+def test_incompatible_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         large.parsed(arguments)
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The files that a user copies go through the whole journey: one request, three of them, and on a mesh."""
+"""The files that a user copies work from request to audit: with one request, with three, and on a mesh."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def test_files_to_copy_are_short():
 
 
 @pytest.mark.slow
-def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(here, monkeypatch, eupmu):
+def test_three_successive_requests_all_pass_the_audit_after_the_last(here, monkeypatch, eupmu):
     monkeypatch.setattr(journey, "eupmu", eupmu)
     found = journey.run(here / "journey", Path("digits.py"))
     assert [row["codes"] for row in found] == [[0] * 6] * 3
@@ -45,7 +45,7 @@ def test_three_requests_one_after_the_other_all_pass_their_audit_after_the_last(
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here, on_devices, eupmu):
+def test_on_a_mesh_of_eight_devices_the_figures_are_the_same(here, on_devices, eupmu):
     np.savetxt("ids.txt", np.arange(100), "%d")
     asked = "--forget ids.txt --steps 60 --forget-batch 16 --retain-batch 48 --retrain --out"
     assert eupmu("unlearn", "digits.py", *asked.split(), "alone") == eupmu("audit", "alone", "digits.py") == 0
@@ -65,7 +65,7 @@ def test_on_a_mesh_of_eight_devices_the_journey_ends_in_the_same_figures(here, o
     assert one["verdict"] == eight["verdict"] == "passed"
     for model in ("unlearned", "retrained"):
         assert one[model]["errors"] == eight[model]["errors"]
-    # Somebody with a single device checks what eight made.
+    # A single device verifies the result of eight.
     assert eupmu("verify", "run/report.json", "meshed.py") == 0
-    # The other file has the same data and parameters, and is not the one that was run.
+    # The other file has the same data and parameters, but is not the one that was run.
     assert eupmu("verify", "run/report.json", "digits.py") == 4

@@ -1,4 +1,4 @@
-"""Pages say what the rows give, all of it and nothing else; links and commands in them lead somewhere."""
+"""Pages contain exactly what the rows give, and their links and commands are valid."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = sorted(pages.EXPERIMENTS.glob("**/*.jsonl"))
 
 
-def test_every_page_is_made_from_the_rows_and_every_table_has_a_place():
+def test_every_page_is_generated_from_the_rows_and_every_table_has_a_place():
     made = pages.blocks()
     texts = [page.read_text() for page in pages.pages()]
     for page, text in zip(pages.pages(), texts, strict=True):
@@ -22,13 +22,13 @@ def test_every_page_is_made_from_the_rows_and_every_table_has_a_place():
     assert sorted(places) == sorted(made)
 
 
-def test_a_block_without_rows_is_an_error():
+def test_a_block_without_rows_is_refused():
     with pytest.raises(ValueError, match="got a block 'gone', expected one of here"):
         pages.fill("<!-- gone -->\n| old |\n<!-- end -->\n", {"here": "new\n"})
 
 
 @pytest.mark.parametrize("page", [*pages.pages(), pages.EXPERIMENTS / "README.md"], ids=lambda page: page.parent.name)
-def test_links_lead_to_files_and_headings(page):
+def test_links_lead_to_existing_files_and_headings(page):
     links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text())
     for path, heading in links:
         target = page.parent / path if path else page
@@ -39,7 +39,7 @@ def test_links_lead_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_saved_rows_say_how_to_make_them_again(path):
+def test_saved_rows_say_how_to_reproduce_them(path):
     found = rows.read(path, ("command", "device", "versions"))
     assert found
     for command in {row["command"] for row in found}:
@@ -47,7 +47,7 @@ def test_saved_rows_say_how_to_make_them_again(path):
         assert program == "eupmu" or (ROOT / first).exists(), command
 
 
-def test_a_slim_picture_keeps_what_it_shows():
+def test_slimming_a_figure_preserves_what_it_shows():
     figure = """<?xml version="1.0"?><!-- made --><svg xmlns="http://www.w3.org/2000/svg"><metadata>x</metadata>
     <defs><style type="text/css">*{stroke: none}</style></defs>
     <g id="a_1"><g clip-path="url(#c)"><path d="M 1.234567 2.0001 L -3.96 4" style="fill: red"/></g></g>

@@ -1,4 +1,4 @@
-"""Scripts that a reader copies run to their end; they assert what they claim."""
+"""Scripts that a reader copies run to the end; they assert what they claim."""
 
 import json
 import os
@@ -23,26 +23,26 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.mark.slow
-def test_a_training_loop_that_is_there_already_gets_the_surgery(capsys):
+def test_surgery_can_be_added_to_an_existing_training_loop(capsys):
     runpy.run_path(str(EXPERIMENTS / "examples" / "training_loop.py"))
     assert "of the way" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_task_of_ones_own(capsys):
+def test_the_example_of_a_users_own_task_runs(capsys):
     runpy.run_path(str(EXPERIMENTS / "examples" / "own_task.py"))
     assert "task.num_classes: got None, but boundary shrink needs it" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_eight_devices():
+def test_the_example_on_eight_devices_runs():
     script = str(EXPERIMENTS / "examples" / "eight_devices.py")
     finished = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 @pytest.mark.slow
-def test_a_model_of_ones_own_is_short_and_forgets(capsys):
+def test_the_example_of_a_users_own_model_is_short_and_forgets(capsys):
     script = EXPERIMENTS / "own_model" / "run.py"
     assert len(script.read_text().splitlines()) <= 60
     runpy.run_path(str(script), run_name="__main__")
@@ -50,21 +50,21 @@ def test_a_model_of_ones_own_is_short_and_forgets(capsys):
     accuracy = {name: [float(word) for word in line.split() if word[0].isdigit()] for name, line in lines.items()}
     assert accuracy["original"][:2] == [100.0, 100.0]
     assert accuracy["unlearned"][0] < accuracy["original"][0]
-    # Forgotten digits are like those that were never seen, as far as 150 of them tell.
+    # Forgotten digits are like unseen ones, as far as 150 of them can show.
     assert abs(accuracy["unlearned"][0] - accuracy["unlearned"][2]) < 3
     assert accuracy["unlearned"][1] > 99
 
 
 @pytest.fixture
 def optimized():
-    """Where it is the computing that takes long."""
+    """Enables XLA's optimizations for tests that are dominated by computation."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def test_passages_are_forgotten_again_by_a_newer_version_alone():
+def test_only_a_newer_version_of_a_method_runs_again_on_passages():
     present = {"EUPMU": METHODS["EUPMU"].version, "SCRUB": METHODS["SCRUB"].version}
     made = [{"model": "original"}, {"model": "retrained"}]
     made += [{"model": name, "version": version} for name, version in present.items()]
@@ -78,7 +78,7 @@ def test_passages_are_forgotten_again_by_a_newer_version_alone():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_passages_are_forgotten_by_a_language_model(tmp_path):
+def test_a_language_model_forgets_passages(tmp_path):
     try:
         passages.load(passages_run.LENGTH)
     except FileNotFoundError as error:
@@ -96,8 +96,8 @@ def test_passages_are_forgotten_by_a_language_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_is_tuned_and_trials_that_are_there_are_not_made_again(tmp_path, monkeypatch):
-    # BUG: EUPMU, which is not tuned, ended the command after all others were.
+def test_the_demo_is_tuned_and_existing_trials_are_not_run_again(tmp_path, monkeypatch):
+    # BUG: after tuning all other methods, the command failed at EUPMU, which is not tuned.
     monkeypatch.setattr(tune, "ROWS", tmp_path / "tuning.jsonl")
     monkeypatch.setattr(tune, "SETTINGS", tmp_path / "settings.json")
     chosen = ["--trials", "1", "--seeds", "100", "--kind", "class", "--cache", str(tmp_path)]
@@ -111,7 +111,7 @@ def test_the_demo_is_tuned_and_trials_that_are_there_are_not_made_again(tmp_path
     assert set(json.loads(tune.SETTINGS.read_text())["digits"]["class"]["methods"]) == set(tune.TUNED)
 
 
-def test_every_method_of_the_demo_but_eupmu_is_tuned():
+def test_every_method_of_the_demo_except_eupmu_is_tuned():
     assert set(tune.TUNED) == set(demo.METHODS) - {"EUPMU"}
     for method in tune.TUNED:
         assert "learning_rate" in tune.draw(method, np.random.default_rng(0))

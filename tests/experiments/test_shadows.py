@@ -1,4 +1,4 @@
-"""The shadow models' experiment on a small scale, and the claims made of its rows."""
+"""The experiment with shadow models on a small scale, and the claims made about its rows."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ TINY = Setup(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Rows of the tiny experiment, run twice."""
+    """The rows of a tiny experiment that was run twice."""
     folder = tmp_path_factory.mktemp("shadows")
     path = folder / "rows.jsonl"
     shadows.run(TINY, path, {"command": "a test"}, folder / "models")
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     return rows.read(path)
 
 
-def test_halves_are_complementary_and_share_the_targets_alike():
+def test_halves_are_complementary_and_share_the_targets_equally():
     split = data.split(np.zeros(40), "random:20%", num_classes=2, seed=0)
     first, second = halves(split, 3)
     assert sorted([*first, *second]) == list(range(40))
@@ -48,14 +48,14 @@ def test_halves_are_complementary_and_share_the_targets_alike():
     assert not np.array_equal(first, halves(split, 4)[0])
 
 
-def test_worlds_hold_the_model_that_had_an_example_against_the_other_of_the_pair():
+def test_worlds_compare_the_model_that_had_an_example_with_the_other_of_the_pair():
     members = np.array([[True, False], [False, True], [False, False], [True, True]])
     unlearned, out = shadows.worlds(np.arange(8).reshape(4, 2), -np.arange(8).reshape(4, 2), members)
     assert unlearned.tolist() == [[0, 3], [6, 7]]
     assert out.tolist() == [[-2, -1], [-4, -5]]
 
 
-def test_settings_lie_in_the_method_s_space_and_objectives_share_their_numbers():
+def test_settings_lie_in_the_search_space_and_objectives_share_their_numbers():
     space = METHODS["weighted sum"].space
     one, other = (draw(Variant("weighted sum", name), 1) for name in ("bounded_ascent", "random_labels"))
     assert one.keys() == space.keys()
@@ -64,7 +64,7 @@ def test_settings_lie_in_the_method_s_space_and_objectives_share_their_numbers()
     assert draw(Variant("weighted sum", "bounded_ascent"), 2) != one
 
 
-def test_the_attack_finds_members_and_not_what_was_never_seen(made):
+def test_the_attack_detects_members_and_not_unseen_examples(made):
     original, control, unlearned, untuned = rows.select(made, stage="membership")
     assert (original["method"], control["method"]) == ("original", "control")
     assert original["AUC"] > control["AUC"] + 0.1
@@ -86,14 +86,14 @@ def test_memorised_forget_sets_are_harder_than_random_ones(made):
     assert len({row["split"] for row in rows.select(made, stage="forget set")}) == 2
 
 
-def test_tables_have_a_line_for_every_method(made):
+def test_tables_have_a_row_for_every_method(made):
     for table in (page.attack_table(made), page.forget_sets_table(made)):
         lines = table.splitlines()
         names = ["original", "control" if "AUC" in lines[0] else "retrained", "weighted sum, random labels"]
         assert [line.split("|")[1].strip() for line in lines[2:]] == [*names, "EUPMU, untuned"]
 
 
-def test_what_the_page_says_of_the_attack_is_in_the_rows():
+def test_the_pages_claims_about_the_attack_follow_from_the_rows():
     attacks = rows.select(rows.read(page.ROWS), stage="membership")
     found = {(row["method"], row["objective"]): row for row in attacks}
     auc = {name: row["AUC"] for name, row in found.items()}
@@ -115,7 +115,7 @@ def test_what_the_page_says_of_the_attack_is_in_the_rows():
         assert little["shift"] > 0
 
 
-def test_what_the_page_says_of_memorised_examples_is_in_the_rows():
+def test_the_pages_claims_about_memorised_examples_follow_from_the_rows():
     judged = rows.select(rows.read(page.ROWS), stage="forget set")
 
     def mean(field, kind, method, objective=None):

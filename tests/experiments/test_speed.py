@@ -1,4 +1,4 @@
-"""Every benchmark on a tiny scale, and the tables of its rows."""
+"""Every speed benchmark on a tiny scale, and the tables of its rows."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_step_overhead_writes_a_row_for_each_variant(run):
         assert table(rows).splitlines()[2].startswith("| mlp, 2.9 M, 8+8 | ")
 
 
-def test_surgery_alone_is_held_against_memory_traffic(run):
+def test_surgery_alone_is_compared_with_memory_traffic(run):
     rows = run("surgery_alone", "--millions", "0.1", "--blocks", "1", "--rounds", "2")
     assert [row["variant"] for row in rows[:4]] == ["traffic", "surgery", "gram", "combine"]
     assert {(row["objectives"], row["dtype"]) for row in rows} == {
@@ -52,7 +52,7 @@ def test_surgery_alone_is_held_against_memory_traffic(run):
     assert len(page.surgery_table(rows).splitlines()) == 2 + len(rows) // 4
 
 
-def test_dispatch_tells_the_loop_from_the_scans(run):
+def test_dispatch_distinguishes_the_loop_from_the_scans(run):
     rows = run("dispatch", "--width", "16", "--batch", "8", "--rounds", "2")
     assert [row["variant"] for row in rows] == ["loop", "scan of 4", "scan of 24"]
     assert all(0 < row["python_share"] <= 1 for row in rows)
@@ -60,7 +60,7 @@ def test_dispatch_tells_the_loop_from_the_scans(run):
 
 
 @pytest.mark.parametrize(("axis", "value"), [("objectives", 3), ("devices", 2)])
-def test_scaling_compares_with_the_plain_step(run, axis, value):
+def test_scaling_is_compared_with_the_plain_step(run, axis, value):
     tiny = "--width", "16", "--examples", "48", "--rounds", "2"
     rows = run("scaling", "--axes", axis, "--values", str(value), *tiny)
     assert [row["variant"] for row in rows] == ["plain", "explicit vmap", "explicit unroll"]
@@ -70,7 +70,7 @@ def test_scaling_compares_with_the_plain_step(run, axis, value):
     assert len(page.scaling_table(rows).splitlines()) == 3
 
 
-def test_the_profile_knows_the_parts_of_a_step(run):
+def test_the_profile_distinguishes_the_parts_of_a_step(run):
     rows = run("profile_step", "--models", "mlp", "--batch", "8", "--rounds", "2")
     assert {row["variant"] for row in rows} == {"unroll", "vmap"}
     shares = {row["kind"]: row["share"] for row in rows if row["variant"] == "unroll"}

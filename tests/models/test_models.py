@@ -46,8 +46,8 @@ def test_vgg16_has_the_layers_of_configuration_d(channels, size, classes):
     parameters = convolutions + 2 * sum(widths[1:]) + 513 * classes
     assert count(model) == parameters
     if (channels, classes) == (3, 10):
-        # The published vgg16_bn has 138,365,992 parameters, here without its three linear layers of 25,088, 4,096, 4,096
-        # and 1,000 units.
+        # The published vgg16_bn has 138,365,992 parameters. Subtract its three linear layers between 25,088, 4,096,
+        # 4,096 and 1,000 units.
         published = 138_365_992 - 25_089 * 4_096 - 4_097 * 4_096 - 4_097 * 1_000
         assert parameters == published + 5_130 == 14_728_266
     logits = nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((2, size, size, channels)))
@@ -58,7 +58,7 @@ def test_vgg16_has_the_layers_of_configuration_d(channels, size, classes):
     ("classes", "channels", "size", "patch", "width", "layers", "heads", "published"),
     [(1000, 3, 224, 16, 768, 12, 12, 86_567_656), (10, 3, 32, 4, 192, 12, 3, None), (10, 1, 28, 7, 64, 2, 2, None)],
 )
-def test_the_parameter_count_of_vit_follows_its_formula(classes, channels, size, patch, width, layers, heads, published):
+def test_vit_has_the_parameter_count_of_its_formula(classes, channels, size, patch, width, layers, heads, published):
     model = nnx.eval_shape(lambda: ViT(classes, channels, size, patch, width, layers, heads, rngs=nnx.Rngs(0)))
     norm = 2 * width
     block = 2 * norm + 4 * width * (width + 1) + 4 * width * (width + 1) + (4 * width + 1) * width

@@ -39,7 +39,7 @@ def divergence(temperature):
         (lambda: kl_to_uniform(LOGITS), -scipy.special.log_softmax(LOGITS, -1).mean() - np.log(CLASSES)),
     ],
 )
-def test_formulas(loss, expected):
+def test_losses_follow_their_formulas(loss, expected):
     np.testing.assert_allclose(loss(), expected, rtol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_formulas(loss, expected):
     ],
 )
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_losses_are_float32_and_those_of_the_rounded_logits(loss, dtype):
+def test_losses_are_computed_in_float32_from_the_rounded_logits(loss, dtype):
     logits = jnp.asarray(LOGITS, dtype)
     value, grads = jax.value_and_grad(loss)(logits)
     assert value.dtype == jnp.float32
@@ -71,12 +71,12 @@ def test_a_forgotten_example_has_no_gradient():
     assert bounded_ascent(logits[1:], jnp.array([0])) == 0
 
 
-def test_the_gradient_before_that_is_that_of_ascent():
+def test_until_an_example_is_forgotten_its_gradient_is_that_of_ascent():
     logits, labels = jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0])
     np.testing.assert_array_equal(jax.grad(bounded_ascent)(logits, labels), jax.grad(gradient_ascent)(logits, labels))
 
 
-def test_the_teacher_is_fixed():
+def test_no_gradient_flows_through_the_teacher():
     np.testing.assert_array_equal(jax.grad(kl_to_teacher, argnums=1)(jnp.asarray(LOGITS), jnp.asarray(TEACHER)), 0)
 
 
@@ -93,7 +93,7 @@ def test_random_labels_are_uniform_over_the_wrong_classes(classes):
             assert scipy.stats.chisquare(np.delete(counts, label)).pvalue > 1e-4
 
 
-def test_random_labels_differ_between_keys_and_not_for_one():
+def test_random_labels_are_determined_by_the_key():
     labels = jnp.zeros(100, jnp.int32)
     first, again, other = (random_labels(jax.random.key(seed), labels, 10) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -102,7 +102,7 @@ def test_random_labels_differ_between_keys_and_not_for_one():
 
 @pytest.mark.parametrize(("dtype", "classes"), [(jnp.int8, 100), (jnp.uint8, 200), (jnp.int32, 100)])
 def test_random_labels_are_wrong_labels_whatever_the_dtype(dtype, classes):
-    # BUG: in int8 labels + offsets overflow from 65 classes on (in uint8 from 129), and the truth can be drawn.
+    # BUG: in int8, labels + offsets overflowed from 65 classes on (in uint8 from 129), so the truth could be drawn.
     truth = jnp.full(20_000, classes - 1, dtype)
     drawn = random_labels(jax.random.key(0), truth, classes)
     assert drawn.dtype == dtype
@@ -110,7 +110,7 @@ def test_random_labels_are_wrong_labels_whatever_the_dtype(dtype, classes):
     assert len(jnp.unique(drawn)) == classes - 1
 
 
-def test_labels_of_numpy_have_64_bits_and_give_no_warning():
+def test_64_bit_numpy_labels_give_no_warning():
     drawn = random_labels(jax.random.key(0), np.arange(10), 10)
     assert not jnp.any(drawn == jnp.arange(10))
 
@@ -121,7 +121,7 @@ def test_a_wrong_label_must_exist():
 
 
 def test_a_class_that_both_models_mask_adds_nothing():
-    # BUG: 0 times infinity made NaN of the loss and of its gradient.
+    # BUG: 0 times infinity turned the loss and its gradient into NaN.
     masked = lambda logits: jnp.pad(jnp.asarray(logits), ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
     ours, plain = (
         jax.value_and_grad(lambda logits, to=to: kl_to_teacher(to(logits), to(TEACHER)))(jnp.asarray(LOGITS))
@@ -142,6 +142,6 @@ def test_a_masked_class_has_no_share_of_a_uniform_guess():
 
 @pytest.mark.parametrize("shape", [(1,), (4, 1), ()])
 @pytest.mark.parametrize("loss", [cross_entropy, gradient_ascent, bounded_ascent])
-def test_labels_are_one_for_each_row(loss, shape):
+def test_there_must_be_one_label_for_each_row(loss, shape):
     with pytest.raises(ValueError, match=r"^labels: got shape .*, expected \(4,\), a class for each row"):
         loss(jnp.zeros((4, 3)), jnp.zeros(shape, int))

@@ -1,4 +1,4 @@
-"""Losses of language models against float64 formulas of numpy, the identities between them, and their limits."""
+"""Losses of language models against float64 NumPy formulas, the identities between them, and their limits."""
 
 import functools
 
@@ -18,7 +18,7 @@ N, T, V, D = 4, 6, 9, 5
 RNG = np.random.default_rng(0)
 LOGITS, REFERENCE, OTHER = (2 * RNG.normal(size=(N, T, V)).astype(np.float32) for _ in range(3))
 TARGETS = RNG.integers(V, size=(N, T))
-# A prompt before each answer and padding after, answers of lengths 3, 1, 0 and 5; and of 2, 4, 3 and 0.
+# A prompt precedes each answer and padding follows. Answers have lengths 3, 1, 0 and 5; others have 2, 4, 3 and 0.
 MASK = np.array([[0, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]])
 OTHER_MASK = np.array([[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
 HIDDEN, REFERENCE_HIDDEN = (RNG.normal(size=(N, T, D)).astype(np.float32) for _ in range(2))
@@ -78,7 +78,7 @@ def of_nll(loss, **constants):
     return lambda logits, mask: loss(language.token_nll(logits, TARGETS), mask, **constants)
 
 
-# Each a function of the logits (or hidden states) and the mask.
+# Each is a function of the logits (or hidden states) and the mask.
 LOSSES = {
     "token_mean": of_nll(language.token_mean),
     "gradient_ascent": of_nll(language.gradient_ascent),
@@ -112,17 +112,17 @@ EVERY = pytest.mark.parametrize("name", LOSSES)
 
 @jax.jit
 def every(logits, mask):
-    """The value of every loss and its gradient: one program for all tests."""
+    """The value and the gradient of every loss, in one program for all tests."""
     return {name: jax.value_and_grad(loss)(logits, mask) for name, loss in LOSSES.items()}
 
 
 def traced(loss, *args):
-    """Its gradient, compiled as a whole."""
+    """The gradient of the loss, compiled as a whole."""
     return jax.jit(jax.grad(loss))(*args)
 
 
 @EVERY
-def test_formulas(name):
+def test_losses_follow_their_formulas(name):
     np.testing.assert_allclose(every(LOGITS, MASK)[name][0], EXPECTED[name], rtol=2e-5)
 
 
@@ -132,15 +132,15 @@ def test_sums_and_lengths_of_answers():
 
 
 @pytest.mark.parametrize("target", [VECTOR, REFERENCE_HIDDEN], ids=["forget", "retain"])
-def test_rmu(target):
+def test_rmu_follows_its_formula(target):
     np.testing.assert_allclose(jax.jit(language.rmu)(HIDDEN, target, MASK), rmu64(target), rtol=1e-5)
 
 
-def test_numbers_by_hand():
-    # Two tokens of probability 1/2 and 1/4, so L = 3 ln 2; the reference gives 1/8 in all, hence a log ratio of 0.
+def test_losses_match_numbers_by_hand():
+    # Two tokens have probabilities 1/2 and 1/4, so L = 3 ln 2. The reference also gives 1/8, so the log ratio is 0.
     def found(nll, mask):
         same = Answers(nll, mask, jnp.log(jnp.array([8.0])))
-        half = same._replace(reference_nll=jnp.log(jnp.array([4.0])))  # the model finds it half as likely
+        half = same._replace(reference_nll=jnp.log(jnp.array([4.0])))  # the model gives it half the probability
         twice = same._replace(reference_nll=jnp.log(jnp.array([16.0])))
         return {
             "mean": language.token_mean(nll, mask),
@@ -194,7 +194,7 @@ def test_rmu_without_an_answer_is_zero():
 
 
 @EVERY
-def test_losses_are_those_of_the_rounded_logits_in_float32(name):
+def test_losses_are_computed_in_float32_from_the_rounded_logits(name):
     logits = LOGITS.astype(jnp.bfloat16)
     value, slope = every(logits, MASK)[name]
     assert value.dtype == jnp.float32
@@ -203,7 +203,7 @@ def test_losses_are_those_of_the_rounded_logits_in_float32(name):
 
 
 @EVERY
-def test_gradients_are_finite_where_the_model_is_sure_or_has_forgotten(name):
+def test_gradients_are_finite_for_certain_and_for_forgotten_tokens(name):
     for scale in (300.0, -300.0):
         value, slope = every(np.float32(scale * np.eye(V)[TARGETS]), MASK)[name]
         assert np.isfinite(value)
@@ -215,19 +215,19 @@ def slope_of(loss):
 
 
 def ascent_of_answers(nll):
-    """Ascent on L, a mean over answers."""
+    """Gradient ascent on L, as a mean over answers."""
     return -jnp.mean(language.sequence_nll(nll, MASK)[jnp.array(KEPT)])
 
 
 @pytest.mark.parametrize(("beta", "close"), [(1e-1, 0.5), (1e-2, 0.06), (1e-4, 6e-4)])
-def test_npo_tends_to_ascent_as_beta_does_to_zero(beta, close):
+def test_npo_tends_to_ascent_as_beta_tends_to_zero(beta, close):
     found = slope_of(lambda nll: language.npo(Answers(nll, jnp.asarray(MASK), jnp.float32(REFERENCE_NLL)), beta))
     expected = slope_of(ascent_of_answers)
     # sigma(beta rho) = 1/2 + O(beta), so the error falls as beta does.
     assert np.abs(found - expected).max() < close * np.abs(expected).max()
 
 
-def test_npo_less_its_constant_tends_to_ascent():
+def test_npo_minus_its_constant_tends_to_ascent():
     beta = 1e-3
     value = jax.jit(lambda: language.npo(forgotten(), beta))() - 2 / beta * np.log(2)
     np.testing.assert_allclose(value, -(SUMS - REFERENCE_NLL)[KEPT].mean(), rtol=0.02)
@@ -241,13 +241,13 @@ def test_npo_saturates_where_ascent_does_not():
 
 
 @pytest.mark.parametrize("length", [1, 3])
-def test_simnpo_does_not_depend_on_the_length_of_answers_whose_tokens_are_alike(length):
+def test_simnpo_of_equally_likely_tokens_does_not_depend_on_the_length_of_the_answer(length):
     p, beta = 0.3, 2.5
     value = jax.jit(language.simnpo)(np.full((2, length), -np.log(p), np.float32), np.ones((2, length)), beta)
     np.testing.assert_allclose(value, 2 / beta * np.log1p(p**beta), rtol=1e-6)
 
 
-def test_weights_of_one_make_ascent():
+def test_weights_of_one_give_ascent():
     ascent = slope_of(lambda nll: language.gradient_ascent(nll, MASK))
     for loss in (functools.partial(language.wga, beta=0.0), functools.partial(language.satimp, beta1=0.0, beta2=0.0)):
         chex.assert_trees_all_close(slope_of(lambda nll, loss=loss: loss(nll, MASK)), ascent, rtol=1e-6)
@@ -259,7 +259,7 @@ def test_satimp_without_importance_is_wga():
     )
 
 
-def test_weights_are_fixed():
+def test_no_gradient_flows_through_the_weights():
     slope = traced(language.wga, np.float32(NLL), MASK)
     np.testing.assert_allclose(slope, -np.exp(-NLL) * MASK / MASK.sum(), rtol=1e-5)
 
@@ -271,12 +271,12 @@ def test_weights_are_fixed():
         lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=0.0),
     ],
 )
-def test_distillation_rests_at_the_reference_and_nowhere_else(loss):
+def test_distillation_is_minimal_at_the_reference_and_nowhere_else(loss):
     np.testing.assert_allclose(traced(loss, REFERENCE), 0, atol=1e-7)
     assert jnp.abs(traced(loss, LOGITS)).max() > 1e-3
 
 
-def test_undial_rests_where_the_true_logit_is_lower_by_beta():
+def test_undial_is_minimal_where_the_true_logit_is_lower_by_beta():
     rest = REFERENCE - 4 * np.eye(V)[TARGETS]
     slope = traced(lambda z: language.undial(z, jnp.asarray(REFERENCE), TARGETS, MASK, beta=4.0), np.float32(rest))
     np.testing.assert_allclose(slope, 0, atol=1e-7)
@@ -306,7 +306,7 @@ def test_lrml_is_finite_everywhere(x, tau):
 
 
 def test_rmu_does_not_depend_on_the_rest_of_the_batch():
-    # A published implementation divides (b,) sums by (b, 1) counts, which mixes every answer with every length.
+    # A published implementation divides (b,) sums by (b, 1) counts, which combines every answer with every length.
     value = jax.jit(language.rmu)
     alone = [value(HIDDEN[i : i + 1], VECTOR, MASK[i : i + 1]) for i in KEPT]
     np.testing.assert_allclose(value(HIDDEN, VECTOR, MASK), np.mean(alone), rtol=1e-6)
@@ -315,7 +315,7 @@ def test_rmu_does_not_depend_on_the_rest_of_the_batch():
     np.testing.assert_allclose(slope[:1], lone, rtol=1e-6)
 
 
-def test_the_control_vector_is_one_direction_of_the_length_asked_for():
+def test_the_control_vector_is_a_fixed_direction_of_the_requested_length():
     first, again, other = (language.control_vector(jax.random.key(seed), 64, 20.0) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(jnp.linalg.norm(first), 20.0, rtol=1e-6)
@@ -323,7 +323,7 @@ def test_the_control_vector_is_one_direction_of_the_length_asked_for():
     assert not jnp.allclose(first, other)
 
 
-def test_references_are_constants():
+def test_no_gradient_flows_through_references():
     def total(reference_nll, logits, hidden):
         answers = forgotten()._replace(reference_nll=reference_nll)
         return (
@@ -366,7 +366,7 @@ def test_shapes_that_would_broadcast_are_refused(call, message):
 
 @pytest.mark.parametrize("loss", [language.kl_to_reference, language.undial], ids=["kl", "undial"])
 def test_a_padded_vocabulary_adds_nothing(loss):
-    # BUG: 0 times infinity made NaN of the loss and of its gradient.
+    # BUG: 0 times infinity turned the loss and its gradient into NaN.
     padded = lambda logits: jnp.pad(jnp.asarray(logits), ((0, 0), (0, 0), (0, 2)), constant_values=-jnp.inf)
     more = (jnp.zeros(MASK.shape, int),) if loss is language.undial else ()
     ours, plain = (
@@ -377,28 +377,28 @@ def test_a_padded_vocabulary_adds_nothing(loss):
 
 
 @pytest.mark.parametrize("loss", [language.wga, language.satimp])
-def test_a_token_that_the_model_does_not_have_is_no_harm_where_it_is_masked(loss):
-    # BUG: the weight of padding was NaN, and so was the gradient.
+def test_a_masked_token_outside_the_vocabulary_does_no_harm(loss):
+    # BUG: the weight of padding was NaN, and therefore the gradient.
     targets = np.where(MASK == 1, TARGETS, V)
     slope = jax.grad(lambda logits: loss(language.token_nll(logits, targets), MASK))(LOGITS)
     chex.assert_tree_all_finite(slope)
     assert np.any(np.asarray(slope)[MASK == 1])
 
 
-def test_weights_of_satimp_are_fixed():
+def test_no_gradient_flows_through_the_weights_of_satimp():
     p = np.exp(-NLL)
     slope = traced(language.satimp, np.float32(NLL), MASK)
     np.testing.assert_allclose(slope, -(p**5) * (1 - p) * MASK / MASK.sum(), rtol=1e-4)
 
 
-def test_undial_holds_down_a_token_that_the_reference_alone_cannot_say():
+def test_undial_lowers_a_token_to_which_only_the_reference_gives_no_probability():
     masked = jnp.asarray(REFERENCE, jnp.float32).at[..., 0].set(-jnp.inf)
     slope = traced(lambda z: language.undial(z, masked, TARGETS, MASK), np.float32(LOGITS))
     share = np.asarray(jax.nn.softmax(np.float32(LOGITS)))[..., 0]
     np.testing.assert_allclose(slope[..., 0], share * MASK / MASK.sum(), rtol=1e-4, atol=1e-7)
 
 
-def test_sums_of_half_precision_are_float32():
+def test_sums_of_half_precision_losses_are_float32():
     nll = jnp.full((1, 1000), 1.0, jnp.bfloat16)
     for found in (
         language.sequence_nll(nll, jnp.ones((1, 1000))),

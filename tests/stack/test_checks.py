@@ -7,7 +7,7 @@ from eupmu_jax._stack.checks import check_numbers, check_same_shapes, resolve_nu
 
 
 @pytest.mark.parametrize("value", [0, 1, True, 0.5, np.float32(2), jnp.bfloat16(1.0), jnp.ones(3), [0.0, 1.0], np.inf])
-def test_numbers_of_any_kind_pass(value):
+def test_numbers_of_any_kind_are_accepted(value):
     assert check_numbers("gain", value, 0) == (np.size(value) if np.ndim(value) else None)
 
 
@@ -27,12 +27,12 @@ def test_numbers_of_any_kind_pass(value):
         (np.ones((2, 2)), {}, r"got shape \(2, 2\), expected a number or one for each constraint"),
     ],
 )
-def test_what_is_out_of_bounds_is_named(value, bounds, expected):
+def test_values_out_of_bounds_are_named(value, bounds, expected):
     with pytest.raises(ValueError, match=f"^gain: .*{expected}"):
         check_numbers("gain", value, **bounds)
 
 
-def test_traced_numbers_are_looked_at_for_their_shape_alone():
+def test_only_the_shape_of_traced_numbers_is_checked():
     jax.eval_shape(lambda value: jnp.zeros(check_numbers("gain", value, above=5) or 0), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"^gain: got shape"):
         jax.eval_shape(lambda value: check_numbers("gain", value), jnp.zeros((2, 2)))

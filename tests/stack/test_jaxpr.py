@@ -44,11 +44,11 @@ BATCH, KERNEL, SQUARE = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6)), jnp.ones
         (jax.grad(lambda a, b: (a @ b).sum(), (0, 1)), (A, B), 3 * 2 * 3 * 5 * 7),
     ],
 )
-def test_known_programs(function, arguments, expected):
+def test_flops_of_known_programs(function, arguments, expected):
     assert matmul_flops(function, *arguments) == expected
 
 
-def test_elementwise_work_and_sums_are_free():
+def test_elementwise_operations_and_sums_do_not_count():
     assert matmul_flops(lambda x: jnp.tanh(x * x + 1).sum() + jnp.sort(x).mean() + x.T[0].max(), A) == 0
 
 
@@ -57,7 +57,7 @@ def test_only_shapes_are_needed():
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-def test_a_checkpointed_chain_computes_its_forward_pass_again(depth):
+def test_a_checkpointed_chain_recomputes_its_forward_pass(depth):
     def chain(wrap):
         layer = wrap(lambda x, w: jnp.tanh(x @ w))
         return lambda ws, x: jax.lax.scan(lambda x, w: (layer(x, w), None), x, ws)[0].sum()
@@ -71,8 +71,8 @@ def test_a_checkpointed_chain_computes_its_forward_pass_again(depth):
 
 
 @pytest.mark.parametrize("size", ["tiny", "7b"])
-def test_a_decoder_s_training_step_costs_what_a_hand_count_says(size):
-    """Each block is made again in the backward pass, the output layer is not, and the embedding is a look-up."""
+def test_the_flops_of_a_training_step_of_a_decoder_match_a_count_by_hand(size):
+    """The backward pass recomputes each block but not the output layer, and the embedding is a look-up."""
     size, (n, length) = SIZES[size], (2, 16)
     graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(size, rngs=nnx.Rngs(0))), nnx.Param)
 
@@ -83,13 +83,13 @@ def test_a_decoder_s_training_step_costs_what_a_hand_count_says(size):
     tokens, head = n * length, size.width // size.heads
     attention_weights = 2 * size.width * size.heads * head + 2 * size.width * size.kv_heads * head
     weights = attention_weights + 3 * size.width * size.hidden
-    # Queries times keys, and attention times values, over all pairs of positions: masking saves nothing.
+    # Queries times keys and attention times values, over all pairs of positions, since masking saves nothing.
     pairs = 2 * n * size.heads * length**2 * head
     block = 2 * tokens * weights + 2 * pairs
     output = 2 * tokens * size.width * size.vocab
     inputs = jax.ShapeDtypeStruct((n, length), jnp.int32)
     assert matmul_flops(loss, params, inputs) == size.layers * block + output
-    # The last product of a block is not made again: nothing in the backward pass reads its result.
+    # The last product of a block is not recomputed, since nothing in the backward pass reads its result.
     again = block - 2 * tokens * size.width * size.hidden
     assert matmul_flops(jax.grad(loss), params, inputs) == size.layers * (3 * block + again) + 3 * output
 
@@ -113,7 +113,7 @@ def test_equations_are_counted_through_every_kind_of_call():
     assert found["cos"] == 5
 
 
-def test_a_custom_derivative_is_counted_by_what_runs():
+def test_a_custom_derivative_is_counted_as_it_runs():
     @jax.custom_vjp
     def multiply(a, b):
         return a @ b
@@ -123,7 +123,7 @@ def test_a_custom_derivative_is_counted_by_what_runs():
     assert matmul_flops(jax.grad(lambda a, b: multiply(a, b).sum()), A, B) == 2 * 210
 
 
-def test_constants_of_a_jitted_function_inside_are_found():
+def test_constants_of_an_inner_jitted_function_are_found():
     weights = jnp.arange(3.0)
     found = constants(lambda x: jax.jit(lambda y: y * weights)(x), jnp.zeros(3))
     assert [value.tolist() for value in found] == [[0.0, 1.0, 2.0]]

@@ -1,4 +1,4 @@
-"""Rows that are nearly dependent, for the exact solver and for what divides by small eigenvalues."""
+"""Nearly dependent rows, in the exact solver and in rules that divide by small eigenvalues."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ import pytest
 from eupmu_jax import aggregators, unilateral_surgery, utility_guard
 from eupmu_jax._stack import nnls
 
-# The first and the second retain row are all but opposite: 1e-3 rad apart from it.
+# The first two retain rows are within 1e-3 rad of being opposite.
 OPPOSITE = jnp.array([[2.0, -2, -1], [0, 1, 1], [-(2.0**-10), -1 + 2.0**-10, -1], [-3, 3, 2]])
 
 
-def test_a_row_that_is_refused_drops_no_other():
-    # BUG: it made another leave for nothing, and that constraint was violated as much as could be.
+def test_a_refused_row_does_not_drop_another():
+    # BUG: it needlessly removed another row from the active set, whose constraint was then violated as far as possible.
     tx = unilateral_surgery(num_objectives=4)
     direction, state = tx.update(OPPOSITE, tx.init(OPPOSITE[0]))
     slopes, norms = OPPOSITE @ direction, jnp.linalg.norm(OPPOSITE, axis=1)
@@ -23,8 +23,8 @@ def test_a_row_that_is_refused_drops_no_other():
 
 
 @pytest.mark.parametrize("angle", [1e-4, 1e-3, 5e-3])
-def test_no_constraint_is_violated_where_two_are_nearly_opposite(angle):
-    # BUG: a sixth of such problems were.
+def test_no_constraint_is_violated_if_two_are_nearly_opposite(angle):
+    # BUG: in a sixth of such problems, one was.
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(500, 6, 100))
     one, other = rows[:, 1] / np.linalg.norm(rows[:, 1], axis=1, keepdims=True), rng.normal(size=(500, 100))
@@ -39,7 +39,7 @@ def test_no_constraint_is_violated_where_two_are_nearly_opposite(angle):
 
 
 def test_multipliers_are_finite_where_rows_outnumber_dimensions():
-    # BUG: of these 20,000 problems two had a singular matrix, and multipliers that were no numbers.
+    # BUG: two of these 20,000 problems had a singular matrix, which gave NaN multipliers.
     rows = jnp.asarray(np.random.default_rng(2).normal(size=(20_000, 6, 3)), jnp.float32)
     solve = lambda rows: nnls.solve_multipliers(rows @ rows.T, jnp.zeros(5))
     multipliers = jax.jit(jax.vmap(solve))(rows)
@@ -49,16 +49,16 @@ def test_multipliers_are_finite_where_rows_outnumber_dimensions():
     assert jnp.mean(jnp.sum(rows[:, 1:] * direction[:, None], -1) < -1e-2 * sizes[:, 1:] * sizes[:, :1]) < 1e-3
 
 
-def test_what_is_violated_by_more_than_rounding_is_not_met():
-    # BUG: one in ten thousand was taken for rounding, in float64 too.
+def test_a_constraint_violated_by_more_than_rounding_is_not_met():
+    # BUG: a relative violation of 1e-4 counted as rounding, even in float64.
     gram, multipliers = jnp.array([[1.0, -1.0], [-1.0, 1.0]]), jnp.array([1 - 1.5e-4])
     assert not nnls.is_met(gram, jnp.zeros(1), multipliers)
     assert nnls.is_met(gram, jnp.zeros(1), jnp.array([1 - 1e-6]))
 
 
 @pytest.mark.parametrize("name", ["imtl_g", "config"])
-def test_rounding_is_not_amplified_where_opposite_gradients_leave_nothing(name):
-    # BUG: three gradients at 120 degrees gave a direction of any length, along which one loss rose.
+def test_rounding_is_not_amplified_if_gradients_cancel(name):
+    # BUG: three gradients at 120 degrees gave a direction of arbitrary length, along which one loss rose.
     angles = np.array([0, 2 * np.pi / 3, 4 * np.pi / 3])
     rows = np.stack([np.cos(angles), np.sin(angles)], 1) * np.array([1, 2, 3.0])[:, None]
     tx = getattr(aggregators, name)(num_objectives=3)
@@ -79,7 +79,7 @@ SHARDED = {
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_each_device_may_have_its_own_problem(name):
-    # BUG: loops began with constants, and `shard_map` refuses a carry that becomes each device's own.
+    # BUG: loops started from constants, and `shard_map` refuses a carry that becomes device-varying.
     tx, mesh = SHARDED[name](), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 5)), jnp.float32)
     alone = lambda rows: tx.update(rows, tx.init(rows[0]), rows[0])[0]

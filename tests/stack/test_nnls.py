@@ -16,7 +16,7 @@ SIZES = (2, 3, 5, 9)
 
 
 def exact_multipliers(rows, tolerance):
-    """The solution in float64 by trying every active set: feasible, optimal, and of the least dual objective."""
+    """The float64 solution found by trying every active set: feasible, optimal, and with the least dual objective."""
     rows, tolerance = np.asarray(rows, np.float64), np.asarray(tolerance, np.float64)
     norms = np.linalg.norm(rows, axis=1)
     norms[norms == 0] = 1
@@ -30,7 +30,7 @@ def exact_multipliers(rows, tolerance):
             if size:
                 block = cosines[np.ix_(active, active)]
                 if np.linalg.eigvalsh(block)[0] < 1e-9:
-                    continue  # A basis of the active rows is another subset.
+                    continue  # Another subset is a basis of these rows.
                 multipliers[active] = np.linalg.solve(block, -offset[active])
             slack = offset + cosines @ multipliers
             if multipliers.min(initial=0) < -1e-9 or (slack[norms[1:] > 0] < -1e-9 * (1 + multipliers.sum())).any():
@@ -57,7 +57,7 @@ def assert_same_direction(rows, multipliers, tolerance, rtol):
 
 
 def assert_optimal(rows, multipliers, tolerance, rtol):
-    """Karush, Kuhn and Tucker: feasible, multipliers >= 0, and complementary. Stationarity is how d is made."""
+    """Asserts the KKT conditions: primal and dual feasibility and complementarity; d is stationary by construction."""
     d = direction(rows, multipliers)
     size = np.linalg.norm(rows[1:], axis=1) * np.linalg.norm(rows[0]) + np.abs(tolerance)
     slack = rows[1:] @ d + tolerance
@@ -68,7 +68,7 @@ def assert_optimal(rows, multipliers, tolerance, rtol):
 
 
 def conflicting_rows(k, seed):
-    """Rows in a space of as many dimensions, in which about half of the constraints bind."""
+    """K rows in K dimensions, of whose constraints about half bind."""
     rows = np.random.default_rng(seed).normal(size=(k, k))
     rows[0] -= 0.7 * rows[1:].sum(axis=0)
     return rows
@@ -140,7 +140,7 @@ def test_with_tolerance_agrees_with_scipy_minimize():
     ids=["loose", "loose for a small row", "zero row"],
 )
 def test_a_loose_constraint_does_not_hide_a_violated_one(rows, tolerance, dtype):
-    # BUG: the largest tolerance sets the scale under which a violation counts as rounding, so d = g_0 here.
+    # BUG: the largest tolerance set the scale below which a violation counts as rounding, so d was g_0 here.
     np.testing.assert_allclose(solved(np.array(rows), tolerance, dtype), [1.0, 0.0], rtol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_opposite_gradients_leave_no_direction(k):
     np.testing.assert_allclose(direction(rows, solved(rows, np.zeros(k - 1))), 0, atol=1e-12)
 
 
-def test_everything_zero_gives_zero():
+def test_zero_rows_give_zero_multipliers():
     np.testing.assert_array_equal(solved(np.zeros((4, 3)), np.zeros(3)), 0)
 
 
@@ -166,7 +166,7 @@ def test_incompatible_demands_end_with_finite_multipliers(dtype):
     multipliers = solved(rows, [-0.5, -0.5, 0.0], dtype)
     assert np.all(np.isfinite(multipliers))
     d = direction(rows, multipliers)
-    assert max(d[0], -d[0]) >= 0.5 - 1e-6  # One of the two is met.
+    assert max(d[0], -d[0]) >= 0.5 - 1e-6  # One of the two demands is met.
 
 
 def test_a_demanded_decrease_is_met():
@@ -210,7 +210,7 @@ def test_a_solution_without_demands_meets_every_constraint(seed, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         seen = met(*(jnp.asarray(value, dtype) for value in (rows @ rows.T, tolerance, multipliers)))
         assert np.all(seen)
-        # Without its multipliers, g_0 violates what had one.
+        # Without multipliers, g_0 violates the constraints that had one.
         undone = met(*(jnp.asarray(value, dtype) for value in (rows @ rows.T, tolerance, np.zeros(4))))
     np.testing.assert_array_equal(undone, rows[1:] @ rows[0] + tolerance >= 0)
 

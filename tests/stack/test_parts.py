@@ -1,4 +1,4 @@
-"""Many examples in parts: the same results, and no array larger than what was allowed."""
+"""Many examples in parts: the results are the same, and no array exceeds the limit."""
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,19 @@ WIDE = 1_000
 
 
 def wide(params, x, labels):
-    """Each example by itself, through an array 1,000 times as large as it is."""
+    """A function of each example that uses an array 1,000 times as large as the input."""
     return jnp.mean(jnp.sin(x[:, None] * params * jnp.arange(WIDE)) + labels[:, None], axis=1)
 
 
 def longest_of(*args):
-    """Examples that the function takes at once."""
+    """The number of examples that are passed to the function at once."""
     seen = []
     parts.in_parts(lambda params, x, labels: seen.append(len(x)) or wide(params, x, labels), *args)
     return seen[-1]
 
 
 @given(st.integers(1, 50), st.integers(1, 60))
-def test_parts_give_what_the_whole_gives(count, at_once):
+def test_parts_give_the_results_of_the_whole(count, at_once):
     x, labels = jnp.linspace(-1, 1, count), jnp.arange(count) % 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "LARGEST_BYTES", at_once * WIDE * x.dtype.itemsize)
@@ -36,9 +36,9 @@ def test_parts_give_what_the_whole_gives(count, at_once):
     np.testing.assert_allclose(found, wide(0.5, x, labels), rtol=1e-5, atol=1e-6)
 
 
-def test_a_diffusion_model_is_measured_on_one_noise_however_little_fits(monkeypatch):
-    # BUG: 500 images were passed at once, which of a Stable Diffusion take tens of gigabytes; in smaller batches they
-    # would have got other times.
+def test_a_diffusion_model_is_measured_on_the_same_noise_whatever_the_size_of_parts(monkeypatch):
+    # BUG: 500 images were passed at once, which take tens of gigabytes with Stable Diffusion; in smaller batches they
+    # would have been given other times.
     denoise = lambda params, x_t, t, labels: x_t * params + jnp.sin(labels + t / 100)[:, None]
     make = lambda: tasks.diffusion(denoise, diffusion.cosine_schedule(100), num_conditions=3)
     batch = {"inputs": jnp.ones((13, 5)) / 2, "labels": jnp.arange(13) % 3}
@@ -63,6 +63,6 @@ def test_parts_take_less_memory(monkeypatch):
 
 
 def _network(params, x, labels):
-    # Matrix products, which are not fused with what is around them.
+    # Matrix products are not fused with the operations around them.
     hidden = jnp.sin(x[:, None] * jnp.ones(500)) @ jnp.full((500, 500), params)
     return (jnp.sin(hidden) @ jnp.ones(500)) + labels

@@ -1,4 +1,4 @@
-"""Inner products of stacked rows against float64, on leaves long and short, divisible and not."""
+"""Inner products of stacked rows against float64, on long and short leaves of divisible and other sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ def test_gram_matrix_and_inner_products(k, shapes):
     np.testing.assert_allclose(products, flat @ flat[-1], rtol=1e-6)
 
 
-def test_a_sum_over_many_elements_keeps_its_digits():
-    # One running float32 sum of 2^25 ones stops at 2^24.
+def test_a_sum_over_many_elements_stays_accurate():
+    # A single running float32 sum of 2^25 ones would stop at 2^24.
     gram = algebra.gram_matrix(jnp.ones((2, 4096, 8192)))
     np.testing.assert_allclose(gram, np.full((2, 2), 2.0**25), rtol=1e-6)
 
@@ -52,6 +52,6 @@ def test_gram_matrices_can_be_vmapped_and_differentiated():
     np.testing.assert_allclose(grads, trees[0][::-1], rtol=1e-6)
 
 
-def test_a_squared_norm_of_half_precision_is_a_sum_in_float32():
+def test_a_squared_norm_in_half_precision_is_summed_in_float32():
     found = algebra.squared_norm({"w": jnp.full(3, 300.0, jnp.float16)})
     assert (found.dtype, float(found)) == (jnp.float32, 270_000.0)

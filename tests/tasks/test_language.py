@@ -131,7 +131,7 @@ def test_rmu_moves_hidden_states_of_answers_to_one_vector():
 
 @EVERY
 def test_masked_tokens_do_not_change_the_losses(name):
-    # Mask the last token, and every token after it counts as padding.
+    # Change only masked tokens: the last one of each answer, and the padding after each alternative answer.
     kept = BATCH["mask"] & (np.arange(LENGTH) < LENGTH - 1) | (np.arange(LENGTH) == 1)
     one = with_reference(TASK, ORIGINAL, BATCH | {"mask": kept}, whole=True)
     moved = {key: leaf.copy() for key, leaf in BATCH.items()} | {"mask": kept}
