@@ -7,12 +7,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_ci_runs_the_readme_s_test_command():
+def test_ci_runs_the_test_command_of_the_readme():
     (command,) = re.findall(r"^(uv run .*pytest.*)$", README, re.MULTILINE)
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_it_takes_five_minutes_to_read():
+def test_it_can_be_read_in_five_minutes():
     assert len(README.splitlines()) <= 160
 
 

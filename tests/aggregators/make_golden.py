@@ -15,7 +15,7 @@ PACKAGES = ("torchjd", "torch", "numpy", "cvxpy", "clarabel", "ecos", "quadprog"
 
 def directions(rows):
     """The direction of each of TorchJD's aggregators, in float64."""
-    # Import these here, since pytest imports every module for its doctests and does not need them.
+    # Import these here, since pytest imports every module for its doctests and should not need them.
     import torch
     from torchjd import aggregation
     from torchjd.linalg import QuadprogProjector

@@ -1,4 +1,4 @@
-"""The demo of a diffusion model at a small scale: its rows, table and page, and the arguments it rejects."""
+"""The demo of a diffusion model at a small scale: its rows, table and page, and what it refuses."""
 
 import functools
 import io

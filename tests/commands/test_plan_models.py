@@ -27,7 +27,7 @@ def test_every_model_has_its_size_and_a_differentiable_loss(model, parameters, e
     assert jax.tree.structure(planned.shardings) == jax.tree.structure(planned.params)
 
 
-def test_with_adapters_only_they_are_parameters_and_they_are_sharded_like_the_matrices_they_adapt():
+def test_adapters_are_the_only_parameters_and_are_sharded_like_the_matrices_they_adapt():
     mesh = make_mesh(1, 1)
     whole = plan_models.planned("tiny", mesh, batch=2, sequence=16)
     planned = plan_models.planned("tiny", mesh, batch=2, sequence=16, adapters=3)

@@ -17,7 +17,7 @@ def told(tmp_path, monkeypatch, capsys, eupmu):
     return run
 
 
-def test_all_positions_are_shown_when_the_output_is_no_terminal(told, tmp_path):
+def test_all_positions_are_shown_when_the_output_is_not_a_terminal(told, tmp_path):
     (tmp_path / "mytask.py").write_text("import numpy as np\ndata = {'x': np.arange(100)}\n")
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(60))))
     told("add", "mytask.py", "ids.txt")

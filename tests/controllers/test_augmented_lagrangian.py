@@ -27,7 +27,7 @@ def run(errors, start, penalty, dual_learning_rate):
 
 
 @given(errors_of_a_run, st.sampled_from([0.1, 2.0]), st.sampled_from([None, 0.0, 0.5]))
-def test_the_recursion_of_powell_hestenes_and_rockafellar(errors, penalty, dual_learning_rate):
+def test_multipliers_follow_the_recursion_of_powell_hestenes_and_rockafellar(errors, penalty, dual_learning_rate):
     duals, expected = [START], []
     for e in errors:
         duals.append(np.maximum(0, duals[-1] + (penalty if dual_learning_rate is None else dual_learning_rate) * e))

@@ -28,7 +28,7 @@ def run(errors, start, proportional, integral, nu):
 
 
 @given(errors_of_a_run, gains, gains, st.sampled_from([-0.5, 0.0, 0.9]))
-def test_the_recursion_of_the_paper(errors, proportional, integral, nu):
+def test_multipliers_follow_the_recursion_of_the_paper(errors, proportional, integral, nu):
     multiplier = start = np.array([0.0, 1.0, 5.0])
     average, expected = errors[0], []
     for e in errors:

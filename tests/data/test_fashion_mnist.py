@@ -103,7 +103,7 @@ def test_prepared_data_do_not_need_the_files(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_default_folder_is_used_and_nothing_is_printed(prepared):
+def test_the_default_folder_is_used_without_warnings(prepared):
     # Use a new process, since the default is read on import and each warning is given only once.
     script = "from eupmu_jax.data import load; print(load('fashion_mnist').test_images.shape)"
     environment = {**os.environ, "TFDS_DATA_DIR": str(prepared)}

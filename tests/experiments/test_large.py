@@ -42,7 +42,7 @@ def run(*arguments):
 
 
 def folder_of(path):
-    """Writes weights of a tiny architecture in the published layout and two sets of captioned latents."""
+    """Writes tiny weights in the published layout and two sets of captioned latents, and returns the arguments."""
     import jax
     from flax import nnx
 

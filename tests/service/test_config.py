@@ -35,7 +35,7 @@ def test_the_file_that_init_writes_states_the_defaults(tmp_path):
         ("limit =", "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_named(text, message, tmp_path):
+def test_invalid_content_is_named(text, message, tmp_path):
     path = tmp_path / "numbers.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"config: .*numbers\.toml") as raised:
@@ -68,7 +68,7 @@ def test_the_toml_file_beside_the_users_file_gives_what_the_command_line_does_no
         (tmp_path / "mytask.toml").write_text(text)
         assert config.beside(tmp_path / "mytask.py") == (None if text else tmp_path / "mytask.toml")
     assert config.beside(tmp_path / "") is None
-    # BUG: one misspelt field made the whole file be ignored silently.
+    # BUG: with one misspelt field, the whole file was silently ignored.
     (tmp_path / "mytask.toml").write_text("limit = 0.2\nstpes = 500")
     with pytest.raises(ValueError, match=r"mytask.toml has 'stpes', expected some of limit, steps"):
         config.asked(config.beside(tmp_path / "mytask.py"))

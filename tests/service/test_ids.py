@@ -37,7 +37,7 @@ def test_positions_are_read_in_order_without_comments_and_empty_lines(tmp_path):
         ("\u0663\n", r"line 1: got '\u0663', expected a position"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(text, message, tmp_path):
+def test_invalid_content_is_named_with_its_line(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read_ids(write(tmp_path, text), 10)
 

@@ -65,7 +65,7 @@ def test_positions_in_other_data_are_separate(path):
     assert add(path, [1, 2], data="e" * 64)[1]
 
 
-def test_states(path):
+def test_states_are_stored_and_invalid_ones_are_refused(path):
     add(path, [1])
     with ledger.opened(path) as connection:
         ledger.set_state(connection, 1, "unlearned")

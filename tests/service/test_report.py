@@ -222,7 +222,7 @@ def test_invalid_json_gives_a_value_error_that_names_the_file(found, tmp_path_fa
         records.read(path, "report")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^file: .*absent.py is not there; expected the Python file"):
         report.verify(tmp_path, tmp_path / "absent.py")
 

@@ -205,7 +205,7 @@ def test_a_file_that_changed_since_the_run_is_warned_about(file, eupmu, capsys):
 )
 def test_faults_in_a_users_file_are_reported_before_the_first_step(line, options, message, file, eupmu, capsys):
     # BUG: groups were checked only by the audit, and `retrain` only after all steps. One example that is not finite
-    # made every step be refused, so that nothing was forgotten.
+    # caused every step to be refused, so that nothing was forgotten.
     file.write_text(f"{file.read_text()}{line}\n")
     assert eupmu("unlearn", "mytask.py", "--out", "run", "--steps", "2", *options) == 2
     assert f"eupmu: {message}" in capsys.readouterr().err
@@ -240,7 +240,7 @@ task = task._replace(outputs=lambda params, batch, key: outputs(merged(params), 
 
 @pytest.mark.slow
 def test_a_quantised_base_stays_unchanged_and_is_audited(file, eupmu, capsys):
-    # BUG: its integers were refused before the run, and relearning in an audit would have trained them.
+    # BUG: its integers were refused before the run, and relearning in an audit would have trained the base.
     file.write_text(file.read_text() + QUANTISED)
     own = user_file.load(file, deletion.NEEDED)
     assert eupmu("plan", "mytask.py", "--forget", "ids.txt") == 0

@@ -39,7 +39,7 @@ def test_no_constraint_is_violated_if_two_are_nearly_opposite(angle):
 
 
 def test_multipliers_are_finite_where_rows_outnumber_dimensions():
-    # BUG: two of these 20,000 problems had a singular matrix, which gave NaN multipliers.
+    # BUG: two of these 20,000 problems had a singular matrix, and multipliers that were not finite.
     rows = jnp.asarray(np.random.default_rng(2).normal(size=(20_000, 6, 3)), jnp.float32)
     solve = lambda rows: nnls.solve_multipliers(rows @ rows.T, jnp.zeros(5))
     multipliers = jax.jit(jax.vmap(solve))(rows)

@@ -87,7 +87,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted():
 
 
 @pytest.mark.parametrize("base", [optax.sgd(1.0), optax.adam(1.0)], ids=["sgd", "adam"])
-def test_it_tunes_a_chain_by_the_retain_loss_of_its_step(base):
+def test_gen_tunes_a_chain_by_the_retain_loss_of_its_step(base):
     def loss(params, batch):
         return jnp.mean((batch["x"] @ params["w"] - 1) ** 2)
 

@@ -195,7 +195,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("name", "batch", "message"), [(name, *row) for name, row in MISSING.items()], ids=MISSING)
-def test_what_a_loss_lacks_is_named_when_it_is_traced(name, batch, message):
+def test_inputs_that_a_loss_lacks_are_named_when_it_is_traced(name, batch, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         value_of(tasks.language(apply), name, PARAMS, batch)
 

@@ -162,7 +162,7 @@ def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [{"hidden": True, "head": False, "bias": False}, lambda params: FROZEN])
-def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(digits, is_frozen):
+def test_frozen_parameters_stay_bit_for_bit_and_the_rest_moves(digits, is_frozen):
     run = digits.unlearn("EUPMU", frozen=is_frozen)
     np.testing.assert_array_equal(run.params["hidden"], digits.params["hidden"])
     for name in ("head", "bias"):

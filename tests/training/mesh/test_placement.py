@@ -68,7 +68,7 @@ np.testing.assert_allclose(many.history["retain_loss"], one.history["retain_loss
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
-    # BUG: a key could not be put on the devices of other processes, nor sharded parameters be compared with others.
+    # BUG: a key could not be put on the devices of other processes, nor could sharded parameters be identified.
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
