@@ -73,8 +73,8 @@ def _of_unknown(task, params, sets):
     stay = () if labels is None else set(labels.tolist()) - classes_to_go(task, sets.forget, sets.retain)
     if stay:
         logger.warning(
-            "held_out: got None, so the level of unseen data is not known; the forget set is brought to %.3g, the "
-            "error of a model that does not know its conditions, though the retain set has some of them",
+            "held_out: got None, so the error on unseen data is not known; the target is %.3g, the error of a model "
+            "that does not know the conditions of the forget set, although the retain set has some of them",
             level.error,
         )
     return Aim(level.error, "unknown", None, passes, at_least=labels is not None and not stay)
@@ -83,11 +83,11 @@ def _of_unknown(task, params, sets):
 def _of_chance(task, params, sets):
     gone = classes_to_go(task, sets.forget, sets.retain)
     target = _chance(task, params, sets.forget, gone)
-    aimed = f"the error of chance, {target:.3g}" + ", with 1 for classes that the retain set lacks" * bool(gone)
+    aimed = f"to the error of chance, {target:.3g}" + ", with 1 for classes that the retain set lacks" * bool(gone)
     logger.warning(
-        "held_out: got None, so the level of unseen data is not known; the forget set is brought to %s, as far as "
-        "the limit allows",
-        "no level" if target == UNLIMITED else aimed,
+        "held_out: got None, so the error on unseen data is not known; the forget error is raised %s, as far as the "
+        "limit allows",
+        "without a target" if target == UNLIMITED else aimed,
     )
     passes = 0 if task.is_rate or task.error is None else min(len(sets.forget), MOST)
     return Aim(target, "chance", None, passes, gone)
@@ -119,8 +119,8 @@ def _check_unseen(task, errors):
         )
     if not task.is_rate and len(errors) > 1 and np.ptp(errors) == 0:
         logger.warning(
-            "held_out: all %d examples have one error, %.3g; a loss that compares the examples of a batch says nothing "
-            "of a single one: give the task an error of each example",
+            "held_out: all %d examples have the same error, %.3g; a loss that compares the examples of a batch says "
+            "nothing about a single one: give the task an error of each example",
             len(errors),
             errors[0],
         )
@@ -138,8 +138,8 @@ def _by_class(task, params, sets, forgotten, unseen, errors, level):
         passes += more
     if few := set(found.tolist()) - set(levels) - gone:
         logger.warning(
-            "held_out: got fewer than %d examples of %d of the %d classes to forget, whose level is taken to be that "
-            "of all, %.3g",
+            "held_out: got fewer than %d examples of %d of the %d classes in the forget set, whose level is taken to "
+            "be that of all held-out examples, %.3g",
             FEW,
             len(few),
             len(found),
@@ -171,8 +171,8 @@ def _warn_of_few(task, level):
     wide = 2 * WIDE * (1.0 if task.is_rate else abs(level.error))
     if level.high - level.low > wide and task.error is not None:
         logger.warning(
-            "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more of them tell the "
-            "level better",
+            "held_out: got %d examples, whose error of %.3g may be anything from %.3g to %.3g; more examples would "
+            "narrow this interval",
             level.examples,
             level.error,
             level.low,
@@ -198,5 +198,5 @@ def _unknown_level(task, params, forget):
     parts = [run(params, batch) for batch in batches_of(forget, MOST, chunk_of(task, params, forget))]
     errors = np.concatenate([np.asarray(part, np.float64) for part, _ in parts])
     if not np.isfinite(errors).all():
-        raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a whole model")
+        raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a trained model")
     return level_of(errors), int(parts[0][1]) * len(errors)

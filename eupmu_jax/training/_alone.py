@@ -40,7 +40,7 @@ def alone(folder: Path, name: str = "out", *, shared: bool = False) -> Iterator[
                     raise
                 break
         else:
-            raise ValueError(f"{name}: another run is at work in {folder}; expected a folder of its own")
+            raise ValueError(f"{name}: another run is using {folder}; expected a folder of its own")
         if shared:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield

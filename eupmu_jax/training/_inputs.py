@@ -105,7 +105,7 @@ def check_arguments(
     wanted = _described("forget", sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
         if part is not None and (found := _described(name, part)) != wanted:
-            raise ValueError(f"{name}: got examples {found}, expected those of the forget set, {wanted}")
+            raise ValueError(f"{name}: got examples {found}, expected them as in the forget set, {wanted}")
     for name, part in (("forget", sets.forget), ("retain", sets.retain), ("held_out", held_out)):
         if part is not None:
             check_examples(name, part, task, params)
@@ -127,7 +127,8 @@ def check_params(params, frozen=None) -> None:
             )
         if not is_frozen and not jnp.all(jnp.isfinite(leaf)):
             raise ValueError(
-                f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected a trained model's"
+                f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected those of a "
+                "trained model"
             )
 
 
@@ -216,7 +217,7 @@ def check_storable(params) -> None:
         if not np.size(leaf):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} has shape {np.shape(leaf)}, which no checkpoint can hold; "
-                "expected at least one number in each, or no directory"
+                "expected at least one number in each leaf, or no directory"
             )
 
 

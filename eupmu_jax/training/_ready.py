@@ -89,7 +89,7 @@ def ready(
     if directory is not None:
         check_readable("directory", directory)
     if isinstance(directory, str | Path) and Path(directory).is_file():
-        raise ValueError(f"directory: got {directory}, which is a file, expected a folder, there or not")
+        raise ValueError(f"directory: got {directory}, which is a file, expected a folder, which need not exist")
     given: dict[str, Any] = {} if start is None else {"start": check_start(start)}
     loss = task.forget.get(str(asked.get("forget_objective")))
     if isinstance(loss, functools.partial):

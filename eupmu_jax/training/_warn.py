@@ -23,15 +23,15 @@ def of_overlap(sets: Sets, held_out=None) -> None:
     """Warns of examples that are in two of the sets, or equal; for sets in memory only."""
     if both := shared(sets.forget, sets.retain):
         logger.warning(
-            "retain: %d of the %d examples to forget are, or equal, some to retain, and are learned again",
+            "retain: %d of the %d examples to forget are in the retain set, or equal some in it, and are learned again",
             both,
             len(sets.forget),
         )
     for name, part in (("forget", sets.forget), ("retain", sets.retain)):
         if held_out is not None and (both := shared(held_out, part)):
             logger.warning(
-                "held_out: %d of the %d examples are, or equal, some to %s; leave them out, or the level is not that "
-                "of data which the model never saw",
+                "held_out: %d of the %d examples are in the %s set, or equal some in it; leave them out, or the level "
+                "is not that of unseen data",
                 both,
                 len(held_out),
                 name,
@@ -42,7 +42,7 @@ def of_lost(name, figures):
     """Warns of figures of the original model that are not finite, such as an infinite loss."""
     if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
         logger.warning(
-            "%s: the original model has %s, which is not finite; steps with such examples may be lost", name, lost
+            "%s: the original model has %s, which is not finite; steps with such examples may be refused", name, lost
         )
 
 
@@ -55,7 +55,7 @@ def of_narrow(params, frozen):
     }
     if narrow:
         logger.warning(
-            "params: %s loses steps below some thousandths of a parameter, which float32 keeps",
+            "params: %s loses updates below a few thousandths of a parameter, which float32 keeps",
             " and ".join(sorted(narrow)),
         )
 
@@ -75,8 +75,8 @@ def of_reached(error, target):
     """Warns of a forget set whose error is already at the target before the run."""
     if error >= target:
         logger.warning(
-            "forget: the original model's error is %.3g, at or above the target of %.3g already, so nothing is to be "
-            "forgotten; unseen data should be like the forget set, or settings['target'] be higher",
+            "forget: the original model's error is %.3g, already at or above the target of %.3g, so there is nothing "
+            "to forget; use unseen data that are like the forget set, or a higher settings['target']",
             error,
             target,
         )
@@ -86,8 +86,8 @@ def of_unit(aim, settings):
     """Warns of a default limit on an error that is not a rate and whose unit is unknown."""
     if aim.source == "chance" and not LIMITS & set(settings):
         logger.warning(
-            "settings: got no %s, and without held-out data nothing tells the unit of task.error; the limit is the one "
-            "of a rate, which may be none at all in that unit",
+            "settings: got no %s, and without held-out data the unit of task.error is not known; the limit is that of "
+            "a rate, which may be no limit at all in that unit",
             " or ".join(sorted(LIMITS)),
         )
 
@@ -97,8 +97,8 @@ def of_wide(settings, asked, error):
     allowed = settings.get("allowed_error", 0.0)
     if not LIMITS & set(asked) and allowed > error / 2:
         logger.warning(
-            "settings: got no %s, so the retain error may rise by %.3g, a tenth of the way from the forget error to "
-            "its target; it is %.3g now",
+            "settings: got no %s, so the retain error may rise by %.3g, a tenth of the distance from the forget error "
+            "to its target; it is %.3g now",
             " or ".join(sorted(LIMITS)),
             allowed,
             error,
@@ -112,8 +112,8 @@ def of_share(share, aim, level, start):
     # Going back to a target that was passed costs nothing.
     if aim is None or (level is not None and level.forget_error < halfway(level.target, start)):
         warnings.warn(
-            f"the run ends at {share:.2f} of the way to the parameters after the last step: nothing beyond kept the "
-            "limit and forgot more; a higher limit, more steps or another forget loss may",
+            f"the run ends at {share:.2f} of the way to the parameters after the last step: no point beyond kept the "
+            "limit and forgot more; a higher limit, more steps or another forget loss may help",
             stacklevel=3,
         )
 
@@ -122,7 +122,7 @@ def of_end(carry, returned, steps, level, start):
     """Warns of refused steps, of parameters that are not finite, of an exceeded limit and of a missed level."""
     counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
     if refused := max(counts, default=0):
-        logger.warning("%d of %d steps were refused, as a loss or a gradient was not finite", refused, steps)
+        logger.warning("%d of %d steps were refused, because a loss or a gradient was not finite", refused, steps)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(returned)):
         logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
     if level is not None and not level.kept:

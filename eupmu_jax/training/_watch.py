@@ -162,9 +162,9 @@ def show(figures: dict[str, dict[str, float]], share: float | None, level=None, 
         console.print(f"The run ends at {100 * share:.0f} % of the way to the last parameters.")
     if level is not None:
         number = lambda value: f"{value:.3f}" if rates else f"{value:.4g}"
-        aimed = f"aimed at {number(level.target)} ({level.source})"
+        aimed = f"target {number(level.target)} ({level.source})"
         console.print(
             f"Forget error {number(level.forget_error)}, "
-            f"{aimed if level.target < UNLIMITED else 'with no level to aim at'}; retain error "
+            f"{aimed if level.target < UNLIMITED else 'no known target'}; retain error "
             f"{number(level.retain_error)}, limit {number(level.limit)}, {'kept' if level.kept else 'exceeded'}."
         )

@@ -113,7 +113,7 @@ def cached(
     try:
         found = load(directory, like, meta)
     except DamagedError as error:
-        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        warnings.warn(f"{error}; it is computed again", stacklevel=2)
         shutil.rmtree(directory)
         found = None
     if found is None:
@@ -131,6 +131,6 @@ def _tree(params):
 
 def _message(directory, what):
     return (
-        f"directory: got a checkpoint in {directory} {what}, expected a whole one, of the same model; if it is that, "
-        "delete the folder"
+        f"directory: got a checkpoint in {directory} {what}, expected an intact one of the same model; if it is of "
+        "that model, delete the folder"
     )

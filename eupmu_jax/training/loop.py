@@ -155,7 +155,7 @@ def _written(directory, count, warns):
         yield
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        said = f"directory: the checkpoint of step {count} or before could not be written to {directory}: {reason}"
+        said = f"directory: the checkpoint of step {count} or earlier could not be written to {directory}: {reason}"
         if not warns:
             raise OSError(said) from error
         warnings.warn(said, stacklevel=4)
@@ -215,8 +215,8 @@ def _restore(manager, carry, meta, first, history):
     if count is None:
         return first, carry
     damaged = (
-        f"directory: {manager.directory} holds no whole checkpoint of step {count}, of a run like this; if it is one "
-        "that was damaged, delete its folder to go on"
+        f"directory: {manager.directory} holds no intact checkpoint of step {count} of a run like this; if it was "
+        "damaged, delete its folder to resume"
     )
     json_items = ocp.args.Composite(meta=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
     with _readable(damaged):

@@ -232,7 +232,7 @@ def unlearn(
             on_step=after_step,
         )
     if ended.preempted:
-        raise InterruptedError(f"SIGTERM after step {ended.step}, which is saved in {directory}; call again to go on")
+        raise InterruptedError(f"SIGTERM after step {ended.step}, which is saved in {directory}; call again to resume")
     last, share = ended.carry.params, None
     returned = last
     if procedure.finish:

@@ -123,19 +123,19 @@ BAD = {
     ),
     "another structure": (
         {"retain": lambda d: without(d.retain, "labels")},
-        r"retain: got examples .*, expected those of the forget set",
+        r"retain: got examples .*, expected them as in the forget set",
     ),
     "another shape": (
         {"retain": lambda d: d.retain | {"inputs": d.retain["inputs"][:, :63]}},
-        r"retain: got examples .*, expected those of the forget set",
+        r"retain: got examples .*, expected them as in the forget set",
     ),
     "another type": (
         {"retain": lambda d: d.retain | {"labels": d.retain["labels"] * 1.0}},
-        r"retain: got examples .*, expected those of the forget set",
+        r"retain: got examples .*, expected them as in the forget set",
     ),
     "another structure held out": (
         {"held_out": lambda d: without(d.held_out, "labels")},
-        r"held_out: got examples .*, expected those of the forget set",
+        r"held_out: got examples .*, expected them as in the forget set",
     ),
     "no steps": ({"steps": 0}, r"steps: got 0, expected an int of at least 1"),
     "negative steps": ({"steps": -3}, r"steps: got -3, expected an int of at least 1"),
@@ -243,7 +243,7 @@ BAD = {
     ),
     "lost parameters": (
         {"params": lambda d: d.params | {"bias": d.params["bias"].at[3].set(np.nan)}},
-        r"params: leaf \['bias'\] has numbers that are not finite, expected a trained model's",
+        r"params: leaf \['bias'\] has numbers that are not finite, expected those of a trained model",
     ),
     "frozen elements": (
         {"frozen": {"hidden": np.ones((64, 32), bool), "head": False, "bias": False}},

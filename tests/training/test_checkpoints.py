@@ -89,7 +89,7 @@ def test_a_damaged_model_in_the_cache_is_trained_again(tmp_path):
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    with pytest.warns(UserWarning, match="it is made again"):
+    with pytest.warns(UserWarning, match="it is computed again"):
         again = train()
     chex.assert_trees_all_equal(again.params, whole.params)
 

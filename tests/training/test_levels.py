@@ -230,7 +230,7 @@ def test_without_held_out_data_the_target_is_chance_and_a_warning_says_so(digits
     run = digits.unlearn(np.arange(300) < 30, steps=2)
     assert run.level.target == pytest.approx(0.9)
     assert run.level.source == "chance"
-    assert "held_out: got None, so the level of unseen data is not known" in caplog.text
+    assert "held_out: got None, so the error on unseen data is not known" in caplog.text
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_a_class_of_few_unseen_examples_gets_the_level_of_all_with_a_warning(dig
     held_out = jax.tree.map(lambda leaf: leaf[kept], digits.held_out)
     is_forgotten = (digits.known["labels"] == 8) & (np.arange(300) % 2 == 0)
     level = digits.unlearn(is_forgotten, held_out=held_out, steps=1).level
-    assert "held_out: got fewer than 5 examples of 1 of the 1 classes to forget" in caplog.text
+    assert "held_out: got fewer than 5 examples of 1 of the 1 classes in the forget set" in caplog.text
     assert (level.target, level.interval) == (level.unseen.error, pytest.approx(level.unseen[1:3]))
     assert level.comparison is None
     caplog.clear()

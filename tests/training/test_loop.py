@@ -76,11 +76,11 @@ def test_a_checkpoint_that_differs_from_what_was_written_is_refused(tmp_path, mo
     largest = max((p for p in (tmp_path / "cut" / "4").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     with pytest.raises(
-        ValueError, match=r"^directory: .*cut holds no whole checkpoint of step 4, .* delete its folder to go on$"
+        ValueError, match=r"^directory: .*cut holds no intact checkpoint of step 4 .* delete its folder to resume$"
     ):
         run(tmp_path / "cut", 8)
     monkeypatch.setattr(loop, "_digest", lambda carry: "0" * 64)
-    with pytest.raises(ValueError, match=r"^directory: .*flipped holds no whole checkpoint of step 4"):
+    with pytest.raises(ValueError, match=r"^directory: .*flipped holds no intact checkpoint of step 4"):
         run(tmp_path / "flipped", 8)
 
 
@@ -127,14 +127,14 @@ def test_a_finished_run_survives_a_checkpoint_that_cannot_be_written(tmp_path, m
 
 def test_a_disk_that_fills_up_during_a_run_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: exec("raise ValueError('no space left')"))
-    with pytest.raises(OSError, match=r"^directory: the checkpoint of step 4 or before .*: no space left$"):
+    with pytest.raises(OSError, match=r"^directory: the checkpoint of step 4 or earlier .*: no space left$"):
         run(tmp_path, 12)
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path, monkeypatch):
     # BUG: the second process deleted what the first was writing, and both crashed.
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
-    with _alone.alone(tmp_path), pytest.raises(ValueError, match=r"^directory: another run is at work in "):
+    with _alone.alone(tmp_path), pytest.raises(ValueError, match=r"^directory: another run is using "):
         run(tmp_path, 4)
     assert run(tmp_path, 4).step == 4
 
@@ -161,7 +161,7 @@ def test_a_folder_that_is_not_a_checkpoint_is_reported(tmp_path, content):
         run(tmp_path, 4)
         (file,) = (path for path in (tmp_path / "4" / "meta").iterdir() if path.name == "metadata")
         file.write_text(file.read_text()[:10])
-    with pytest.raises(ValueError, match=r"^directory: .* holds no whole checkpoint of step \d, of a run like this"):
+    with pytest.raises(ValueError, match=r"^directory: .* holds no intact checkpoint of step \d of a run like this"):
         run(tmp_path, 8)
 
 
