@@ -104,9 +104,9 @@ def plan(
     console = Console()
     others = [name for name in given if name != "file" and (name in OF_FILE) != (file is not None)]
     if others and file is None:
-        raise ValueError(f"file: got none beside {', '.join(others)}; expected your Python file, which these go with")
+        raise ValueError(f"file: got none with {', '.join(others)}; expected your Python file, which these need")
     if others:
-        raise ValueError(f"{', '.join(others)}: got beside {file}; expected without a file, for a step on any devices")
+        raise ValueError(f"{', '.join(others)}: got with {file}; expected without a file, for a step on any devices")
     if file is not None:
         from eupmu_jax.commands import unlearn as command
         from eupmu_jax.service import config as toml

@@ -249,4 +249,4 @@ def check_folder(seed: int, out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"out: cannot write to {out} ({error.strerror}); expected a folder that is writable") from None
+        raise ValueError(f"out: cannot write to {out} ({error.strerror}); expected a writable folder") from None

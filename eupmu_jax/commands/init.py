@@ -67,7 +67,7 @@ task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number o
 
 
 NUMBERS = """# Options of a run of `eupmu unlearn {name}`; those on the command line take precedence.
-# limit = 1.0       # points by which the error on the retained examples may rise; if the error is not a rate:
+# limit = 1.0       # points by which the error on the retain set may rise; if the error is not a rate:
                     # hundredths of its unit, with a default that follows from the target
 steps = 300         # of the optimizer
 seed = 0            # for the order of the examples
@@ -83,7 +83,7 @@ def write(path: Path) -> None:
     numbers = path.with_suffix(".toml")
     for found in (path, numbers):
         if found.exists():
-            raise ValueError(f"file: {found} is there already; expected a new name")
+            raise ValueError(f"file: {found} exists already; expected a new name")
     for to, text in ((path, TEMPLATE), (numbers, NUMBERS)):
         with to.open("x") as file:
             file.write(text.format(name=path.name))

@@ -73,7 +73,7 @@ def asked_for(forget: Path | None, request: int | None, ledger: Path) -> "Path |
     if request is None:
         return forget or IDS
     if forget is not None:
-        raise ValueError(f"forget: got {forget} beside request {request}, expected one of them")
+        raise ValueError(f"forget: got {forget} and request {request}, expected one of them")
     if request < 1:
         raise ValueError(f"request: got {request}, expected the number of a request in the ledger, 1 or more")
     return ledger, request

@@ -36,10 +36,10 @@ def render(made: dict) -> str:
 <p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
 <h2>What was asked and reached</h2>
 <dl class="facts">
-<dt>forget error</dt><dd>{shown(level["forget_error"])}, {html.escape(_words.aim(reached))}</dd>
+<dt>forget error</dt><dd>{shown(level["forget_error"])}; {html.escape(_words.aim(reached))}</dd>
 <dt>retain error</dt><dd>{shown(level["retain_error"])}; it was {shown(level["start"])}, the limit is
 {shown(level["limit"])}</dd>
-<dt>together</dt><dd>{"the aim is reached and the limit kept" if reached["met"] else "not both: see the run below"}</dd>
+<dt>together</dt><dd>{"target reached and limit kept" if reached["met"] else "not both: see the run below"}</dd>
 <dt>passes</dt><dd>{reached["passes"]["forward"]:,} forward, {reached["passes"]["backward"]:,} backward</dd>
 </dl>
 <h2>The run</h2>
@@ -48,11 +48,12 @@ def render(made: dict) -> str:
 <div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
 smaller than that of an unseen example, where the unseen ones have the same mix of classes; 0.5 is chance. Classes to
-go: the same on these classes alone. Shadow models, retrained: the same, with each example judged by models that never
-saw it, or by the retrained one. TPR: the share of the forgotten examples that their loss identifies at a false positive
-rate of 1 % on unseen ones. Epsilon: a lower bound on that of differential privacy, as if the training examples had been
-drawn at random. Relearned: {learned} on one half of the forgotten examples before and after {_steps(audited)} steps on
-the other half, or on retained examples alone. The second table shows the unlearned parameters after rounding.</p>
+go: the same on the classes to be forgotten alone. Shadow models, retrained: the same, with each example judged by
+models that never saw it, or by the retrained one. TPR: the share of the forgotten examples that their loss identifies
+at a false positive rate of 1 % on unseen ones. Epsilon: a lower bound on that of differential privacy, as if the
+training examples had been drawn at random. Relearned: {learned} on one half of the forgotten examples before and after
+{_steps(audited)} steps on the other half, or on the retain set alone. The second table shows the unlearned parameters
+after rounding.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}

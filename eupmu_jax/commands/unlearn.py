@@ -128,7 +128,7 @@ def _check_order(connection, number, after):
             raise ValueError(
                 f"after: got {after}, but request {done} on these data is unlearned, and this run would train on its "
                 f"examples again; expected --after with the folder of the latest run, the one that unlearned request "
-                f"{done} or went on from it"
+                f"{done} or continued from it"
             )
 
 
@@ -137,19 +137,19 @@ def said(reached: dict, out: Path) -> str:
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: _words.shown(value, reached["rates"])
     begun = reached["figures"].get("original", {}).get("forget_error")
-    end = "The aim is reached and the limit kept."
+    end = "The target was reached and the limit kept."
     if not reached.get("telling", True) and begun is not None and level["forget_error"] <= begun:
-        end = "The limit is kept, and the error on these examples is no higher than before."
+        end = "The limit was kept, and the error on these examples is no higher than before."
     if not reached["met"]:
-        missed = "The limit is not kept" if not level["kept"] else "The aim is missed within the limit"
+        missed = "The limit was not kept" if not level["kept"] else "The target was missed within the limit"
         compared = level["comparison"]
         if level["kept"] and compared and (compared["low"] or 0) > 0:
-            missed = "Too much is forgotten: the model does worse on these examples than on unseen data"
+            missed = "Too much was forgotten: the model does worse on these examples than on unseen data"
         end = (
             f"{missed}; this is the nearest point found. More steps or another limit, in another folder, may do better."
         )
         if level["target"] >= UNLIMITED:
-            end = "Without `held_out` no level is known to aim at, and nothing shows whether enough is forgotten."
+            end = "Without `held_out` no target is known, and nothing shows whether enough was forgotten."
         elif level["kept"] and begun is not None and begun >= level["target"]:
             end = (
                 f"There was nothing to forget: the error was {percent(begun)} before the run. Unseen data more similar "
@@ -168,7 +168,7 @@ def said(reached: dict, out: Path) -> str:
     was = "" if begun is None else f"; it was {percent(begun)}"
     return (
         f"{'Forgot' if reached['met'] else 'To forget:'} {examples['forget']:,} of {sum(examples.values()):,} "
-        f"examples. Their error is {percent(level['forget_error'])}{was}, {_words.aim(reached)}.\n"
-        f"The error on the others is {percent(level['retain_error'])}; it was {percent(level['start'])}, and its limit "
-        f"is {percent(level['limit'])}.\n{end}\nCheckpoints and reached.json: {out}; the parameters: {load}"
+        f"examples. Their error is {percent(level['forget_error'])}{was}; {_words.aim(reached)}.\n"
+        f"The error on the retain set is {percent(level['retain_error'])}; it was {percent(level['start'])}, and its "
+        f"limit is {percent(level['limit'])}.\n{end}\nCheckpoints and reached.json: {out}; the parameters: {load}"
     )

@@ -60,7 +60,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
         flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
     wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
     if digest_of_ids(np.array(asked["positions"], np.int64)) != asked["ids"]:
-        wrong.append("ids: the positions are not those of the hash")
+        wrong.append("ids: the positions do not match the hash")
     return wrong
 
 
@@ -89,8 +89,8 @@ def differences(place: str, reported: Any, found: Any, tolerance: float = TOLERA
     tolerance = ROUNDED if place.endswith("p_value") else tolerance
     tolerance = RELEARNED if ".relearning." in place and place.endswith(".accuracy") else tolerance
     if isinstance(reported, dict) and isinstance(found, dict):
-        lines = [f"{place}.{name}: is reported and not found" for name in reported if name not in found]
-        lines += [f"{place}.{name}: is found and not reported" for name in found if name not in reported]
+        lines = [f"{place}.{name}: is reported but not found" for name in reported if name not in found]
+        lines += [f"{place}.{name}: is found but not reported" for name in found if name not in reported]
         shared = [name for name in reported if name in found]
         return lines + [
             line for name in shared for line in differences(f"{place}.{name}", reported[name], found[name], tolerance)

@@ -23,13 +23,13 @@ def verdict(audited, reached, has_unseen):
     reasons += traces(audited, "unlearned", least, has_unseen)
     error, shown = audited["unlearned"]["errors"]["forgotten"], lambda value: _words.shown(value, audited["rates"])
     if error["low"] > most:
-        much = f"an error of {shown(error['error'])}, and of the retrained model {shown(most)} at most"
-        reasons.append(f"Too much is forgotten: {much}.")
+        much = f"an error of {shown(error['error'])}, where the retrained model has at most {shown(most)}"
+        reasons.append(f"Too much was forgotten: {much}.")
     if not reasons and retrained is None and not reached["met"]:
-        reasons.append("The run missed its aim.")
+        reasons.append("The run missed its target.")
     for bits, errors in audited["rounding"].items():
         if errors["forgotten"]["high"] < min(error["low"], least):
-            reasons.append(f"Rounding to {bits} bits brings the forgotten back.")
+            reasons.append(f"Rounding to {bits} bits brings the forgotten examples back.")
     return (FAILED, reasons) if reasons else (PASSED, [])
 
 
@@ -47,10 +47,10 @@ def known_again(audited, earlier):
         attack = again.get("attacks", {}).get("forgotten")
         least = _judged.least_of(run["target"], None if audited["rates"] else 0.0, run.get("interval"))
         if again["errors"]["forgotten"]["high"] < least:
-            said.append(f"What run {number} of those before forgot is known again.")
+            said.append(f"What earlier run {number} forgot is known again.")
         elif attack and Attack(**attack).tells_among(len(earlier)):
             said.append(
-                f"What run {number} of those before forgot can be told from data never seen: AUC {_words.auc(attack)}."
+                f"What earlier run {number} forgot can be distinguished from unseen data: AUC {_words.auc(attack)}."
             )
     return said
 
@@ -69,19 +69,19 @@ def remarks(audited, has_unseen, staying):
     compared = attacked["examples"][0] if attacked else 0
     if has_unseen and compared < COMPARED * min(staying, levels.MOST):
         found.append(
-            f"Only {compared:,} of {staying:,} forgotten examples are compared: too few unseen have the classes of "
-            "the others."
+            f"Only {compared:,} of {staying:,} forgotten examples are compared: there are too few unseen examples of "
+            "the others' classes."
         )
     going = audited["unlearned"].get("attacks", {}).get(GONE)
     if going and Attack(**going).tells and "retrained" not in audited:
         found.append(
-            "Of the classes to go, an attack by the loss tells the forgotten from unseen examples: AUC "
-            f"{_words.auc(going)}."
+            "An attack by the loss distinguishes forgotten from unseen examples of the classes to be forgotten: "
+            f"AUC {_words.auc(going)}."
         )
     if audited.get("overlap"):
-        found.append(f"{audited['overlap']:,} held-out examples are, or equal, some of the data.")
+        found.append(f"{audited['overlap']:,} held-out examples are in the data, or equal some in it.")
     if "relearning" not in audited["unlearned"]:
-        found.append("Relearning was not tried: it takes data in arrays, and a task with an error.")
+        found.append("Relearning was not tried: it needs data in arrays and a task with an error.")
     return found
 
 
@@ -99,17 +99,19 @@ def traces(audited, name, least, has_unseen):
     model, retrained, found = audited[name], audited.get("retrained"), []
     if has_unseen:
         kinds = {
-            "An attack by the loss tells the forgotten from data never seen": lambda one: one["attacks"].get(
+            "An attack by the loss distinguishes forgotten from unseen examples": lambda one: one["attacks"].get(
                 "forgotten"
             ),
-            "An attack with shadow models tells the forgotten from data never seen": lambda one: one.get("lira"),
-            "Beside the retrained model an attack tells the forgotten from data never seen": lambda one: one.get(
+            "An attack with shadow models distinguishes forgotten from unseen examples": lambda one: one.get("lira"),
+            "An attack with the retrained model distinguishes forgotten from unseen examples": lambda one: one.get(
                 "beside"
             ),
         }
         if retrained:
             # Only a retrained model shows how a class that it never saw looks.
-            of_going = "An attack by the loss tells the forgotten from unseen examples of the classes to go"
+            of_going = (
+                "An attack by the loss distinguishes forgotten from unseen examples of the classes to be forgotten"
+            )
             kinds[of_going] = lambda one: one["attacks"].get(GONE)
         made = sum(of_model(model) is not None for of_model in kinds.values())
         for kind, of_model in kinds.items():
@@ -120,7 +122,9 @@ def traces(audited, name, least, has_unseen):
                 found.append(f"{kind}: AUC {_words.auc(attacks[0])}.")
     error, shown = model["errors"]["forgotten"], lambda value: _words.shown(value, audited["rates"])
     if error["high"] < least:
-        found.append(f"The forgotten are still known: an error of {shown(error['error'])}, expected {shown(least)}.")
+        found.append(
+            f"The forgotten examples are still known: an error of {shown(error['error'])}, expected {shown(least)}."
+        )
     return found
 
 

@@ -33,9 +33,10 @@ def aim(reached: dict) -> str:
     """The target of a run and its source, in words."""
     level, ends = reached["level"], measured_interval(reached)
     if level["target"] >= UNLIMITED:
-        return "with no level to aim at"
+        return "no target is known"
     interval = f" ({' to '.join(shown(end, reached['rates']) for end in ends)})" if ends else ""
-    return f"aimed at {shown(level['target'], reached['rates'])}, that of {level['source']}{interval}"
+    source = {"unknown": "a model without knowledge of the condition"}.get(level["source"], level["source"])
+    return f"the target is {shown(level['target'], reached['rates'])}, that of {source}{interval}"
 
 
 def auc(attack: dict) -> str:

@@ -20,8 +20,8 @@ from eupmu_jax.training.classes import classes_to_go, labels_of
 # Largest fraction of held-out examples that may also be in the data; beyond it, comparisons with them mean nothing.
 OVERLAP = 0.1
 BITS = (8, 4)
-APART = "Matrices were rounded one by one: adapters that are added to their base first may round otherwise."
-UNTOLD = "The original model passes the same tests: these examples are too few, or were known too little, to tell."
+APART = "Matrices were rounded one by one: adapters that are merged into their base first may round differently."
+UNTOLD = "The original model passes the same tests: the forgotten examples are too few or were barely learned."
 
 
 def run(path: Path, out: Path) -> dict:
@@ -74,7 +74,7 @@ def make(path: Path, out: Path) -> dict:
     start = folder.start_of(out, own["params"], asked["data"])
     if asked["data"] != user_file.data_digest(data) or asked["params"] != digest(start):
         raise ValueError(
-            f"file: {path} has other data or parameters than the run in {out}, expected those it was made of"
+            f"file: {path} has other data or parameters than the run in {out}, expected those that it used"
         )
     found = checkpoints.load(out / "params", own["params"], {"asked": asked})
     if found is None:
@@ -83,7 +83,9 @@ def make(path: Path, out: Path) -> dict:
         raise ValueError(f"out: {out / 'params'} has other parameters than the run ended with, expected those")
     held_out = None if own.get("held_out") is None else user_file.data_digest(own["held_out"], "held_out")
     if None not in (held_out, asked["held_out"]) and held_out != asked["held_out"]:
-        raise ValueError(f"held_out: {path} has others than the run in {out} took its level from, expected those")
+        raise ValueError(
+            f"held_out: {path} has other examples than the run in {out} took its target from, expected those"
+        )
     ids = np.array(asked["positions"])
     forget, retain = deletion.parts(data, ids, folder.positions_of(asked["earlier"]))
     unseen = _judged.held_out_of(own)
@@ -106,19 +108,19 @@ def make(path: Path, out: Path) -> dict:
     overlap = audited["overlap"] = 0 if unseen is None else sum(shared(unseen, part) for part in (forget, retain))
     verdict, reasons = _verdict.verdict(audited, reached, unseen is not None)
     if verdict == PASSED and unseen is not None and overlap > OVERLAP * len(unseen):
-        known = f"{overlap:,} of {len(unseen):,} held-out examples are, or equal, some of the data"
+        known = f"{overlap:,} of {len(unseen):,} held-out examples are in the data, or equal some in it"
         verdict, reasons = INCONCLUSIVE, [f"{known}: they are not unseen."]
     passes_too = _verdict.original_passes(audited, reached["level"], unseen is not None)
     before, after = (audited[name]["errors"]["forgotten"]["error"] for name in ("original", "unlearned"))
     if verdict == PASSED and passes_too and after <= before:
-        verdict, reasons = INCONCLUSIVE, ["Too few examples to tell: their error is not above what it was."]
+        verdict, reasons = INCONCLUSIVE, ["Too few examples to decide: their error is no higher than before."]
     wrong = untrue(own, asked, reached, start, found[0], (forget, retain))
-    more = [f"reached.json does not say what the parameters show: {'; '.join(wrong)}."] if wrong else []
+    more = [f"reached.json does not match the parameters: {'; '.join(wrong)}."] if wrong else []
     if more := more + _verdict.above(audited, reached["level"]) + _verdict.known_again(audited, asked["earlier"]):
         verdict, reasons = FAILED, [*(reasons if verdict == FAILED else []), *more]
     remarks = [UNTOLD] if passes_too else []
     if retrained is not None and not is_other:
-        remarks.append("The retrained model is the original one: it tells nothing.")
+        remarks.append("The retrained model is the original one, so it shows nothing.")
     remarks += _verdict.remarks(audited, unseen is not None, _staying(task, forget, gone))
     remarks += [APART] if own.get("frozen") is not None else []
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
@@ -139,7 +141,7 @@ def said(audited: dict) -> str:
             errors, found = audited[name]["errors"], audited[name].get("attacks", {})
             shown = ", ".join(f"{side} {percent(level)}" for side, level in errors.items())
             told = ", ".join(f"{side} {of_side['auc']:.2f}" for side, of_side in found.items())
-            for kind, words in (("lira", "with shadow models"), ("beside", "beside the retrained model")):
+            for kind, words in (("lira", "with shadow models"), ("beside", "with the retrained model")):
                 told += f", {words} {audited[name][kind]['auc']:.2f}" if kind in audited[name] else ""
             lines.append(f"{name}: error on {shown}" + (f"; AUC of the attack on {told}" if told else ""))
     return "\n".join([*lines, *audited["reasons"], *audited["remarks"], f"Verdict: {audited['verdict']}."])

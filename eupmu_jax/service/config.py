@@ -26,7 +26,7 @@ def beside(file: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        logger.warning("config: %s is left alone, as it is no TOML (%s)", path, error)
+        logger.warning("config: %s is ignored, as it is not valid TOML (%s)", path, error)
         return None
     inside = [name for table in found.values() if isinstance(table, dict) for name in table]
     meant = set(inside) & set(KINDS) or any(difflib.get_close_matches(name, KINDS, cutoff=0.8) for name in found)
@@ -56,7 +56,7 @@ def _read(path):
         found = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"config: {path} is not there; expected a TOML file, as `eupmu init` writes one"
+            f"config: {path} is not there; expected a TOML file, such as `eupmu init` writes"
         ) from None
     except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"config: {path} cannot be read ({error}); expected a TOML file") from None

@@ -40,7 +40,7 @@ def end_of(after: Path, like: chex.ArrayTree, data_digest: str) -> tuple[chex.Ar
     """The final parameters of a finished run, and what it and the runs before it forgot."""
     asked, reached = (records.read(after / f"{name}.json", name, "after") for name in ("asked", "reached"))
     if asked["data"] != data_digest:
-        raise ValueError(f"after: {after} is of other data, expected a run on those of the file")
+        raise ValueError(f"after: {after} is a run on other data, expected one on those of the file")
     found = checkpoints.load(after / "params", like, {})
     if found is None or digest(found[0]) != reached["params"]:
         raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")
@@ -68,19 +68,19 @@ def check_same(out: Path, record: dict) -> None:
         # Files that begin with a dot may be left over from a killed process.
         if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
             raise ValueError(
-                f"out: {out} has {', '.join(others[:NAMED])}, and is no folder of a run; expected an empty folder"
+                f"out: {out} has {', '.join(others[:NAMED])}, and is not the folder of a run; expected an empty folder"
             )
         return
     saved = records.read(path, "asked")
     if differing := [name for name in record if saved.get(name) != record[name]]:
         listed = ", ".join(
-            "another run to go on from"
+            "another run to start from"
             if name == "earlier"
             else f"{name} {_short(record[name])} (there: {_short(saved.get(name))})"
             for name in differing
             if name != "positions"
         )
-        raise ValueError(f"out: {out} is of another run; got {listed}; expected the same, or another folder")
+        raise ValueError(f"out: {out} belongs to another run; got {listed}; expected the same, or another folder")
 
 
 def _short(value):

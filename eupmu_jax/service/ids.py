@@ -35,9 +35,9 @@ def read_ids(path: Path, count: int) -> np.ndarray:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(f"ids: {path} is not there; expected a text file with one position in a line") from None
+        raise FileNotFoundError(f"ids: {path} is not there; expected a text file with one position per line") from None
     except (UnicodeDecodeError, IsADirectoryError):
-        raise ValueError(f"ids: got {path}, expected a text file with one position in a line") from None
+        raise ValueError(f"ids: got {path}, expected a text file with one position per line") from None
     found: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         text, place = line.split("#", 1)[0].strip(), f"ids: {path}, line {number}"
@@ -48,12 +48,12 @@ def read_ids(path: Path, count: int) -> np.ndarray:
         position = int(text)
         if position >= count:
             raise ValueError(
-                f"{place}: got {position}, which the {count} examples of the data do not have; "
+                f"{place}: got {position}, but the data have {count} examples; "
                 f"expected a position from 0 to {count - 1}"
             )
         if position in found:
             raise ValueError(
-                f"{place}: got {position}, which line {found[position]} has already; expected each position once"
+                f"{place}: got {position}, which line {found[position]} already has; expected each position once"
             )
         found[position] = number
     if not found:

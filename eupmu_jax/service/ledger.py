@@ -86,16 +86,16 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise OSError(0, f"the ledger cannot be used ({error})", str(path)) from error
     except sqlite3.DatabaseError as error:
         raise ValueError(
-            f"ledger: got {path}, which is damaged or no ledger ({error}); expected another file"
+            f"ledger: got {path}, which is damaged or not a ledger ({error}); expected another file"
         ) from error
 
 
 def known(path: Path) -> contextlib.AbstractContextManager[sqlite3.Connection]:
     """As `opened`, for an existing ledger; raises `FileNotFoundError` if there is none, `ValueError` if it is empty."""
     if not path.is_file():
-        raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` makes it")
+        raise FileNotFoundError(f"ledger: {path} is not there; `eupmu request add` creates it")
     if not path.stat().st_size:
-        raise ValueError(f"ledger: got {path}, an empty file; expected a ledger, as `eupmu request add` makes it")
+        raise ValueError(f"ledger: got {path}, an empty file; expected a ledger, as `eupmu request add` creates it")
     return opened(path)
 
 
@@ -107,7 +107,7 @@ def _check_own(connection, path):
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.execute("COMMIT")
     if (tables or version) and not (version and {"request", "requested"} <= tables):
-        raise ValueError(f"ledger: got {path}, a database that is no ledger; expected another file")
+        raise ValueError(f"ledger: got {path}, a database that is not a ledger; expected another file")
 
 
 def _migrate(connection, path):
@@ -195,8 +195,8 @@ def _overlap(connection, data, ids, number):
     found = sorted((request, position) for position, request in _requested(connection, data, ids) if request < number)
     some = ", ".join(str(position) for _, position in found[:NAMED]) + (", ..." if len(found) > NAMED else "")
     return (
-        f"ids: got {len(found)} of {len(ids)} that an earlier request has ({some}; the first is in request "
-        f"{found[0][0]}), expected positions that none has"
+        f"ids: got {len(found)} of {len(ids)} that earlier requests have ({some}; the first is in request "
+        f"{found[0][0]}), expected positions that no request has"
     )
 
 

@@ -112,8 +112,8 @@ def of_other_data(numbers: Sequence[int]) -> str:
     """A sentence that requests were unlearned on data other than those of the file."""
     some = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
     return (
-        f"Requests unlearned on other data than the file has: {some}. Positions are of one data set alone, so nothing "
-        "keeps their examples from being learned again; leave them out of the data, if they are in it."
+        f"Requests unlearned on other data than the file has: {some}. Positions apply to one data set alone, so "
+        "nothing keeps their examples from being learned again; leave them out of the data if they are in it."
     )
 
 
@@ -127,8 +127,8 @@ def said(plan: Mapping[str, Any]) -> str:
     )
     lines.append(
         f"Memory, compiled for one device: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
-        f"({size(plan['arguments'])} of parameters, optimizer and data; {size(plan['temporary'])} to compute a step "
-        f"with, {size(plan['outside'])} to measure {deletion.METHOD}'s aim and end with; "
+        f"({size(plan['arguments'])} for parameters, optimizer and data; {size(plan['temporary'])} to compute a step, "
+        f"{size(plan['outside'])} to measure {deletion.METHOD}'s target and result; "
         f"{'measuring' if plan['outside'] > plan['temporary'] else 'a step'} takes more)."
     )
     if smaller := plan["smaller"]:
@@ -138,26 +138,26 @@ def said(plan: Mapping[str, Any]) -> str:
         )
     elif plan["bytes"] > SHARE * plan["device_bytes"]:
         measured = plan["arguments"] + plan["outside"] > SHARE * plan["device_bytes"]
-        why = ", as batches make no difference to what is measured" if measured else ""
-        lines.append(f"That is too much, with the smallest batches too{why}.")
+        why = ", as the batch size does not affect measuring" if measured else ""
+        lines.append(f"That is too much, even with the smallest batches{why}.")
     share = f", {plan['share']:.1f} % of retraining" if plan["share"] is not None else ""
     lines.append(
         f"Passes: {plan['forward']:,} forward and {plan['backward']:,} backward, the cost of {plan['epochs']:.1f} "
-        f"epochs on the retained examples{share}."
+        f"epochs on the retain set{share}."
     )
     for number, count in list(plan["overlap"].items())[:NAMED]:
-        lines.append(f"Request {number} has {count:,} of these examples already.")
+        lines.append(f"Request {number} already has {count:,} of these examples.")
     if len(plan["overlap"]) > NAMED:
-        lines.append(f"So have {len(plan['overlap']) - NAMED:,} more requests.")
+        lines.append(f"So do {len(plan['overlap']) - NAMED:,} more requests.")
     if done := plan["unlearned"]:
         lines.append(
             f"Unlearned on these data so far: {len(done):,} (the latest is request {done[-1]}). `eupmu unlearn --after "
-            "RUN` goes on from the latest run."
+            "RUN` continues from the latest run."
         )
     if plan["elsewhere"]:
         lines.append(of_other_data(plan["elsewhere"]))
     if not examples["held_out"]:
-        lines.append("Without held-out data the forget error is brought to that of chance, where that is known.")
+        lines.append("Without held-out data the target is the error of chance, where that is known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]
     judged = " and ".join(filter(None, reference)) or "nothing, so it will be inconclusive"
     lines.append(f"The audit can compare with {judged}.")

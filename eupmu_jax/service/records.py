@@ -42,7 +42,7 @@ def read(path: Path, kind: str, argument: str = "") -> dict[str, Any]:
         made = {"audit": "audit", "report": "report"}.get(kind, "unlearn")
         wanted = "finished and audited run" if kind == "audit" else "finished run"
         raise ValueError(
-            f"{argument}: {path} is not there; expected the folder of a {wanted}, of `eupmu {made}`"
+            f"{argument}: {path} is not there; expected the folder of a {wanted}, as `eupmu {made}` writes it"
         ) from None
     except (ValueError, RecursionError, IsADirectoryError):
         raise ValueError(f"{argument}: {path} is damaged; expected JSON that `eupmu` wrote") from None

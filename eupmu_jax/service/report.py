@@ -40,7 +40,7 @@ def verify(path: Path, file: Path) -> list[str]:
       ValueError: If `path` is not a report, or the user's file has other data or parameters.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"file: {file} is not there; expected the Python file that the run was made of")
+        raise FileNotFoundError(f"file: {file} is not there; expected the Python file that the run used")
     path = path / "report.json" if path.is_dir() else path
     report, out = records.read(path, "report"), path.parent
     wrong = []
@@ -60,9 +60,9 @@ def verify(path: Path, file: Path) -> list[str]:
     wrong += [f"{name}: is not among the files that were reported" for name in others]
     for name in NAMES:
         if not wrong and report[name] != records.read(out / f"{name}.json", name):
-            wrong.append(f"report.json: {name} is not what {name}.json says")
+            wrong.append(f"report.json: {name} differs from {name}.json")
     other_code = folder.is_of_other_code(file, report["reached"])
-    code = [f"reached.code: {file} is not the file that the run was made of"] if other_code else []
+    code = [f"reached.code: {file} is not the file that the run used"] if other_code else []
     if not wrong:
         again = json.loads(json.dumps(finite(audit.make(file, out))))
         tolerance = absolute(report["audit"]["rates"], report["reached"]["level"])

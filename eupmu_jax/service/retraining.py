@@ -35,7 +35,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     if retrained_of(out, own["params"], asked) is not None:
         return
     if asked["data"] != user_file.data_digest(data):
-        raise ValueError(f"out: {out} is of other data than the file has, expected a run on those")
+        raise ValueError(f"out: {out} is a run on other data than the file has, expected one on those")
     params = own["retrain"](np.setdiff1d(np.arange(len(data)), forgotten_by(out)))
     found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
     if str(found) != str(wanted):

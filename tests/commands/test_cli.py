@@ -177,7 +177,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     with _alone.alone(tmp_path):
         assert eupmu("demo", "--out", tmp_path) == 2
-    assert "another run is at work" in capsys.readouterr().err
+    assert "another run is using" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_the_file_works_unchanged_with_arrays_of_the_names_it_gives(tmp_path, mo
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mytask.py", "file: mytask.py is there already; expected a new name"),
+        ("mytask.py", "file: mytask.py exists already; expected a new name"),
         ("task.txt", "file: got task.txt, expected"),
     ],
 )

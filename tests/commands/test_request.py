@@ -42,7 +42,7 @@ def test_a_request_is_added_listed_and_shown(told):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list"], "eupmu: ledger: eupmu_runs/requests.db is not there; `eupmu request add` makes it"),
+        (["list"], "eupmu: ledger: eupmu_runs/requests.db is not there; `eupmu request add` creates it"),
         (["show", "1"], "eupmu: ledger: eupmu_runs/requests.db is not there"),
         (["add", "absent.py", "ids.txt"], "eupmu: file: absent.py is not there"),
         (["add", "mytask.py", "absent.txt"], "eupmu: ids: absent.txt is not there"),

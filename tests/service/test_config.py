@@ -85,4 +85,4 @@ def test_a_single_misspelt_field_or_one_in_a_table_is_named(text, named, tmp_pat
 def test_a_file_that_is_not_toml_is_ignored_with_a_warning(tmp_path, caplog):
     (tmp_path / "mytask.toml").write_text("limit = 0,1")
     assert config.beside(tmp_path / "mytask.py") is None
-    assert "mytask.toml is left alone, as it is no TOML" in caplog.text
+    assert "mytask.toml is ignored, as it is not valid TOML" in caplog.text

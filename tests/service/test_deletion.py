@@ -63,7 +63,7 @@ def test_without_unseen_data_no_aim_counts_as_reached_where_none_is_known(unit, 
     reached = deletion.run(user_file.load(file, deletion.NEEDED), IDS[:10], out, ASKED, "a command")
     assert not reached["met"] or reached["level"]["target"] == 1
     if unit > 1:
-        assert "Without `held_out` no level is known" in command.said(reached, out)
+        assert "Without `held_out` no target is known" in command.said(reached, out)
 
 
 def test_a_forget_set_that_was_unknown_from_the_start_is_reported_as_such(tmp_path):
@@ -99,15 +99,15 @@ def test_a_run_reaches_its_aim_within_the_limit_and_is_not_repeated(file, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"kept": False}, "The limit is not kept; this is the nearest point found."),
+        ({"kept": False}, "The limit was not kept; this is the nearest point found."),
         pytest.param(
             {"comparison": levels.Comparison(0.3, 0.2, 0.4, 0.0), "kept": True},
-            "Too much is forgotten:",
+            "Too much was forgotten:",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             {"comparison": levels.Comparison(-0.3, -0.4, -0.2, 0.0), "kept": True},
-            "The aim is missed within the limit;",
+            "The target was missed within the limit;",
             marks=pytest.mark.slow,
         ),
     ],
@@ -140,7 +140,9 @@ def test_the_folder_of_another_run_is_left_unchanged_and_the_differences_are_nam
     out = tmp_path / "run"
     run(file, out, ASKED._replace(steps=2))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    with pytest.raises(ValueError, match=r"is of another run; got limit 2.0 \(there: 1.0\), ids .* expected the same"):
+    with pytest.raises(
+        ValueError, match=r"belongs to another run; got limit 2.0 \(there: 1.0\), ids .* expected the same"
+    ):
         run(file, out, ASKED._replace(steps=2, limit=2.0), ids=IDS[1:])
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -155,7 +157,7 @@ def append(file, line):
         (lambda f, out: run(f, out, ids=np.arange(300)), "ids: got all 300 examples, expected some to retain"),
         (lambda f, out: run(f, out, ASKED._replace(limit=0.0)), "limit: got 0.0, expected points of accuracy above 0"),
         (lambda f, out: run(f, out, ASKED._replace(limit=float("nan"))), "limit: got nan"),
-        (lambda f, out: run(f, f.parent), "is no folder of a run; expected an empty folder"),
+        (lambda f, out: run(f, f.parent), "is not the folder of a run; expected an empty folder"),
         (lambda f, out: append(f, "params = dict") and run(f, out), "params: leaf  is type, expected floating point"),
         (lambda f, out: f.write_text("data = 1") and run(f, out), "does not define `task`, `params`; expected"),
     ],
@@ -210,7 +212,7 @@ def not_finished(first):
         (lambda f, first: IDS[5:], "ids: got 5, 6, 7, 8, 9, which an earlier run forgot, expected positions that are"),
         (lambda f, first: np.arange(30, 300), "ids: got all 300 examples, expected some to retain"),
         (lambda f, first: not_finished(first), "reached.json is not there"),
-        (lambda f, first: other_data(f), "is of other data, expected a run on those of the file"),
+        (lambda f, first: other_data(f), "is a run on other data, expected one on those of the file"),
     ],
 )
 def test_runs_that_cannot_be_continued_from_are_refused_with_the_reason(change, message, file, tmp_path):
@@ -257,7 +259,7 @@ def test_a_retrained_model_that_is_not_finite_is_refused(file):
 def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     (tmp_path / "run").mkdir()
-    with _alone.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is at work in .*run;"):
+    with _alone.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is using .*run;"):
         run(file, tmp_path / "run")
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 

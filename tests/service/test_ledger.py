@@ -53,7 +53,7 @@ def test_positions_of_an_earlier_request_are_refused_and_nothing_is_added(path):
     add(path, [1, 2, 3])
     add(path, [7])
     with pytest.raises(
-        ValueError, match=r"ids: got 2 of 3 that an earlier request has \(3, 7; the first is in request 1\)"
+        ValueError, match=r"ids: got 2 of 3 that earlier requests have \(3, 7; the first is in request 1\)"
     ):
         add(path, [3, 7, 9])
     assert [request.examples for request in listed(path)] == [3, 1]
@@ -80,7 +80,7 @@ def test_a_file_that_is_not_a_ledger_is_named_and_left_unchanged(tmp_path):
     path = tmp_path / "requests.db"
     path.write_text("not a database, and longer than a page header would be" * 40)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"ledger: got .*requests.db, which is damaged or no ledger"):
+    with pytest.raises(ValueError, match=r"ledger: got .*requests.db, which is damaged or not a ledger"):
         add(path, [1])
     assert path.read_bytes() == before
 
@@ -190,7 +190,7 @@ def test_a_database_of_another_program_is_left_unchanged(version, tmp_path):
         connection.execute(f"PRAGMA user_version = {version}")
         connection.commit()
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"ledger: got .*app.db, a database that is no ledger"), ledger.opened(path):
+    with pytest.raises(ValueError, match=r"ledger: got .*app.db, a database that is not a ledger"), ledger.opened(path):
         pass
     assert path.read_bytes() == before
 
@@ -218,14 +218,14 @@ def test_a_database_with_the_tables_of_a_ledger_but_no_version_is_left_unchanged
         connection.execute("CREATE TABLE requested (a TEXT)")
         connection.commit()
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="a database that is no ledger"), ledger.opened(path):
+    with pytest.raises(ValueError, match="a database that is not a ledger"), ledger.opened(path):
         pass
     assert path.read_bytes() == before
 
 
 def test_only_positions_of_earlier_requests_are_counted(path):
     add(path, [3])
-    told = r"ids: got 1 of 2 that an earlier request has \(3; the first is in request 1\)"
+    told = r"ids: got 1 of 2 that earlier requests have \(3; the first is in request 1\)"
     with pytest.raises(ValueError, match=told):
         add(path, [1, 3])
 

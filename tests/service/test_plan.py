@@ -51,7 +51,7 @@ def test_no_smaller_batch_is_proposed_where_measuring_takes_more_memory_than_a_s
     assert "measuring takes more" in plan.said(small)
     tight = make(file, device_bytes=small["bytes"])
     assert tight["smaller"] is None
-    assert "batches make no difference to what is measured" in plan.said(tight)
+    assert "the batch size does not affect measuring" in plan.said(tight)
 
 
 @pytest.mark.parametrize(("method", "count"), [("EUPMU", 300), ("EUPMU budget", 200), ("SalUn", 500), ("mean", 0)])
@@ -77,7 +77,7 @@ def test_a_plan_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     eupmu("plan", "mytask.py", "--ledger", "requests.db", "--epochs", 100)
     said = capsys.readouterr().out
-    assert "Request 1 has 10 of these examples already." in said
+    assert "Request 1 already has 10 of these examples." in said
     assert "Request 2" not in said
     assert "--after" not in said
     assert "% of retraining" in said
@@ -96,7 +96,7 @@ def test_a_plan_names_the_run_to_continue_from(file, tmp_path):
     assert "--after" not in plan.said(plan.make(own, IDS, ASKED, requests=requests, number=1))
     made = plan.make(own, np.arange(60, 70), ASKED, requests=requests, number=3)
     assert made["unlearned"] == [1]
-    assert "1 (the latest is request 1). `eupmu unlearn --after RUN` goes on" in plan.said(made)
+    assert "1 (the latest is request 1). `eupmu unlearn --after RUN` continues" in plan.said(made)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_figures_on_the_page_agree_with_the_report(finished):
     made = records.read(finished / "run" / "report.json", "report")
     text = (finished / "run" / "report.html").read_text()
     level = made["reached"]["level"]
-    assert f"{100 * level['forget_error']:.1f} %, aimed at {100 * level['target']:.1f} %" in text
+    assert f"{100 * level['forget_error']:.1f} %; the target is {100 * level['target']:.1f} %" in text
     auc = made["audit"]["unlearned"]["attacks"]["forgotten"]["auc"]
     assert f"<td>{auc:.2f} (" in text
     assert "epsilon at least" in text
@@ -120,11 +120,11 @@ def largest_file(folder):
         (lambda f: (f / "run" / "audit.json").write_text("{}"), "audit.json: is not the file that was reported"),
         (
             lambda f: change_report(f, lambda made: made["audit"].update(verdict="failed")),
-            "report.json: audit is not what audit.json says",
+            "report.json: audit differs from audit.json",
         ),
         (
             lambda f: change_report(f, lambda made: made["reached"]["level"].update(forget_error=0.5)),
-            "report.json: reached is not what reached.json says",
+            "report.json: reached differs from reached.json",
         ),
         (lambda f: change_report(f, lambda made: made["files"].clear()), "is not among the files that were reported"),
         (
@@ -165,7 +165,7 @@ def test_a_record_of_a_result_that_was_not_reached_fails_audit_and_verification(
     assert any(line.startswith("audit.reasons: reported ") for line in verify(copy))
     audited = audit.run(copy / "mytask.py", copy / "run")
     assert audited["verdict"] == audit.FAILED
-    (said,) = [reason for reason in audited["reasons"] if reason.startswith("reached.json does not say")]
+    (said,) = [reason for reason in audited["reasons"] if reason.startswith("reached.json does not match")]
     assert all(name in said for name in ("level.target", "level.limit", "level.interval", "examples: reported"))
     assert not any("reached.json" in reason for reason in before["reasons"])
 

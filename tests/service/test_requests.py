@@ -22,7 +22,7 @@ def test_a_level_that_the_limit_does_not_allow_gives_exit_code_3(file, eupmu, ca
     # With 150 examples, an error of 0 differs significantly from the error on unseen digits.
     (file.parent / "ids.txt").write_text("\n".join(map(str, range(150))))
     assert eupmu("unlearn", "mytask.py", "--steps", "1", "--out", "run") == 3
-    assert "The aim is missed within the limit; this is the nearest point found." in capsys.readouterr().out
+    assert "The target was missed within the limit; this is the nearest point found." in capsys.readouterr().out
     assert not json.loads((file.parent / "run" / "reached.json").read_text())["met"]
 
 
@@ -30,7 +30,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
     assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
     assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
-    assert "The aim is reached and the limit kept." in capsys.readouterr().out
+    assert "The target was reached and the limit kept." in capsys.readouterr().out
     assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == list(range(30))
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"
@@ -38,7 +38,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
     assert "request number: got 2, which the ledger does not have" in capsys.readouterr().err
     # BUG: given with a request, the file of ids was ignored, and request 0 unlearned ids.txt.
     assert eupmu("unlearn", "mytask.py", "--request", "1", "--forget", "ids.txt", "--out", "other") == 2
-    assert "forget: got ids.txt beside request 1, expected one of them" in capsys.readouterr().err
+    assert "forget: got ids.txt and request 1, expected one of them" in capsys.readouterr().err
     assert eupmu("unlearn", "mytask.py", "--request", "0", "--out", "other") == 2
     assert "request: got 0, expected the number of a request in the ledger, 1 or more" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
@@ -118,7 +118,7 @@ def test_requests_unlearned_on_other_data_are_reported(file, eupmu, capsys):
     assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     capsys.readouterr()
     eupmu("plan", "mytask.py", "--request", "2")
-    assert "Requests unlearned on other data than the file has: 1. Positions are of one" in capsys.readouterr().out
+    assert "Requests unlearned on other data than the file has: 1. Positions apply to one" in capsys.readouterr().out
     eupmu("unlearn", "mytask.py", "--request", "2", "--out", "run", "--steps", "2")
     assert "Warning: Requests unlearned on other data than the file has: 1." in capsys.readouterr().out
 
@@ -137,7 +137,7 @@ def test_bad_input_of_the_command_is_one_line(file, eupmu, capsys):
     assert eupmu("unlearn", "mytask.py", "--forget", "absent.txt") == 2
     assert (
         capsys.readouterr().err
-        == "eupmu: ids: absent.txt is not there; expected a text file with one position in a line\n"
+        == "eupmu: ids: absent.txt is not there; expected a text file with one position per line\n"
     )
 
 

@@ -56,7 +56,7 @@ def test_forgotten_examples_without_a_comparison_are_remarked_on():
     one = record(20, np.arange(200.0), np.arange(200.0)) | {"attacks": {}, "relearning": {}}
     audited = {"original": one | record(0, np.arange(200.0), 400 + np.arange(200.0)), "unlearned": one, "rates": True}
     (said,) = _verdict.remarks(audited, has_unseen=True, staying=200)
-    assert said.startswith("Only 0 of 200 forgotten examples are compared: too few unseen")
+    assert said.startswith("Only 0 of 200 forgotten examples are compared: there are too few unseen")
     assert _verdict.remarks(audited, has_unseen=True, staying=0) == []
     assert _verdict.remarks(audited, has_unseen=False, staying=200) == []
 
@@ -77,8 +77,8 @@ def test_a_class_to_be_forgotten_may_leave_one_example_recognised():
     ("changed", "reason"),
     [
         ({"level": {"kept": False}}, "The retain error is above its limit."),
-        ({"met": False}, "The run missed its aim."),
-        ({"rounding": 20}, "Rounding to 4 bits brings the forgotten back."),
+        ({"met": False}, "The run missed its target."),
+        ({"rounding": 20}, "Rounding to 4 bits brings the forgotten examples back."),
         ({"rounding": 199}, None),
     ],
 )
@@ -99,10 +99,10 @@ def test_forget_sets_of_earlier_runs_are_attacked_too():
     earlier = [{"target": 0.1, "positions": []}]
     assert _verdict.known_again(of_earlier(whole, unseen), earlier) == []
     assert _verdict.known_again(of_earlier(whole, unseen, wrong=0), earlier) == [
-        "What run 1 of those before forgot is known again."
+        "What earlier run 1 forgot is known again."
     ]
     (said,) = _verdict.known_again(of_earlier(whole + 0.5, unseen), earlier)
-    assert said.startswith("What run 1 of those before forgot can be told from data never seen: AUC 0.3")
+    assert said.startswith("What earlier run 1 forgot can be distinguished from unseen data: AUC 0.3")
 
 
 def test_the_audit_measures_the_limit_itself():
@@ -133,7 +133,7 @@ def test_a_class_that_a_single_bias_hides_is_detected_by_its_losses():
     assert _verdict.traces(beside(told), "unlearned", 0.99, has_unseen=True) == []
     (said,) = _verdict.traces(beside(told, retrained=untold), "unlearned", 0.99, has_unseen=True)
     assert said.startswith(
-        "An attack by the loss tells the forgotten from unseen examples of the classes to go: AUC 0.9"
+        "An attack by the loss distinguishes forgotten from unseen examples of the classes to be forgotten: AUC 0.9"
     )
     assert _verdict.traces(beside(untold, retrained=untold), "unlearned", 0.99, has_unseen=True) == []
 
