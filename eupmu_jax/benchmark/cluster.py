@@ -79,10 +79,10 @@ def run(
             while tasks := _unlearning_tasks(unlearning, place.read()):
                 collect("trials and runs", tasks)
         except KilledWorker as error:
-            raise ChildProcessError(f"a row was given up, since every worker that made it died: {error}") from None
+            raise ChildProcessError(f"a row was given up, since every worker that computed it died: {error}") from None
         except CancelledError as error:
             raise ChildProcessError(
-                f"the scheduler at {address} went away; finished rows are kept, and the same command goes on from them"
+                f"the scheduler at {address} went away; finished rows are kept, and the same command resumes from them"
             ) from error
 
 
@@ -99,8 +99,8 @@ def _make(wanted, training, place):
     for piece, key in wanted:
         if piece.key() != key:
             raise ValueError(
-                f"cluster: got a worker that makes the row {piece.key()}, expected {key}; every machine needs the same "
-                "version of eupmu-jax"
+                f"cluster: got a worker that computes the row {piece.key()}, expected {key}; every machine needs the "
+                "same version of eupmu-jax"
             )
     with _one_at_a_time:
         # A folder per machine: code is compiled for its processor, which JAX's cache keys do not identify.

@@ -120,7 +120,7 @@ def _cached(path, make):
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        logger.warning("%s: cannot be read (%s), so the model is judged again", path, error)
+        logger.warning("%s: cannot be read (%s), so the model is evaluated again", path, error)
     judged = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     with rows.replacing(path) as file:

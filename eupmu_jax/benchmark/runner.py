@@ -137,8 +137,8 @@ def _in_processes(training, unlearning, place, cores, workers, console):
                 process.kill()
             if isinstance(error, BrokenProcessPool):
                 raise ChildProcessError(
-                    "a process of the benchmark was killed, perhaps for want of memory; finished rows are kept, and "
-                    "the same command goes on from them"
+                    "a process of the benchmark was killed, perhaps for lack of memory; finished rows are kept, and "
+                    "the same command resumes from them"
                 ) from error
             raise
 

@@ -20,7 +20,7 @@ NARROW_LACKS = ("95 %", "KL", "passes, %")
 CHOSEN = {"blind": "chosen blindly", "gap": "chosen with the retrained model in view"}
 LEGEND = (
     "Means over {seeds} seeds. UA: 100 - accuracy on the forget set; RA, TA: accuracy on the retain and the test set; "
-    "MIA: share of the forget set that an attack on confidences takes for never seen; gap: mean distance of the four "
+    "MIA: share of the forget set that an attack on confidences classifies as unseen; gap: mean distance of the four "
     "to the model retrained with the same seed and split, with its bootstrap interval (* least gap, or tied with it by "
     "the interval of paired differences); KL: to the retrained model on the forget set, in nats; time: of the run, as "
     "a share of retraining; passes: forward and backward, likewise; trials: median gap of all trials of the tuning "
@@ -141,7 +141,7 @@ def show_methods(console: Console) -> None:
     console.print(table)
     some = {name: method.optimizer_settings for name, method in METHODS.items()}
     fewer = [f"{n} ({', '.join(read) or 'none'})" for n, read in some.items() if read != OPTIMIZER_SETTINGS]
-    told = f"Each reads the settings {', '.join(OPTIMIZER_SETTINGS)} too, but {', '.join(fewer)}."
+    told = f"Each also reads the settings {', '.join(OPTIMIZER_SETTINGS)}, except {', '.join(fewer)}."
     console.print(told, highlight=False)
     if shown < len(heads):
-        console.print(f"In {WIDE} columns: what each method needs, and what is tuned of it.")
+        console.print(f"A terminal of {WIDE} columns also shows what each method needs and which settings are tuned.")

@@ -181,7 +181,7 @@ def test_a_file_of_other_rows_stops_the_run(tmp_path, eupmu, capsys):
 def test_two_benchmarks_do_not_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
     second = _alone.alone(tmp_path)
-    with _alone.alone(tmp_path), pytest.raises(ValueError, match="another run is at work"), second:
+    with _alone.alone(tmp_path), pytest.raises(ValueError, match="another run is using"), second:
         pass
 
 
