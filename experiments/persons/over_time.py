@@ -15,6 +15,7 @@ if __name__ == "__main__":
     os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 import chex
+import jax
 import orbax.checkpoint as ocp
 
 from eupmu_jax.benchmark import persons, rows
@@ -32,14 +33,18 @@ EVERY = 10
 def path(models: run.Models, method: str, objective: str) -> dict[int, chex.ArrayTree]:
     """The parameters of a run after every `EVERY` steps, from its checkpoints."""
     found: dict[int, chex.ArrayTree] = {}
-    with TemporaryDirectory() as directory, ocp.StandardCheckpointer() as checkpoints:
+    like = {"params": jax.eval_shape(lambda: models.original.params)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+    # Only the parameters, in their own structure.
+    wanted = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True)
+    with TemporaryDirectory() as directory, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpoints:
         folders = {step: Path(directory).absolute() / str(step) for step in range(EVERY, run.STEPS, EVERY)}
 
         def look():
             # A folder gets its name once it is complete, and keeps it until two more are written.
             for step, folder in folders.items():
                 if step not in found and folder.is_dir():
-                    found[step] = checkpoints.restore(folder / "state")["params"]
+                    found[step] = checkpoints.restore(folder / "state", args=wanted)["params"]
 
         run.unlearn(models, method, objective, directory=directory, save_every=EVERY, on_step=look)
         look()
