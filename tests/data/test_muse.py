@@ -44,9 +44,9 @@ def test_parquet_may_be_split_into_several_files(tmp_path):
 
 
 def test_subsets_are_read(tmp_path):
-    with pytest.raises(ValueError, match="subset: got 'knowmem', expected raw, privleak, scal, sust, train"):
+    with pytest.raises(ValueError, match="subset: got 'knowmem', expected one of raw, privleak, scal, sust, train"):
         muse.texts(tmp_path, "knowmem", "forget_qa")
-    with pytest.raises(ValueError, match="subset: got 'raw', expected verbmem, knowmem"):
+    with pytest.raises(ValueError, match="subset: got 'raw', expected one of verbmem, knowmem"):
         muse.questions(tmp_path, "raw", "forget")
 
 

@@ -166,7 +166,7 @@ def test_samples_that_are_not_finite_are_warned_about(caplog):
     sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=2, steps=2)
     assert not caplog.text
     sample(table, jnp.ones(3), SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), nothing=7, steps=2)
-    assert "the model has no condition 7, which `nothing` names" in caplog.text
+    assert "it has no condition 7, which `nothing` names" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])

@@ -170,7 +170,7 @@ def test_a_segment_within_the_limits_is_followed_to_its_end_and_one_beyond_them_
     diverged = jnp.array([jnp.inf, jnp.nan])
     find = jax.jit(lambda outside: furthest_feasible(lambda p: p, 1.0, inside, outside))
     chex.assert_trees_all_equal(find(diverged).params, inside)
-    with pytest.warns(UserWarning, match="only 0 of the way"):
+    with pytest.warns(UserWarning, match="only 0 of the distance"):
         chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged).params, inside)
 
 
@@ -201,7 +201,7 @@ def test_under_jit_the_number_of_measurements_is_as_documented():
 
 def test_a_short_way_is_warned_about_at_the_callers_line():
     inside, outside = jnp.zeros(1), jnp.ones(1)
-    with pytest.warns(UserWarning, match="only 0.438 of the way") as warned:
+    with pytest.warns(UserWarning, match="only 0.438 of the distance") as warned:
         found = furthest_feasible(lambda p: p, 0.49, inside, outside, 4)
     assert (float(found.t), warned[0].filename) == (0.4375, __file__)
     # Any other warning is an error in these tests.
@@ -286,6 +286,6 @@ def test_approaching_the_limit_without_keeping_it_is_no_progress():
 
 def test_the_levels_at_the_start_are_returned_where_nothing_beyond_it_keeps_the_limit():
     # BUG: the measured levels were discarded, and NaN was returned.
-    with pytest.warns(UserWarning, match="only 0 of the way"):
+    with pytest.warns(UserWarning, match="only 0 of the distance"):
         found = furthest_feasible(lambda w: np.array(w**2), 0.5, 0.7, 9.0, bisections=2)
     assert (float(found.params), float(found.t), float(found.levels)) == (pytest.approx(0.7), 0, pytest.approx(0.49))

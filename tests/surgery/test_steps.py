@@ -290,7 +290,9 @@ def test_python_floats_are_differentiated_in_the_requested_dtype():
 
 def test_the_error_of_a_surgery_for_two_objectives_says_how_to_build_one_for_three():
     tx = eupmu(0.1)
-    with pytest.raises(ValueError, match=r"^multipliers: got shape \(1,\).* num_objectives=3$"):
+    with pytest.raises(
+        ValueError, match=r"^multipliers: got shape \(1,\).* pass num_objectives=3 to a surgery of 3 objectives$"
+    ):
         implicit_step(loss, tx)(PARAMS, tx.init(PARAMS), (*BATCHES, BATCHES[0][:2]))
 
 
