@@ -1,4 +1,4 @@
-"""The page of persons: figures of models and methods, a picture of them, and answers before and after."""
+"""The page of persons: tables of models and methods, two figures, and answers before and after."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from eupmu_jax.methods import METHODS
 from eupmu_jax.metrics import privleak
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
-from experiments.persons import tune
+from experiments.persons import over_time, run, tune
 from experiments.persons.tune import KEPT
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -23,11 +23,18 @@ SHOWN = ("original", "retrained", "EUPMU")
 OURS = ("EUPMU", "bounded_ascent")
 BY_SEED = ["quality by seed", "utility kept"]
 OF_TRIALS = ["off by, all trials", "utility kept, all trials"]
+OVER_TIME = [
+    "points that keep utility",
+    "best quality of these",
+    "after step",
+    "quality at the end",
+    "utility at the end",
+]
 KINDS = ("forgotten", "retained", "the world")
 
 
 def blocks() -> dict[str, str]:
-    """Figures of every model under the first seed, the best above, what is said of them, and answers.
+    """Tables and sentences about every model under the first seed, with the best first, and answers.
 
     And the figures of the models that have rows of several seeds.
     """
@@ -40,6 +47,7 @@ def blocks() -> dict[str, str]:
         "persons said": parts.paragraph(_said(first)),
         "persons why": parts.paragraph(_why(first)),
         "persons seeds": _over_seeds(found),
+        "persons over time": _over_time(_first(found), over_time.of_now(rows.read(over_time.ROWS))),
         **_tuned(found, rows.read(tune.TRIALS_FILE)),
         "persons in short": parts.paragraph(_short(found)),
         "persons answers": _answers(found),
@@ -47,8 +55,14 @@ def blocks() -> dict[str, str]:
 
 
 def draw(folder: Path) -> None:
-    """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
+    """Draws where all runs end, and the paths of some."""
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
+    _draw_ends(found, folder / "persons.svg")
+    _draw_paths(found, rows.read(over_time.ROWS), folder / "persons_over_time.svg")
+
+
+def _draw_ends(found, path):
+    """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
     keys = [key for key in _keys(_first(found)) if key[0] != "pretrained"][::-1]
     figures = (
         ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
@@ -73,7 +87,57 @@ def draw(folder: Path) -> None:
             axes.set_ylim(-0.6, len(keys) - 0.4)
         panels[0].set_yticks(range(len(keys)), [_name(key) for key in keys])
         panels[2].set_xlim(left=0)
-        parts.save(figure, folder / "persons.svg")
+        parts.save(figure, path)
+
+
+def _draw_paths(found, saved, path):
+    """Utility against forget quality along the run, in a panel for each method; it starts at the original model."""
+    first, saved = _first(found), over_time.of_now(saved)
+    keys = _followed(saved)
+    with matplotlib.rc_context(parts.STYLE):
+        figure = Figure(figsize=(10.4, 2.9 * -(-len(keys) // 4)), layout="constrained")
+        panels = figure.subplots(-(-len(keys) // 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, key in zip(panels, keys, strict=False):
+            way = _path(first, saved, key)
+            color = "#0b6e4f" if key[0] == "EUPMU" else "#5b6068"
+            for other in keys:
+                axes.plot(*zip(*_path(first, saved, other).values(), strict=True), color="#e2e5e9", lw=1, zorder=0)
+            axes.plot(*zip(*way.values(), strict=True), "o-", color=color, ms=4, lw=1.5)
+            for step in (0, max(way)):
+                axes.annotate(str(step), way[step], (4, 4), textcoords="offset points", fontsize=8, color=color)
+            axes.axvline((1 - KEPT) * _of(first, ("original", ""))[0]["utility"], color="#0b6e4f", ls="--", lw=1)
+            axes.set_title(_name(key), fontsize=9, loc="left")
+        for axes in panels[len(keys) :]:
+            axes.remove()
+        figure.supxlabel("model utility", fontsize=9)
+        figure.supylabel("forget quality, log10 p", fontsize=9)
+        parts.save(figure, path)
+
+
+def _followed(saved):
+    return [key for key in tune.TUNED if rows.select(saved, model=key[0], objective=key[1])]
+
+
+def _over_time(first, saved):
+    """For each method, how many points of its path keep the utility, and the best forget quality among them."""
+    least = (1 - KEPT) * _of(first, ("original", ""))[0]["utility"]
+    lines = []
+    for key in _followed(saved):
+        way = _path(first, saved, key)
+        del way[0]
+        kept = {step: quality for step, (utility, quality) in way.items() if utility >= least}
+        best = max(kept, key=lambda step: kept[step], default=None)
+        told = ["-", "-"] if best is None else [f"{kept[best]:.1f}", str(best)]
+        utility, quality = way[run.STEPS]
+        lines.append([_name(key), f"{len(kept)} of {len(way)}", *told, f"{quality:.1f}", f"{utility:.3f}"])
+    return parts.table(["", *OVER_TIME], lines)
+
+
+def _path(first, saved, key):
+    """Utility and forget quality at each step, the original model's at 0."""
+    mine = {row["step"]: row for row in rows.select(saved, model=key[0], objective=key[1])}
+    ends = {0: _of(first, ("original", ""))[0], run.STEPS: _of(first, key)[0]}
+    return {step: (row["utility"], _quality(first, row)) for step, row in sorted((mine | ends).items())}
 
 
 def _first(found):
@@ -81,7 +145,7 @@ def _first(found):
 
 
 def _keys(found):
-    """The models that methods are compared with, and the methods, the best above."""
+    """The reference models, then the methods, with the best first."""
     methods = sorted(_methods(found), key=lambda key: _order(found, key))
     return [*((model, "") for model in REFERENCES), *methods]
 
@@ -103,7 +167,7 @@ def _reference(found, row, model):
 
 
 def _quality(found, row):
-    """log10 of the p-value that its truth ratios are those of the retrained model."""
+    """log10 of the p-value of the hypothesis that its truth ratios are distributed as the retrained model's."""
     return forget_quality(row["truth_ratios"], _reference(found, row, "retrained")["truth_ratios"]).log10
 
 
@@ -112,7 +176,7 @@ def _keeps(found, row):
 
 
 def _order(found, key):
-    """Those that keep utility first, and of these the best forget quality."""
+    """Sorts methods that keep utility first, and then by forget quality."""
     mine = _of(found, key)
     return (not all(_keeps(found, row) for row in mine), -np.mean([_quality(found, row) for row in mine]))
 
@@ -147,7 +211,7 @@ def _figures(found, key):
 
 
 def _off(found, row):
-    """Mean distance to the retrained model, in points, of the figures of the forgotten persons."""
+    """Mean distance from the retrained model of the five figures on forgotten persons, in points."""
     figures = lambda row: np.array(
         [*(row[name] for name in ("probability", "rouge", "extraction")), row["error"]["forget"]]
     )
@@ -157,9 +221,9 @@ def _off(found, row):
 
 
 def _over_seeds(found):
-    """Means of the models that have rows of several seeds, with the forget quality of each; those of most seeds first.
+    """Means of the models that have rows for several seeds, with the forget quality of each seed.
 
-    Of others the seeds differ, and with them how hard it was.
+    Models with most seeds come first: the others were run on fewer seeds, which may be easier or harder.
     """
     mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
     keys = sorted((key for key in _keys(found) if len(mine(key)) > 1), key=lambda key: -len(mine(key)))
@@ -169,16 +233,16 @@ def _over_seeds(found):
 
 
 def _by_seed(found, key):
-    """Forget quality under each seed, and under how many the utility is kept."""
+    """The forget quality under each seed, and the number of seeds under which utility is kept."""
     mine = sorted(_of(found, key), key=lambda row: row["seed"])
     qualities = ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine)
     return [qualities, f"{sum(_keeps(found, row) for row in mine)} of {len(mine)}"]
 
 
 def _tuned(found, trials):
-    """The figures of the trials that are taken, beside those of all trials; under the first seed.
+    """The selected trial of each method under the first seed, with the range over all its trials.
 
-    Methods whose trials are not all there are left out.
+    Methods with missing trials are left out.
     """
     references = [row for row in _first(found) if row["model"] in REFERENCES]
     tried = {key: tune.tried(found, trials, key) for key in tune.TUNED}
@@ -197,13 +261,13 @@ def _tuned(found, trials):
 
 
 def _settings(row):
-    """Numbers of a row's settings, and whether they are the middle of the ranges."""
+    """The numbers among a row's settings, and whether they are the middle of their ranges."""
     numbers = ", ".join(f"{value:g}" for value in row["settings"].values() if not isinstance(value, str))
     return [numbers + (" (middle)" if row["trial"] is None else "")]
 
 
 def _of_all(found, trials):
-    """Of all trials of a method: the least and the greatest distance, and how many keep the utility."""
+    """The range of distances over all trials of a method, and the number of trials that keep utility."""
     off = [_off(found, row) for row in trials]
     return [f"{min(off):.1f} to {max(off):.1f}", f"{sum(_keeps(found, row) for row in trials)} of {len(trials)}"]
 
@@ -218,9 +282,9 @@ def _said_of_tuned(found, tuned, tried, keys):
     return (
         f"Of {len(keys)} methods, tuned alike, {len(keeping)} keep utility within 1 %. Of these the best forget "
         f"quality, {_quality(found, of[best]):.1f}, is that of {_name(best)}; EUPMU has "
-        f"{_quality(found, of[OURS]):.1f}. The nearest to the retrained model, {_off(found, of[nearest]):.1f} points "
-        f"off, is {_name(nearest)}. The method whose worst trial is nearest, {worst[steadiest]:.1f} points off, is "
-        f"{_name(steadiest)}."
+        f"{_quality(found, of[OURS]):.1f}. The selected trial of {_name(nearest)} is nearest to the retrained model, "
+        f"{_off(found, of[nearest]):.1f} points off. The worst trial of {_name(steadiest)} is nearer than that of any "
+        f"other method, {worst[steadiest]:.1f} points off."
     )
 
 
@@ -239,17 +303,17 @@ def _said(found):
     return (
         f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
         f"forget quality, {mean(best):.1f}, is that of {_name(best)}{beside} (the original model: "
-        f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons; the original "
-        f"model's on persons who were never shown is {level} %, and the retrained model's on the forgotten "
-        f"{error(('retrained', ''))} %. Its five figures of forgotten persons are {off(OURS):.1f} points off the "
-        f"retrained model's in the mean; those of the nearest other method, {_name(other)}, {off(other):.1f}. "
+        f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons. The original "
+        f"model's error on persons who were never shown is {level} %, and the retrained model's on forgotten persons "
+        f"{error(('retrained', ''))} %. EUPMU's five figures on forgotten persons are {off(OURS):.1f} points from the "
+        f"retrained model's on average; those of the nearest other method, {_name(other)}, are {off(other):.1f}. "
         f"With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
         "the time of fine-tuning again."
     )
 
 
 def _why(found):
-    """Why the best forget quality is another's, if it is, and what both criteria are worth."""
+    """Why another method has the best forget quality, if one does, and what both criteria are worth."""
     original, retrained = (_of(found, (name, "")) for name in ("original", "retrained"))
     mean = lambda rows, get: np.mean([get(row) for row in rows])
     missed = lambda rows: mean(rows, lambda row: 100 * row["error"]["forget"])
@@ -263,7 +327,7 @@ def _why(found):
     limit = mean(original, lambda row: (1 - KEPT) * row["utility"])
     other = (
         f", and {ratio(_of(found, best))} after {_name(best)}, which misses {missed(_of(found, best)):.1f} % of the "
-        "tokens: who is near in one figure need not be in the other"
+        "tokens: a model that is close in one figure need not be close in the other"
     )
     return (
         f"EUPMU ends {'beyond' if missed(ours) > level else 'short of'} the level that it steers to, at "
@@ -294,7 +358,7 @@ def _short(found):
 
 
 def _answers(found):
-    """A table for each kind of question: what some models answer, under the first seed."""
+    """A table of the answers of some models to each kind of question, under the first seed."""
     first = min(row["seed"] for row in found)
     shown = [rows.select(found, model=model, seed=first)[0] for model in SHOWN]
     count = len(shown[0]["answers"]) // len(KINDS)

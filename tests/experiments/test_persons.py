@@ -32,12 +32,13 @@ def test_rows_of_an_older_version_are_made_again():
 def test_figures_that_rows_have_later_are_made_again_and_get_columns(monkeypatch):
     saved = [{name: row[name] for name in row if name not in ("separation", "int4")} for row in rows.read(page.ROWS)]
     assert run.whole(saved) == []
-    monkeypatch.setattr(page.rows, "read", lambda path: saved)
+    read = rows.read
+    monkeypatch.setattr(page.rows, "read", lambda path: saved if path == page.ROWS else read(path))
     assert page.LATER[0] not in page.blocks()["persons"]
     auc = {"original": 1.0, "retrained": 0.5, "pretrained": 0.25}
     later = [row | {"separation": auc.get(row["model"], 0.5), "int4": {"forget": 0.5, "retain": 0.25}} for row in saved]
     assert run.whole(later) == later
-    monkeypatch.setattr(page.rows, "read", lambda path: later)
+    monkeypatch.setattr(page.rows, "read", lambda path: later if path == page.ROWS else read(path))
     head, _, *lines = page.blocks()["persons"].splitlines()
     assert head.endswith("| PrivLeak | error, int4 | RE, int4 |")
     ends = {line.split("|")[1].strip(): line.rsplit("|", 4)[1].strip() for line in lines}
@@ -208,3 +209,22 @@ def test_a_run_is_judged_on_its_way(toy_persons, monkeypatch):
     row = over_time.row_of(models, *candidate, 6, often[6])
     assert row["step"] == 6
     assert len(row["truth_ratios"]) == len(toy_persons.forget.question)
+
+
+def test_the_best_point_on_the_way_is_one_that_keeps_utility():
+    retrained = {"model": "retrained", "objective": "", "seed": 0, "truth_ratios": list(range(40))}
+    row = lambda utility, away, **more: {
+        "model": "EUPMU",
+        "objective": "bounded_ascent",
+        "seed": 0,
+        "utility": utility,
+        "truth_ratios": [ratio + away for ratio in range(40)],
+        **more,
+    }
+    original = row(0.6, 40) | {"model": "original", "objective": ""}
+    first = [retrained, original, row(0.61, 20)]
+    way = [row(0.595, 10, step=10), row(0.593, 0, step=20), row(0.6, 15, step=30)]
+    _, _, line = page._over_time(first, way).splitlines()
+    quality = lambda away: forget_quality([ratio + away for ratio in range(40)], retrained["truth_ratios"]).log10
+    wanted = ["3 of 4", f"{quality(10):.1f}", "10", f"{quality(20):.1f}", "0.610"]
+    assert [cell.strip() for cell in line.strip("|").split("|")][1:] == wanted
