@@ -170,15 +170,34 @@ def judge(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = 
       that are classified as requested; FD, the Frechet distance between the classifier's features of the latter and of
       the real images of these classes.
     """
-    others = np.delete(np.arange(CLASSES), forgotten)
-    labels = jnp.asarray(np.concatenate([np.full(FORGOTTEN, forgotten), np.repeat(others, RETAINED)]))
-    logits, features = classifier(subject)(samples(params, labels, seed, subject))
-    right = np.asarray(jnp.argmax(logits, -1) == labels)
+    kept = _retained_labels(forgotten)
+    images = samples(params, jnp.asarray([forgotten] * FORGOTTEN + kept), seed, subject)
+    ua = _not_shown(images[:FORGOTTEN], forgotten, subject)
+    return {"UA": ua} | _of_retained(images[FORGOTTEN:], kept, forgotten, subject)
+
+
+def judge_real(forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:
+    """RA and FD of as many real images as `judge` has samples of the other classes, drawn by the seed.
+
+    The classifier was trained on them, so this is what a model can hardly surpass.
+    """
+    images, rng, kept = subject.images(), np.random.default_rng(seed), _retained_labels(forgotten)
+    drawn = [
+        rng.choice(np.flatnonzero(images["labels"] == label), RETAINED, replace=False) for label in kept[::RETAINED]
+    ]
+    return _of_retained(images["inputs"][np.concatenate(drawn)], kept, forgotten, subject)
+
+
+def _retained_labels(forgotten):
+    return np.repeat(np.delete(np.arange(CLASSES), forgotten), RETAINED).tolist()
+
+
+def _of_retained(images, labels, forgotten, subject):
+    logits, features = classifier(subject)(images)
     retain = sets(forgotten, subject)[1]
-    real = np.asarray(classifier(subject)(retain[np.arange(len(retain))]["inputs"])[1])
-    distance = frechet_distance(np.asarray(features)[FORGOTTEN:], real)
-    ua, ra = 100 * (1 - right[:FORGOTTEN].mean()), 100 * right[FORGOTTEN:].mean()
-    return {"UA": float(ua), "RA": float(ra), "FD": distance}
+    real = classifier(subject)(retain[np.arange(len(retain))]["inputs"])[1]
+    right = np.asarray(jnp.argmax(logits, -1)) == labels
+    return {"RA": float(100 * right.mean()), "FD": frechet_distance(np.asarray(features), np.asarray(real))}
 
 
 def attacks(params: chex.ArrayTree, forgotten: int, seed: int, subject: Subject = DIGITS) -> dict[str, float]:

@@ -12,7 +12,7 @@ from experiments.diffusion import run
 
 ROWS, SAMPLES = (Path(__file__).with_name(name) for name in ("rows.jsonl", "samples.npz"))
 CLOTHES, CLOTHES_SAMPLES = (ROWS.with_name(f"fashion_mnist{end}") for end in (".jsonl", ".npz"))
-REFERENCES = ("original", "retrained", "copied row")
+REFERENCES = (run.REAL, "original", "retrained", "copied row")
 FIGURES = {"UA": 1, "RA": 1, "FD": 1, "rise": 4, "forget_loss": 3, "share_of_retraining": 1}
 HEAD = ["UA", "RA", "FD", "rise", "forget loss", "% of retraining"]
 TRIALS = [
@@ -30,6 +30,8 @@ TRIALS = [
 # A run is as good as retraining if its UA is that of the retrained model and its RA that of the original, to so many
 # points. UA of 256 samples is known to 1.2 points at 96 %.
 UA_POINTS, RA_POINTS = 2.0, 1.0
+# Methods that a sentence names.
+NAMED = 3
 # Points between seeds from which on a mean says little.
 FAR = 5.0
 
@@ -39,6 +41,7 @@ def blocks() -> dict[str, str]:
     digits, clothes = (parts.newest(rows.read(path), "model", "trial", "seed") for path in (ROWS, CLOTHES))
     told = {
         "diffusion relearned": f"{_relearned(digits)} {_forgotten(digits)}",
+        "diffusion nearest": _nearest(digits),
         "diffusion in short": _short(digits, clothes),
         "clothes relearned": _relearned(clothes),
         "clothes missed": _missed(clothes),
@@ -48,12 +51,11 @@ def blocks() -> dict[str, str]:
 
 
 def _of_images(name, found):
-    """Figures of the models that are no trial, all trials by method, and attacks."""
+    """Tables of the reference models, of all trials by method and of the attacks, and a paragraph about them."""
     fixed = [(model, "") for model in REFERENCES] + [("EUPMU", tuning.UNTUNED)]
     compared = _compared(found)
     methods = sorted(_methods(found), key=lambda method: _median_gap(compared, method))
-    attacks = list(found[0]["attacks"])
-    attacked = [(method, 0) for method in _methods(found) if list(_of(found, (method, 0))[0]["attacks"]) == attacks]
+    attacks, attacked = _all_attacks(found)
     return {
         name: parts.table(["", *HEAD], [[_name(key), *_figures(_of(found, key))] for key in fixed]),
         f"{name} trials": parts.table(
@@ -62,14 +64,22 @@ def _of_images(name, found):
         ),
         f"{name} attacks": parts.table(
             ["", "UA", *attacks, "off by"],
-            [[_name(key), *_attacked(found, key, attacks)] for key in fixed + attacked],
+            [[_name(key), *_attacked(found, key, attacks)] for key in fixed[1:-1] + attacked],
         ),
         f"{name} said": parts.paragraph(_said(found)),
     }
 
 
+def _all_attacks(found):
+    """The names of all attacks, and the runs that undergo them, from the nearest to the retrained model on."""
+    attacks = list(_of(found, ("retrained", ""))[0]["attacks"])
+    runs = [("EUPMU", tuning.UNTUNED), *((method, 0) for method in _methods(found))]
+    attacked = [key for key in runs if list(_of(found, key)[0]["attacks"]) == attacks]
+    return attacks, sorted(attacked, key=lambda key: _off(found, key, attacks))
+
+
 def draw(folder: Path) -> None:
-    """What models draw for every class, from the same noise; the first class is the forgotten one."""
+    """Draws samples of every class from the same noise; the forgotten class comes first."""
     for path, name in ((SAMPLES, "diffusion"), (CLOTHES_SAMPLES, "diffusion_clothes")):
         kept = np.load(path)
         images = {model.replace(", 0", ""): kept[model] / 127.5 - 1 for model in kept}
@@ -81,7 +91,7 @@ def _methods(found):
 
 
 def _compared(found):
-    """Rows of the seeds, and so of the classes, under which every method has all its trials."""
+    """The rows of those seeds (and so classes) under which every method has all its trials."""
     of = lambda seed: {(row["model"], row["trial"]) for row in found if seed in (None, row["seed"])}
     return [row for row in found if of(row["seed"]) == of(None)]
 
@@ -127,8 +137,11 @@ def _numbers(found, method):
 
 
 def _as_retrained(found, row):
-    near = _gap(found, row) <= UA_POINTS
-    return near and row["RA"] >= _reference(found, row, "original")["RA"] - RA_POINTS
+    return _gap(found, row) <= UA_POINTS and _keeps_ra(found, row)
+
+
+def _keeps_ra(found, row):
+    return row["RA"] >= _reference(found, row, "original")["RA"] - RA_POINTS
 
 
 def _trials(found, method):
@@ -141,7 +154,7 @@ def _trials(found, method):
         f"{min(row['RA'] for row in mine):.1f}",
         f"{np.median(rises):.4f}",
         f"{max(rises):.4f}",
-        f"{np.median([row['forget_loss'] for row in mine]):.3g}",
+        f"{np.median([parts.number(row['forget_loss']) for row in mine]):.3g}",
         f"{np.median([row['FD'] for row in mine]):.1f}",
         f"{_median_relearned(found, method):.1f}",
         str(sum(_as_retrained(found, row) for row in mine)),
@@ -149,11 +162,29 @@ def _trials(found, method):
 
 
 def _attacked(found, key, attacks):
-    """UA, UA after each attack, and the mean distance of all of these to the retrained model's."""
-    after = lambda row: np.array([row["UA"], *(row["attacks"][name] for name in attacks)])
-    mine = _of(found, key)
-    off = np.mean([np.abs(after(row) - after(_reference(found, row, "retrained"))) for row in mine])
-    return [f"{value:.1f}" for value in (*np.mean([after(row) for row in mine], axis=0), off)]
+    """UA, UA after each attack, and the mean distance of all of these from the retrained model's."""
+    means = np.mean([_after(row, attacks) for row in _of(found, key)], axis=0)
+    return [f"{value:.1f}" for value in (*means, _off(found, key, attacks))]
+
+
+def _after(row, attacks):
+    return np.array([row["UA"], *(row["attacks"][name] for name in attacks)])
+
+
+def _off(found, key, attacks):
+    distance = lambda row: np.abs(_after(row, attacks) - _after(_reference(found, row, "retrained"), attacks))
+    return np.mean([distance(row) for row in _of(found, key)])
+
+
+def _nearest(found):
+    """Which of the attacked runs are nearest to the retrained model, and where EUPMU's are among them."""
+    attacks, attacked = _all_attacks(found)
+    named = ", ".join(f"{_name(key)} ({_off(found, key, attacks):.1f})" for key in attacked[:NAMED])
+    ours = [f"{_name(key)} is number {place}" for place, key in enumerate(attacked, 1) if key[0] == "EUPMU"]
+    return (
+        f"Of {len(attacked)} runs that undergo all attacks, the nearest to the retrained model over all "
+        f"{1 + len(attacks)} figures are {named}; {' and '.join(ours)}."
+    )
 
 
 def _said(found):
@@ -166,18 +197,18 @@ def _said(found):
     fixed = min((_of(found, ("weighted sum", trial)) for trial in numbers), key=_distance)
     further = [ours["FD"] - theirs["FD"] for ours in untuned for theirs in fixed if ours["seed"] == theirs["seed"]]
     weight = f"the weighted sum's trial {fixed[0]['trial']}"
-    weight = f"the better of the fixed weights tried, {weight}," if len(numbers) > 1 else weight
+    weight = f"the better fixed weight, {weight}," if len(numbers) > 1 else weight
     return (
-        f"EUPMU without settings ends {_listed(gaps)} points from the retrained model's UA ({_seeds(found)}), "
-        f"where at most {UA_POINTS:g} were wanted: {near} of {len(gaps)} {'seeds do' if several else 'does'} "
-        f"that. Of its {len(limited)} runs, tuned or not, {kept} keep the limit on the denoising loss. Its FD is "
+        f"Untuned EUPMU ends {_listed(gaps)} points from the retrained model's UA ({_seeds(found)}). The goal was at "
+        f"most {UA_POINTS:g} points, which {near} of {len(gaps)} {'seeds reach' if several else 'reaches'}. Of its "
+        f"{len(limited)} runs, tuned or not, {kept} keep the limit on the denoising loss. Its FD is "
         f"{_distance(untuned):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
         f"{'seed by seed ' * several}EUPMU differs from it by {_listed(further, '+.1f')}."
     )
 
 
 def _missed(found):
-    """How near in their forget losses are the models that untuned EUPMU ends far from."""
+    """How close the forget losses are under the seeds where untuned EUPMU misses the goal for UA."""
     untuned = _of(found, ("EUPMU", tuning.UNTUNED))
     told = []
     for row in [row for row in untuned if _gap(found, row) > UA_POINTS]:
@@ -186,44 +217,49 @@ def _missed(found):
         told.append(
             f"Under seed {row['seed']} EUPMU draws the class in {100 - row['UA']:.0f} % of the samples for it, and the "
             f"retrained model in {100 - retrained['UA']:.0f} %. Its forget loss is {row['forget_loss']:.3f}, {side} "
-            f"its aim of {row['target']:.3f}; the original model's is {original['forget_loss']:.3f} and the retrained "
-            f"one's {retrained['forget_loss']:.3f}, so that little in the loss is much in what is drawn."
+            f"its target of {row['target']:.3f}. The original model's is {original['forget_loss']:.3f} and the "
+            f"retrained model's {retrained['forget_loss']:.3f}, so a small difference in the loss makes a large one in "
+            "the samples."
         )
     return " ".join(told)
 
 
 def _relearned(found):
-    """What training the row of the embedding again brings back, of EUPMU beside the others."""
+    """How much of the class comes back when its row of the embedding is retrained, for EUPMU and the others."""
     methods, compared = _methods(found), _compared(found)
     median = {method: _median_relearned(compared, method) for method in methods}
     others = sorted((method for method in methods if method != "EUPMU"), key=lambda method: -median[method])
     more = [method for method in others if median[method] > median["EUPMU"]]
     same = [method for method in others if median[method] == median["EUPMU"]]
-    less = [method for method in others if median[method] < median["EUPMU"]]
-    told = lambda chosen: ", ".join(f"{method} {median[method]:.1f}" for method in chosen) or "none"
-    as_much = f", and as much from {told(same)}" if same else ""
+    harmless = [method for method in more if _keeps_retained(compared, method)]
+    named = ", ".join(f"{method} {median[method]:.1f}" for method in more[:NAMED])
+    led = f", led by {named}" if more else ""
+    as_much = f", {len(same)} as much" if same else ""
     untuned, retrained = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
-    least = min(row["RA"] for method in ("EUPMU", *more) for row in _trials_of(compared, method))
     return (
-        f"EUPMU was to give back less than any other method at the same utility once the row is trained again: of "
-        f"{len(others)} methods, {len(more)} give back less. UA is then {median['EUPMU']:.1f} in the median of its "
-        f"trials (the higher, the less comes back). Less comes back from {told(more)}, at an RA of at least "
-        f"{least:.1f} in any of their trials and EUPMU's; more comes back from {told(less)}{as_much}. The retrained "
-        f"model, which never saw the class, ends at {_listed(map(_row_relearned, retrained))} ({_seeds(found)}), "
-        f"and EUPMU without settings at {_listed(map(_row_relearned, untuned))}."
+        "The goal was that EUPMU give back less than any other method of the same utility when the row is retrained. "
+        f"Of {len(others)} other methods, {len(more)} give back less{led}{as_much}. For EUPMU the median UA over its "
+        f"trials is then {median['EUPMU']:.1f} (a higher UA means that less comes back). Of the methods that give back "
+        f"less, {len(harmless)} keep RA within {RA_POINTS:g} point of the original model's in every trial. The "
+        f"retrained model, which never saw the class, ends at {_listed(map(_row_relearned, retrained))} "
+        f"({_seeds(found)}), and untuned EUPMU at {_listed(map(_row_relearned, untuned))}."
     )
 
 
+def _keeps_retained(found, method):
+    return all(_keeps_ra(found, row) for row in _trials_of(found, method))
+
+
 def _forgotten(found):
-    """How far the forget loss rose, of those that forget least and most."""
+    """How far EUPMU's forget loss and retain loss rose, and SCRUB's forget loss."""
     ours, scrub, retrained = (rows.select(found, model=model) for model in ("EUPMU", "SCRUB", "retrained"))
     below = sum(row["forget_loss"] < _reference(found, row, "retrained")["forget_loss"] for row in ours)
     spent = np.median([row["rise"] / row["limit"] for row in ours])
     losses = lambda mine, form: " to ".join(f"{end(row['forget_loss'] for row in mine):{form}}" for end in (min, max))
     return (
-        f"EUPMU's forget loss ends below the retrained model's in {below} of {len(ours)} runs, which take "
-        f"{100 * spent:.0f} % of the rise that they are allowed (median). SCRUB forgets too much: its forget loss is "
-        f"{losses(scrub, '.0f')}, and the retrained model's {losses(retrained, '.2f')}."
+        f"EUPMU's forget loss ends below the retrained model's in {below} of {len(ours)} runs; the median run uses "
+        f"{100 * spent:.0f} % of its allowed rise. SCRUB forgets too much: its forget loss is {losses(scrub, '.0f')}, "
+        f"where the retrained model's is {losses(retrained, '.2f')}."
     )
 
 
@@ -236,8 +272,9 @@ def _distance(mine):
 
 
 def _short(digits, clothes):
-    """The README's sentence: means over the seeds, and from least to most where they are far apart."""
+    """The README's sentence: means over the seeds, or ranges where the seeds are far apart."""
     key, retrained = ("EUPMU", tuning.UNTUNED), ("retrained", "")
+    attacks, attacked = _all_attacks(digits)
     of_version = parts.of_version(_of(digits, key) + _of(clothes, key), METHODS["EUPMU"].version)
     ua = lambda found, key: _mean_or_range([row["UA"] for row in _of(found, key)])
     again = lambda found, key: _mean_or_range([_row_relearned(row) for row in _of(found, key)])
@@ -245,9 +282,11 @@ def _short(digits, clothes):
         [get(found, chosen) for get in (ua, again) for found in (digits, clothes)] for chosen in (key, retrained)
     )
     return (
-        f"Asked for the forgotten class, a model of digits draws another one {ours[0]} % of the time after untuned "
+        f"Asked for the forgotten class, a model of digits draws another class {ours[0]} % of the time after untuned "
         f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with the class's "
-        f"embedding trained again {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %)."
+        f"embedding retrained, {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %). In distance from the "
+        f"retrained model under {len(attacks)} attacks it is number {attacked.index(key) + 1} of {len(attacked)} "
+        "runs on digits."
     )
 
 

@@ -1,21 +1,22 @@
-"""A diffusion model of digits forgets a class: original, retrained, and methods at equal tuning, judged and attacked.
+"""A diffusion model of digits forgets a class: the original, the retrained model and methods at equal tuning.
 
 Command:  uv run python experiments/diffusion/run.py --seeds 0 1 2
-          with --data fashion_mnist the same of clothes
-Time:     half an hour a seed on one core, of clothes five hours a seed; goes on where it was stopped.
-Result:   experiments/diffusion/rows.jsonl: a row for each model, those of older versions of a method made again;
-          and samples.npz, what some of them draw.
+          with --data fashion_mnist the same for clothes
+Time:     an hour and a half per seed on one core, for clothes five hours; rerun to resume.
+Result:   experiments/diffusion/rows.jsonl, with a row for each model, where rows of older versions of a method are made
+          again; and samples.npz, the samples of some models.
 
-Model, judge and attacks are those of `eupmu_jax.benchmark.diffusion`. Every method has the same trials: points of a
-Sobol sequence in the three dimensions that it is tuned in elsewhere, with the forget objectives of diffusion. No trial
-is chosen by what it reaches here: all are rows. EUPMU is there once more as it is without settings. Seed 0 forgets
-class 1, and so on.
+The model, the classifier that judges it and the attacks are those of `eupmu_jax.benchmark.diffusion`. Every method has
+the same trials: points of a Sobol sequence in the three dimensions in which it is tuned elsewhere, with the forget
+objectives of diffusion. No trial is selected: all are rows. EUPMU also has a row without settings. Seed 0 forgets class
+1, seed 1 class 2, and so on.
 """
 
 import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 import eupmu_jax as eupmu
@@ -28,9 +29,18 @@ from experiments import origin
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 SAMPLES = Path(__file__).with_name("samples.npz")
+# Compiled programs are dropped after so many runs.
+PROGRAMS = 15
+# The name of the row of real images in place of samples.
+REAL = "real images"
 STEPS, FORGET_BATCH, RETAIN_BATCH = 150, 32, 96
 OBJECTIVES = Choice(("random_condition", "unconditional", "negative_guidance"))
-METHODS = (
+# All methods but those that need class labels.
+METHODS = tuple(
+    name for name, method in ALL_METHODS.items() if not method.forget and "num_classes" not in method.requires
+)
+# The methods run on clothes, where a run and its attack take a quarter of an hour.
+FEW = (
     "fine-tuning",
     "weighted sum",
     "SalUn",
@@ -45,23 +55,25 @@ METHODS = (
 
 
 class Plan(NamedTuple):
-    """What is run of a subject.
+    """What is run on a subject.
 
     Attributes:
       subject: The images and networks.
-      trials: Of every method.
-      attacked: Trials that all attacks are made on; on the others it is that on the embedding alone.
+      methods: Names of the methods.
+      trials: Number of trials of each method.
+      attacked: Trials that undergo all attacks; the others undergo only that on the embedding.
     """
 
     subject: diffusion.Subject
+    methods: tuple[str, ...]
     trials: int
     attacked: tuple[str | int, ...]
 
 
-DIGITS = Plan(diffusion.DIGITS, 2, ("", tuning.UNTUNED, 0))
+DIGITS = Plan(diffusion.DIGITS, METHODS, 2, ("", tuning.UNTUNED, 0))
 # All attacks on a model of clothes take ten minutes.
-CLOTHES = Plan(diffusion.FASHION_MNIST, 1, ("", tuning.UNTUNED))
-# Samples of each class that are kept for the picture, under the first seed, of models by their names and trials.
+CLOTHES = Plan(diffusion.FASHION_MNIST, FEW, 1, ("", tuning.UNTUNED))
+# Samples of each class kept for the figure, under the first seed, and the models and trials they come from.
 SHOWN = 6
 PICTURED = (("original", ""), ("retrained", ""), ("copied row", ""), ("weighted sum", 0), ("EUPMU", tuning.UNTUNED))
 
@@ -72,22 +84,23 @@ def forgotten_of(seed: int) -> int:
 
 
 def settings(method: str, trial: int | str) -> dict:
-    """What the method is given in a trial."""
+    """The settings of a method in a trial."""
     if trial == tuning.UNTUNED:
         return {}
     chosen = ALL_METHODS[method]
-    space = {name: OBJECTIVES if name == "forget_objective" else part for name, part in chosen.space.items()}
+    objectives = {"forget_objective": OBJECTIVES, "ascent_objective": OBJECTIVES}
+    space = {name: objectives.get(name, part) for name, part in chosen.space.items()}
     return tuning.settings(chosen._replace(space=space), trial)
 
 
 def trials(plan: Plan = DIGITS) -> list[tuple[str, int | str]]:
     """Every method's name with each of its trials."""
     untuned: list[tuple[str, int | str]] = [("EUPMU", tuning.UNTUNED)]
-    return untuned + [(method, trial) for trial in range(plan.trials) for method in METHODS]
+    return untuned + [(method, trial) for trial in range(plan.trials) for method in plan.methods]
 
 
 def missing(found: list[dict], plan: Plan = DIGITS) -> list[tuple[str, int | str]]:
-    """The trials that have no row of their method and its ranges as they are now among these."""
+    """The trials without a row among these for the present version of their method and its ranges."""
 
     def done(method, trial):
         mine = rows.select(found, model=method, trial=trial, version=ALL_METHODS[method].version)
@@ -97,17 +110,22 @@ def missing(found: list[dict], plan: Plan = DIGITS) -> list[tuple[str, int | str
 
 
 def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -> None:
-    """Appends a row for each model of a seed that is not there yet."""
+    """Appends the rows of a seed that are missing."""
     subject = plan.subject
     forgotten = forgotten_of(seed)
     forget, retain = diffusion.sets(forgotten, subject)
+    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
+    done = {row["model"] for row in found}
+    if REAL not in done:
+        figures = diffusion.judge_real(forgotten, seed, subject)
+        rows.append(
+            out, {"model": REAL, "trial": "", "forget": f"class:{forgotten}", "seed": seed, **figures} | made_by
+        )
     everything = np.arange(len(forget) + len(retain))
     trained = lambda ids, seed: diffusion.train(ids, seed, cache, subject.epochs, subject=subject)
     original, retrained = trained(everything, seed), trained(retain.ids, seed + RETRAINED_SEED_OFFSET)
     level = lambda params, part: measured_level(diffusion.plain_task(subject), params, part).error
     start = level(original.params, retain)
-    found = rows.select(rows.read(out), seed=seed) if out.is_file() else []
-    done = {row["model"] for row in found}
 
     def add(model, trial, params, **more):
         attack = diffusion.attacks if trial in plan.attacked else relearned
@@ -119,7 +137,7 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -
         if seed == 0 and (model, trial) in PICTURED:
             path = out.with_name(SAMPLES.name) if subject == diffusion.DIGITS else out.with_suffix(".npz")
             keep(f"{model}, {trial}".removesuffix(", "), params, path, subject)
-        # Last, as a model that has its row is not made again.
+        # Written last, since a model with a row is not run again.
         rows.append(out, row | made_by)
         print(seed, model, trial, {name: round(row[name], 4) for name in ("UA", "RA", "FD", "rise")}, flush=True)
 
@@ -131,7 +149,10 @@ def run(seed: int, out: Path, cache: Path, made_by: dict, plan: Plan = DIGITS) -
         if name not in done:
             add(name, "", params)
     task = diffusion.task(original.params, subject)
-    for method, trial in missing(found, plan):
+    for index, (method, trial) in enumerate(missing(found, plan), 1):
+        if index % PROGRAMS == 0:
+            # Linux limits the memory maps of a process, and XLA needs some for each program: 45 runs exceed them.
+            jax.clear_caches()
         given = default_settings(ALL_METHODS[method], task) | settings(method, trial)
         options = {"steps": STEPS, "seed": seed, "forget_batch": FORGET_BATCH, "retain_batch": RETAIN_BATCH}
         result = eupmu.unlearn(
@@ -152,7 +173,7 @@ def relearned(params, forgotten: int, seed: int, subject: diffusion.Subject) -> 
 
 
 def keep(name: str, params, path: Path, subject: diffusion.Subject) -> None:
-    """Adds samples of every class to the file of pictures: all from the same noise."""
+    """Adds samples of every class, all from the same noise, to the file of samples."""
     labels = np.repeat(np.arange(diffusion.CLASSES), SHOWN)
     images = np.asarray(diffusion.samples(params, labels, 0, subject))
     pixels = np.round(127.5 * (images + 1)).astype(np.uint8).reshape(diffusion.CLASSES, SHOWN, *subject.shape[:2])

@@ -43,6 +43,10 @@ def test_the_judge_knows_real_digits(monkeypatch):
     figures = diffusion.judge({}, forgotten=3, seed=0)
     assert figures["UA"] < 1
     assert figures["RA"] > 99
+    drawn = [diffusion.judge_real(3, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(set(one) == {"RA", "FD"} and one["RA"] > 99 for one in drawn)
+    assert drawn[0]["FD"] == pytest.approx(figures["FD"], rel=0.5)
     next_class = lambda params, labels, seed, subject: perfect(params, (labels + 1) % 10, seed, subject)
     monkeypatch.setattr(diffusion, "samples", next_class)
     figures = diffusion.judge({}, forgotten=3, seed=0)
