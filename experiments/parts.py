@@ -63,7 +63,11 @@ def save_samples(figure: Figure, path: Path) -> None:
 def slim(svg: str) -> str:
     """Matplotlib's SVG in a third of its bytes: styles as classes, coordinates in tenths, no empty groups."""
     svg = re.sub(r"<metadata>.*?</metadata>|<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), svg)
+    # Within tags only: numbers of labels stay as they are.
+    in_tenths = lambda tag: re.sub(
+        r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), tag[0]
+    )
+    svg = re.sub(r"<[^>]*>", in_tenths, svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w-]+)"', lambda name: name[0] if name[1] in used else "", svg)

@@ -30,6 +30,8 @@ OVER_TIME = [
     "quality at the end",
     "utility at the end",
 ]
+# Panels beside each other.
+COLUMNS = 4
 KINDS = ("forgotten", "retained", "the world")
 
 
@@ -95,8 +97,9 @@ def _draw_paths(found, saved, path):
     first, saved = _first(found), over_time.of_now(saved)
     keys = _followed(saved)
     with matplotlib.rc_context(parts.STYLE):
-        figure = Figure(figsize=(10.4, 2.9 * -(-len(keys) // 4)), layout="constrained")
-        panels = figure.subplots(-(-len(keys) // 4), 4, sharex=True, sharey=True, squeeze=False).ravel()
+        lines, columns = -(-len(keys) // COLUMNS), min(COLUMNS, len(keys))
+        figure = Figure(figsize=(2.6 * columns, 2.9 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, key in zip(panels, keys, strict=False):
             way = _path(first, saved, key)
             color = "#0b6e4f" if key[0] == "EUPMU" else "#5b6068"

@@ -51,12 +51,12 @@ def test_slimming_a_figure_preserves_what_it_shows():
     figure = """<?xml version="1.0"?><!-- made --><svg xmlns="http://www.w3.org/2000/svg"><metadata>x</metadata>
     <defs><style type="text/css">*{stroke: none}</style></defs>
     <g id="a_1"><g clip-path="url(#c)"><path d="M 1.234567 2.0001 L -3.96 4" style="fill: red"/></g></g>
-    <g id="c"><text style="fill: red" transform="rotate(-0 1.5 2.5)">a name</text></g></svg>"""
+    <g id="c"><text style="fill: red" transform="rotate(-0 1.5 2.5)">0.125 a name</text></g></svg>"""
     slim = parts.slim(figure)
     root = ElementTree.fromstring(slim)
     (path,), (text,) = (list(root.iter(f"{{http://www.w3.org/2000/svg}}{name}")) for name in ("path", "text"))
     assert path.get("d") == "M 1.2 2 L -4 4"
-    assert (text.text, text.get("class"), path.get("class")) == ("a name", "s0", "s0")
+    assert (text.text, text.get("class"), path.get("class")) == ("0.125 a name", "s0", "s0")
     assert "*{stroke: none}.s0{fill: red}" in slim
     assert 'id="c"' in slim
     assert "a_1" not in slim
