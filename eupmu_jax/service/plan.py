@@ -157,7 +157,7 @@ def said(plan: Mapping[str, Any]) -> str:
     if plan["elsewhere"]:
         lines.append(of_other_data(plan["elsewhere"]))
     if not examples["held_out"]:
-        lines.append("Without held-out data the target is the error of chance, where that is known.")
+        lines.append("Without held-out data the target is the error of chance or of an uninformed model, if known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]
     judged = " and ".join(filter(None, reference)) or "nothing, so it will be inconclusive"
     lines.append(f"The audit can compare with {judged}.")
