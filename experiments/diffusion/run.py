@@ -35,7 +35,7 @@ PROGRAMS = 15
 REAL = "real images"
 STEPS, FORGET_BATCH, RETAIN_BATCH = 150, 32, 96
 OBJECTIVES = Choice(("random_condition", "unconditional", "negative_guidance"))
-# All methods but those that need class labels.
+# All methods but those that need class labels, or, as OFMU does, a certain forget loss.
 METHODS = tuple(
     name for name, method in ALL_METHODS.items() if not method.forget and "num_classes" not in method.requires
 )
