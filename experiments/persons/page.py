@@ -11,7 +11,8 @@ from eupmu_jax.methods import METHODS
 from eupmu_jax.metrics import privleak
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
-from experiments.persons import over_time, run, tune
+from experiments.persons import over_time, paths, tune
+from experiments.persons.compared import distance, first_seed, keeps_utility, name_of, quality_of, reference, rows_of
 from experiments.persons.tune import KEPT
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -23,15 +24,6 @@ SHOWN = ("original", "retrained", "EUPMU")
 OURS = ("EUPMU", "bounded_ascent")
 BY_SEED = ["quality by seed", "utility kept"]
 OF_TRIALS = ["off by, all trials", "utility kept, all trials"]
-OVER_TIME = [
-    "points that keep utility",
-    "best quality of these",
-    "after step",
-    "quality at the end",
-    "utility at the end",
-]
-# Panels beside each other.
-COLUMNS = 4
 KINDS = ("forgotten", "retained", "the world")
 
 
@@ -41,15 +33,15 @@ def blocks() -> dict[str, str]:
     And the figures of the models that have rows of several seeds.
     """
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
-    first = _first(found)
+    first = first_seed(found)
     later = _has_later(first)
-    lines = [[_name(key), *_figures(first, key), *(_later(first, key) if later else ())] for key in _keys(first)]
+    lines = [[name_of(key), *_figures(first, key), *(_later(first, key) if later else ())] for key in _keys(first)]
     return {
         "persons": parts.table(["", *HEAD, *(LATER if later else ())], lines),
         "persons said": parts.paragraph(_said(first)),
         "persons why": parts.paragraph(_why(first)),
         "persons seeds": _over_seeds(found),
-        "persons over time": _over_time(_first(found), over_time.of_now(rows.read(over_time.ROWS))),
+        "persons over time": paths.table(first, over_time.of_now(rows.read(over_time.ROWS))),
         **_tuned(found, rows.read(tune.TRIALS_FILE)),
         "persons in short": parts.paragraph(_short(found)),
         "persons answers": _answers(found),
@@ -60,21 +52,22 @@ def draw(folder: Path) -> None:
     """Draws where all runs end, and the paths of some."""
     found = parts.newest(rows.read(ROWS), "model", "objective", "seed")
     _draw_ends(found, folder / "persons.svg")
-    _draw_paths(found, rows.read(over_time.ROWS), folder / "persons_over_time.svg")
+    saved = over_time.of_now(rows.read(over_time.ROWS))
+    paths.draw(first_seed(found), saved, folder / "persons_over_time.svg")
 
 
 def _draw_ends(found, path):
     """Error on forgotten persons, forget quality and utility: a line for each model, a point for each seed."""
-    keys = [key for key in _keys(_first(found)) if key[0] != "pretrained"][::-1]
+    keys = [key for key in _keys(first_seed(found)) if key[0] != "pretrained"][::-1]
     figures = (
         ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
-        ("forget quality, log10 p", lambda row: _quality(found, row)),
+        ("forget quality, log10 p", lambda row: quality_of(found, row)),
         ("model utility", lambda row: row["utility"]),
     )
     marks = (
-        [100 * row["held_out_error"] for row in _of(found, ("original", ""))],
+        [100 * row["held_out_error"] for row in rows_of(found, ("original", ""))],
         [0.0],
-        [(1 - KEPT) * row["utility"] for row in _of(found, ("original", ""))],
+        [(1 - KEPT) * row["utility"] for row in rows_of(found, ("original", ""))],
     )
     with matplotlib.rc_context(parts.STYLE):
         figure = Figure(figsize=(10.4, 0.34 * len(keys) + 1.0), layout="constrained")
@@ -82,69 +75,14 @@ def _draw_ends(found, path):
         for axes, (title, value), mark in zip(panels, figures, marks, strict=True):
             for place, key in enumerate(keys):
                 color = "#111418" if key[0] in REFERENCES else "#0b6e4f" if key[0] == "EUPMU" else "#9aa0a8"
-                mine = [value(row) for row in _of(found, key)]
+                mine = [value(row) for row in rows_of(found, key)]
                 axes.plot(mine, [place] * len(mine), "o", ms=7, color=color)
             axes.axvline(np.mean(mark), color="#0b6e4f", ls="--", lw=1)
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_ylim(-0.6, len(keys) - 0.4)
-        panels[0].set_yticks(range(len(keys)), [_name(key) for key in keys])
+        panels[0].set_yticks(range(len(keys)), [name_of(key) for key in keys])
         panels[2].set_xlim(left=0)
         parts.save(figure, path)
-
-
-def _draw_paths(found, saved, path):
-    """Utility against forget quality along the run, in a panel for each method; it starts at the original model."""
-    first, saved = _first(found), over_time.of_now(saved)
-    keys = _followed(saved)
-    with matplotlib.rc_context(parts.STYLE):
-        lines, columns = -(-len(keys) // COLUMNS), min(COLUMNS, len(keys))
-        figure = Figure(figsize=(2.6 * columns, 2.9 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, key in zip(panels, keys, strict=False):
-            way = _path(first, saved, key)
-            color = "#0b6e4f" if key[0] == "EUPMU" else "#5b6068"
-            for other in keys:
-                axes.plot(*zip(*_path(first, saved, other).values(), strict=True), color="#e2e5e9", lw=1, zorder=0)
-            axes.plot(*zip(*way.values(), strict=True), "o-", color=color, ms=4, lw=1.5)
-            for step in (0, max(way)):
-                axes.annotate(str(step), way[step], (4, 4), textcoords="offset points", fontsize=8, color=color)
-            axes.axvline((1 - KEPT) * _of(first, ("original", ""))[0]["utility"], color="#0b6e4f", ls="--", lw=1)
-            axes.set_title(_name(key), fontsize=9, loc="left")
-        for axes in panels[len(keys) :]:
-            axes.remove()
-        figure.supxlabel("model utility", fontsize=9)
-        figure.supylabel("forget quality, log10 p", fontsize=9)
-        parts.save(figure, path)
-
-
-def _followed(saved):
-    return [key for key in tune.TUNED if rows.select(saved, model=key[0], objective=key[1])]
-
-
-def _over_time(first, saved):
-    """For each method, how many points of its path keep the utility, and the best forget quality among them."""
-    least = (1 - KEPT) * _of(first, ("original", ""))[0]["utility"]
-    lines = []
-    for key in _followed(saved):
-        way = _path(first, saved, key)
-        del way[0]
-        kept = {step: quality for step, (utility, quality) in way.items() if utility >= least}
-        best = max(kept, key=lambda step: kept[step], default=None)
-        told = ["-", "-"] if best is None else [f"{kept[best]:.1f}", str(best)]
-        utility, quality = way[run.STEPS]
-        lines.append([_name(key), f"{len(kept)} of {len(way)}", *told, f"{quality:.1f}", f"{utility:.3f}"])
-    return parts.table(["", *OVER_TIME], lines)
-
-
-def _path(first, saved, key):
-    """Utility and forget quality at each step, the original model's at 0."""
-    mine = {row["step"]: row for row in rows.select(saved, model=key[0], objective=key[1])}
-    ends = {0: _of(first, ("original", ""))[0], run.STEPS: _of(first, key)[0]}
-    return {step: (row["utility"], _quality(first, row)) for step, row in sorted((mine | ends).items())}
-
-
-def _first(found):
-    return rows.select(found, seed=min(row["seed"] for row in found))
 
 
 def _keys(found):
@@ -157,48 +95,30 @@ def _methods(found):
     return list(dict.fromkeys((row["model"], row["objective"]) for row in found if row["model"] not in REFERENCES))
 
 
-def _of(found, key):
-    return rows.select(found, model=key[0], objective=key[1])
-
-
-def _name(key):
-    return ", ".join(part.replace("_", " ") for part in key if part)
-
-
-def _reference(found, row, model):
-    return rows.select(found, model=model, seed=row["seed"])[0]
-
-
-def _quality(found, row):
-    """log10 of the p-value of the hypothesis that its truth ratios are distributed as the retrained model's."""
-    return forget_quality(row["truth_ratios"], _reference(found, row, "retrained")["truth_ratios"]).log10
-
-
-def _keeps(found, row):
-    return row["utility"] >= (1 - KEPT) * _reference(found, row, "original")["utility"]
-
-
 def _order(found, key):
     """Sorts methods that keep utility first, and then by forget quality."""
-    mine = _of(found, key)
-    return (not all(_keeps(found, row) for row in mine), -np.mean([_quality(found, row) for row in mine]))
+    mine = rows_of(found, key)
+    return (
+        not all(keeps_utility(found, row) for row in mine),
+        -np.mean([quality_of(found, row) for row in mine]),
+    )
 
 
 def _has_later(found):
-    return all("int4" in row for key in (*((model, "") for model in REFERENCES), OURS) for row in _of(found, key))
+    return all("int4" in row for key in (*((model, "") for model in REFERENCES), OURS) for row in rows_of(found, key))
 
 
 def _later(found, key):
-    mine = _of(found, key)
+    mine = rows_of(found, key)
     if not all("int4" in row for row in mine):
         return [""] * len(LATER)
-    leaks = [privleak(row["separation"], _reference(found, row, "retrained")["separation"]) for row in mine]
+    leaks = [privleak(row["separation"], reference(found, row, "retrained")["separation"]) for row in mine]
     coarse = [100 * np.mean([row["int4"][part] for row in mine]) for part in ("forget", "retain")]
     return [f"{figure:.1f}" for figure in (np.mean(leaks), *coarse)]
 
 
 def _figures(found, key):
-    mine = _of(found, key)
+    mine = rows_of(found, key)
     mean = lambda get: np.mean([get(row) for row in mine])
     return [
         f"{mean(lambda row: row['probability']):.3f}",
@@ -206,21 +126,11 @@ def _figures(found, key):
         f"{mean(lambda row: row['extraction']):.3f}",
         f"{100 * mean(lambda row: row['error']['forget']):.1f}",
         f"{100 - mean(lambda row: row['relearned']['after']):.1f}",
-        f"{mean(lambda row: _off(found, row)):.1f}",
-        f"{mean(lambda row: _quality(found, row)):.1f}",
+        f"{mean(lambda row: distance(found, row)):.1f}",
+        f"{mean(lambda row: quality_of(found, row)):.1f}",
         f"{mean(lambda row: row['utility']):.3f}",
         f"{100 * mean(lambda row: row['error']['retain']):.1f}",
     ]
-
-
-def _off(found, row):
-    """Mean distance from the retrained model of the five figures on forgotten persons, in points."""
-    figures = lambda row: np.array(
-        [*(row[name] for name in ("probability", "rouge", "extraction")), row["error"]["forget"]]
-    )
-    again = lambda row: row["relearned"]["after"]
-    other = _reference(found, row, "retrained")
-    return np.mean([*100 * np.abs(figures(row) - figures(other)), abs(again(row) - again(other))])
 
 
 def _over_seeds(found):
@@ -228,18 +138,18 @@ def _over_seeds(found):
 
     Models with most seeds come first: the others were run on fewer seeds, which may be easier or harder.
     """
-    mine = lambda key: sorted(_of(found, key), key=lambda row: row["seed"])
+    mine = lambda key: sorted(rows_of(found, key), key=lambda row: row["seed"])
     keys = sorted((key for key in _keys(found) if len(mine(key)) > 1), key=lambda key: -len(mine(key)))
     return parts.table(
-        ["", *HEAD, *BY_SEED], [[_name(key), *_figures(found, key), *_by_seed(found, key)] for key in keys]
+        ["", *HEAD, *BY_SEED], [[name_of(key), *_figures(found, key), *_by_seed(found, key)] for key in keys]
     )
 
 
 def _by_seed(found, key):
     """The forget quality under each seed, and the number of seeds under which utility is kept."""
-    mine = sorted(_of(found, key), key=lambda row: row["seed"])
-    qualities = ", ".join(f"{row['seed']}: {_quality(found, row):.1f}" for row in mine)
-    return [qualities, f"{sum(_keeps(found, row) for row in mine)} of {len(mine)}"]
+    mine = sorted(rows_of(found, key), key=lambda row: row["seed"])
+    qualities = ", ".join(f"{row['seed']}: {quality_of(found, row):.1f}" for row in mine)
+    return [qualities, f"{sum(keeps_utility(found, row) for row in mine)} of {len(mine)}"]
 
 
 def _tuned(found, trials):
@@ -247,7 +157,7 @@ def _tuned(found, trials):
 
     Methods with missing trials are left out.
     """
-    references = [row for row in _first(found) if row["model"] in REFERENCES]
+    references = [row for row in first_seed(found) if row["model"] in REFERENCES]
     tried = {key: tune.tried(found, trials, key) for key in tune.TUNED}
     tried = {key: rows for key, rows in tried.items() if len(rows) == 1 + len(tune.TRIALS)}
     if not tried:
@@ -255,7 +165,8 @@ def _tuned(found, trials):
     tuned = references + [tune.chosen(found, trials, key) for key in tried]
     keys = [key for key in _keys(tuned) if key in tried]
     lines = [
-        [_name(key), *_settings(_of(tuned, key)[0]), *_figures(tuned, key), *_of_all(found, tried[key])] for key in keys
+        [name_of(key), *_settings(rows_of(tuned, key)[0]), *_figures(tuned, key), *_of_all(found, tried[key])]
+        for key in keys
     ]
     return {
         "persons tuned": parts.table(["", "settings", *HEAD, *OF_TRIALS], lines),
@@ -271,45 +182,48 @@ def _settings(row):
 
 def _of_all(found, trials):
     """The range of distances over all trials of a method, and the number of trials that keep utility."""
-    off = [_off(found, row) for row in trials]
-    return [f"{min(off):.1f} to {max(off):.1f}", f"{sum(_keeps(found, row) for row in trials)} of {len(trials)}"]
+    off = [distance(found, row) for row in trials]
+    return [
+        f"{min(off):.1f} to {max(off):.1f}",
+        f"{sum(keeps_utility(found, row) for row in trials)} of {len(trials)}",
+    ]
 
 
 def _said_of_tuned(found, tuned, tried, keys):
-    of = {key: _of(tuned, key)[0] for key in keys}
-    keeping = [key for key in keys if _keeps(found, of[key])]
-    best = max(keeping, key=lambda key: _quality(found, of[key]))
-    nearest = min(keys, key=lambda key: _off(found, of[key]))
-    worst = {key: max(_off(found, row) for row in rows) for key, rows in tried.items()}
+    of = {key: rows_of(tuned, key)[0] for key in keys}
+    keeping = [key for key in keys if keeps_utility(found, of[key])]
+    best = max(keeping, key=lambda key: quality_of(found, of[key]))
+    nearest = min(keys, key=lambda key: distance(found, of[key]))
+    worst = {key: max(distance(found, row) for row in rows) for key, rows in tried.items()}
     steadiest = min(worst, key=lambda key: worst[key])
     return (
         f"Of {len(keys)} methods, tuned alike, {len(keeping)} keep utility within 1 %. Of these the best forget "
-        f"quality, {_quality(found, of[best]):.1f}, is that of {_name(best)}; EUPMU has "
-        f"{_quality(found, of[OURS]):.1f}. The selected trial of {_name(nearest)} is nearest to the retrained model, "
-        f"{_off(found, of[nearest]):.1f} points off. The worst trial of {_name(steadiest)} is nearer than that of any "
-        f"other method, {worst[steadiest]:.1f} points off."
+        f"quality, {quality_of(found, of[best]):.1f}, is that of {name_of(best)}; EUPMU has "
+        f"{quality_of(found, of[OURS]):.1f}. The selected trial of {name_of(nearest)} is nearest to the retrained "
+        f"model, {distance(found, of[nearest]):.1f} points off. The worst trial of {name_of(steadiest)} is nearer than "
+        f"that of any other method, {worst[steadiest]:.1f} points off."
     )
 
 
 def _said(found):
     methods = _methods(found)
-    keeping = [key for key in methods if all(_keeps(found, row) for row in _of(found, key))]
-    mean = lambda key: np.mean([_quality(found, row) for row in _of(found, key)])
+    keeping = [key for key in methods if all(keeps_utility(found, row) for row in rows_of(found, key))]
+    mean = lambda key: np.mean([quality_of(found, row) for row in rows_of(found, key)])
     best = max(keeping, key=mean)
-    level = f"{100 * np.mean([row['held_out_error'] for row in _of(found, ('original', ''))]):.1f}"
+    level = f"{100 * np.mean([row['held_out_error'] for row in rows_of(found, ('original', ''))]):.1f}"
     kept = "keeps" if OURS in keeping else "does not keep"
-    error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in _of(found, key)]):.1f}"
+    error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in rows_of(found, key)]):.1f}"
     beside = "" if best == OURS else f"; EUPMU, which {kept} it, has {mean(OURS):.1f}"
-    off = lambda key: np.mean([_off(found, row) for row in _of(found, key)])
+    off = lambda key: np.mean([distance(found, row) for row in rows_of(found, key)])
     other = min((key for key in methods if key != OURS), key=off)
-    shares = [row["share_of_retraining"] for key in methods for row in _of(found, key)]
+    shares = [row["share_of_retraining"] for key in methods for row in rows_of(found, key)]
     return (
         f"Of {len(methods)} methods, {len(keeping)} keep utility within 1 % of the original model's. Of these the best "
-        f"forget quality, {mean(best):.1f}, is that of {_name(best)}{beside} (the original model: "
+        f"forget quality, {mean(best):.1f}, is that of {name_of(best)}{beside} (the original model: "
         f"{mean(('original', '')):.1f}). EUPMU ends at an error of {error(OURS)} % on forgotten persons. The original "
         f"model's error on persons who were never shown is {level} %, and the retrained model's on forgotten persons "
         f"{error(('retrained', ''))} %. EUPMU's five figures on forgotten persons are {off(OURS):.1f} points from the "
-        f"retrained model's on average; those of the nearest other method, {_name(other)}, are {off(other):.1f}. "
+        f"retrained model's on average; those of the nearest other method, {name_of(other)}, are {off(other):.1f}. "
         f"With so few questions, runs took {min(shares):.0f} to {max(shares):.0f} % of "
         "the time of fine-tuning again."
     )
@@ -317,20 +231,21 @@ def _said(found):
 
 def _why(found):
     """Why another method has the best forget quality, if one does, and what both criteria are worth."""
-    original, retrained = (_of(found, (name, "")) for name in ("original", "retrained"))
+    original, retrained = (rows_of(found, (name, "")) for name in ("original", "retrained"))
     mean = lambda rows, get: np.mean([get(row) for row in rows])
     missed = lambda rows: mean(rows, lambda row: 100 * row["error"]["forget"])
     ratio = lambda rows: f"{mean(rows, lambda row: np.median(row['truth_ratios'])):.2f}"
     best = min(_methods(found), key=lambda key: _order(found, key))
-    ours, level = _of(found, OURS), mean(original, lambda row: 100 * row["held_out_error"])
+    ours, level = rows_of(found, OURS), mean(original, lambda row: 100 * row["held_out_error"])
     count = min(len(row["truth_ratios"]) for row in found)
     p_value = lambda places: forget_quality(range(count), range(places, count + places)).p_value
     # From far to near: SciPy has no exact p-value of samples that are one place apart.
     apart = 1 + next(places for places in range(count, 0, -1) if p_value(places) >= 0.05)
     limit = mean(original, lambda row: (1 - KEPT) * row["utility"])
     other = (
-        f", and {ratio(_of(found, best))} after {_name(best)}, which misses {missed(_of(found, best)):.1f} % of the "
-        "tokens: a model that is close in one figure need not be close in the other"
+        f", and {ratio(rows_of(found, best))} after {name_of(best)}, which misses "
+        f"{missed(rows_of(found, best)):.1f} % of the tokens: a model that is close in one figure need not be close in "
+        "the other"
     )
     return (
         f"EUPMU ends {'beyond' if missed(ours) > level else 'short of'} the level that it steers to, at "
@@ -339,18 +254,18 @@ def _why(found):
         f"{ratio(ours)} after EUPMU{'' if best == OURS else other}. The test has little power: with {count} questions, "
         f"p falls below 5 % once the two distributions are {apart} questions apart. And the line of 1 % is finer than "
         f"retraining: the retrained model itself "
-        f"{'keeps' if all(_keeps(found, row) for row in retrained) else 'misses'} it, with a utility of "
+        f"{'keeps' if all(keeps_utility(found, row) for row in retrained) else 'misses'} it, with a utility of "
         f"{mean(retrained, lambda row: row['utility']):.3f} against {limit:.3f}."
     )
 
 
 def _short(found):
     """The README's sentence."""
-    mean = lambda key, get: np.mean([get(row) for row in _of(found, key)])
+    mean = lambda key, get: np.mean([get(row) for row in rows_of(found, key)])
     missed = lambda key: f"{100 * mean(key, lambda row: row['error']['forget']):.0f} %"
     utility = lambda key: f"{mean(key, lambda row: row['utility']):.3f}"
-    ours = _of(found, OURS)
-    lost = sum(not _keeps(found, row) for row in ours)
+    ours = rows_of(found, OURS)
+    lost = sum(not keeps_utility(found, row) for row in ours)
     seeds = "" if len(ours) == 1 else f"; means of {len(ours)} seeds, in {lost} of which it lost over {100 * KEPT:g} %"
     older = parts.of_version(ours, METHODS["EUPMU"].version)
     return (

@@ -14,7 +14,7 @@ from eupmu_jax.methods import METHODS, default_settings
 from eupmu_jax.metrics.language import forget_quality
 from eupmu_jax.training.fitting import Trained
 from experiments import parts
-from experiments.persons import over_time, page, run, tune
+from experiments.persons import compared, over_time, page, paths, run, tune
 
 # Those that need no hidden states, which the toy lacks.
 SOME = [candidate for candidate in run.CANDIDATES if candidate[1] != "rmu"]
@@ -91,8 +91,8 @@ def test_how_far_a_model_is_from_the_retrained_one_is_the_mean_of_five_figures()
         "relearned": {"after": 100 * x},
     }
     found = [row("retrained", 0.5), row("EUPMU", 0.4)]
-    assert page._off(found, found[1]) == pytest.approx((3 * 10 + 20 + 10) / 5)
-    assert page._off(found, found[0]) == 0
+    assert compared.distance(found, found[1]) == pytest.approx((3 * 10 + 20 + 10) / 5)
+    assert compared.distance(found, found[0]) == 0
 
 
 @pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
@@ -181,9 +181,9 @@ def test_the_table_of_tuned_methods_has_those_of_which_all_trials_are_there():
     found, trials = rows.read(page.ROWS), rows.read(tune.TRIALS_FILE)
     _, _, *lines = page.blocks()["persons tuned"].splitlines()
     whole = {key for key in tune.TUNED if len(rows.select(trials, model=key[0], objective=key[1], seed=0)) == 2}
-    assert {line.split("|")[1].strip() for line in lines} == {page._name(key) for key in whole}
+    assert {line.split("|")[1].strip() for line in lines} == {compared.name_of(key) for key in whole}
     taken = tune.chosen(found, trials, page.OURS)
-    (ours,) = [line for line in lines if line.split("|")[1].strip() == page._name(page.OURS)]
+    (ours,) = [line for line in lines if line.split("|")[1].strip() == compared.name_of(page.OURS)]
     assert float(ours.split("|")[6]) == pytest.approx(100 * taken["error"]["forget"], abs=0.051)
 
 
@@ -224,7 +224,7 @@ def test_the_best_point_on_the_way_is_one_that_keeps_utility():
     original = row(0.6, 40) | {"model": "original", "objective": ""}
     first = [retrained, original, row(0.61, 20)]
     way = [row(0.595, 10, step=10), row(0.593, 0, step=20), row(0.6, 15, step=30)]
-    _, _, line = page._over_time(first, way).splitlines()
+    _, _, line = paths.table(first, way).splitlines()
     quality = lambda away: forget_quality([ratio + away for ratio in range(40)], retrained["truth_ratios"]).log10
     wanted = ["3 of 4", f"{quality(10):.1f}", "10", f"{quality(20):.1f}", "0.610"]
     assert [cell.strip() for cell in line.strip("|").split("|")][1:] == wanted
