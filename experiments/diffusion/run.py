@@ -35,9 +35,11 @@ PROGRAMS = 15
 REAL = "real images"
 STEPS, FORGET_BATCH, RETAIN_BATCH = 150, 32, 96
 OBJECTIVES = Choice(("random_condition", "unconditional", "negative_guidance"))
-# All methods but those that need class labels, or, as OFMU does, a certain forget loss.
+# All methods but those that need class labels.
 METHODS = tuple(
-    name for name, method in ALL_METHODS.items() if not method.forget and "num_classes" not in method.requires
+    name
+    for name, method in ALL_METHODS.items()
+    if "random_labels" not in method.forget and "num_classes" not in method.requires
 )
 # The methods run on clothes, where a run and its attack take a quarter of an hour.
 FEW = (
