@@ -95,10 +95,12 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
     # A method that needs no tuning can be given a limit and nothing else.
     filled = default_settings(method, task)
     if {"limit", "allowed_rise"} & set(settings):
-        # The given limit is then the only one.
+        # The given limits then take its place.
         filled.pop("allowed_error", None)
         if "allowed_error" in settings:
-            raise ValueError("settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected only one limit")
+            raise ValueError(
+                "settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected it alone, or them without it"
+            )
     return complete(filled | dict(settings))
 
 

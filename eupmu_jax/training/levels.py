@@ -13,6 +13,7 @@ from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.tasks.task import of_each
+from eupmu_jax.training._inputs import check_examples
 
 # Examples measured at once, and the bytes their outputs may take: a language model needs a megabyte for a few tokens.
 CHUNK, OUTPUT_BYTES = 500, 2**28
@@ -71,7 +72,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
       The level. To know a rate of 10 % to within 5 points takes 140 examples.
 
     Raises:
-      ValueError: For an empty set, an error that is not finite, or a loss that is NaN.
+      ValueError: For an empty set, examples that the task refuses, an error that is not finite, or a loss that is NaN.
 
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
@@ -80,7 +81,9 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
     >>> round(level.error, 3), round(level.low, 3), round(level.high, 3), level.examples
     (0.1, 0.055, 0.174, 100)
     """
-    errors, losses = figures_of(task, params, as_examples("held_out", held_out))
+    examples = as_examples("held_out", held_out)
+    check_examples("held_out", examples, task, params)
+    errors, losses = figures_of(task, params, examples)
     level = check_finite(level_of(errors))
     check_losses("held_out", losses)
     return level
@@ -111,6 +114,7 @@ def unseen_levels(task: Task, params: chex.ArrayTree, held_out: Any, groups: Any
     examples, groups = as_examples("held_out", held_out), np.asarray(groups)
     if groups.shape != (len(examples),):
         raise ValueError(f"groups: got shape {groups.shape}, expected ({len(examples)},): one for each example")
+    check_examples("held_out", examples, task, params)
     errors, losses = figures_of(task, params, examples)
     found = {group: check_finite(level_of(errors[groups == group])) for group in np.unique(groups)}
     check_losses("held_out", losses)
@@ -128,6 +132,9 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
 
     The test of the losses does not remove that noise, so it has less power for such a task.
 
+    Raises:
+      ValueError: For an empty set, or examples that the task refuses.
+
     >>> from eupmu_jax import tasks
     >>> task = tasks.classification(lambda params, inputs: inputs * params, num_classes=2)
     >>> data = {"inputs": jnp.eye(2)[jnp.zeros(50, int)], "labels": jnp.arange(50) % 5 // 4}
@@ -137,8 +144,10 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     """
     from scipy import stats
 
-    sets = [as_examples(name, data) for name, data in (("forget", forget), ("held_out", held_out))]
-    forgotten, unseen = (figures_of(task, params, part, most) for part in sets)
+    sets = {name: as_examples(name, data) for name, data in (("forget", forget), ("held_out", held_out))}
+    for name, part in sets.items():
+        check_examples(name, part, task, params)
+    forgotten, unseen = (figures_of(task, params, part, most) for part in sets.values())
     if any(np.isnan(losses).any() for _, losses in (forgotten, unseen)):
         # The model has diverged, and its errors may look plausible.
         return Comparison(np.nan, np.nan, np.nan, np.nan)
@@ -147,11 +156,11 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
         difference = float(np.mean(both[0]) - np.mean(both[1]))
         width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*map(_deviation, both)))
     else:
-        apart = _differences_at_places(task, params, sets, both)
+        apart = _differences_at_places(task, params, [*sets.values()], both)
         difference, width = float(np.mean(apart)), _quantile(len(apart)) * _deviation(apart)
     losses = [found[1] for found in (forgotten, unseen)]
     if task.nll is not None:
-        losses = [figures_of(task.attacked, params, part, most)[1] for part in sets]
+        losses = [figures_of(task.attacked, params, part, most)[1] for part in sets.values()]
     p_value = stats.ks_2samp(*losses).pvalue
     return Comparison(difference, difference - width, difference + width, float(p_value))
 
