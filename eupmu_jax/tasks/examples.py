@@ -184,10 +184,11 @@ def _check_ids(name, ids, length):
 def _check_source(name, data):
     try:
         batch = data[np.zeros(2, int)]
-    except (TypeError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"{name}: got {type(data).__name__}, which gives no batch for an array of positions; expected a tree of "
-            "arrays with one leading axis, or an object with len(data) and data[positions]"
+            f"{name}: got {type(data).__name__}, which gives no batch for an array of positions "
+            f"({type(error).__name__}: {error}); expected a tree of arrays with one leading axis, or an object with "
+            "len(data) and data[positions]"
         ) from error
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):

@@ -200,3 +200,21 @@ def test_a_random_label_of_a_masked_class_adds_nothing():
     value, slope = jax.value_and_grad(lambda x: task.forget["random_labels"](x, batch))(logits)
     assert float(value) == pytest.approx(np.log(2) / 2)
     assert jnp.all(jnp.isfinite(slope))
+
+
+class OneAtATime:
+    """A dataset whose check of the bounds takes a single position."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, position):
+        if position >= len(self):
+            raise IndexError(position)
+        return {"inputs": np.zeros((len(position), 2))}
+
+
+def test_a_dataset_that_takes_single_positions_alone_is_named_with_its_own_error():
+    # BUG: "The truth value of an array ... is ambiguous" alone.
+    with pytest.raises(ValueError, match=r"^forget: got OneAtATime, which gives no batch .* \(ValueError: The truth"):
+        tasks.as_examples("forget", OneAtATime())
