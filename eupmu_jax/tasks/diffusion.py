@@ -109,7 +109,8 @@ def diffusion(
         as `nnx.Embed` does beyond its table, and an `original` whose structure or shapes differ from the parameters'. A
         table that is indexed repeats its last row there, which cannot be detected.
 
-    >>> schedule = objectives.cosine_schedule(10)
+    >>> from eupmu_jax.objectives.diffusion import cosine_schedule
+    >>> schedule = cosine_schedule(10)
     >>> task = diffusion(lambda params, x_t, t, labels: params * x_t, schedule, num_conditions=2, prediction="epsilon")
     >>> batch = {"inputs": jnp.zeros((4, 8)), "labels": jnp.zeros(4, int)}
     >>> outputs = task.outputs(1.0, batch, None)
