@@ -186,12 +186,19 @@ def _check_source(name, data):
         batch = data[np.zeros(2, int)]
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(
-            f"{name}: got {type(data).__name__}, which gives no batch for an array of positions "
-            f"({type(error).__name__}: {error}); expected a tree of arrays with one leading axis, or an object with "
-            "len(data) and data[positions]"
+            f"{name}: got {type(data).__name__}, {_why_no_batch(data, error)}; expected a tree of arrays with one "
+            "leading axis, or an object with len(data) and data[positions]"
         ) from error
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):
         some = str(shapes[:NAMED])
         raise ValueError(f"{name}: data[positions] gave leaves of shapes {some} for 2 positions, expected (2, ...)")
     _check_numbers(name, batch)
+
+
+def _why_no_batch(data, error):
+    if isinstance(data, dict | list | tuple):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+            if not _is_tree_of_arrays(leaf):
+                return f"whose leaf {jax.tree_util.keystr(path)} is {type(leaf).__name__}, no array"
+    return f"which gives no batch for an array of positions ({type(error).__name__}: {error})"

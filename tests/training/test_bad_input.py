@@ -111,7 +111,7 @@ BAD = {
     "a number": ({"forget": lambda d: 3}, r"forget: got int, expected a tree of arrays with one leading axis, or"),
     "lists": (
         {"forget": lambda d: {"inputs": [[0.0]], "labels": [3]}},
-        r"forget: got dict, which gives no batch for an array of positions .TypeError: .*; expected a tree",
+        r"forget: got dict, whose leaf \['inputs'\]\[0\]\[0\] is float, no array; expected a tree of arrays",
     ),
     "a source that drops examples": (
         {
