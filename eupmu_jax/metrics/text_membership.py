@@ -55,6 +55,8 @@ def separation(forget: ArrayLike, held_out: ArrayLike) -> float:
     """
     sets = [np.asarray(scores, np.float64) for scores in (forget, held_out)]
     for name, scores in zip(("forget", "held_out"), sets, strict=True):
+        if not scores.size:
+            raise ValueError(f"{name}: got no scores, expected at least one")
         if not np.isfinite(scores).all():
             raise ValueError(f"{name}: got scores that are not finite, expected numbers")
     truth = np.repeat([1, 0], [scores.size for scores in sets])
