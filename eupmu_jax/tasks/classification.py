@@ -57,11 +57,11 @@ def classification(
     [0.0, 0.0, 1.0]
     """
     check_int("num_classes", num_classes, 2, static=True)
-    check_function("apply", apply, "a function (params, inputs) -> logits")
+    check_function("apply", apply, "a function (params, inputs) -> logits", 2)
     if fresh_params is not None:
-        check_function("fresh_params", fresh_params, "a function of a key, or None")
+        check_function("fresh_params", fresh_params, "a function of a key, or None", 1)
     if augment is not None:
-        check_function("augment", augment, "a function (key, inputs) -> inputs, or None")
+        check_function("augment", augment, "a function (key, inputs) -> inputs, or None", 2)
     return _task(apply, int(num_classes), fresh_params, augment)
 
 

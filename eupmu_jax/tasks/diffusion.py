@@ -117,7 +117,7 @@ def diffusion(
     >>> bool(task.retain(outputs, batch) > 0), task.error(outputs, batch).shape
     (True, (4,))
     """
-    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction")
+    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction", 4)
     check_int("num_conditions", num_conditions, 2, static=True)
     objectives.check_fit(prediction, schedule)
     for name, value in (("dropout", dropout), ("gamma", gamma or 1.0), ("guidance", guidance)):

@@ -95,11 +95,11 @@ def language(
     >>> float(task.error(task.outputs(9.0, batch, None), batch)[0])
     0.3333...
     """
-    check_function("apply", apply, "a function (params, tokens) -> logits")
+    check_function("apply", apply, "a function (params, tokens) -> logits", 2)
     if hidden is not None:
-        check_function("hidden", hidden, "a function (params, tokens) -> hidden states, or None")
+        check_function("hidden", hidden, "a function (params, tokens) -> hidden states, or None", 2)
     if fresh_params is not None:
-        check_function("fresh_params", fresh_params, "a function of a key, or None")
+        check_function("fresh_params", fresh_params, "a function of a key, or None", 1)
     if retain not in RETAIN:
         raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
     if error not in ERROR:

@@ -1,5 +1,6 @@
 """All that a method may know of a model and its losses: pure functions over batches, which are any pytrees."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,11 +91,26 @@ def of_each(loss: Callable, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> c
     return jax.vmap(lambda output, example: loss(single(output), single(example)))(outputs, batch)
 
 
-def check_function(name: str, function: Any, wanted: str) -> None:
-    """Raises `ValueError` unless `function` is callable and, for equal tasks to share compiled code, hashable."""
-    if not callable(function):
+def check_function(name: str, function: Any, wanted: str, arguments: int | None = None) -> None:
+    """Raises `ValueError` unless `function` is callable, takes so many arguments, and is hashable.
+
+    Equal tasks share compiled code, for which their functions must be hashable. A module of Flax is callable, but is no
+    function of parameters.
+
+    >>> check_function("apply", lambda inputs: inputs, "a function (params, inputs) -> logits", 2)
+    Traceback (most recent call last):
+    ValueError: apply: got a function of (inputs), expected a function (params, inputs) -> logits
+    """
+    if not callable(function) or _is_module(function):
         found = f"{type(function).__name__}, whose function is .apply" if hasattr(function, "apply") else repr(function)
+        if _is_module(function) and not hasattr(function, "apply"):
+            found = f"the module {type(function).__name__}, which nnx.split and nnx.merge turn into a function"
         raise ValueError(f"{name}: got {found}, expected {wanted}")
+    if arguments is not None and (taken := _signature(function)) is not None:
+        try:
+            taken.bind(*[None] * arguments)
+        except TypeError:
+            raise ValueError(f"{name}: got a function of {taken}, expected {wanted}") from None
     try:
         hash(function)
     except TypeError:
@@ -104,24 +120,37 @@ def check_function(name: str, function: Any, wanted: str) -> None:
         ) from None
 
 
+def _is_module(function):
+    """Whether this is a module of Flax, which this layer does not import."""
+    return any(base.__name__ == "Module" and base.__module__.startswith("flax.") for base in type(function).__mro__)
+
+
+def _signature(function):
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        # Functions written in C may have none.
+        return None
+
+
 def check_task(task: Task) -> None:
     """Raises `ValueError` unless `task` is a `Task` with the functions that every method needs.
 
     >>> check_task(Task(outputs=None, retain=None, forget={}))
     Traceback (most recent call last):
-    ValueError: task.outputs: got None, expected a function
+    ValueError: task.outputs: got None, expected a function (params, batch, key) -> outputs
     """
     if not isinstance(task, Task):
         raise ValueError(
             f"task: got {type(task).__name__}, expected a Task, such as eupmu_jax.tasks.classification(apply, "
             "num_classes=10)"
         )
-    for name in ("outputs", "retain"):
-        check_function(f"task.{name}", getattr(task, name), "a function")
+    check_function("task.outputs", task.outputs, "a function (params, batch, key) -> outputs", 3)
+    check_function("task.retain", task.retain, "a function (outputs, batch) -> scalar", 2)
     if not isinstance(task.forget, Mapping) or not task.forget:
         raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by name")
     for name, loss in task.forget.items():
-        check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar")
+        check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar", 2)
     for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model"):
         if getattr(task, name) is not None:
             check_function(f"task.{name}", getattr(task, name), "a function or None")

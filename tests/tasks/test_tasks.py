@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from scipy.special import log_softmax
 
 from eupmu_jax import objectives, tasks
@@ -129,6 +131,7 @@ def test_equal_arguments_give_the_same_task():
 
 
 LOSS = lambda outputs, batch: jnp.mean(outputs)
+OUTPUTS = lambda params, batch, key: params
 
 
 @dataclasses.dataclass
@@ -151,16 +154,36 @@ BAD = {
         r"apply: got Callable, which is not hashable, expected a func",
     ),
     "no hash of a language model": (lambda: tasks.language(Callable()), r"apply: got Callable, which is not hashable"),
+    # BUG: modules are callable, and arguments were counted inside a trace alone; both ended in a TypeError.
+    "a module": (
+        lambda: tasks.classification(nn.Dense(3), 3),
+        r"apply: got Dense, whose function is \.apply, expected a f",
+    ),
+    "an NNX module": (
+        lambda: tasks.classification(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), 3),
+        r"apply: got the module Linear, which nnx\.split and nnx\.merge turn into a function, expected a function",
+    ),
+    "no parameters": (
+        lambda: tasks.classification(lambda inputs: inputs, 3),
+        r"apply: got a function of \(inputs\), expected a function \(params, inputs\) -> logits",
+    ),
+    "no key": (
+        lambda: tasks.Task(LOSS, LOSS, {"a": LOSS}),
+        r"task\.outputs: got a function of \(.*\), expected a function \(params, batch, key\) -> outputs",
+    ),
     "no model": (lambda: tasks.language(None), r"apply: got None, expected a function"),
     "no outputs": (lambda: tasks.Task(None, LOSS, {"a": LOSS}), r"task\.outputs: got None, expected a function"),
-    "no retain loss": (lambda: tasks.Task(LOSS, 1.0, {"a": LOSS}), r"task\.retain: got 1\.0, expected a function"),
+    "no retain loss": (lambda: tasks.Task(OUTPUTS, 1.0, {"a": LOSS}), r"task\.retain: got 1\.0, expected a function"),
     "no forget losses": (
-        lambda: tasks.Task(LOSS, LOSS, {}),
+        lambda: tasks.Task(OUTPUTS, LOSS, {}),
         r"task\.forget: got \{\}, expected a dict of at least one",
     ),
-    "a forget loss": (lambda: tasks.Task(LOSS, LOSS, LOSS), r"task\.forget: got <function .*, expected a dict"),
-    "no loss": (lambda: tasks.Task(LOSS, LOSS, {"a": 2}), r"task\.forget\['a'\]: got 2, expected a function"),
-    "an error": (lambda: tasks.Task(LOSS, LOSS, {"a": LOSS}, error=0.5), r"task\.error: got 0\.5, expected a function"),
+    "a forget loss": (lambda: tasks.Task(OUTPUTS, LOSS, LOSS), r"task\.forget: got <function .*, expected a dict"),
+    "no loss": (lambda: tasks.Task(OUTPUTS, LOSS, {"a": 2}), r"task\.forget\['a'\]: got 2, expected a function"),
+    "an error": (
+        lambda: tasks.Task(OUTPUTS, LOSS, {"a": LOSS}, error=0.5),
+        r"task\.error: got 0\.5, expected a function",
+    ),
 }
 
 
