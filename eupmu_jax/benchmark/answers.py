@@ -119,7 +119,8 @@ def _targets(batch):
 def answers(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> list[str]:
     """The model's own answers, by greedy decoding."""
     language, tokenizer, prompts = respondent.language, respondent.tokenizer, _prompts(respondent, part)
-    return continued(language, tokenizer, params, prompts, respondent.answer, respondent.batch)
+    made = continued(language, tokenizer, params, prompts, respondent.answer, respondent.batch)
+    return [text.strip() for text in made]
 
 
 def _prompts(respondent, part):

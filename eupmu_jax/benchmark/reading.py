@@ -49,11 +49,14 @@ def continued(
     count: int,
     size: int,
 ) -> list[str]:
-    """The model's continuations of tokenized prompts, as texts of at most `count` tokens; `size` prompts at a time."""
+    """The model's continuations of tokenized prompts, as texts of at most `count` tokens; `size` prompts at a time.
+
+    Blanks and line breaks around a text are kept: where one begins with a blank line, the answer before it is empty.
+    """
     made: list[list[int]] = []
     for start in range(0, len(prompts), size):
         some = list(prompts[start : start + size])
         # Padded as well.
         filled = some + some[:1] * (size - len(some))
         made += generate(language, params, filled, count, end=tokenizer.end)[: len(some)]
-    return [tokenizer.decode(tokens).strip() for tokens in made]
+    return [tokenizer.decode(tokens) for tokens in made]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eupmu_jax.benchmark import muse
+from eupmu_jax.benchmark import muse, reading
 from eupmu_jax.metrics import privleak
 from eupmu_jax.models.language import LanguageModel, Tokenizer
 
@@ -56,6 +56,13 @@ def test_figures_by_hand(reader, folder):
     assert found["knowmem"] == {"forget": pytest.approx(2 / 3 * 1 / 6), "retain": 0}
     assert found["separation"] == 1
     assert privleak(found["separation"], 0.5) == -100
+
+
+def test_an_answer_that_begins_with_a_blank_line_is_empty(reader, folder, monkeypatch):
+    # BUG: the blank line was stripped before the cut, so the text after it counted as the answer.
+    corpus, made = muse.load(folder), [list(b"\n\nab")] * reader.batch
+    monkeypatch.setattr(reading, "generate", lambda *given, **options: made)
+    assert muse.knowledge(reader, None, corpus.forget, corpus.forget_examples) == 0
 
 
 def test_passages_are_truncated_and_the_least_likely_tokens_count(reader):
