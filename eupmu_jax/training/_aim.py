@@ -151,8 +151,10 @@ def _by_class(task, params, sets, forgotten, unseen, errors, level):
         # One part of the mix, as these classes share one estimate and its error.
         parts.append((level, sum(sizes[c] for c in few)))
     mixed = _mixed(parts, len(errors))
-    _warn_of_few(task, mixed)
     all_go = task.unknown is not None and not set(sizes) - gone
+    if not all_go:
+        # Otherwise no unseen example has a part in the level.
+        _warn_of_few(task, mixed)
     return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high), all_go)
 
 

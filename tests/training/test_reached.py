@@ -282,6 +282,18 @@ def test_a_class_needs_five_unseen_examples_for_a_level_of_its_own(count, few, c
     assert ("held_out: got fewer than 5 examples of 1 of the 1 classes" in caplog.text) is few
 
 
+@pytest.mark.parametrize(("retained", "warned"), [([1, 2], False), ([0, 1], True)])
+def test_too_few_unseen_examples_are_not_blamed_for_a_level_that_they_have_no_part_in(retained, warned, caplog):
+    # BUG: the spread of the errors without a condition was reported as that of the held-out examples.
+    denoise = lambda params, x_t, t, labels: params[labels][:, None] * x_t
+    task = tasks.diffusion(denoise, diffusion.cosine_schedule(100), num_conditions=3)
+    make = lambda labels: {"inputs": np.zeros((len(labels), 2), np.float32), "labels": np.asarray(labels)}
+    forget, retain, held_out = (as_examples("data", make(some)) for some in ([0] * 9, retained, [0] * 9))
+    aim = aim_of(task, jnp.ones(4), Sets(forget, retain, None), held_out, None)
+    assert aim.at_least is not warned
+    assert ("held_out: got 9 examples, whose error of" in caplog.text) is warned
+
+
 @pytest.mark.parametrize("limit", [-2.0, 0.0, 3.0])
 def test_a_figure_equal_to_its_limit_is_within_it_whatever_its_sign(limit):
     assert within(limit, limit)
