@@ -62,6 +62,15 @@ def test_texts_that_do_not_pair_are_refused(generated, references):
         metrics.rouge_l(generated, references)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"), [(("a city", ["a city"]), "generated"), ((["a city"], "a town"), "references")]
+)
+def test_a_single_text_is_refused(given, name):
+    # BUG: two texts of one length were compared letter by letter.
+    with pytest.raises(ValueError, match=f"^{name}: got the text 'a .*', expected a list of texts$"):
+        metrics.rouge_l(*given)
+
+
 @needs_package
 def test_muse_does_not_stem():
     assert metrics.verbmem(["he runs quickly"], ["he running quick"]) == pytest.approx(1 / 3)
