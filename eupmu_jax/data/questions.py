@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
+
 PROMPT = "Question: {question}\nAnswer: {answer}"
 
 
@@ -71,14 +73,18 @@ def tokenized(
       tokens (N, length) int32, and mask (N, length) bool, true for the tokens of the answer and its end token.
 
     Raises:
-      ValueError: If the numbers of questions and answers differ, the template is malformed, `end` is not an id, an
-        answer is empty, or a row has more tokens than `length`.
+      ValueError: If questions or answers are a single text or their numbers differ, the template is malformed, `end` is
+        not an id, `length` is not an int of at least 1, an answer is empty, or a row has more tokens than `length`.
 
     >>> encode = lambda text: list(text.encode())
     >>> batch = tokenized(["Hm?"], ["Ah."], encode, length=12, end=0, template="{question} {answer}")
     >>> bytes(batch["tokens"][0].tolist()), batch["mask"][0].astype(int).tolist()
     (b'Hm? Ah.\x00\x00\x00\x00\x00', [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
     """
+    for name, texts in (("questions", questions), ("answers", answers)):
+        if isinstance(texts, str):
+            raise ValueError(f"{name}: got the text {texts[:40]!r}, expected a list of texts")
+    check_int("length", length, 1, static=True)
     if len(questions) != len(answers):
         raise ValueError(f"answers: got {len(answers)}, expected one for each of {len(questions)} questions")
     if template.count("{question}") != 1 or template.count("{answer}") != 1 or not template.endswith("{answer}"):

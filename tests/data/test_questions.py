@@ -85,6 +85,20 @@ def test_there_must_be_as_many_answers_as_questions():
         tokenized(["Who?", "When?"], ["Ada."], encode, length=99, end=0)
 
 
+@pytest.mark.parametrize("length", [None, 0, -1, 99.0])
+def test_a_length_that_is_no_number_of_tokens_is_refused(length):
+    # BUG: errors of NumPy that named no argument.
+    with pytest.raises(ValueError, match=f"^length: got {length}, expected an int of at least 1$"):
+        tokenized(["Who?"], ["Ada."], encode, length=length, end=0)
+
+
+@pytest.mark.parametrize(("given", "name"), [(("Who?", "Ada!"), "questions"), ((["Who?"] * 4, "Ada!"), "answers")])
+def test_a_single_text_is_refused(given, name):
+    # BUG: each letter was a question or an answer of its own.
+    with pytest.raises(ValueError, match=f"^{name}: got the text '.*', expected a list of texts$"):
+        tokenized(*given, encode, length=99, end=0)
+
+
 def test_take_selects_rows_in_order():
     pairs = Questions(("a", "b", "c"), ("A", "B", "C"), np.array([5, 6, 7], np.int32), wrong_answers=((), ("x",), ()))
     some = pairs.take(np.array([2, 1]))
