@@ -135,7 +135,9 @@ def _sample(
         # At a time without noise, only the image is kept; 1 avoids a division by zero.
         gone = jnp.where(now < 1, 1 - now, 1)
         noise = (x_t - jnp.sqrt(now) * x) / jnp.sqrt(gone)
-        sigma = eta * jnp.sqrt((1 - after) / gone) * jnp.sqrt(jnp.maximum(1 - now / after, 0))
+        # Where nothing is left of the image at the next time either, its noise may be drawn anew.
+        left_over = now / jnp.where(after > 0, after, 1)
+        sigma = eta * jnp.sqrt((1 - after) / gone) * jnp.sqrt(jnp.maximum(1 - left_over, 0))
         kept = jnp.sqrt(jnp.maximum(1 - after - sigma**2, 0))
         return jnp.sqrt(after) * x + kept * noise + sigma * jax.random.normal(key, x_t.shape), None
 

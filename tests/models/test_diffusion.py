@@ -233,6 +233,17 @@ def test_samples_are_finite_under_a_schedule_that_starts_without_noise(predictio
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_are_finite_under_a_schedule_that_leaves_nothing_at_several_times(eta):
+    # BUG: the share that is left was 0 / 0 from one such time to the next, also where only float32 rounds it to 0.
+    schedule = diffusion.linear_schedule(50, last=0.5)
+    assert np.float32(schedule.alpha_bar[-2]) == 0
+    options = {"nothing": 2, "prediction": "x", "steps": 50, "eta": eta, "guidance": 0.0}
+    points = jnp.array([[-0.5], [0.25]])
+    drawn = sample(exact, points, schedule, jnp.array([0, 1]), (3, 1), jax.random.key(0), **options)
+    np.testing.assert_allclose(drawn[:, :, 0], np.broadcast_to([[-0.5], [0.25]], (2, 3)), atol=1e-5)
+
+
 def test_a_bfloat16_model_computes_in_bfloat16():
     # BUG: float32 time features turned all activations into float32.
     dit = DiT(3, in_channels=2, image_size=8, patch_size=4, width=16, layers=1, heads=2, rngs=nnx.Rngs(0))
