@@ -12,6 +12,7 @@ import numpy as np
 from eupmu_jax._stack.checks import check_int, check_number
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
+from eupmu_jax.tasks.task import check_function
 
 logger = logging.getLogger("eupmu_jax")
 
@@ -63,10 +64,10 @@ def sample(
       The images, `(n, *shape)`. A warning is logged if they are not finite.
 
     Raises:
-      ValueError: For no steps, or more than the share of the schedule has; an eta or share outside its range; a
-        guidance that is not finite; predictions of another shape than the images; a share without `start`; no labels;
-        start images of another shape, outside their range or not finite; a label that the model does not know; or a
-        prediction that is unknown or does not fit the schedule.
+      ValueError: If `denoise` is not a function; for no steps, or more than the share of the schedule has; an eta or
+        share outside its range; a guidance that is not finite; predictions of another shape than the images; a share
+        without `start`; no labels; start images of another shape, outside their range or not finite; a label that the
+        model does not know; or a prediction that is unknown or does not fit the schedule.
 
     >>> zero = lambda params, x_t, t, labels: 0 * x_t
     >>> schedule = diffusion.cosine_schedule(20)
@@ -74,6 +75,7 @@ def sample(
     >>> images.shape
     (3, 2, 2, 1)
     """
+    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction")
     if np.ndim(labels) != 1 or not len(labels):
         raise ValueError(f"labels: got shape {np.shape(labels)}, expected (n,) ints, at least one")
     diffusion.check_fit(prediction, schedule)
@@ -84,8 +86,10 @@ def sample(
         raise ValueError(f"steps: got {steps!r}, expected an int")
     if not 1 <= steps <= schedule.steps:
         raise ValueError(f"steps: got {steps}, expected 1 to {schedule.steps}, the steps of the schedule")
+    check_number("eta", eta)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
+    check_number("share", share)
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected a share of the schedule in (0, 1]")
     if start is None and share != 1:
@@ -100,7 +104,7 @@ def sample(
     labels, shape = jnp.asarray(labels), tuple(shape)
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     check_labels(labels, nothing + 1)
-    fixed = denoise, schedule, shape, nothing, prediction, steps, share, clip
+    fixed = denoise, schedule, shape, nothing, prediction, steps, float(share), clip
     images = _sample(*fixed, params, labels, key, guidance, eta, start)
     if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.isfinite(images)):
         logger.warning(

@@ -152,12 +152,23 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
         ({"prediction": "score"}, "prediction: got 'score', expected one of epsilon, v, x"),
         ({"guidance": np.nan}, "guidance: got nan, expected a finite number"),
         ({"nothing": None}, "nothing: got None, expected an int of at least 0"),
+        ({"eta": None}, "eta: got None, expected a number"),
+        ({"share": "half"}, "share: got 'half', expected a number"),
+        ({"denoise": {}}, "denoise: got {}, expected a function"),
     ],
 )
 def test_what_is_refused(change, message):
     options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
     with pytest.raises(ValueError, match=message):
-        sample(exact, None, SCHEDULE, **options)
+        sample(options.pop("denoise", exact), None, SCHEDULE, **options)
+
+
+def test_a_share_may_be_an_array():
+    # BUG: JAX refused it as a static argument, as it is not hashable.
+    zero = lambda params, x_t, t, labels: 0 * x_t
+    options = {"nothing": 1, "steps": 2, "start": jnp.zeros((1, 1)), "share": jnp.float32(0.5)}
+    found = sample(zero, None, SCHEDULE, jnp.zeros(1, int), (1,), jax.random.key(0), **options)
+    assert np.isfinite(found).all()
 
 
 def test_samples_that_are_not_finite_are_warned_about(caplog):
