@@ -198,6 +198,8 @@ OBJECTIVES = {
 
 def with_constants(constants):
     """The forget losses with these constants."""
+    if not isinstance(constants, Mapping):
+        raise ValueError(f"constants: got {constants!r}, expected a dict of dicts by loss and name")
     for name, given in constants.items():
         if name not in FORGET:
             raise ValueError(f"constants: got {name!r}, expected one of {', '.join(FORGET)}")

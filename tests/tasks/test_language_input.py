@@ -112,6 +112,10 @@ BAD = {
         lambda: tasks.language(apply, constants={"npo": 0.5}),
         r"constants\['npo'\]: got 0\.5, expected a dict of numbers by name",
     ),
+    "constants without names": (
+        lambda: tasks.language(apply, constants=["npo"]),
+        r"constants: got \['npo'\], expected a dict of dicts by loss and name",
+    ),
     "a model in place of its function": (
         lambda: tasks.language(types.SimpleNamespace(apply=apply, params=ORIGINAL)),
         r"apply: got SimpleNamespace, whose function is \.apply, expected a function",
