@@ -23,6 +23,9 @@ from eupmu_jax.tasks._language_losses import (
 )
 from eupmu_jax.tasks.task import Task, check_function
 
+# A ragged list of sequences, or a column that is missing.
+NOT_ARRAYS = (list, tuple, type(None))
+
 
 def language(
     apply: Callable,
@@ -253,9 +256,10 @@ def _check_answers(batch):
     # A mask under another library's name would go unread, and the prompt would be trained on.
     masks = [name for name in batch if "mask" in str(name) and name not in ("mask", "alternative_mask")]
     masks += ["labels"] * ("labels" in batch)
-    if masks or any(leaf is None for leaf in batch.values()):
+    others = [f"{type(leaf).__name__} as {name}" for name, leaf in batch.items() if isinstance(leaf, NOT_ARRAYS)]
+    if masks or others:
         raise ValueError(
-            f"batch: got {', '.join(masks) or 'None'}, expected arrays, with mask for the tokens to predict and "
+            f"batch: got {', '.join(masks or others)}, expected arrays, with mask for the tokens to predict and "
             "alternative_mask for those of the alternative"
         )
     for prefix in ("", "alternative_"):

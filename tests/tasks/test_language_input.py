@@ -153,7 +153,9 @@ def test_invalid_tokens_are_refused(tokens):
         (lambda b: {"input_ids": b["tokens"]}, "batch: got input_ids, expected a dict with tokens"),
         (lambda b: b["tokens"], "batch: got ndarray, expected a dict with tokens"),
         (lambda b: {"tokens": b["tokens"], "attention_mask": b["mask"]}, "batch: got attention_mask, expected arrays"),
-        (lambda b: {"tokens": b["tokens"], "mask": None}, "batch: got None, expected arrays"),
+        (lambda b: {"tokens": b["tokens"], "mask": None}, "batch: got NoneType as mask, expected arrays"),
+        # BUG: an AttributeError that named no argument.
+        (lambda b: {"tokens": b["tokens"].tolist()}, "batch: got list as tokens, expected arrays"),
         (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, with mask"),
     ],
 )
