@@ -10,6 +10,7 @@ import optax
 
 from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, refusal
+from eupmu_jax._stack.states import nodes
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, check_positive
 
 
@@ -94,8 +95,9 @@ def implicit_surgery(
 
     Raises:
       ValueError: For an unknown scale or proxy, a gradient of another scale, a tolerance or initial multiplier that is
-        negative, not finite or of the wrong length, missing `losses`, `same_batch` without `params` and `value_fn`,
-        and, outside jit, a loss that is not positive in log scale (inside jit the step is refused and counted).
+        negative, not finite or of the wrong length, a learning rate that is not one number, missing `losses`,
+        `same_batch` without `params` and `value_fn` or inside `optax.masked` or `optax.partition`, and, outside jit,
+        a loss that is not positive in log scale (inside jit the step is refused and counted).
 
     >>> import optax
     >>> loss = lambda w: jnp.stack([(w - 1) ** 2, w**2])  # forget pulls to 1, retain to 0
@@ -111,7 +113,7 @@ def implicit_surgery(
         raise ValueError(f"proxy: got {proxy!r}, expected 'same_batch', 'next_batch' or 'level'")
     checks.check_numbers("initial_multiplier", initial_multiplier, 0, finite=True)
     if learning_rate is not None and not callable(learning_rate):
-        checks.check_numbers("learning_rate", learning_rate, 0, finite=True)
+        checks.check_number("learning_rate", learning_rate, 0, finite=True, why=", or a schedule")
     rule = tolerances.as_tolerance(tolerance)
     if not callable(tolerance) and not isinstance(tolerance, tolerances.Tolerance):
         checks.check_numbers("tolerance", tolerance, finite=True, why=", with which the estimate is compared")
@@ -189,6 +191,12 @@ def multiplier_transform(
                 f"{'params' if params is None else 'value_fn'}: got None, but proxy='same_batch' evaluates the retain "
                 "losses after the step: update(updates, state, params, losses=losses, value_fn=value_fn); "
                 "proxy='next_batch' needs neither"
+            )
+        if proxy == "same_batch" and nodes(params, lambda node: isinstance(node, optax.MaskedNode)):
+            raise ValueError(
+                "params: some leaves are masked, so this transform is inside optax.masked or optax.partition, where "
+                "value_fn cannot be given the whole parameters; wrap the whole chain in "
+                "eupmu_jax.freeze(chain, frozen) instead"
             )
         if loss_scale == "log":
             check_positive(losses, state.count)

@@ -230,6 +230,8 @@ def test_a_refused_step_changes_nothing_but_its_count(fault, bad):
         ({"tolerance": float("nan")}, "^tolerance: got nan"),
         ({"initial_multiplier": -1.0}, "^initial_multiplier: got -1.0"),
         ({"initial_multiplier": float("nan")}, "^initial_multiplier: got nan"),
+        # BUG: the multipliers took the shape of the learning rates.
+        ({"learning_rate": np.array([0.1, 0.2])}, r"^learning_rate: got shape \(2,\), expected one number"),
         ({"num_objectives": 1}, "^num_objectives: got 1"),
         ({"num_objectives": 2, "initial_multiplier": np.ones(3)}, "got 3 values, expected 1"),
         ({"tolerance": np.ones(2), "initial_multiplier": np.ones(3)}, "got 3 values, expected 2"),
@@ -255,6 +257,18 @@ def test_the_update_refuses(kwargs, message):
     given = {"params": P, "losses": jnp.ones(2), "value_fn": retain(1.0), **kwargs}
     with pytest.raises(ValueError, match=message):
         surgery.update(jnp.zeros(2), surgery.init(P), **given)
+
+
+def test_a_surgery_that_sees_part_of_the_parameters_names_the_wrapper_to_use():
+    # BUG: value_fn failed on a masked leaf.
+    tx = optax.partition(
+        {"train": optax.chain(optax.sgd(0.1), implicit_surgery(0.0, optax.sgd(1.0))), "frozen": optax.set_to_zero()},
+        {"head": "train", "body": "frozen"},
+    )
+    params = {"head": jnp.ones(2), "body": jnp.ones(3)}
+    step = implicit_step(lambda params, x: jnp.sum(params["head"]) + jnp.sum(params["body"]) * x, tx)
+    with pytest.raises(ValueError, match=r"^params: some leaves are masked.*eupmu_jax.freeze\(chain, frozen\)"):
+        step(params, tx.init(params), jnp.ones(2))
 
 
 def test_multipliers_are_found_at_any_depth_or_an_error_is_raised():
