@@ -99,8 +99,8 @@ def accumulate(
         mini_step = state.mini_step + finite.astype(state.mini_step.dtype)
 
         def apply(inner_state):
-            means = jax.tree.map(lambda total, new: (total / every_k_steps).astype(new.dtype), gradient_sum, updates)
-            averages = {name: totals[name] / every_k_steps for name in given}
+            means = jax.tree.map(lambda total, new: (total / mini_step).astype(new.dtype), gradient_sum, updates)
+            averages = {name: totals[name] / mini_step for name in given}
             new_updates, new_state = inner.update(means, inner_state, params, **averages, **extra_args)
             # Some optimizers widen narrow dtypes, but both branches must return the same ones.
             like = updates if params is None else params

@@ -125,3 +125,14 @@ def test_errors_are_averaged_like_losses():
     assert state.error_sum.tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match=r"errors: got shape \(3,\), expected \(2,\)"):
         tx.update(grads, state, params, errors=jnp.zeros(3))
+
+
+def test_a_number_of_microbatches_that_falls_leaves_the_mean_a_mean():
+    # BUG: the sum of four microbatches was divided by two.
+    make = optax.inject_hyperparams(lambda n: accumulate(optax.chain(unilateral_surgery(), optax.sgd(1.0)), n))
+    tx, params = make(n=lambda count: jnp.where(count < 3, 4, 2)), jnp.zeros(1)
+    state, updates = tx.init(params), []
+    for _ in range(6):
+        update, state = tx.update(jnp.array([[1.0], [0.0]]), state, params)
+        updates.append(float(update[0]))
+    assert updates == [0, 0, 0, -1, 0, -1]
