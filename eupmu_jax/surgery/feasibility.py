@@ -89,8 +89,8 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
         levels = checked(levels, count)
         return BestFeasibleState(
             params=jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params),
-            forget_loss=jnp.asarray(forget_loss, float),
-            levels=levels,
+            forget_loss=jnp.array(forget_loss, float, copy=True),
+            levels=jnp.array(levels, copy=True),
             feasible=violation(levels) == 0,
             progressed=jnp.array(False),
             stalled=jnp.zeros([], jnp.int32),

@@ -124,6 +124,14 @@ def test_the_start_survives_the_donation_of_the_parameters():
         np.testing.assert_array_equal(kept.params["w"], 1)
 
 
+def test_the_first_loss_and_levels_survive_the_donation_of_the_state():
+    # BUG: the state held the caller's own arrays, which donating the state deleted.
+    tracker, loss, levels = best_feasible(1.0), jnp.float32(5.0), jnp.array([0.5])
+    jax.jit(lambda state: state, donate_argnums=0)(tracker.init(jnp.ones(3), loss, levels))
+    assert float(loss) == 5.0
+    assert levels.tolist() == [0.5]
+
+
 def test_a_scalar_level_is_that_of_a_single_constraint():
     tracker = best_feasible(1.0)
     state = tracker.init(jnp.zeros(2), 5.0, 0.5)
