@@ -137,7 +137,8 @@ def scale_by_limit(
 
     def init_fn(params):
         del params
-        full = lambda value, *shape: jnp.full(shape, value, jnp.float32)
+        # Separate arrays, for donation: filling a scalar with a scalar array gives that array.
+        full = lambda value, *shape: jnp.array(jnp.full(shape, value, jnp.float32), copy=True)
         return ScaleByLimitState(full(start), full(start), full(0), full(0, 2), jnp.zeros((), jnp.int32))
 
     def longest(state, levels):

@@ -76,7 +76,9 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
     checks.check_int("every", every, 1, " step")
 
     def init_fn(params):
-        return ScaleByGenState(jnp.asarray(learning_rate, algebra.accumulator_dtype(params)), *refusal.counters())
+        # A copy, since the state of optax.inject_hyperparams holds the array itself, and one step may donate both.
+        start = jnp.array(learning_rate, algebra.accumulator_dtype(params), copy=True)
+        return ScaleByGenState(start, *refusal.counters())
 
     def update_fn(updates, state, params=None, *, value_fn: Callable | None = None, value=None, **extra_args):
         del extra_args

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,6 +149,13 @@ def test_a_figure_that_is_not_finite_changes_no_state(figure):
     _, state = run(scale_by_limit(0.1), [0.3])
     _, after = scale_by_limit(0.1).update(jnp.ones(3), state, errors=jnp.array([0.0, figure]))
     chex.assert_trees_all_equal(after, state)
+
+
+def test_a_state_with_injected_settings_can_be_donated():
+    # BUG: several of its fields were one array.
+    tx = optax.inject_hyperparams(scale_by_limit)(0.02, start=0.2)
+    state = jax.jit(lambda state: state, donate_argnums=0)(tx.init(jnp.zeros(3)))
+    assert round(float(state.inner_state.scale), 4) == 0.2
 
 
 def test_updates_keep_their_dtypes():
