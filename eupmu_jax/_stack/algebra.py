@@ -86,7 +86,9 @@ def accumulator_dtype(tree: chex.ArrayTree) -> jnp.dtype:
       ValueError: For a complex leaf.
     """
     check_real("params", tree)
-    return jnp.result_type(jnp.float32, *[getattr(leaf, "dtype", jnp.float32) for leaf in jax.tree.leaves(tree)])
+    # Dtypes alone would make JAX warn of float64 in NumPy arrays, which it takes for float32 where that is disabled.
+    dtypes = [jax.dtypes.canonicalize_dtype(getattr(leaf, "dtype", jnp.float32)) for leaf in jax.tree.leaves(tree)]
+    return jnp.result_type(jnp.float32, *dtypes)
 
 
 def all_finite(tree: chex.ArrayTree) -> chex.Array:

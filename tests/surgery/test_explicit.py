@@ -322,3 +322,8 @@ def test_a_nan_tolerance_refuses_the_step(retain):
     d, state = tx.update(grads, tx.init(grads[0]))
     np.testing.assert_array_equal(d, 0)
     assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+def test_float64_parameters_from_numpy_give_no_warning():
+    # BUG: JAX warned that float64 is not available, as it does not for its own functions of such arrays.
+    chex.assert_type(unilateral_surgery().init({"w": np.ones(3)}).gram, jnp.float32)
