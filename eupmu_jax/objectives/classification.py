@@ -75,6 +75,8 @@ def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: f
     >>> float(kl_to_teacher(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])))
     0.0
     """
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(f"teacher_logits: got shape {teacher_logits.shape}, expected that of logits, {logits.shape}")
     teacher = jax.lax.stop_gradient(promoted(teacher_logits)) / temperature
     return temperature**2 * jnp.mean(kl_of_logits(teacher, promoted(logits) / temperature))
 

@@ -145,3 +145,10 @@ def test_a_masked_class_has_no_share_of_a_uniform_guess():
 def test_there_must_be_one_label_for_each_row(loss, shape):
     with pytest.raises(ValueError, match=r"^labels: got shape .*, expected \(4,\), a class for each row"):
         loss(jnp.zeros((4, 3)), jnp.zeros(shape, int))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 3), (4, 5)])
+def test_teacher_and_student_have_logits_of_one_shape(shape):
+    # BUG: one row, or one class, was compared with all of them.
+    with pytest.raises(ValueError, match=r"^teacher_logits: got shape .*, expected that of logits, \(4, 3\)"):
+        kl_to_teacher(jnp.zeros((4, 3)), jnp.zeros(shape))
