@@ -61,7 +61,7 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     _check_mode(mode)
 
     def value_and_grad(params, batches, *args):
-        _check_params(params)
+        check_params(params)
         objectives = Objectives(loss, batches, args, has_aux)
 
         def unrolled(params):
@@ -79,7 +79,8 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     return value_and_grad
 
 
-def _check_params(params):
+def check_params(params: chex.ArrayTree) -> None:
+    """Raises `ValueError` for a parameter that is not a real floating point number."""
     check_real("params", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
@@ -126,7 +127,7 @@ def scalarized_value_and_grad(
     _check_mode(mode)
 
     def value_and_grad(params, batches, multipliers, *args):
-        _check_params(params)
+        check_params(params)
         objectives = Objectives(loss, batches, args, has_aux)
         multipliers = jnp.asarray(multipliers)
         if multipliers.shape not in ((objectives.count - 1,), () if objectives.count == 2 else None):

@@ -12,7 +12,7 @@ from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, refusal
 from eupmu_jax._stack.jaxpr import equations
 from eupmu_jax.gradients.batches import Loss, Objectives
-from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad
+from eupmu_jax.gradients.value_and_grad import check_params, retain_losses, scalarized_value_and_grad
 from eupmu_jax.surgery import explicit
 
 
@@ -107,6 +107,7 @@ def two_pass(
         return gradient if shardings is None else jax.lax.with_sharding_constraint(gradient, shardings)
 
     def step(params, state, batches, *args, levels=None):
+        check_params(params)
         count = Objectives(loss, batches, args).count
         checks.check_count(count, fixed, "batches", at_most=explicit.MAX_OBJECTIVES)
         losses, gram = _losses_and_gram(loss, params, batches, args, has_aux, place)

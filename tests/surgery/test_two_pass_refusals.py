@@ -13,6 +13,14 @@ from eupmu_jax.surgery.two_pass import two_pass
 from .test_two_pass import adam, loss, make_batches, make_params
 
 
+def test_a_parameter_without_a_gradient_is_named():
+    # BUG: jax.grad raised a TypeError that named no leaf.
+    params = {**make_params(), "count": jnp.arange(2)}
+    init, step = two_pass(loss, adam())
+    with pytest.raises(ValueError, match=r"^params: leaf \['count'\] is int32"):
+        step(params, init(params), make_batches(4, 4))
+
+
 @pytest.mark.parametrize(
     ("options", "sizes", "message"),
     [
