@@ -9,7 +9,8 @@ EUPMU runs with its defaults. Every other method gets the same number of random 
 The score uses no retrained model. It is the mean distance of UA, RA, TA and MIA from what the original model shows
 on unseen data: its test error for UA, the share of test points that its own attack calls non-members for MIA, and 100
 for both if a class is forgotten. Splits and models have other seeds than the demo's reported results; the test set of
-Fashion-MNIST is the same. Existing trials are not repeated.
+Fashion-MNIST is the same. Existing trials are not repeated; those saved here are of an earlier version, whose settings
+had more fields, and count as missing.
 """
 
 import argparse
