@@ -183,8 +183,17 @@ def _nearest(found):
     ours = [f"{_name(key)} is number {place}" for place, key in enumerate(attacked, 1) if key[0] == "EUPMU"]
     return (
         f"Of {len(attacked)} runs that undergo all attacks, the nearest to the retrained model over all "
-        f"{1 + len(attacks)} figures are {named}; {' and '.join(ours)}."
+        f"{1 + len(attacks)} figures are {named}; {' and '.join(ours)}. Seed by "
+        f"seed, untuned EUPMU is number {_listed(_places(found, attacked, attacks), 'd')}."
     )
+
+
+def _places(found, attacked, attacks):
+    """The place of untuned EUPMU among these runs under each seed, by the distance from the retrained model."""
+    off = lambda seed: {key: _off(rows.select(found, seed=seed), key, attacks) for key in attacked}
+    ours = ("EUPMU", tuning.UNTUNED)
+    distances = [off(seed) for seed in sorted({row["seed"] for row in found})]
+    return [1 + sum(other < mine[ours] for other in mine.values()) for mine in distances]
 
 
 def _said(found):
@@ -286,7 +295,7 @@ def _short(digits, clothes):
         f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with the class's "
         f"embedding retrained, {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %). In distance from the "
         f"retrained model under {len(attacks)} attacks it is number {attacked.index(key) + 1} of {len(attacked)} "
-        "runs on digits."
+        f"untuned runs on digits (seed by seed: {_listed(_places(digits, attacked, attacks), 'd')})."
     )
 
 
