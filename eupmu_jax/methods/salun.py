@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods._whole_set import largest_pass, mean_gradient
@@ -55,7 +56,8 @@ def salun(task, terms, settings) -> Procedure:
         gradient = value_and_grad(params, batches, sizes[1] / sizes[0], key)[1]
         masked = jax.tree.map(lambda kept, g: jnp.where(kept, g, 0), mask, gradient)
         updates, state = optimizer.update(masked, state, params)
-        return jax.tree.map(lambda kept, p, u: jnp.where(kept, p + u, p), mask, params, updates), state
+        moved = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda kept, to, p: jnp.where(kept, to, p), mask, moved, params), state
 
     return Procedure(
         lambda params, mask: optimizer.init(params),

@@ -53,7 +53,8 @@ def salun_soft(task, terms, settings) -> Procedure:
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         held = settings["sparsity"] * (1 - count / terms.steps) * total
         change = soft_threshold(change, jnp.floor(held).astype(jnp.int32))
-        return jax.tree.map(lambda o, d: jnp.where(d == 0, o, o + d), original, change), state
+        # Updates of float16 parameters are float32.
+        return jax.tree.map(lambda o, d: jnp.where(d == 0, o, (o + d).astype(o.dtype)), original, change), state
 
     return Procedure(
         lambda params, original: optimizer.init(params),
