@@ -15,6 +15,7 @@ from eupmu_jax.service.deletion import as_given
 from eupmu_jax.service.folder import forgotten_by
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training import checkpoints
+from eupmu_jax.training._alone import alone
 
 RETRAINED = "retrained"
 
@@ -28,14 +29,22 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
       out: Folder of the run.
 
     Raises:
-      ValueError: For a folder without a finished run on these data, or for retrained parameters that are not finite or
-        differ from `params` in structure.
+      ValueError: For a folder without a finished run on these data or one that another process is using, or for
+        retrained parameters that are not finite or differ from `params` in structure.
     """
     asked, data = records.read(out / "asked.json", "asked"), as_examples("data", own["data"])
     if retrained_of(out, own["params"], asked) is not None:
         return
     if asked["data"] != user_file.data_digest(data):
         raise ValueError(f"out: {out} is a run on other data than the file has, expected one on those")
+    with alone(out):
+        # Checked again, as another process may have been first.
+        if retrained_of(out, own["params"], asked) is None:
+            checkpoints.save(out / RETRAINED, _retrained(own, out), {"asked": asked})
+
+
+def _retrained(own, out):
+    data = as_examples("data", own["data"])
     params = own["retrain"](np.setdiff1d(np.arange(len(data)), forgotten_by(out)))
     found, wanted = (jax.tree.map(lambda leaf: np.shape(leaf), tree) for tree in (params, own["params"]))
     if str(found) != str(wanted):
@@ -43,7 +52,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     params = jax.tree.map(as_given, jax.tree.map(np.asarray, params), own["params"])
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)):
         raise ValueError("retrain: got parameters that are not finite, expected those of a trained model")
-    checkpoints.save(out / RETRAINED, params, {"asked": asked})
+    return params
 
 
 def check(own: Mapping[str, Any]) -> None:

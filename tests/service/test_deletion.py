@@ -264,6 +264,20 @@ def test_two_processes_do_not_work_in_one_folder(file, tmp_path, monkeypatch):
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
+def test_two_processes_do_not_retrain_in_one_folder(file, tmp_path, monkeypatch):
+    # BUG: both trained, and wrote the same checkpoint at once.
+    monkeypatch.setattr(_alone, "ALONE_SECONDS", 0.01)
+    file.write_text(file.read_text() + "retrain = lambda positions: params\n")
+    run(file, tmp_path / "run", ASKED._replace(steps=2))
+    own = user_file.load(file, deletion.NEEDED)
+    with _alone.alone(tmp_path / "run"), pytest.raises(ValueError, match=r"^out: another run is using .*run;"):
+        retraining.retrain(own, tmp_path / "run")
+    retraining.retrain(own, tmp_path / "run")
+    with _alone.alone(tmp_path / "run"):
+        # Nothing is left to do, so nothing is locked.
+        retraining.retrain(own, tmp_path / "run")
+
+
 def test_a_float64_model_can_be_read_back(file, tmp_path):
     # BUG: the parameters came back in float64, and were reported as damaged.
     file.write_text(file.read_text() + "params = {name: leaf.astype(np.float64) for name, leaf in params.items()}\n")
