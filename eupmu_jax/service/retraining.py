@@ -65,6 +65,11 @@ def check(own: Mapping[str, Any]) -> None:
         ) from None
 
 
+def is_made(out: Path) -> bool:
+    """Whether the folder of a run has retrained parameters; what a killed process left half written does not count."""
+    return any(step.name.isdigit() for step in (out / RETRAINED).glob("*"))
+
+
 def retrained_of(out: Path, like: chex.ArrayTree, asked: dict) -> chex.ArrayTree | None:
     """The parameters that `retrain` saved for the run; None if there are none."""
     found = checkpoints.load(out / RETRAINED, like, {"asked": asked})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eupmu_jax.commands import report as page
-from eupmu_jax.service import audit, deletion, records, report, user_file
+from eupmu_jax.service import audit, deletion, records, report, retraining, user_file
 from eupmu_jax.service._again import absolute, differences
 
 from .conftest import FILE
@@ -207,6 +207,16 @@ def test_a_run_that_was_not_audited_has_no_report(copy):
     (copy / "run" / "audit.json").unlink()
     with pytest.raises(ValueError, match=r"audit.json is not there; expected the folder of a finished and audited run"):
         report.make(copy / "run")
+
+
+def test_a_run_that_was_retrained_after_its_audit_has_no_report(copy):
+    # BUG: the page showed the verdict of the old audit, and verification called that verdict wrong.
+    own, out = user_file.load(copy / "mytask.py", deletion.NEEDED), copy / "run"
+    (out / retraining.RETRAINED / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    report.make(out)
+    retraining.retrain(own | {"retrain": lambda positions: own["params"]}, out)
+    with pytest.raises(ValueError, match=r"^out: .*run was audited before its model was retrained, expected an audit"):
+        report.make(out)
 
 
 JSON = st.recursive(
