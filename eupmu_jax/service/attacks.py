@@ -136,14 +136,16 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
       seen: `(shadows, n)` bools, whether the shadow model learned the example.
 
     Returns:
-      `(n,)`; NaN for an example that is unseen by fewer than two shadow models.
+      `(n,)`; NaN for an example with a finite loss under fewer than two of the shadow models that never saw it.
 
     >>> shadow_losses = np.array([[1.0, 1.0], [1.4, 1.4]])
     >>> shadow_scores(np.array([0.1, 2.0]), shadow_losses, np.zeros((2, 2), bool)).round(1).tolist()
     [-7.6, 2.5]
     """
-    phi = np.where(seen, np.nan, log_odds(shadow_losses))
-    enough = (~seen).sum(axis=0) >= LEAST_SHADOWS
+    phi = log_odds(shadow_losses)
+    # An infinite loss would make the variance that all examples share infinite too.
+    told = ~seen & np.isfinite(phi)
+    phi, enough = np.where(told, phi, np.nan), told.sum(axis=0) >= LEAST_SHADOWS
     if not enough.any():
         return np.full(len(losses), np.nan)
     chosen = phi[:, enough]
@@ -170,7 +172,9 @@ def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarra
     >>> scores_beside(np.array([0.1, 2.0]), np.array([1.0, 2.0])).round(1).tolist()
     [-2.8, 0.0]
     """
-    return log_odds(retrained_losses) - log_odds(losses)
+    # Two infinite losses are equal.
+    same = np.asarray(losses) == np.asarray(retrained_losses)
+    return np.where(same, 0.0, log_odds(retrained_losses) - log_odds(np.where(same, 0.0, losses)))
 
 
 def checked_shadows(shadows: Any, count: int, params: chex.ArrayTree) -> list[tuple[chex.ArrayTree, np.ndarray]]:

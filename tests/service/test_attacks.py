@@ -86,3 +86,18 @@ def test_with_a_retrained_model_a_few_members_are_detected_and_unseen_examples_a
     assert np.mean(told["member"]) > 0.8
     assert np.mean(told["unseen"]) < 0.09
     assert np.mean(told["member by loss"]) < 0.5
+
+
+def test_infinite_losses_do_not_disable_the_attacks_on_other_examples():
+    # BUG: one infinite loss under one shadow model made all scores NaN, and the audit went without that attack.
+    rng = np.random.default_rng(0)
+    losses, shadow_losses = rng.uniform(1, 2, 9), rng.uniform(1, 2, (8, 9))
+    unseen = np.zeros(shadow_losses.shape, bool)
+    shadow_losses[0, 3] = shadow_losses[1:, 4] = np.inf
+    scores = attacks.shadow_scores(losses, shadow_losses, unseen)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [4]
+    others = np.arange(9) > 4
+    without = attacks.shadow_scores(losses[others], shadow_losses[:, others], unseen[:, others])
+    assert np.argsort(scores[others]).tolist() == np.argsort(without).tolist()
+    # BUG: their difference was NaN, which counts as never seen.
+    assert attacks.scores_beside(np.array([np.inf, 1.0]), np.array([np.inf, np.inf])).tolist() == [0.0, -np.inf]
