@@ -90,7 +90,7 @@ def _lines(axes, name, histories, colors, ends, scale):
         first = order == len(histories) - 1
         style = {"color": colors[run], "alpha": 1.0 if first else 0.85, "zorder": 3 + order}
         axes.plot(history["step"], values, lw=2.2 if first else 1.2, **style)
-        if name in ends.get(run, {}):
+        if ends.get(run, {}).get(name) is not None:
             end = _shown(name, ends[run][name], scale)
             axes.plot(history["step"][-1], end, "o", ms=6 if first else 4, clip_on=False, **style)
 

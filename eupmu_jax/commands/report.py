@@ -132,7 +132,8 @@ def _true_positives(canaries):
 def _relearned(found, how, rates):
     curve = found.get("relearning", {}).get(how)
     # The curve holds accuracies; errors that are not rates are stored as 100 - 100 * error.
-    shown = lambda accuracy: f"{accuracy:.0f}" if rates else f"{1 - accuracy / 100:.4g}"
+    figure = lambda accuracy: f"{accuracy:.0f}" if rates else f"{1 - accuracy / 100:.4g}"
+    shown = lambda accuracy: "-" if accuracy is None else figure(accuracy)
     return "-" if not curve else f"{shown(curve['accuracy'][0])} to {shown(curve['accuracy'][-1])}"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eupmu_jax.commands import page, picture
+from eupmu_jax.commands import page, picture, report
 
 ORIGINAL = {"method": "original", "UA": 0.0, "RA": 100.0, "TA": 97.0, "MIA": 0.0, "gap": 6.0}
 RETRAINED = {"method": "retrained", "UA": 10.0, "RA": 100.0, "TA": 96.0, "MIA": 12.0, "gap": 0.0}
@@ -93,3 +93,11 @@ def test_an_outlying_run_does_not_flatten_the_others():
     far = HISTORY | {"forget_error": [0.0, 1.0, 1.0]}
     figure = picture.of_runs({"EUPMU": HISTORY, "SalUn": far}, COLORS, target=0.1)
     assert figure.axes[0].get_ylim()[1] < 100
+
+
+def test_figures_that_are_not_finite_are_left_out():
+    # BUG: they are null in a record, and `eupmu report` ended with a traceback.
+    figure = picture.of_runs({"EUPMU": HISTORY}, COLORS, ends={"EUPMU": {"retain_loss": None, "retain_error": 0.01}})
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1, 2, 1]
+    found = {"relearning": {"on retained": {"step": [0, 40], "accuracy": [None, 50.0]}}}
+    assert [report._relearned(found, "on retained", rates) for rates in (True, False)] == ["- to 50", "- to 0.5"]
