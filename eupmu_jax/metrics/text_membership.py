@@ -33,7 +33,8 @@ def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
     if not np.isfinite(losses[counted]).all():
         raise ValueError("nll: got NaN or infinity, expected finite numbers")
     largest = -np.sort(-np.where(counted, losses, -np.inf), axis=1)
-    counts = np.maximum((share * counted.sum(axis=1)).astype(int), 1)
+    # The binary rounding of a share such as 0.7 must not cost a token.
+    counts = np.maximum((share * counted.sum(axis=1) + 1e-6).astype(int), 1)
     kept = np.arange(losses.shape[1]) < counts[:, None]
     return -np.where(kept, largest, 0).sum(axis=1) / counts
 

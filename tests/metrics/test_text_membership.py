@@ -20,6 +20,11 @@ def test_min_k_is_the_mean_of_the_least_likely_tokens(share):
     np.testing.assert_array_equal(metrics.min_k(padded, mask, share), metrics.min_k(nll, mask, share))
 
 
+def test_a_share_that_binary_rounding_makes_smaller_costs_no_token():
+    # BUG: 0.7 of 90 tokens were 62.
+    assert metrics.min_k([np.arange(90.0)], np.ones((1, 90)), 0.7) == -np.mean(np.arange(27, 90))
+
+
 def test_members_are_detected_by_their_least_likely_tokens():
     seen, unseen = RNG.exponential(1.0, size=(200, 64)), RNG.exponential(1.3, size=(200, 64))
     every = np.ones_like(seen)
