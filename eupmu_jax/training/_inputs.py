@@ -1,7 +1,7 @@
 """Checks and prepares the inputs of `unlearn`: parameters, and two sets of examples."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -206,9 +206,14 @@ def _described(name, examples):
 def check_start(start) -> dict[str, float]:
     """Known figures of the original model as floats; raises `ValueError` unless both are there and finite."""
     wanted = ("retain_loss", "retain_error")
-    if set(start) != set(wanted) or not all(np.ndim(value) == 0 and np.isfinite(value) for value in start.values()):
-        raise ValueError(f"start: got {dict(start)}, expected finite numbers {' and '.join(wanted)}")
+    if not isinstance(start, Mapping) or set(start) != set(wanted) or not all(map(_is_finite, start.values())):
+        raise ValueError(f"start: got {start!r}, expected finite numbers {' and '.join(wanted)}")
     return {name: float(start[name]) for name in wanted}
+
+
+def _is_finite(value):
+    array = np.asarray(value)
+    return array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.number) and bool(np.isfinite(array))
 
 
 def check_storable(params) -> None:

@@ -200,6 +200,12 @@ BAD = {
         {"start": {"retain_loss": np.nan, "retain_error": 0.0}},
         r"start: got .*, expected finite numbers retain_loss and retain_error",
     ),
+    # BUG: a traceback of NumPy.
+    "a start without a figure": (
+        {"start": {"retain_loss": 1.0, "retain_error": None}},
+        r"start: got .*, expected finite numbers retain_loss and retain_error",
+    ),
+    "a start that is no dict": ({"start": 0.1}, r"start: got 0.1, expected finite numbers retain_loss and"),
     "a loss that is no scalar": (
         {"task": TASK._replace(retain=lambda outputs, batch: outputs)},
         r"task\.retain: returned shape \(2, 10\), expected a scalar",
