@@ -2,7 +2,18 @@
 
 import jax
 
-from eupmu_jax.methods.method import MOMENTUM, Choice, Cost, LogUniform, Method, Procedure, descend, descent, loss_of
+from eupmu_jax.methods.method import (
+    ASCENT,
+    MOMENTUM,
+    Choice,
+    Cost,
+    LogUniform,
+    Method,
+    Procedure,
+    descend,
+    descent,
+    loss_of,
+)
 
 
 def gradient_ascent(task, terms, settings) -> Procedure:
@@ -11,7 +22,7 @@ def gradient_ascent(task, terms, settings) -> Procedure:
     Nothing holds it back: without a bound on the objective, the loss on everything rises, so its learning rates are
     smaller. `ascent_objective` is "gradient_ascent" by default.
     """
-    name = settings.get("ascent_objective", "gradient_ascent")
+    name = settings.get("ascent_objective", ASCENT)
     if name not in task.forget:
         raise ValueError(
             f"settings: got no 'ascent_objective', and the task has no forget loss named {name!r}; expected it to "

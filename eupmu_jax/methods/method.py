@@ -47,6 +47,8 @@ LEARNING_RATE = LogUniform(3e-4, 1e-2)
 MOMENTUM = Choice((0.0, 0.9))
 # Settings whose values are names of forget losses.
 OBJECTIVES = ("forget_objective", "ascent_objective")
+# The `ascent_objective` of a run that sets none.
+ASCENT = "gradient_ascent"
 # Read by `descent`, so by every method that steps with it.
 OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
 OPTIMIZERS = ("adam", "sgd")
@@ -152,7 +154,9 @@ class Method(NamedTuple):
 
     def losses(self, task: Task, settings: Settings) -> list[str]:
         """Names of a task's forget losses that it uses with these settings."""
-        named = {str(settings[name]) for name in OBJECTIVES if name in settings}
+        default = {"ascent_objective": ASCENT} if "ascent_objective" in self.space else {}
+        chosen = {**default, **settings}
+        named = {str(chosen[name]) for name in OBJECTIVES if name in chosen}
         return sorted({*self.forget, *named} & set(task.forget))
 
 

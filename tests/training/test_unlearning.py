@@ -253,6 +253,16 @@ def test_half_precision_parameters_without_a_gradient_stay_as_they_are(method, d
     assert np.any(run.params["bias"] != params["bias"])
 
 
+def test_a_folder_of_gradient_ascent_on_another_loss_is_refused(tmp_path, digits):
+    # BUG: without `ascent_objective` among the settings, the folder gave back the parameters of the first loss.
+    scaled = lambda sign: lambda outputs, batch: sign * TASK.retain(outputs, batch)
+    of = lambda sign: TASK._replace(forget={"gradient_ascent": scaled(sign)})
+    options = {"steps": 1, "probes": 0, "directory": tmp_path, "settings": {"learning_rate": 1e-3}}
+    unlearn("gradient ascent", of(-1), digits.params, digits.forget, digits.retain, **options)
+    with pytest.raises(ValueError, match=r"holds another run; got losses"):
+        unlearn("gradient ascent", of(-2), digits.params, digits.forget, digits.retain, **options)
+
+
 def test_a_folder_of_a_run_with_another_loss_is_refused(tmp_path, digits):
     # BUG: the same call with a different loss function returned the parameters of the first run.
     of = lambda loss: TASK._replace(forget={"mine": loss})
