@@ -222,7 +222,11 @@ def gram_matrix(updates: chex.ArrayTree, shardings: chex.ArrayTree) -> chex.Arra
     pairs: list = []
     # `freeze` leaves None in place of a frozen parameter.
     jax.tree.map(lambda *pair: pairs.append(pair), updates, shardings, is_leaf=lambda node: node is None)
-    rows, lies = zip(*[pair for pair in pairs if pair[0] is not None], strict=True)
+    # A leaf without elements adds nothing, and cannot be split over devices.
+    pairs = [pair for pair in pairs if pair[0] is not None and np.size(pair[0])]
+    if not pairs:
+        raise ValueError("updates: got a tree without elements, expected stacked gradients")
+    rows, lies = zip(*pairs, strict=True)
     mesh, k = lies[0].mesh, rows[0].shape[0]
     upper = np.triu_indices(k)
 

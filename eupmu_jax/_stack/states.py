@@ -19,6 +19,16 @@ def nodes(state: optax.OptState, is_kind: Callable[[Any], bool]) -> list:
     return [node for node in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(node)]
 
 
+def check_unmasked(params: chex.ArrayTree) -> None:
+    """Raises `ValueError` for the parameters that a transform inside `optax.masked` gets, which no loss can take."""
+    if nodes(params, lambda node: isinstance(node, optax.MaskedNode)):
+        raise ValueError(
+            "params: some leaves are masked, so this transform is inside optax.masked or optax.partition, where "
+            "value_fn cannot be given the whole parameters; wrap the whole chain in eupmu_jax.freeze(chain, frozen) "
+            "instead"
+        )
+
+
 def check_same_state(name: str, new: chex.ArrayTree, old: chex.ArrayTree, num_objectives: int) -> None:
     """Raises `ValueError` if an update changed the shape of a state, as happens if K is known only then."""
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):

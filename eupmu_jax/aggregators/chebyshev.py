@@ -48,8 +48,8 @@ def chebyshev(
     """
     check_number("rho", rho, 0, finite=True)
     at_first = count_of(num_objectives, weights=weights, ideal=ideal)
-    check_numbers("weights", weights, 0)
-    check_numbers("ideal", ideal)
+    check_numbers("weights", weights, 0, finite=True)
+    check_numbers("ideal", ideal, finite=True)
 
     def weigh(losses, state):
         del state

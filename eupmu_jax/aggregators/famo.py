@@ -63,7 +63,7 @@ def famo(
       A transform with a `LossWeightingState` whose memory is a `FamoMemory`.
 
     Raises:
-      ValueError: For a negative rate or decay, `min_losses` of another shape, or missing losses.
+      ValueError: For a negative rate or decay, `min_losses` of another shape or not finite, or missing losses.
 
     >>> tx = famo()
     >>> tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 3.0]))[0].round(5).tolist()
@@ -72,7 +72,7 @@ def famo(
     check_number("learning_rate", learning_rate, 0, finite=True)
     check_number("weight_decay", weight_decay, 0, finite=True)
     at_first = count_of(num_objectives, min_losses=min_losses)
-    check_numbers("min_losses", min_losses)
+    check_numbers("min_losses", min_losses, finite=True)
     optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
 
     def start(k, dtype):

@@ -66,8 +66,8 @@ def omd_tch(
         raise ValueError(f"variant: got {variant!r}, expected one of {', '.join(map(repr, _VARIANTS))}")
     check_number("eta", eta, 0, finite=True)
     at_first = count_of(num_objectives, weights=weights, ideal=ideal)
-    check_numbers("weights", weights, 0)
-    check_numbers("ideal", ideal)
+    check_numbers("weights", weights, 0, finite=True)
+    check_numbers("ideal", ideal, finite=True)
 
     def start(k, dtype):
         return OmdTchMemory(jnp.full(k, 1 / k, dtype) if variant == "pgd" else jnp.full(k, -jnp.log(k), dtype))

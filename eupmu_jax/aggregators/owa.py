@@ -47,7 +47,7 @@ def owa(
     if weights is not None:
         if np.ndim(weights) != 1:
             raise ValueError(f"weights: got shape {np.shape(weights)}, expected one weight for each rank")
-        check_numbers("weights", weights, 0)
+        check_numbers("weights", weights, 0, finite=True)
         if num_objectives is not None and len(weights) != num_objectives - offset:
             raise ValueError(f"weights: got {len(weights)}, expected {num_objectives - offset}, one for each rank")
         num_objectives = len(weights) + offset

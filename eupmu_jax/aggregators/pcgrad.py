@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.aggregators._weighting import from_gram
 
 
@@ -30,10 +31,15 @@ def pcgrad(seed: int | None = None, *, num_objectives: int | None = None) -> opt
     Returns:
       A transform with a `WeightingState`.
 
+    Raises:
+      ValueError: For a seed that is not an int of at least 0.
+
     >>> tx = pcgrad()
     >>> tx.update(jnp.array([[-1.0, 1.0], [1.0, 0.0]]), tx.init(jnp.zeros(2)))[0].tolist()
     [0.5, 1.5]
     """
+    if seed is not None:
+        check_int("seed", seed, 0)
 
     def weigh(gram, count):
         k = len(gram)

@@ -47,9 +47,8 @@ def render(made: dict) -> str:
 <h2>What the audit found</h2>
 <div class="wide wrap">{_models(audited)}</div>
 <p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
-smaller than that of an unseen example, where the unseen ones have the same mix of classes; 0.5 is chance. Classes to
-go: the same on the classes to be forgotten alone. Shadow models, retrained: the same, with each example judged by
-models that never saw it, or by the retrained one. TPR: the share of the forgotten examples that their loss identifies
+smaller than that of an unseen example, where the unseen ones have the same mix of classes; 0.5 is chance.
+{_attacks(audited)} TPR: the share of the forgotten examples that their loss identifies
 at a false positive rate of 1 % on unseen ones. Epsilon: a lower bound on that of differential privacy, as if the
 training examples had been drawn at random. Relearned: {learned} on one half of the forgotten examples before and after
 {_steps(audited)} steps on the other half, or on the retain set alone. The second table shows the unlearned parameters
@@ -117,6 +116,18 @@ def _models(audited):
     }
     cells = {head: [text(found) for found in shown.values()] for head, text in figures.items()}
     return _table(list(shown), [[head, *texts] for head, texts in cells.items() if set(texts) != {"-"}])
+
+
+def _attacks(audited):
+    """What the lines of the table mean that not every audit has."""
+    made = {name for model in MODELS for name in audited.get(model, {})}
+    gone = any(GONE in audited.get(model, {}).get("attacks", {}) for model in MODELS)
+    said = {
+        "Classes to go: the same on the classes to be forgotten alone.": gone,
+        "Shadow models: the same, with each example judged by models that never saw it.": "lira" in made,
+        "Beside retrained: the same, with each example judged by the retrained model.": "beside" in made,
+    }
+    return " ".join(text for text, is_shown in said.items() if is_shown)
 
 
 def _auc(attack):

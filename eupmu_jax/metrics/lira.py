@@ -49,7 +49,9 @@ def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def log_odds(losses: np.ndarray) -> np.ndarray:
-    r"""`lira_statistic` of a loss that is a negative log-likelihood: log p - log(1 - p) for p = exp(-loss).
+    r"""Log-odds of a loss that is a negative log-likelihood: log p - log(1 - p) for p = exp(-loss).
+
+    As `lira_statistic`, but without a lower bound, since the losses of some tasks are large.
 
     >>> log_odds(np.array([np.log(2.0), 0.0])).round(2).tolist()
     [0.0, 16.12]

@@ -100,7 +100,7 @@ class Transformer(nnx.Module):
         length = x.shape[-1]
         # A gather past the end of the position table would be clamped or filled without an error.
         if length > self.max_length:
-            raise ValueError(f"sequence of length {length} exceeds max_length {self.max_length}.")
+            raise ValueError(f"x: got sequences of {length} tokens, expected at most max_length, {self.max_length}")
         y = self.tokens(x) + self.positions(jnp.arange(length))
         for block in self.blocks:
             y = block(y)

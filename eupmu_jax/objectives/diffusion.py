@@ -168,7 +168,7 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
     .. math:: w_x = \min(\mathrm{SNR}, \gamma), \quad w_\epsilon = w_x / \mathrm{SNR},
               \quad w_v = w_x / (\mathrm{SNR} + 1), \quad \mathrm{SNR} = a_t^2 / s_t^2
 
-    so that the loss is the same, whatever is predicted.
+    so that the loss is the same, whatever is predicted. Where nothing is left of the image, :math:`w_\epsilon` is 1.
 
     >>> np.round(np.asarray(min_snr_weights("epsilon", linear_schedule(), jnp.array([0, 999])), float), 4).tolist()
     [0.0005, 1.0]
@@ -176,7 +176,9 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
     _check_prediction(prediction)
     a, s = schedule.at(t, 1)
     snr = a**2 / s**2
-    return jnp.minimum(snr, gamma) / {"x": 1.0, "epsilon": snr, "v": snr + 1}[prediction]
+    if prediction == "epsilon":
+        return jnp.minimum(1, gamma / snr)
+    return jnp.minimum(snr, gamma) / {"x": 1.0, "v": snr + 1}[prediction]
 
 
 def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:

@@ -95,7 +95,7 @@ def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> chex.Array:
     -0.3466
     """
     nll = _answered(nll, mask)
-    return -token_mean(jnp.exp(-beta * jax.lax.stop_gradient(nll)) * nll, mask)
+    return -token_mean(_weighted(jnp.exp(-beta * jax.lax.stop_gradient(nll)), nll), mask)
 
 
 def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float = 1.0) -> chex.Array:
@@ -110,7 +110,13 @@ def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float =
     """
     nll = _answered(nll, mask)
     fixed = jax.lax.stop_gradient(nll)
-    return -token_mean(jnp.exp(-beta1 * fixed) * (-jnp.expm1(-fixed)) ** beta2 * nll, mask)
+    return -token_mean(_weighted(jnp.exp(-beta1 * fixed) * (-jnp.expm1(-fixed)) ** beta2, nll), mask)
+
+
+def _weighted(weights, nll):
+    """Losses times weights; a weight of 0 leaves a token alone even where its loss is infinite."""
+    nothing = weights == 0
+    return jnp.where(nothing, 0, weights * jnp.where(nothing, 0, nll))
 
 
 def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex.Array) -> chex.Array:

@@ -118,9 +118,10 @@ def run(
             try:
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:
-                # A run refused before its first step must not keep the folder, or the corrected run could not use it.
-                if not (out / "steps").exists():
-                    shutil.rmtree(out / folder.START, ignore_errors=True)
+                # A run that failed before it saved a step must not keep the folder, which the corrected one may need.
+                if not any(step.name.isdigit() for step in (out / "steps").glob("*")):
+                    for name in (folder.START, "steps"):
+                        shutil.rmtree(out / name, ignore_errors=True)
                     (out / "asked.json").unlink()
                 raise
             checkpoints.save(out / "params", params, {"asked": record})

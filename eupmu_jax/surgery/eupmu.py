@@ -60,7 +60,7 @@ def eupmu(
         check_number("learning_rate", learning_rate, 0, finite=True, why=", or a schedule")
     check_numbers("multiplier_learning_rate", multiplier_learning_rate, 0, finite=True)
     if momentum is not None:
-        check_numbers("momentum", momentum, 0, below=1)
+        check_number("momentum", momentum, 0, below=1)
     if max_norm is not None:
         check_number("max_norm", max_norm, above=0)
     surgery = implicit_surgery(

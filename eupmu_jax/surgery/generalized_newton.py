@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import algebra, checks, refusal
+from eupmu_jax._stack.states import check_unmasked
 
 
 class ScaleByGenState(NamedTuple):
@@ -63,7 +64,8 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
       the loss, a scalar, or an array, which is summed; `value` is `value_fn(params)`, if known.
 
     Raises:
-      ValueError: For a learning rate that is not positive, `every` below 1, or missing params or `value_fn`.
+      ValueError: For a learning rate that is not positive, `every` below 1, missing params or `value_fn`, or inside
+        `optax.masked` or `optax.partition`.
 
     >>> tx = optax.chain(optax.sgd(1.0), scale_by_gen(learning_rate=0.5))
     >>> loss = lambda w: 2 * w**2
@@ -86,6 +88,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
             raise ValueError("params: got None, expected the parameters at which value_fn is evaluated")
         if value_fn is None:
             raise ValueError("value_fn: got None, expected a function from parameters to the loss")
+        check_unmasked(params)
         eta, dtype = state.learning_rate, state.learning_rate.dtype
 
         def loss_at(length):

@@ -10,7 +10,7 @@ import optax
 
 from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, refusal
-from eupmu_jax._stack.states import nodes
+from eupmu_jax._stack.states import check_unmasked
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, check_positive
 
 
@@ -192,12 +192,8 @@ def multiplier_transform(
                 "losses after the step: update(updates, state, params, losses=losses, value_fn=value_fn); "
                 "proxy='next_batch' needs neither"
             )
-        if proxy == "same_batch" and nodes(params, lambda node: isinstance(node, optax.MaskedNode)):
-            raise ValueError(
-                "params: some leaves are masked, so this transform is inside optax.masked or optax.partition, where "
-                "value_fn cannot be given the whole parameters; wrap the whole chain in "
-                "eupmu_jax.freeze(chain, frozen) instead"
-            )
+        if proxy == "same_batch":
+            check_unmasked(params)
         if loss_scale == "log":
             check_positive(losses, state.count)
 

@@ -116,7 +116,9 @@ def two_pass(
         value, direction = value_and_grad(params, _after(batches, multipliers), multipliers, *args)
         direction = place(direction)
         squared_norm = algebra.squared_norm(direction)
-        forget_squared_norm = squared_norm - weights[1:] @ (2 * gram[0, 1:] + gram[1:, 1:] @ weights[1:])
+        # Without matrix products, which accelerators may round to bfloat16.
+        pull = jnp.sum(gram[1:, 1:] * weights[1:], axis=1)
+        forget_squared_norm = squared_norm - jnp.sum(weights[1:] * (2 * gram[0, 1:] + pull))
         gram = gram.at[0, 0].set(jnp.maximum(forget_squared_norm, 0))
         finite &= jnp.isfinite(squared_norm)
 

@@ -39,7 +39,8 @@ def classification(
 
     Args:
       apply: `apply(params, inputs) -> logits` of shape `(n, num_classes)`; `inputs` is any pytree of arrays. A model
-        with running statistics or dropout is applied in evaluation mode.
+        with running statistics or dropout is applied in evaluation mode. To unlearn with dropout, replace `outputs`,
+        whose key is None in evaluation alone.
       num_classes: At least 2.
       fresh_params: `fresh_params(key)`: untrained parameters, which only Bad Teacher needs.
       augment: `augment(key, inputs) -> inputs`: applied to the inputs of a training step.

@@ -160,7 +160,9 @@ def _length(name, tree):
     lengths = {jax.tree_util.keystr(path): leaf.shape[:1] for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     if len(set(lengths.values())) != 1 or () in lengths.values():
         some = dict(list(lengths.items())[:NAMED])
-        raise ValueError(f"{name}: leaves have leading axes {some}, expected the same number of examples in all")
+        advice = "; stack a list of examples into one tree of arrays" if isinstance(tree, list | tuple) else ""
+        wanted = f"the same number of examples in all{advice}"
+        raise ValueError(f"{name}: leaves have leading axes {some}, expected {wanted}")
     _check_numbers(name, tree)
     ((length,),) = set(lengths.values())
     return length
@@ -189,6 +191,9 @@ def _check_source(name, data):
             f"{name}: got {type(data).__name__}, {_why_no_batch(data, error)}; expected a tree of arrays with one "
             "leading axis, or an object with len(data) and data[positions]"
         ) from error
+    if lists := [leaf for leaf in jax.tree.leaves(batch) if not hasattr(leaf, "shape")]:
+        kind = type(lists[0]).__name__
+        raise ValueError(f"{name}: data[positions] gave leaves of type {kind}, expected a tree of arrays, not of lists")
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(shape[:1] != (2,) for shape in shapes):
         some = str(shapes[:NAMED])

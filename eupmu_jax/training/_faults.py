@@ -23,13 +23,15 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def check_readable(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises `ValueError` for a path that Orbax would read as a glob pattern, and so not find what it wrote.
+    """Raises `ValueError` unless this is a path, and for one that Orbax would read as a glob pattern, not as written.
 
     >>> check_readable("out", "runs/request 17")
     >>> check_readable("out", "/runs/request[17]")
     Traceback (most recent call last):
     ValueError: out: got /runs/request[17], expected a path without any of [ ] * ?
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name}: got {path!r}, expected a path")
     where = str(path) if "://" in str(path) else str(Path(path).absolute())
     if set("[]*?") & set(where):
         raise ValueError(f"{name}: got {path}, expected a path without any of [ ] * ?")

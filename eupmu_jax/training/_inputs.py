@@ -123,7 +123,7 @@ def check_params(params, frozen=None) -> None:
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
-                "floating point arrays alone; split counters and keys off"
+                "floating point arrays alone; split counters, keys and functions off"
             )
         if not is_frozen and not jnp.all(jnp.isfinite(leaf)):
             raise ValueError(

@@ -23,9 +23,11 @@ def stopping(directory: str | os.PathLike[str] | None) -> Iterator[tuple[list[in
         return
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    if previous[signal.SIGINT] in (signal.SIG_IGN, signal.SIG_DFL, None):
+    if previous[signal.SIGINT] in (signal.SIG_IGN, signal.SIG_DFL):
         # A process that ignores Ctrl-C, because others stop it, keeps ignoring it.
         del previous[signal.SIGINT]
+    # None stands for a handler that was not installed by Python, which cannot be restored.
+    previous = {number: handler for number, handler in previous.items() if handler is not None}
 
     def receive(number, frame):
         received.append(number)

@@ -1,7 +1,7 @@
 """A language model fine-tuned on TOFU forgets authors, on all devices of a machine, and is evaluated as in TOFU.
 
 Command:  uv run --extra language python experiments/tofu/run.py --model FOLDER --data FOLDER --retrained FOLDER
-Time:     5 passes over the forget set, and generating answers to some 900 questions twice.
+Time:     5 passes over the forget set, and generating answers to some thousand questions twice.
 Result:   a row of figures and the unlearned parameters in --out.
 
 `--model` is a model in Hugging Face's format, such as Llama 3.2 1B, fine-tuned on all of TOFU, `--retrained` is one

@@ -9,7 +9,7 @@ import optax
 import pytest
 from hypothesis import given
 
-from eupmu_jax.aggregators import chebyshev, famo, omd_tch
+from eupmu_jax.aggregators import chebyshev, famo, omd_tch, pcgrad
 from eupmu_jax.aggregators._weighting import from_losses
 
 GRADS = jnp.eye(3)
@@ -143,6 +143,11 @@ def test_a_rule_that_returns_weights_that_are_not_finite_refuses_the_step():
         (lambda: omd_tch(variant="sgd"), "^variant: got 'sgd', expected one of 'eg', 'pgd'"),
         (lambda: famo(weight_decay=-1.0), "^weight_decay: got"),
         (lambda: famo(learning_rate=np.nan), "^learning_rate: got"),
+        # BUG: each of these refused every step, and an order drawn from no seed failed in the first one.
+        (lambda: famo(min_losses=np.inf), "^min_losses: got inf"),
+        (lambda: chebyshev(weights=np.array([1.0, np.inf])), "^weights: got"),
+        (lambda: omd_tch(weights=np.array([np.inf, 1.0])), "^weights: got"),
+        (lambda: pcgrad("x"), "^seed: got x, expected an int of at least 0"),
     ],
 )
 def test_the_factory_refuses(make, message):

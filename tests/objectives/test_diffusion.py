@@ -103,6 +103,13 @@ def test_errors_of_half_precision_inputs_are_finite_and_float32():
         diffusion.squared_errors(jnp.ones((4, 1)), jnp.ones(4))
 
 
+def test_min_snr_weights_are_finite_where_nothing_is_left_of_the_image():
+    # BUG: 0 / 0 for predicted noise.
+    schedule = diffusion.Schedule((0.5, 0.0))
+    found = [float(diffusion.min_snr_weights(name, schedule, jnp.array([1]))[0]) for name in ("epsilon", "v", "x")]
+    assert found == [1.0, 0.0, 0.0]
+
+
 def test_a_signal_that_float32_rounds_to_0_counts_as_none():
     with pytest.raises(ValueError, match=r"^schedule: got alpha_bar that ends at 0"):
         diffusion.check_fit("epsilon", diffusion.Schedule((0.5, 1e-60)))

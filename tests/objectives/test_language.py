@@ -271,6 +271,16 @@ def test_a_masked_token_outside_the_vocabulary_does_no_harm(loss):
     assert np.any(np.asarray(slope)[MASK == 1])
 
 
+@pytest.mark.parametrize("loss", [language.wga, language.satimp])
+def test_tokens_that_are_forgotten_entirely_are_left_alone(loss):
+    # BUG: a weight of 0 times an infinite loss made the loss NaN.
+    nll, mask = jnp.array([[1.0, jnp.inf]]), jnp.ones((1, 2))
+    value, slope = jax.value_and_grad(loss)(nll, mask)
+    np.testing.assert_allclose(value, loss(nll[:, :1], mask[:, :1]) / 2, rtol=1e-6)
+    assert slope[0, 1] == 0
+    assert jnp.isnan(loss(jnp.array([[1.0, jnp.nan]]), mask))
+
+
 def test_sums_of_half_precision_losses_are_float32():
     nll = jnp.full((1, 1000), 1.0, jnp.bfloat16)
     for found in (

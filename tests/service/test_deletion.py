@@ -175,6 +175,16 @@ def test_the_folder_of_a_refused_run_can_be_used_again(file, tmp_path):
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
+def test_the_folder_of_a_run_that_failed_before_it_saved_a_step_can_be_used_again(file, tmp_path):
+    # BUG: smaller batches after a step that ran out of memory were those of another run.
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(file, tmp_path / "run", on_step=fail)
+    assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
+
+
 def test_a_damaged_record_is_named(file, tmp_path):
     out = tmp_path / "run"
     run(file, out, ASKED._replace(steps=2))

@@ -75,7 +75,7 @@ def test_the_learning_rate_can_be_injected():
         *[{"learning_rate": bad} for bad in (-1, float("nan"), float("inf"), None, "0.1")],
         *[{"tolerance": bad} for bad in (-1.0, float("nan"), None)],
         *[{"multiplier_learning_rate": bad} for bad in (-1.0, float("nan"), float("inf"), None)],
-        *[{"momentum": bad} for bad in (-0.1, 1.0, float("nan"))],
+        *[{"momentum": bad} for bad in (-0.1, 1.0, float("nan"), [0.1, 0.2])],
         *[{"max_norm": bad} for bad in (-1, 0.0, float("nan"))],
         *[{"initial_multiplier": bad} for bad in (-1.0, float("nan"))],
     ],

@@ -118,6 +118,11 @@ def test_the_rate_can_be_injected_and_the_state_scanned():
     assert losses[-1] < 1e-3 * losses[0]
 
 
+def within_masked(params):
+    tx = optax.masked(scale_by_gen(0.1), {"a": True, "b": False})
+    return tx.update(params, tx.init(params), params, value_fn=lambda params: params["a"] @ params["b"])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -125,6 +130,7 @@ def test_the_rate_can_be_injected_and_the_state_scanned():
         (lambda: scale_by_gen(0.1, every=0), "^every: got 0"),
         (lambda: scale_by_gen(0.1).update(jnp.ones(2), None), "^params: got None"),
         (lambda: scale_by_gen(0.1).update(jnp.ones(2), None, jnp.ones(2)), "^value_fn: got None"),
+        (lambda: within_masked({"a": jnp.ones(2), "b": jnp.ones(2)}), "^params: some leaves are masked"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -113,6 +113,19 @@ BAD = {
         {"forget": lambda d: {"inputs": [[0.0]], "labels": [3]}},
         r"forget: got dict, whose leaf \['inputs'\]\[0\]\[0\] is float, no array; expected a tree of arrays",
     ),
+    # BUG: neither said that lists are the reason.
+    "a list of examples": (
+        {"forget": lambda d: [jax.tree.map(lambda leaf: leaf[0], d.forget)] * 3},
+        r"forget: leaves have leading axes .*in all; stack a list of examples into one tree of arrays",
+    ),
+    "columns as lists": (
+        {
+            "forget": lambda d: type("Columns", (Store,), {"__getitem__": lambda self, at: {"labels": [3] * len(at)}})(
+                d.forget
+            )
+        },
+        r"forget: data\[positions\] gave leaves of type int, expected a tree of arrays, not of lists",
+    ),
     "a source that drops examples": (
         {
             "retain": lambda d: type("Short", (Store,), {"__getitem__": lambda self, at: self.tree["inputs"][at[1:]]})(

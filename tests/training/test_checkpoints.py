@@ -101,6 +101,11 @@ def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path):
     assert not (tmp_path / "req[17]").exists()
 
 
+def test_a_folder_that_is_no_path_is_refused():
+    with pytest.raises(ValueError, match=r"^directory: got 3, expected a path"):
+        checkpoints.save(3, {"w": np.ones(2)}, {})
+
+
 def test_scalars_are_restored_and_leaves_that_no_checkpoint_can_hold_are_named(tmp_path):
     # BUG: a NumPy scalar was written, and the checkpoint then reported as damaged.
     params = {"w": np.ones(2, np.float32), "s": np.float32(1.5)}

@@ -118,6 +118,8 @@ def test_an_empty_tree_of_shardings_and_a_single_sharding_are_refused():
     one = sharding.param_shardings(np.ones((512, 64)), sharding.make_mesh())
     with pytest.raises(ValueError, match=r"^shardings: got one NamedSharding"):
         sharding.gram_matrix({"a": np.ones((2, 3)), "b": np.ones((2, 3))}, one)
+    with pytest.raises(ValueError, match=r"^updates: got a tree without elements"):
+        sharding.gram_matrix({}, {})
 
 
 def test_a_stacked_sum_is_sharded_like_its_parameter_with_the_objective_axis_replicated():
