@@ -119,6 +119,8 @@ def diffusion(
     """
     check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction", 4)
     check_int("num_conditions", num_conditions, 2, static=True)
+    if fresh_params is not None:
+        check_function("fresh_params", fresh_params, "a function of a key, or None", 1)
     objectives.check_fit(prediction, schedule)
     for name, value in (("dropout", dropout), ("gamma", gamma or 1.0), ("guidance", guidance)):
         check_number(name, value, finite=name == "guidance")

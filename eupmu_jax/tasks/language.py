@@ -103,9 +103,9 @@ def language(
         check_function("hidden", hidden, "a function (params, tokens) -> hidden states, or None", 2)
     if fresh_params is not None:
         check_function("fresh_params", fresh_params, "a function of a key, or None", 1)
-    if retain not in RETAIN:
+    if retain not in tuple(RETAIN):
         raise ValueError(f"retain: got {retain!r}, expected one of {', '.join(RETAIN)}")
-    if error not in ERROR:
+    if error not in tuple(ERROR):
         raise ValueError(f"error: got {error!r}, expected one of {', '.join(ERROR)}")
     if retain == "rmu" and hidden is None:
         raise ValueError("hidden: got None, but retain='rmu' needs it; expected (params, tokens) -> hidden states")

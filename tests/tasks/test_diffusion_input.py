@@ -42,6 +42,7 @@ def test_latents_are_accepted_if_images_are_unbounded(params):
         ({"gamma": 0.0}, "gamma: got 0.0"),
         ({"gamma": float("nan")}, "gamma: got nan"),
         ({"denoise": None}, "denoise: got None, expected a function"),
+        ({"fresh_params": 3}, "fresh_params: got 3, expected a function of a key, or None"),
         (
             {"schedule": diffusion.Schedule((0.5, 0.0)), "prediction": "epsilon"},
             "schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'",

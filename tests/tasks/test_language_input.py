@@ -87,6 +87,7 @@ BAD = {
         lambda: tasks.language(apply, retain="l2"),
         r"retain: got 'l2', expected one of cross_entropy, kl",
     ),
+    "retain losses": (lambda: tasks.language(apply, retain=["kl"]), r"retain: got \['kl'\], expected one of cross_e"),
     "nothing to hold still": (lambda: tasks.language(apply, retain="rmu"), r"hidden: got None, but retain='rmu' needs"),
     "no such loss": (
         lambda: tasks.language(apply, constants={"nop": {"beta": 1.0}}),
