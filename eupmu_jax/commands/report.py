@@ -8,6 +8,7 @@ from eupmu_jax.commands import document, picture
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import _words, report
 from eupmu_jax.service._measured import GONE
+from eupmu_jax.service.audit import UNTOLD
 
 COLORS = {"EUPMU": "#0b6e4f"}
 VERDICTS = {
@@ -15,6 +16,11 @@ VERDICTS = {
     "failed": "At least one check of the audit failed.",
     "inconclusive": "The audit could not decide.",
 }
+# Passed, where the tests would have passed before the run too.
+UNDECIDED = (
+    "The tests below found no trace of the forgotten examples, but they find none in the original model either. The "
+    "retain error is within its limit."
+)
 
 
 def run(out: Path) -> Path:
@@ -31,9 +37,11 @@ def render(made: dict) -> str:
     shown = lambda value: _words.shown(value, reached["rates"])
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
     learned = "accuracy" if reached["rates"] else "error"
+    is_untold = audited["verdict"] == "passed" and UNTOLD in audited["remarks"]
+    headline = UNDECIDED if is_untold else VERDICTS[audited["verdict"]]
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
 <p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
-<p class="headline">{VERDICTS[audited["verdict"]]}</p><ul>{reasons}</ul>
+<p class="headline">{headline}</p><ul>{reasons}</ul>
 <h2>What was asked and reached</h2>
 <dl class="facts">
 <dt>forget error</dt><dd>{shown(level["forget_error"])}; {html.escape(_words.aim(reached))}</dd>
