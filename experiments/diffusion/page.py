@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
+from eupmu_jax.benchmark import diffusion as benchmark
 from eupmu_jax.benchmark import rows, tuning
 from eupmu_jax.commands import diffusion_page
 from eupmu_jax.methods import METHODS
@@ -209,11 +211,19 @@ def _said(found):
     weight = f"the better fixed weight, {weight}," if len(numbers) > 1 else weight
     return (
         f"Untuned EUPMU ends {_listed(gaps)} points from the retrained model's UA ({_seeds(found)}). The goal was at "
-        f"most {UA_POINTS:g} points, which {near} of {len(gaps)} {'seeds reach' if several else 'reaches'}. Of its "
+        f"most {UA_POINTS:g} points, which {near} of {len(gaps)} {'seeds reach' if several else 'reaches'}. With "
+        f"{benchmark.FORGOTTEN} samples of each model, Fisher's exact test of equal shares gives "
+        f"p = {_listed([_p_value(found, row) for row in untuned], '.2f')}. Of its "
         f"{len(limited)} runs, tuned or not, {kept} keep the limit on the denoising loss. Its FD is "
         f"{_distance(untuned):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
         f"{'seed by seed ' * several}EUPMU differs from it by {_listed(further, '+.1f')}."
     )
+
+
+def _p_value(found, row):
+    """Of the hypothesis that this model and the retrained one draw another class equally often."""
+    drawn = [round(part["UA"] / 100 * benchmark.FORGOTTEN) for part in (row, _reference(found, row, "retrained"))]
+    return float(stats.fisher_exact([[count, benchmark.FORGOTTEN - count] for count in drawn]).pvalue)
 
 
 def _missed(found):
