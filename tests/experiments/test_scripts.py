@@ -35,6 +35,15 @@ def test_the_example_of_a_users_own_task_runs(capsys):
 
 
 @pytest.mark.slow
+def test_the_example_of_a_flax_model_forgets_to_the_level_of_unseen_digits(capsys):
+    names = runpy.run_path(str(EXPERIMENTS / "examples" / "flax_model.py"))
+    assert "error on unseen digits" in capsys.readouterr().out
+    level = names["result"].level
+    assert level.kept
+    assert level.comparison.low <= 0 <= level.comparison.high
+
+
+@pytest.mark.slow
 def test_the_example_on_eight_devices_runs():
     script = str(EXPERIMENTS / "examples" / "eight_devices.py")
     finished = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ)
