@@ -11,7 +11,14 @@ from experiments.persons import run, tune
 from experiments.persons.compared import name_of, quality_of, rows_of
 from experiments.persons.tune import KEPT
 
-HEAD = ["points that keep utility", "best quality of these", "after step", "quality at the end", "utility at the end"]
+HEAD = [
+    "least utility",
+    "points that keep utility",
+    "best quality of these",
+    "after step",
+    "quality at the end",
+    "utility at the end",
+]
 # Panels beside each other.
 COLUMNS = 4
 
@@ -27,7 +34,8 @@ def table(first: list[dict], saved: list[dict]) -> str:
         best = max(kept, key=lambda step: kept[step], default=None)
         told = ["-", "-"] if best is None else [f"{kept[best]:.1f}", str(best)]
         utility, quality = path[run.STEPS]
-        lines.append([name_of(key), f"{len(kept)} of {len(path)}", *told, f"{quality:.1f}", f"{utility:.3f}"])
+        lowest = f"{min(utility for utility, _ in path.values()):.3f}"
+        lines.append([name_of(key), lowest, f"{len(kept)} of {len(path)}", *told, f"{quality:.1f}", f"{utility:.3f}"])
     return parts.table(["", *HEAD], lines)
 
 
@@ -50,6 +58,8 @@ def draw(first: list[dict], saved: list[dict], file: Path) -> None:
             axes.set_title(name_of(key), fontsize=9, loc="left")
         for axes in panels[len(keys) :]:
             axes.remove()
+        for axes in panels[len(keys) - columns : len(keys)]:
+            axes.tick_params(labelbottom=True)
         figure.supxlabel("model utility", fontsize=9)
         figure.supylabel("forget quality, log10 p", fontsize=9)
         parts.save(figure, file)

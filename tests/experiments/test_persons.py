@@ -226,5 +226,5 @@ def test_the_best_point_on_the_way_is_one_that_keeps_utility():
     way = [row(0.595, 10, step=10), row(0.593, 0, step=20), row(0.6, 15, step=30)]
     _, _, line = paths.table(first, way).splitlines()
     quality = lambda away: forget_quality([ratio + away for ratio in range(40)], retrained["truth_ratios"]).log10
-    wanted = ["3 of 4", f"{quality(10):.1f}", "10", f"{quality(20):.1f}", "0.610"]
+    wanted = ["0.593", "3 of 4", f"{quality(10):.1f}", "10", f"{quality(20):.1f}", "0.610"]
     assert [cell.strip() for cell in line.strip("|").split("|")][1:] == wanted
