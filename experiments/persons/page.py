@@ -171,7 +171,28 @@ def _tuned(found, trials):
     return {
         "persons tuned": parts.table(["", "settings", *HEAD, *OF_TRIALS], lines),
         "persons tuned said": parts.paragraph(_said_of_tuned(found, tuned, tried, keys)),
+        "persons confirmed": _confirmed(found, trials, [*tried]),
     }
+
+
+def _confirmed(found, trials, keys):
+    """The selected trials under the seeds that took no part in the selection and have rows of all these methods."""
+    chosen = {key: tune.chosen(found, trials, key)["trial"] for key in keys}
+    # `run.py` makes the rows of the middle.
+    of = {
+        key: rows_of(found, key) if trial is None else tune.of_now(rows.select(rows_of(trials, key), trial=trial))
+        for key, trial in chosen.items()
+    }
+    others = {row["seed"] for row in found} - {min(row["seed"] for row in found)}
+    seeds = set.intersection(others, *({row["seed"] for row in mine} for mine in of.values()))
+    if not seeds:
+        return ""
+    references = [row for row in found if row["model"] in REFERENCES]
+    made = [row for row in (*references, *(row for mine in of.values() for row in mine)) if row["seed"] in seeds]
+    shown = [key for key in _keys(made) if key[0] != "pretrained"]
+    return parts.table(
+        ["", *HEAD, *BY_SEED], [[name_of(key), *_figures(made, key), *_by_seed(made, key)] for key in shown]
+    )
 
 
 def _settings(row):

@@ -187,6 +187,17 @@ def test_the_table_of_tuned_methods_has_those_of_which_all_trials_are_there():
     assert float(ours.split("|")[6]) == pytest.approx(100 * taken["error"]["forget"], abs=0.051)
 
 
+def test_selected_trials_are_confirmed_under_seeds_that_all_methods_have():
+    found, trials = parts.newest(rows.read(page.ROWS), "model", "objective", "seed"), rows.read(tune.TRIALS_FILE)
+    taken = tune.chosen(found, trials, page.OURS)["trial"]
+    (confirmed,) = rows.select(trials, model="EUPMU", objective="bounded_ascent", seed=1, trial=taken)
+    _, _, *lines = page._confirmed(found, trials, [page.OURS]).splitlines()
+    (ours,) = [line for line in lines if line.split("|")[1].strip() == compared.name_of(page.OURS)]
+    assert float(ours.split("|")[5]) == pytest.approx(100 * confirmed["error"]["forget"], abs=0.051)
+    without = [row for row in trials if row != confirmed]
+    assert page._confirmed(found, without, [page.OURS]) == ""
+
+
 def test_a_run_is_judged_on_its_way(toy_persons, monkeypatch):
     original, part = persons.model()[0].params, toy_persons.retain
     nll, lengths, _ = answers.told(persons.respondent(), original, answers.encoded(persons.respondent(), part))
