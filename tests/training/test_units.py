@@ -65,7 +65,8 @@ def test_with_default_settings_the_unit_of_the_error_changes_nothing(unit, known
 
 
 def test_the_unit_of_errors():
-    rates = classification(forward, 3), language(lambda params, tokens: tokens), task_in(1.0)._replace(rate=True)
+    model = lambda params, inputs: inputs
+    rates = classification(model, 3), language(model), task_in(1.0)._replace(rate=True)
     assert [unit_of(task, 0.3, 0.1) for task in rates] == [1.0, 1.0, 1.0]
     ways = [(0.3, 0.1), (3e9, 1e9), (0.3, 0.299), (0.3, 0.5), (0.0, 0.0), (1e30, 0.1)]
     found = [float(unit_of(task_in(1.0), *way)) for way in ways]
