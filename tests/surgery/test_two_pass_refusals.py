@@ -12,6 +12,8 @@ from eupmu_jax.surgery.two_pass import two_pass
 
 from .test_two_pass import adam, loss, make_batches, make_params
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_parameter_without_a_gradient_is_named():
     # BUG: jax.grad raised a TypeError that named no leaf.
