@@ -16,8 +16,7 @@ VERDICTS = {
     "failed": "At least one check of the audit failed.",
     "inconclusive": "The audit could not decide.",
 }
-# Passed, where the tests would have passed before the run too.
-UNDECIDED = (
+ORIGINAL_PASSES_TOO = (
     "The tests below found no trace of the forgotten examples, but they find none in the original model either. The "
     "retain error is within its limit."
 )
@@ -38,7 +37,7 @@ def render(made: dict) -> str:
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
     learned = "accuracy" if reached["rates"] else "error"
     is_untold = audited["verdict"] == "passed" and UNTOLD in audited["remarks"]
-    headline = UNDECIDED if is_untold else VERDICTS[audited["verdict"]]
+    headline = ORIGINAL_PASSES_TOO if is_untold else VERDICTS[audited["verdict"]]
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
 <p class="sub">{examples["forget"]:,} of {sum(examples.values()):,} examples, seed {asked["seed"]}</p>
 <p class="headline">{headline}</p><ul>{reasons}</ul>

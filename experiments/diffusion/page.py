@@ -214,7 +214,7 @@ def _said(found):
         f"most {UA_POINTS:g} points, which {near} of {len(gaps)} {'seeds reach' if several else 'reaches'}. With "
         f"{benchmark.FORGOTTEN} samples of each model, Fisher's exact test of equal shares gives "
         f"p = {_listed([_p_value(found, row) for row in untuned], '.2f')}. Of its "
-        f"{len(limited)} runs, tuned or not, {kept} keep the limit on the denoising loss. Its FD is "
+        f"{len(limited)} runs, with and without settings, {kept} keep the limit on the denoising loss. Its FD is "
         f"{_distance(untuned):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
         f"{'seed by seed ' * several}EUPMU differs from it by {_listed(further, '+.1f')}."
     )

@@ -9,8 +9,7 @@ import pytest
 
 from eupmu_jax import unlearn
 from eupmu_jax.methods import loss_of
-from eupmu_jax.tasks import Examples, classification, language
-from eupmu_jax.training._inputs import batches_on
+from eupmu_jax.tasks import Examples, classification
 
 from .conftest import BOUNDED, FROZEN, SETTINGS, TASK, Store, apply
 
@@ -339,34 +338,3 @@ def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
 def test_numpy_scalars_are_accepted_as_numbers(digits, tmp_path):
     counts = {"steps": np.int64(2), "seed": np.int64(1), "forget_batch": np.int32(8), "save_every": np.int64(1)}
     digits.unlearn("weighted sum", directory=tmp_path, **counts)
-
-
-def test_batch_sizes_are_multiples_of_the_mesh():
-    mesh = types.SimpleNamespace(shape={"data": 4})
-    assert batches_on(mesh, (30, 500), (64, 192)) == (28, 192)
-    with pytest.raises(ValueError, match=r"^retain_batch: got 190, expected a multiple of 4, the mesh's axis data"):
-        batches_on(mesh, (30, 500), (64, 190))
-    with pytest.raises(
-        ValueError, match=r"^forget: got 3 examples, expected at least 4, one for each part of the mesh"
-    ):
-        batches_on(mesh, (3, 500), (64, 192))
-
-
-class Padded:
-    """Sequences of two lengths; as a collator does, it pads a batch to its longest sequence."""
-
-    def __init__(self, lengths):
-        self.lengths = np.array(lengths)
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, positions):
-        return {"tokens": np.ones((len(positions), self.lengths[positions].max()), int)}
-
-
-def test_the_error_for_examples_of_several_shapes_says_to_pad_them():
-    # BUG: only the first examples were compared, so whether the fault was found was a matter of luck.
-    task = language(lambda params, tokens: jax.nn.one_hot(tokens, 3) * params)
-    with pytest.raises(ValueError, match=r"^retain: got examples .*, expected one shape for all; pad them"):
-        unlearn("weighted sum", task, 1.0, Padded([7, 7]), Padded([7, 5, 5]), steps=1)

@@ -1,9 +1,11 @@
 """Examples that a task refuses are refused by every function that reads them."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from eupmu_jax import tasks
+from eupmu_jax import tasks, unlearn
 from eupmu_jax.training import fitting, relearning
 
 TASK = tasks.classification(lambda weights, inputs: inputs @ weights, num_classes=2)
@@ -24,3 +26,23 @@ READERS = {
 def test_the_error_names_the_set(name):
     with pytest.raises(ValueError, match=rf"^{name.partition(',')[0]}: labels: got 5, expected ints from 0 to 1"):
         READERS[name]()
+
+
+class Padded:
+    """Sequences of two lengths; as a collator does, it pads a batch to its longest sequence."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, positions):
+        return {"tokens": np.ones((len(positions), self.lengths[positions].max()), int)}
+
+
+def test_the_error_for_examples_of_several_shapes_says_to_pad_them():
+    # BUG: only the first examples were compared, so whether the fault was found was a matter of luck.
+    task = tasks.language(lambda params, tokens: jax.nn.one_hot(tokens, 3) * params)
+    with pytest.raises(ValueError, match=r"^retain: got examples .*, expected one shape for all; pad them"):
+        unlearn("weighted sum", task, 1.0, Padded([7, 7]), Padded([7, 5, 5]), steps=1)

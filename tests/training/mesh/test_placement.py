@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from eupmu_jax import sharding
+from eupmu_jax.training._inputs import batches_on
 from eupmu_jax.training.mesh import feed, placement
 
 SCRIPT = """
@@ -164,3 +166,14 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 def test_a_users_own_sharding_is_kept_and_does_not_change_the_result(on_devices):
     ended = subprocess.run([sys.executable, "-c", OWN_LAYOUT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_batch_sizes_are_multiples_of_the_mesh():
+    mesh = types.SimpleNamespace(shape={"data": 4})
+    assert batches_on(mesh, (30, 500), (64, 192)) == (28, 192)
+    with pytest.raises(ValueError, match=r"^retain_batch: got 190, expected a multiple of 4, the mesh's axis data"):
+        batches_on(mesh, (30, 500), (64, 190))
+    with pytest.raises(
+        ValueError, match=r"^forget: got 3 examples, expected at least 4, one for each part of the mesh"
+    ):
+        batches_on(mesh, (3, 500), (64, 192))
