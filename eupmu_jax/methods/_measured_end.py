@@ -54,14 +54,16 @@ class Target(NamedTuple):
     begun: chex.Numeric | None = None
     at_least: bool = False
 
-    def of_sample(self, original: chex.Numeric) -> chex.Numeric:
+    def of_sample(self, original: np.ndarray) -> chex.Numeric:
         """The target on a sample where the original model has this error: higher by as much as the sample is harder."""
         if self.begun is None:
             return self.error
-        harder = original - self.begun
-        return self.error + jnp.where(jnp.isfinite(harder), harder, 0.0)
+        harder = np.asarray(original - self.begun)
+        return self.error + np.where(np.isfinite(harder), harder, np.zeros_like(harder))
 
 
+# On the host, as each operation on these few numbers would be one more program to compile and to start.
+@np.errstate(all="ignore")
 def measured_end(
     task: Task,
     sets: tuple[Any, Any],
@@ -97,30 +99,28 @@ def measured_end(
     on_more = measure(sets[1], others[spread(len(others), more)]) if more else None
     back = [functools.partial(_between, original, last, way) for way in WAYS[:-1]]
     points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
-    ways = jnp.array([1.0, 1.0, *WAYS])
+    ways, allowed = np.array([1.0, 1.0, *WAYS], np.float32), np.asarray(allowed)
     found = [[of_sample(point()) for of_sample in samples] for point in points]
-    forget, retain = (jnp.stack([of_point[side] for of_point in found]) for side in range(2))
-    error = target.of_sample(forget[-1, 0])
-    distance = jnp.abs(forget[:, 0] - error)
+    forget, retain = (np.stack([of_point[side] for of_point in found]) for side in range(2))
+    error = np.asarray(target.of_sample(forget[-1, 0]), forget.dtype)
+    distance = np.abs(forget[:, 0] - error)
     if target.at_least:
         # A distance that is not finite stays so.
-        distance = jnp.where(forget[:, 0] > error, 0.0 * distance, distance)
+        distance = np.where(forget[:, 0] > error, 0.0 * distance, distance)
     # Points that this sample cannot distinguish from the target are as good as it, and the first of them is taken.
-    distance = jnp.where(distance <= _noise(task, error, counts[0], forget), 0.0, distance)
-    rises, finite = retain[:, :2] - retain[-1:, :2], jnp.isfinite(distance)
-    nearest = lambda kept: int(jnp.argmin(jnp.where(kept, distance, jnp.inf)))
-    kept = jnp.all(rises <= allowed[None], axis=1) & finite
+    distance = np.where(distance <= _noise(task, error, counts[0], forget), 0.0, distance)
+    rises, finite = retain[:, :2] - retain[-1:, :2], np.isfinite(distance)
+    nearest = lambda kept: int(np.argmin(np.where(kept, distance, np.inf)))
+    kept = np.all(rises <= allowed[None], axis=1) & finite
     if on_more is not None:
         # A limit may be finer than one example of the sample; more examples then decide whether it is kept.
-        some = jnp.array([0.0 if task.num_classes is None else 1 / counts[1], 0.0])
-        kept = jnp.all(rises <= (allowed + some)[None], axis=1) & finite
+        some = np.array([0.0 if task.num_classes is None else 1 / counts[1], 0.0], np.float32)
+        kept = np.all(rises <= (allowed + some)[None], axis=1) & finite
         if kept.any():
             share = more / (more + counts[1])
             kept &= _keep(points, ways, rises, nearest(kept), on_more, share, allowed)
-    if kept.any():
-        point = nearest(kept)
-    else:
-        point = int(jnp.argmin(jnp.where(jnp.isfinite(retain[:, 0]), retain[:, 0], jnp.inf)))
+    least = np.where(np.isfinite(retain[:, 0]), retain[:, 0], np.inf)
+    point = nearest(kept) if kept.any() else int(np.argmin(least))
     return points[point](), float(ways[point])
 
 
@@ -131,8 +131,8 @@ def _keep(points, ways, rises, point, on_more, share, allowed):
     the others. `share` is the additional examples' share of all.
     """
     rise = on_more(points[point]())[:2] - on_more(points[-1]())[:2]
-    missed = share * (rise - rises[point]) / jnp.maximum(ways[point], jnp.min(ways[:-1]))
-    return jnp.all(rises + missed[None] * ways[:, None] <= allowed[None], axis=1)
+    missed = share * (rise - rises[point]) / np.maximum(ways[point], np.min(ways[:-1]))
+    return np.all(rises + missed[None] * ways[:, None] <= allowed[None], axis=1)
 
 
 def _noise(task, target, count, found):
@@ -143,17 +143,18 @@ def _noise(task, target, count, found):
     if task.num_classes is None:
         # The spread grows with the error; its growth beyond the target must not excuse an error there.
         past = (found[:, 0] > target) & (not task.is_rate)
-        share = jnp.where(past, target / jnp.where(past, found[:, 0], 1), 1.0)
-        return 1.96 * share * jnp.sqrt(jnp.clip(found[:, 2] - found[:, 0] ** 2, 0) / count)
-    variance = jnp.maximum(target * (1 - target), found[:, 0] * (1 - found[:, 0]))
-    return jnp.maximum(1.96 * jnp.sqrt(jnp.where(target < 1, variance, 0.0) / count), 0.5 / count)
+        share = np.where(past, target / np.where(past, found[:, 0], 1), 1.0)
+        return 1.96 * share * np.sqrt(np.maximum(found[:, 2] - found[:, 0] ** 2, 0) / count)
+    variance = np.maximum(target * (1 - target), found[:, 0] * (1 - found[:, 0]))
+    return np.maximum(1.96 * np.sqrt(np.where(target < 1, variance, 0.0) / count), 0.5 / count)
 
 
 def _mean_figures(task, part, positions, chunk, params):
     """`figures` on these examples of a set, in equal chunks; a remainder of fewer than one for each is left out."""
     chunks = -(-len(positions) // chunk)
     positions = positions[: len(positions) // chunks * chunks]
-    return sum(figures(task, params, part[positions[n::chunks]]) for n in range(chunks)) / chunks
+    found = [figures(task, params, part[positions[n::chunks]]) for n in range(chunks)]
+    return sum(map(np.asarray, found)) / chunks
 
 
 @jit_for_task()

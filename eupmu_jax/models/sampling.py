@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.algebra import is_finite
 from eupmu_jax._stack.checks import check_int, check_number
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks.examples import ROUNDED, check_images, check_labels
@@ -106,7 +107,7 @@ def sample(
     check_labels(labels, nothing + 1)
     fixed = denoise, schedule, shape, nothing, prediction, steps, float(share), clip
     images = _sample(*fixed, params, labels, key, guidance, eta, start)
-    if not isinstance(images, jax.core.Tracer) and not jnp.all(jnp.isfinite(images)):
+    if not isinstance(images, jax.core.Tracer) and not is_finite(images):
         logger.warning(
             "params: the samples are not finite; the model may have diverged, or it has no condition %d, which "
             "`nothing` names",

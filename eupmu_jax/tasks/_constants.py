@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.algebra import is_finite
+
 logger = logging.getLogger("eupmu_jax")
 
 # In bytes; from this size on, compilation takes minutes.
@@ -44,7 +46,7 @@ def check_constants(name: str, constants: chex.ArrayTree) -> None:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(constants):
         is_here = isinstance(leaf, jax.Array | np.ndarray | float) and not isinstance(leaf, jax.core.Tracer)
-        if is_here and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not jnp.all(jnp.isfinite(leaf)):
+        if is_here and jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not is_finite(leaf):
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{name}: leaf {where} has numbers that are not finite, expected those of a trained model")
     of_large(name, constants)

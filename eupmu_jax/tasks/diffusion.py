@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.algebra import is_finite
 from eupmu_jax._stack.checks import check_int, check_number, check_same_shapes
 from eupmu_jax._stack.parts import in_parts
 from eupmu_jax.objectives import diffusion as objectives
@@ -203,7 +204,7 @@ def diffusion(
         x, nothing = jnp.asarray(batch["inputs"][:1]), jnp.full(1, num_conditions, jnp.int32)
         x_t, t, _, _ = noised(x, jax.random.key(FIXED))
         known = denoise(params, x_t, t, _wide(jnp.asarray(batch["labels"][:1])))
-        if jnp.all(jnp.isfinite(known)) and not jnp.all(jnp.isfinite(denoise(params, x_t, t, nothing))):
+        if is_finite(known) and not is_finite(denoise(params, x_t, t, nothing)):
             raise ValueError(
                 f"num_conditions: got {num_conditions}, but for label {num_conditions}, which stands for no condition, "
                 "the model predicts numbers that are not finite; expected the number of its conditions without it"

@@ -1,6 +1,7 @@
 """Sets of examples that batches are taken from, whatever holds them."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import chex
@@ -11,6 +12,19 @@ import numpy as np
 ROUNDED = 1.001
 # The most leaves that an error lists.
 NAMED = 8
+
+
+# One program, where indexing compiles and starts one for each of its operations.
+_rows = jax.jit(operator.getitem)
+
+
+def rows_of(tree: chex.ArrayTree, ids: np.ndarray) -> chex.ArrayTree:
+    """The rows `ids` of every leaf, on the device for arrays of JAX and on the host for others.
+
+    >>> rows_of({"x": np.arange(5) * 10}, np.array([4, 1]))["x"].tolist()
+    [40, 10]
+    """
+    return jax.tree.map(lambda leaf: _rows(leaf, ids) if isinstance(leaf, jax.Array) else leaf[ids], tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +47,7 @@ class Examples:
         return len(self.ids)
 
     def __getitem__(self, positions) -> chex.ArrayTree:
-        ids = self.ids[np.asarray(positions)]
-        return jax.tree.map(lambda leaf: leaf[ids], self.tree)
+        return rows_of(self.tree, self.ids[np.asarray(positions)])
 
 
 @dataclasses.dataclass(frozen=True)

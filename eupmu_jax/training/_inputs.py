@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eupmu_jax._stack.algebra import is_finite
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.sharding import batch_shardings, check_axes
 from eupmu_jax.tasks import Examples, Task
-from eupmu_jax.tasks.examples import spread
+from eupmu_jax.tasks.examples import rows_of, spread
 
 # For a set that is not in memory, the number of examples, spread over it, that stand for all.
 HASHED = 64
@@ -69,7 +70,7 @@ class Sets:
         """A batch of set k with what the task drew last, for use outside a step."""
         if self.in_memory:
             ids = (self.forget, self.retain)[k].ids[positions]
-            return jax.tree.map(lambda leaf: leaf[ids], self.drawn(task, key, self._drawn[0] or 0)[k])
+            return rows_of(self.drawn(task, key, self._drawn[0] or 0)[k], ids)
         batch = (self.forget, self.retain)[k][positions]
         return batch if task.draw is None else task.draw(key, 0, batch)
 
@@ -125,7 +126,7 @@ def check_params(params, frozen=None) -> None:
                 f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
                 "floating point arrays alone; split counters, keys and functions off"
             )
-        if not is_frozen and not jnp.all(jnp.isfinite(leaf)):
+        if not is_frozen and not is_finite(leaf):
             raise ValueError(
                 f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected those of a "
                 "trained model"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from eupmu_jax._stack.algebra import is_finite
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.surgery.feasibility import LITTLE
@@ -123,7 +124,7 @@ def of_end(carry, returned, steps, level, start):
     counts = [int(count) for _, count in optax.tree_utils.tree_get_all_with_path(carry.state, "nonfinite_count")]
     if refused := max(counts, default=0):
         logger.warning("%d of %d steps were refused, because a loss or a gradient was not finite", refused, steps)
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(returned)):
+    if not all(bool(is_finite(leaf)) for leaf in jax.tree.leaves(returned)):
         logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
     if level is not None and not level.kept:
         logger.warning(

@@ -111,6 +111,7 @@ def _gradient(task, loss, params, batch):
     return jax.grad(lambda p: loss(task.outputs(p, batch, None), batch))(params)
 
 
+@jax.jit
 def _cosine(gradients):
     """Cosine between the forget and the retain gradient; 0 if either is zero."""
     gram = gram_matrix(stack(gradients))
