@@ -174,10 +174,10 @@ def test_the_retain_weight_grows_above_the_limit_when_a_class_is_to_be_forgotten
     batches = right, right | {"labels": wrong.astype(int)}
     settings = resolve_settings("EUPMU", METHODS["EUPMU"], task, {"learning_rate": 1e-9, "target": target})
     procedure = method("EUPMU").make(task, Terms(20, 20, 10, 0.0, retain_batch=20), settings)
-    params = jnp.eye(2)
+    params, step = jnp.eye(2), jax.jit(procedure.step)
     state, weights = procedure.init(params, ()), []
     for count in range(3):
-        params, state = procedure.step(params, (), state, batches, count, jax.random.key(count))
+        params, state = step(params, (), state, batches, count, jax.random.key(count))
         # The second of the weights of `forget_level` and `retain_limit`.
         weights.append(float(optax.tree.get_all_with_path(state, "weights")[1][1][0]))
     assert (weights[0] < weights[1] < weights[2]) == grows

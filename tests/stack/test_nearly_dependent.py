@@ -16,7 +16,7 @@ OPPOSITE = jnp.array([[2.0, -2, -1], [0, 1, 1], [-(2.0**-10), -1 + 2.0**-10, -1]
 def test_a_refused_row_does_not_drop_another():
     # BUG: it needlessly removed another row from the active set, whose constraint was then violated as far as possible.
     tx = unilateral_surgery(num_objectives=4)
-    direction, state = tx.update(OPPOSITE, tx.init(OPPOSITE[0]))
+    direction, state = jax.jit(tx.update)(OPPOSITE, tx.init(OPPOSITE[0]))
     slopes, norms = OPPOSITE @ direction, jnp.linalg.norm(OPPOSITE, axis=1)
     assert float(jnp.min(slopes[1:] / norms[1:])) > -1e-3 * float(norms[0])
     assert state.feasible.all()
@@ -85,4 +85,4 @@ def test_each_device_may_have_its_own_problem(name):
     alone = lambda rows: tx.update(rows, tx.init(rows[0]), rows[0])[0]
     spec = jax.sharding.PartitionSpec
     found = jax.jit(jax.shard_map(alone, mesh=mesh, in_specs=spec(None, "d"), out_specs=spec("d")))(rows)
-    np.testing.assert_allclose(found, alone(rows), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, jax.jit(alone)(rows), rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from eupmu_jax.objectives import diffusion
 WIDE = 1_000
 
 
+@jax.jit
 def wide(params, x, labels):
     """A function of each example that uses an array 1,000 times as large as the input."""
     return jnp.mean(jnp.sin(x[:, None] * params * jnp.arange(WIDE)) + labels[:, None], axis=1)
