@@ -63,6 +63,7 @@ def test_the_readmes_claims_about_limits_follow_from_the_rows():
     assert max(map(excess, untuned)) == pytest.approx(1.12 - 0.95, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_readmes_claims_about_medians_follow_from_the_tables():
     found = saved.read(page.ROWS)
     tables = [trials.table(found, name, design, case) for name, design, case in page.shown()]
@@ -78,6 +79,7 @@ def test_the_readmes_claims_about_medians_follow_from_the_tables():
     assert sum(tied) == 7
 
 
+@pytest.mark.slow
 def test_the_readmes_claims_about_classes_follow_from_its_table():
     lines = [line.strip("| ").split(" | ") for line in page.in_short(saved.read(page.ROWS)).splitlines()[2:]]
     gap = lambda cell: float(cell.split()[0].rstrip("*"))

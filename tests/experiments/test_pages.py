@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = sorted(pages.EXPERIMENTS.glob("**/*.jsonl"))
 
 
+@pytest.mark.slow
 def test_every_page_is_generated_from_the_rows_and_every_table_has_a_place():
     made = pages.blocks()
     texts = [page.read_text() for page in pages.pages()]

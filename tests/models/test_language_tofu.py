@@ -70,11 +70,11 @@ def save_tables(folder):
 @pytest.mark.parametrize(
     ("method", "rank", "more"),
     [
-        ("weighted sum", 2, ()),
         ("EUPMU", 0, ()),
         *(
             pytest.param(method, rank, more.split(), marks=pytest.mark.slow)
             for method, rank, more in (
+                ("weighted sum", 2, ""),
                 ("EUPMU", 0, "--retain kl"),
                 ("weighted sum", 2, "--objective dpo"),
                 ("weighted sum", 2, "--objective lrml"),
