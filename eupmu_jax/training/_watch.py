@@ -16,7 +16,7 @@ from eupmu_jax._stack.states import nodes
 from eupmu_jax.controllers import SteeringState
 from eupmu_jax.gradients.batches import stack
 from eupmu_jax.methods.eupmu_level import UNLIMITED
-from eupmu_jax.methods.method import Settings, size_of
+from eupmu_jax.methods.method import Settings
 from eupmu_jax.tasks import Task
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._streams import sample_positions
@@ -89,14 +89,18 @@ def retain_figures(task: Task, params: chex.ArrayTree, examples, chunk: int) -> 
 
 
 def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
-    """The mean of a tree over examples, each chunk weighted by its size."""
+    """The mean of a tree over examples, in chunks of at most this size, each weighted by its own."""
     total = None
-    for start in range(0, len(positions), chunk):
-        batch = batch_at(positions[start : start + chunk])
-        share = size_of(batch) / len(positions)
-        part = jax.tree.map(lambda value: share * value, of_batch(batch))  # noqa: B023
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    # Of nearly the same size, as every other size is another program to compile.
+    for part in np.array_split(positions, -(-len(positions) // chunk)):
+        total = _added(total, len(part) / len(positions), of_batch(batch_at(part)))
     return total
+
+
+@jax.jit
+def _added(total, share, tree):
+    tree = jax.tree.map(lambda leaf: share * leaf, tree)
+    return tree if total is None else jax.tree.map(jnp.add, total, tree)
 
 
 @jit_for_task()
