@@ -1,7 +1,6 @@
 """What a run reports: losses of both sets over time, figures before and after, and a progress bar."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 
 import chex
@@ -47,10 +46,9 @@ class Watch:
             return
         gradients = []
         for k, loss in enumerate((self.task.forget[self.objective], self.task.retain)):
-            batch_at = functools.partial(self.sets.batch, k, task=self.task, key=draw_key)
-            gradients.append(
-                _mean(lambda b, loss=loss: _gradient(self.task, loss, carry.params, b), batch_at, *self._of(k))
-            )
+            # Of no more examples than a step: of all of them, ten probes would cost more than half of 300 steps.
+            batch = self.sets.batch(k, self.positions[k][: self.chunk], self.task, draw_key)
+            gradients.append(_gradient(self.task, loss, carry.params, batch))
         figures = self._figures(carry.params)
         point = {
             "step": count,
@@ -69,9 +67,6 @@ class Watch:
         """Measures parameters for the table at the end."""
         if self.wanted:
             self.figures[name] = self._figures(params)
-
-    def _of(self, k):
-        return self.positions[k], self.chunk
 
     def _figures(self, params):
         figures: dict[str, float] = {}

@@ -32,7 +32,8 @@ class Unlearned(NamedTuple):
       history: Dict of lists of equal length: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
         sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
         the gradients of the two objectives; NaN where a value does not exist. Measured on at most 2,000 examples of
-        each set. Empty without probes. A resumed run includes the points of its earlier parts.
+        each set, `cosine` on at most as many as a step takes. Empty without probes. A resumed run includes the points
+        of its earlier parts.
       figures: Losses and errors of the original parameters (`original`), those after the last step (`last`) and those
         returned (`returned`), on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`,
         and `forget_error` and so on where the task has an error. Empty without probes.
@@ -122,7 +123,8 @@ def unlearn(
       directory: Directory for checkpoints. The same call resumes from the last one, and on the same devices gives the
         same result bit for bit. None saves nothing.
       save_every: Steps between checkpoints.
-      probes: How often losses are measured during the run, in addition to the start; 0 measures nothing.
+      probes: How often losses are measured during the run, in addition to the start, each time on at most 2,000
+        examples of each set; 0 measures nothing, and saves compiling what measures.
       progress: Whether to show a progress bar, and the figures at the end; requires rich.
       on_step: Called after each step.
       start: `retain_loss` and `retain_error` of the original model over the whole retain set, if known; otherwise they

@@ -147,6 +147,18 @@ def test_a_source_gives_what_arrays_give(digits, method):
     assert max(retain.asked) <= 64 or method == "EUPMU"
 
 
+def test_a_probe_differentiates_as_many_examples_as_a_step_takes(digits):
+    # BUG: it differentiated up to 2,000 of each set, so that ten probes took more than half of the time of 300 steps.
+    def asked(probes):
+        retain = Store(digits.retain)
+        options = {"steps": 12, "forget_batch": 16, "retain_batch": 48, "settings": SETTINGS["weighted sum"]}
+        unlearn("weighted sum", TASK, digits.params, Store(digits.forget), retain, probes=probes, **options)
+        return sum(retain.asked)
+
+    measured = min(2_000, len(Store(digits.retain)))
+    assert asked(3) - asked(2) == measured + 64
+
+
 def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
     sets = (Examples(digits.tree, ids) for ids in digits.ids)
     run = unlearn("random labels", TASK, digits.params, *sets, steps=12, forget_batch=16, retain_batch=48, probes=0)
