@@ -190,6 +190,7 @@ def test_the_real_package_can_be_loaded(real):
     assert not any(image.tobytes() in trained for image in data.test_images)
 
 
+@pytest.mark.slow
 def test_the_stock_reader_can_read_the_real_package(real):
     train, test = tfds.data_source("emoji", split=["train", "test"], data_dir=real, download=False)
     sides = [{example["emoji"] for example in source} for source in (train, test)]

@@ -198,6 +198,7 @@ def test_selected_trials_are_confirmed_under_seeds_that_all_methods_have():
     assert page._confirmed(found, without, [page.OURS]) == ""
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_on_its_way(toy_persons, monkeypatch):
     original, part = persons.model()[0].params, toy_persons.retain
     nll, lengths, _ = answers.told(persons.respondent(), original, answers.encoded(persons.respondent(), part))

@@ -16,6 +16,7 @@ def test_an_invalid_name_is_refused_with_examples(name):
         topology.devices(name)
 
 
+@pytest.mark.slow
 def test_a_refused_name_leaves_the_accelerator_available_to_the_process():
     # BUG: from then on JAX saw only the CPU.
     code = (
@@ -40,6 +41,7 @@ def test_cpu_devices_cannot_be_added_once_jax_has_started():
         topology.devices("cpu:1000")
 
 
+@pytest.mark.slow
 def test_the_number_of_cpu_devices_can_be_set_before_jax_starts():
     sizes = "len(devices('cpu:6')[0]), len(devices('cpu:4')[0])"
     code = f"from eupmu_jax.training.mesh.topology import devices; print({sizes})"
