@@ -30,6 +30,7 @@ def test_the_parameter_count_follows_from_the_layers(model):
     assert counted == 2 * block + ends
 
 
+@pytest.mark.slow
 def test_the_first_prediction_is_zero_and_patches_return_to_their_places(model):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     np.testing.assert_array_equal(model(x, jnp.array([0, 9]), jnp.array([0, 3])), 0)

@@ -69,6 +69,7 @@ def transposed(path, leaf):
     return leaf[..., pixels] if names[0] == "out" else leaf
 
 
+@pytest.mark.slow
 def test_rows_and_columns_are_treated_alike(trained):
     apply, params = trained
     x = images()
@@ -89,6 +90,7 @@ def test_time_and_label_matter_and_examples_do_not_mix(trained):
         np.testing.assert_allclose(changed[1], found[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_matters(trained):
     apply, params = trained
     x, leaves = images(), jax.tree_util.tree_leaves_with_path(params)

@@ -36,6 +36,7 @@ task = eupmu.Task(
 """
 
 
+@pytest.mark.slow
 def test_the_default_limit_follows_the_unit_of_the_error(tmp_path):
     # BUG: the limit was 0.01 in any unit, so with errors in the millions nothing was forgotten.
     file, out = tmp_path / "prices.py", tmp_path / "run"

@@ -87,6 +87,7 @@ def test_a_run_overtaken_by_another_request_is_reported_and_not_marked_as_unlear
     assert states() == ["unlearned", "open"]
 
 
+@pytest.mark.slow
 def test_a_run_that_restores_what_an_earlier_run_forgot_is_no_success(file, monkeypatch, capsys, eupmu):
     for ids in (range(30), range(30, 60)):
         (file.parent / "ids.txt").write_text("\n".join(map(str, ids)))
@@ -212,6 +213,7 @@ def test_faults_in_a_users_file_are_reported_before_the_first_step(line, options
     assert not list((file.parent / "run").glob("steps/*"))
 
 
+@pytest.mark.slow
 def test_parameters_that_a_file_freezes_stay_unchanged(file, eupmu):
     # BUG: `frozen` was not read from the file.
     own = user_file.load(file, deletion.NEEDED)

@@ -242,6 +242,7 @@ def test_errors_above_1_can_be_compared_too():
     assert (unaimed.source, unaimed.comparison) == ("chance", None)
 
 
+@pytest.mark.slow
 def test_a_class_to_be_forgotten_is_not_compared_even_with_a_target_from_the_settings(digits):
     is_forgotten = digits.known["labels"] == 3
     run = digits.unlearn(is_forgotten, held_out=digits.held_out, settings={"target": 1.0}, steps=1)
