@@ -10,6 +10,8 @@ from scipy import stats
 
 from eupmu_jax.data import augment
 
+pytestmark = pytest.mark.slow
+
 
 def crops(image, padding):
     """Every image that `augment` may return, by (dy, dx, mirrored)."""

@@ -12,6 +12,8 @@ from eupmu_jax.methods.method import OPTIMIZER_SETTINGS
 from eupmu_jax.tasks import classification
 from eupmu_jax.training.unlearning import unlearn
 
+pytestmark = pytest.mark.slow
+
 TASK = classification(lambda params, inputs: inputs @ params, num_classes=2)
 INPUTS = jax.random.normal(jax.random.key(0), (24, 3))
 DATA = {"inputs": INPUTS, "labels": (INPUTS[:, 0] > 0).astype(int)}

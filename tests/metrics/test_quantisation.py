@@ -9,6 +9,8 @@ from flax import nnx
 
 from eupmu_jax import metrics
 
+pytestmark = pytest.mark.slow
+
 
 def rounded_to_int4(params):
     return metrics.rounded(params, 4)

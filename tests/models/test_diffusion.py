@@ -14,6 +14,8 @@ from eupmu_jax.models.sampling import sample
 from eupmu_jax.models.unet import UNet
 from eupmu_jax.objectives import diffusion
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = diffusion.cosine_schedule(200)
 
 
@@ -30,7 +32,6 @@ def test_the_parameter_count_follows_from_the_layers(model):
     assert counted == 2 * block + ends
 
 
-@pytest.mark.slow
 def test_the_first_prediction_is_zero_and_patches_return_to_their_places(model):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     np.testing.assert_array_equal(model(x, jnp.array([0, 9]), jnp.array([0, 3])), 0)
@@ -124,7 +125,6 @@ assert np.abs(np.asarray(eight - other)).mean() > 0.1
 """
 
 
-@pytest.mark.slow
 def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
     ended = subprocess.run([sys.executable, "-c", ON_EIGHT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]

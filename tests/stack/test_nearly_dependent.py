@@ -9,6 +9,8 @@ import pytest
 from eupmu_jax import aggregators, unilateral_surgery, utility_guard
 from eupmu_jax._stack import nnls
 
+pytestmark = pytest.mark.slow
+
 # The first two retain rows are within 1e-3 rad of being opposite.
 OPPOSITE = jnp.array([[2.0, -2, -1], [0, 1, 1], [-(2.0**-10), -1 + 2.0**-10, -1], [-3, 3, 2]])
 

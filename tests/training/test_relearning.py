@@ -12,6 +12,8 @@ from eupmu_jax.objectives import cross_entropy
 from eupmu_jax.tasks import Examples, classification
 from eupmu_jax.training.relearning import Curve, area_between, relearn, relearn_part
 
+pytestmark = pytest.mark.slow
+
 FORGOTTEN = 3
 
 
