@@ -60,8 +60,8 @@ def rows_of_all(on_devices):
     steps = {name: [kind for kind in KINDS[name] if kind in STEPS] for name in MESHES}
     others = {name: [kind for kind in KINDS[name] if kind not in STEPS] + ROUNDED.get(name, []) for name in MESHES}
     # XLA's optimizations determine which collectives a program has; of the others only the results matter.
-    found, plain = made(steps, JAX_DISABLE_MOST_OPTIMIZATIONS="0"), made(others)
-    return {name: plain.get(name, {}) | found[name] for name in MESHES}
+    optimized, rest = made(steps, JAX_DISABLE_MOST_OPTIMIZATIONS="0"), made(others)
+    return {name: rest.get(name, {}) | optimized[name] for name in MESHES}
 
 
 @pytest.fixture(scope="module", params=MESHES)

@@ -91,17 +91,11 @@ def accumulator_dtype(tree: chex.ArrayTree) -> jnp.dtype:
     return jnp.result_type(jnp.float32, *dtypes)
 
 
-@jax.jit
-def is_finite(array: chex.ArrayTree) -> chex.Array:
-    """Scalar bool: whether every element of one array is finite, in one program outside of `jit` too.
-
-    >>> bool(is_finite(jnp.array([1.0, jnp.inf])))
-    False
-    """
-    return jnp.all(jnp.isfinite(array))
-
-
 def all_finite(tree: chex.ArrayTree) -> chex.Array:
     """Scalar bool: whether every element of every leaf is finite."""
     # A sum vectorises and a conjunction does not; as 0 * inf is NaN, it cannot overflow either.
     return jnp.array([jnp.isfinite(jnp.sum(leaf * 0)) for leaf in jax.tree.leaves(tree)], bool).all()
+
+
+# For use outside of `jit`, where each of these operations would be a program of its own.
+is_finite = jax.jit(all_finite)

@@ -14,7 +14,7 @@ ROUNDED = 1.001
 NAMED = 8
 
 
-# One program, where indexing compiles and starts one for each of its operations.
+# One program; without `jit` each operation of indexing is compiled and started on its own.
 _rows = jax.jit(operator.getitem)
 
 

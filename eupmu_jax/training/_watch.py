@@ -46,7 +46,7 @@ class Watch:
             return
         gradients = []
         for k, loss in enumerate((self.task.forget[self.objective], self.task.retain)):
-            # Of no more examples than a step: of all of them, ten probes would cost more than half of 300 steps.
+            # On no more examples than a step takes: on all, ten probes would cost more than half of 300 steps.
             batch = self.sets.batch(k, self.positions[k][: self.chunk], self.task, draw_key)
             gradients.append(_gradient(self.task, loss, carry.params, batch))
         figures = self._figures(carry.params)

@@ -124,7 +124,7 @@ def unlearn(
         same result bit for bit. None saves nothing.
       save_every: Steps between checkpoints.
       probes: How often losses are measured during the run, in addition to the start, each time on at most 2,000
-        examples of each set; 0 measures nothing, and saves compiling what measures.
+        examples of each set. With 0 nothing is measured, nor compiled for it.
       progress: Whether to show a progress bar, and the figures at the end; requires rich.
       on_step: Called after each step.
       start: `retain_loss` and `retain_error` of the original model over the whole retain set, if known; otherwise they

@@ -8,6 +8,7 @@ import pytest
 
 from eupmu_jax.benchmark import rows
 from experiments import pages, parts
+from experiments.demo import page as demo_page
 
 ROOT = Path(__file__).parents[2]
 ROWS = sorted(pages.EXPERIMENTS.glob("**/*.jsonl"))
@@ -21,6 +22,15 @@ def test_every_page_is_generated_from_the_rows_and_every_table_has_a_place():
         assert pages.fill(text, made) == text, page
     places = re.findall(r"<!-- (.+?) -->\n.*?<!-- end -->", "".join(texts), re.DOTALL)
     assert sorted(places) == sorted(made)
+
+
+def test_what_the_demos_page_says_of_clothes_at_random_is_in_the_rows():
+    found = rows.select(rows.read(demo_page.ROWS), data="fashion_mnist", forget="random:10%")
+    (ours,), (next_batch,) = (rows.select(found, method=name) for name in ("EUPMU", "EUPMU next-batch"))
+    assert ours["level"]["kept"]
+    assert ours["UA"] < 100 * ours["level"]["interval"][0]
+    assert 0 < ours["gap"] - next_batch["gap"] < 0.2
+    assert 7 < (100 - next_batch["RA"]) / (100 - ours["RA"]) < 8
 
 
 def test_a_block_without_rows_is_refused():
