@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.data import _biographies, _capitals, _wordnet
 from eupmu_jax.data._biographies import Person
 from eupmu_jax.data.questions import Questions
@@ -147,12 +148,13 @@ def load(forget: int = 10, *, seed: int = 0) -> Splits:
       same arguments.
 
     Raises:
-      ValueError: If `forget` is not one of these percentages.
+      ValueError: If `forget` is not one of these percentages, or `seed` is not an int of at least 0.
       FileNotFoundError: If WordNet is not on this machine: neither in Debian's package `wordnet-base`, nor as the
         data.noun that the environment variable EUPMU_WORDNET names.
     """
     if forget not in SHARES:
         raise ValueError(f"forget: got {forget!r}, expected 1, 5 or 10 per cent")
+    check_int("seed", seed, 0, static=True)
     path = _wordnet.source()
     people, questions = _made(path, seed)
     order = np.random.default_rng([seed, 0]).permutation(len(people))

@@ -1,6 +1,6 @@
 """Gradients of several objectives from one backward pass: stacked for explicit surgery, weighted for implicit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax._stack.checks import check_real, describe, is_traced
-from eupmu_jax.gradients.batches import Loss, Objectives, stack
+from eupmu_jax.gradients.batches import Loss, Objectives, SharedForward, stack
 
 # Added inside every logarithm of a loss, as the released EUPMU code does: it caps the weight of a vanishing loss.
 LOG_OFFSET = 1e-8
@@ -46,10 +46,10 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
       mode: `"vmap"`, `"unroll"` or `"auto"`.
 
     Raises:
-      ValueError: For an unknown mode, fewer than two objectives, batches of different structures, leaves without a
-        common objective axis, a number of losses or heads other than K, a tuple of bare arrays of equal shape that
-        could be either a stacked batch or a batch for each objective, complex parameters, or a loss that returns
-        something other than a scalar (with `has_aux`, a scalar and aux).
+      ValueError: For an unknown mode, a loss that is not a function, fewer than two objectives, batches of different
+        structures, leaves without a common objective axis, a number of losses or heads other than K, a tuple of bare
+        arrays of equal shape that could be either a stacked batch or a batch for each objective, complex parameters,
+        or a loss that returns something other than a scalar (with `has_aux`, a scalar and aux).
 
     >>> loss = lambda params, batch: jnp.mean((batch["x"] @ params - batch["y"]) ** 2)
     >>> forget = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4)}
@@ -58,7 +58,7 @@ def stacked_value_and_grad(loss: Loss, *, has_aux: bool = False, mode: str = "au
     >>> losses.tolist(), grads.shape
     ([9.0, 4.0], (2, 3))
     """
-    _check_mode(mode)
+    _check_arguments(loss, mode)
 
     def value_and_grad(params, batches, *args):
         check_params(params)
@@ -124,7 +124,7 @@ def scalarized_value_and_grad(
     ([1.0, 9.0], -5.0)
     """
     check_loss_scale(loss_scale)
-    _check_mode(mode)
+    _check_arguments(loss, mode)
 
     def value_and_grad(params, batches, multipliers, *args):
         check_params(params)
@@ -162,11 +162,14 @@ def retain_losses(
     >>> retain_losses(loss, jnp.array(0.0), (jnp.ones(2), jnp.full(6, 3.0))).tolist()
     [9.0]
     """
-    _check_mode(mode)
+    _check_arguments(loss, mode)
     return Objectives(loss, batches, args, has_aux).values(params, start=1, mode=mode)[0]
 
 
-def _check_mode(mode):
+def _check_arguments(loss, mode):
+    functions = loss.heads if isinstance(loss, SharedForward) else loss if isinstance(loss, Sequence) else (loss,)
+    if not all(map(callable, functions)):
+        raise ValueError(f"loss: got {loss!r}, expected a function, a sequence of functions or a shared_forward")
     if mode not in ("vmap", "unroll", "auto"):
         raise ValueError(f"mode: got {mode!r}, expected 'vmap', 'unroll' or 'auto'")
 

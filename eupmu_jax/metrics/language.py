@@ -151,6 +151,8 @@ def model_utility(figures: Iterable[float]) -> float:
     """
     if isinstance(figures, Mapping):
         raise ValueError(f"figures: got names {', '.join(map(str, figures))}, expected only the numbers")
+    if not isinstance(figures, Iterable):
+        raise ValueError(f"figures: got {figures!r}, expected several numbers")
     values = _losses("figures", list(figures))
     if (values > 1).any():
         raise ValueError(f"figures: got {values.max():.4g}, expected numbers in [0, 1]")

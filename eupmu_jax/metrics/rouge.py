@@ -37,13 +37,16 @@ def rouge_l(generated: Sequence[str], references: Sequence[str], *, stem: bool =
       stem: Whether words with the same stem count as equal.
 
     Raises:
-      ValueError: For empty lists, lists of different lengths, or a single text, which would be read as a list of
-        letters.
+      ValueError: For empty lists, lists of different lengths, an entry that is not a text, or a single text, which
+        would be read as a list of letters.
       ImportError: Without rouge-score.
     """
     for name, texts in (("generated", generated), ("references", references)):
         if isinstance(texts, str):
             raise ValueError(f"{name}: got the text {texts[:40]!r}, expected a list of texts")
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{position}]: got {text!r}, expected a text")
     if len(generated) != len(references) or not len(generated):
         raise ValueError(
             f"references: got {len(references)} for {len(generated)} generated texts, expected one for each, and at "

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eupmu_jax._stack.checks import check_number
 from eupmu_jax.metrics.lira import attack_figures
 
 
@@ -26,8 +27,7 @@ def min_k(nll: ArrayLike, mask: ArrayLike, share: float = 0.4) -> np.ndarray:
     losses, counted = np.asarray(nll, np.float64), np.asarray(mask).astype(bool)
     if counted.shape != losses.shape or losses.ndim != 2:
         raise ValueError(f"mask: got shape {counted.shape} for nll of {losses.shape}, expected (n, T) for both")
-    if not 0 < share <= 1:
-        raise ValueError(f"share: got {share}, expected a number above 0 and up to 1")
+    check_number("share", share, above=0, most=1)
     if not (present := counted.any(axis=1)).all():
         raise ValueError(f"mask: got no token in text {np.argmin(present)}, expected at least one in each")
     if not np.isfinite(losses[counted]).all():

@@ -81,6 +81,8 @@ def sample(
         raise ValueError(f"labels: got shape {np.shape(labels)}, expected (n,) ints, at least one")
     diffusion.check_fit(prediction, schedule)
     check_int("nothing", nothing, 0, static=True)
+    if not isinstance(shape, tuple | list):
+        raise ValueError(f"shape: got {shape!r}, expected the shape of an image, such as (28, 28, 1)")
     if not isinstance(guidance, jax.core.Tracer):
         check_number("guidance", guidance, finite=True)
     if not isinstance(steps, int | np.integer):

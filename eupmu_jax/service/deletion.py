@@ -81,7 +81,8 @@ def run(
     check_task(own["task"])
     check_params(own["params"], own.get("frozen"))
     asked = limited(asked, own["task"])
-    if asked.limit is not None and not 0 < asked.limit <= (100 if own["task"].is_rate else np.finfo(float).max):
+    most = 100 if own["task"].is_rate else float(np.finfo(np.float32).max)
+    if asked.limit is not None and not 0 < asked.limit <= most:
         wanted = "points of accuracy above 0, at most 100"
         wanted = wanted if own["task"].is_rate else "a number above 0, in hundredths of the error"
         raise ValueError(f"limit: got {asked.limit}, expected {wanted}")

@@ -100,7 +100,7 @@ def data_digest(data: Any, name: str = "data") -> str:
 
 
 def groups_of(own: Mapping[str, Any], data: Any, forgotten: np.ndarray) -> np.ndarray | None:
-    """The user's group of each retained example, or None without groups; raises `ValueError` if one has no group."""
+    """The user's group of each retained example, or None without groups; raises `ValueError` for invalid ones."""
     groups = own.get("groups")
     if groups is not None and np.shape(groups) != (len(data),):
         raise ValueError(f"groups: got shape {np.shape(groups)}, expected ({len(data)},): one for each example of data")
@@ -110,6 +110,10 @@ def groups_of(own: Mapping[str, Any], data: Any, forgotten: np.ndarray) -> np.nd
     # Missing values are None or NaN, which differs from itself.
     if len(missing := np.flatnonzero([group is None or group != group for group in groups.tolist()])):
         raise ValueError(f"groups: got {groups[missing[0]]} for example {missing[0]}, expected a group for each")
+    try:
+        np.unique(groups)
+    except TypeError as error:
+        raise ValueError(f"groups: got groups that cannot be sorted ({error}), expected all of one type") from error
     return np.delete(groups, forgotten)
 
 

@@ -114,7 +114,9 @@ def test_a_missing_or_damaged_wordnet_is_reported(tmp_path, monkeypatch):
         persons.load()
 
 
-def test_unknown_shares_are_refused():
+def test_unknown_shares_and_seeds_are_refused():
+    with pytest.raises(ValueError, match="seed: got None, expected an int of at least 0"):
+        persons.load(seed=None)
     with pytest.raises(ValueError, match="forget: got 20, expected 1, 5 or 10 per cent"):
         persons.load(20)
 

@@ -119,6 +119,7 @@ BAD = {
     "one number for k": (lambda: metrics.truth_ratio([1.0, 1.0], [1.0, 2.0]), r"perturbed: got shape \(2,\) for right"),
     "NaN": (lambda: metrics.forget_quality([np.nan], [1.0]), r"ratios: got values that are negative or NaN"),
     "nothing": (lambda: metrics.model_utility([]), r"figures: got no values"),
+    "one figure": (lambda: metrics.model_utility(0.5), r"figures: got 0\.5, expected several numbers"),
     "more than all": (lambda: metrics.model_utility([3.0, 0.5]), r"figures: got 3, expected numbers in \[0, 1\]"),
     "no probability": (lambda: metrics.choice_probability([1.5], [[0.1]]), r"correct: got values outside of \[0, 1\]"),
     "shapes": (lambda: metrics.exact_memorisation(TOKENS, TOKENS, TOKENS[0]), r"mask: got shape \(3,\) for targets of"),

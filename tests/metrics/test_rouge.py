@@ -71,6 +71,11 @@ def test_a_single_text_is_refused(given, name):
         metrics.rouge_l(*given)
 
 
+def test_an_entry_that_is_not_a_text_is_refused():
+    with pytest.raises(ValueError, match=r"^references\[1\]: got None, expected a text"):
+        metrics.rouge_l(["a", "b"], ["a", None])
+
+
 @needs_package
 def test_muse_does_not_stem():
     assert metrics.verbmem(["he runs quickly"], ["he running quick"]) == pytest.approx(1 / 3)

@@ -48,7 +48,8 @@ def test_privleak_follows_the_sign_convention_of_muse():
 
 BAD = {
     "mask": (lambda: metrics.min_k([[1.0]], [1]), r"mask: got shape \(1,\) for nll of \(1, 1\)"),
-    "share": (lambda: metrics.min_k([[1.0]], [[1]], 0.0), r"share: got 0\.0, expected a number above 0"),
+    "share": (lambda: metrics.min_k([[1.0]], [[1]], 0.0), r"share: got 0\.0, expected a positive number <= 1"),
+    "share of text": (lambda: metrics.min_k([[1.0]], [[1]], "all"), "share: got 'all', expected a positive number"),
     "no tokens": (lambda: metrics.min_k([[1.0]], [[0]]), r"mask: got no token in text 0"),
     "NaN": (lambda: metrics.min_k([[np.nan]], [[1]]), r"nll: got NaN"),
     "an empty set": (lambda: metrics.separation([1.0], []), r"held_out: got no scores, expected at least one"),

@@ -140,6 +140,7 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
         ({"share": 0.0}, "share: got 0.0, expected a share of the schedule"),
         ({"start": jnp.zeros((2, 1))}, r"start: got shape \(2, 1\), expected \(1, 1\)"),
         ({"share": 0.5}, "share: got 0.5 without start, expected the images to start from"),
+        ({"shape": 3}, "shape: got 3, expected the shape of an image"),
         ({"labels": 1}, r"labels: got shape \(\), expected \(n,\) ints, at least one"),
         ({"labels": jnp.zeros(0, int)}, r"labels: got shape \(0,\), expected \(n,\) ints, at least one"),
         ({"steps": 5.0}, "steps: got 5.0, expected an int"),

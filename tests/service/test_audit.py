@@ -175,6 +175,7 @@ def test_held_out_examples_that_are_training_data_make_the_audit_inconclusive(fi
         ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected a list of pairs"),
         ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected a list of pairs"),
         ("shadows = iter([({}, [1])])", "shadows, number 0: got no leaf ["),
+        ("groups = np.array(['a', 1] * 150, object)", "groups: got groups that cannot be sorted ("),
         ("groups = [None] * 150 + ['b'] * 150", "groups: got None for example 0, expected a group for each"),
         ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
     ],

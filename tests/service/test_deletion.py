@@ -52,6 +52,8 @@ def test_the_default_limit_follows_the_unit_of_the_error(tmp_path):
     sets = deletion.parts(as_examples("data", own["data"]), IDS[:10], IDS[:0])
     end = checkpoints.load(out / "params", own["params"])[0]
     assert _again.untrue(own, asked, records.read(out / "reached.json", "reached"), own["params"], end, sets) == []
+    with pytest.raises(ValueError, match=r"limit: got 1e\+39, expected a number above 0, in hundredths of the error"):
+        deletion.run(own, IDS[:10], out, ASKED._replace(limit=1e39), "a command")
 
 
 @pytest.mark.filterwarnings("ignore:the run ends at")
