@@ -171,7 +171,7 @@ def _tuned(found, trials):
     return {
         "persons tuned": parts.table(["", "settings", *HEAD, *OF_TRIALS], lines),
         "persons tuned said": parts.paragraph(_said_of_tuned(found, tuned, tried, keys)),
-        "persons confirmed": _confirmed(found, trials, [*tried]),
+        **_confirmed(found, trials, [*tried]),
     }
 
 
@@ -186,12 +186,30 @@ def _confirmed(found, trials, keys):
     others = {row["seed"] for row in found} - {min(row["seed"] for row in found)}
     seeds = set.intersection(others, *({row["seed"] for row in mine} for mine in of.values()))
     if not seeds:
-        return ""
+        return {"persons confirmed": "", "persons confirmed said": ""}
     references = [row for row in found if row["model"] in REFERENCES]
     made = [row for row in (*references, *(row for mine in of.values() for row in mine)) if row["seed"] in seeds]
     shown = [key for key in _keys(made) if key[0] != "pretrained"]
-    return parts.table(
-        ["", *HEAD, *BY_SEED], [[name_of(key), *_figures(made, key), *_by_seed(made, key)] for key in shown]
+    lines = [[name_of(key), *_figures(made, key), *_by_seed(made, key)] for key in shown]
+    return {
+        "persons confirmed": parts.table(["", *HEAD, *BY_SEED], lines),
+        "persons confirmed said": parts.paragraph(_said_of_confirmed(made, keys, sorted(seeds))),
+    }
+
+
+def _said_of_confirmed(made, keys, seeds):
+    off = {key: np.mean([distance(made, row) for row in rows_of(made, key)]) for key in keys}
+    near, after = sorted(off, key=lambda key: off[key])[:2]
+    keeping = [key for key in keys if all(keeps_utility(made, row) for row in rows_of(made, key))]
+    quality = lambda key: np.mean([quality_of(made, row) for row in rows_of(made, key)])
+    best = f"; of these the best forget quality, {max(map(quality, keeping)):.1f}, is that of" if keeping else ""
+    best += f" {name_of(max(keeping, key=quality))}" if keeping else ""
+    under = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds[:-1]))} and {seeds[-1]}"
+    return (
+        f"Under {under}, {name_of(near)} is nearest to the retrained model, {off[near]:.1f} points off, before "
+        f"{name_of(after)} with {off[after]:.1f}. {len(keeping)} of {len(keys)} methods keep utility"
+        f"{' in each seed' if len(seeds) > 1 else ''}{best}. EUPMU {'keeps' if OURS in keeping else 'does not keep'} "
+        f"it, and its forget quality is {quality(OURS):.1f}."
     )
 
 

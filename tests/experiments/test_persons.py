@@ -190,12 +190,30 @@ def test_the_table_of_tuned_methods_has_those_of_which_all_trials_are_there():
 def test_selected_trials_are_confirmed_under_seeds_that_all_methods_have():
     found, trials = parts.newest(rows.read(page.ROWS), "model", "objective", "seed"), rows.read(tune.TRIALS_FILE)
     taken = tune.chosen(found, trials, page.OURS)["trial"]
-    (confirmed,) = rows.select(trials, model="EUPMU", objective="bounded_ascent", seed=1, trial=taken)
-    _, _, *lines = page._confirmed(found, trials, [page.OURS]).splitlines()
+    confirmed = rows.select(trials, model="EUPMU", objective="bounded_ascent", trial=taken)
+    confirmed = [row for row in confirmed if row["seed"] > 0]
+    keys = [page.OURS, ("weighted sum", "wga")]
+    blocks = page._confirmed(found, trials, keys)
+    _, _, *lines = blocks["persons confirmed"].splitlines()
     (ours,) = [line for line in lines if line.split("|")[1].strip() == compared.name_of(page.OURS)]
-    assert float(ours.split("|")[5]) == pytest.approx(100 * confirmed["error"]["forget"], abs=0.051)
-    without = [row for row in trials if row != confirmed]
-    assert page._confirmed(found, without, [page.OURS]) == ""
+    missed = np.mean([row["error"]["forget"] for row in confirmed])
+    assert float(ours.split("|")[5]) == pytest.approx(100 * missed, abs=0.051)
+    without = [row for row in trials if row not in confirmed]
+    assert set(page._confirmed(found, without, keys).values()) == {""}
+
+
+def test_what_is_said_of_selected_trials_is_in_their_table():
+    blocks = page.blocks()
+    _, _, *lines = blocks["persons confirmed"].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    methods = [row for row in cells if row[0] not in page.REFERENCES]
+    near, after = sorted(methods, key=lambda row: float(row[6]))[:2]
+    said = " ".join(blocks["persons confirmed said"].split())
+    assert f"{near[0]} is nearest to the retrained model, {near[6]} points off, before {after[0]} with " in said
+    keeping = [row for row in methods if len(set(row[-1].split(" of "))) == 1]
+    assert f"{len(keeping)} of {len(methods)} methods keep utility" in said
+    best = max(keeping, key=lambda row: float(row[7]))
+    assert f"forget quality, {best[7]}, is that of {best[0]}" in said
 
 
 @pytest.mark.slow
