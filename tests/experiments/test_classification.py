@@ -88,6 +88,17 @@ def test_the_readmes_claims_about_classes_follow_from_its_table():
     assert max(behind) < 0.2
 
 
+@pytest.mark.slow
+def test_the_readme_gives_the_rank_by_the_gap_beside_the_rank_by_the_median():
+    found = saved.read(page.ROWS)
+    lines = [line.strip("| ").split(" | ") for line in page.in_short(found).splitlines()[2:]]
+    place = lambda cell: int(cell.split("(")[1].rstrip(")"))
+    # The untuned run has no trials and no place among the methods.
+    mine = [place(line[4]) - (place(line[3]) < place(line[4])) for line in lines]
+    said = " ".join(trials.in_short(found, page.shown(), "EUPMU").split())
+    assert f" with {sum(mine) / len(mine):.1f} (number 1: " in said.split("; by the gap EUPMU is number ")[1]
+
+
 def test_on_untouched_seeds_every_run_keeps_its_limit():
     ours = rows.select(saved.read(page.AGAIN), kind="run", method="EUPMU")
     assert len(ours) == 20
