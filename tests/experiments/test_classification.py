@@ -2,8 +2,9 @@
 
 import pytest
 
-from eupmu_jax.benchmark import designs, rows, saved
+from eupmu_jax.benchmark import designs, rows, saved, summary
 from eupmu_jax.methods import METHODS
+from experiments import pages
 from experiments.classification import page, trials
 
 CHOSEN = ("SalUn", "EUPMU budget")
@@ -86,6 +87,21 @@ def test_the_readmes_claims_about_classes_follow_from_its_table():
     behind = [gap(line[3]) - gap(line[2]) for line in lines if line[0].endswith("a class")]
     assert len(behind) == 3
     assert max(behind) < 0.2
+
+
+@pytest.mark.slow
+def test_the_readmes_claim_about_what_starred_methods_lose_follows_from_the_rows():
+    found, ours, starred = saved.read(page.ROWS), [], []
+    for name, design, case in page.shown():
+        if not case.forget.startswith("random"):
+            continue
+        original, _, *lines = summary.lines_of(found, name, design, case)
+        lost = {line.name: original.figures["RA"] - line.figures["RA"] for line in lines}
+        ours.append(lost["EUPMU"])
+        starred += [lost[line.name] for line in lines if line.tied]
+    told = [f"{end:.1f}" for end in (min(ours), max(ours), min(starred))] + [f"{max(starred):.0f}"]
+    readme = (pages.EXPERIMENTS.parent / "README.md").read_text()
+    assert "for {} to {} points; starred methods lose {} to {}.".format(*told) in readme
 
 
 @pytest.mark.slow
