@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import rows
 from experiments import pages, parts
 from experiments.demo import page as demo_page
+from experiments.level import page as level_page
 
 ROOT = Path(__file__).parents[2]
 ROWS = sorted(pages.EXPERIMENTS.glob("**/*.jsonl"))
@@ -31,6 +33,26 @@ def test_what_the_demos_page_says_of_clothes_at_random_is_in_the_rows():
     assert ours["UA"] < 100 * ours["level"]["interval"][0]
     assert 0 < ours["gap"] - next_batch["gap"] < 0.2
     assert 7 < (100 - next_batch["RA"]) / (100 - ours["RA"]) < 8
+
+
+def test_what_is_said_of_runs_to_the_level_is_in_the_rows():
+    found = rows.select(rows.read(level_page.ROWS), kind="robustness")
+    half, by_class = (rows.select(found, case=case) for case in ("random:50%", "class"))
+    missed = [row for row in half if not row["apart"][1] <= 0 <= row["apart"][2]]
+    assert len(half) == len(by_class) == 72
+    # The page: seven under one seed, within a point of the target, whose level rose by 4 to 5 points.
+    assert (len(missed), len({row["seed"] for row in missed})) == (7, 1)
+    assert {(row["steps"], row["settings"]["learning_rate"]) for row in missed if row["steps"] > 100} == {(300, 0.0003)}
+    assert all(0 < row["target"] - row["forget_error"] < 0.01 for row in missed)
+    rises = [100 * (row["forget_error"] - row["apart"][0] - row["target"]) for row in missed]
+    assert (round(min(rises)), round(max(rises))) == (4, 5)
+    # The README: errors, the losses that tell more of them apart, and what either forget set costs.
+    said = " ".join(level_page.in_short(found).split())
+    alike = np.mean([row["apart"][3] >= 0.05 for row in half])
+    fell = [100 * np.mean([row["test_error"] - row["test_error_before"] for row in mine]) for mine in (half, by_class)]
+    assert f"{1 - len(missed) / len(half):.0%} ended with no significant" in said
+    assert f"(in loss: {alike:.0%})" in said
+    assert said.endswith("test accuracy by {:.1f} and {:.1f}.".format(*fell))
 
 
 def test_a_block_without_rows_is_refused():
