@@ -98,3 +98,7 @@ def test_claims_about_limits_for_each_class_follow_from_the_rows():
 
     for forgotten in (12.5, 14.0, 15.5):
         assert worst_at("PI, ten", forgotten) < worst_at("PI, one", forgotten)
+    for forgotten in (9.0, 10.5, 11.6, 12.5, 14.0):
+        assert worst_at("owa", forgotten) < worst_at("PI, ten", forgotten)
+        assert (worst_at("mean", forgotten) < worst_at("PI, ten", forgotten)) == (forgotten <= 12.5)
+        assert (worst_at("owa", forgotten) < worst_at("mean", forgotten)) == (forgotten > 11)
