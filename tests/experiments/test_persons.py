@@ -67,6 +67,13 @@ def test_why_eupmu_is_where_it_is_says_what_the_rows_say():
     assert p_values[1] < 0.05 <= p_values[0]
 
 
+def test_the_time_of_eupmu_is_told_beside_that_of_all_runs():
+    found = rows.select(parts.newest(rows.read(page.ROWS), "model", "objective", "seed"), seed=0)
+    (ours,) = rows.select(found, model="EUPMU", objective="bounded_ascent")
+    said = " ".join(page.blocks()["persons said"].split())
+    assert f"EUPMU took {ours['share_of_retraining']:.0f} % of the time of fine-tuning again, and all runs " in said
+
+
 def test_the_table_over_seeds_has_the_models_of_several_and_the_quality_of_each():
     found = parts.newest(rows.read(page.ROWS), "model", "objective", "seed")
     _, _, *lines = page.blocks()["persons seeds"].splitlines()
@@ -214,6 +221,9 @@ def test_what_is_said_of_selected_trials_is_in_their_table():
     assert f"{len(keeping)} of {len(methods)} methods keep utility" in said
     best = max(keeping, key=lambda row: float(row[7]))
     assert f"forget quality, {best[7]}, is that of {best[0]}" in said
+    (ours,) = [row for row in methods if row[0] == compared.name_of(page.OURS)]
+    better = [row for row in methods if float(row[7]) > float(ours[7])]
+    assert f"its forget quality, {ours[7]}, is number {1 + len(better)}." in said
 
 
 @pytest.mark.slow
