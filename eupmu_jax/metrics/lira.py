@@ -148,7 +148,7 @@ def attack_figures(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
       0.1 % allows no false positive at all, so the value is noisier.
 
     Raises:
-      ValueError: If the shapes differ, a score is NaN, or one of the two classes is missing.
+      ValueError: If the shapes differ, a score is not finite, or one of the two classes is missing.
 
     Example:
       >>> attack_figures(np.array([2.0, 0.5, -0.5, -2.0]), np.array([1, 0, 1, 0]))
@@ -162,8 +162,8 @@ def attack_figures(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     scores, truth = scores.ravel(), truth.ravel()
     if set(np.unique(truth)) != {0, 1}:
         raise ValueError(f"truth: got the values {np.unique(truth).tolist()}, expected both 0 and 1")
-    if np.isnan(scores).any():
-        raise ValueError("scores: got NaN, expected numbers")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: got NaN or infinity, expected finite numbers")
     false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
     best = lambda limit: float(true_rate[np.searchsorted(false_rate, limit, side="right") - 1])
     return {

@@ -121,6 +121,7 @@ def test_figures_at_a_fixed_fpr_match_a_search_over_all_thresholds():
         (lambda: attack_figures(np.zeros(3), np.zeros(2)), r"^truth: got shape \(2,\), expected that of scores"),
         (lambda: attack_figures(np.zeros(3), np.ones(3)), r"^truth: got the values \[1.0\], expected both 0 and 1"),
         (lambda: attack_figures(np.array([0, np.nan]), np.array([0, 1])), r"^scores: got NaN"),
+        (lambda: attack_figures(np.array([0, np.inf]), np.array([0, 1])), r"^scores: got NaN or infinity"),
     ],
 )
 def test_bad_arguments_are_named(call, message):
