@@ -86,6 +86,29 @@ def test_the_pages_claims_about_random_settings_follow_from_the_rows(data):
         assert np.mean(kept) >= 0.95
 
 
+def test_what_the_page_types_about_last_steps_is_in_the_rows():
+    grid = rows.select(rows.read(page.ROWS), stage="grid")
+    worst = lambda *methods, **chosen: max(
+        row["overshoot_last"] for row in rows.select(grid, **chosen) if row["method"] in methods
+    )
+    assert worst("barrier", "guard", "PI", "I", "PHR", schedule="restarts") < 1.1
+    assert 6 < worst("P", schedule="restarts") < 6.5
+    assert 900 < worst("reference", schedule="restarts") < 1000
+    assert round(worst("P", scale="log")) == 1362
+    assert min((row["start"] + row["rise"]) / row["start"] for row in grid) > 20
+    assert max(row["overshoot_returned"] for row in grid) <= 0
+
+
+def test_in_two_of_four_columns_a_fixed_weight_has_the_least_gap():
+    found = rows.read(robustness.ROWS)
+    nearest = []
+    for data in robustness.DATA:
+        for end in ("last", "returned"):
+            kept = [row for row in rows.select(found, data=data) if row[f"overshoot_{end}"] <= robustness.KEPT]
+            nearest.append(min(kept, key=lambda row: row[f"gap_{end}"])["method"])
+    assert sum(method.startswith("fixed weight") for method in nearest) == 2
+
+
 def test_claims_about_limits_for_each_class_follow_from_the_rows():
     everything = rows.read(per_class.ROWS)
 
