@@ -131,8 +131,8 @@ def pods_summary(rows: list[dict]) -> str:
         f"{small['parameters'] / 1e9:.1f} billion parameters, {small['batch'][0]} forget and {small['batch'][1]} "
         f"retain sequences of {small['sequence']:,} tokens, takes {size(small)} of a chip (plain: "
         f"{size(plain)}), one of {large['parameters'] / 1e9:.0f} billion {size(large)} with {large['batch'][0]} + "
-        f"{large['batch'][1]}. In the former a chip receives {received(small)} (plain: {received(plain)}), due "
-        f"to the second gradient's sums; surgery adds {small['gram_all_reduces']} all-reduce of three numbers."
+        f"{large['batch'][1]}. In the former a chip receives {received(small)} instead of {received(plain)}, as two "
+        f"gradients are summed; surgery adds {small['gram_all_reduces']} all-reduce of three numbers."
     )
     return parts.paragraph(text)
 
