@@ -103,15 +103,14 @@ def draw(folder: Path) -> None:
                     panel.scatter(middle, kept, color=color, edgecolor="white", lw=0.6, zorder=20 - order, **style)
                     if end == "last":
                         panel.plot([low, high], [kept, kept], color=color, lw=1.2, alpha=0.6)
-            panel.axhline(95, color="#111418", lw=1, ls="--")
             panel.set(title=f"{name}, {len({row['number'] for row in found})} settings", ylim=(-4, 106))
             panel.set_xscale("log")
             panel.set_xlim(0.6, 100)
             panel.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
             panel.minorticks_off()
-            panel.set_xlabel("gap to the retrained model, median")
+            panel.set_xlabel("median gap to the retrained model, points")
         panels[0].set_ylabel("runs that keep the limit, %")
         handles, labels = panels[0].get_legend_handles_labels()
-        title = "circle: last step\ndiamond: measured end"
+        title = "circle: last step\n(line: quartiles)\ndiamond: measured end"
         figure.legend(handles, labels, loc="outside right", fontsize=8, title=title)
         parts.save(figure, folder / "robustness.svg")
