@@ -154,8 +154,8 @@ def _wrong(part):
     counts = {len(some) for some in part.wrong_answers or ((),)}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(
-            f"wrong_answers: got {' or '.join(map(str, sorted(counts)))} for a question, expected one or more, as many "
-            "for each"
+            f"wrong_answers: got {' or '.join(map(str, sorted(counts)))} for a question, expected the same "
+            "number for each, at least one"
         )
     return list(zip(*part.wrong_answers, strict=True))
 

@@ -106,7 +106,9 @@ def plan(
     if others and file is None:
         raise ValueError(f"file: got none with {', '.join(others)}; expected your Python file, which these need")
     if others:
-        raise ValueError(f"{', '.join(others)}: got with {file}; expected without a file, for a step on any devices")
+        raise ValueError(
+            f"{', '.join(others)}: got together with {file}; expected no file, as these plan a step of a standard model"
+        )
     if file is not None:
         from eupmu_jax.commands import unlearn as command
         from eupmu_jax.service import config as toml

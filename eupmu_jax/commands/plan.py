@@ -220,6 +220,6 @@ def _compile(lowered):
         sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
         reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
         raise ValueError(
-            f"the step does not fit a device: {reason}; use a larger topology, more tensor, a smaller batch "
-            "or sequence, or the steps two-pass or explicit-bf16"
+            f"the step does not fit a device: {reason}; use a larger topology, a larger tensor, a smaller "
+            "batch or sequence, or the steps two-pass or explicit-bf16"
         ) from None

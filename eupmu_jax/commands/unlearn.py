@@ -116,7 +116,9 @@ def _requested(data, path, number):
     with ledger.known(path) as connection:
         request = ledger.find(connection, number, "request number")
         if request.data != user_file.data_digest(data):
-            raise ValueError(f"request: {number} is on other data than the file has, expected one on those")
+            raise ValueError(
+                f"request: {number} is for other data than the file's, expected a request for the file's data"
+            )
         return ledger.ids_of(connection, number)
 
 

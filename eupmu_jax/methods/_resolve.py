@@ -98,9 +98,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
         # The given limits then take its place.
         filled.pop("allowed_error", None)
         if "allowed_error" in settings:
-            raise ValueError(
-                "settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected it alone, or them without it"
-            )
+            raise ValueError("settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected one kind of limit")
     return complete(filled | dict(settings))
 
 

@@ -40,7 +40,7 @@ def end_of(after: Path, like: chex.ArrayTree, data_digest: str) -> tuple[chex.Ar
     """The final parameters of a finished run, and what it and the runs before it forgot."""
     asked, reached = (records.read(after / f"{name}.json", name, "after") for name in ("asked", "reached"))
     if asked["data"] != data_digest:
-        raise ValueError(f"after: {after} is a run on other data, expected one on those of the file")
+        raise ValueError(f"after: {after} is a run on other data than the file's, expected a run on the file's data")
     found = checkpoints.load(after / "params", like, {})
     if found is None or digest(found[0]) != reached["params"]:
         raise ValueError(f"after: {after / 'params'} has other parameters than the run ended with, expected those")

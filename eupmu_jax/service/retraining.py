@@ -36,7 +36,7 @@ def retrain(own: Mapping[str, Any], out: Path) -> None:
     if retrained_of(out, own["params"], asked) is not None:
         return
     if asked["data"] != user_file.data_digest(data):
-        raise ValueError(f"out: {out} is a run on other data than the file has, expected one on those")
+        raise ValueError(f"out: {out} is a run on other data than the file's, expected a run on the file's data")
     with alone(out):
         # Checked again, as another process may have been first.
         if retrained_of(out, own["params"], asked) is None:
@@ -61,7 +61,7 @@ def check(own: Mapping[str, Any]) -> None:
         inspect.signature(own["retrain"]).bind(np.arange(1))
     except TypeError as error:
         raise ValueError(
-            f"retrain: cannot be called with positions ({error}), expected a function of those to train on"
+            f"retrain: cannot be called with positions ({error}), expected a function of the positions to train on"
         ) from None
 
 

@@ -207,7 +207,7 @@ def diffusion(
         if is_finite(known) and not is_finite(denoise(params, x_t, t, nothing)):
             raise ValueError(
                 f"num_conditions: got {num_conditions}, but for label {num_conditions}, which stands for no condition, "
-                "the model predicts numbers that are not finite; expected the number of its conditions without it"
+                "the model predicts numbers that are not finite; expected the number of its real conditions"
             )
 
     return Task(

@@ -123,7 +123,7 @@ def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context)
 )
 def test_questions_without_wrong_answers_are_refused(toy, wrong, counts):
     part, params = toy.forget._replace(wrong_answers=wrong(toy.forget.wrong_answers)), persons.model()[0].params
-    words = f"^wrong_answers: got {counts} for a question, expected one or more, as many for each$"
+    words = f"^wrong_answers: got {counts} for a question, expected the same number for each, at least one$"
     for refused in (
         lambda: answers.check(persons.respondent(), part),
         lambda: answers.truth(persons.respondent(), params, part),

@@ -120,7 +120,7 @@ def test_tables_fit_a_terminal_and_agree_with_the_rows(on_cpus):
         (["--request", "1"], "file: got none with request; expected your Python file, which these need"),
         (
             ["mytask.py", "--batch", "8"],
-            "topology, model, tensor, batch, out: got with mytask.py; expected without a",
+            "topology, model, tensor, batch, out: got together with mytask.py; expected no",
         ),
         (["--epochs", "3", "--forget", "ids.txt"], "file: got none with forget, epochs; expected"),
         (["--batch", "0"], "batch: got 0, expected a number from 1 to"),
@@ -176,7 +176,7 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_to_change(libtpu, tm
     error = capsys.readouterr().err
     assert re.fullmatch(
         r"eupmu: the step does not fit a device: Ran out of memory on HBM, [^();]*\(\d+\.\d+G\) exceeds available HBM "
-        r"\(\d+\.\d+G\); use a larger topology, more tensor, a smaller batch or sequence, or the steps two-pass or "
+        r"\(\d+\.\d+G\); use a larger topology, a larger tensor, a smaller batch or sequence, or the steps two-pass or "
         r"explicit-bf16\n",
         error,
     ), error

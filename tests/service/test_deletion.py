@@ -225,7 +225,7 @@ def not_finished(first):
         (lambda f, first: IDS[5:], "ids: got 5, 6, 7, 8, 9, which an earlier run forgot, expected positions that are"),
         (lambda f, first: np.arange(30, 300), "ids: got all 300 examples, expected some to retain"),
         (lambda f, first: not_finished(first), "reached.json is not there"),
-        (lambda f, first: other_data(f), "is a run on other data, expected one on those of the file"),
+        (lambda f, first: other_data(f), "is a run on other data than the file's, expected a run on the file's data"),
     ],
 )
 def test_runs_that_cannot_be_continued_from_are_refused_with_the_reason(change, message, file, tmp_path):

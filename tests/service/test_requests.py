@@ -43,7 +43,7 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, eupmu, capsys):
     assert "request: got 0, expected the number of a request in the ledger, 1 or more" in capsys.readouterr().err
     file.write_text(file.read_text() + "data['labels'][0] += 1\n")
     assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "other") == 2
-    assert "request: 1 is on other data than the file has" in capsys.readouterr().err
+    assert "request: 1 is for other data than the file's" in capsys.readouterr().err
 
 
 def test_a_failed_attempt_is_recorded_and_does_not_revert_an_unlearned_request(file, monkeypatch, eupmu):

@@ -205,7 +205,7 @@ BAD = {
     ),
     "two limits": (
         {"method": "EUPMU", "settings": {"allowed_error": 0.01, "limit": 0.1}},
-        r"settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected it alone",
+        r"settings: got 'allowed_error' with 'limit' or 'allowed_rise', expected one kind of limit",
     ),
     "half a start": ({"start": {"retain_loss": 1.0}}, r"start: got .*, expected finite numbers retain_loss and retain"),
     "a start that is lost": (
