@@ -302,10 +302,10 @@ def _short(digits, clothes):
     )
     return (
         f"Asked for the forgotten class, a model of digits draws another class {ours[0]} % of the time after untuned "
-        f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with the class's "
+        f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with its "
         f"embedding retrained, {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %). In distance from the "
-        f"retrained model under {len(attacks)} attacks it is number {attacked.index(key) + 1} of {len(attacked)} "
-        f"untuned runs on digits (seed by seed: {_listed(_places(digits, attacked, attacks), 'd')})."
+        f"retrained model, without and under {len(attacks)} attacks, it is number {attacked.index(key) + 1} of "
+        f"{len(attacked)} untuned runs on digits (seed by seed: {_listed(_places(digits, attacked, attacks), 'd')})."
     )
 
 
