@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from eupmu_jax.benchmark import rows
 from eupmu_jax.methods import METHODS
 from experiments.concepts import models, page, run
 
@@ -15,6 +16,15 @@ def found():
         return models.data()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+def test_what_the_page_says_of_losses_on_flags_is_in_the_rows():
+    saved = {row["model"]: row for row in rows.read(run.ROWS)}
+    losses = {model: row["forget_loss"] for model, row in saved.items()}
+    ours, told = saved["EUPMU"], saved["EUPMU, told the level"]
+    assert 1.9 < losses["retrained"] / losses["original"] < 2.2
+    assert ours["target"] < losses["EUPMU"] < losses["retrained"] == told["target"]
+    assert ours["shown"]["flag"] > told["shown"]["flag"] == 0
 
 
 def test_only_flags_are_prompted_by_a_single_word(found):

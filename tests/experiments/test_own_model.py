@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.own_model import journey
+from eupmu_jax.benchmark import rows
+from experiments.own_model import journey, page
 
 FILES = Path(journey.__file__).parent
 MANY = Path(__file__).parents[1] / "many_commands.py"
@@ -30,6 +31,17 @@ def record(folder, name):
 def test_files_to_copy_are_short():
     assert len((FILES / "digits.py").read_text().splitlines()) < 80
     assert all(len((FILES / f"{name}.py").read_text().splitlines()) < 90 for name in ("fashion_mnist", "decoder"))
+
+
+def test_what_the_page_says_of_the_first_request_is_in_the_rows():
+    first, second, third = rows.read(page.ROWS)
+    after = [run["errors"]["forgotten"] for run in (first["unlearned"], second["earlier"][0], third["earlier"][0])]
+    assert after[0]["error"] > after[1]["error"] > after[2]["error"]
+    # Its interval excludes the target by less than a tenth of a point, and overlaps the target's own.
+    target, (low, _) = first["level"]["target"], first["level"]["interval"]
+    assert max(target - 0.001, low) < after[2]["high"] < target
+    assert all(row["original"]["beside"]["low"] > 0.5 for row in (first, second))
+    assert all(row["original"]["attacks"]["forgotten"]["low"] < 0.5 for row in (first, second))
 
 
 @pytest.mark.slow
