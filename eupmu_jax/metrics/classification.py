@@ -152,10 +152,14 @@ def evaluate(
 def average_gap(figures: dict, retrained: dict) -> float:
     """Mean absolute difference of UA, RA, TA and MIA from those of the model retrained with the same seed and split.
 
-    Compute it for each seed and average the gaps; the gap between averages is smaller.
+    Compute it for each seed and average the gaps; the gap between averages is smaller. Raises `ValueError` if one of
+    the figures is missing.
 
     >>> figures = {"UA": 5.0, "RA": 100.0, "TA": 94.0, "MIA": 13.0}
     >>> average_gap(figures, figures | {"UA": 7.0, "MIA": 11.0})
     1.0
     """
+    for name, given in (("figures", figures), ("retrained", retrained)):
+        if lacking := [metric for metric in GAP_METRICS if given.get(metric) is None]:
+            raise ValueError(f"{name}: got no {', '.join(lacking)}, expected {', '.join(GAP_METRICS)}")
     return float(np.mean([abs(figures[name] - retrained[name]) for name in GAP_METRICS]))

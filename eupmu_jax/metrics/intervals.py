@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 RESAMPLES = 20_000
+# Up to so many, all possible resamples are taken instead: those of six pairs.
+ALL = 6**6
 
 
 class Interval(NamedTuple):
@@ -35,7 +37,8 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, see
     Args:
       a, b: `(n,)` figures of two methods, n > 1.
       confidence: Confidence level in (0, 1).
-      seed: Seed of the resampling, which makes 20,000 draws.
+      seed: Seed of the 20,000 resamples of more than six pairs. Of up to six, all resamples are taken, and the result
+        does not depend on it.
 
     Returns:
       The interval. Its width is zero if all differences are equal, which means that the figure did not vary, not that
@@ -65,15 +68,12 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, see
         return Interval(mean, mean, mean)
     n = len(differences)
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
-    found = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=1 - 2 * tail,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, min(mean, float(found.low)), max(mean, float(found.high)))
+    if n**n <= ALL:
+        draws = np.indices((n,) * n).reshape(n, -1)
+    else:
+        draws = np.random.default_rng(seed).integers(n, size=(n, RESAMPLES))
+    low, high = np.quantile(differences[draws].mean(axis=0), [tail, 1 - tail], method="inverted_cdf")
+    return Interval(mean, min(mean, float(low)), max(mean, float(high)))
 
 
 def tied(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> bool:

@@ -102,6 +102,8 @@ def test_average_gap_is_the_mean_of_absolute_differences():
     other = {"UA": 6.0, "RA": 100.0, "TA": 92.0, "MIA": 11.0, "retain_loss": 0.0}
     assert metrics.average_gap(one, other) == pytest.approx((4 + 1 + 2 + 1) / 4)
     assert metrics.average_gap(other, other) == 0.0
+    with pytest.raises(ValueError, match=r"^retrained: got no TA, expected UA, RA, TA, MIA"):
+        metrics.average_gap(one, other | {"TA": None})
 
 
 def test_the_divergence_of_a_diverged_model_is_nan():

@@ -15,17 +15,25 @@ def expanded_tail(n, confidence=0.95):
     return stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, n - 1) * np.sqrt(n / (n - 1)))
 
 
-@pytest.mark.parametrize("n", [4, 5, 6])
+@pytest.mark.parametrize("n", [2, 3, 5, 6])
 def test_the_interval_equals_that_of_all_resamples(n):
     differences = np.array([0.3, -1.2, 0.8, 2.0, 0.1, 0.6])[:n]
     means = np.mean(list(itertools.product(differences, repeat=n)), axis=1)
     tail = expanded_tail(n)
     found = paired_interval(differences, np.zeros(n))
     assert found.mean == pytest.approx(np.mean(differences))
-    # The ends are quantiles of a discrete distribution, so sampling may give a neighbouring value.
-    for end, level in ((found.low, tail), (found.high, 1 - tail)):
-        below, above = np.quantile(means, np.clip([level - 4e-4, level + 4e-4], 0, 1))
-        assert below - 1e-9 <= end <= above + 1e-9
+    expected = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
+    np.testing.assert_allclose((found.low, found.high), expected, atol=1e-12)
+    # BUG: two methods were tied under some seeds of the resampling and not under others.
+    assert paired_interval(differences, np.zeros(n), seed=1) == found
+
+
+def test_many_pairs_are_resampled_at_random():
+    differences = np.random.default_rng(0).normal(1.0, 2.0, 40)
+    found, tail = paired_interval(differences, np.zeros(40)), expanded_tail(40)
+    spread = np.std(differences) / np.sqrt(40)
+    expected = stats.norm.ppf([tail, 1 - tail], np.mean(differences), spread)
+    np.testing.assert_allclose((found.low, found.high), expected, atol=0.15 * spread)
 
 
 def test_with_five_seeds_the_coverage_is_92_percent_where_a_plain_bootstrap_has_84():
@@ -87,9 +95,9 @@ def test_bad_arguments_are_named(arguments, options, message):
         paired_interval(*arguments, **options)
 
 
-def test_different_seeds_draw_different_resamples():
-    zero = np.zeros(6)
-    assert len({paired_interval(FIGURES, zero, confidence=0.5, seed=seed) for seed in range(5)}) > 1
+def test_different_seeds_draw_different_resamples_of_many_pairs():
+    many = np.tile(FIGURES, 2)
+    assert len({paired_interval(many, np.zeros(12), confidence=0.5, seed=seed) for seed in range(5)}) > 1
 
 
 def test_a_narrow_interval_of_skewed_differences_contains_their_mean():
