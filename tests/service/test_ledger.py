@@ -96,7 +96,7 @@ def test_a_truncated_ledger_is_named(path):
 
 def test_a_ledger_of_a_newer_version_is_left_unchanged(path):
     add(path, [1])
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA user_version = 7")
     with pytest.raises(ValueError, match=r"is of version 7, .* expected a newer eupmu-jax"):
         add(path, [2])
