@@ -183,7 +183,8 @@ def evaluate(tolerance: Tolerance, count: chex.Array, levels: chex.Array | None,
 
     Raises `ValueError` where the length does not fit.
     """
-    value, state = tolerance.update(count, levels, state)
+    # A model in half precision returns such losses, to which a limit and a rate must not be rounded.
+    value, state = tolerance.update(count, None if levels is None else levels.astype(dtype), state)
     value = jnp.asarray(value, dtype)
     if value.shape not in ((), (1,), (num_constraints,)):
         raise ValueError(

@@ -57,6 +57,14 @@ def test_the_tolerance_of_a_step(rule, expected):
     np.testing.assert_allclose(epsilon, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_losses_in_half_precision_do_not_round_limit_and_rate(dtype):
+    # BUG: a rate above 65504 was infinite beside a float16 loss, so that no step was constrained, or all were refused;
+    # a limit of 2.005 was 2 beside a bfloat16 one.
+    rule = budget(2.005, learning_rate=1e-5)
+    np.testing.assert_allclose(evaluated(rule, levels=LEVELS.astype(dtype)), [100_500.0, 500.0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("rule", [constant, relative])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), np.array([0.1, -0.1]), np.zeros((2, 2))])
 def test_negative_and_nan_are_refused(rule, value):
