@@ -131,7 +131,7 @@ def budget(
     def update_fn(count, levels, start):
         levels = _given(levels, "budget")
         start = jnp.where(jnp.isinf(start), levels, start).astype(start.dtype)
-        return slack(count, levels, start + limit), start
+        return slack(count, levels, start + jnp.asarray(limit)), start
 
     return Tolerance(init_fn, update_fn, num_constraints)
 

@@ -49,6 +49,8 @@ def evaluated(rule, count=4, levels=LEVELS):
         (budget(1.5, learning_rate=lambda count: 0.4 / count), [5.0, -5.0]),
         (budget(0.5, learning_rate=0.1, relative_to_start=True), [5.0, 5.0]),
         (budget(np.array([0.5, -1.0]), rate=10.0, relative_to_start=True), [5.0, -10.0]),
+        # BUG: a list of limits raised TypeError.
+        (budget([0.5, -1.0], rate=10.0, relative_to_start=True), [5.0, -10.0]),
     ],
 )
 def test_the_tolerance_of_a_step(rule, expected):
