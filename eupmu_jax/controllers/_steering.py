@@ -68,6 +68,10 @@ def steer(
         losses = checks.check_losses(losses, k)
         figures = checks.check_errors(errors, k).astype(jnp.float32)[rows]
         goal = jnp.float32(target(state.count) if callable(target) else target)
+        if goal.shape not in ((), (1,), figures.shape):
+            raise ValueError(
+                f"{'target' if sign > 0 else 'limit'}: got shape {goal.shape}, expected a number or {figures.shape}"
+            )
         finite = jnp.all(jnp.isfinite(figures)) & jnp.all(jnp.isfinite(goal))
         finite &= losses is None or jnp.all(jnp.isfinite(losses))
         averages = decay * state.averages + (1 - decay) * figures

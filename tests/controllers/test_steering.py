@@ -117,6 +117,14 @@ def test_limits_for_each_constraint_fix_their_number():
         retain_limit(np.array([0.1, 0.2]), num_objectives=2)
 
 
+@pytest.mark.parametrize(("make", "k", "message"), [(forget_level, 2, "target"), (retain_limit, 4, "limit")])
+def test_a_schedule_of_another_length_is_named(make, k, message):
+    # BUG: JAX's error about shapes that cannot be broadcast.
+    tx = make(lambda count: jnp.array([0.1, 0.2]), num_objectives=k)
+    with pytest.raises(ValueError, match=rf"^{message}: got shape \(2,\), expected a number or"):
+        tx.update({"w": jnp.ones((k, 2))}, tx.init(PARAMS), PARAMS, errors=jnp.zeros(k))
+
+
 def test_within_the_limit_nothing_changes():
     tx = retain_limit(0.1)
     scaled, state = tx.update(STACK, tx.init(PARAMS), PARAMS, errors=jnp.array([0.9, 0.1]))
