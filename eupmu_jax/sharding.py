@@ -186,7 +186,7 @@ def batch_shardings(batches: Any, mesh: Mesh, *, objective: bool = False) -> Any
     check_axes(mesh, axes)
 
     def shard(path, leaf):
-        shape = leaf.shape
+        shape = np.shape(leaf)
         if len(shape) < len(axes) or any(size % mesh.shape[axis] for size, axis in zip(shape, axes, strict=False)):
             places = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
             raise ValueError(

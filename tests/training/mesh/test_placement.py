@@ -98,6 +98,12 @@ def test_scalar_parameters_are_replicated():
     assert tuple(places["scale"].spec) == ()
 
 
+def test_a_number_in_a_batch_is_refused_by_name():
+    # BUG: AttributeError, as it has no shape.
+    with pytest.raises(ValueError, match=r"^batches: leaf \['scale'\] has shape \(\), expected leading axes"):
+        sharding.batch_shardings({"x": np.ones((2, 3)), "scale": 1.0}, sharding.make_mesh())
+
+
 def test_a_mesh_without_the_data_axis_is_refused_and_its_axes_are_named():
     mesh = jax.make_mesh((1,), ("model",))
     with pytest.raises(ValueError, match=r"^mesh: got axes model, expected data among them"):
