@@ -133,7 +133,12 @@ def utility_guard(
                 f"{'params' if params is None else 'value_fn'}: got None, but max_halvings measures the retain losses "
                 "around the step: update(updates, state, params, value_fn=value_fn)"
             )
-        measure = lambda p: checks.check_retain_losses(value_fn(p), k, None)
+
+        def measure(params):
+            values = checks.check_retain_losses(value_fn(params), k, None)
+            # In half precision a loss plus its tolerance would be rounded, often upwards.
+            return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
         measured = measure(params) if max_halvings else None
         levels = tolerances.check_levels(levels, losses, k - 1) if measured is None or levels is not None else measured
 

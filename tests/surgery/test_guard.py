@@ -222,6 +222,15 @@ def test_a_step_undone_by_backtracking_meets_no_demand():
     assert (float(state.step_scale), state.guard_feasible.tolist()) == (0.0, [False])
 
 
+def test_losses_in_half_precision_do_not_widen_the_tolerance():
+    # BUG: 2 + 0.01 was rounded to 2.0156 in bfloat16, and a loss of 2.0156 was let through.
+    guard = utility_guard(optax.sgd(1.0), tolerances.budget(2.01, 1.0), max_halvings=4)
+    w, grads = jnp.array(2.0), jnp.array([-0.02, 0.0])
+    value_fn = lambda w: w[None].astype(jnp.bfloat16)
+    update, state = guard.update(grads, guard.init(w), w, value_fn=value_fn)
+    assert (value_fn(w + update)[0], state.step_scale) == (2.0, 0.25)
+
+
 def test_value_fn_must_return_the_retain_losses_only():
     guard, params = utility_guard(optax.sgd(1.0), 0.0, max_halvings=1), jnp.zeros(2)
     with pytest.raises(ValueError, match=r"^value_fn: returned shape \(2,\), expected \(1,\)"):
