@@ -11,10 +11,10 @@ import tempfile
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's fusion emitters take most of the compile time, and splitting small programs among threads takes a sixth of the
 # rest. XLA aborts on a flag that it does not know, so set each only for the versions known to have it.
-version = [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]]
-flags = ["--xla_cpu_use_fusion_emitters=false"] if version <= [0, 10] else []
-flags += ["--xla_cpu_parallel_codegen_split_count=1"] if version <= [0, 12] else []
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+if (version := [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]]) <= [0, 12]:
+    flags = "--xla_cpu_use_fusion_emitters=false " if version <= [0, 10] else ""
+    flags += "--xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 # Child processes inherit the variable, so all share what one has compiled.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="eupmu-tests-")
