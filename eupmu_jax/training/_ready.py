@@ -131,8 +131,8 @@ def ready(
         check_told("forget", task, params, sets.forget, known["forget_error"])
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
-        _warn.of_reached(known["forget_error"], aim.target)
         if not task.is_rate:
+            _warn.of_reached(known["forget_error"], aim.target)
             _warn.of_unit(aim, asked)
         complete = steered(task, asked, aim.target, known["forget_error"])
         if not task.is_rate:

@@ -210,6 +210,9 @@ def unlearn(
             check_told("forget", task, run.params, sets.forget, measured["forget_loss"])
         for name in ("forget", "held_out"):
             _warn.of_lost(name, {key: value for key, value in measured.items() if key.startswith(name)})
+        if aim is not None and task.is_rate and "forget_error" in measured:
+            # The steps do without the rate at the start; `ready` has measured, and warned of, any other error.
+            _warn.of_reached(measured["forget_error"], aim.target)
         clock.start()
 
         def after_step(count, carry):

@@ -48,10 +48,17 @@ def test_held_out_examples_are_found_in_the_training_data_whatever_their_dtype(d
     assert "held_out: 20 of the 20 examples are in the retain set, or equal some in it" in caplog.text
 
 
-def test_an_error_rate_at_its_target_before_the_run_is_warned_about(digits, caplog):
-    sizes = {"steps": 1, "probes": 0, "forget_batch": 8, "retain_batch": 8}
-    unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, settings={"target": 0.0}, **sizes)
-    assert "already at or above the target of 0, so there is nothing to forget" in caplog.text
+@pytest.mark.parametrize("wrong", [0, 20])
+def test_an_error_rate_at_its_target_before_the_run_is_warned_about(digits, caplog, wrong):
+    # BUG: every rate was said to be 0, so a higher one was misstated, and unmentioned unless the target was 0.
+    labels = np.arange(len(digits.forget["labels"]))
+    labels = np.where(labels < wrong, (digits.forget["labels"] + 1) % 10, digits.forget["labels"])
+    sizes = {"steps": 1, "probes": 1, "forget_batch": 8, "retain_batch": 8}
+    target = wrong / len(labels) / 2
+    forget = digits.forget | {"labels": labels}
+    result = unlearn("EUPMU", TASK, digits.params, forget, digits.retain, settings={"target": target}, **sizes)
+    begun = result.figures["original"]["forget_error"]
+    assert f"error is {begun:.3g}, already at or above the target of {target:.3g}, so there is nothing" in caplog.text
 
 
 def test_duplicate_rows_are_each_counted_once(digits, caplog):
