@@ -160,6 +160,8 @@ def _check_returned(task, losses, params, batch):
         if getattr(found, "shape", None) != ():
             shape = _described_shape(found)
             raise ValueError(f"task.{name}: returned {shape}, expected a scalar, the mean over a batch")
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(f"task.{name}: returned {found.dtype}, expected a floating point number, with a gradient")
     if task.error is not None:
         errors = jax.eval_shape(task.error, outputs, batch)
         if getattr(errors, "shape", None) != (2,):

@@ -226,6 +226,11 @@ BAD = {
         {"task": TASK._replace(forget={"bounded_ascent": lambda outputs, batch: outputs})},
         r"task\.forget\['bounded_ascent'\]: returned shape \(2, 10\), expected a scalar",
     ),
+    # BUG: a TypeError of jax.grad, after the starting figures had been measured.
+    "a loss that is a count": (
+        {"task": TASK._replace(retain=lambda outputs, batch: jnp.sum(outputs > 0))},
+        r"task\.retain: returned int32, expected a floating point number",
+    ),
     "outputs of no example": (
         {"task": TASK._replace(num_classes=None, outputs=lambda params, batch, key: jnp.mean(params["bias"]))},
         r"task\.outputs: returned shape \(\) for 2 examples, expected them along the first axis",
