@@ -15,6 +15,7 @@ from eupmu_jax.surgery.feasibility import LITTLE
 from eupmu_jax.tasks._constants import of_large
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._overlap import shared
+from eupmu_jax.training._reached import within
 from eupmu_jax.training._way import LIMITS, halfway
 
 logger = logging.getLogger("eupmu_jax")
@@ -127,11 +128,15 @@ def of_end(carry, returned, steps, level, start):
     if not all(bool(is_finite(leaf)) for leaf in jax.tree.leaves(returned)):
         logger.warning("the parameters after the last step are not finite; a lower learning rate may help")
     if level is not None and not level.kept:
-        logger.warning(
-            "retain: the limit is not kept on the whole retain set, whose error went from %.3g to %.3g",
-            level.start,
-            level.retain_error,
-        )
+        if within(level.retain_error, level.limit):
+            logger.warning("retain: the loss rose by more than settings['allowed_rise'] on the whole retain set")
+        else:
+            logger.warning(
+                "retain: the limit of %.3g is not kept on the whole retain set, whose error went from %.3g to %.3g",
+                level.limit,
+                level.start,
+                level.retain_error,
+            )
     if level is not None and level.forget_error < halfway(level.target, start) and level.target < UNLIMITED:
         logger.warning(
             "forget: the error is %.3g, far from the target of %.3g; more steps, a higher limit or another forget loss "

@@ -10,10 +10,11 @@ import eupmu_jax as eupmu
 from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks import Task, as_examples
-from eupmu_jax.training import fitting
+from eupmu_jax.training import _warn, fitting
 from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._reached import reached, within
+from eupmu_jax.training.mesh.placement import Carry
 
 
 def guess(params, inputs):
@@ -164,7 +165,7 @@ def test_a_limit_in_nats_holds_at_the_measured_end(digits):
     assert rise < 2e-3
 
 
-def test_a_limit_in_nats_that_is_exceeded_on_the_whole_set_is_not_kept(digits):
+def test_a_limit_in_nats_that_is_exceeded_on_the_whole_set_is_not_kept(digits, caplog):
     # BUG: without a limit on the error it counted as kept whatever the loss.
     sets = Sets(*(as_examples(name, digits.known) for name in ("forget", "retain")), None)
     aim, start = Aim(0.5, "settings", None, 0), {"retain_error": 0.0, "retain_loss": 0.01}
@@ -172,8 +173,12 @@ def test_a_limit_in_nats_that_is_exceeded_on_the_whole_set_is_not_kept(digits):
     ends = {}
     for rise in (1e-3, 10.0):
         found = reached(digits.task, worse, digits.params, sets, None, aim, start, {"allowed_rise": rise})
+        _warn.of_end(Carry(worse, (), jax.random.key(0)), worse, 1, found, start)
         ends[rise] = found.kept, found.limit
     assert ends == {1e-3: (False, np.inf), 10.0: (True, np.inf)}
+    # BUG: the warning spoke of the error, which had no limit.
+    assert caplog.text.count("retain: the ") == 1
+    assert "retain: the loss rose by more than settings['allowed_rise'] on the whole retain set" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["limit", "allowed_error"])
@@ -193,7 +198,7 @@ def test_a_limit_below_the_start_cannot_be_kept_and_a_warning_says_so(digits, ca
     run = digits.unlearn(np.arange(300) < 60, settings=settings, steps=2, params=damaged)
     assert run.level.start > 0
     assert not run.level.kept
-    assert "retain: the limit is not kept on the whole retain set, whose error went from" in caplog.text
+    assert "retain: the limit of 0 is not kept on the whole retain set, whose error went from" in caplog.text
 
 
 @pytest.mark.parametrize(("target", "wanted"), [(-0.1, "a finite number >= 0"), (1.2, "an error rate from 0 to 1")])
