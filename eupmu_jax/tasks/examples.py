@@ -8,6 +8,8 @@ import chex
 import jax
 import numpy as np
 
+from eupmu_jax._stack.checks import describe
+
 # 1, with a margin for rounding.
 ROUNDED = 1.001
 # The most leaves that an error lists.
@@ -185,7 +187,7 @@ def _check_numbers(name, tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         # Objects, bytes, texts, dates and durations, which no JAX array can hold.
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
-            where = jax.tree_util.keystr(path)
+            where = describe(path)
             raise ValueError(f"{name}: leaf {where} is of type {leaf.dtype}, expected numbers; leave other columns out")
 
 

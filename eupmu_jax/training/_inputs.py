@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax._stack.algebra import is_finite
+from eupmu_jax._stack.checks import describe
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.sharding import batch_shardings, check_axes
@@ -120,16 +121,15 @@ def check_params(params, frozen=None) -> None:
         raise ValueError("params: got a tree without leaves, expected the parameters of the original model")
     for (path, leaf), is_frozen in zip(leaves, jax.tree.leaves(mask_of(params, frozen)), strict=True):
         if is_frozen and not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
-            raise ValueError(f"params: leaf {jax.tree_util.keystr(path)} is {leaf!r}, expected numbers")
+            raise ValueError(f"params: leaf {describe(path)} is {leaf!r}, expected numbers")
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
-                f"params: leaf {jax.tree_util.keystr(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
+                f"params: leaf {describe(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
                 "floating point arrays alone; split counters, keys and functions off"
             )
         if not is_frozen and not is_finite(leaf):
             raise ValueError(
-                f"params: leaf {jax.tree_util.keystr(path)} has numbers that are not finite, expected those of a "
-                "trained model"
+                f"params: leaf {describe(path)} has numbers that are not finite, expected those of a trained model"
             )
 
 
@@ -224,7 +224,7 @@ def check_storable(params) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.size(leaf):
             raise ValueError(
-                f"params: leaf {jax.tree_util.keystr(path)} has shape {np.shape(leaf)}, which no checkpoint can hold; "
+                f"params: leaf {describe(path)} has shape {np.shape(leaf)}, which no checkpoint can hold; "
                 "expected at least one number in each leaf, or no directory"
             )
 

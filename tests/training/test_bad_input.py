@@ -226,6 +226,11 @@ BAD = {
         {"task": TASK._replace(forget={"bounded_ascent": lambda outputs, batch: outputs})},
         r"task\.forget\['bounded_ascent'\]: returned shape \(2, 10\), expected a scalar",
     ),
+    # BUG: "leaf  has numbers", without a place.
+    "a single array that is lost": (
+        {"params": jnp.full((64, 10), jnp.nan)},
+        r"params: leaf the tree itself has numbers that are not finite",
+    ),
     # BUG: a TypeError of jax.grad, after the starting figures had been measured.
     "a loss that is a count": (
         {"task": TASK._replace(retain=lambda outputs, batch: jnp.sum(outputs > 0))},
