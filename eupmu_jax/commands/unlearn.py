@@ -166,7 +166,7 @@ def said(reached: dict, out: Path) -> str:
         end += f" What earlier run {number} forgot is known again."
     if reached.get("returned"):
         end += " To forget both, start a run without --after whose --forget has the positions of both."
-    load = f"eupmu_jax.training.checkpoints.load({str(out / 'params')!r}, params)[0]"
+    load = f"from eupmu_jax.training import checkpoints; checkpoints.load({str(out / 'params')!r}, params)[0]"
     was = "" if begun is None else f"; it was {percent(begun)}"
     return (
         f"{'Forgot' if reached['met'] else 'To forget:'} {examples['forget']:,} of {sum(examples.values()):,} "

@@ -75,7 +75,14 @@ def test_a_forget_set_that_was_unknown_from_the_start_is_reported_as_such(tmp_pa
     level |= {"start": 0.0, "limit": 0.1, "source": "unseen data"}
     reached = {"level": level, "met": False, "rates": False, "examples": {"forget": 1, "retain": 9}}
     figures = {"figures": {"original": {"forget_error": 2.0}}}
-    assert "There was nothing to forget: the error was 2 before the run." in command.said(reached | figures, tmp_path)
+    said = command.said(reached | figures, tmp_path)
+    assert "There was nothing to forget: the error was 2 before the run." in said
+    # BUG: the call named a module that `import eupmu_jax` does not load.
+    params = {"a": np.arange(2.0, dtype=np.float32)}
+    checkpoints.save(tmp_path / "params", params, {})
+    advised = said.split("the parameters: ")[1].replace("checkpoints.load", "loaded = checkpoints.load")
+    exec(advised, own := {"params": params})
+    assert own["loaded"]["a"].tolist() == [0.0, 1.0]
 
 
 def asked_of(out):
