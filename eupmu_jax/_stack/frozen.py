@@ -1,5 +1,6 @@
 """Trees in two parts, one of them frozen; each part has None in place of the other."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -13,14 +14,20 @@ def mask_of(params: chex.ArrayTree, frozen: Any) -> Any:
     """The tree of bools, True where frozen, that `frozen` is or returns for the parameters; all False for None.
 
     Raises:
-      ValueError: For a tree whose structure is not that of the parameters, one of anything but bools known before
-        tracing, and one that freezes all parameters.
+      ValueError: For a function of other arguments, a tree whose structure is not that of the parameters, one of
+        anything but bools known before tracing, and one that freezes all parameters.
 
     >>> mask_of({"body": 1.0, "head": 2.0}, lambda params: {name: name == "body" for name in params})
     {'body': True, 'head': False}
     """
     if frozen is None:
         return jax.tree.map(lambda _: False, params)
+    if inspect.isfunction(frozen):
+        try:
+            inspect.signature(frozen).bind(params)
+        except TypeError:
+            taken = inspect.signature(frozen)
+            raise ValueError(f"frozen: got a function of {taken}, expected one of params alone") from None
     mask = frozen(params) if callable(frozen) else frozen
     checks.check_same_structure("frozen", mask, "params", params)
     for path, flag in jax.tree_util.tree_leaves_with_path(mask):

@@ -125,7 +125,7 @@ def check_params(params, frozen=None) -> None:
         if not is_frozen and not jnp.issubdtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype, jnp.floating):
             raise ValueError(
                 f"params: leaf {describe(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
-                "floating point arrays alone; split counters, keys and functions off"
+                "floating point arrays alone; freeze counters and keys (`frozen=`), and split functions off"
             )
         if not is_frozen and not is_finite(leaf):
             raise ValueError(
@@ -143,7 +143,16 @@ def _check_functions(task, params, forget, losses):
 def _check_returned(task, losses, params, batch):
     """Raises `ValueError` unless a task's functions return what a run expects; traced once for these shapes."""
     params, batch = (jax.tree.unflatten(structure, leaves) for leaves, structure in (params, batch))
-    outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
+    try:
+        outputs = jax.eval_shape(lambda p, b: task.outputs(p, b, None), params, batch)
+    except Exception as error:
+        # Of Flax, which this layer does not import.
+        if type(error).__name__ != "TraceContextError":
+            raise
+        raise ValueError(
+            "task.outputs: changes the variables of a Flax module, as BatchNorm and Dropout do in training mode; "
+            "expected a model in evaluation mode: call its eval() before nnx.split"
+        ) from error
     if task.num_classes is not None and getattr(outputs, "shape", (2, task.num_classes)) != (2, task.num_classes):
         raise ValueError(
             f"task.outputs: returned shape {outputs.shape} for 2 examples, expected (2, {task.num_classes}): a logit "

@@ -214,6 +214,16 @@ def test_the_state_of_a_flax_model_keeps_its_structure(digits, frozen, tmp_path)
     chex.assert_trees_all_equal(again.params, run.params)
 
 
+def test_a_flax_model_left_in_training_mode_is_refused(digits):
+    model = Model(nnx.Rngs(0))
+    model.train()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    task = classification(lambda params, inputs: nnx.merge(graph, params, rest)(inputs), num_classes=10)
+    # BUG: Flax's error about levels of traces.
+    with pytest.raises(ValueError, match=r"^task.outputs: changes the variables of .* call its eval\(\) before"):
+        unlearn("EUPMU", task, params, digits.forget, digits.retain)
+
+
 MESH_SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from eupmu_jax import data, sharding, unlearn
