@@ -15,7 +15,7 @@ class Reached(NamedTuple):
     """The target of a run, and what it reached.
 
     Attributes:
-      target: The mean error to which the forget set was to be brought.
+      target: The mean error to which the forget set was to be brought; 1e30 if no level is known.
       source: Source of the target: "settings", "unseen data", "unseen data by class"; without held-out data "unknown"
         if the task has `unknown`, else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.

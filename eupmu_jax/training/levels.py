@@ -157,7 +157,7 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
         width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*map(_deviation, both)))
     else:
         apart = _differences_at_places(task, params, [*sets.values()], both)
-        difference, width = float(np.mean(apart)), _quantile(len(apart)) * _deviation(apart)
+        difference, width = float(np.mean(apart)), float(_quantile(len(apart)) * _deviation(apart))
     losses = [found[1] for found in (forgotten, unseen)]
     if task.nll is not None:
         losses = [figures_of(task.attacked, params, part, most)[1] for part in sets.values()]
@@ -201,7 +201,7 @@ def level_of(errors: np.ndarray) -> Level:
     if _is_rate(errors):
         interval = stats.binomtest(int(errors.sum()), count).proportion_ci(CONFIDENCE, method="wilson")
         return Level(mean, float(interval.low), float(interval.high), count)
-    width = _quantile(count) * _deviation(errors)
+    width = float(_quantile(count) * _deviation(errors))
     return Level(mean, mean - width, mean + width, count)
 
 

@@ -161,3 +161,8 @@ def test_a_single_error_that_is_not_a_rate_distinguishes_nothing():
     task = GUESS._replace(num_classes=None, error=lambda outputs, batch: batch["labels"] + 0.5)
     found = compare(task, 1.0, labelled([0]), labelled([1]))
     assert (found.low, found.high) == (-np.inf, np.inf)
+
+
+def test_a_level_is_shown_as_plain_numbers():
+    for errors in ([0.0, 1.0, 1.0], [0.1, 0.2, 0.5]):
+        assert {type(number) for number in levels.level_of(np.array(errors))[:3]} == {float}
