@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from eupmu_jax.controllers import nu_pi
 
-errors_of_a_run = arrays(np.float64, (12, 3), elements=st.floats(-2, 2))
+errors_of_a_run = arrays(np.float64, (12, 3), elements=st.floats(-2, 2, allow_subnormal=False))
 gains = st.sampled_from([0.0, 0.3, 4.0])
 
 

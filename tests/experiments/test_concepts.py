@@ -57,7 +57,7 @@ def test_the_figure_is_drawn_from_the_saved_samples(tmp_path):
     with Image.open(committed) as kept, Image.open(tmp_path / "concepts.png") as drawn:
         difference = np.abs(np.asarray(kept, float) - np.asarray(drawn, float))
     # Fonts may differ slightly between versions of Matplotlib, but the samples do not.
-    assert difference.mean() < 2
+    assert difference.mean() < 4
 
 
 def test_methods_of_an_older_version_are_run_again():
