@@ -41,7 +41,8 @@ def influence(task, terms, settings) -> Procedure:
 
     Failure cases: a model that fits its training set has next to no gradient and curvature, so that damping decides;
     far from :math:`\theta_0` the quadratic model fails and a large step ruins everything. A few iterations hardly move
-    along directions of small curvature, which acts like more damping.
+    along directions of small curvature, which acts like more damping. If l is a distance to the original model, such as
+    a KL divergence, v is 0 but for rounding, of which a run warns.
 
     Source: Koh and Liang 2017, arXiv 1703.04730; for unlearning Izzo et al. 2021, arXiv 2002.10077, and Jia et al.
     2023, arXiv 2304.04934.
@@ -193,4 +194,5 @@ METHOD = Method(
         "curvature": Choice(("gauss_newton", "empirical_fisher")),
     },
     optimizer_settings=(),
+    slope=True,
 )

@@ -133,6 +133,7 @@ class Method(NamedTuple):
       optimizer_settings: Settings of the optimizer that it reads; others give a warning and have no effect.
       family: "EUPMU", "aggregators" or "other methods".
       version: Raised by hand with every change that affects results.
+      slope: Whether it reads the gradient of the retain loss at the original model, over the forget set.
     """
 
     make: Callable[[Task, Terms, Settings], Procedure]
@@ -146,6 +147,7 @@ class Method(NamedTuple):
     optimizer_settings: tuple[str, ...] = OPTIMIZER_SETTINGS
     family: str = "other methods"
     version: int = 1
+    slope: bool = False
 
     @property
     def steers(self) -> bool:

@@ -41,7 +41,8 @@ def salun(task, terms, settings) -> Procedure:
 
     Failure cases: a mask of few weights may leave out some that have to change. Weights without any gradient (dead
     units) tie; ties go to the weight that comes first in the tree, so that exactly :math:`\lfloor p\, n \rfloor`
-    weights move.
+    weights move. l is the retain loss: if that is a distance to the original model, such as a KL divergence, its
+    gradient there is 0, and rounding decides which weights move. A run warns of that.
 
     Source: Fan et al. 2024, arXiv 2310.12508.
     """
@@ -102,4 +103,5 @@ METHOD = Method(
         "forget_objective": FORGET_OBJECTIVE,
         "mask_fraction": Choice((0.1, 0.3, 0.5, 0.7, 0.9)),
     },
+    slope=True,
 )

@@ -124,6 +124,7 @@ def ready(
             "that is never negative; expected such an error in the task, or EUPMU budget"
         )
     _warn.of_lost("retain", known)
+    _warn.of_flat(method, chosen, task, known["retain_loss"])
     complete = asked
     if aim is not None:
         # The start of the distance to the target.

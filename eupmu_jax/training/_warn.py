@@ -19,6 +19,8 @@ from eupmu_jax.training._reached import within
 from eupmu_jax.training._way import LIMITS, halfway
 
 logger = logging.getLogger("eupmu_jax")
+# A loss that is smaller is that of a model compared with itself, up to rounding.
+FLAT = 1e-4
 
 
 def of_overlap(sets: Sets, held_out=None) -> None:
@@ -45,6 +47,17 @@ def of_lost(name, figures):
     if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
         logger.warning(
             "%s: the original model has %s, which is not finite; steps with such examples may be refused", name, lost
+        )
+
+
+def of_flat(name, method, task, loss):
+    """Warns of a method that reads a gradient of the retain loss where that is at its minimum for every example."""
+    if method.slope and task.nll is not None and abs(loss) < FLAT:
+        logger.warning(
+            "task.retain: is %.3g at the original model, as a distance to that model is, so its gradient there, which "
+            "%s reads, is 0 but for rounding; take cross-entropy as the retain loss, or another method",
+            loss,
+            name,
         )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eupmu_jax import unlearn
+from eupmu_jax import tasks, unlearn
 from eupmu_jax.tasks import Examples, _constants
 
 from .conftest import FROZEN, SETTINGS, TASK
@@ -104,3 +104,16 @@ def test_large_frozen_parameters_get_a_warning_that_says_how_to_avoid_copies(dig
     caplog.clear()
     unlearn("weighted sum", TASK, digits.params, digits.forget, digits.retain, **options)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("method", ["SalUn", "influence", "weighted sum"])
+@pytest.mark.parametrize("retain", ["kl", "cross_entropy"])
+def test_a_method_that_needs_a_slope_of_a_distance_to_the_original_model_is_warned_about(method, retain, caplog):
+    # BUG: SalUn's mask and the step of influence were those of rounding errors, and nothing said so.
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=(5, 5)), jnp.float32)
+    task = tasks.language(lambda params, tokens: params[tokens], original=params, retain=retain)
+    forget, retained = ({"tokens": rng.integers(5, size=(n, 6))} for n in (4, 40))
+    unlearn(method, task, params, forget, retained, steps=6, probes=0)
+    found = "is 0 at the original model" in caplog.text and f"gradient there, which {method} reads" in caplog.text
+    assert found == (method != "weighted sum" and retain == "kl")
