@@ -20,7 +20,8 @@ def gradient_ascent(task, terms, settings) -> Procedure:
     """Descent on minus the forget batch's loss, or on another objective that needs no retain data.
 
     Nothing holds it back: without a bound on the objective, the loss on everything rises, so its learning rates are
-    smaller. `ascent_objective` is "gradient_ascent" by default.
+    smaller. `ascent_objective` is "gradient_ascent" by default. A run without any settings takes instead the
+    first of the task's forget losses that is in the search space: for a classifier `bounded_ascent`.
     """
     name = settings.get("ascent_objective", ASCENT)
     if name not in task.forget:
