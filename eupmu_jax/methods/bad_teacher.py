@@ -23,7 +23,8 @@ def bad_teacher(task, terms, settings) -> Procedure:
 
     Failure cases: an untrained model's answers are far from those of a retrained one, and nearly the same for all
     examples, so they give the forget set away. They only mask it: training on retained data alone brings back much of
-    what was forgotten (arXiv 2505.22310).
+    what was forgotten (arXiv 2505.22310). With `frozen` leaves u keeps their trained values and has fresh ones
+    only in the rest: over a frozen backbone it is a trained model with an untrained head, and may know a lot.
     """
 
     def loss(params, taught, key):
