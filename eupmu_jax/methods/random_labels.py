@@ -7,8 +7,10 @@ from eupmu_jax.methods.weighted_sum import weighted_sum
 def random_labels(task, terms, settings) -> Procedure:
     """Linear scalarisation with the cross-entropy on random labels as its forget objective.
 
-    Labels are drawn anew in every pass over the forget set, and never equal the true ones. The larger a random forget
-    set is, the more the wrong labels contradict what the retain set teaches.
+    Labels never equal the true ones and are drawn anew in every pass over the forget set, counted in whole steps: n
+    examples in batches of b get new labels every ceil(n / b) steps, so if b does not divide n some keep theirs for two
+    passes. Sets that are not in memory get new ones in every step. The larger a random forget set is, the more the
+    wrong labels contradict what the retain set teaches.
     """
     return weighted_sum(task, terms, complete({**settings, "forget_objective": "random_labels"}))
 

@@ -24,8 +24,9 @@ class Task(NamedTuple):
       divergence: `divergence(outputs, other_outputs) -> scalar`, of the model from a fixed teacher; 0 for equal
         outputs. If it requires a third argument, that is the batch, which tells what is padding. A method that softens
         it by a temperature T uses T^2 times the divergence of outputs divided by T.
-      draw: `draw(key, epoch, batch) -> batch`: draws what is new in every pass over the forget set (random labels). It
-        may change and add leaves, and keeps the order of the examples.
+      draw: `draw(key, epoch, batch) -> batch`: draws what is new in every pass over the forget set (random labels),
+        where a pass counts as ceil(examples / batch size) steps. It may change and add leaves, and keeps the order of
+        the examples.
       error: `error(outputs, batch) -> (n,)`: an easily understood figure for each example, such as 1 for wrong.
       fresh_params: `fresh_params(key) -> params`: untrained parameters with the structure of the trained ones.
       num_classes: Number of classes of a classifier, for methods that use its decision boundaries; their batches are
