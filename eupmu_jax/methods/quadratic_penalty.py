@@ -8,9 +8,9 @@ from eupmu_jax.methods.method import FORGET_OBJECTIVE, LEARNING_RATE, Method, Pr
 def quadratic_penalty(task, terms, settings) -> Procedure:
     r"""Descent on :math:`l_f + \tfrac{\rho_t}{2} [e]_+^2`, :math:`e = l_r(\theta) - l_r(\theta_0) - B`.
 
-    The weight of the retain gradient is :math:`\rho_t [e]_+`, with e from the previous retain batch; rho starts at
-    `penalty` and grows by 1 % in every step with a violation (`controllers.quadratic_penalty`). B is `allowed_rise`
-    nats, 0.02 by default.
+    The weight of the retain gradient is :math:`\rho_t [e]_+`, with e from the previous retain batch; in the first step,
+    which has none, it is 1. rho starts at `penalty` and grows by 1 % in every step with a violation
+    (`controllers.quadratic_penalty`). B is `allowed_rise` nats, 0.02 by default.
 
     Failure cases: the retain loss settles lambda / rho above its limit, and a finite rho never closes the gap. Below
     the limit nothing holds the retain loss back, so that steps there are plain steps on the forget objective.
