@@ -31,10 +31,10 @@ def scrub(task, terms, settings) -> Procedure:
       \text{max: } \theta \leftarrow \theta + \alpha_t \nabla D(\text{forget}) \qquad
       \text{min: } \theta \leftarrow \theta - \alpha_t \nabla (0.99\, l_r + \alpha\, D(\text{retain}))
 
-    In the first `max_share` of the run even steps are max-steps, so that a run ends with repair. The paper alternates
-    whole passes over the two sets: 2 to 5 max-passes in 3 to 10 epochs, learning rate 5e-4, momentum 0.9, T = 4 and
-    alpha = 0.001 (0.5 on small sets). Adam's first moment carries part of the ascent into the min-steps that follow
-    it; with `momentum` 0 it does not.
+    In the first `max_share` of the run even steps are max-steps, so that a run ends with repair unless `max_share` is
+    next to 1. The paper alternates whole passes over the two sets: 2 to 5 max-passes in 3 to 10 epochs, learning rate
+    5e-4, momentum 0.9, T = 4 and alpha = 0.001 (0.5 on small sets). Adam's first moment carries part of the ascent into
+    the min-steps that follow it; with `momentum` 0 it does not.
 
     A step pays for one branch only: student forwards and backwards and teacher forwards on one of the two batches; the
     cost is the average over the run. On CPU, XLA is slow at the gradients of convolutions inside a branch, so the share
