@@ -31,14 +31,16 @@ class Unlearned(NamedTuple):
       params: The final parameters, after the last step and whatever the method does at its end.
       history: Dict of lists of equal length: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
         sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
-        the gradients of the two objectives; NaN where a value does not exist. Measured on at most 2,000 examples of
-        each set, `cosine` on at most as many as a step takes. Empty without probes. A resumed run includes the points
-        of its earlier parts.
+        the gradients of the two objectives (for a method without the setting `forget_objective`: between those of the
+        retain loss and of `random_labels` or else the task's first forget loss); NaN where a value does not exist.
+        Measured on at most 2,000 examples of each set, `cosine` on at most as many as a step takes. Empty without
+        probes. A resumed run includes the points of its earlier parts.
       figures: Losses and errors of the original parameters (`original`), those after the last step (`last`) and those
         returned (`returned`), on the same examples: `forget_loss`, `retain_loss`, with held-out data `held_out_loss`,
         and `forget_error` and so on where the task has an error. Empty without probes.
       share: Fraction of the path from the original to the last parameters that the measured limit allowed: 1 if the
-        limit cost nothing, 0 if nothing could be forgotten within it. None for a method that measures no end.
+        limit cost nothing, 0 if nothing could be forgotten within it. 1 for influence, whose one step comes after the
+        last of the run, and None for all other methods that measure no end.
       seconds, processor_seconds: Time for preparation, steps and end, without probes; with `warm` also without
         compilation. For a run in parts, the time of all parts up to their last checkpoints.
       compile_seconds: Compilation time with `warm`; else 0.
