@@ -58,7 +58,8 @@ def relearn(
     and with the same task object the step is compiled only once.
 
     Args:
-      task: A task with an `error`; accuracy is 100 minus the mean error in percent.
+      task: A task with an `error`; accuracy is 100 minus the mean error in percent. Pass `task.attacked`, since an
+        attacker trains on the data, not on a distance to the original model.
       params: Parameters of the model; not modified.
       train: Examples to fine-tune on.
       watch: Examples on which accuracy is measured.
@@ -125,7 +126,8 @@ def relearn_part(
     with a retrained model, from which some of it is recovered too.
 
     Args:
-      task: Any task. Use one object for all models that are compared, as each object compiles the steps once.
+      task: Any task, or better its `attacked`, as in `relearn`. Use one object for all models that are compared, as
+        each object compiles the steps once.
       params: Parameters of the model; not modified.
       part: Tree of bool arrays of the structure and shapes of `params`, True where a number may change.
       examples: Examples in memory; batches are drawn from them with replacement.
