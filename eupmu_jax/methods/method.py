@@ -235,7 +235,11 @@ def _preconditioner(settings):
 def descend(
     optimizer: optax.GradientTransformation, gradient: Callable, cost: Cost, prepare: Callable | None = None
 ) -> Procedure:
-    """A procedure that applies one optimizer to `gradient(params, prepared, batches, count, key)`."""
+    """A procedure that applies one optimizer to `gradient(params, prepared, batches, count, key)`.
+
+    It takes every step, even if the gradient is not finite, which `skip_nonfinite` refuses in methods with a surgery,
+    an aggregator or a multiplier.
+    """
 
     def step(params, prepared, state, batches, count, key):
         updates, state = optimizer.update(gradient(params, prepared, batches, count, key), state, params)

@@ -46,7 +46,10 @@ def of_lost(name, figures):
     """Warns of figures of the original model that are not finite, such as an infinite loss."""
     if lost := {key: value for key, value in figures.items() if not np.isfinite(value)}:
         logger.warning(
-            "%s: the original model has %s, which is not finite; steps with such examples may be refused", name, lost
+            "%s: the original model has %s, which is not finite; steps with such examples are refused or, by methods "
+            "without surgery, aggregator or multiplier, taken, which ruins the model",
+            name,
+            lost,
         )
 
 
