@@ -124,7 +124,8 @@ class Method(NamedTuple):
     Attributes:
       make: `(task, terms, settings) -> Procedure`.
       paper: Where it was published.
-      passes: Forward and backward passes of a step and what else it costs, in words.
+      passes: Forward and backward passes of a step and what else it costs, in words; not the original model's figures
+        on the whole retain set, which `unlearn` measures for every method, or takes as `start`.
       needs: What it reads besides the original model.
       space: Settings that are searched, and their ranges: the same number of dimensions for every method.
       requires: Optional functions of a task that it needs.
