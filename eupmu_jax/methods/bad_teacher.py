@@ -1,5 +1,6 @@
 """Bad Teacher: on the forget set the student follows a model that knows nothing, on the retain set the original one."""
 
+from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax.gradients.value_and_grad import scalarized_value_and_grad
 from eupmu_jax.methods.method import LEARNING_RATE, Cost, LogUniform, Method, Procedure, descend, descent, softened
 
@@ -40,7 +41,9 @@ def bad_teacher(task, terms, settings) -> Procedure:
         return value_and_grad(params, taught, settings["retain_weight"], key)[1]
 
     def prepare(params, forget, retain, key):
-        return task.fresh_params(key), params
+        untrained = task.fresh_params(key)
+        check_same_shapes("task.fresh_params", untrained, "params", params)
+        return untrained, params
 
     return descend(descent(terms, settings), gradient, Cost((2, 2), (1, 1)), prepare)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from eupmu_jax._stack import frozen as parts
+from eupmu_jax._stack.checks import check_same_shapes
 from eupmu_jax._stack.programs import owner
 from eupmu_jax.tasks import Task
 
@@ -21,10 +22,17 @@ def trainable(task: Task, params, frozen):
         functools.partial(parts.joined, fixed=fixed) for fixed in (jax.tree.map(jnp.asarray, given), given)
     )
     outputs, fresh, unknown = task.outputs, task.fresh_params, task.unknown
+    # No arrays, which the task would keep alive.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+
+    def free_of(untrained):
+        check_same_shapes("task.fresh_params", untrained, "params", shapes)
+        return parts.split(mask, untrained)[0]
+
     task = task._replace(
         # `owner` lets the frozen arrays be freed after the run, which JAX's caches would otherwise keep.
         outputs=owner(lambda part, batch, key: outputs(whole(part), batch, key)),
         unknown=None if unknown is None else lambda part, batch: unknown(whole(part), batch),
-        fresh_params=None if fresh is None else lambda key: parts.split(mask, fresh(key))[0],
+        fresh_params=None if fresh is None else lambda key: free_of(fresh(key)),
     )
     return task, free, restored

@@ -9,6 +9,7 @@ from scipy.special import rel_entr, softmax
 from eupmu_jax import objectives
 from eupmu_jax.methods import METHODS, Terms
 from eupmu_jax.tasks import as_examples, classification
+from eupmu_jax.training.unlearning import unlearn
 
 CLASSES, FEATURES = 3, 4
 SETTINGS = {"optimizer": "sgd", "learning_rate": 0.5, "temperature": 2.0, "retain_weight": 3.0}
@@ -81,3 +82,15 @@ def test_on_two_digits_the_student_approaches_the_untrained_model_and_it_keeps_t
     assert distance(params, untrained) < 0.8 * distance(params, other)
     assert digits.accuracy(params, digits.forget) < 0.3
     assert digits.accuracy(params, digits.retain) > 0.97
+
+
+@pytest.mark.parametrize("frozen", [None, {"body": True, "head": False}])
+@pytest.mark.parametrize("fresh", [{"body": np.ones((4, 5)), "head": np.ones((5, 3))}, {"w": np.ones((4, 3))}])
+def test_untrained_parameters_of_another_model_are_named_before_any_step(fresh, frozen):
+    # BUG: they raised a KeyError from the model, or an error of JAX about trees or dot_general.
+    params = {"body": jnp.ones((FEATURES, FEATURES)), "head": jnp.ones((FEATURES, CLASSES))}
+    apply = lambda params, inputs: inputs @ params["body"] @ params["head"]
+    task = classification(apply, CLASSES, fresh_params=lambda key: fresh)
+    data = {"inputs": np.ones((6, FEATURES), np.float32), "labels": np.arange(6) % CLASSES}
+    with pytest.raises(ValueError, match=r"^task\.fresh_params: .*params"):
+        unlearn("Bad Teacher", task, params, data, data, frozen=frozen, steps=1, probes=0)
