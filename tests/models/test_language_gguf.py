@@ -130,9 +130,10 @@ def test_text_is_encoded_and_decoded(write_gguf):
     with pytest.raises(ValueError, match="template: got none"):
         tokenizer._replace(template=None).chat([])
     marked = "{% generation %}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}{%- endgeneration -%}"
-    assert tokenizer._replace(template=marked).chat([{"content": "<é>"}]) == '{"content": "<é>"}'
-    with pytest.raises(ValueError, match=r"messages: got some that the chat template cannot render: .*content"):
-        tokenizer._replace(template="{{ messages[0].content.strip() }}").chat([{"role": "user"}])
+    message = {"role": "user", "content": "<é>"}
+    assert tokenizer._replace(template=marked).chat([message]) == '{"role": "user", "content": "<é>"}'
+    with pytest.raises(ValueError, match=r"messages: got some that the chat template cannot render: .*strip"):
+        tokenizer._replace(template="{{ messages[0].content.strip() }}").chat([{"role": "user", "content": None}])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import rows
-from eupmu_jax.models.language import huggingface_tokenizer
+from eupmu_jax.models.language import Tokenizer, huggingface_tokenizer
 from experiments.tofu import run
 
 pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
@@ -179,3 +179,19 @@ def test_several_end_tokens_are_refused(tmp_path):
         huggingface_tokenizer(save_tokenizer(tmp_path, eos_token=["<end>", "<unk>"]))
     found = huggingface_tokenizer(save_tokenizer(tmp_path, add_bos_token=True, bos_token=None, unk_token="<unk>"))
     assert found.special == {"eos_token": "<end>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("Who?", r"messages: got 'Who\?', expected a list of dicts such as"),
+        ({"role": "user", "content": "Who?"}, "messages: got .*role.*, expected a list of dicts"),
+        (["Who?"], r"messages\[0\]: got 'Who\?', expected a list of dicts"),
+        ([{"role": "user", "content": "Who?"}, {"role": "user", "text": "Who?"}], r"messages\[1\]: got .*text"),
+    ],
+)
+def test_messages_that_a_template_would_render_as_empty_are_refused(messages, message):
+    # BUG: each letter of a text became an empty message.
+    template = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Tokenizer(None, 0, template, 2).chat(messages)

@@ -48,10 +48,11 @@ class Tokenizer(NamedTuple):
           answer: Whether the model's answer is to follow.
 
         Raises:
-          ValueError: If the model has no chat template, or the template refuses the messages.
+          ValueError: If the model has no chat template, the messages are not such dicts, or the template refuses them.
         """
         if self.template is None:
             raise ValueError("template: got none, expected a model with a chat template")
+        _check_messages(messages)
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -67,6 +68,16 @@ class Tokenizer(NamedTuple):
             return environment.from_string(text).render(messages=messages, add_generation_prompt=answer, **known)
         except jinja2.TemplateError as error:
             raise ValueError(f"messages: got some that the chat template cannot render: {error}") from error
+
+
+def _check_messages(messages):
+    """Refuses what Jinja would render as empty messages: it has no error for entries that are missing."""
+    wanted = 'a list of dicts such as {"role": "user", "content": "..."}'
+    if isinstance(messages, str | Mapping):
+        raise ValueError(f"messages: got {str(messages)[:60]!r}, expected {wanted}")
+    for position, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"messages[{position}]: got {str(message)[:60]!r}, expected {wanted}")
 
 
 def _now(form):
