@@ -132,9 +132,9 @@ def _sample(
     def step(x_t, given):
         t, now, after, key = given
         at = jnp.full(n, t)
-        returned = denoise(params, jnp.concatenate([x_t, x_t]), jnp.concatenate([at, at]), both)
-        if returned.shape != (2 * n, *shape):
-            raise ValueError(f"denoise: returned shape {returned.shape}, expected that of x_t, {(2 * n, *shape)}")
+        twice = jnp.concatenate([x_t, x_t])
+        returned = denoise(params, twice, jnp.concatenate([at, at]), both)
+        diffusion.check_prediction(returned, twice)
         conditional, unconditional = jnp.split(returned, 2)
         predicted = diffusion.guided(conditional, unconditional, guidance)
         x = diffusion.x_of(prediction, schedule, predicted, x_t, at)

@@ -4,7 +4,7 @@ An image x becomes :math:`x_t = a_t x + s_t \epsilon` with :math:`a_t^2 = \bar\a
 :math:`\epsilon`, x, or :math:`v = a_t \epsilon - s_t x` (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -205,6 +205,21 @@ def squared_errors(predicted: chex.Array, wanted: chex.Array) -> chex.Array:
     if predicted.shape != wanted.shape:
         raise ValueError(f"predicted: got shape {predicted.shape}, expected that of wanted, {wanted.shape}")
     return jnp.mean(jnp.square(promoted(predicted) - promoted(wanted)), axis=tuple(range(1, predicted.ndim)))
+
+
+def check_prediction(predicted: Any, x_t: chex.Array) -> None:
+    """Raises `ValueError` unless a model returned an array of the shape of `x_t`, whose errors would be broadcast.
+
+    >>> check_prediction((jnp.zeros(2),), jnp.zeros(2))
+    Traceback (most recent call last):
+    ValueError: denoise: returned tuple, expected an array of the shape of x_t, (2,)
+    """
+    if not hasattr(predicted, "shape"):
+        raise ValueError(
+            f"denoise: returned {type(predicted).__name__}, expected an array of the shape of x_t, {x_t.shape}"
+        )
+    if predicted.shape != x_t.shape:
+        raise ValueError(f"denoise: returned shape {predicted.shape}, expected that of x_t, {x_t.shape}")
 
 
 def negative_guidance(conditional: chex.Array, unconditional: chex.Array, guidance: float = 1.0) -> chex.Array:

@@ -159,8 +159,7 @@ def diffusion(
         random = (labels + jax.random.randint(keys[3], labels.shape, 1, num_conditions)) % num_conditions
         unconditional, conditional = (predict(teacher, x_t, t, c) for c in (nothing, labels))
         predicted = predict(params, x_t, t, jnp.where(left_out, nothing, labels))
-        if predicted.shape != x_t.shape:
-            raise ValueError(f"denoise: returned shape {predicted.shape}, expected that of x_t, {x_t.shape}")
+        objectives.check_prediction(predicted, x_t)
         return {
             "prediction": predicted,
             "target": wanted,

@@ -271,3 +271,5 @@ def test_predictions_of_another_shape_are_refused():
     draw = lambda narrow: sample(narrow, None, SCHEDULE, jnp.zeros(1, int), (2,), jax.random.key(0), nothing=1)
     with pytest.raises(ValueError, match=r"denoise: returned shape \(2, 1\), expected that of x_t, \(2, 2\)"):
         draw(lambda params, x_t, t, labels: x_t[:, :1])
+    with pytest.raises(ValueError, match=r"^denoise: returned dict, expected an array of the shape of x_t, \(2, 2\)"):
+        draw(lambda params, x_t, t, labels: {"sample": x_t})

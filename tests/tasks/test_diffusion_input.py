@@ -123,6 +123,15 @@ def test_a_model_that_predicts_more_channels_is_named(params):
         made.outputs(params, batch_of(8), None)
 
 
+def test_a_model_that_returns_more_than_its_prediction_is_named(params):
+    # BUG: it failed for want of a shape, without a name.
+    made = tasks.diffusion(lambda p, x_t, t, labels: (x_t, None), SCHEDULE, num_conditions=CLASSES)
+    with pytest.raises(ValueError, match=r"^denoise: returned tuple, expected an array of the shape of x_t, \(8, 5\)"):
+        made.outputs(params, batch_of(8), None)
+    with pytest.raises(ValueError, match=r"^denoise: returned tuple, expected an array of the shape of x_t"):
+        unlearn("weighted sum", made, params, batch_of(8), batch_of(8), steps=1)
+
+
 def test_labels_of_a_narrow_dtype_do_not_overflow():
     # BUG: in uint8 the unconditional label, 1,000, became 232.
     shown = tasks.diffusion(
