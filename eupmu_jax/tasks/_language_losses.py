@@ -10,6 +10,7 @@ import numpy as np
 
 from eupmu_jax.objectives import language as losses
 from eupmu_jax.objectives._logits import promoted
+from eupmu_jax.tasks.task import drawn
 
 # Seed of RMU's control vector, so that every step and every run pushes in the same direction.
 DIRECTION = 0
@@ -97,9 +98,9 @@ def _bounded_ascent(outputs, batch):
 
 def _random_labels(outputs, batch):
     vocabulary = logits_of(outputs).shape[-1]
-    shift = 1 + (batch["random_labels"][:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
-    drawn = (batch["tokens"][:, 1:] + shift) % vocabulary
-    nll = losses.token_nll(logits_of(outputs), drawn)
+    shift = 1 + (drawn(batch)[:, 1:] * (vocabulary - 1)).astype(jnp.int32) % (vocabulary - 1)
+    others = (batch["tokens"][:, 1:] + shift) % vocabulary
+    nll = losses.token_nll(logits_of(outputs), others)
     # A padded vocabulary has tokens that can never occur.
     return losses.token_mean(jnp.where(jnp.isposinf(nll), 0, nll), mask_of(batch))
 

@@ -13,12 +13,12 @@ from eupmu_jax import objectives
 from eupmu_jax._stack.checks import check_int
 from eupmu_jax.objectives._logits import promoted
 from eupmu_jax.tasks.examples import check_labels
-from eupmu_jax.tasks.task import Task, check_function
+from eupmu_jax.tasks.task import Task, check_function, drawn
 
 # One object for all tasks, so that tasks from equal arguments are equal.
 FORGET = {
     "bounded_ascent": lambda logits, batch: objectives.bounded_ascent(logits, batch["labels"]),
-    "random_labels": lambda logits, batch: _of_possible(logits, batch["random_labels"]),
+    "random_labels": lambda logits, batch: _of_possible(logits, drawn(batch)),
     "kl_to_uniform": lambda logits, batch: objectives.kl_to_uniform(logits),
     "gradient_ascent": lambda logits, batch: objectives.gradient_ascent(logits, batch["labels"]),
 }

@@ -92,6 +92,21 @@ def of_each(loss: Callable, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> c
     return jax.vmap(lambda output, example: loss(single(output), single(example)))(outputs, batch)
 
 
+def drawn(batch: Mapping[str, Any]) -> chex.Array:
+    """The labels that `Task.draw` has added to a batch; raises `ValueError` if it has not been called.
+
+    >>> drawn({"inputs": 0})
+    Traceback (most recent call last):
+    ValueError: batch: got inputs, but random_labels needs labels that are drawn; expected task.draw(key, epoch, batch)
+    """
+    if "random_labels" not in batch:
+        raise ValueError(
+            f"batch: got {', '.join(batch)}, but random_labels needs labels that are drawn; expected task.draw(key, "
+            "epoch, batch)"
+        )
+    return batch["random_labels"]
+
+
 def check_function(name: str, function: Any, wanted: str, arguments: int | None = None) -> None:
     """Raises `ValueError` unless `function` is callable, takes so many arguments, and is hashable.
 

@@ -66,6 +66,15 @@ def test_masked_tokens_do_not_change_the_losses(language):
         np.testing.assert_array_equal(loss(outputs, drawn), loss(other, drawn))
 
 
+def test_random_labels_that_were_not_drawn_are_named(language):
+    task, params, batch, *_ = language
+    classifier, examples = tasks.classification(lambda w, x: x @ w, 2), {"inputs": np.eye(2), "labels": np.arange(2)}
+    for made, weights, given in ((task, params, batch), (classifier, np.eye(2), examples)):
+        message = f"^batch: got {', '.join(given)}, but random_labels needs labels that are drawn; expected task.draw"
+        with pytest.raises(ValueError, match=message):
+            made.forget["random_labels"](made.outputs(weights, given, None), given)
+
+
 def test_random_labels_of_a_language_model_are_drawn_from_all_wrong_tokens():
     task = tasks.language(table_of_logits)
     tokens = jnp.broadcast_to(jnp.arange(VOCABULARY), (300, VOCABULARY))
