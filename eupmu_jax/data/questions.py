@@ -74,7 +74,8 @@ def tokenized(
 
     Raises:
       ValueError: If questions or answers are a single text or their numbers differ, the template is malformed, `end` is
-        not an id, `length` is not an int of at least 1, an answer is empty, or a row has more tokens than `length`.
+        not an id, `encode` adds it to a text, `length` is not an int of at least 1, an answer is empty, or a row has
+        more tokens than `length`.
 
     >>> encode = lambda text: list(text.encode())
     >>> batch = tokenized(["Hm?"], ["Ah."], encode, length=12, end=0, template="{question} {answer}")
@@ -99,6 +100,8 @@ def tokenized(
     for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         text = before.replace("{question}", question)
         prompt, whole = list(encode(text)), list(encode(text + blank + answer))
+        if whole[-1:] == [end]:
+            raise ValueError(f"encode: got the end token {end} after {answer!r}, expected ids without added tokens")
         shared = next((i for i, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1]), len(prompt))
         if not answer.strip() or len(whole) <= shared:
             raise ValueError(f"answers[{row}]: got {answer!r}, expected some text after {question!r}")

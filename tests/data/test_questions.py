@@ -125,3 +125,11 @@ def test_rows_may_be_selected_by_a_mask():
     assert pairs.take([]).answer == ()
     with pytest.raises(IndexError):
         pairs.take(np.array([True, False]))
+
+
+def test_an_encoder_that_adds_the_end_token_is_refused():
+    # BUG: an answer ended twice.
+    with pytest.raises(ValueError, match=r"^encode: got the end token 256 after 'Ada\.', expected ids without added"):
+        tokenized(["Who?"], ["Ada."], lambda text: [*encode(text), END], length=40, end=END)
+    begun = tokenized(["Who?"], ["Ada."], lambda text: [1, *encode(text)], length=40, end=END)
+    assert begun["tokens"][0, 0] == 1
