@@ -266,7 +266,7 @@ def _check_answers(batch):
         if f"{prefix}tokens" not in batch:
             continue
         tokens = np.asarray(batch[f"{prefix}tokens"])
-        if tokens.ndim != 2:
+        if tokens.ndim != 2 or not tokens.shape[1]:
             raise ValueError(f"{prefix}tokens: got shape {tokens.shape}, expected (examples, length)")
         if not np.issubdtype(tokens.dtype, np.integer) or (tokens.size and tokens.min() < 0):
             given = f"token {tokens.min()}" if np.issubdtype(tokens.dtype, np.integer) else f"{tokens.dtype}"

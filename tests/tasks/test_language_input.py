@@ -158,6 +158,8 @@ def test_invalid_tokens_are_refused(tokens):
         # BUG: an AttributeError that named no argument.
         (lambda b: {"tokens": b["tokens"].tolist()}, "batch: got list as tokens, expected arrays"),
         (lambda b: {"tokens": b["tokens"], "labels": b["tokens"]}, "batch: got labels, expected arrays, with mask"),
+        # BUG: JAX's words about a negative shape.
+        (lambda b: {"tokens": b["tokens"][:, :0]}, r"tokens: got shape \(5, 0\), expected \(examples, length\)"),
     ],
 )
 def test_a_batch_with_other_names_or_types_is_refused(change, message):
