@@ -76,7 +76,7 @@ def sample(
     >>> images.shape
     (3, 2, 2, 1)
     """
-    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction")
+    check_function("denoise", denoise, "a function (params, x_t, t, labels) -> prediction", 4)
     if np.ndim(labels) != 1 or not len(labels):
         raise ValueError(f"labels: got shape {np.shape(labels)}, expected (n,) ints, at least one")
     diffusion.check_fit(prediction, schedule)
@@ -90,7 +90,7 @@ def sample(
     if not 1 <= steps <= schedule.steps:
         raise ValueError(f"steps: got {steps}, expected 1 to {schedule.steps}, the steps of the schedule")
     check_number("eta", eta)
-    if not 0 <= eta <= 1:
+    if not isinstance(eta, jax.core.Tracer) and not 0 <= eta <= 1:
         raise ValueError(f"eta: got {eta}, expected a number from 0 (DDIM) to 1 (ancestral)")
     check_number("share", share)
     if not 0 < share <= 1:

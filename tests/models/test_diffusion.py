@@ -157,12 +157,21 @@ def test_one_key_gives_the_same_samples_on_eight_devices(on_devices):
         ({"eta": None}, "eta: got None, expected a number"),
         ({"share": "half"}, "share: got 'half', expected a number"),
         ({"denoise": {}}, "denoise: got {}, expected a function"),
+        ({"denoise": lambda x_t, t, labels: x_t}, r"denoise: got a function of \(x_t, t, labels\), expected a func"),
     ],
 )
 def test_what_is_refused(change, message):
     options = {"labels": jnp.zeros(1, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1} | change
     with pytest.raises(ValueError, match=message):
         sample(options.pop("denoise", exact), None, SCHEDULE, **options)
+
+
+def test_guidance_and_eta_may_be_traced():
+    # BUG: a traced eta was compared with 0 and 1.
+    options = {"labels": jnp.zeros(2, int), "shape": (1,), "key": jax.random.key(0), "nothing": 1, "steps": 3}
+    half = lambda params, x_t, t, labels: x_t / 2
+    draw = lambda guidance, eta: sample(half, None, SCHEDULE, **options, guidance=guidance, eta=eta)
+    np.testing.assert_allclose(jax.jit(draw)(1.5, 0.5), draw(1.5, 0.5), rtol=1e-4, atol=1e-4)
 
 
 def test_a_share_may_be_an_array():
