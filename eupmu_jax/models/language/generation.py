@@ -48,9 +48,9 @@ def generate(
       are NaN, as those of a diverged model are.
 
     Raises:
-      ValueError: Before any work: for no prompts or an empty one, tokens outside the vocabulary, no new tokens, or if
-        the longest prompt and its answer may exceed the model's context. Also for parameters of such mixed dtypes that
-        no cache fits them.
+      ValueError: Before any work: for no prompts or an empty one, tokens or an end token outside the vocabulary, no new
+        tokens, or if the longest prompt and its answer may exceed the model's context. Also for parameters of such
+        mixed dtypes that no cache fits them.
 
     >>> apply = lambda params, tokens: jax.nn.one_hot(tokens + params, 9)
     >>> decode = lambda params, tokens, positions, cache: (apply(params, tokens), cache)
@@ -79,6 +79,8 @@ def generate(
     vocabulary = jax.eval_shape(jax.jit(model.apply), params, one).shape[-1]
     if wrong := [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]:
         raise ValueError(f"prompts: got token {wrong[0]}, expected tokens of the model, 0 to {vocabulary - 1}")
+    if end is not None and end >= vocabulary:
+        raise ValueError(f"end: got token {end}, expected a token of the model, 0 to {vocabulary - 1}")
     given = params, padded, np.array(lengths), int(max_new_tokens), -1 if end is None else int(end)
     tokens, counts, lost = _generated(model, *given)
     if np.any(lost):
