@@ -11,7 +11,7 @@ next to nothing. Compare each unlearned model with the retrained one, after the 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,7 +21,7 @@ import optax
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax._stack.frozen import joined, mask_of, split
-from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training._streams import id_batches
 from eupmu_jax.training.levels import batches_of, chunk_of
@@ -61,8 +61,8 @@ def relearn(
       task: A task with an `error`; accuracy is 100 minus the mean error in percent. Pass `task.attacked`, since an
         attacker trains on the data, not on a distance to the original model.
       params: Parameters of the model; not modified.
-      train: Examples to fine-tune on.
-      watch: Examples on which accuracy is measured.
+      train: Examples to fine-tune on, in memory.
+      watch: Examples on which accuracy is measured, in memory.
       steps, every: Optimizer steps, and the number of steps between two measurements.
       batch_size: Examples in each step; at most all of `train`.
       learning_rate: Constant learning rate.
@@ -73,8 +73,8 @@ def relearn(
       The curve. A classifier whose parameters are no longer finite counts as one that predicts class 0 for everything.
 
     Raises:
-      ValueError: For a number below 1, an empty set, examples that the task refuses, a task without `error`, or a
-        `frozen` tree that does not match.
+      ValueError: For a number below 1, an empty set, examples that are not in memory or that the task refuses, a task
+        without `error`, or a `frozen` tree that does not match.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -86,6 +86,7 @@ def relearn(
     """
     for name, value in (("steps", steps), ("every", every), ("batch_size", batch_size)):
         check_int(name, value, 1, static=True)
+    train, watch = in_memory("train", train), in_memory("watch", watch)
     for name, examples in (("train", train), ("watch", watch)):
         if not len(examples):
             raise ValueError(f"{name}: got no examples, expected at least one")
@@ -139,8 +140,8 @@ def relearn_part(
       The parameters, bitwise unchanged where `part` is False.
 
     Raises:
-      ValueError: For a number below 1, an empty set, examples that the task refuses, or a `part` of another structure,
-        shape or dtype, or without any True.
+      ValueError: For a number below 1, an empty set, examples that are not in memory or that the task refuses, or a
+        `part` of another structure, shape or dtype, or without any True.
 
     Example:
       >>> from eupmu_jax.tasks import as_examples, classification
@@ -152,6 +153,7 @@ def relearn_part(
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         check_int(name, value, 1, static=True)
+    examples = in_memory("examples", examples)
     if not len(examples):
         raise ValueError("examples: got none, expected at least one")
     check_examples("examples", examples, task, params)
@@ -180,6 +182,20 @@ def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rat
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+
+def in_memory(name: str, examples: Any) -> Examples:
+    """Arrays as `Examples`; raises `ValueError` for a source that gives batches, which no compiled loop can read.
+
+    >>> len(in_memory("train", {"inputs": np.zeros((3, 2))}))
+    3
+    """
+    if isinstance(examples, Examples):
+        return examples
+    found = as_examples(name, examples)
+    if not isinstance(found, Examples):
+        raise ValueError(f"{name}: got {type(examples).__name__}, expected a tree of arrays, or Examples of one")
+    return found
 
 
 def accuracy(task: Task, params: chex.ArrayTree, examples: Examples) -> float:

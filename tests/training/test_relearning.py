@@ -201,6 +201,32 @@ def test_fractional_counts_are_refused(name):
         relearn(task, np.eye(2), both, both, **{"steps": 2, "every": 1, "batch_size": 2, name: 1.5})
 
 
+class Source:
+    """Gives batches for positions, as `unlearn` takes it too."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, positions):
+        return {"inputs": np.eye(2)[positions], "labels": np.arange(2)[positions]}
+
+
+def test_examples_may_be_arrays_but_not_a_source():
+    # BUG: "object has no attribute 'tree'", for both.
+    task = classification(lambda w, x: x @ w, num_classes=2)
+    params, both = jnp.zeros((2, 2)), {"inputs": np.eye(2), "labels": np.arange(2)}
+    options = {"steps": 1, "batch_size": 2}
+    curve = relearn(task, params, both, both, every=1, **options)
+    assert curve.accuracy[-1] == 100.0
+    relearned = relearn_part(task, params, jnp.ones((2, 2), bool), both, **options)
+    assert bool(jnp.any(relearned != params))
+    message = "got Source, expected a tree of arrays, or Examples of one"
+    with pytest.raises(ValueError, match=f"^watch: {message}"):
+        relearn(task, params, both, Source(), every=1, **options)
+    with pytest.raises(ValueError, match=f"^examples: {message}"):
+        relearn_part(task, params, jnp.ones((2, 2), bool), Source(), **options)
+
+
 def test_each_step_has_its_own_key_and_the_seed_orders_the_examples():
     seen = []
 
