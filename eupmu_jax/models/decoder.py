@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eupmu_jax._stack.checks import check_int
+
 
 class DecoderSize(NamedTuple):
     """Size of a `Decoder`.
@@ -119,7 +121,8 @@ class Decoder(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If `heads` does not divide `width` into even parts, or `kv_heads` does not divide `heads`.
+      ValueError: If `heads` or `kv_heads` is below 1, `heads` does not divide `width` into even parts, or `kv_heads`
+        does not divide `heads`.
 
     Example:
       >>> nnx.eval_shape(lambda: Decoder(SIZES["tiny"], rngs=nnx.Rngs(0))(jnp.zeros((2, 5), jnp.int32))).shape
@@ -134,6 +137,8 @@ class Decoder(nnx.Module):
         activations: NamedSharding | None = None,
         rngs: nnx.Rngs,
     ):
+        for name in ("heads", "kv_heads"):
+            check_int(f"size.{name}", getattr(size, name), 1, static=True)
         if size.width % size.heads:
             raise ValueError(f"size: got {size.heads} heads for a width of {size.width}, expected a divisor")
         if (size.width // size.heads) % 2:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.tasks.examples import check_labels
 
 
@@ -113,7 +114,7 @@ class DiT(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If `patch_size` does not divide `image_size`, or `heads` or 2 the width.
+      ValueError: If `patch_size` does not divide `image_size`, or `heads`, at least 1, or 2 the width.
 
     Example:
       >>> make = lambda: DiT(10, in_channels=1, image_size=8, patch_size=2, width=8, heads=2, rngs=nnx.Rngs(0))
@@ -135,6 +136,7 @@ class DiT(nnx.Module):
     ):
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
+        check_int("heads", heads, 1, static=True)
         if width % heads or width % 2:
             raise ValueError(f"width: got {width}, expected an even multiple of heads, {heads}")
         self.image_size, self.in_channels, self.patch_size, self.width = image_size, in_channels, patch_size, width

@@ -76,7 +76,7 @@ class UNet(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If there is no level or no block, for a patch size below 1, or for an invalid width.
+      ValueError: If there is no level, for blocks, groups, heads or a patch size below 1, or for an invalid width.
 
     Example:
       >>> model = nnx.eval_shape(lambda: UNet(10, rngs=nnx.Rngs(0)))
@@ -100,10 +100,11 @@ class UNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
+        counts = {"blocks": blocks, "patch_size": patch_size, "groups": groups, "heads": heads}
+        for name, value in counts.items():
+            check_int(name, value, 1, static=True)
         if not widths or any(width % math.lcm(groups, heads, 2) for width in widths):
             raise ValueError(f"widths: got {widths}, expected even multiples of groups, {groups}, and heads, {heads}")
-        for name, value in (("blocks", blocks), ("patch_size", patch_size)):
-            check_int(name, value, 1, static=True)
         self.in_channels, self.patch_size, self.width = in_channels, patch_size, widths[0]
         numbers, condition = patch_size**2 * in_channels, 4 * widths[0]
         block = functools.partial(UNetBlock, condition=condition, groups=groups, rngs=rngs)

@@ -166,6 +166,9 @@ def test_bfloat16_computation_gives_float32_logits_near_those_of_float32(model):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        # BUG: a division by zero.
+        ({"heads": 0}, r"^size.heads: got 0, expected an int of at least 1"),
+        ({"kv_heads": 0}, r"^size.kv_heads: got 0, expected an int of at least 1"),
         ({"heads": 3}, r"^size: got 3 heads for a width of 16"),
         ({"kv_heads": 3}, r"^size: got 3 kv_heads for 4 heads"),
     ],

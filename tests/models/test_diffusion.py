@@ -214,6 +214,13 @@ def test_traced_starts_are_not_checked():
     assert np.isfinite(jax.jit(draw)(jnp.full((1, 1), 3.0))).all()
 
 
+@pytest.mark.parametrize("kind", [DiT, UNet])
+def test_a_model_without_heads_is_refused(kind):
+    # BUG: a division by zero.
+    with pytest.raises(ValueError, match=r"^heads: got 0, expected an int of at least 1"):
+        kind(3, heads=0, rngs=nnx.Rngs(0))
+
+
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="patch_size: got 3, expected a divisor of the image size 8"):
         DiT(3, patch_size=3, rngs=nnx.Rngs(0))
