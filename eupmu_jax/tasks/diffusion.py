@@ -96,7 +96,8 @@ def diffusion(
       gamma: Of `min_snr_weights`; None weights all times equally.
       guidance: Of `negative_guidance`.
       fresh_params: `fresh_params(key)`: untrained parameters.
-      bounded: Whether images lie in [-1, 1]; latents do not.
+      bounded: Whether images lie in [-1, 1]; latents do not. Images in [0, 1] pass too, although a model that was
+        trained on [-1, 1] does worse on them; give those that it was trained on.
 
     Returns:
       The task. Its error is the denoising loss of each example, which is not a rate. So `allowed_error` of `unlearn` is

@@ -83,8 +83,9 @@ def language(
     Returns:
       The task; the same arguments give equal tasks, except with `original`. `mask` has the shape of `tokens` and marks
       those that are predicted (not the prompt or padding), `alternative_mask` those of `alternative_tokens`; without a
-      mask, all but the first are predicted. The outputs are the logits of all next tokens, `(n, length - 1, V)`; if the
-      task or the batch has more, a dict with these as `logits`.
+      mask, all but the first are predicted. Pad on the right, unless `apply` can tell padding on the left from text.
+      The outputs are the logits of all next tokens, `(n, length - 1, V)`; if the task or the batch has more, a dict
+      with these as `logits`.
 
     Raises:
       ValueError: If `apply` or `hidden` is not a function, for an unknown retain loss, error or constant, a retain loss
