@@ -73,9 +73,9 @@ def run(
       rates), digests, versions and device.
 
     Raises:
-      ValueError: For a folder of another run (the message says what differs), positions of all examples or of some that
-        were already forgotten, a run in `after` that is not finished or is on other data, another process that uses the
-        folder, or numbers out of range.
+      ValueError: For a folder of another run (the message says what differs), a finished run without its parameters,
+        positions of all examples or of some that were already forgotten, a run in `after` that is not finished or is on
+        other data, another process that uses the folder, or numbers out of range.
       InterruptedError: If SIGTERM ended the run; repeat the call to resume.
     """
     check_task(own["task"])
@@ -107,6 +107,12 @@ def run(
         reached = records.read(out / "reached.json", "reached")
         if folder.is_of_other_code(own.get("__file__"), reached):
             warnings.warn(f"out: {out} holds the finished run of an earlier version of the file", stacklevel=2)
+        # Deleted by hand, perhaps because they were damaged: the steps that remain give them again.
+        if not (out / "params").is_dir():
+            raise ValueError(
+                f"out: {out / 'params'} is not there, expected the parameters of a finished run; to make them again, "
+                "delete its reached.json"
+            )
         return reached
     with alone(out):
         # Checked again, as another process may have been first.

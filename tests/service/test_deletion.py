@@ -1,6 +1,7 @@
 """From ids to parameters in a folder: what is asked, what is reached, and that repeating a run changes nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -201,6 +202,17 @@ def test_a_damaged_record_is_named(file, tmp_path):
     (out / "asked.json").write_text('{"limit": 1')
     with pytest.raises(ValueError, match=r"out: .*asked.json is damaged; expected JSON that `eupmu` wrote"):
         run(file, out, ASKED._replace(steps=2))
+
+
+def test_a_finished_run_whose_parameters_were_deleted_is_not_reported_as_finished(file, tmp_path):
+    # BUG: it printed its result, the place of the parameters included.
+    out, asked = tmp_path / "run", ASKED._replace(steps=2)
+    reached = run(file, out, asked)
+    shutil.rmtree(out / "params")
+    with pytest.raises(ValueError, match=r"^out: .*params is not there, expected .*; to make them again, delete"):
+        run(file, out, asked)
+    (out / "reached.json").unlink()
+    assert run(file, out, asked)["params"] == reached["params"]
 
 
 @pytest.mark.slow
