@@ -20,7 +20,7 @@ from eupmu_jax.training import checkpoints
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._faults import check_readable
-from eupmu_jax.training._inputs import check_params
+from eupmu_jax.training._inputs import check_counts, check_params
 from eupmu_jax.training._reached import Reached
 from eupmu_jax.training.unlearning import unlearn
 
@@ -81,11 +81,6 @@ def run(
     check_task(own["task"])
     check_params(own["params"], own.get("frozen"))
     asked = limited(asked, own["task"])
-    most = 100 if own["task"].is_rate else float(np.finfo(np.float32).max)
-    if asked.limit is not None and not 0 < asked.limit <= most:
-        wanted = "points of accuracy above 0, at most 100"
-        wanted = wanted if own["task"].is_rate else "a number above 0, in hundredths of the error"
-        raise ValueError(f"limit: got {asked.limit}, expected {wanted}")
     data = as_examples("data", own["data"])
     user_file.groups_of(own, data, np.empty(0, int))
     check_readable("out", out)
@@ -159,7 +154,17 @@ def beginning(
 
 
 def limited(asked: Asked, task: Task) -> Asked:
-    """The settings with a limit of one point, if none is given and the task's error is a rate."""
+    """The settings with a limit of one point, if none is given and the task's error is a rate.
+
+    Raises:
+      ValueError: For a limit or a seed with which no run can begin.
+    """
+    most = 100 if task.is_rate else float(np.finfo(np.float32).max)
+    if asked.limit is not None and not 0 < asked.limit <= most:
+        wanted = "points of accuracy above 0, at most 100"
+        wanted = wanted if task.is_rate else "a number above 0, in hundredths of the error"
+        raise ValueError(f"limit: got {asked.limit}, expected {wanted}")
+    check_counts(seed=asked.seed)
     return asked._replace(limit=1.0) if asked.limit is None and task.is_rate else asked
 
 

@@ -92,17 +92,8 @@ def on_host(examples):
 def check_arguments(
     task: Task, params, sets: Sets, held_out, frozen=None, losses: Sequence[str] = (), **counts: int
 ) -> None:
-    """Raises `ValueError` for arguments with which no run can begin; counts except `probes` and `seed` are at least 1.
-
-    `losses` names the forget losses that the run uses.
-    """
-    for name, value in counts.items():
-        least = 0 if name in ("probes", "seed") else 1
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
-    for name, most in (("seed", MOST_SEED), ("steps", MOST_STEPS)):
-        if counts.get(name, 0) > most:
-            raise ValueError(f"{name}: got {counts[name]}, expected an int of at most {most}")
+    """Raises `ValueError` for arguments with which no run can begin; `losses` names the forget losses that it uses."""
+    check_counts(**counts)
     check_params(params, frozen)
     wanted = _described("forget", sets.forget)
     for name, part in (("retain", sets.retain), ("held_out", held_out)):
@@ -112,6 +103,17 @@ def check_arguments(
         if part is not None:
             check_examples(name, part, task, params)
     _check_functions(task, params, sets.forget, tuple(losses))
+
+
+def check_counts(**counts: int) -> None:
+    """Raises `ValueError` unless all are ints that a run can use: at least 1, except `probes` and `seed`."""
+    for name, value in counts.items():
+        least = 0 if name in ("probes", "seed") else 1
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
+    for name, most in (("seed", MOST_SEED), ("steps", MOST_STEPS)):
+        if counts.get(name, 0) > most:
+            raise ValueError(f"{name}: got {counts[name]}, expected an int of at most {most}")
 
 
 def check_params(params, frozen=None) -> None:

@@ -111,6 +111,22 @@ def test_a_plan_does_not_retain_what_an_earlier_run_forgot(file, tmp_path):
         plan.make(own, IDS, ASKED, after=tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"limit": 0.0}, "limit: got 0.0, expected points of accuracy above 0, at most 100"),
+        ({"limit": 101}, "limit: got 101, expected points"),
+        ({"limit": float("nan")}, "limit: got nan, expected points"),
+        ({"seed": -1}, "seed: got -1, expected an int of at least 0"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616, expected an int of at most"),
+    ],
+)
+def test_what_no_run_can_begin_with_cannot_be_planned(changed, message, file):
+    # BUG: it was planned without a word, and refused by the run.
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(file, ASKED._replace(**changed))
+
+
 def test_a_plan_says_what_an_audit_can_compare_with(file):
     assert "compare with held-out data." in plan.said(make(file))
     file.write_text(file.read_text() + "held_out = None\nretrain = print\n")
