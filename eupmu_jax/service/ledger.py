@@ -157,8 +157,12 @@ def add(connection: sqlite3.Connection, data: str, ids: np.ndarray, reason: str)
       The request, and whether it is new. The same positions of the same data are a single request.
 
     Raises:
-      ValueError: If an earlier request has some of the positions; nothing is added then.
+      ValueError: If an earlier request has some of the positions, or the reason is not text that UTF-8 can hold;
+        nothing is added then.
     """
+    # What Python makes of bytes on the command line that are not UTF-8.
+    if any("\ud800" <= character <= "\udfff" for character in reason):
+        raise ValueError(f"reason: got {reason!r}, expected text in UTF-8")
     digest = digest_of_ids(ids)
     with transaction(connection):
         earlier = connection.execute(

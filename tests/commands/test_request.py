@@ -39,6 +39,12 @@ def test_a_request_is_added_listed_and_shown(told):
     assert "a [letter]" in shown
 
 
+def test_a_reason_that_is_not_text_is_named(told, tmp_path):
+    # BUG: the error named a codec.
+    error = told("add", "mytask.py", "ids.txt", "--reason", "caf\udce9", code=2).err
+    assert error == "eupmu: reason: got 'caf\\udce9', expected text in UTF-8\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
