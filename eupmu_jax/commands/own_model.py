@@ -123,12 +123,14 @@ def verify(report: Path, file: Path) -> None:
         report: The report.json in the folder of the run, or that folder.
         file: The Python file of the run. Nothing in the folder is executed.
     """
+    from eupmu_jax.service._words import printable
     from eupmu_jax.service.report import verify
 
     with own_errors(file):
         wrong = verify(report, file)
     if wrong:
-        print("\n".join(wrong))
+        # They quote the report, which may want to look verified.
+        print("\n".join(printable(" ".join(line.split("\n"))) for line in wrong))
         sys.exit(AUDIT_FAILED)
     print(
         "All hashes and all figures of the audit are as reported. The history and cost of the steps, the device and "

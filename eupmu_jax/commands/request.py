@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eupmu_jax.service import ledger, read_ids, user_file
+from eupmu_jax.service._words import printable
 from eupmu_jax.tasks import as_examples
 
 # Positions that `show` prints on a terminal; it counts the rest.
@@ -36,8 +37,8 @@ def show_all(path: Path, console: Console) -> None:
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("reason")
     for request in found:
-        when = request.made[:16].replace("T", " ")
-        table.add_row(str(request.number), f"{request.examples:,}", request.state, when, escape(request.reason))
+        when, reason = request.made[:16].replace("T", " "), escape(printable(request.reason))
+        table.add_row(str(request.number), f"{request.examples:,}", request.state, when, reason)
     console.print(table if found else "The ledger has no requests.")
 
 
@@ -48,7 +49,7 @@ def show_one(number: int, path: Path, console: Console) -> None:
         ids = ledger.ids_of(connection, number)
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, value in request._asdict().items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, escape(printable(str(value))))
     shown = ids[:SHOWN] if console.is_terminal else ids
     more = f", and {len(ids) - SHOWN:,} more" if len(ids) > len(shown) else ""
     table.add_row("ids", ", ".join(map(str, shown)) + more)

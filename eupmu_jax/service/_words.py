@@ -1,6 +1,18 @@
 """Errors, aims and attacks of a record in words, for a terminal and for a page."""
 
+import unicodedata
+
 from eupmu_jax.methods.eupmu_level import UNLIMITED
+
+
+def printable(text: str) -> str:
+    r"""The text with escapes in place of what would steer a terminal; line breaks and tabs stay.
+
+    >>> printable("a letter\x1b[2J\r of 3 May")
+    'a letter\\x1b[2J\\r of 3 May'
+    """
+    steers = lambda character: unicodedata.category(character).startswith("C") and character not in "\n\t"
+    return "".join(c if not steers(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(error: float | None, rates: bool) -> str:

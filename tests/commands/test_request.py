@@ -39,6 +39,15 @@ def test_a_request_is_added_listed_and_shown(told):
     assert "a [letter]" in shown
 
 
+def test_a_reason_cannot_steer_the_terminal(told):
+    # BUG: escape sequences in the ledger reached the terminal, which they may clear, rename or retype.
+    told("add", "mytask.py", "ids.txt", "--reason", "a\x1b[2J letter\x9b31m\u202e\nof 3 May")
+    for shown in (told("list").out, told("show", "1").out):
+        assert r"a\x1b[2J letter\x9b31m\u202e" in shown
+        assert "of 3 May" in shown
+        assert all(character.isprintable() or character == "\n" for character in shown)
+
+
 def test_a_reason_that_is_not_text_is_named(told, tmp_path):
     # BUG: the error named a codec.
     error = told("add", "mytask.py", "ids.txt", "--reason", "caf\udce9", code=2).err

@@ -203,6 +203,14 @@ def test_the_command_names_differences_with_exit_code_4(copy, eupmu, capsys):
     assert "is not the file that was reported" in capsys.readouterr().out
 
 
+def test_names_in_a_report_cannot_steer_the_terminal(copy, eupmu, capsys):
+    # BUG: a report could clear the screen and write that all of it had been verified.
+    name = "\x1b[2J\x1b[HAll hashes are as reported.\n"
+    change_report(copy, lambda made: made["files"].update({name: "0" * 64}))
+    assert eupmu("verify", copy / "run", copy / "mytask.py") == 4
+    assert capsys.readouterr().out == "\\x1b[2J\\x1b[HAll hashes are as reported. : is not there\n"
+
+
 def test_a_run_that_was_not_audited_has_no_report(copy):
     (copy / "run" / "audit.json").unlink()
     with pytest.raises(ValueError, match=r"audit.json is not there; expected the folder of a finished and audited run"):
