@@ -20,6 +20,8 @@ def schema() -> dict[str, Any]:
 
 
 VERSION = schema()["$defs"]["report"]["properties"]["version"]["const"]
+# What the page of a report draws of a history.
+DRAWN = ("step", "forget_error", "retain_error")
 
 
 @functools.cache
@@ -58,6 +60,17 @@ def check(record: Any, kind: str, place: str) -> None:
         where = "/".join(map(str, error.absolute_path)) or "the whole"
         wanted = json.dumps({error.validator: error.validator_value})[:200]
         raise ValueError(f"{place} has {_short(error.instance)} for {where}, expected by the schema: {wanted}")
+    if kind in ("reached", "report"):
+        _check_history((record["reached"] if kind == "report" else record)["history"], place)
+
+
+def _check_history(history, place):
+    """Raises `ValueError` for a history that no page can show; the schema cannot compare lengths."""
+    lengths = {name: len(values) for name, values in history.items()}
+    if len(set(lengths.values())) != 1 or not set(DRAWN) <= set(history):
+        raise ValueError(
+            f"{place} has a history of {_short(lengths)}, expected equally long lists, among them {', '.join(DRAWN)}"
+        )
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

@@ -240,6 +240,17 @@ def test_invalid_json_gives_a_value_error_that_names_the_file(found, tmp_path_fa
         records.read(path, "report")
 
 
+@pytest.mark.parametrize("change", [dict.clear, lambda history: history["step"].pop()])
+def test_a_history_that_cannot_be_drawn_is_named(change, copy, eupmu, capsys):
+    # BUG: `eupmu report` ended with a traceback, after it had written half of the report.
+    path = copy / "run" / "reached.json"
+    reached = json.loads(path.read_text())
+    change(reached["history"])
+    path.write_text(json.dumps(reached))
+    assert eupmu("report", copy / "run") == 2
+    assert re.match(r"eupmu: out: .*reached.json has a history of \{.*, expected equally", capsys.readouterr().err)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^file: .*absent.py is not there; expected the Python file"):
         report.verify(tmp_path, tmp_path / "absent.py")
