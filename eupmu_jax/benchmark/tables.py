@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eupmu_jax.benchmark import designs, saved, summary
+from eupmu_jax.benchmark import designs, saved, summary, tuning
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods.method import OPTIMIZER_SETTINGS
 
@@ -102,7 +102,8 @@ def show(
         for score in design.scores:
             lines = summary.lines_of(found, name, design, case, score)
             if methods:
-                lines = [line for line in lines if line.name in (*REFERENCES, *methods)]
+                of_method = lambda line: line.name.removesuffix(f", {tuning.UNTUNED}")
+                lines = [line for line in lines if of_method(line) in (*REFERENCES, *methods)]
             if not lines:
                 continue
             title = f"{name}, {case.forget}: settings {CHOSEN[score]}"

@@ -191,6 +191,19 @@ def test_tables_are_limited_to_the_requested_forget_sets(tmp_path, monkeypatch):
     assert "no rows of digits, class:{}, seeds 0, 1, 2, in" in shown("class:{}")
 
 
+def test_the_untuned_runs_of_a_requested_method_are_shown(tmp_path, monkeypatch):
+    # BUG: `--methods EUPMU` computed them, and left them out of its table.
+    monkeypatch.setitem(DESIGNS, NAME, DESIGN)
+    found = make()
+    untuned = [row | {"trial": tuning.UNTUNED} for row in found if row["kind"] == "run" and row["trial"] == 0]
+    rows.replace(tmp_path / "rows.jsonl", [*found, *untuned])
+    console = Console(width=140, file=io.StringIO())
+    tables.show(NAME, tmp_path, "terminal", console, methods=["SalUn"])
+    printed = console.file.getvalue()
+    assert "SalUn, untuned" in printed
+    assert "fine-tuning" not in printed
+
+
 @pytest.mark.parametrize("scores", [("blind",), ("blind", "gap")])
 def test_there_is_a_table_only_for_each_score_of_the_design(tmp_path, monkeypatch, scores):
     monkeypatch.setitem(DESIGNS, NAME, DESIGN._replace(scores=scores))
