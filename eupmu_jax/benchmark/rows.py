@@ -105,7 +105,7 @@ def read(path: Path, needed: Sequence[str] = ()) -> list[dict]:
 def _fields(line):
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

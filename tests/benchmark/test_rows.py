@@ -86,6 +86,7 @@ def test_rows_are_read_as_written(tmp_path_factory, made):
         ('{"a": 1', "line 3: got '{\"a\": 1', expected a row"),
         ("\x80", "line 3: got "),
         ('{"b": 1}', "line 3: got a row without a, expected one with a"),
+        ("[" * 100_000, r"line 3: got '\[\["),
         ('{"a": 1, "run": "0"}', "line 3: got a row of run '0', expected a line above it"),
     ],
 )

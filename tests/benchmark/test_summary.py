@@ -1,6 +1,7 @@
 """Tables show means, intervals and ties of the rows of the current versions, and of no others."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -129,6 +130,26 @@ def test_a_row_of_another_experiment_is_named(tmp_path):
         ValueError, match=r"rows.jsonl, line 1: got a row without kind, design, .* expected one with kind"
     ):
         kept(tmp_path, [{"method": "original", "data": "digits", "forget": "class:3", "seed": 0}])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"design": ["digits"]}, "got a row with design ['digits'], expected a string"),
+        ({"method": None}, "got a row with method None, expected a string"),
+        ({"seed": "100"}, "got a row with seed '100', expected an int"),
+        ({"trial": 0.5}, "got a row with trial 0.5, expected an int, or 'untuned'"),
+        ({"blind": "0.1"}, "got a row with blind '0.1', expected a number"),
+        ({"blind": None}, "got a row with blind None, expected a number"),
+    ],
+)
+def test_a_row_with_a_field_of_the_wrong_type_is_named(changed, message, tmp_path):
+    # BUG: a traceback, or a trial that was silently missing and computed again.
+    found = make()
+    trial = next(index for index, row in enumerate(found) if row["kind"] == "trial")
+    found[trial] |= changed
+    with pytest.raises(ValueError, match=re.escape(f"rows.jsonl: {message}")):
+        kept(tmp_path, found)
 
 
 def test_a_diverged_run_is_last_and_has_no_interval():
