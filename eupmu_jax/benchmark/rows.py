@@ -161,13 +161,20 @@ def replace(path: Path, rows: Iterable[dict]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A context with a file to write that atomically replaces `path` at the end."""
+    """A context with a file to write that atomically replaces `path` at the end, and that an error removes."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # A full disk does not say which file it has no space for.
+            error.filename = str(path)
+        raise
 
 
 def _lines(row):

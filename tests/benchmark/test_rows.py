@@ -1,5 +1,6 @@
 """Rows survive kills and concurrent writers and share their provenance, and a bad line is named."""
 
+import errno
 import json
 import multiprocessing
 
@@ -85,8 +86,8 @@ def test_rows_are_read_as_written(tmp_path_factory, made):
         ("[1, 2]", r"line 3: got '\[1, 2\]', expected a row"),
         ('{"a": 1', "line 3: got '{\"a\": 1', expected a row"),
         ("\x80", "line 3: got "),
-        ('{"b": 1}', "line 3: got a row without a, expected one with a"),
         ("[" * 100_000, r"line 3: got '\[\["),
+        ('{"b": 1}', "line 3: got a row without a, expected one with a"),
         ('{"a": 1, "run": "0"}', "line 3: got a row of run '0', expected a line above it"),
     ],
 )
@@ -155,6 +156,16 @@ def test_a_row_without_a_trailing_newline_counts(tmp_path):
     assert rows.read(path) == [{"a": 1}, {"a": 2}]
     rows.append(path, {"a": 3})
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+def test_a_file_that_could_not_be_replaced_is_named_and_leaves_nothing_else(tmp_path):
+    # BUG: "No space left on device" alone, and an empty file for each attempt.
+    path = tmp_path / "audit.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left") as raised, rows.replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(path)
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("audit.json", "old")]
 
 
 @pytest.mark.parametrize("text", ["dear diary\n", "no end of a line", "[1, 2]", '{\n  "valuable": 1\n}'])
