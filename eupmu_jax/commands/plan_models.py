@@ -22,6 +22,8 @@ MODELS = (*SIZES, DDPM, STABLE_DIFFUSION)
 # A denoiser of 32 x 32 images like that of Ho et al. 2020, appendix B, with 26.9 instead of 35.7 million parameters:
 # theirs also has attention at 16 x 16, one more block per level on the way up, and two blocks below the lowest level.
 WIDTHS, BLOCKS, GROUPS = (128, 256, 256, 256), 2, 32
+# A sixteenth of what a compiler can count, as several arrays of that size are counted together.
+MOST_BYTES = 2**59
 # Latents of images of 512 x 512 pixels.
 LATENT = (64, 64, UNetConfig().channels)
 
@@ -60,8 +62,8 @@ def planned(model: str, mesh: Mesh, batch: int, sequence: int, adapters: int = 0
       adapters: Rank of the low-rank adapters that are a decoder's only parameters, all else fixed; 0 for none.
 
     Raises:
-      ValueError: For an unknown model, adapters for a model that is not a decoder, or a mesh that does not fit the
-        model or the batch.
+      ValueError: For an unknown model, adapters for a model that is not a decoder, a mesh that does not fit the model
+        or the batch, or sequences whose attention scores are more than a compiler can count.
     """
     if model not in MODELS:
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(MODELS)}")
@@ -81,6 +83,11 @@ def _decoder(model, mesh, batch, sequence, adapters):
         raise ValueError(
             f"tensor, batch: got a mesh of data {data} x tensor {tensor} and batch {batch}; expected tensor to divide "
             f"the {size.kv_heads} key and value heads, data to divide the batch, and both the width {size.width}"
+        )
+    if (scores := 8 * batch * size.heads * sequence**2) > MOST_BYTES:
+        raise ValueError(
+            f"batch, sequence: got {batch} and {sequence}, whose attention scores take {scores:.1e} bytes; expected at "
+            f"most {MOST_BYTES:.1e}, as more overflows in the compiler"
         )
     activations = NamedSharding(mesh, PartitionSpec("data"))
     abstract = nnx.eval_shape(lambda: Decoder(size, jnp.bfloat16, activations=activations, rngs=nnx.Rngs(0)))

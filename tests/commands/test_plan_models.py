@@ -49,3 +49,10 @@ def test_a_batch_that_the_devices_cannot_divide_is_named():
         plan_models.planned("ddpm-cifar10", mesh, batch=6, sequence=16)
     with pytest.raises(ValueError, match="model: got 'dit', expected one of tiny, 135m, 1b, 7b, 8b, 70b, ddpm-cifar10"):
         plan_models.planned("dit", mesh, batch=4, sequence=16)
+
+
+def test_sequences_that_overflow_in_the_compiler_are_named():
+    # BUG: the compiler aborted the process.
+    message = r"batch, sequence: got 1000000 and 1000000, whose attention scores take 3.2e\+19 bytes; expected at most"
+    with pytest.raises(ValueError, match=message):
+        plan_models.planned("tiny", make_mesh(1, 1), batch=10**6, sequence=10**6)
