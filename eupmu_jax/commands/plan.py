@@ -148,7 +148,7 @@ def make(
             kind: [sum(c.times for c in found if c.kind == kind), sum(c.received for c in found if c.kind == kind)]
             for kind in program.KINDS
         },
-        "gram_all_reduces": sum(c.times for c in found if (c.kind, c.shape) == ("all-reduce", "f32[3]")),
+        "gram_all_reduces": sum(c.times for c in found if c.kind == "all-reduce" and "f32[3]" in _parts(c.shape)),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
         **rows.provenance(command_line(), devices[0].device_kind),
@@ -177,8 +177,8 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     for kind, (count, received) in row["collectives"].items():
         if count:
             add(kind, f"{count:,} a step, {_readable(received)} received by a device")
-    if row["step"].startswith("explicit"):
-        add("  of which for the surgery", f"{row['gram_all_reduces']} all-reduce of 3 numbers")
+            if kind == "all-reduce" and row["step"].startswith("explicit"):
+                add("  of which for the surgery", f"{row['gram_all_reduces']} all-reduce of 3 numbers")
     add("matrix products", f"{_readable(row['flops'], 'FLOP')} on a device")
     if row["roofline_seconds"]:
         times = row["roofline_seconds"]
@@ -188,6 +188,11 @@ def show(row: dict[str, Any], out: Path | None, console: Console) -> None:
     console.print(table)
     if out is not None:
         rows.append(out, row)
+
+
+def _parts(shape):
+    """The shapes of a collective, which XLA may have combined from several, such as `(f32[3], f32[2])`."""
+    return re.findall(r"\w+\[[\d,]*\]", shape)
 
 
 def _name(model):

@@ -92,6 +92,16 @@ def test_explicit_surgery_adds_one_small_all_reduce(on_cpus):
 
 
 @pytest.mark.slow
+def test_the_small_all_reduce_is_found_where_the_compiler_combines_it_with_another(tmp_path):
+    # BUG: on a mesh without tensor parallelism it is one with that of the losses, and the table said 0.
+    printed, rows = run(tmp_path, "explicit", topology="cpu:2", model="tiny", tensor=1, batch=4, sequence=16)
+    assert rows["explicit"]["gram_all_reduces"] == 1
+    lines = printed.splitlines()
+    index = next(index for index, line in enumerate(lines) if "1 all-reduce of 3 numbers" in line)
+    assert lines[index - 1].split()[0] == "all-reduce"
+
+
+@pytest.mark.slow
 def test_tables_fit_a_terminal_and_agree_with_the_rows(on_cpus):
     printed, rows = on_cpus
     assert all(len(line) <= 80 for line in printed.splitlines())
