@@ -23,15 +23,21 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def check_readable(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises `ValueError` unless this is a path, and for one that Orbax would read as a glob pattern, not as written.
+    r"""Raises `ValueError` unless this is a path, and for one that Orbax would not read as written.
 
     >>> check_readable("out", "runs/request 17")
     >>> check_readable("out", "/runs/request[17]")
     Traceback (most recent call last):
     ValueError: out: got /runs/request[17], expected a path without any of [ ] * ?
+    >>> check_readable("out", "/runs/caf\udce9")
+    Traceback (most recent call last):
+    ValueError: out: got '/runs/caf\udce9', expected a path in UTF-8
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"{name}: got {path!r}, expected a path")
     where = str(path) if "://" in str(path) else str(Path(path).absolute())
     if set("[]*?") & set(where):
         raise ValueError(f"{name}: got {path}, expected a path without any of [ ] * ?")
+    # What Python makes of bytes that are not UTF-8, which is all that Orbax can pass on.
+    if any("\ud800" <= character <= "\udfff" for character in where):
+        raise ValueError(f"{name}: got {str(path)!r}, expected a path in UTF-8")
