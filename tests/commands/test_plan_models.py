@@ -15,7 +15,7 @@ from eupmu_jax.sharding import make_mesh
         ("tiny", 361_088, "sequences of 16 tokens"),
         pytest.param("ddpm-cifar10", 26_871_427, "images of 32 x 32 pixels", marks=pytest.mark.slow),
         # The published number of parameters.
-        pytest.param("stable-diffusion", 859_520_964, "latent images of 512 x 512 pixels", marks=pytest.mark.slow),
+        pytest.param("stable-diffusion", 859_520_964, "latent images of 512 x 512 pixels", marks=pytest.mark.long),
     ],
 )
 def test_every_model_has_its_size_and_a_differentiable_loss(model, parameters, examples):

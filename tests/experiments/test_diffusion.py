@@ -124,7 +124,7 @@ def test_models_of_clothes_are_those_of_the_plan_and_attacked_as_it_says():
     assert all(attacks > row if trial in plan.attacked else attacks == row for (_, trial), attacks in found.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_case_has_its_own_images_network_and_files(tmp_path, monkeypatch):
     labels = np.arange(160) % 10
     tree = {"inputs": np.random.default_rng(0).uniform(-1, 1, (160, 4, 4, 1)).astype(np.float32), "labels": labels}

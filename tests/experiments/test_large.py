@@ -78,7 +78,7 @@ def test_the_unet_of_cifar10_is_trained_and_forgets_a_class(small, tmp_path):
     assert len(rows.read(tmp_path / "rows.jsonl")) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stable_diffusion_forgets_a_caption_on_eight_devices(small, tmp_path, on_devices):
     arguments = ["stable-diffusion", *folder_of(tmp_path), "--steps", 2, "--batch", 8, "--out", tmp_path / "run"]
     command = [sys.executable, "-c", EIGHT, *map(str, arguments), "--model-axis", "2"]

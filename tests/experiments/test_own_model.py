@@ -56,7 +56,7 @@ def test_three_successive_requests_all_pass_the_audit_after_the_last(here, monke
     assert all(high >= row["level"]["target"] for high, row in zip(again, found, strict=False))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_mesh_of_eight_devices_the_figures_are_the_same(here, on_devices, eupmu):
     np.savetxt("ids.txt", np.arange(100), "%d")
     asked = "--forget ids.txt --steps 60 --forget-batch 16 --retain-batch 48 --retrain --out"

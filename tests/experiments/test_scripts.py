@@ -43,7 +43,7 @@ def test_the_example_of_a_flax_model_forgets_to_the_level_of_unseen_digits(capsy
     assert level.comparison.low <= 0 <= level.comparison.high
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_on_eight_devices_runs():
     script = str(EXPERIMENTS / "examples" / "eight_devices.py")
     finished = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ)
@@ -85,7 +85,7 @@ def test_only_a_newer_version_of_a_method_runs_again_on_passages():
     assert parts.newest(both, "model") == made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_a_language_model_forgets_passages(tmp_path):
     try:
