@@ -105,6 +105,7 @@ def test_the_tolerance_stays_finite_under_a_schedule_that_ends_near_0(learning_r
         np.testing.assert_array_equal(epsilon, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [jnp.inf, np.array([0.5, np.inf])])
 def test_a_run_without_a_limit_can_start_at_a_learning_rate_of_0(limit):
     # BUG: 0 times infinity made the tolerance NaN, so that the first step was refused again and again.

@@ -119,6 +119,7 @@ def test_a_worker_whose_parent_was_killed_before_it_started_exits(tmp_path):
     assert code == 1
 
 
+@pytest.mark.slow
 def test_compiled_programs_of_a_finished_job_are_released(monkeypatch):
     double = jax.jit(lambda x: 2 * x)
     monkeypatch.setattr(jobs, "run", lambda job, place: double(1.0))

@@ -59,6 +59,7 @@ def longer_by_hand(errors, limit, target, safe, most):
 FIGURES = st.tuples(st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
 
+@pytest.mark.slow
 @given(st.lists(FIGURES, min_size=1, max_size=16))
 def test_steps_are_longer_where_the_forget_set_is_short_of_its_target_and_the_retain_set_safe(errors):
     options = {"target": 0.4003, "safe": 0.1007, "most": 3.0}

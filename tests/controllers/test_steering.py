@@ -56,6 +56,7 @@ def test_a_target_out_of_reach_saturates_and_the_integral_does_not_wind_up():
     chex.assert_trees_all_close((state.weights, state.integrals), (jnp.array([0.3]), jnp.array([0.0])))
 
 
+@pytest.mark.slow
 def test_at_a_target_of_1_the_weight_vanishes_once_the_error_reaches_it():
     # BUG: the integral accumulated on the way kept the weight at its maximum after the class was forgotten.
     tx = forget_level(1.0, proportional=50.0, integral=0.2, max_weight=2.0)

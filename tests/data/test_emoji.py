@@ -171,6 +171,7 @@ def real(tmp_path_factory):
     return data_dir
 
 
+@pytest.mark.slow
 def test_the_real_package_can_be_loaded(real):
     data = load("emoji", data_dir=real)
     counts = np.bincount(data.train_labels), np.bincount(data.test_labels)

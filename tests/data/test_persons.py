@@ -248,6 +248,7 @@ def test_the_holdout_is_never_trained_on_and_forget_sets_are_nested(splits):
         assert not set(part.holdout.question) & {*part.forget.question, *part.retain.question}
 
 
+@pytest.mark.slow
 def test_the_seed_determines_splits_and_wrong_answers(splits):
     persons._made.cache_clear()
     again = persons.load()

@@ -14,6 +14,7 @@ def small_cnn():
     return rows.select(saved.read(page.ROWS), design="fashion_mnist-cnn", forget="random:10%")
 
 
+@pytest.mark.slow
 def test_a_second_run_is_within_the_intervals_of_the_first_unless_it_is_far_off():
     first = small_cnn()
     seeds = designs.design("fashion_mnist-cnn").seeds

@@ -8,6 +8,7 @@ from eupmu_jax.methods._whole_set import CHUNK, mean_gradient
 from eupmu_jax.tasks import Examples
 
 
+@pytest.mark.slow
 def test_chunks_add_up_to_the_whole_set(digits):
     task, data = digits.task, digits.retain
     assert len(data) > 2 * CHUNK

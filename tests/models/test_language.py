@@ -278,6 +278,7 @@ def adapted_of_tunix(**more):
     return qwix.apply_lora_to_model(made, provider, **made.get_model_input(), rngs=nnx.Rngs(params=1))
 
 
+@pytest.mark.slow
 def test_a_users_own_adapters_can_be_trained_and_written_back_with_remat():
     # BUG: Flax raised its own error about a variable of another trace.
     from tunix.models.qwen2.model import RematConfig

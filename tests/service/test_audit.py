@@ -63,6 +63,7 @@ def test_the_run_itself_says_that_the_examples_are_too_few(file, eupmu, capsys):
         assert ("too few or were barely learned" in capsys.readouterr().out) is told
 
 
+@pytest.mark.slow
 def test_an_audit_that_the_untouched_model_passes_too_is_inconclusive_when_nothing_changed(file, eupmu, capsys):
     # BUG: a run of one step, which changed nothing, passed with a remark.
     assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
@@ -103,6 +104,7 @@ def test_adding_or_removing_unseen_data_after_the_run_does_not_make_its_record_f
     assert [reason for reason in audit.run(file, out)["reasons"] if "reached.json" in reason]
 
 
+@pytest.mark.slow
 def test_a_retrained_model_is_audited_too(file):
     file.write_text(file.read_text() + "retrain = lambda positions: params if 149 not in positions else None\n")
     out = run(file, steps=1, ids=150)

@@ -44,6 +44,7 @@ def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file, monkeyp
     assert "even with the smallest batches" in plan.said(make(file, device_bytes=1_000))
 
 
+@pytest.mark.slow
 def test_no_smaller_batch_is_proposed_where_measuring_takes_more_memory_than_a_step(file):
     small = make(file)
     assert small["outside"] > small["temporary"]

@@ -110,6 +110,7 @@ def test_a_run_that_restores_what_an_earlier_run_forgot_is_no_success(file, monk
     assert states() == ["unlearned", "infeasible"]
 
 
+@pytest.mark.slow
 def test_requests_unlearned_on_other_data_are_reported(file, eupmu, capsys):
     # BUG: once an example was added to the data, nothing said that the forgotten examples are retained again.
     assert eupmu("request", "add", "mytask.py", "ids.txt") == 0

@@ -27,6 +27,7 @@ def longest_of(*args):
     return seen[-1]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 50), st.integers(1, 60))
 def test_parts_give_the_results_of_the_whole(count, at_once):
     x, labels = jnp.linspace(-1, 1, count), jnp.arange(count) % 3
@@ -37,6 +38,7 @@ def test_parts_give_the_results_of_the_whole(count, at_once):
     np.testing.assert_allclose(found, wide(0.5, x, labels), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_is_measured_on_the_same_noise_whatever_the_size_of_parts(monkeypatch):
     # BUG: 500 images were passed at once, which take tens of gigabytes with Stable Diffusion; in smaller batches they
     # would have been given other times.

@@ -147,6 +147,7 @@ def test_equal_keys_give_equal_noise_and_different_keys_different_noise(params):
     np.testing.assert_array_equal(outputs(None), outputs(None))
 
 
+@pytest.mark.slow
 def test_rows_share_noise_and_times_only_between_batches_of_equal_size(params):
     made, key = tasks.diffusion(lambda params, x_t, t, labels: x_t, SCHEDULE, num_conditions=CLASSES), jax.random.key(1)
     # For black images, the target depends only on noise and time.
@@ -190,6 +191,7 @@ def test_methods_run_on_the_diffusion_task(method, trained):
     assert result.figures["returned"]["retain_loss"] < 1.1 * result.figures["original"]["retain_loss"]
 
 
+@pytest.mark.slow
 def test_without_unseen_data_bringing_retained_conditions_to_the_level_of_unknown_ones_is_warned_about(params, caplog):
     unlearn("EUPMU", task(), params, batch_of(8), batch_of(16), steps=1, probes=0)
     assert "does not know the conditions of the forget set, although the retain set has some of them" in caplog.text

@@ -48,6 +48,7 @@ def test_held_out_examples_are_found_in_the_training_data_whatever_their_dtype(d
     assert "held_out: 20 of the 20 examples are in the retain set, or equal some in it" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0, 20])
 def test_an_error_rate_at_its_target_before_the_run_is_warned_about(digits, caplog, wrong):
     # BUG: every rate was said to be 0, so a higher one was misstated, and unmentioned unless the target was 0.

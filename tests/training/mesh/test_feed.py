@@ -110,6 +110,7 @@ with pytest.raises(ValueError, match="sizes: got 12 for set 0, expected a multip
 """
 
 
+@pytest.mark.slow
 def test_the_mesh_changes_the_sharding_of_a_batch_and_not_its_values(on_devices):
     finished = subprocess.run([sys.executable, "-c", SCRIPT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
