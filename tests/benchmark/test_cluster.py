@@ -200,6 +200,7 @@ def fails(arguments, capsys, eupmu):
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "reason"),
     [

@@ -74,6 +74,7 @@ def test_a_new_version_of_a_method_needs_new_rows(monkeypatch):
     assert len(jobs.missing(UNLEARNING, made)) == DESIGN.trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet"])
 def test_the_saved_rows_complete_every_job_and_a_key_finds_one_of_them(name):
     made = rows.select(saved.read(ROWS), design=name)

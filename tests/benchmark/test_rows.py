@@ -70,6 +70,7 @@ JSON = st.recursive(
 NAMES = st.text(min_size=1).filter(lambda name: name not in ("run", "kind")) | st.sampled_from(rows.SHARED)
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(NAMES, JSON, min_size=1, max_size=4), max_size=5))
 def test_rows_are_read_as_written(tmp_path_factory, made):
     path = tmp_path_factory.mktemp("rows") / "rows"

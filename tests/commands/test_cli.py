@@ -126,6 +126,7 @@ def test_python_m_eupmu_jax_runs_the_command():
     assert "usage: eupmu" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["nowhere.gguf", None])
 def test_without_language_model_weights_one_line_says_how_to_get_them(source, tmp_path, monkeypatch, capsys, eupmu):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

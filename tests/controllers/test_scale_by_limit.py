@@ -34,6 +34,7 @@ def by_hand(figures, limit, start=0.1, growth=1.3, shrink=0.5, least=1e-3):
     return scales
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=12), st.sampled_from([0.0, 0.25, 0.5]))
 def test_scales_are_those_of_the_rule(figures, limit):
     scales, _ = run(scale_by_limit(limit), figures)

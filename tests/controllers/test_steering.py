@@ -159,6 +159,7 @@ def test_whatever_the_level_the_surgery_keeps_its_constraint(rows, error, gain):
     assert np.dot(direction, retain) >= -0.01 - 1e-5 * (1 + scale)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1))
 def test_smoothing_has_no_bias(seed):
     figures = np.random.default_rng(seed).uniform(size=12).astype(np.float32)

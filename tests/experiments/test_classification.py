@@ -31,6 +31,7 @@ def test_a_second_run_is_within_the_intervals_of_the_first_unless_it_is_far_off(
     assert salun.split(" | ")[5] == "no"
 
 
+@pytest.mark.slow
 def test_the_summary_gives_the_rank_of_the_budget():
     found = small_cnn()
 

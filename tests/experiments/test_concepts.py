@@ -27,6 +27,7 @@ def test_what_the_page_says_of_losses_on_flags_is_in_the_rows():
     assert ours["shown"]["flag"] > told["shown"]["flag"] == 0
 
 
+@pytest.mark.slow
 def test_only_flags_are_prompted_by_a_single_word(found):
     assert len(found.concepts) == len(found.tree["inputs"]) > 500
     flag = np.eye(len(found.words))[found.words.index("flag")]
@@ -35,6 +36,7 @@ def test_only_flags_are_prompted_by_a_single_word(found):
     assert not asked[found.concepts != 0, found.words.index("flag")].any()
 
 
+@pytest.mark.slow
 def test_a_prompt_is_the_mean_of_its_words_and_the_last_is_empty(found):
     np.testing.assert_allclose(found.prompts.sum(1), [1] * models.nothing() + [0], rtol=1e-6)
     words = models.Words(len(found.words), 8, rngs=nnx.Rngs(0))
@@ -43,6 +45,7 @@ def test_a_prompt_is_the_mean_of_its_words_and_the_last_is_empty(found):
     np.testing.assert_allclose(words(both[None])[0], words.embedding[...][:2].mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_classifier_is_tested_on_emoji_that_it_was_not_trained_on(found):
     assert 0.1 < found.tested.mean() < 0.4
     for concept in range(len(models.CONCEPTS)):

@@ -102,6 +102,7 @@ def test_how_far_a_model_is_from_the_retrained_one_is_the_mean_of_five_figures()
     assert compared.distance(found, found[0]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["npo", "kl_minimisation", "level_of_probability"])
 def test_where_a_run_begins_is_told_as_its_task_has_it(toy_persons, objective):
     original, part = persons.model()[0].params, toy_persons.retain

@@ -250,6 +250,7 @@ def test_shapes_that_would_broadcast_are_refused(call, message):
         jax.eval_shape(call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [language.kl_to_reference, language.undial], ids=["kl", "undial"])
 def test_a_padded_vocabulary_adds_nothing(loss):
     # BUG: 0 times infinity turned the loss and its gradient into NaN.

@@ -57,6 +57,7 @@ def test_the_default_limit_follows_the_unit_of_the_error(tmp_path):
         deletion.run(own, IDS[:10], out, ASKED._replace(limit=1e39), "a command")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.parametrize("unit", [1.0, 1e6])
 def test_without_unseen_data_no_aim_counts_as_reached_where_none_is_known(unit, tmp_path):
@@ -204,6 +205,7 @@ def test_a_damaged_record_is_named(file, tmp_path):
         run(file, out, ASKED._replace(steps=2))
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_parameters_were_deleted_is_not_reported_as_finished(file, tmp_path):
     # BUG: it printed its result, the place of the parameters included.
     out, asked = tmp_path / "run", ASKED._replace(steps=2)

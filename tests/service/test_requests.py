@@ -170,6 +170,7 @@ def test_a_request_does_not_relearn_what_another_had_unlearned(file, eupmu, caps
     assert eupmu(*first) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:out")
 def test_a_file_that_changed_since_the_run_is_warned_about(file, eupmu, capsys):
     # BUG: for a changed model the result of the old one was reported, and it was audited without a warning.

@@ -44,6 +44,7 @@ def test_bfloat16_rows_are_summed_in_float32():
     np.testing.assert_allclose(algebra.gram_matrix(tree), flat @ flat.T, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gram_matrices_can_be_vmapped_and_differentiated():
     trees = jnp.asarray(rows(3, 2, 32, 32))
     grams = jax.vmap(algebra.gram_matrix)(trees)

@@ -237,6 +237,7 @@ def test_value_fn_must_return_the_retain_losses_only():
         guard.update(jnp.ones((2, 2)), guard.init(params), params, value_fn=lambda p: jnp.ones(2))
 
 
+@pytest.mark.slow
 def test_a_demand_that_contradicts_the_others_does_not_undo_them():
     # BUG: later rounds demanded it again, so the update ended where the largest demand was violated most.
     demands = tolerances.stateless(lambda count, levels: jnp.array([-3.0, -1.0]), 2)

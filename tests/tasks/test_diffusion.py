@@ -108,6 +108,7 @@ def test_the_error_of_unknown_examples_is_that_of_the_mean_prediction_for_other_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_the_noise_loss_compares_the_predicted_noise_with_uniform_noise(prediction, params):
     made, batch = task(prediction=prediction), batch_of(6)
@@ -129,6 +130,7 @@ def test_the_noise_loss_is_finite_under_a_schedule_that_ends_in_pure_noise(param
     assert loss < 10
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_a_target_and_the_original_may_provide_it(params):
     batch = batch_of(8)
     loss = lambda made: lambda p: made.forget["unconditional"](made.outputs(p, batch, None), batch)
@@ -157,6 +159,7 @@ def test_rows_share_noise_and_times_only_between_batches_of_equal_size(params):
     assert np.any(target(8, 0) != target(16, 0)[:8])
 
 
+@pytest.mark.slow
 def test_dropped_conditions_count_only_in_the_retain_loss(params):
     made, batch = task(dropout=0.5), batch_of(64)
     outputs = made.outputs(params, batch, jax.random.key(0))

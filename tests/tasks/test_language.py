@@ -99,6 +99,7 @@ def test_npo_and_dpo_follow_their_formulas():
     np.testing.assert_allclose(every(TASK, PARAMS, CACHED)["dpo"][0], dpo, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARING)
 def test_cached_references_and_the_original_parameters_give_the_same_loss(name):
     cached, computed = every(TASK, PARAMS, CACHED)[name], every(WITH_ORIGINAL, PARAMS, BATCH)[name]
@@ -179,6 +180,7 @@ def test_unlearning_lowers_a_loss_whose_references_are_cached(name):
     assert after < 0.95 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["random_labels", "kl_to_uniform"])
 def test_tokens_of_probability_0_change_no_loss(name):
     # BUG: for a vocabulary padded with logits of minus infinity, both losses were infinite.

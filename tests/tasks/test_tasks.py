@@ -75,6 +75,7 @@ def test_random_labels_that_were_not_drawn_are_named(language):
             made.forget["random_labels"](made.outputs(weights, given, None), given)
 
 
+@pytest.mark.slow
 def test_random_labels_of_a_language_model_are_drawn_from_all_wrong_tokens():
     task = tasks.language(table_of_logits)
     tokens = jnp.broadcast_to(jnp.arange(VOCABULARY), (300, VOCABULARY))

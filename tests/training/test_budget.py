@@ -74,6 +74,7 @@ def test_a_run_without_any_progress_returns_its_starting_point():
     np.testing.assert_array_equal(result.best.params, START)
 
 
+@pytest.mark.slow
 def test_a_start_above_the_limit_is_repaired():
     # The barrier approaches its limit from above without reaching it, so aim a little below.
     tx = optax.chain(unilateral_surgery(tolerances.budget(0.99, 5.0)), optax.sgd(0.05))

@@ -90,6 +90,7 @@ def test_default_settings_give_a_result_near_the_limit(digits):
     assert original["held_out_error"] == pytest.approx(wrong, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_limit_that_undoes_most_of_a_run_is_warned_about(digits):
     settings = SETTINGS["EUPMU"] | {"learning_rate": 0.3, "allowed_rise": 1e-4}
     with pytest.warns(UserWarning, match=r"^the run ends at 0\.\d\d of the way to the parameters after the last step"):

@@ -27,6 +27,7 @@ def test_forget_examples_that_are_retained_too_are_warned_about(digits, caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_held_out_examples_that_are_not_unseen_are_warned_about(digits, caplog):
     # BUG: the level of unseen data was then that of the training data, about 0, and every run reached it.
     sets = digits.forget, digits.retain
@@ -62,6 +63,7 @@ def test_an_error_rate_at_its_target_before_the_run_is_warned_about(digits, capl
     assert f"error is {begun:.3g}, already at or above the target of {target:.3g}, so there is nothing" in caplog.text
 
 
+@pytest.mark.slow
 def test_duplicate_rows_are_each_counted_once(digits, caplog):
     # BUG: equal rows within one tree were not searched for, and between two trees only distinct rows were counted.
     tree = jax.tree.map(lambda a, b: np.concatenate([a[:5], a[:5], b[:90]]), digits.forget, digits.retain)
