@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
-from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training.relearning import in_memory, relearn_part
 
@@ -82,9 +82,7 @@ def diffusion_attacks(
     counts = {"count": count, "row_steps": row_steps, "steps": steps, "batch_size": batch_size}
     for name, value in counts.items():
         check_int(name, value, 1, static=True)
-    forget, retain = (
-        in_memory(name, as_examples(name, part)) for name, part in (("forget", forget), ("retain", retain))
-    )
+    forget, retain = in_memory("forget", forget), in_memory("retain", retain)
     for name, part in (("forget", forget), ("retain", retain)):
         if not len(part):
             raise ValueError(f"{name}: got no examples, expected at least one")

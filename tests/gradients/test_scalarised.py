@@ -9,6 +9,7 @@ import pytest
 from eupmu_jax import (
     retain_losses,
     scalarized_value_and_grad,
+    stacked_value_and_grad,
 )
 
 from .test_value_and_grad import ascent, batch, count_primitive, looped, mlp, shared, squared
@@ -117,3 +118,10 @@ def test_the_weight_of_a_vanishing_loss_is_capped_in_log_scale():
     value_and_grad = scalarized_value_and_grad([lambda p, b: 1e-9 * p, lambda p, b: p], loss_scale="log")
     _, grads = value_and_grad(jnp.array(1.0), ({"x": jnp.ones(1)}, {"x": jnp.ones(1)}), jnp.zeros(1))
     np.testing.assert_allclose(grads, 1e-9 / (1e-9 + 1e-8), rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [stacked_value_and_grad, scalarized_value_and_grad])
+@pytest.mark.parametrize("loss", [3, None, [squared, 2.0]])
+def test_a_loss_that_is_not_a_function_is_refused_before_a_step(make, loss):
+    with pytest.raises(ValueError, match=r"^loss: got .*, expected a function, a sequence of functions or a "):
+        make(loss)

@@ -174,10 +174,6 @@ BAD = {
         {"frozen": {"hidden": True}},
         r"frozen: got no leaf \['bias'\], expected the structure of params",
     ),
-    "a mask of paths": (
-        {"frozen": lambda path, leaf: True},
-        r"frozen: got a function of \(path, leaf\), expected one of params alone",
-    ),
     "a mask for all": ({"frozen": True}, r"frozen: got structure PyTreeDef\(\*\), expected that of params, "),
     "everything frozen": (
         {"frozen": dict.fromkeys(FROZEN, True)},

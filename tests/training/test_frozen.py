@@ -117,3 +117,5 @@ def test_relearning_leaves_frozen_parameters_alone():
     chex.assert_trees_all_equal(moved(frozen=MASK, learning_rate=0.1), moved(learning_rate=0.1))
     with pytest.raises(ValueError, match=r"^frozen: got no leaf \['head'\], expected the structure of params$"):
         moved(frozen={"base": True})
+    with pytest.raises(ValueError, match=r"^frozen: got a function of \(path, leaf\), expected one of params alone"):
+        moved(frozen=lambda path, leaf: True)
