@@ -41,7 +41,8 @@ def accumulate(
     `every_k_steps` microbatches; in between, the updates are 0. `optax.MultiSteps` cannot do this: it expects updates
     of the same shape before and after.
 
-    A microbatch with a non-finite loss or gradient is left out of the sum and counted, and another one takes its place.
+    A microbatch with a non-finite loss, error or gradient is left out of the sum and counted, and another one takes its
+    place.
 
     To leave optimizer moments untouched by a refused step, wrap inside: `accumulate(skip_nonfinite(chain), n)`.
 
@@ -90,7 +91,7 @@ def accumulate(
         losses, errors = checks.check_losses(losses, k), None if errors is None else checks.check_errors(errors, k)
         given = {"losses": losses, "errors": errors}
         given = {name: values for name, values in given.items() if values is not None}
-        finite = algebra.all_finite(updates if losses is None else (updates, losses))
+        finite = algebra.all_finite((updates, given))
         totals = {"losses": state.loss_sum, "errors": state.error_sum}
         old_sums = (state.gradient_sum, {name: totals[name] for name in given})
         sums = jax.tree.map(lambda total, new: total + new.astype(total.dtype), old_sums, (updates, given))

@@ -119,9 +119,11 @@ def test_errors_are_averaged_like_losses():
     inner = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(4), update_fn)
     tx, params = accumulate(inner, 2), jnp.zeros(1)
     state, grads = tx.init(params), jnp.ones((2, 1))
-    for losses, errors in (([1.0, 2.0], [0.0, 0.5]), ([jnp.nan, 0.0], [1.0, 1.0]), ([3.0, 2.0], [0.5, 0.0])):
+    refused = ([jnp.nan, 0.0], [1.0, 1.0]), ([1.0, 1.0], [jnp.nan, 1.0])
+    for losses, errors in (([1.0, 2.0], [0.0, 0.5]), *refused, ([3.0, 2.0], [0.5, 0.0])):
         _, state = tx.update(grads, state, params, losses=jnp.array(losses), errors=jnp.array(errors))
     assert state.inner_state.tolist() == [2.0, 2.0, 0.25, 0.25]
+    assert state.refused_microbatches == 2
     assert state.error_sum.tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match=r"errors: got shape \(3,\), expected \(2,\)"):
         tx.update(grads, state, params, errors=jnp.zeros(3))
