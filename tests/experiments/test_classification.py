@@ -106,6 +106,14 @@ def test_the_readmes_claim_about_what_starred_methods_lose_follows_from_the_rows
     assert "loses {} to {} points of retain accuracy; starred methods lose {} to {}.".format(*told) in readme
 
 
+def test_the_pass_that_no_budget_counts_tells_eupmu_nothing():
+    originals = rows.select(saved.read(page.ROWS), kind="model", model="original")
+    assert len(originals) > 40
+    assert {row["RA"] for row in originals} == {100.0}
+    readme = (pages.EXPERIMENTS.parent / "README.md").read_text()
+    assert "EUPMU takes from it an error that is 0 in all settings." in readme
+
+
 @pytest.mark.slow
 def test_the_readme_gives_the_rank_by_the_gap_beside_the_rank_by_the_median():
     found = saved.read(page.ROWS)
