@@ -61,6 +61,21 @@ def test_positions_of_shadow_models_must_lie_in_the_data():
         attacks.checked_shadows([(params, [0, 3])], 3, params)
 
 
+@pytest.mark.parametrize(
+    ("shadows", "message"),
+    [
+        (5, "shadows: got int, expected a list of pairs of parameters and the positions"),
+        (np.zeros(3), "shadows: got float64 as number 0, expected a list of pairs"),
+        ([({"a": np.zeros(1)}, [])], "shadows: got no positions as number 0, expected a list of pairs"),
+        (iter([({}, [1])]), r"shadows, number 0: got no leaf \['a'\]"),
+    ],
+)
+def test_invalid_shadow_models_are_named(shadows, message):
+    # BUG: these ended in raw errors of Python and NumPy.
+    with pytest.raises(ValueError, match=f"^{message}"):
+        attacks.checked_shadows(shadows, 3, {"a": np.zeros(1)})
+
+
 def test_scores_on_both_sides_of_the_unseen_ones_raise_no_more_false_alarms():
     # BUG: of samples from a mixture with an AUC of 0.5, one in five raised an alarm.
     rng = np.random.default_rng(0)

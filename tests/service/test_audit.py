@@ -1,7 +1,6 @@
 """The audit of a user's file: what it measures, its verdict, and its exit codes."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -170,36 +169,13 @@ def test_held_out_examples_that_are_training_data_make_the_audit_inconclusive(fi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("shadows = 5", "shadows: got int, expected a list of pairs of parameters and the positions"),
-        ("shadows = np.zeros(3)", "shadows: got float64 as number 0, expected a list of pairs"),
-        ("shadows = [(params, [])]", "shadows: got no positions as number 0, expected a list of pairs"),
-        ("shadows = iter([({}, [1])])", "shadows, number 0: got no leaf ["),
-        ("groups = np.array(['a', 1] * 150, object)", "groups: got groups that cannot be sorted ("),
-        ("groups = [None] * 150 + ['b'] * 150", "groups: got None for example 0, expected a group for each"),
-        ("groups = np.where(np.arange(300) == 7, np.nan, 1.0)", "groups: got nan for example 7, expected a group"),
-    ],
-)
-def test_invalid_shadow_models_and_groups_are_named(file, lines, message):
-    # BUG: these ended in raw errors of Python and NumPy.
-    file.write_text(file.read_text() + lines + "\n")
-    with pytest.raises(ValueError, match=re.escape(message)):
-        audit.make(file, run(file, steps=2))
-
-
-@pytest.mark.slow
 def test_errors_are_reported_by_the_groups_of_the_file(file, tmp_path):
-    before = file.read_text()
-    file.write_text(f"{before}groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n")
+    lines = "groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n"
+    file.write_text(file.read_text() + lines)
     out = run(file, steps=2)
     assert set(audit.run(file, out)["classes"]["unlearned"]) == {"clinic <A>", "clinic <B>"}
     page.run(out)
     assert "<th>clinic &lt;A&gt;</th>" in (out / "report.html").read_text()
-    file.write_text(f"{before}groups = [1, 2]\n")
-    with pytest.raises(ValueError, match=r"groups: got shape \(2,\), expected \(300,\)"):
-        audit.run(file, out)
 
 
 @pytest.mark.slow

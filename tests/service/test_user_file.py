@@ -95,3 +95,18 @@ def test_a_name_similar_to_one_that_is_read_is_warned_about(tmp_path):
     path.write_text("heldout = data = 1\n")
     with pytest.warns(UserWarning, match=r"defines `heldout`, which is not read; `held_out` is$"):
         user_file.load(path, ("data",))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.array(["a", 1] * 2, object), r"got groups that cannot be sorted \("),
+        ([None, None, "b", "b"], "got None for example 0, expected a group for each"),
+        (np.array([1.0, 1.0, np.nan, 1.0]), "got nan for example 2, expected a group for each"),
+        ([1, 2], r"got shape \(2,\), expected \(4,\): one for each example of data"),
+    ],
+)
+def test_invalid_groups_are_named(groups, message):
+    # BUG: these ended in raw errors of Python and NumPy.
+    with pytest.raises(ValueError, match=f"^groups: {message}"):
+        user_file.groups_of({"groups": groups}, range(4), np.array([1]))
