@@ -13,21 +13,24 @@ from eupmu_jax.training import checkpoints, levels
 
 
 @pytest.mark.slow
-def test_groups_follow_the_positions_of_the_data(file):
+def test_groups_follow_the_positions_of_the_data_and_are_escaped_on_the_page(file):
     file.write_text(
         file.read_text()
         + "from eupmu_jax.tasks import Examples\n"
         + "rows = np.random.default_rng(0).permutation(300)[:200]\n"
-        + "data, groups = Examples(data, rows), np.where(rows < 150, 0, 1)\n"
+        + "data, groups = Examples(data, rows), np.where(rows < 150, 'clinic <A>', 'clinic <B>')\n"
     )
     out = run(file, steps=2)
-    found = audit.run(file, out)["classes"]["original"]
+    found = audit.run(file, out)["classes"]
     own = user_file.load(file, deletion.NEEDED)
     kept, data = np.arange(30, 200), own["data"]
-    for group in (0, 1):
-        part = part_of(data, kept[(data.ids[kept] < 150) == (group == 0)])
+    for group, is_first in (("clinic <A>", True), ("clinic <B>", False)):
+        part = part_of(data, kept[(data.ids[kept] < 150) == is_first])
         expected = levels.measured_level(own["task"], own["params"], part).error
-        assert found[str(group)] == pytest.approx(expected)
+        assert found["original"][group] == pytest.approx(expected)
+    assert set(found["unlearned"]) == {"clinic <A>", "clinic <B>"}
+    page.run(out)
+    assert "<th>clinic &lt;A&gt;</th>" in (out / "report.html").read_text()
 
 
 def run(file, steps=60, ids=30, name="run", first=0, after=None):
@@ -166,16 +169,6 @@ def test_held_out_examples_that_are_training_data_make_the_audit_inconclusive(fi
     file.write_text(f"{before}held_out = data\n")
     assert eupmu("audit", run(file, steps=1), "mytask.py") == 5
     assert "300 of 300 held-out examples are in the data, or equal some in it: they are not" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_errors_are_reported_by_the_groups_of_the_file(file, tmp_path):
-    lines = "groups = np.where(np.arange(300) % 2 == 0, 'clinic <A>', 'clinic <B>')\n"
-    file.write_text(file.read_text() + lines)
-    out = run(file, steps=2)
-    assert set(audit.run(file, out)["classes"]["unlearned"]) == {"clinic <A>", "clinic <B>"}
-    page.run(out)
-    assert "<th>clinic &lt;A&gt;</th>" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
