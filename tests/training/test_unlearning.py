@@ -71,9 +71,10 @@ def test_losses_move_in_the_right_direction(digits):
 
 
 @pytest.mark.slow
-def test_default_settings_give_a_result_near_the_limit(digits):
+def test_default_settings_forget_a_class_near_the_limit(digits):
     run = unlearn("EUPMU", TASK, digits.params, digits.forget, digits.retain, digits.held_out, steps=60, probes=1)
     original, returned = run.figures["original"], run.figures["returned"]
+    assert (run.level.target, run.level.comparison) == (1.0, None)
     assert run.level.limit == pytest.approx(run.level.start + 0.0095, abs=1e-4)
     # The limit is checked on 972 of the 1,291 retained digits at the end.
     noise = np.sqrt(run.level.limit / 972)
