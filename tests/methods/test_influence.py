@@ -55,7 +55,6 @@ def part(data, start, stop):
     return {name: array[start:stop] for name, array in data.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 @pytest.mark.parametrize("chunks", [1, 4])
 @pytest.mark.parametrize("task", [LINEAR, CONVOLUTIONAL], ids=["linear", "convolutional"])
@@ -76,7 +75,6 @@ def test_products_are_those_of_the_whole_matrix(data, kind, chunks, task):
     np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.slow
 def test_the_gauss_newton_matrix_of_a_linear_model_is_the_hessian(data):
     sample = part(data, 0, 80)
     params = 0.3 * jax.random.normal(jax.random.key(0), (16, 10))
@@ -85,7 +83,6 @@ def test_the_gauss_newton_matrix_of_a_linear_model_is_the_hessian(data):
     np.testing.assert_allclose(curvature_of(LINEAR, params, sample, "gauss_newton"), hessian, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gauss_newton", "empirical_fisher"])
 def test_the_step_is_the_exact_solution(data, kind):
     forget, retain = part(data, 0, 50), part(data, 50, 450)
@@ -99,7 +96,6 @@ def test_the_step_is_the_exact_solution(data, kind):
     np.testing.assert_allclose(step.ravel(), expected, atol=1e-3 * np.abs(expected).max())
 
 
-@pytest.mark.slow
 def test_with_a_small_pass_budget_it_uses_fewer_iterations_and_examples(digits):
     settings = {"learning_rate": 1.0, "damping": 0.01, "curvature": "gauss_newton"}
     known = digits.terms(steps=1)

@@ -26,7 +26,6 @@ def mask_of(digits, fraction):
     return magnitudes >= np.sort(magnitudes)[len(magnitudes) - int(fraction * len(magnitudes))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
 def test_weights_outside_the_mask_stay_bit_for_bit(digits, extra):
     params = digits.run("SalUn", SETTINGS | extra, steps=10)
