@@ -55,14 +55,6 @@ def test_without_probes_nothing_is_measured(digits):
 
 
 @pytest.mark.slow
-def test_a_run_is_reproduced_by_its_seed(digits):
-    first, again, other = (digits.unlearn("random labels", seed=s, probes=2) for s in (0, 0, 1))
-    chex.assert_trees_all_equal(first.params, again.params)
-    assert first.history["forget_loss"] == again.history["forget_loss"]
-    assert first.history["forget_loss"] != other.history["forget_loss"]
-
-
-@pytest.mark.slow
 def test_losses_move_in_the_right_direction(digits):
     ascent = digits.unlearn("gradient ascent", settings={"learning_rate": 0.01}, probes=1).history
     tuned = digits.unlearn("fine-tuning", settings={"learning_rate": 0.001}, probes=1).history
@@ -175,9 +167,8 @@ def test_two_sets_of_one_tree_give_what_two_trees_give(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_frozen", [{"hidden": True, "head": False, "bias": False}, lambda params: FROZEN])
-def test_frozen_parameters_stay_bit_for_bit_and_the_rest_moves(digits, is_frozen):
-    run = digits.unlearn("EUPMU", frozen=is_frozen)
+def test_frozen_parameters_stay_bit_for_bit_and_the_rest_moves(digits):
+    run = digits.unlearn("EUPMU", frozen=lambda params: FROZEN)
     np.testing.assert_array_equal(run.params["hidden"], digits.params["hidden"])
     for name in ("head", "bias"):
         assert np.all(run.params[name] != digits.params[name]), name
