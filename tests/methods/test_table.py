@@ -9,6 +9,7 @@ import pytest
 
 from eupmu_jax import methods
 from eupmu_jax.methods import METHODS, Choice, LogUniform
+from eupmu_jax.methods.aggregated import FAMILY
 from eupmu_jax.tasks import classification
 from eupmu_jax.training.unlearning import unlearn
 
@@ -66,12 +67,14 @@ def test_three_dimensions_are_searched(name):
             assert len({isinstance(option, str) for option in part.options}) == 1
 
 
-# All aggregators come from one function, so the default test run covers only one of them.
-OTHERS = [name for name, method in METHODS.items() if method.family == "aggregators" and name != "mean"]
+# All aggregators come from one function and differ in a setting of their own, if they have one.
+ALIKE = [name for name, method in METHODS.items() if method.family == FAMILY and name != "mean"]
+PLAIN = [name for name in ALIKE if METHODS[name].space == METHODS["mean"].space]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in OTHERS else name for name in METHODS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in METHODS if name not in PLAIN],
 )
 def test_the_contract(name, counted):
     digits, passes = counted
