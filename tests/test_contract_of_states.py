@@ -52,30 +52,22 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted(row):
 
 @pytest.mark.slow
 @every_row
-def test_the_state_survives_serialisation(row):
+def test_diagnostics_are_found_by_name_and_the_state_survives_serialisation(row):
     params, grads, losses = problem(row.num_objectives)
     tx = row.make()
     update = jax.jit(lambda state: tx.update(grads, state, params, losses=losses))
     _, state = update(tx.init(params))
-    leaves, structure = jax.tree.flatten(state)
-    rebuilt = jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
-    restored = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
-    for copy in rebuilt, restored:
-        chex.assert_trees_all_equal(update(copy), update(state))
-
-
-@pytest.mark.slow
-@every_row
-def test_diagnostics_are_found_by_name(row):
-    params, grads, losses = problem(row.num_objectives)
-    tx = row.make()
-    _, state = jax.jit(lambda state: tx.update(grads, state, params, losses=losses))(tx.init(params))
     for name, shape in row.fields.items():
         chex.assert_shape(optax.tree_utils.tree_get(state, name), shape)
     if "gram" in row.fields:
         assert jnp.all(jnp.diagonal(optax.tree_utils.tree_get(state, "gram")) > 0)
     if "multipliers" in row.fields:
         chex.assert_trees_all_equal(optax.tree_utils.tree_get(state, "multipliers"), eupmu.multipliers(state))
+    leaves, structure = jax.tree.flatten(state)
+    rebuilt = jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
+    restored = flax.serialization.from_bytes(tx.init(params), flax.serialization.to_bytes(state))
+    for copy in rebuilt, restored:
+        chex.assert_trees_all_equal(update(copy), update(state))
 
 
 @every_row
