@@ -10,6 +10,8 @@ from eupmu_jax.training import levels
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 # Fraction of the forgotten examples; if fewer could be compared with unseen ones, a remark says so.
 COMPARED = 0.8
+BY_LOSS = "An attack by the loss distinguishes forgotten from unseen examples"
+OF_GOING = f"{BY_LOSS} of the classes to be forgotten"
 
 
 def verdict(audited, reached, has_unseen):
@@ -74,10 +76,7 @@ def remarks(audited, has_unseen, staying):
         )
     going = audited["unlearned"].get("attacks", {}).get(GONE)
     if going and Attack(**going).tells and "retrained" not in audited:
-        found.append(
-            "An attack by the loss distinguishes forgotten from unseen examples of the classes to be forgotten: "
-            f"AUC {_words.auc(going)}."
-        )
+        found.append(f"{OF_GOING}: AUC {_words.auc(going)}.")
     if audited.get("overlap"):
         found.append(f"{audited['overlap']:,} held-out examples are in the data, or equal some in it.")
     if "relearning" not in audited["unlearned"]:
@@ -99,9 +98,7 @@ def traces(audited, name, least, has_unseen):
     model, retrained, found = audited[name], audited.get("retrained"), []
     if has_unseen:
         kinds = {
-            "An attack by the loss distinguishes forgotten from unseen examples": lambda one: one["attacks"].get(
-                "forgotten"
-            ),
+            BY_LOSS: lambda one: one["attacks"].get("forgotten"),
             "An attack with shadow models distinguishes forgotten from unseen examples": lambda one: one.get("lira"),
             "An attack with the retrained model distinguishes forgotten from unseen examples": lambda one: one.get(
                 "beside"
@@ -109,10 +106,7 @@ def traces(audited, name, least, has_unseen):
         }
         if retrained:
             # Only a retrained model shows how a class that it never saw looks.
-            of_going = (
-                "An attack by the loss distinguishes forgotten from unseen examples of the classes to be forgotten"
-            )
-            kinds[of_going] = lambda one: one["attacks"].get(GONE)
+            kinds[OF_GOING] = lambda one: one["attacks"].get(GONE)
         made = sum(of_model(model) is not None for of_model in kinds.values())
         for kind, of_model in kinds.items():
             attacks = [attack for one in (model, retrained) if one and (attack := of_model(one))]
