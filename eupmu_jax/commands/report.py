@@ -11,6 +11,7 @@ from eupmu_jax.service._measured import GONE
 from eupmu_jax.service.audit import UNTOLD
 
 COLORS = {"EUPMU": "#0b6e4f"}
+SIDES, MODELS = ("forgotten", "retained", "unseen"), ("original", "unlearned", "retrained")
 VERDICTS = {
     "passed": "The tests below found no trace of the forgotten examples, and the retain error is within its limit.",
     "failed": "At least one check of the audit failed.",
@@ -153,9 +154,6 @@ def _relearned(found, how, rates):
     figure = lambda accuracy: f"{accuracy:.0f}" if rates else f"{1 - accuracy / 100:.4g}"
     shown = lambda accuracy: "-" if accuracy is None else figure(accuracy)
     return "-" if not curve else f"{shown(curve['accuracy'][0])} to {shown(curve['accuracy'][-1])}"
-
-
-SIDES, MODELS = ("forgotten", "retained", "unseen"), ("original", "unlearned", "retrained")
 
 
 def _steps(audited):
