@@ -56,12 +56,11 @@ def test_a_unit_that_already_takes_everything_leaves_the_model_unchanged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_after_removal_of_the_unit_two_digits_are_forgotten_and_the_others_kept(digits, momentum):
-    settings = {"learning_rate": 0.03, "momentum": momentum, "weight_decay": 5e-4}
+def test_after_removal_of_the_unit_two_digits_are_forgotten_and_the_others_kept(digits):
+    settings = {"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 5e-4}
     params = digits.run("boundary expand", settings, steps=60)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, digits.params)
     assert digits.task.outputs(params, digits.forget.tree, None).shape == (len(digits.forget), 10)
-    assert digits.loss(params, digits.forget) > (20 if momentum else 3) * digits.loss(digits.params, digits.forget)
-    assert digits.accuracy(params, digits.forget) < (0.5 if momentum else 0.95)
+    assert digits.loss(params, digits.forget) > 20 * digits.loss(digits.params, digits.forget)
+    assert digits.accuracy(params, digits.forget) < 0.5
     assert digits.accuracy(params, digits.retain) > 0.98

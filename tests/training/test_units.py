@@ -52,7 +52,7 @@ def known_by_heart():
     return fitted(params), at(order[80:110]), at(order[110:]), at(order[:80])
 
 
-@pytest.mark.parametrize("unit", [1e-8, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("unit", [1e-8, 1e3])
 def test_with_default_settings_the_unit_of_the_error_changes_nothing(unit, known_by_heart):
     # BUG: gains and limit were those of an error rate, so in large units nothing was forgotten and in small units there
     # was no limit.
