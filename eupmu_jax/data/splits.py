@@ -112,7 +112,8 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
       dataset: the data set to which the indices refer.
 
     Raises:
-      ValueError: if the split is not one of this data set's training examples.
+      ValueError: if the split is not one of this data set's training examples, or names a class but forgets
+        others.
 
     >>> dataset = datasets.load("digits", seed=0)
     >>> some = split(dataset.train_labels, "class:3", num_classes=dataset.num_classes, seed=0)
@@ -126,6 +127,11 @@ def save_split(split: Split, path: str | os.PathLike[str], dataset: datasets.Dat
         raise ValueError(
             f"split: got indices that are not 0 to {size - 1}, sorted, each on exactly one side; expected a split of "
             f"{dataset.name}"
+        )
+    if not _is_of_class(split, dataset):
+        raise ValueError(
+            f"split: got forget_class {split.forget_class} with other examples than those of that class; expected all "
+            "of them and no others, or forget_class None"
         )
     record = {
         "data": dataset.name,
@@ -181,8 +187,7 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
         raise ValueError(
             f"{path}: got indices with SHA-256 {found}, expected {record['split_digest']}; the file was changed"
         )
-    of_class = np.flatnonzero(np.asarray(dataset.train_labels) == split.forget_class)
-    if split.forget_class is not None and not np.array_equal(split.forget_ids, of_class):
+    if not _is_of_class(split, dataset):
         raise ValueError(f"{path}: got examples other than those of class {split.forget_class}; the file was changed")
     return split
 
@@ -190,6 +195,12 @@ def load_split(path: str | os.PathLike[str], dataset: datasets.Dataset) -> Split
 def _parts(forget_ids: ArrayLike, size: int, forget_class: int | None) -> Split:
     forgotten = np.isin(np.arange(size), forget_ids)
     return Split(np.flatnonzero(forgotten), np.flatnonzero(~forgotten), forget_class)
+
+
+def _is_of_class(split: Split, dataset: datasets.Dataset) -> bool:
+    """Whether a split that names a class forgets exactly the examples of it."""
+    of_class = np.flatnonzero(np.asarray(dataset.train_labels) == split.forget_class)
+    return split.forget_class is None or np.array_equal(split.forget_ids, of_class)
 
 
 def _by_score(scores: ArrayLike | None, size: int, forget: str) -> np.ndarray:

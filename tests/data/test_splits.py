@@ -205,6 +205,14 @@ def test_only_a_complete_split_of_the_data_is_saved(forget_ids, digits, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_split_that_names_a_class_but_forgets_others_is_not_saved(digits, tmp_path):
+    # BUG: it was written, and `load_split` then said that the file was changed.
+    some = split(digits.train_labels, "random:10%", num_classes=10, seed=0)._replace(forget_class=3)
+    with pytest.raises(ValueError, match=r"^split: got forget_class 3 with other examples .* or forget_class None"):
+        save_split(some, tmp_path / "split.json", digits)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"data": "digits"}'])
 def test_a_file_that_is_not_a_split_is_refused(text, digits, tmp_path):
     (tmp_path / "split.json").write_text(text)
