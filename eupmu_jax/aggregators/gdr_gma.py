@@ -65,7 +65,9 @@ def gdr_gma(
 
     def update_fn(updates, state, params=None, *, losses=None, **extra_args):
         del extra_args
-        losses = checks.check_losses(losses, checks.count_objectives(updates, params, 2), needed=True)
+        if (k := checks.count_objectives(updates, params)) != 2:
+            raise ValueError(f"updates: got {k} objectives, expected 2: one forget and one retain gradient")
+        losses = checks.check_losses(losses, k, needed=True)
         excess = jnp.asarray(gamma, state.weights.dtype) * (epsilon - losses[1])
         weights = jax.nn.sigmoid(jnp.stack([excess, -excess]))
 
