@@ -61,10 +61,13 @@ def relative(share: chex.Numeric) -> Tolerance:
 
     In log scale, `constant(share)` gives a share of the loss itself.
 
+    Raises:
+      ValueError: If `share` is negative or NaN, or has more than one dimension.
+
     >>> relative(0.1).update(0, jnp.array([2.0, 4.0]), ())[0].round(3).tolist()
     [0.2..., 0.4...]
     """
-    num_constraints = constant(share).num_constraints
+    num_constraints = check_numbers("share", share, 0, why=" of the retain loss")
     return stateless(lambda count, levels: jnp.asarray(share) * jnp.abs(_given(levels, "relative")), num_constraints)
 
 
