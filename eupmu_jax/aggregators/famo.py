@@ -49,9 +49,9 @@ def famo(
     costs no pass, is the same on one full batch, and otherwise adds the differences between batches to :math:`\delta`.
 
     Cost: one forward and one backward pass over all examples. d has weights that sum to 1, and a loss close to
-    :math:`m_k` takes nearly all of them. Losses must stay above `min_losses`: a step with one that does not is refused
-    like one with NaN, so a forget loss without a lower bound needs another form. The authors clip the gradient to
-    length 1: chain `optax.clip_by_global_norm(1.0)`.
+    :math:`m_k` takes nearly all of them, even one that has reached it and whose gradient is 0. A step with a loss below
+    `min_losses` is refused like one with NaN, so a forget loss without a lower bound needs another form. The authors
+    clip the gradient to length 1: chain `optax.clip_by_global_norm(1.0)`.
 
     Args:
       learning_rate: Learning rate of Adam for the logits.
