@@ -78,7 +78,7 @@ def diffusion(
     A condition is forgotten entirely when the model predicts its images no better than the mean of its predictions for
     the other conditions does. Without held-out data, EUPMU forgets to that level:
 
-    .. math:: e_i = \frac1d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
+    .. math:: e_i = \frac{w(t_i)}d \Big\lVert \frac1{|C|} \sum_{c' \in C} f(x_{t_i}, t_i, c') - y_i \Big\rVert^2
 
     with C all other conditions, or 16 spread over them. That level is too low if a noised image itself shows what it is
     and the condition adds next to nothing, since a model that never saw such images is worse at them under any
