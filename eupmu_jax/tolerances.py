@@ -155,6 +155,8 @@ def _rate_at(rate, learning_rate):
 
     def inverse(count):
         step_size = jnp.asarray(learning_rate(count) if callable(learning_rate) else learning_rate)
+        # optax.inject_hyperparams hands it over in the parameters' dtype, and in float16 the inverse may overflow.
+        step_size = step_size.astype(jnp.promote_types(step_size.dtype, jnp.float32))
         moves = step_size > LEAST_STEP_SIZE
         return jnp.where(moves, 1 / jnp.where(moves, step_size, 1), 0)
 

@@ -65,6 +65,9 @@ def test_losses_in_half_precision_do_not_round_limit_and_rate(dtype):
     # a limit of 2.005 was 2 beside a bfloat16 one.
     rule = budget(2.005, learning_rate=1e-5)
     np.testing.assert_allclose(evaluated(rule, levels=LEVELS.astype(dtype)), [100_500.0, 500.0], rtol=1e-4)
+    # BUG: so was the inverse of a float16 learning rate, as optax.inject_hyperparams passes it beside such parameters.
+    rule = budget(2.005, learning_rate=jnp.asarray(2.0**-17, dtype))
+    np.testing.assert_allclose(evaluated(rule), [131_727.36, 655.36], rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), np.array([0.1, -0.1]), np.zeros((2, 2))])
