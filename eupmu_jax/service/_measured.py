@@ -78,10 +78,10 @@ class Shadows:
         """The attack on the forgotten examples under one model; empty without shadow models or held-out data."""
         if self.parts is None:
             return {}
-        scores = [
-            attacks.shadow_scores(_losses(task, params, part), losses, mask)
-            for part, losses, mask in zip(self.parts, self.losses, self.masks, strict=True)
-        ]
+        # Scored together: if each side had a variance of its own, the ratio of the two could tell them apart.
+        losses = [_losses(task, params, part) for part in self.parts]
+        shadows, seen = (np.concatenate(both, axis=1) for both in (self.losses, self.masks))
+        scores = np.split(attacks.shadow_scores(np.concatenate(losses), shadows, seen), [len(losses[0])])
         known, unseen = (part[np.isfinite(part)] for part in scores)
         return {"lira": attack(known, unseen)._asdict()} if len(known) and len(unseen) else {}
 

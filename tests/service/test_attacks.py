@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eupmu_jax.service import attacks
+from eupmu_jax.service import _measured, attacks
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=30)
 
@@ -116,3 +116,15 @@ def test_infinite_losses_do_not_disable_the_attacks_on_other_examples():
     assert np.argsort(scores[others]).tolist() == np.argsort(without).tolist()
     # BUG: their difference was NaN, which counts as never seen.
     assert attacks.scores_beside(np.array([np.inf, 1.0]), np.array([np.inf, np.inf])).tolist() == [0.0, -np.inf]
+
+
+def test_shadow_models_score_both_sides_on_one_scale(monkeypatch):
+    # BUG: each side had a variance of its own; where the model was better than all shadow models, their ratio told
+    # unseen examples apart, in one case of three with four shadow models.
+    phi, loss = np.random.default_rng(0).normal(5, 1, 40), lambda phi: np.logaddexp(0, -phi)
+    shadows = object.__new__(_measured.Shadows)
+    shadows.parts = [loss(phi), loss(phi)]
+    shadows.losses = [loss(np.outer([-width, width], np.ones(40))) for width in (1.0, 1.5)]
+    shadows.masks = np.zeros((2, 2, 40), bool)
+    monkeypatch.setattr(_measured, "_losses", lambda task, params, part: part)
+    assert shadows.figures(None, None)["lira"]["auc"] == pytest.approx(0.5, abs=0.01)
