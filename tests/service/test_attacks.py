@@ -128,3 +128,15 @@ def test_shadow_models_score_both_sides_on_one_scale(monkeypatch):
     shadows.masks = np.zeros((2, 2, 40), bool)
     monkeypatch.setattr(_measured, "_losses", lambda task, params, part: part)
     assert shadows.figures(None, None)["lira"]["auc"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_losses_of_densities_which_may_be_negative_reveal_members_too():
+    # BUG: all losses below 0 were read as the same one, so these attacks could not detect anything.
+    rng = np.random.default_rng(0)
+    retrained, shadow_losses = rng.normal(-3, 0.3, 60), rng.normal(-3, 0.3, (4, 60))
+    losses, members = retrained + rng.normal(0, 0.1, 60), np.arange(60) < 30
+    losses[members] -= 1
+    beside = attacks.scores_beside(losses, retrained)
+    assert attacks.attack(beside[members], beside[~members]).auc > 0.99
+    scores = attacks.shadow_scores(losses, shadow_losses, np.zeros((4, 60), bool))
+    assert attacks.attack(scores[members], scores[~members]).auc > 0.9
