@@ -79,9 +79,17 @@ def test_a_checkpoint_that_differs_from_what_was_written_is_refused(tmp_path, mo
         ValueError, match=r"^directory: .*cut holds no intact checkpoint of step 4 .* delete its folder to resume$"
     ):
         run(tmp_path / "cut", 8)
-    monkeypatch.setattr(loop, "_digest", lambda carry: "0" * 64)
+    monkeypatch.setattr(loop, "digest", lambda carry: "0" * 64)
     with pytest.raises(ValueError, match=r"^directory: .*flipped holds no intact checkpoint of step 4"):
         run(tmp_path / "flipped", 8)
+
+
+def test_a_run_of_one_process_resumes_on_several(tmp_path, monkeypatch):
+    # BUG: the digest that one process had saved was compared with None, and the checkpoint called damaged.
+    run(tmp_path, 4)
+    # As on a mesh of several processes.
+    monkeypatch.setattr(loop, "_digest", lambda carry: None)
+    assert run(tmp_path, 8).step == 8
 
 
 def test_each_step_gets_a_key_of_its_own(tmp_path):
