@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import chex
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 _OWN = "_programs"
 
@@ -60,3 +62,14 @@ def waited(result: chex.ArrayTree) -> chex.ArrayTree:
         # takes the thread that the first one waits for.
         jax.block_until_ready(result)
     return result
+
+
+def fetched(array: chex.Array) -> np.ndarray:
+    """The whole array on the host; all processes that share it must call this, as its parts may lie on their devices.
+
+    >>> fetched(jax.numpy.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)

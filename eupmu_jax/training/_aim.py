@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 
+from eupmu_jax._stack.programs import fetched
 from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
@@ -198,7 +199,7 @@ def _chance(task, params, forget, gone):
 def _unknown_level(task, params, forget):
     run = jax.jit(task.unknown)
     parts = [run(params, batch) for batch in batches_of(forget, MOST, chunk_of(task, params, forget))]
-    errors = np.concatenate([np.asarray(part, np.float64) for part, _ in parts])
+    errors = np.concatenate([np.asarray(fetched(part), np.float64) for part, _ in parts])
     if not np.isfinite(errors).all():
         raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a trained model")
     return level_of(errors), int(parts[0][1]) * len(errors)

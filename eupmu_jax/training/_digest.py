@@ -5,7 +5,8 @@ import hashlib
 import chex
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from eupmu_jax._stack.programs import fetched
 
 
 def digest(tree: chex.ArrayTree) -> str:
@@ -18,9 +19,7 @@ def digest(tree: chex.ArrayTree) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+        array = fetched(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
     return found.hexdigest()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from eupmu_jax._stack.programs import fetched
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.training.levels import batches_of
@@ -101,10 +102,10 @@ def _labels(examples):
     if isinstance(examples, Examples):
         labels = examples.tree.get("labels") if isinstance(examples.tree, Mapping) else None
         if labels is not None and np.ndim(labels) == 1:
-            yield np.asarray(labels)[examples.ids]
+            yield fetched(labels)[examples.ids]
         return
     for batch in batches_of(examples):
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if labels is None or np.ndim(labels) != 1:
             return
-        yield np.asarray(labels)
+        yield fetched(labels)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.programs import jit_for_task
+from eupmu_jax._stack.programs import fetched, jit_for_task
 from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import part_of, spread
 from eupmu_jax.tasks.task import of_each
@@ -242,7 +242,7 @@ def figures_of(task: Task, params: chex.ArrayTree, examples, most: int | None = 
     """The error and retain loss of each example, or of at most `most` spread over the set: `(n,)` each, float64."""
     chunk = chunk_of(task, params, examples)
     parts = [errors_and_losses(task, params, batch) for batch in batches_of(examples, most, chunk)]
-    errors, losses = (np.concatenate([np.asarray(part[k], np.float64) for part in parts]) for k in (0, 1))
+    errors, losses = (np.concatenate([np.asarray(fetched(part[k]), np.float64) for part in parts]) for k in (0, 1))
     return errors, losses
 
 
