@@ -129,6 +129,11 @@ def check_params(params, frozen=None) -> None:
                 f"params: leaf {describe(path)} is {getattr(leaf, 'dtype', type(leaf).__name__)}, expected "
                 "floating point arrays alone; freeze counters and keys (`frozen=`), and split functions off"
             )
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise ValueError(
+                f"params: leaf {describe(path)} was donated to a compiled step or deleted, expected arrays that still "
+                "have values: those that the step returned, or a copy made before it"
+            )
         if not is_frozen and not is_finite(leaf):
             raise ValueError(
                 f"params: leaf {describe(path)} has numbers that are not finite, expected those of a trained model"

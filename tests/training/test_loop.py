@@ -15,6 +15,7 @@ import eupmu_jax as eupmu
 from eupmu_jax import data, sharding
 from eupmu_jax.objectives import cross_entropy, random_labels
 from eupmu_jax.training import _alone, loop
+from eupmu_jax.training._inputs import check_params
 from eupmu_jax.training.mesh import feed, placement
 
 MESH = sharding.make_mesh(1)
@@ -236,6 +237,14 @@ def test_counts_below_one_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name}: got 0, expected an int of at least 1"):
         run(tmp_path, **({"steps": 3} | {name: 0}))
     assert not any(tmp_path.iterdir())
+
+
+def test_parameters_that_an_earlier_step_was_given_are_named():
+    # BUG: "Invalid buffer passed to Execute() as argument 0".
+    donated = jax.numpy.ones(3)
+    donated.delete()
+    with pytest.raises(ValueError, match=r"^params: leaf \['w'\] was donated to a compiled step or deleted"):
+        check_params({"w": donated})
 
 
 def test_the_callers_parameters_are_not_donated(tmp_path):
