@@ -44,7 +44,8 @@ class Sets:
             forget = Examples(on_device(forget.tree), forget.ids)
             retain = Examples(forget.tree if shared else on_device(retain.tree), retain.ids)
         elif mesh is not None:
-            forget, retain = on_host(forget), on_host(retain)
+            in_trees = isinstance(forget, Examples) and isinstance(retain, Examples)
+            forget, retain = (on_host(part, narrow=in_trees) for part in (forget, retain))
         self.forget, self.retain = forget, retain
         self.counts = len(forget), len(retain)
 
@@ -81,11 +82,21 @@ def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
 
 
-def on_host(examples):
-    """Examples on the host, since restored arrays may be committed to one device, which a mesh does not take."""
+def on_host(examples, narrow: bool = False):
+    """Examples on the host, since restored arrays may be committed to one device, which a mesh does not take.
+
+    With `narrow` their dtypes are JAX's, as on one device, so that the run has the same identity there.
+    """
     if not isinstance(examples, Examples):
         return examples
-    fetched = lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable else leaf
+
+    def fetched(leaf):
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf = np.asarray(leaf)
+        if not narrow or not isinstance(leaf, np.ndarray):
+            return leaf
+        return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+
     return Examples(jax.tree.map(fetched, examples.tree), examples.ids)
 
 

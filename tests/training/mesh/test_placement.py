@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from eupmu_jax import sharding
-from eupmu_jax.training._inputs import batches_on
+from eupmu_jax.tasks import as_examples
+from eupmu_jax.training._identity import digest_of_examples
+from eupmu_jax.training._inputs import Sets, batches_on
 from eupmu_jax.training.mesh import feed, placement
 
 SCRIPT = """
@@ -178,6 +180,13 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 def test_a_users_own_sharding_is_kept_and_does_not_change_the_result(on_devices):
     ended = subprocess.run([sys.executable, "-c", OWN_LAYOUT], env=on_devices(8), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_examples_have_the_same_identity_on_a_mesh():
+    # BUG: 64-bit labels, NumPy's default, made a run on a mesh another run than on one device.
+    examples = as_examples("forget", {"inputs": np.ones((3, 2)), "labels": np.arange(3)})
+    sets = [Sets(examples, examples, mesh) for mesh in (None, sharding.make_mesh())]
+    assert digest_of_examples(sets[0].forget) == digest_of_examples(sets[1].forget)
 
 
 def test_batch_sizes_are_multiples_of_the_mesh():
