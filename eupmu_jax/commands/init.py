@@ -61,6 +61,8 @@ with np.load("held_out.npz") as saved:
 # all padded to one length. A decoder of google-tunix, with adapters or without:
 #   model = eupmu_jax.models.language.from_tunix(module, trainable=nnx.LoRAParam)
 #   task, params = eupmu.tasks.language(model.apply), model.params
+# For a diffusion model: eupmu.tasks.diffusion(denoise, schedule, num_conditions=10, original=params), where
+#   denoise(params, x_t, t, labels) predicts v, or noise with prediction="epsilon". Data as above, inputs in [-1, 1].
 # For anything else, write a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
 '''

@@ -73,7 +73,9 @@ def diffusion(
     Conditions that are not classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label:
     a part of `params` that stays `frozen`, so that `diffusion_attacks` can retrain a row of it.
 
-    :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it.
+    :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it. Give it to
+    unlearn: the targets of the first four losses otherwise move with the model, and a run of EUPMU may stop short of
+    its target without being anywhere near its limit.
 
     A condition is forgotten entirely when the model predicts its images no better than the mean of its predictions for
     the other conditions does. Without held-out data, EUPMU forgets to that level:

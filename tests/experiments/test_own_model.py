@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eupmu_jax.benchmark import rows
+from eupmu_jax.service import user_file
 from experiments.own_model import journey, page
 
 FILES = Path(journey.__file__).parent
@@ -30,7 +31,8 @@ def record(folder, name):
 
 def test_files_to_copy_are_short():
     assert len((FILES / "digits.py").read_text().splitlines()) < 80
-    assert all(len((FILES / f"{name}.py").read_text().splitlines()) < 90 for name in ("fashion_mnist", "decoder"))
+    others = ("fashion_mnist", "decoder", "denoiser")
+    assert all(len((FILES / f"{name}.py").read_text().splitlines()) < 90 for name in others)
 
 
 def test_what_the_page_says_of_the_first_request_is_in_the_rows():
@@ -54,6 +56,18 @@ def test_three_successive_requests_all_pass_the_audit_after_the_last(here, monke
     assert found[-1]["level"]["target"] == 1
     again = [audited["errors"]["forgotten"]["high"] for audited in found[-1]["earlier"]]
     assert all(high >= row["level"]["target"] for high, row in zip(again, found, strict=False))
+
+
+@pytest.mark.long
+def test_a_diffusion_model_forgets_a_digit(here, eupmu):
+    # Without `original` its targets moved with it, and the run stopped short of its target.
+    shutil.copy(FILES / "denoiser.py", here)
+    labels = np.array(user_file.load(here / "denoiser.py", ("data",))["data"]["labels"])
+    np.savetxt("ids.txt", np.flatnonzero(labels == 3), "%d")
+    assert eupmu("unlearn", "denoiser.py", "--forget", "ids.txt", "--out", "run") == 0
+    reached = record(here / "run", "reached")["level"]
+    assert reached["source"] == "unseen data by class"
+    assert eupmu("audit", "run", "denoiser.py") == 0
 
 
 @pytest.mark.long
