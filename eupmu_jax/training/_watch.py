@@ -71,24 +71,23 @@ class Watch:
     def _figures(self, params):
         figures: dict[str, float] = {}
         for name, (examples, positions) in self.samples.items():
-            values = _mean(lambda b: _loss_and_error(self.task, params, b), examples.__getitem__, positions, self.chunk)
+            values = _mean(self.task, params, examples, positions, self.chunk)
             figures |= {f"{name}_{part}": float(value) for part, value in values.items()}
         return figures
 
 
 def retain_figures(task: Task, params: chex.ArrayTree, examples, chunk: int) -> dict[str, float]:
     """`retain_loss` and `retain_error` over a whole set, in chunks; the error is the loss where a task has none."""
-    of_batch = lambda batch: _loss_and_error(task, params, batch)
-    found = _mean(of_batch, examples.__getitem__, np.arange(len(examples)), chunk)
+    found = _mean(task, params, examples, np.arange(len(examples)), chunk)
     return {"retain_loss": float(found["loss"]), "retain_error": float(found.get("error", found["loss"]))}
 
 
-def _mean(of_batch: Callable, batch_at: Callable, positions, chunk):
-    """The mean of a tree over examples, in chunks of at most this size, each weighted by its own."""
+def _mean(task, params, examples, positions, chunk):
+    """The mean loss and error of some examples, in chunks of at most this size, each weighted by its own."""
     total = None
     # Of nearly the same size, as every other size is another program to compile.
     for part in np.array_split(positions, -(-len(positions) // chunk)):
-        total = _added(total, len(part) / len(positions), of_batch(batch_at(part)))
+        total = _added(total, len(part) / len(positions), _loss_and_error(task, params, examples[part]))
     return total
 
 
