@@ -108,33 +108,23 @@ def test_a_run_reaches_its_aim_within_the_limit_and_is_not_repeated(file, tmp_pa
     assert run(file, out, on_step=pytest.fail) == reached
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"kept": False}, "The limit was not kept; this is the nearest point found."),
-        pytest.param(
-            {"comparison": levels.Comparison(0.3, 0.2, 0.4, 0.0), "kept": True},
-            "Too much was forgotten:",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"comparison": levels.Comparison(-0.3, -0.4, -0.2, 0.0), "kept": True},
-            "The target was missed within the limit;",
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_exceeding_the_limit_or_missing_the_level_is_reported_as_not_met(changed, said, file, tmp_path, monkeypatch):
+def test_exceeding_the_limit_or_missing_the_level_is_reported_as_not_met(file, tmp_path, monkeypatch):
+    own, asked, ends = user_file.load(file, deletion.NEEDED), ASKED._replace(steps=2), []
     made = deletion.unlearn
-
-    def beyond(*arguments, **options):
-        found = made(*arguments, **options)
-        return found._replace(level=found.level._replace(**changed))
-
-    monkeypatch.setattr(deletion, "unlearn", beyond)
-    reached = run(file, tmp_path / "run", ASKED._replace(steps=2))
-    assert not reached["met"]
-    assert said in command.said(reached, tmp_path / "run")
+    monkeypatch.setattr(deletion, "unlearn", lambda *args, **options: ends.append(made(*args, **options)) or ends[0])
+    deletion.run(own, IDS, tmp_path / "run", asked, "a command")
+    above, below = levels.Comparison(0.3, 0.2, 0.4, 0.0), levels.Comparison(-0.3, -0.4, -0.2, 0.0)
+    changes = {
+        "The limit was not kept; this is the nearest point found.": {"kept": False},
+        "Too much was forgotten:": {"comparison": above, "kept": True},
+        "The target was missed within the limit;": {"comparison": below, "kept": True},
+    }
+    for number, (said, changed) in enumerate(changes.items()):
+        end = ends[0]._replace(level=ends[0].level._replace(**changed))
+        monkeypatch.setattr(deletion, "unlearn", lambda *args, end=end, **options: end)
+        reached = deletion.run(own, IDS, tmp_path / f"{number}", asked, "a command")
+        assert not reached["met"]
+        assert said in command.said(reached, tmp_path)
 
 
 @pytest.mark.slow
