@@ -174,6 +174,13 @@ def test_a_template_gets_the_special_tokens_and_may_refuse(tmp_path):
         tokenizer.chat([{"role": "system", "content": "Be."}])
 
 
+def test_lines_that_mark_what_to_train_on_leave_no_blank_lines():
+    # BUG: the tags were deleted, and with them what Jinja removes around a tag.
+    template = "{% for m in messages %}\n<{{ m.role }}>\n  {% generation %}\n{{ m.content }}\n  {% endgeneration %}\n"
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    assert Tokenizer(None, 0, template + "{% endfor %}", 2).chat(messages) == "<user>\nWho?\n<assistant>\nAda.\n"
+
+
 def test_several_end_tokens_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got \['<end>', '<unk>'\] as eos_token, expected one token"):
         huggingface_tokenizer(save_tokenizer(tmp_path, eos_token=["<end>", "<unk>"]))

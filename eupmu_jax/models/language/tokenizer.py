@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 _DIGITS = ("smollm",)
 # Special tokens in the styles of Llama, Qwen and Phi, and of Gemma.
 _SPECIAL = re.compile(r"<\|\w+\|>|<(?:start|end)_of_\w+>")
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+_GENERATION = re.compile(r"(\{%[-+]?\s*(?:end)?)generation(\s*[-+]?%\})")
 
 
 class Tokenizer(NamedTuple):
@@ -62,8 +62,9 @@ class Tokenizer(NamedTuple):
         environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         functions = {"raise_exception": _refuse, "strftime_now": _now}
         known = {"tools": None, "documents": None} | functions | dict(self.special)
-        # The tag only tells transformers what to train on.
-        text = _GENERATION.sub("", self.template)
+        # The tag only tells transformers what to train on. It becomes another one without effect, as Jinja removes the
+        # blanks and line breaks around tags.
+        text = _GENERATION.sub(r"\1with\2", self.template)
         try:
             return environment.from_string(text).render(messages=messages, add_generation_prompt=answer, **known)
         except jinja2.TemplateError as error:
