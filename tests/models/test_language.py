@@ -263,6 +263,17 @@ def test_duplicate_and_quantised_weights_are_refused(write, change, message):
         load_huggingface(folder)
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [(jnp.int8, "I8"), (jnp.float8_e4m3fn, "F8_E4M3")])
+def test_quantised_tensors_are_named_although_the_configuration_does_not_tell(write, dtype, kind):
+    # BUG: int8 was read as if it were the weights, and float8 ended in an AttributeError of NumPy.
+    from safetensors.flax import save_file
+
+    folder = write("llama", without=["model.norm.weight"])
+    save_file({"model.norm.weight": jnp.ones(24, dtype)}, folder / "norm.safetensors")
+    with pytest.raises(ValueError, match=f"^{folder}: got model.norm.weight in {kind}, expected weights in floating"):
+        load_huggingface(folder)
+
+
 def test_an_integer_dtype_is_refused(write):
     with pytest.raises(ValueError, match=r"^dtype: got int8, expected a floating-point dtype"):
         load_huggingface(write("llama"), jnp.int8)

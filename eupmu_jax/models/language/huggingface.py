@@ -14,6 +14,9 @@ from eupmu_jax.models.language._tensors import Tensors, build
 from eupmu_jax.models.language.adapter import LanguageModel
 from eupmu_jax.models.language.tokenizer import Tokenizer, check_template
 
+# Of tensors, as safetensors names them; others hold quantised numbers, which mean nothing without their scales.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 def load_huggingface(
     folder: str | os.PathLike[str],
@@ -72,7 +75,11 @@ def load_huggingface(
                     f"{path}: got {name}, which another file has too, expected each tensor in one file only"
                 )
             owner[name] = file
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
+    slices = {name: file.get_slice(name) for name, file in owner.items()}
+    for name, part in slices.items():
+        if (kind := part.get_dtype()) not in _FLOATS:
+            raise ValueError(f"{folder}: got {name} in {kind}, expected weights in floating point of 16 bits or more")
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     return build(
         config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype, shardings, remat
     )
