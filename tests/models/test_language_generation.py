@@ -1,10 +1,12 @@
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from eupmu_jax.models.language import generate, load_huggingface
+from eupmu_jax.models.language.adapter import from_parts
 from eupmu_jax.models.language.generation import _run
 
 pytest.importorskip("tunix", reason="needs google-tunix, of the extra `language`")
@@ -48,6 +50,14 @@ def test_prompts_of_any_length_are_continued_as_one_by_one_without_a_cache(case,
     apply = jax.jit(model.apply)
     assert answers == [uncached(apply, model.params, prompt) for prompt in prompts]
     assert len({token for answer in answers for token in answer}) > 3
+
+
+def test_a_later_piece_of_several_tokens_is_refused_for_the_windows_of_gemma_3():
+    # BUG: logits were wrong by their own size, as google-tunix lays the windows as if the piece were the first.
+    config = SimpleNamespace(num_layers=1, local_base_frequency=10_000)
+    model = from_parts(None, {"w": np.ones(1, np.float32)}, (), config, None)
+    with pytest.raises(ValueError, match=r"^tokens: got 2 from position 3 on, where google-tunix"):
+        model.decode(model.params, np.zeros((1, 2), int), np.array([[3, 4]]), {})
 
 
 def test_answers_stop_before_the_end_token_and_compile_once(load, language):

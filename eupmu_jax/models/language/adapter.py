@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from eupmu_jax._stack.checks import check_same_structure
@@ -30,7 +31,8 @@ class LanguageModel(NamedTuple):
         `layer` blocks. 0 is the embedding, `layers` the input of the last norm; `layer` is static under `jax.jit`.
       decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
         positions from the cache. Tokens and positions have shape `(n, length)`; tokens must come in order, and the
-        cache slot of a token is its position.
+        cache slot of a token is its position. Gemma 3 takes several tokens from position 0 on, then one at a time:
+        google-tunix computes its sliding windows as if the first were at 0. Traced positions are not checked.
       empty_cache: `empty_cache(n, length)`: a cache with room for `length` tokens.
       module: `module(params)`: the Flax NNX model again, for other uses in google-tunix.
       layers: Number of blocks.
@@ -95,6 +97,8 @@ def from_parts(
 ) -> LanguageModel:
     """As `from_tunix`, from a model that is already split, so that parameters can be read into place."""
     depth = config.num_layers
+    # That of Gemma 3; the windows of Gemma 2 are right.
+    slides = hasattr(config, "local_base_frequency")
     # The cache has the dtype of the computation; classes without a dtype compute in that of their parameters.
     dtype = getattr(config, "dtype", None) or jnp.result_type(*jax.tree.leaves(params))
 
@@ -130,6 +134,11 @@ def from_parts(
         return stream[0]
 
     def decode(params, tokens, positions, cache):
+        if slides and tokens.shape[1] > 1 and not isinstance(positions, jax.core.Tracer) and np.any(positions[:, 0]):
+            raise ValueError(
+                f"tokens: got {tokens.shape[1]} from position {int(np.max(positions[:, 0]))} on, where google-tunix "
+                "computes the sliding windows of Gemma 3 wrongly; expected all from position 0 on, or one at a time"
+            )
         slots = jnp.arange(cache["layer_0"]["k"].shape[1])
         seen = slots <= positions[:, :, None]
         return module(params)(tokens, positions, cache, seen)
