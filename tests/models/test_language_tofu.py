@@ -135,6 +135,17 @@ def test_a_tokenizer_is_read_with_its_end_token_and_without_padding(tmp_path):
     assert huggingface_tokenizer(save_tokenizer(tmp_path, eos_token={"content": "the"})).end == 9
 
 
+def test_a_turn_ends_as_the_template_ends_it(tmp_path):
+    # BUG: of Gemma's tokens, `<eos>` was taken, which no answer of an instruction model ends with.
+    folder = save_tokenizer(tmp_path, chat_template="{{ messages }}<unk>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 9, 0]}))
+    found = huggingface_tokenizer(folder)
+    assert found.tokenizer.id_to_token(found.end) == "<unk>"
+    (folder / "chat_template.jinja").write_text("{{ messages }}{{ eos_token }}<unk>")
+    found = huggingface_tokenizer(folder)
+    assert found.tokenizer.id_to_token(found.end) == "<end>"
+
+
 @pytest.mark.parametrize("end", [None, "<stop>"])
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path, end):
     save_tokenizer(tmp_path, eos_token=end)

@@ -89,6 +89,8 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Reads tokenizer.json, and from tokenizer_config.json the special tokens and the token that ends an answer.
 
     The chat template comes from chat_template.jinja, or else from tokenizer_config.json, where older versions put it.
+    If it does not write the end token of tokenizer_config.json, but another that generation_config.json lists, that one
+    ends an answer: Gemma's `<end_of_turn>`.
 
     Args:
       folder: As for `load_huggingface`.
@@ -133,7 +135,18 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text()
     check_template(str(folder), template, fast.get_vocab())
+    end = _end_of_turn(folder, fast, template or "", end)
     return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size(), special)
+
+
+def _end_of_turn(folder, fast, template, end):
+    """The token with which the chat template ends a turn, if `end` is not it: Gemma's `<eos>` only ends a text."""
+    path = folder / "generation_config.json"
+    if not path.exists() or end in template or "eos_token" in template:
+        return end
+    ids = _entries(path).get("eos_token_id")
+    tokens = [fast.id_to_token(number) for number in (ids if isinstance(ids, list) else []) if isinstance(number, int)]
+    return next((token for token in tokens if token and token in template), end)
 
 
 def _entries(path):
