@@ -57,7 +57,7 @@ def test_mgda_is_the_projection_of_zero_onto_the_convex_hull(k, seed, spread):
 
 @pytest.mark.slow
 @every_problem
-@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("c", [0.1, 0.9])
 def test_cagrad_minimises_on_the_simplex_and_maximises_in_the_ball(k, seed, spread, c):
     rows = problem(k, seed, spread)
     rows /= np.abs(rows).max()
@@ -95,7 +95,7 @@ def test_nash_mtl_solves_the_bargaining_equations(k, seed, spread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("k", [2, 3])
 def test_float32_solutions_are_accurate_to_rounding(k):
     rows = problem(k, 1, 1)
     for make in (mgda, cagrad, nash_mtl):

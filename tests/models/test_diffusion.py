@@ -53,7 +53,7 @@ def exact(params, x_t, t, labels):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("steps", [1, 7, 200])
+@pytest.mark.parametrize("steps", [1, 7])
 def test_an_exact_model_of_points_samples_these_points(steps, eta):
     points, labels = jnp.array([[-0.5], [0.25]]), jnp.array([0, 1, 1])
     options = {"nothing": 2, "prediction": "x", "steps": steps, "eta": eta}
@@ -191,7 +191,7 @@ def test_samples_that_are_not_finite_are_warned_about(caplog):
     assert "it has no condition 7, which `nothing` names" in caplog.text
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("share", [0.3, 0.95, 1.0])
 def test_with_as_many_steps_as_times_each_time_is_visited_once(share):
     seen, schedule = [], diffusion.cosine_schedule(11)
 

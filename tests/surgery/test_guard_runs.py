@@ -41,7 +41,6 @@ def run(tx, steps=400, start=START, **extra_args):
 
 OPTIMIZERS = {
     "momentum": optax.sgd(1e-3, momentum=0.9),
-    "adam": optax.adam(1e-2),
     "adamw": optax.adamw(1e-2, weight_decay=0.1),
     "schedule_free": optax.contrib.schedule_free_adamw(1e-2),
 }
