@@ -105,7 +105,7 @@ def local(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_are_those_of_a_local_run_even_if_two_workers_are_killed(local, tmp_path):
     from distributed import Client
 

@@ -79,7 +79,7 @@ def workers_of(pid):
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc")
 def test_a_benchmark_that_is_killed_twice_and_resumed_gives_the_same_rows(whole, tmp_path):
     out, draw = tmp_path / "out", random.Random(0)

@@ -67,7 +67,7 @@ def folder_of(path):
 
 # After three training steps a model has almost nothing to forget.
 @pytest.mark.filterwarnings("ignore:the run ends at")
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_unet_of_cifar10_is_trained_and_forgets_a_class(small, tmp_path):
     arguments = ["cifar10", "--forget", 3, "--train-steps", 3, "--steps", 2, "--batch", 4, "--out", tmp_path]
     arguments += ["--settings", '{"target": 2.0, "limit": 3.0}', "--data-axis", 1]

@@ -59,7 +59,7 @@ def test_dispatch_distinguishes_the_loop_from_the_scans(run):
     assert len(page.dispatch_table(rows).splitlines()) == 5
 
 
-@pytest.mark.parametrize(("axis", "value"), [("objectives", 3), ("devices", 2)])
+@pytest.mark.parametrize(("axis", "value"), [pytest.param("objectives", 3, marks=pytest.mark.long), ("devices", 2)])
 def test_scaling_is_compared_with_the_plain_step(run, axis, value):
     tiny = "--width", "16", "--examples", "48", "--rounds", "2"
     rows = run("scaling", "--axes", axis, "--values", str(value), *tiny)

@@ -80,7 +80,7 @@ def test_the_text_encoder_matches_that_of_transformers(tmp_path):
     assert np.all(np.any(changed[:, 4:] != found[:, 4:], axis=-1))
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("part", [pytest.param("unet", marks=pytest.mark.long), "vae", "text_encoder"])
 def test_the_full_models_have_the_published_parameters(part):
     params = nnx.to_pure_dict(nnx.state(shapes_of(part), nnx.Param))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == GOLDEN["parameters"][part]

@@ -38,7 +38,7 @@ def ended(process):
     return process.returncode, said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_commands_killed_at_random_moments_end_with_the_same_result_bit_for_bit(file, tmp_path):
     began = time.monotonic()
     assert ended(start(*commands("whole"))) == (0, "")
