@@ -67,7 +67,7 @@ def relative(share: chex.Numeric) -> Tolerance:
     >>> relative(0.1).update(0, jnp.array([2.0, 4.0]), ())[0].round(3).tolist()
     [0.2..., 0.4...]
     """
-    num_constraints = check_numbers("share", share, 0, why=" of the retain loss")
+    num_constraints = check_numbers("share", share, 0, why=", the allowed rise as a share of the retain loss")
     return stateless(lambda count, levels: jnp.asarray(share) * jnp.abs(_given(levels, "relative")), num_constraints)
 
 

@@ -63,6 +63,7 @@ with np.load("held_out.npz") as saved:
 #   task, params = eupmu.tasks.language(model.apply), model.params
 # For a diffusion model: eupmu.tasks.diffusion(denoise, schedule, num_conditions=10, original=params), where
 #   denoise(params, x_t, t, labels) predicts v, or noise with prediction="epsilon". Data as above, inputs in [-1, 1].
+#   schedule = eupmu_jax.objectives.diffusion.cosine_schedule(1_000), or that with which the model was trained
 # For anything else, write a Task of your own.
 task = eupmu.tasks.classification(apply, num_classes=10)  # CHANGE: the number of classes.
 '''

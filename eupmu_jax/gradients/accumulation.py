@@ -18,7 +18,7 @@ class AccumulateState(NamedTuple):
       mini_step: Microbatches in the sum so far.
       gradient_sum: Stacked sum, `(K, *param.shape)` in every leaf, float32 (float64 for float64 parameters).
       loss_sum: `(K,)`.
-      refused_microbatches: Microbatches left out because a gradient or loss was not finite.
+      refused_microbatches: Microbatches left out because a gradient, loss or error was not finite.
       inner_state: State of the wrapped chain.
       error_sum: `(K,)`.
     """

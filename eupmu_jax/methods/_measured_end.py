@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.programs import jit_for_task
+from eupmu_jax._stack.programs import fetched, jit_for_task
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import spread
 from eupmu_jax.tasks.task import of_each
@@ -154,7 +154,7 @@ def _mean_figures(task, part, positions, chunk, params):
     chunks = -(-len(positions) // chunk)
     positions = positions[: len(positions) // chunks * chunks]
     found = [figures(task, params, part[positions[n::chunks]]) for n in range(chunks)]
-    return sum(map(np.asarray, found)) / chunks
+    return sum(map(fetched, found)) / chunks
 
 
 @jit_for_task()

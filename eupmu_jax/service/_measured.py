@@ -54,7 +54,9 @@ def beside(task: Task, params, retrained, forgotten, unseen, gone) -> dict:
     """`beside`, the attack on the forgotten examples relative to a retrained model; empty if none can be compared."""
     if unseen is None or not (pair := alike(task, forgotten, unseen, gone)):
         return {}
-    scores = [attacks.scores_beside(*(_losses(task, model, part) for model in (params, retrained))) for part in pair]
+    # Scored together, as whether any loss is below 0 decides how all are read.
+    losses = [[_losses(task, model, part) for part in pair] for model in (params, retrained)]
+    scores = np.split(attacks.scores_beside(*map(np.concatenate, losses)), [len(losses[0][0])])
     return {"beside": attack(*scores)._asdict()}
 
 

@@ -126,9 +126,9 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
 
     .. math:: z_i = (\bar\phi_i - \phi_i) / s
 
-    where the mean of phi is over the shadow models that never saw example i, and s^2 is one variance for all examples,
-    the mean of the variances within each: with few shadow models individual variances are mostly noise. Like a loss,
-    the score is small for a member.
+    where phi is as in `scores_beside`, its mean is over the shadow models that never saw example i, and s^2 is one
+    variance for all examples, the mean of the variances within each: with few shadow models individual variances are
+    mostly noise. Like a loss, the score is small for a member.
 
     Args:
       losses: `(n,)` losses under the model in question.
@@ -142,7 +142,7 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
     >>> shadow_scores(np.array([0.1, 2.0]), shadow_losses, np.zeros((2, 2), bool)).round(1).tolist()
     [-7.6, 2.5]
     """
-    phi = log_odds(shadow_losses)
+    phi, audited = _confidences(shadow_losses, losses)
     # An infinite loss would make the variance that all examples share infinite too.
     told = ~seen & np.isfinite(phi)
     phi, enough = np.where(told, phi, np.nan), told.sum(axis=0) >= LEAST_SHADOWS
@@ -151,7 +151,7 @@ def shadow_scores(losses: np.ndarray, shadow_losses: np.ndarray, seen: np.ndarra
     chosen = phi[:, enough]
     spread = np.sqrt(np.mean(np.nanvar(chosen, axis=0, ddof=1)) + VARIANCE_FLOOR)
     scores = np.full(len(losses), np.nan)
-    scores[enough] = (np.nanmean(chosen, axis=0) - log_odds(losses)[enough]) / spread
+    scores[enough] = (np.nanmean(chosen, axis=0) - audited[enough]) / spread
     return scores
 
 
@@ -160,8 +160,9 @@ def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarra
 
     .. math:: z_i = \phi^{retrained}_i - \phi_i
 
-    where phi is the log-odds of exp(-loss). Like a loss, the score is small for a member. The difficulty of an example
-    for any model cancels, which in the loss alone can hide a trace or look like one (Watson et al., arXiv 2111.08440).
+    where phi is the log-odds of exp(-loss), or, if any loss is below 0, as those of a density may be, minus the loss.
+    Like a loss, the score is small for a member. The difficulty of an example for any model cancels, which in the loss
+    alone can hide a trace or look like one (Watson et al., arXiv 2111.08440).
 
     Args:
       losses, retrained_losses: `(n,)` losses under the model in question, and under one that never saw the forget set.
@@ -174,7 +175,15 @@ def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarra
     """
     # Two infinite losses are equal.
     same = np.asarray(losses) == np.asarray(retrained_losses)
-    return np.where(same, 0.0, log_odds(retrained_losses) - log_odds(np.where(same, 0.0, losses)))
+    retrained, audited = _confidences(retrained_losses, losses)
+    return np.where(same, 0.0, retrained - np.where(same, 0.0, audited))
+
+
+def _confidences(*losses):
+    """Phi of each set of losses: a density has no odds."""
+    if any(np.any(np.asarray(part) < 0) for part in losses):
+        return [-np.asarray(part, np.float64) for part in losses]
+    return [log_odds(part) for part in losses]
 
 
 def checked_shadows(shadows: Any, count: int, params: chex.ArrayTree) -> list[tuple[chex.ArrayTree, np.ndarray]]:

@@ -73,9 +73,10 @@ def diffusion(
     Conditions that are not classes, such as embedded prompts, are the rows of a table that `denoise` looks up by label:
     a part of `params` that stays `frozen`, so that `diffusion_attacks` can retrain a row of it.
 
-    :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it. Give it to
-    unlearn: the targets of the first four losses otherwise move with the model, negative guidance of any strength leads
-    no further than to the prediction without a condition, and EUPMU may stop short of its target far from its limit.
+    :math:`f_0` is the original model if it is given, else the model itself; no gradient flows through it. Pass it
+    when unlearning: otherwise the targets of the first four losses move with the model, negative guidance of any
+    strength leads no further than to the prediction without a condition, and EUPMU may stop short of its target, far
+    from its limit.
 
     A condition is forgotten entirely when the model predicts its images no better than the mean of its predictions for
     the other conditions does. Without held-out data, EUPMU forgets to that level:

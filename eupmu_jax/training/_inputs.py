@@ -45,7 +45,9 @@ class Sets:
             retain = Examples(forget.tree if shared else on_device(retain.tree), retain.ids)
         elif mesh is not None:
             in_trees = isinstance(forget, Examples) and isinstance(retain, Examples)
-            forget, retain = (on_host(part, narrow=in_trees) for part in (forget, retain))
+            shared = in_trees and forget.tree is retain.tree
+            forget = on_host(forget, narrow=in_trees)
+            retain = Examples(forget.tree, retain.ids) if shared else on_host(retain, narrow=in_trees)
         self.forget, self.retain = forget, retain
         self.counts = len(forget), len(retain)
 

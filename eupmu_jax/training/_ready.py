@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from eupmu_jax import methods
-from eupmu_jax._stack.frozen import mask_of
+from eupmu_jax._stack.frozen import mask_of, split
 from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
 from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.tasks import Task, as_examples
@@ -95,11 +95,12 @@ def ready(
     if isinstance(loss, functools.partial):
         given["constants"] = {name: repr(value) for name, value in loss.keywords.items()}
     batches = counts["forget_batch"], counts["retain_batch"]
+    # The identity covers all parameters as given, and which of them are frozen.
+    every = params if frozen is None else (params, split(frozen, params)[0])
     if mesh is not None:
         batches = batches_on(mesh, sets.counts, batches)
         # Arrays committed to one device, as in a restored checkpoint, cannot be combined with those on the mesh.
         params = jax.device_put(params, params_on(mesh, params))
-    every = params
     if directory is not None:
         given["model"] = digest_of_model(task, params, sets.forget)
         given["losses"] = digest_of_losses(task, params, sets.forget, losses, "divergence" in chosen.requires)
@@ -107,8 +108,6 @@ def ready(
     task = task if mesh is None else sharing(task, mesh)
     if directory is not None:
         check_storable(params)
-    # The identity covers all parameters and which of them are frozen.
-    every = every if frozen is None else (every, params)
     aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None
     if aim is not None and held_out is not None and "target" not in asked and directory is not None:
         # The data that the target is measured on, not the target, which other devices round differently.

@@ -20,8 +20,8 @@ def alike(task: Task, some: Any, unseen: Any, gone: Collection = ()) -> tuple[An
 
     A model has a higher error on unseen data of a hard class than on that of an easy one, so a forget set of another
     mix could be told apart from unseen data although the model keeps no trace of it. The subset is the largest with the
-    mix of `some`, up to a missing fraction of one twentieth. If that fraction is of a class much harder than the rest,
-    sets of a thousand examples can still be told apart by it.
+    mix of `some`, up to a missing fraction of one twentieth. If that is of a class much harder than the rest, it alone
+    can tell sets of a thousand examples apart.
 
     Args:
       task: Determines whether there are classes.

@@ -20,6 +20,8 @@ CHUNK, OUTPUT_BYTES = 500, 2**28
 # Examples of a set that are measured where a sample is enough.
 MOST = 2_000
 CONFIDENCE = 0.95
+# Resampled means from which the ends of an interval are read.
+DRAWS = 2_000
 
 
 class Level(NamedTuple):
@@ -130,10 +132,12 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
 
     .. math:: d_i = e_i - \frac1k \sum_{j=1}^k e'_{ij}, \qquad \bar d \pm t_{n-1}\, \mathrm{sd}(d) / \sqrt n
 
-    The test of the losses does not remove that noise, so it has less power for such a task. Few errors with a long tail
-    show too little of their spread, so the interval is at least as wide as if both sets had the spread :math:`s'` of
-    the errors in the larger one, :math:`\pm t_{n(k-1)}\, s' \sqrt{(1 + 1/k) / n}`, if k is at least 2. Fewer than 20
-    errors of 0 or 1 in a set are too few: up to a sixth of such intervals exclude a true difference of 0.
+    The test of the losses does not remove that noise, so it has less power for such a task.
+
+    Few errors with a long tail show too little of it. If k is at least 2, the interval is therefore wide enough to
+    contain 0 in 95 % of cases if both sets were like the larger one; errors drawn from that one at each position tell
+    how wide. With few errors of 0 or 1 in a set the interval is too narrow: with 3, up to a quarter of such intervals
+    exclude a true difference of 0, with 20 a tenth.
 
     Raises:
       ValueError: For an empty set, or examples that the task refuses.
@@ -157,32 +161,45 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
     both = forgotten[0], unseen[0]
     if _is_rate(np.concatenate(both)):
         difference = float(np.mean(both[0]) - np.mean(both[1]))
-        width = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*map(_deviation, both)))
+        below = above = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.hypot(*map(_deviation, both)))
     else:
-        apart, width_of_alike = _differences_at_places(task, params, [*sets.values()], both)
+        apart, (lowest, highest) = _differences_at_places(task, params, [*sets.values()], both)
         difference, width = float(np.mean(apart)), float(_quantile(len(apart)) * _deviation(apart))
-        width = max(width, width_of_alike)
+        below, above = max(width, float(highest)), max(width, float(-lowest))
     losses = [found[1] for found in (forgotten, unseen)]
     if task.nll is not None:
         losses = [figures_of(task.attacked, params, part, most)[1] for part in sets.values()]
     p_value = stats.ks_2samp(*losses).pvalue
-    return Comparison(difference, difference - width, difference + width, float(p_value))
+    return Comparison(difference, difference - below, difference + above, float(p_value))
 
 
 def _differences_at_places(task, params, sets, errors):
     """Differences between each error of the smaller set and the mean error of the larger one at the same position.
 
-    Also returns half the width of the interval of their mean if both sets were like the larger one; 0 if unknown.
+    Also returns between which values their mean would lie in 95 % of cases if both sets were like the larger one, or
+    zeros if there is one error at each position.
     """
     few = int(len(errors[0]) > len(errors[1]))
     count, groups = len(errors[few]), len(errors[1 - few]) // len(errors[few])
     positions = spread(len(sets[1 - few]), count * groups)
     others = [figures_of(task, params, part_of(sets[1 - few], positions[k::groups]))[0] for k in range(groups)]
-    apart = (errors[few] - np.mean(others, axis=0)) * (1 if few == 0 else -1)
+    apart, ends = errors[few] - np.mean(others, axis=0), _ends_if_alike(np.stack(others))
+    return (apart, ends) if few == 0 else (-apart, -ends[::-1])
+
+
+def _ends_if_alike(others):
+    """Ends of 95 % of the differences of the mean of one error for each position, drawn from these, from that of all.
+
+    Args:
+      others: `(k, n)`, k errors at each of n positions.
+    """
+    groups, count = others.shape
     if groups == 1:
-        return apart, 0.0
-    spread_of_others = np.sqrt(np.mean(np.var(others, axis=0, ddof=1)))
-    return apart, float(_quantile(count * (groups - 1) + 1) * spread_of_others * np.sqrt((1 + 1 / groups) / count))
+        return np.zeros(2)
+    drawn = others[np.random.default_rng(0).integers(groups, size=(DRAWS, count)), np.arange(count)]
+    # What is drawn is part of the mean that it is compared with, which makes the difference smaller.
+    larger = np.sqrt((groups + 1) / (groups - 1))
+    return np.quantile(larger * (drawn.mean(axis=1) - others.mean()), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
 
 
 def _deviation(errors):

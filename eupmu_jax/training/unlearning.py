@@ -122,7 +122,7 @@ def unlearn(
       mesh: Mesh to run on. Parameters are placed by `sharding.param_shardings`, except those already on the mesh, which
         keep their layout. Examples are split along the axis `data`, whose size must divide the batch sizes; a set
         smaller than its batch is cut to fit. The task must take any number of examples: figures are measured in
-        parts of any size, which a `shard_map` over `data` inside of it would refuse.
+        parts of any size, which a `shard_map` over `data` inside it would refuse.
       directory: Directory for checkpoints. The same call resumes from the last one, and on the same devices gives the
         same result bit for bit. None saves nothing.
       save_every: Steps between checkpoints.

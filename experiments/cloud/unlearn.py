@@ -115,7 +115,7 @@ def unlearn(
         raise ValueError(f"topology: got {topology!r} for a run on the devices that are here; it needs --dry-run")
     devices = topologies.devices(topology)[0] if topology else jax.devices()
     if not 1 <= model_axis <= len(devices):
-        raise ValueError(f"model_axis: got {model_axis}, expected at most the number of devices, {len(devices)}")
+        raise ValueError(f"model_axis: got {model_axis}, expected 1 to the number of devices, {len(devices)}")
     mesh = sharding.make_mesh(data_axis or len(devices) // model_axis, model_axis, devices=devices)
     dataset = data.load(settings.data, seed=settings.seed)
     split = data.split(dataset.train_labels, settings.forget, num_classes=dataset.num_classes, seed=settings.seed)

@@ -168,6 +168,8 @@ def compiled(given: argparse.Namespace, made: denoisers.Denoiser, mesh: Mesh) ->
 def run(given: argparse.Namespace, made_by: dict) -> dict:
     """Unlearns and returns the row, or in a dry run the memory of a step."""
     devices = topology.devices(given.topology)[0] if given.topology else jax.devices()
+    if not 1 <= given.model_axis <= len(devices):
+        raise ValueError(f"model_axis: got {given.model_axis}, expected 1 to the number of devices, {len(devices)}")
     mesh = sharding.make_mesh(given.data_axis or len(devices) // given.model_axis, given.model_axis, devices=devices)
     made = denoisers.denoiser(given.model)
     if given.dry_run:

@@ -104,7 +104,7 @@ def test_a_language_model_forgets_passages(tmp_path):
     assert passages_run.run(tmp_path / "rows.jsonl", 0, {"command": "test"}, **options) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_demo_is_tuned_and_existing_trials_are_not_run_again(tmp_path, monkeypatch):
     # BUG: after tuning all other methods, the command failed at EUPMU, which is not tuned.
     monkeypatch.setattr(tune, "ROWS", tmp_path / "tuning.jsonl")

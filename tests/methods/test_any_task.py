@@ -80,7 +80,7 @@ def run(name, fitted, seed=0):
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_every_method_runs_with_default_settings_and_keys_reach_its_losses(name, fitted):
+def test_methods_of_every_kind_run_with_default_settings_and_keys_reach_their_losses(name, fitted):
     result = run(name, fitted)
     chex.assert_trees_all_equal_shapes_and_dtypes(result.params, fitted[0])
     chex.assert_tree_all_finite(result.params)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eupmu_jax.service import deletion, ledger, records, user_file
 
 # For a longer run: KILLS=30 pytest -m slow tests/service/test_faults.py
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "1"))
 MANY = Path(__file__).parents[1] / "many_commands.py"
 UNLEARN = "unlearn mytask.py --request 1 --ledger L/requests.db --out L/run"
 NUMBERS = "--steps 300 --forget-batch 16 --retain-batch 48"
@@ -38,7 +38,7 @@ def ended(process):
     return process.returncode, said
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_commands_killed_at_random_moments_end_with_the_same_result_bit_for_bit(file, tmp_path):
     began = time.monotonic()
     assert ended(start(*commands("whole"))) == (0, "")
@@ -46,7 +46,8 @@ def test_commands_killed_at_random_moments_end_with_the_same_result_bit_for_bit(
     rng, kills = np.random.default_rng(0), 0
     for _ in range(KILLS):
         process = start(*commands("killed"))
-        time.sleep(rng.uniform(0.1, 0.9) * whole)
+        # Early, as a run that finds its programs compiled is much shorter.
+        time.sleep(rng.uniform(0.1, 0.4) * whole)
         process.send_signal(signal.SIGKILL)
         kills += ended(process)[0] == -signal.SIGKILL
     assert kills > 0

@@ -31,8 +31,9 @@ class LanguageModel(NamedTuple):
         `layer` blocks. 0 is the embedding, `layers` the input of the last norm; `layer` is static under `jax.jit`.
       decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
         positions from the cache. Tokens and positions have shape `(n, length)`; tokens must come in order, and the
-        cache slot of a token is its position. Gemma 3 takes several tokens from position 0 on, then one at a time:
-        google-tunix computes its sliding windows as if the first were at 0. Traced positions are not checked.
+        cache slot of a token is its position. Several tokens of Gemma 3 must start at position 0, or
+        `ValueError` is raised, unless positions are traced: google-tunix computes the sliding windows of a later piece
+        as if it started at 0.
       empty_cache: `empty_cache(n, length)`: a cache with room for `length` tokens.
       module: `module(params)`: the Flax NNX model again, for other uses in google-tunix.
       layers: Number of blocks.

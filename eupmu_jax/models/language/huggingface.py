@@ -145,7 +145,8 @@ def _end_of_turn(folder, fast, template, end):
     if not path.exists() or end in template or "eos_token" in template:
         return end
     ids = _entries(path).get("eos_token_id")
-    tokens = [fast.id_to_token(number) for number in (ids if isinstance(ids, list) else []) if isinstance(number, int)]
+    known = [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int) and number >= 0]
+    tokens = [fast.id_to_token(number) for number in known]
     return next((token for token in tokens if token and token in template), end)
 
 
