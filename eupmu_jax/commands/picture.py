@@ -14,7 +14,8 @@ SMALLEST_LOSS = 1e-6
 MUTED = "#8a8f98"
 # Axes of errors reach up to this many times the first run's errors, target or limit.
 FRAME = 3
-
+# Losses that differ by this factor are shown on a logarithmic axis.
+WIDE = 10
 
 PANELS = {
     "forget_error": "error on the forget set",
@@ -61,7 +62,9 @@ def of_runs(
                 first = next(iter(histories.values()))[name]
                 _frame(axes, [*marks[name], retrained.get(name)], [v for v in first if v is not None], scale)
         forget, weight, retain, loss = axes_of.values()
-        loss.set_yscale("log")
+        drawn = np.concatenate([line.get_ydata() for line in loss.lines] or [[1.0]])
+        if np.nanmax(drawn) > WIDE * np.nanmin(drawn):
+            loss.set_yscale("log")
         if interval is not None:
             forget.axhspan(*(scale * end for end in interval), color="#0b6e4f", alpha=0.12, lw=0)
         if target is not None:

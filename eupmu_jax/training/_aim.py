@@ -153,10 +153,11 @@ def _by_class(task, params, sets, forgotten, unseen, errors, level):
         parts.append((level, sum(sizes[c] for c in few)))
     mixed = _mixed(parts, len(errors))
     all_go = task.unknown is not None and not set(sizes) - gone
-    if not all_go:
-        # Otherwise no unseen example has a part in the level.
-        _warn_of_few(task, mixed)
-    return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high), all_go)
+    if all_go:
+        # No unseen example has a part in the level.
+        return Aim(mixed.error, "unknown", level, passes, gone, at_least=True)
+    _warn_of_few(task, mixed)
+    return Aim(mixed.error, "unseen data by class", level, passes, gone, (mixed.low, mixed.high))
 
 
 def _mixed(parts, examples):

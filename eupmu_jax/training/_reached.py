@@ -16,8 +16,8 @@ class Reached(NamedTuple):
 
     Attributes:
       target: The mean error to which the forget set was to be brought; 1e30 if no level is known.
-      source: Source of the target: "settings", "unseen data", "unseen data by class"; without held-out data "unknown"
-        if the task has `unknown`, else "chance".
+      source: Source of the target: "settings"; "unseen data" or "unseen data by class"; "unknown" if the task has
+        `unknown` and there is no held-out data, or only conditions to be forgotten; else "chance".
       unseen: The original model's level on held-out data, with its interval; None if it was not measured.
       forget_error: Error of the returned parameters on the forget set, on at most 2,000 examples.
       retain_error: Their error on the whole retain set; for a task without classes, on at most 2,000 examples.

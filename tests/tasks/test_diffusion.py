@@ -208,7 +208,9 @@ def test_a_condition_absent_from_the_retain_set_is_forgotten_entirely_whatever_i
     level = unlearn("EUPMU", made, params, *sets, steps=1, settings={"learning_rate": 1e-12}).level
     errors, _ = made.unknown(params, sets[0])
     assert level.target == pytest.approx(float(np.mean(errors)), rel=1e-5)
-    assert (level.source, level.comparison) == ("unseen data by class", None)
+    # BUG: the target was said to be that of unseen data, with an interval, though none of them has a part in it.
+    assert (level.source, level.interval, level.comparison) == ("unknown", None, None)
+    assert level.unseen is not None
     # The step changes nothing, so the error does not rise, whatever the noise of a batch.
     assert level.retain_error == pytest.approx(level.start, rel=1e-5)
 
