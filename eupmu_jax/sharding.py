@@ -57,10 +57,10 @@ def param_shardings(params: chex.ArrayTree, mesh: Mesh, *, axes: Sequence[str] =
     """A sharding for every parameter: each of `axes` splits the largest dimension that it divides and no other splits.
 
     `("model",)` keeps a full copy on every slice along `data`; `("data", "model")` shards parameters, gradients and
-    optimizer state over all devices (FSDP, ZeRO-3), and XLA gathers each layer where it is used. The
-    axes are placed from the longest on and never share a dimension, so a vector is split along one of them only.
-    Parameters with fewer than 16,384 elements are replicated, as are those that no axis divides. The rule suits any
-    model; a layout that the model names itself (`flax.nnx.get_named_sharding`) does better.
+    optimizer state over all devices (FSDP, ZeRO-3), and XLA gathers each layer where it is used. The axes are placed
+    from the longest on and never share a dimension, so a vector is split along one of them only. Parameters with fewer
+    than 16,384 elements are replicated, as are those that no axis divides. The rule suits any model; a layout that the
+    model names itself (`flax.nnx.get_named_sharding`) does better.
 
     Args:
       params: Arrays or `jax.ShapeDtypeStruct`s.

@@ -180,7 +180,7 @@ def scores_beside(losses: np.ndarray, retrained_losses: np.ndarray) -> np.ndarra
 
 
 def _confidences(*losses):
-    """Phi of each set of losses: a density has no odds."""
+    """Phi of each set of losses, read as those of densities, which have no odds, if any loss is below 0."""
     if any(np.any(np.asarray(part) < 0) for part in losses):
         return [-np.asarray(part, np.float64) for part in losses]
     return [log_odds(part) for part in losses]

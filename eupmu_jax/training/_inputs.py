@@ -92,14 +92,14 @@ def on_host(examples, narrow: bool = False):
     if not isinstance(examples, Examples):
         return examples
 
-    def fetched(leaf):
+    def moved(leaf):
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             leaf = np.asarray(leaf)
         if not narrow or not isinstance(leaf, np.ndarray):
             return leaf
         return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
 
-    return Examples(jax.tree.map(fetched, examples.tree), examples.ids)
+    return Examples(jax.tree.map(moved, examples.tree), examples.ids)
 
 
 def check_arguments(

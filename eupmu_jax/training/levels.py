@@ -134,10 +134,10 @@ def compare(task: Task, params: chex.ArrayTree, forget: Any, held_out: Any, most
 
     The test of the losses does not remove that noise, so it has less power for such a task.
 
-    Few errors with a long tail show too little of it. If k is at least 2, the interval is therefore wide enough to
-    contain 0 in 95 % of cases if both sets were like the larger one; errors drawn from that one at each position tell
-    how wide. With few errors of 0 or 1 in a set the interval is too narrow: with 3, up to a quarter of such intervals
-    exclude a true difference of 0, with 20 a tenth.
+    Few errors with a long tail show too little of their spread. If k is at least 2, the interval is therefore at least
+    so wide that it would contain 0 in 95 % of cases if both sets were like the larger one; errors drawn from that one
+    at each position tell how wide that is. With few errors of 0 or 1 in a set the interval is too narrow: with 3, up to
+    a quarter of such intervals exclude a true difference of 0, with 20 a tenth.
 
     Raises:
       ValueError: For an empty set, or examples that the task refuses.
@@ -188,7 +188,7 @@ def _differences_at_places(task, params, sets, errors):
 
 
 def _ends_if_alike(others):
-    """Ends of 95 % of the differences of the mean of one error for each position, drawn from these, from that of all.
+    """Ends of the middle 95 % of the mean of one error drawn at each position, less the mean of all.
 
     Args:
       others: `(k, n)`, k errors at each of n positions.

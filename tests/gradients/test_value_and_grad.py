@@ -242,10 +242,8 @@ def test_auto_unrolls_on_cpu_and_vmaps_elsewhere(backend, preferred, monkeypatch
         ("conv_general_dilated", convolve, jnp.ones((5, 3, 3, 3)), jnp.ones((2, 4, 3, 6, 6))),
         ("dot_general", squared, mlp(), stack_objectives(batch(4, 0), batch(4, 1))),
     ):
-        count = {
-            mode: count_primitive(primitive, stacked_value_and_grad(loss, mode=mode), params, batches)
-            for mode in (*MODES, "auto")
-        }
+        made = {mode: stacked_value_and_grad(loss, mode=mode) for mode in (*MODES, "auto")}
+        count = {mode: count_primitive(primitive, function, params, batches) for mode, function in made.items()}
         assert count["unroll"] == 2 * count["vmap"]
         assert count["auto"] == count[preferred]
 

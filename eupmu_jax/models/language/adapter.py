@@ -31,9 +31,9 @@ class LanguageModel(NamedTuple):
         `layer` blocks. 0 is the embedding, `layers` the input of the last norm; `layer` is static under `jax.jit`.
       decode: `decode(params, tokens, positions, cache) -> (logits, cache)`: reads the keys and values of earlier
         positions from the cache. Tokens and positions have shape `(n, length)`; tokens must come in order, and the
-        cache slot of a token is its position. Several tokens of Gemma 3 must start at position 0, or
-        `ValueError` is raised, unless positions are traced: google-tunix computes the sliding windows of a later piece
-        as if it started at 0.
+        cache slot of a token is its position. Several tokens of Gemma 3 must start at position 0, as google-tunix
+        computes the sliding windows of a later piece as if it started there; else `ValueError` is raised, unless
+        positions are traced.
       empty_cache: `empty_cache(n, length)`: a cache with room for `length` tokens.
       module: `module(params)`: the Flax NNX model again, for other uses in google-tunix.
       layers: Number of blocks.
