@@ -56,7 +56,10 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
         "examples": (told["examples"], {"forget": len(sets[0]), "retain": len(sets[1])}),
     }
     if is_whole:
-        met, telling = _judged.judged(own, start, end, level, sets)
+        # A record without it was judged by a fixed share of the distance, which is never less strict.
+        least = _judged.least_of_noise(task, start, end, level, sets[0]) if "least" in told else None
+        wrong += differences("least", told.get("least"), least, absolute(task.is_rate, told["level"]))
+        met, telling = _judged.judged(own, start, end, level, sets, told.get("least"))
         flags |= {"met": (told["met"], met), "telling": (told["telling"], telling)}
     wrong += [f"{name}: reported {said}, found {true}" for name, (said, true) in flags.items() if said != true]
     if digest_of_ids(np.array(asked["positions"], np.int64)) != asked["ids"]:

@@ -10,17 +10,31 @@ from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import levels
+from eupmu_jax.training._aim import unknown_errors
 from eupmu_jax.training._reached import Reached
 from eupmu_jax.training.classes import alike, classes_to_go
 
+# Shares of the distance from the start to a target: what may always be missing, and what noise may excuse at most.
+SHORT, NOISY = 0.01, 0.1
 
-def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, Any]) -> tuple[bool, bool]:
-    """Whether a run met its aim, and whether the errors of the original model told the forgotten examples apart."""
+
+def judged(
+    own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, Any], noisy: float | None = None
+) -> tuple[bool, bool]:
+    """Whether a run met its aim, and whether the errors of the original model told the forgotten examples apart.
+
+    Args:
+      own: The names of the user's file.
+      start, end: Initial and final parameters of the run.
+      level: What the run reached.
+      sets: The forget set and the retain set.
+      noisy: What `least_of_noise` returns for the run; None also for a record without it.
+    """
     task, (forget, retain), compared = own["task"], sets, level.comparison
     # Forgotten too little or too much, compared with unseen data if there is any. A class to be forgotten is not
     # compared with unseen data, so a set that has one is checked against its target too.
     begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
-    least = least_of(level.target, begun)
+    least = least_of(level.target, begun) if noisy is None else noisy
     missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
     # If no level is known, none is reached.
     missed |= level.target >= UNLIMITED
@@ -33,6 +47,28 @@ def judged(own: Mapping[str, Any], start, end, level: Reached, sets: tuple[Any, 
         before = levels.compare(task, start, *both)
         telling = bool(gone) or not before.low <= 0 <= before.high
     return bool(level.kept and not missed), telling
+
+
+def least_of_noise(task: Task, start, end, level: Reached, forget: Any) -> float | None:
+    r"""The least error that counts as that of a model without knowledge of the condition; None for another target.
+
+    Example i has the error :math:`e_i` at the end of the run, and :math:`u_i` by `task.unknown`, on the same noise. The
+    target is the mean of the latter. On other examples and noise the difference of the means would vary, and a run that
+    ends at its target would end below it in half of the cases. So with n examples a run may fall short by
+
+    .. math:: \max(0.01\, w, \min(0.1\, w,\; t_{n-1}\, \mathrm{sd}(e - u) / \sqrt n))
+
+    with w the distance from the start to the target and t the 97.5 % quantile of Student's distribution. A run that
+    ends at its target is then said to have missed it in about 2.5 % of cases, or in more where noise exceeds a tenth of
+    the distance, which no noise excuses: else a few examples would excuse a run that did nothing.
+    """
+    if task.unknown is None or task.is_rate or level.source != "unknown" or level.comparison is not None:
+        return None
+    of = lambda params: levels.figures_of(task, params, forget, levels.MOST)[0]
+    begun, width = float(np.mean(of(start))), levels.width_of(of(end) - unknown_errors(task, start, forget)[0])
+    lowest = level.target - NOISY * max(level.target - begun, 0)
+    # In this order, as a width that is NaN must not become the result.
+    return min(least_of(level.target, begun), max(lowest, level.target - width))
 
 
 def returned(task: Task, params: chex.ArrayTree, data: Any, earlier: list[dict]) -> list[int]:
@@ -52,7 +88,7 @@ def least_of(target: float, begun: float | None = None, interval: Sequence[float
     """
     if target >= UNLIMITED:
         return 0.0
-    least = target - (0.01 if begun is None else 0.01 * max(target - begun, 0))
+    least = target - (0.01 if begun is None else SHORT * max(target - begun, 0))
     return least if not interval or interval[0] is None else min(least, interval[0])
 
 

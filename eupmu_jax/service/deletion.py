@@ -12,7 +12,7 @@ import numpy as np
 
 from eupmu_jax.benchmark.rows import provenance
 from eupmu_jax.service import folder, records, user_file
-from eupmu_jax.service._judged import judged, returned
+from eupmu_jax.service._judged import judged, least_of_noise, returned
 from eupmu_jax.service.ids import NAMED, digest_of_ids
 from eupmu_jax.tasks import Task, as_examples, check_task
 from eupmu_jax.tasks.examples import part_of
@@ -69,8 +69,8 @@ def run(
 
     Returns:
       The content of `reached.json`: `figures` and `history` of `unlearn`, `level` with the target, the errors and the
-      limit, `met` (whether the level was reached and not exceeded, and the limit kept), `rates` (whether errors are
-      rates), digests, versions and device.
+      limit, `met` (whether the level was reached and not exceeded, and the limit kept), `least` (the least error that
+      counts as reaching it, if noise decides that), `rates` (whether errors are rates), digests, versions and device.
 
     Raises:
       ValueError: For a folder of another run (the message says what differs), a finished run without its parameters,
@@ -194,8 +194,9 @@ def _unlearned(own, params, sets, out, asked, on_step):
     assert level is not None
     # Kept in the user's dtypes: float64 of NumPy would be restored as a different model.
     end = jax.tree.map(as_given, result.params, own["params"])
-    met, telling = judged(own, params, result.params, level, sets)
-    return end, {
+    least = least_of_noise(own["task"], params, result.params, level, forget)
+    met, telling = judged(own, params, result.params, level, sets, least)
+    return end, ({} if least is None else {"least": least}) | {
         "met": met,
         "telling": telling,
         "rates": own["task"].is_rate,

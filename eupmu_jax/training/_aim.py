@@ -198,9 +198,20 @@ def _chance(task, params, forget, gone):
 
 
 def _unknown_level(task, params, forget):
+    errors, passes = unknown_errors(task, params, forget)
+    return level_of(errors), passes
+
+
+def unknown_errors(task: Task, params: chex.ArrayTree, forget) -> tuple[np.ndarray, int]:
+    """`task.unknown` of the examples whose error `figures_of` gives, on the same noise: `(n,)`, and examples passed.
+
+    Raises:
+      ValueError: For errors that are not finite.
+    """
+    assert task.unknown is not None
     run = jax.jit(task.unknown)
     parts = [run(params, batch) for batch in batches_of(forget, MOST, chunk_of(task, params, forget))]
     errors = np.concatenate([np.asarray(fetched(part), np.float64) for part, _ in parts])
     if not np.isfinite(errors).all():
         raise ValueError("forget: got errors of `task.unknown` that are not finite, expected those of a trained model")
-    return level_of(errors), int(parts[0][1]) * len(errors)
+    return errors, int(parts[0][1]) * len(errors)
