@@ -35,7 +35,8 @@ def judged(
     # compared with unseen data, so a set that has one is checked against its target too.
     begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
     least = least_of(level.target, begun) if noisy is None else noisy
-    missed = level.forget_error < least if compared is None else not compared.low <= 0 <= compared.high
+    # An error that is NaN reaches nothing.
+    missed = not level.forget_error >= least if compared is None else not compared.low <= 0 <= compared.high
     # If no level is known, none is reached.
     missed |= level.target >= UNLIMITED
     telling = True

@@ -187,6 +187,12 @@ def test_no_level_counts_as_reached_where_none_is_known():
     assert _judged.judged({"task": FIGURE}, 1.0, 1.0, reached(UNLIMITED, 5.0), sets)[0] is False
 
 
+def test_an_error_that_is_not_a_number_reaches_no_target():
+    # BUG: without unseen data to compare with, the target counted as reached.
+    sets = figures(5.0, np.nan), figures(1.0)
+    assert _judged.judged({"task": FIGURE}, 1.0, 1.0, reached(5.0, np.nan), sets)[0] is False
+
+
 def test_an_error_that_is_not_a_rate_may_fall_short_by_a_hundredth_of_the_distance():
     sets = figures(1.0, 1.0), figures(1.0)
     met = lambda error: _judged.judged({"task": FIGURE}, 1.0, 1.0, reached(5.0, error), sets)[0]
