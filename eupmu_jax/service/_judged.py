@@ -51,25 +51,35 @@ def judged(
 
 
 def least_of_noise(task: Task, start, end, level: Reached, forget: Any) -> float | None:
-    r"""The least error that counts as that of a model without knowledge of the condition; None for another target.
+    r"""The least error that counts as that of chance, or of a model without knowledge; None for another target.
 
-    Example i has the error :math:`e_i` at the end of the run, and :math:`u_i` by `task.unknown`, on the same noise. The
-    target is the mean of the latter. On other examples and noise the difference of the means would vary, and a run that
-    ends at its target would end below it in half of the cases. So with n examples a run may fall short by
+    A model that ends at such a target has an error that varies around it with the examples and their noise, so half of
+    such runs would be said to have missed it. With n examples a run may therefore fall short by
 
-    .. math:: \max(0.01\, w, \min(0.1\, w,\; t_{n-1}\, \mathrm{sd}(e - u) / \sqrt n))
+    .. math:: \max(s, \min(0.1\, w, \delta)), \qquad
+      \delta_{chance} = 1.96 \sqrt{\ell^* (1 - \ell^*) / n}, \quad
+      \delta_{unknown} = t_{n-1}\, \mathrm{sd}(e - u) / \sqrt n
 
-    with w the distance from the start to the target and t the 97.5 % quantile of Student's distribution. A run that
-    ends at its target is then said to have missed it in about 2.5 % of cases, or in more where noise exceeds a tenth of
-    the distance, which no noise excuses: else a few examples would excuse a run that did nothing.
+    with w the distance from the start to the target, s what `least_of` allows, :math:`e_i` the error of example i at
+    the end, :math:`u_i` its error by `task.unknown` on the same noise, and t the 97.5 % quantile of Student's
+    distribution. A run that ends at its target is then said to have missed it in about 2.5 % of cases, or in more where
+    noise exceeds a tenth of the distance, which no noise excuses: else a few examples would excuse a run that did
+    nothing.
     """
-    if task.unknown is None or task.is_rate or level.source != "unknown" or level.comparison is not None:
+    target, known = level.target, level.comparison is None
+    by_chance = known and level.source == "chance" and target < 1
+    if not by_chance and not (known and level.source == "unknown" and not task.is_rate):
         return None
-    of = lambda params: levels.figures_of(task, params, forget, levels.MOST)[0]
-    begun, width = float(np.mean(of(start))), levels.width_of(of(end) - unknown_errors(task, start, forget)[0])
-    lowest = level.target - NOISY * max(level.target - begun, 0)
+    errors = lambda params: levels.figures_of(task, params, forget, levels.MOST)[0]
+    begun, count = float(np.mean(errors(start))), min(len(forget), levels.MOST)
+    if by_chance:
+        width = float(1.96 * np.sqrt(target * (1 - target) / count))
+    else:
+        apart = levels.level_of(errors(end) - unknown_errors(task, start, forget)[0])
+        width = apart.error - apart.low
+    lowest = target - NOISY * max(target - begun, 0)
     # In this order, as a width that is NaN must not become the result.
-    return min(least_of(level.target, begun), max(lowest, level.target - width))
+    return min(least_of(target, None if task.is_rate else begun), max(lowest, target - width))
 
 
 def returned(task: Task, params: chex.ArrayTree, data: Any, earlier: list[dict]) -> list[int]:

@@ -218,16 +218,6 @@ def _quantile(count):
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else np.inf
 
 
-def width_of(differences: np.ndarray) -> float:
-    """Half of Student's 95 % interval of the mean of some differences; infinity for a single one.
-
-    >>> round(width_of(np.array([1.0, 2.0, 3.0])), 3), width_of(np.array([1.0]))
-    (2.484, inf)
-    """
-    count = len(differences)
-    return float(_quantile(count) * np.std(differences, ddof=1) / np.sqrt(count)) if count > 1 else np.inf
-
-
 def _is_rate(errors):
     return bool(np.isin(errors, (0, 1)).all())
 
