@@ -30,7 +30,8 @@ class UserFileError(Exception):
 def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     """Runs a user's file and returns the names it defines.
 
-    The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed.
+    The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed. If it
+    changes the working directory, that is restored.
 
     Args:
       path: Path of a Python file. It and its functions can import modules next to it.
@@ -51,7 +52,8 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        with own_errors(path):
+        # Paths on the command line mean the same after a file that changes the working directory.
+        with contextlib.chdir("."), own_errors(path):
             found = runpy.run_path(str(path), run_name="eupmu_user_file")
     except SyntaxError as error:
         raise UserFileError("".join(traceback.format_exception_only(error)).strip()) from error

@@ -1,6 +1,7 @@
 """A user's file: the names it defines, and the messages when it fails."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,15 @@ def test_names_are_read_from_the_file_which_can_import_modules_beside_it(tmp_pat
     write(tmp_path, "count = 5", "beside_it.py")
     path = write(tmp_path, "import numpy as np\nfrom beside_it import count\ndata = {'x': np.arange(count)}\n")
     assert user_file.load(path, ("data",))["data"]["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_changes_the_working_directory_does_not_change_what_paths_mean(tmp_path, monkeypatch):
+    # BUG: a relative --out then lay elsewhere, and the file itself was not found.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path, "import os\nos.chdir('elsewhere')\ndata = os.getcwd()\n")
+    found = user_file.load(Path("mytask.py"), ("data",))
+    assert (found["data"], Path.cwd()) == (str(tmp_path / "elsewhere"), tmp_path)
 
 
 def test_a_missing_name_is_reported(tmp_path):
