@@ -21,6 +21,7 @@ from eupmu_jax.data.dataset import num_classes
 from eupmu_jax.methods import METHODS
 from eupmu_jax.methods import method as known_method
 from eupmu_jax.training._alone import ALONE_SECONDS, alone
+from eupmu_jax.training._faults import make_folder
 
 
 def jobs_of(
@@ -87,7 +88,7 @@ def run(
     if workers < 0:
         raise ValueError(f"workers: got {workers}, expected a number of processes, or 0 for one on each core")
     training, unlearning = jobs_of(name, forget, methods, seeds)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("out", out)
     with alone(out, shared=True):
         place = jobs.Place(out, command)
         counted = place.read()

@@ -24,7 +24,7 @@ from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.methods import METHODS as ALL_METHODS
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._alone import alone
-from eupmu_jax.training._faults import check_readable
+from eupmu_jax.training._faults import check_readable, make_folder
 from eupmu_jax.training.unlearning import unlearn
 
 # How many times a run is measured.
@@ -243,8 +243,8 @@ def check_folder(seed: int, out: Path) -> None:
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed: got {seed}, expected a number from 0 to {2**31 - 1}")
     check_readable("out", out)
+    make_folder("out", out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.touch()
         probe.unlink()

@@ -19,7 +19,7 @@ from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import check_readable
+from eupmu_jax.training._faults import check_readable, make_folder
 from eupmu_jax.training._inputs import check_counts, check_params
 from eupmu_jax.training._reached import Reached
 from eupmu_jax.training.unlearning import unlearn
@@ -73,9 +73,9 @@ def run(
       counts as reaching it, if noise decides that), `rates` (whether errors are rates), digests, versions and device.
 
     Raises:
-      ValueError: For a folder of another run (the message says what differs), a finished run without its parameters,
-        positions of all examples or of some that were already forgotten, a run in `after` that is not finished or is on
-        other data, another process that uses the folder, or numbers out of range.
+      ValueError: For a folder of another run (the message says what differs) or one that cannot be made, a finished run
+        without its parameters, positions of all examples or of some that were already forgotten, a run in `after` that
+        is not finished or is on other data, another process that uses the folder, or numbers out of range.
       InterruptedError: If SIGTERM ended the run; repeat the call to resume.
     """
     check_task(own["task"])
@@ -96,7 +96,7 @@ def run(
         "held_out": None if own.get("held_out") is None else user_file.data_digest(own["held_out"], "held_out"),
     }
     origin = {"code": folder.code_of(own.get("__file__"))} | provenance(command)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("out", out)
     folder.check_same(out, record)
     if (out / "reached.json").exists():
         reached = records.read(out / "reached.json", "reached")

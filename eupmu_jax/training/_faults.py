@@ -41,3 +41,11 @@ def check_readable(name: str, path: str | os.PathLike[str]) -> None:
     # What Python makes of bytes that are not UTF-8, which is all that Orbax can pass on.
     if any("\ud800" <= character <= "\udfff" for character in where):
         raise ValueError(f"{name}: got {str(path)!r}, expected a path in UTF-8")
+
+
+def make_folder(name: str, path: Path) -> None:
+    """Creates a folder unless it exists; raises `ValueError` if a file is in the way, or nothing can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot write to {path} ({error.strerror}); expected a writable folder") from None

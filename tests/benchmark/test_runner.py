@@ -160,6 +160,7 @@ def test_a_split_of_other_data_stops_the_run(whole, tmp_path):
         (["--no-run", "--forget", "random:20%"], "forget: got 'random:20%', expected one of random:10%, "),
         (["--seeds", "100"], "seeds: got 100, on which the methods are tuned"),
         (["--seeds", "-1"], "seeds: got -1, expected numbers from 0 to 2147483647"),
+        (["--out", __file__], f"out: cannot write to {__file__} (File exists); expected a writable folder"),
         (["--design", "emoji-resnet", "--seeds", "9"], "seeds: got 9, which forgets class:9, expected seeds that"),
     ],
 )

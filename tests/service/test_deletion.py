@@ -161,6 +161,7 @@ def append(file, line):
         (lambda f, out: run(f, out, ids=np.arange(300)), "ids: got all 300 examples, expected some to retain"),
         (lambda f, out: run(f, out, ASKED._replace(limit=0.0)), "limit: got 0.0, expected points of accuracy above 0"),
         (lambda f, out: run(f, out, ASKED._replace(limit=float("nan"))), "limit: got nan"),
+        (lambda f, out: run(f, f / "run"), r"^out: cannot write to .*/run \(Not a directory\); expected a"),
         (lambda f, out: run(f, f.parent), "is not the folder of a run; expected an empty folder"),
         (lambda f, out: append(f, "params = dict") and run(f, out), "params: leaf the tree itself is type, expected "),
         (lambda f, out: f.write_text("data = 1") and run(f, out), "does not define `task`, `params`; expected"),
