@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -162,7 +163,8 @@ def replace(path: Path, rows: Iterable[dict]) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A context with a file to write that atomically replaces `path` at the end, and that an error removes."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process number: two containers that share the folder may both have 1.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with unfinished.open("wb") as file:
             yield file

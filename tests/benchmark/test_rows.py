@@ -159,6 +159,18 @@ def test_a_row_without_a_trailing_newline_counts(tmp_path):
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
 
 
+def test_writers_with_one_process_number_do_not_mix_what_they_write(tmp_path):
+    # BUG: in two containers, which may both have process 1, they shared the unfinished file.
+    path = tmp_path / "audit.json"
+    with rows.replacing(path) as first:
+        first.write(b"first")
+        with rows.replacing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_that_could_not_be_replaced_is_named_and_leaves_nothing_else(tmp_path):
     # BUG: "No space left on device" alone, and an empty file for each attempt.
     path = tmp_path / "audit.json"
