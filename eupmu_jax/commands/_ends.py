@@ -1,6 +1,7 @@
 """Ends a command early: on a signal, or because its input is invalid."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,18 @@ def on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which Orbax does not log, with tracebacks of its threads, the errors that it raises as well."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _interrupted(*_):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from eupmu_jax.commands._command_line import command_line
-from eupmu_jax.commands._ends import BAD_INPUT, end, fail, on_signals
+from eupmu_jax.commands._ends import BAD_INPUT, end, fail, on_signals, quiet
 from eupmu_jax.commands.own_model import (
     LEDGER,
     add,
@@ -195,7 +195,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # An ASCII-only terminal shows question marks instead of failing.
             stream.reconfigure(errors="replace")
-    with on_signals():
+    with on_signals(), quiet():
         _run()
 
 

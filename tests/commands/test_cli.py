@@ -1,5 +1,6 @@
 """`eupmu demo` on the real digits, as a user runs it, and its messages for bad input."""
 
+import logging
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from eupmu_jax.benchmark import rows as store
-from eupmu_jax.commands import cli, page
+from eupmu_jax.commands import cli, page, report
 from eupmu_jax.commands import demo as demo_command
 from eupmu_jax.commands.demo import HELD_OUT, METHODS
 from eupmu_jax.models.language import gguf
@@ -118,6 +119,18 @@ def test_a_resumed_demo_runs_only_the_missing_methods(demo, tmp_path, monkeypatc
     assert made == [METHODS[-1]]
     assert again[2:-1] == list(rows.values())[2:-1] == store.read(tmp_path / "out" / "rows.jsonl")[2:-1]
     assert again[-1]["retain_loss"] == pytest.approx(rows[METHODS[-1]]["retain_loss"], rel=1e-5)
+
+
+def test_a_command_does_not_show_the_tracebacks_of_orbax(monkeypatch, caplog, eupmu):
+    # BUG: on a full disk, hundreds of lines came before the one that says what is wrong.
+    def run(out):
+        logging.getLogger("absl").error("Failed to run 4 Handler Commit operations")
+        raise OSError(f"directory: {out} could not be written")
+
+    monkeypatch.setattr(report, "run", run)
+    assert eupmu("report", "run") == cli.BAD_INPUT
+    assert not caplog.records
+    assert logging.getLogger("absl").isEnabledFor(logging.ERROR)
 
 
 def test_python_m_eupmu_jax_runs_the_command():
