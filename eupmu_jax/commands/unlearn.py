@@ -50,10 +50,13 @@ def run(
         )
         bar = progress.add_task("unlearning", total=asked.steps)
         reached = deletion.run(own, ids, out, asked, command, after, lambda: progress.advance(bar))
-    console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
     met = reached["met"] and not reached.get("returned")
-    if request:
-        _set_states(*request, reached, met, after, out, is_new)
+    try:
+        console.print(said(reached, out), highlight=False, markup=False, soft_wrap=True)
+    finally:
+        # Whoever reads the output may be gone, which ends the command; the request is answered all the same.
+        if request:
+            _set_states(*request, reached, met, after, out, is_new)
     if retrain:
         with console.status("training without the forgotten examples"):
             retraining.retrain(own, out)
