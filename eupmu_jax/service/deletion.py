@@ -124,7 +124,8 @@ def run(
                 if not any(step.name.isdigit() for step in (out / "steps").glob("*")):
                     for name in (folder.START, "steps"):
                         shutil.rmtree(out / name, ignore_errors=True)
-                    (out / "asked.json").unlink()
+                    # If the whole folder has vanished, that must not hide the error.
+                    (out / "asked.json").unlink(missing_ok=True)
                 raise
             checkpoints.save(out / "params", params, {"asked": record})
             reached |= {"returned": returned(own["task"], params, data, earlier)}

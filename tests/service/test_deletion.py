@@ -190,6 +190,17 @@ def test_the_folder_of_a_run_that_failed_before_it_saved_a_step_can_be_used_agai
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
+def test_a_folder_that_vanishes_does_not_hide_why_the_run_failed(file, tmp_path, monkeypatch):
+    # BUG: the error was that asked.json could not be found.
+    def fail(*arguments, **options):
+        shutil.rmtree(tmp_path / "run")
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(deletion, "unlearn", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(file, tmp_path / "run")
+
+
 def test_a_damaged_record_is_named(file, tmp_path):
     out = tmp_path / "run"
     run(file, out, ASKED._replace(steps=2))
