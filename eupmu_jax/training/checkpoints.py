@@ -30,6 +30,7 @@ def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) ->
 
     Raises:
       ValueError: For an empty leaf, which no checkpoint can hold, or a path that could not be read back.
+      OSError: If it cannot be written, as on a full disk.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,10 +43,15 @@ def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) ->
     check_storable(params)
     meta = meta | {_DIGEST: digest(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
-        step = (manager.latest_step() or 0) + 1
-        saved = ocp.args.StandardSave(_tree(params))
-        manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))
+    try:
+        with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
+            step = (manager.latest_step() or 0) + 1
+            saved = ocp.args.StandardSave(_tree(params))
+            manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))
+    except (OSError, ValueError) as error:
+        # On a full disk Orbax raises either, and may not say where.
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"directory: a checkpoint could not be written to {directory}: {reason}") from error
 
 
 def load(

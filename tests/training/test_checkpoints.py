@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from eupmu_jax.benchmark import problems
@@ -99,6 +100,16 @@ def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^directory: got .*req\[17\], expected a path without any of"):
         checkpoints.save(tmp_path / "req[17]", {"w": np.ones(2)}, {})
     assert not (tmp_path / "req[17]").exists()
+
+
+def test_a_full_disk_names_the_folder_and_keeps_what_was_there(tmp_path, monkeypatch):
+    # BUG: the error was only "[Errno 28] No space left on device".
+    checkpoints.save(tmp_path / "run", PARAMS, META)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: exec("raise full", {"full": full}))
+    with pytest.raises(OSError, match=r"^directory: a checkpoint could not be written to .*/run: .*No space left"):
+        checkpoints.save(tmp_path / "run", PARAMS, META)
+    assert checkpoints.load(tmp_path / "run", PARAMS) is not None
 
 
 def test_a_folder_that_is_no_path_is_refused():
