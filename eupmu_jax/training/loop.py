@@ -216,7 +216,7 @@ def _restore(manager, carry, meta, first, history):
         return first, carry
     damaged = (
         f"directory: {manager.directory} holds no intact checkpoint of step {count} of a run like this; if it was "
-        "damaged, delete its folder to resume"
+        f"damaged, delete {manager.directory / str(count)} to resume"
     )
     json_items = ocp.args.Composite(meta=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
     with _readable(damaged):
