@@ -48,9 +48,10 @@ def end(message: str, code: int) -> NoReturn:
     """Ends the process with one line on stderr."""
     # Exits at once instead of raising: an exception in a callback of the garbage collector would be dropped.
     show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-    with contextlib.suppress(RuntimeError):  # the signal may have interrupted a write
-        print(show_cursor, end="", flush=True)
-        print(f"eupmu: {message}", file=sys.stderr, flush=True)
+    for text, stream in ((show_cursor, sys.stdout), (f"eupmu: {message}\n", sys.stderr)):
+        # The signal may have interrupted a write, and whoever reads the output may be gone.
+        with contextlib.suppress(RuntimeError, OSError):
+            print(text, end="", file=stream, flush=True)
     for child in multiprocessing.active_children():
         child.kill()
     # Skips the interpreter's shutdown, which may crash while XLA's threads are running.

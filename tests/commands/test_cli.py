@@ -1,5 +1,6 @@
 """`eupmu demo` on the real digits, as a user runs it, and its messages for bad input."""
 
+import io
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from eupmu_jax.benchmark import rows as store
-from eupmu_jax.commands import cli, page, report
+from eupmu_jax.commands import _ends, cli, page, report
 from eupmu_jax.commands import demo as demo_command
 from eupmu_jax.commands.demo import HELD_OUT, METHODS
 from eupmu_jax.models.language import gguf
@@ -131,6 +132,21 @@ def test_a_command_does_not_show_the_tracebacks_of_orbax(monkeypatch, caplog, eu
     assert eupmu("report", "run") == cli.BAD_INPUT
     assert not caplog.records
     assert logging.getLogger("absl").isEnabledFor(logging.ERROR)
+
+
+def test_a_signal_ends_a_command_whose_output_nobody_reads(monkeypatch, capsys):
+    # BUG: it went on with the error of the pipe, and ended with the code for bad input.
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    ended = []
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with _ends.on_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [143]
+    assert capsys.readouterr().err.startswith("eupmu: terminated; ")
 
 
 def test_python_m_eupmu_jax_runs_the_command():
