@@ -43,6 +43,15 @@ def check_readable(name: str, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{name}: got {str(path)!r}, expected a path in UTF-8")
 
 
+def check_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` if a file, or a link to nothing, is where a folder or one of its parents should be."""
+    where = Path(path).absolute()
+    found = next(part for part in (where, *where.parents) if os.path.lexists(part))
+    if not os.path.isdir(found):
+        in_the_way = "which is a file" if found == where and found.is_file() else f"but {found} is not a folder"
+        raise ValueError(f"{name}: got {path}, {in_the_way}, expected a folder, which need not exist")
+
+
 def make_folder(name: str, path: Path) -> None:
     """Creates a folder unless it exists; raises `ValueError` if a file is in the way, or nothing can be written."""
     try:

@@ -343,6 +343,11 @@ def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
     with pytest.raises(ValueError, match=r"^directory: got .*file, which is a file, expected a folder"):
         digits.unlearn("weighted sum", directory=path, on_step=lambda: pytest.fail("made a step"))
     assert path.read_text() == "mine"
+    # BUG: below a file, and for a link to nothing, the raw error came after the first passes over the data.
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for below, named in ((path / "run", "file"), (tmp_path / "link", "link")):
+        with pytest.raises(ValueError, match=rf"^directory: got {below}, but .*/{named} is not a folder, expected"):
+            digits.unlearn("weighted sum", directory=below)
 
 
 def test_numpy_scalars_are_accepted_as_numbers(digits, tmp_path):
