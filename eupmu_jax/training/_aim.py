@@ -108,11 +108,7 @@ def _of_unseen(task, params, sets, held_out):
 
 def _check_unseen(task, errors):
     """Raises `ValueError` for errors of held-out examples that define no level."""
-    if task.rate and (errors.min() < 0 or errors.max() > 1):
-        raise ValueError(
-            f"task.rate: is True, but held-out examples have errors from {errors.min():.3g} to {errors.max():.3g}; "
-            "expected a rate from 0 to 1, or a task without it"
-        )
+    _check_rate(task, "held-out examples", errors)
     if (mean := float(np.mean(errors))) < 0:
         raise ValueError(
             f"task.error: held-out examples have a mean of {mean:.3g}, but EUPMU steers an error that is never "
@@ -125,6 +121,27 @@ def _check_unseen(task, errors):
             len(errors),
             errors[0],
         )
+
+
+def _check_rate(task, whose, errors):
+    """Raises `ValueError` for errors that are not from 0 to 1 where the task says that they are rates."""
+    if task.is_rate and (errors.min() < 0 or errors.max() > 1):
+        declared = "task.rate: is True" if task.rate else f"task.num_classes: is {task.num_classes}"
+        raise ValueError(
+            f"{declared}, but {whose} have errors from {errors.min():.3g} to {errors.max():.3g}; expected a rate from "
+            "0 to 1, or a task without it"
+        )
+
+
+def check_forgotten(task: Task, params: chex.ArrayTree, forget) -> None:
+    """Raises `ValueError` for examples to forget whose errors are not the rates that the task says they are.
+
+    Tasks that have a check of their own rely on it.
+    """
+    if task.check is not None:
+        return
+    errors, _ = figures_of(task, params, forget, MOST)
+    _check_rate(task, "examples to forget", errors)
 
 
 def _by_class(task, params, sets, forgotten, unseen, errors, level):

@@ -15,7 +15,7 @@ from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
 from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
-from eupmu_jax.training._aim import Aim, aim_of
+from eupmu_jax.training._aim import Aim, aim_of, check_forgotten
 from eupmu_jax.training._faults import check_folder, check_readable
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
@@ -129,6 +129,7 @@ def ready(
         # The start of the distance to the target.
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
         check_told("forget", task, params, sets.forget, known["forget_error"])
+        check_forgotten(task, params, sets.forget)
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
         if not task.is_rate:

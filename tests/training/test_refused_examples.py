@@ -28,6 +28,48 @@ def test_the_error_names_the_set(name):
         READERS[name]()
 
 
+def _weighted(outputs, batch):
+    return jnp.sum(batch["weight"] * outputs**2) / jnp.sum(batch["weight"])
+
+
+OWN = tasks.Task(
+    outputs=lambda params, batch, key: params - batch["y"],
+    retain=_weighted,
+    forget={"ascent": lambda outputs, batch: -_weighted(outputs, batch)},
+    error=lambda outputs, batch: jnp.abs(outputs),
+)
+
+
+def points(*weights):
+    return {"y": np.arange(len(weights), dtype=np.float32), "weight": np.array(weights, np.float32)}
+
+
+def _mean(outputs, batch):
+    return jnp.mean(outputs**2)
+
+
+TAGS = OWN._replace(
+    outputs=lambda params, batch, key: params - jnp.stack([batch["y"], batch["y"]], axis=1),
+    retain=_mean,
+    forget={"ascent": lambda outputs, batch: -_mean(outputs, batch)},
+    error=lambda outputs, batch: jnp.sum(jnp.abs(outputs), axis=1),
+    num_classes=2,
+)
+NO_RATES = {
+    "without a known level": (OWN._replace(rate=True), None, r"^task\.rate: is True, but examples to forget have"),
+    "with a target": (OWN._replace(rate=True), {"target": 0.5}, r"^task\.rate: is True, but examples to forget have"),
+    "of tags": (TAGS, None, r"^task\.num_classes: is 2, but examples to forget have errors from 0 to 4"),
+}
+
+
+@pytest.mark.parametrize("name", list(NO_RATES))
+def test_errors_to_forget_that_are_no_rates_are_refused(name):
+    # BUG: a count of wrong tags was steered to 1 as the error of chance, or to any given target.
+    task, settings, said = NO_RATES[name]
+    with pytest.raises(ValueError, match=said):
+        unlearn("EUPMU", task, jnp.float32(0), points(1, 1, 1), points(1, 1, 1, 1), steps=1, settings=settings)
+
+
 class Padded:
     """Sequences of two lengths; as a collator does, it pads a batch to its longest sequence."""
 
