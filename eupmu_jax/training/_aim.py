@@ -19,6 +19,7 @@ from eupmu_jax.training.levels import (
     batches_of,
     check_finite,
     check_losses,
+    check_told,
     chunk_of,
     figures_of,
     level_of,
@@ -133,15 +134,18 @@ def _check_rate(task, whose, errors):
         )
 
 
-def check_forgotten(task: Task, params: chex.ArrayTree, forget) -> None:
+def check_forgotten(task: Task, params: chex.ArrayTree, forget, is_compared: bool) -> None:
     """Raises `ValueError` for examples to forget whose errors are not the rates that the task says they are.
 
-    Tasks that have a check of their own rely on it.
+    A loss that divides by weights or masks may be finite for every batch and NaN for an example without any, which
+    could not be compared with unseen data; that is refused too if `is_compared`. Tasks that have a check rely on it.
     """
     if task.check is not None:
         return
-    errors, _ = figures_of(task, params, forget, MOST)
+    errors, losses = figures_of(task, params, forget, MOST)
     _check_rate(task, "examples to forget", errors)
+    if is_compared:
+        check_told("forget", task, params, forget, *losses)
 
 
 def _by_class(task, params, sets, forgotten, unseen, errors, level):

@@ -129,7 +129,7 @@ def ready(
         # The start of the distance to the target.
         known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
         check_told("forget", task, params, sets.forget, known["forget_error"])
-        check_forgotten(task, params, sets.forget)
+        check_forgotten(task, params, sets.forget, held_out is not None)
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
         if not task.is_rate:

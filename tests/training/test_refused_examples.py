@@ -44,6 +44,12 @@ def points(*weights):
     return {"y": np.arange(len(weights), dtype=np.float32), "weight": np.array(weights, np.float32)}
 
 
+def test_an_example_to_forget_that_has_no_loss_alone_is_refused():
+    # BUG: the mean over a batch was finite, so the run compared nothing with unseen data, and did not say so.
+    with pytest.raises(ValueError, match=r"^forget: got 1 of 3 examples whose loss .* is NaN, the first at position 1"):
+        unlearn("EUPMU", OWN, jnp.float32(0), points(1, 0, 1), points(1, 1, 1, 1), points(1, 1), steps=1, probes=0)
+
+
 def _mean(outputs, batch):
     return jnp.mean(outputs**2)
 
