@@ -108,6 +108,8 @@ def ready(
     task = task if mesh is None else sharing(task, mesh)
     if directory is not None:
         check_storable(params)
+    if chosen.steers:
+        _warn.of_unlabelled(task, sets.forget)
     aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None
     if aim is not None and held_out is not None and "target" not in asked and directory is not None:
         # The data that the target is measured on, not the target, which other devices round differently.

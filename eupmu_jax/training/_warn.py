@@ -17,6 +17,7 @@ from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._overlap import shared
 from eupmu_jax.training._reached import within
 from eupmu_jax.training._way import LIMITS, halfway
+from eupmu_jax.training.classes import are_labelled
 
 logger = logging.getLogger("eupmu_jax")
 # A loss that is smaller is that of a model compared with itself, up to rounding.
@@ -97,6 +98,17 @@ def of_reached(error, target):
             "to forget; use unseen data that are like the forget set, or a higher settings['target']",
             error,
             target,
+        )
+
+
+def of_unlabelled(task, forget):
+    """Warns of a classifier whose examples have no labels that tell which classes are to be forgotten."""
+    if task.num_classes is not None and not are_labelled(task, forget):
+        logger.warning(
+            "forget: got no `labels` of shape (n,) for task.num_classes of %d, so a class that the retain set lacks "
+            "is not forgotten entirely, but to the level of unseen data; give the class of each example as `labels`, "
+            "or, if it has several or none, leave out num_classes and set rate=True",
+            task.num_classes,
         )
 
 
