@@ -99,7 +99,7 @@ def _of_unseen(task, params, sets, held_out):
     errors, losses = figures_of(task, params, held_out)
     check_losses("held_out", losses)
     level = check_finite(level_of(errors))
-    _check_unseen(task, errors)
+    _check_unseen(task, errors, losses)
     forgotten, unseen = labels_of(task, sets.forget), labels_of(task, held_out)
     if forgotten is not None and unseen is not None and are_labelled(task, sets.retain):
         return _by_class(task, params, sets, forgotten, unseen, errors, level)
@@ -107,8 +107,8 @@ def _of_unseen(task, params, sets, held_out):
     return Aim(level.error, "unseen data", level, len(errors), interval=(level.low, level.high))
 
 
-def _check_unseen(task, errors):
-    """Raises `ValueError` for errors of held-out examples that define no level."""
+def _check_unseen(task, errors, losses):
+    """Raises `ValueError` for errors of held-out examples that define no level; warns of losses that tell nothing."""
     _check_rate(task, "held-out examples", errors)
     if (mean := float(np.mean(errors))) < 0:
         raise ValueError(
@@ -121,6 +121,14 @@ def _check_unseen(task, errors):
             "nothing about a single one: give the task an error of each example",
             len(errors),
             errors[0],
+        )
+    elif task.num_classes is None and len(losses) > 1 and (losses == losses[0]).all():
+        logger.warning(
+            "held_out: all %d examples have the same loss alone, %.3g; a loss that compares the examples of a batch "
+            "cannot tell forgotten from unseen ones, and an error that does so depends on how many are measured at "
+            "once: let each example hold what it is compared with, such as negatives of its own",
+            len(losses),
+            losses[0] + 0.0,
         )
 
 

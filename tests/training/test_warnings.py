@@ -7,6 +7,8 @@ import pytest
 
 from eupmu_jax import tasks, unlearn
 from eupmu_jax.tasks import Examples, _constants
+from eupmu_jax.training._aim import aim_of
+from eupmu_jax.training._inputs import Sets
 
 from .conftest import FROZEN, SETTINGS, TASK
 
@@ -129,3 +131,17 @@ def test_what_becomes_of_steps_that_are_not_finite_is_said_for_both_kinds_of_met
     result = unlearn("weighted sum", task, digits.params, *sets, steps=1, settings=WEIGHTED, probes=0)
     assert "steps with such examples are refused or, by methods without surgery" in caplog.text
     assert not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(result.params))
+
+
+def test_pairs_of_a_batch_that_are_compared_with_each_other_are_warned_about(caplog):
+    # BUG: the level was that of a batch of all held-out pairs, far above that of a forget batch, and nothing said so.
+    def nearest(outputs, batch):
+        return -jnp.mean(jnp.diag(jax.nn.log_softmax(outputs @ batch["text"].T)))
+
+    missed = lambda outputs, batch: jnp.argmax(outputs @ batch["text"].T, axis=1) != jnp.arange(len(outputs))
+    of_image = lambda params, batch, key: batch["image"] * params
+    task = tasks.Task(outputs=of_image, retain=nearest, forget={"any": nearest}, error=missed, rate=True)
+    pairs = {"image": np.eye(9, dtype=np.float32), "text": np.eye(9, dtype=np.float32)[::-1]}
+    sets = Sets(Examples(pairs, np.arange(3)), Examples(pairs, np.arange(3, 6)), None)
+    aim_of(task, jnp.float32(1), sets, Examples(pairs, np.arange(6, 9)), None)
+    assert "all 3 examples have the same loss alone, 0" in caplog.text
