@@ -37,6 +37,7 @@ with np.load("data.npz") as saved:
 
 # CHANGE: examples that the model never saw, a few hundred or more. Its error on them is the level at which forgetting
 # stops. None if you have none: the target is then the error of chance.
+# To forget all of a person, a user or an item, hold out others that the model never saw at all.
 with np.load("held_out.npz") as saved:
     held_out = {{"inputs": saved["inputs"], "labels": saved["labels"]}}
 
