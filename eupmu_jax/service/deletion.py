@@ -1,5 +1,6 @@
 """Unlearns some of a user's data: writes the parameters to a folder, with records of what was asked and reached."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,8 +23,10 @@ from eupmu_jax.training._digest import digest
 from eupmu_jax.training._faults import check_readable, make_folder
 from eupmu_jax.training._inputs import check_counts, check_params
 from eupmu_jax.training._reached import Reached
+from eupmu_jax.training.classes import classes_to_go
 from eupmu_jax.training.unlearning import unlearn
 
+logger = logging.getLogger("eupmu_jax")
 METHOD = "EUPMU"
 NEEDED = ("task", "params", "data")
 
@@ -116,7 +119,10 @@ def run(
             records.write(out / "asked.json", record)
             if after is not None:
                 checkpoints.save(out / folder.START, params, {"data": data_digest})
-            sets = parts(data, ids, folder.positions_of(earlier))
+            gone = folder.positions_of(earlier)
+            sets = parts(data, ids, gone)
+            if (groups := user_file.groups_to_go(own, data, ids, gone)) and is_compared(own, sets):
+                logger.warning(user_file.of_groups_to_go(groups))
             try:
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:
@@ -172,6 +178,11 @@ def limited(asked: Asked, task: Task) -> Asked:
 def settings_of(limit: float | None) -> dict[str, float]:
     """The settings of `unlearn` for a limit in points."""
     return {} if limit is None else {"allowed_error": limit / 100}
+
+
+def is_compared(own: Mapping[str, Any], sets: tuple[Any, Any]) -> bool:
+    """Whether all examples of the forget set are to be brought to the level of unseen data."""
+    return own.get("held_out") is not None and not classes_to_go(own["task"], *sets)
 
 
 def _unlearned(own, params, sets, out, asked, on_step):

@@ -46,14 +46,17 @@ def make(
       `epochs`: the cost of the run in epochs of training on the retain set, a backward pass counted as two forward
       passes, and `share`: its cost in % of retraining; `overlap`: how many of these examples earlier requests have;
       `unlearned`: other unlearned requests on these data; `elsewhere`: unlearned requests on other data; `retrain`:
-      whether the file can retrain the exact reference; `smaller`: batch sizes that fit if these do not.
+      whether the file can retrain the exact reference; `smaller`: batch sizes that fit if these do not; `groups`: how
+      many of the user's groups would be forgotten entirely, if they are compared with unseen examples.
     """
     check_task(own["task"])
     if epochs < 0:
         raise ValueError(f"epochs: got {epochs}, expected a number of passes over the data, or 0 if it is not known")
     data = as_examples("data", own["data"])
     params, earlier = deletion.beginning(own, user_file.data_digest(data), len(data), ids, after)
-    forget, retain = deletion.parts(data, ids, folder.positions_of(earlier))
+    gone = folder.positions_of(earlier)
+    forget, retain = deletion.parts(data, ids, gone)
+    groups = user_file.groups_to_go(own, data, ids, gone) if deletion.is_compared(own, (forget, retain)) else 0
     held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
 
     def of_batches(forget_batch, retain_batch):
@@ -89,6 +92,7 @@ def make(
         "elsewhere": elsewhere,
         "retrain": "retrain" in own,
         "smaller": smaller,
+        "groups": groups,
     }
 
 
@@ -156,6 +160,8 @@ def said(plan: Mapping[str, Any]) -> str:
         )
     if plan["elsewhere"]:
         lines.append(of_other_data(plan["elsewhere"]))
+    if plan["groups"]:
+        lines.append(user_file.of_groups_to_go(plan["groups"]))
     if not examples["held_out"]:
         lines.append("Without held-out data the target is the error of chance or of an uninformed model, if known.")
     reference = "held-out data" * bool(examples["held_out"]), "a retrained model (--retrain)" * plan["retrain"]

@@ -121,3 +121,17 @@ def groups_of(own: Mapping[str, Any], data: Any, forgotten: np.ndarray) -> np.nd
 
 def _listed(names):
     return ", ".join(f"`{name}`" for name in names)
+
+
+def groups_to_go(own: Mapping[str, Any], data: Any, ids: np.ndarray, earlier: np.ndarray) -> int:
+    """How many of the user's groups only these positions have, beside those that earlier runs forgot."""
+    staying = groups_of(own, data, np.concatenate([ids, earlier]))
+    return 0 if staying is None else len(np.setdiff1d(np.asarray(own["groups"])[ids], staying))
+
+
+def of_groups_to_go(count: int) -> str:
+    """A sentence on what to hold out where groups are to be forgotten entirely."""
+    return (
+        f"Groups to be forgotten entirely: {count:,}. A model has a lower error on unseen examples of groups that it "
+        "knows than on those of a group it never saw, so `held_out` should hold only groups that it never saw."
+    )

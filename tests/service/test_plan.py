@@ -90,21 +90,27 @@ def test_a_plan_names_earlier_requests_and_changes_nothing(file, tmp_path, eupmu
 @pytest.mark.slow
 def test_a_plan_names_the_run_to_continue_from(file, tmp_path):
     own, requests = user_file.load(file, deletion.NEEDED), tmp_path / "requests.db"
+    own["groups"] = np.arange(300) // 15
     with ledger.opened(requests) as connection:
         for ids in (IDS, np.arange(40, 50), np.arange(60, 70)):
             ledger.add(connection, user_file.data_digest(own["data"]), ids, "")
         ledger.set_state(connection, 1, "unlearned")
-    assert "--after" not in plan.said(plan.make(own, IDS, ASKED, requests=requests, number=1))
+    said = plan.said(plan.make(own, IDS, ASKED, requests=requests, number=1))
+    assert "--after" not in said
+    # BUG: nothing said that unseen examples of users that stay make a target that is too low.
+    assert "Groups to be forgotten entirely: 2." in said
     made = plan.make(own, np.arange(60, 70), ASKED, requests=requests, number=3)
     assert made["unlearned"] == [1]
     assert "1 (the latest is request 1). `eupmu unlearn --after RUN` continues" in plan.said(made)
+    assert "Groups" not in plan.said(made)
 
 
 @pytest.mark.slow
-def test_a_plan_does_not_retain_what_an_earlier_run_forgot(file, tmp_path):
+def test_a_plan_does_not_retain_what_an_earlier_run_forgot(file, tmp_path, caplog):
     # BUG: a run that continues another was planned as if it were the first.
-    own = user_file.load(file, deletion.NEEDED)
+    own = user_file.load(file, deletion.NEEDED) | {"groups": np.arange(300) // 15}
     deletion.run(own, IDS, tmp_path / "run", ASKED._replace(steps=1), "a command")
+    assert "Groups to be forgotten entirely: 2." in caplog.text
     rest = np.arange(60, 70)
     made = plan.make(own, rest, ASKED, after=tmp_path / "run")
     assert made["examples"]["retain"] == plan.make(own, rest, ASKED)["examples"]["retain"] - len(IDS)

@@ -120,3 +120,10 @@ def test_invalid_groups_are_named(groups, message):
     # BUG: these ended in raw errors of Python and NumPy.
     with pytest.raises(ValueError, match=f"^groups: {message}"):
         user_file.groups_of({"groups": groups}, range(4), np.array([1]))
+
+
+def test_groups_without_retained_examples_are_counted():
+    own = {"groups": ["a", "a", "b", "b", "c", "c"]}
+    to_go = lambda ids, earlier: user_file.groups_to_go(own, range(6), np.array(ids), np.array(earlier, int))
+    assert (to_go([0, 1, 2], []), to_go([0, 2], []), to_go([0, 2], [1]), to_go([0, 4, 5], [1, 2, 3])) == (1, 0, 1, 2)
+    assert user_file.groups_to_go({}, range(6), np.array([0]), np.array([], int)) == 0
