@@ -178,6 +178,11 @@ def truth(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> tu
     return metrics.truth_ratio(right, wrong), metrics.choice_probability(np.exp(-right), np.exp(-wrong))
 
 
+def truth_ratios(respondent: Respondent, params: chex.ArrayTree, part: Questions) -> list[float]:
+    """TOFU's truth ratio of each question with the four digits of a row, for comparison with those of another row."""
+    return [float(f"{ratio:.4g}") for ratio in truth(respondent, params, part)[0]]
+
+
 def judge(
     respondent: Respondent,
     params: chex.ArrayTree,
@@ -216,7 +221,7 @@ def judge(
         "probability": float(np.mean(metrics.answer_probability(nll, lengths))),
         "rouge": rouge(respondent, params, forget),
         "extraction": float(np.mean(metrics.extraction_strength(predicted, *_targets(batch)))),
-        "truth_ratios": [float(f"{ratio:.4g}") for ratio in truth(respondent, params, forget)[0]],
+        "truth_ratios": truth_ratios(respondent, params, forget),
         "exact_memorisation": 1 - missed,
         "error": {"forget": missed, "retain": error(respondent, params, retain)},
         "utility": metrics.model_utility(parts.values()),

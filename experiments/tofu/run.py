@@ -23,7 +23,6 @@ if __name__ == "__main__":
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import eupmu_jax as eupmu
 from eupmu_jax import methods, sharding, tasks
@@ -174,11 +173,11 @@ def batch_of(given: argparse.Namespace, model: answers.Respondent, part: Questio
     return batch
 
 
-def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> np.ndarray:
+def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> list[float]:
     """The truth ratios of the retrained model, whose parameters are then released."""
     other = respondent(given.retrained, given, mesh, 0)
     answers.check(other, forget)
-    return np.asarray(answers.truth(other, other.language.params, forget)[0])
+    return answers.truth_ratios(other, other.language.params, forget)
 
 
 def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:

@@ -86,7 +86,9 @@ def save_tables(folder):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list | tuple) else None,
 )
-def test_a_model_is_unlearned_and_evaluated(write, tmp_path, method, rank, more):
+def test_a_model_is_unlearned_and_evaluated(write, tmp_path, monkeypatch, method, rank, more):
+    pairs, plain = [], run.forget_quality
+    monkeypatch.setattr(run, "forget_quality", lambda *pair: pairs.append(pair) or plain(*pair))
     folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
     arguments = ["--model", folder, "--retrained", folder, "--data", data, "--out", tmp_path / "out", "--forget", 5]
     arguments += ["--steps", 3, "--batch", 8, "--rank", rank, "--length", 24, "--answer", 4, "--dtype", "float32"]
@@ -100,6 +102,9 @@ def test_a_model_is_unlearned_and_evaluated(write, tmp_path, method, rank, more)
         for figure in ("probability", "rouge", "truth")
     ]
     assert row["forget_quality"] <= 0
+    if not rank:
+        # BUG: those of the same model were not the same, as only one side was rounded.
+        assert pairs == [(row["unlearned"]["truth_ratios"], row["original"]["truth_ratios"])]
     assert row["original"]["truth_ratios"] != row["unlearned"]["truth_ratios"]
 
 
