@@ -55,6 +55,15 @@ OBJECTIVES = (
 OTHERS = ("real_authors", "world_facts")
 
 
+def template(text: str) -> str:
+    """A template from the command line, without line breaks that are written out, which would be part of the prompt."""
+    if "\\n" in text:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r} with a backslash and an n, expected line breaks, in Bash --template $'first\\nsecond'"
+        )
+    return text
+
+
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parses the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,6 +83,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=200, help="tokens of a generated answer at most")
     parser.add_argument(
         "--template",
+        type=template,
         default=PROMPT,
         help="what the model was fine-tuned with; a first token that it saw, such as <|begin_of_text|>, included",
     )

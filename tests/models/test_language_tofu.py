@@ -119,6 +119,15 @@ def test_commands_on_the_page_are_valid_for_the_script():
         assert given.data_axis * given.tensor_axis == 8
 
 
+def test_a_template_with_line_breaks_written_out_is_refused(capsys):
+    # BUG: the backslash and the n became part of every prompt.
+    files = ["--model", "model", "--data", "data"]
+    with pytest.raises(SystemExit):
+        run.parsed([*files, "--template", r"Question: {question}\nAnswer: {answer}"])
+    assert "got 'Question: {question}\\\\nAnswer: {answer}' with a backslash and an n" in capsys.readouterr().err
+    assert run.parsed([*files, "--template", "{question}\n{answer}"]).template == "{question}\n{answer}"
+
+
 def test_a_retrained_model_that_cannot_be_read_is_refused_before_any_unlearning(write, tmp_path):
     folder, data = save_tokenizer(write("llama")), save_tables(tmp_path)
     retrained = save_tokenizer(write("llama", without=["model.norm.weight"]))
