@@ -88,6 +88,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         help="what the model was fine-tuned with; a first token that it saw, such as <|begin_of_text|>, included",
     )
     parser.add_argument("--learning-rate", type=float, help="the method's own if none is given")
+    parser.add_argument(
+        "--retain-weight", type=float, help="of methods that have one; the middle of their range if none"
+    )
     parser.add_argument("--dtype", help="bfloat16 under adapters, float32 without, which small steps need")
     parser.add_argument("--data-axis", type=int, default=1)
     parser.add_argument("--tensor-axis", type=int, default=1)
@@ -191,8 +194,9 @@ def retrained_ratios(given: argparse.Namespace, mesh, forget: Questions) -> list
 
 
 def settings_of(given: argparse.Namespace, task: eupmu.Task) -> dict | None:
-    """The method's default settings, with the requested forget loss and learning rate; None for the defaults."""
-    chosen = {"forget_objective": given.objective, "learning_rate": given.learning_rate}
+    """The method's default settings, with the requested ones; None for the defaults."""
+    asked = {"forget_objective": given.objective, "learning_rate": given.learning_rate}
+    chosen = asked | {"retain_weight": given.retain_weight}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     return methods.default_settings(methods.method(given.method), task) | chosen if chosen else None
 

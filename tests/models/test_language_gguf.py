@@ -132,6 +132,7 @@ def test_text_is_encoded_and_decoded(write_gguf):
     marked = "{% generation %}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}{%- endgeneration -%}"
     message = {"role": "user", "content": "<é>"}
     assert tokenizer._replace(template=marked).chat([message]) == '{"role": "user", "content": "<é>"}'
+    assert tokenizer._replace(template="{{ date_string }}").chat([message], date_string="26 Jul") == "26 Jul"
     with pytest.raises(ValueError, match=r"messages: got some that the chat template cannot render: .*strip"):
         tokenizer._replace(template="{{ messages[0].content.strip() }}").chat([{"role": "user", "content": None}])
 

@@ -77,7 +77,7 @@ def save_tables(folder):
                 ("weighted sum", 2, ""),
                 ("EUPMU", 0, "--retain kl"),
                 ("weighted sum", 2, "--objective dpo"),
-                ("weighted sum", 2, "--objective lrml"),
+                ("weighted sum", 2, "--objective lrml --retain-weight 1"),
                 ("weighted sum", 2, "--objective undial"),
                 ("weighted sum", 2, "--objective rmu"),
                 ("weighted sum", 0, "--objective rmu --retain kl"),

@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from eupmu_jax._stack.checks import check_same_shapes
+from eupmu_jax._stack.programs import fetched
 from eupmu_jax.models.language._families import Settings, model_of
 from eupmu_jax.models.language.adapter import LanguageModel, from_parts
 
@@ -27,13 +30,14 @@ class Tensors(NamedTuple):
     read: Callable[[str], np.ndarray]
 
 
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # From the end of a parameter's path to its tensors, one or several to be stacked.
 _SELF = "self_attn.{}_proj.weight"
 _NAMES = {
-    "embedder.input_embedding": ["model.embed_tokens.weight"],
+    "embedder.input_embedding": [_EMBEDDING],
     "final_norm.w": ["model.norm.weight"],
     "final_norm.scale": ["model.norm.weight"],
-    "lm_head.w": ["lm_head.weight"],
+    "lm_head.w": [_OUTPUT],
     **{f"attn.{part}_proj.w": [_SELF.format(part)] for part in "qkvo"},
     **{f"attn.{part}_bias": [f"self_attn.{part}_proj.bias"] for part in "qkv"},
     "attn.attn_vec_einsum.w": [_SELF.format("o")],
@@ -71,28 +75,62 @@ def build(
       ValueError: If google-tunix does not support the configuration, or tensors are missing, left over or of other
         shapes; raised before anything is read.
     """
+    model, leaves, rest, _ = _planned(config, tensors, jnp.dtype(dtype), remat)
+    shapes = _shapes(model)
+    places = [None] * len(leaves)
+    if shardings is not None:
+        places = jax.tree.leaves(shardings(shapes))
+        if len(places) != len(leaves):
+            raise ValueError(f"shardings: got {len(places)}, expected one for each of {len(leaves)} parameters")
+    read = [leaf.read(tensors, place) for leaf, place in zip(leaves, places, strict=True)]
+    params = jax.tree.unflatten(jax.tree.structure(shapes), read)
+    return from_parts(nnx.graphdef(model), params, (rest,), model.config, config.get("max_position_embeddings"))
+
+
+def with_values(tensors: Tensors, config: Mapping[str, Any], params: chex.ArrayTree) -> Tensors:
+    """The tensors of a checkpoint with the values of other parameters, the inverse of `build`.
+
+    Raises:
+      ImportError, ValueError: As in `build`, and for parameters that are not like those of the model.
+    """
+    model, leaves, _, tied = _planned(config, tensors, jnp.dtype(jnp.float32), remat=False)
+    check_same_shapes("params", params, "the model's", _shapes(model))
+    found = {
+        name: (leaf, value, index)
+        for leaf, value in zip(leaves, jax.tree.leaves(params), strict=True)
+        for index, name in enumerate(leaf.names)
+    }
+
+    def read(name):
+        # What is no parameter is a buffer, or the embedding once more.
+        name = _EMBEDDING if tied and name == _OUTPUT else name
+        if name not in found:
+            return np.asarray(tensors.read(name))
+        leaf, value, index = found[name]
+        return leaf.written(value, index)
+
+    return tensors._replace(read=read)
+
+
+def _planned(config, tensors, dtype, remat):
+    """The model of a checkpoint without values, its parameters, its other variables, and whether its output is tied."""
     try:
         import tunix  # noqa: F401
     except ImportError as error:
         raise ImportError("language models need google-tunix: pip install 'eupmu-jax[language]'") from error
     settings = Settings(config, tensors.where)
-    tied = settings.get("tie_word_embeddings", "lm_head.weight" not in tensors.shapes)
-    dtype = jnp.dtype(dtype)
+    tied = settings.get("tie_word_embeddings", _OUTPUT not in tensors.shapes)
     model = nnx.eval_shape(lambda: model_of(settings, tied, dtype, remat))
-    state, rest = nnx.state(model, nnx.Param, ...)
     # Everything that is not a parameter is a bias that the architecture lacks.
-    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    paths, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.state(model, nnx.Not(nnx.Param)))
+    paths = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     leaves = [_Leaf.of(path, leaf, config["model_type"]) for path, leaf in paths]
     _check(tensors, leaves, tied)
-    places = [None] * len(leaves)
-    if shardings is not None:
-        places = jax.tree.leaves(shardings(jax.tree.map(_struct, nnx.to_pure_dict(state))))
-        if len(places) != len(leaves):
-            raise ValueError(f"shardings: got {len(places)}, expected one for each of {len(leaves)} parameters")
-    read = [leaf.read(tensors, place) for leaf, place in zip(leaves, places, strict=True)]
-    params = jax.tree.unflatten(structure, read)
-    return from_parts(nnx.graphdef(model), params, (rest,), model.config, config.get("max_position_embeddings"))
+    return model, leaves, rest, tied
+
+
+def _shapes(model):
+    return jax.tree.map(_struct, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
 def _struct(leaf):
@@ -141,6 +179,15 @@ class _Leaf(NamedTuple):
         # Kept on the host until here, so that no device holds more than its part.
         value = np.asarray(value).reshape(self.shape).astype(self.dtype, copy=False)
         return jnp.asarray(value) if place is None else jax.device_put(value, place)
+
+    def written(self, value, index):
+        value = fetched(value)
+        value = value[index] if len(self.names) > 1 else value
+        if self.module in ("q_einsum", "kv_einsum", "qkv_einsum"):
+            value = value.swapaxes(1, 2)
+        elif len(self.shape) > 1 and self.module != "input_embedding":
+            value = value.reshape(self.tensor_shape()[::-1]).T
+        return np.ascontiguousarray(value.reshape(self.tensor_shape()))
 
 
 def _check(tensors, leaves, tied):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from eupmu_jax.models.language._tensors import Tensors, build
+from eupmu_jax.models.language._tensors import Tensors, build, with_values
 from eupmu_jax.models.language.adapter import LanguageModel
 from eupmu_jax.models.language.tokenizer import Tokenizer, check_template
 
 # Of tensors, as safetensors names them; others hold quantised numbers, which mean nothing without their scales.
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# Files beside the weights: configurations, the tokenizer, the index of the weights.
+_BESIDE = (".json", ".jinja", ".model", ".txt")
 
 
 def load_huggingface(
@@ -51,38 +54,55 @@ def load_huggingface(
     Traceback (most recent call last):
     FileNotFoundError: folder: got nowhere without config.json and *.safetensors, expected what save_pretrained writes
     """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    found = {"config.json": (folder / "config.json").exists(), "*.safetensors": bool(files)}
-    if missing := " and ".join(name for name in found if not found[name]):
-        raise FileNotFoundError(f"folder: got {folder} without {missing}, expected what save_pretrained writes")
-    config = _entries(folder / "config.json")
-    if config.get("quantization_config"):
-        raise ValueError(f"{folder}: got quantised weights, expected those of a model in floating point")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected a floating-point dtype")
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError("language models need safetensors: pip install 'eupmu-jax[language]'") from error
-    # NumPy slices do not support bfloat16; those of Flax are JAX arrays of any dtype.
-    opened = [_read(file, lambda file: safe_open(file, framework="flax"), SafetensorError) for file in files]
-    owner: dict[str, Any] = {}
-    for path, file in zip(files, opened, strict=True):
-        for name in file.keys():  # noqa: SIM118
-            if name in owner:
-                raise ValueError(
-                    f"{path}: got {name}, which another file has too, expected each tensor in one file only"
-                )
-            owner[name] = file
-    slices = {name: file.get_slice(name) for name, file in owner.items()}
-    for name, part in slices.items():
-        if (kind := part.get_dtype()) not in _FLOATS:
-            raise ValueError(f"{folder}: got {name} in {kind}, expected weights in floating point of 16 bits or more")
-    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    return build(
-        config, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name)), dtype, shardings, remat
-    )
+    config, _, tensors = _checkpoint("folder", Path(folder))
+    return build(config, tensors, dtype, shardings, remat)
+
+
+def save_huggingface(params: chex.ArrayTree, source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Writes parameters in the Hugging Face format, for transformers and whatever else reads it.
+
+    Configuration, tokenizer and the division into files are those of the folder that the parameters came from. Tensors
+    have the dtype of the parameters, and config.json says so. One file at a time is held in memory.
+
+    Args:
+      params: Parameters of `load_huggingface(source)`, unlearned or trained; of a model with adapters, those of
+        `merge_lora`. They may lie on several devices of this process.
+      source: The folder that they were loaded from.
+      folder: A new or empty folder.
+
+    Raises:
+      FileExistsError: If the folder holds anything, or is a file.
+      FileNotFoundError: If config.json or the weights of `source` are missing.
+      ImportError: Without the extra `language`.
+      ValueError: For parameters of another model or of several dtypes, and where `load_huggingface` refuses `source`;
+        raised before anything is written.
+
+    >>> save_huggingface({}, "nowhere", "unlearned")
+    Traceback (most recent call last):
+    FileNotFoundError: source: got nowhere without config.json and *.safetensors, expected what save_pretrained writes
+    """
+    source, folder = Path(source), Path(folder)
+    config, files, tensors = _checkpoint("source", source)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"folder: got {folder}, which is not empty, expected a new folder")
+    tensors = with_values(tensors, config, params)
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+    if len(dtypes) > 1:
+        raise ValueError(f"params: got {', '.join(dtypes)}, expected a single dtype")
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, names in files.items():
+        # transformers refuses files that do not name a framework it knows.
+        save_file({name: tensors.read(name) for name in names}, folder / path.name, {"format": "pt"})
+    for path in source.iterdir():
+        if path.suffix in _BESIDE and not path.name.endswith(".bin.index.json"):
+            shutil.copy(path, folder)
+    # Last, so that nobody loads a folder that is not complete.
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes[0]
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -148,6 +168,38 @@ def _end_of_turn(folder, fast, template, end):
     known = [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int) and number >= 0]
     tokens = [fast.id_to_token(number) for number in known]
     return next((token for token in tokens if token and token in template), end)
+
+
+def _checkpoint(argument, folder):
+    """The configuration of a checkpoint, the names of its tensors in each file, and the tensors, to be read."""
+    files = sorted(folder.glob("*.safetensors"))
+    found = {"config.json": (folder / "config.json").exists(), "*.safetensors": bool(files)}
+    if missing := " and ".join(name for name in found if not found[name]):
+        raise FileNotFoundError(f"{argument}: got {folder} without {missing}, expected what save_pretrained writes")
+    config = _entries(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ValueError(f"{folder}: got quantised weights, expected those of a model in floating point")
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError("language models need safetensors: pip install 'eupmu-jax[language]'") from error
+    # NumPy slices do not support bfloat16; those of Flax are JAX arrays of any dtype.
+    opened = [_read(file, lambda file: safe_open(file, framework="flax"), SafetensorError) for file in files]
+    owner: dict[str, Any] = {}
+    names = {path: list(file.keys()) for path, file in zip(files, opened, strict=True)}
+    for path, file in zip(files, opened, strict=True):
+        for name in names[path]:
+            if name in owner:
+                raise ValueError(
+                    f"{path}: got {name}, which another file has too, expected each tensor in one file only"
+                )
+            owner[name] = file
+    slices = {name: file.get_slice(name) for name, file in owner.items()}
+    for name, part in slices.items():
+        if (kind := part.get_dtype()) not in _FLOATS:
+            raise ValueError(f"{folder}: got {name} in {kind}, expected weights in floating point of 16 bits or more")
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return config, names, Tensors(str(folder), shapes, lambda name: owner[name].get_tensor(name))
 
 
 def _entries(path):

@@ -40,12 +40,14 @@ class Tokenizer(NamedTuple):
         """The text of tokens, without special ones."""
         return self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+    def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True, **names: Any) -> str:
         """The text of a conversation, up to where the model's answer begins.
 
         Args:
           messages: Dicts with `role`, one of system, user and assistant, and `content`.
           answer: Whether the model's answer is to follow.
+          **names: Other names that the template reads: `date_string="26 Jul 2024"` for Llama 3.2, which otherwise
+            writes today's date.
 
         Raises:
           ValueError: If the model has no chat template, the messages are not such dicts, or the template refuses them.
@@ -61,7 +63,7 @@ class Tokenizer(NamedTuple):
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], **options)
         environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         functions = {"raise_exception": _refuse, "strftime_now": _now}
-        known = {"tools": None, "documents": None} | functions | dict(self.special)
+        known = {"tools": None, "documents": None} | functions | dict(self.special) | names
         # The tag only tells transformers what to train on. It becomes another one without effect, as Jinja removes the
         # blanks and line breaks around tags.
         text = _GENERATION.sub(r"\1with\2", self.template)
