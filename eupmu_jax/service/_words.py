@@ -48,7 +48,7 @@ def aim(reached: dict) -> str:
         return "no target is known"
     interval = f" ({' to '.join(shown(end, reached['rates']) for end in ends)})" if ends else ""
     if "least" in reached:
-        interval = f" (up to noise, {shown(reached['least'], reached['rates'])})"
+        interval = f" (at least {shown(reached['least'], reached['rates'])}, given its noise)"
     source = {"unknown": "a model without knowledge of the condition"}.get(level["source"], level["source"])
     return f"the target is {shown(level['target'], reached['rates'])}, that of {source}{interval}"
 

@@ -6,9 +6,7 @@ minutes on 2 cores.
 
 from pathlib import Path
 
-import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from sklearn.datasets import load_digits
@@ -16,17 +14,12 @@ from sklearn.datasets import load_digits
 import eupmu_jax as eupmu
 from eupmu_jax.models.dit import DiT
 from eupmu_jax.objectives.diffusion import cosine_schedule
+from eupmu_jax.training.fitting import fit_task
 
 pixels, labels = load_digits(return_X_y=True)
 images = (pixels / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)
 order = np.random.default_rng(0).permutation(len(images))
-
-
-def at(ids):
-    return {"inputs": images[ids], "labels": labels[ids].astype(np.int32)}
-
-
-data, held_out = (at(ids) for ids in np.split(order, [1_500]))
+data, held_out = ({"inputs": images[ids], "labels": labels[ids].astype(np.int32)} for ids in np.split(order, [1_500]))
 
 graph, _ = nnx.split(DiT(10, rngs=nnx.Rngs(0)), nnx.Param)
 
@@ -43,22 +36,9 @@ def task_with(original=None):
     return eupmu.tasks.diffusion(denoise, cosine_schedule(1_000), num_conditions=10, original=original)
 
 
-def train(positions, seed, epochs=100, batch=64):
-    params, own = untrained(seed), task_with()
-    optimizer, rng = optax.adam(2e-3), np.random.default_rng(seed)
-
-    @jax.jit
-    def step(params, state, chosen, key):
-        gradient = jax.grad(lambda p: own.retain(own.outputs(p, chosen, key), chosen))(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state, key = optimizer.init(params), jax.random.key(seed)
-    for _ in range(epochs):
-        for ids in rng.permutation(positions)[: len(positions) // batch * batch].reshape(-1, batch):
-            key, now = jax.random.split(key)
-            params, state = step(params, state, at(order[ids]), now)
-    return params
+def train(positions, seed):
+    recipe = {"epochs": 100, "batch_size": 64, "learning_rate": 2e-3, "seed": seed}
+    return fit_task(task_with(), untrained(seed), eupmu.tasks.Examples(data, positions), **recipe).params
 
 
 def retrain(positions):
