@@ -58,5 +58,5 @@ def continued(
         some = list(prompts[start : start + size])
         # Padded as well.
         filled = some + some[:1] * (size - len(some))
-        made += generate(language, params, filled, count, end=tokenizer.end)[: len(some)]
+        made += generate(language, params, filled, count, end=(tokenizer.end, *tokenizer.stops))[: len(some)]
     return [tokenizer.decode(tokens) for tokens in made]

@@ -70,6 +70,10 @@ def test_answers_stop_before_the_end_token_and_compile_once(load, language):
         assert generate(model, model.params, prompts, NEW, end=end) == cut
     assert generate(model, jax.tree.map(jax.numpy.negative, model.params), prompts, NEW) != whole
     assert _run._cache_size() == compiled
+    ends = whole[0][2], whole[2][1]
+    first = [min((answer.index(end) for end in ends if end in answer), default=NEW) for answer in whole]
+    cut = [answer[:count] for answer, count in zip(whole, first, strict=True)]
+    assert generate(model, model.params, prompts, NEW, end=ends) == cut
 
 
 @pytest.mark.slow

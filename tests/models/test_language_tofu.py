@@ -155,6 +155,8 @@ def test_a_turn_ends_as_the_template_ends_it(tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 9, 0]}))
     found = huggingface_tokenizer(folder)
     assert found.tokenizer.id_to_token(found.end) == "<unk>"
+    # BUG: generation went on beyond the other tokens, and what followed was part of the answer.
+    assert found.stops == (1, 9)
     (folder / "chat_template.jinja").write_text("{{ messages }}{{ eos_token }}<unk>")
     found = huggingface_tokenizer(folder)
     assert found.tokenizer.id_to_token(found.end) == "<end>"

@@ -25,7 +25,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    end: int | None = None,
+    end: int | Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continues each prompt by greedy decoding.
 
@@ -33,15 +33,15 @@ def generate(
     slot of a token is its position, and sees no padding. An answer therefore does not depend on the other prompts,
     except for rounding, which can break a tie between two tokens.
 
-    It compiles once for each number of prompts, length of the longest prompt (rounded up to a multiple of 16) and
-    `max_new_tokens`, whatever the parameters. Memory: the cache, and the logits of all prompts.
+    It compiles once for each number of prompts and of end tokens, length of the longest prompt (rounded up to a
+    multiple of 16) and `max_new_tokens`, whatever the parameters. Memory: the cache, and the logits of all prompts.
 
     Args:
       model: The model whose functions are used.
       params: Parameters like `model.params`, unlearned or not.
       prompts: The tokens of each prompt; lengths may differ, but must not be 0.
       max_new_tokens: The maximum number of tokens of an answer.
-      end: The token that ends an answer; without one, all answers have `max_new_tokens` tokens.
+      end: The token that ends an answer, or several; without any, all answers have `max_new_tokens` tokens.
 
     Returns:
       The tokens of the answers, without prompt and end token. A warning is logged for prompts after which the logits
@@ -65,8 +65,9 @@ def generate(
     if not lengths or min(lengths) == 0:
         raise ValueError(f"prompts: got lengths {lengths}, expected at least one prompt, of at least one token each")
     check_int("max_new_tokens", max_new_tokens, 1, static=True)
-    if end is not None:
-        check_int("end", end, 0, static=True)
+    ends = [] if end is None else list(end) if isinstance(end, Sequence) else [end]
+    for token in ends:
+        check_int("end", token, 0, static=True)
     if model.context is not None and max(lengths) + max_new_tokens > model.context:
         raise ValueError(
             f"prompts: got {max(lengths)} tokens and {max_new_tokens} new ones, expected at most the model's "
@@ -79,9 +80,9 @@ def generate(
     vocabulary = jax.eval_shape(jax.jit(model.apply), params, one).shape[-1]
     if wrong := [token for prompt in prompts for token in prompt if not 0 <= token < vocabulary]:
         raise ValueError(f"prompts: got token {wrong[0]}, expected tokens of the model, 0 to {vocabulary - 1}")
-    if end is not None and end >= vocabulary:
-        raise ValueError(f"end: got token {end}, expected a token of the model, 0 to {vocabulary - 1}")
-    given = params, padded, np.array(lengths), int(max_new_tokens), -1 if end is None else int(end)
+    if unknown := [token for token in ends if token >= vocabulary]:
+        raise ValueError(f"end: got token {unknown[0]}, expected a token of the model, 0 to {vocabulary - 1}")
+    given = params, padded, np.array(lengths), int(max_new_tokens), np.array(ends or [-1], np.int32)
     tokens, counts, lost = _generated(model, *given)
     if np.any(lost):
         logger.warning("params: the logits after %d of %d prompts are NaN", np.sum(lost), len(prompts))
@@ -105,7 +106,7 @@ def _generated(model, *given):
 
 
 @functools.partial(jax.jit, static_argnames=("decode", "empty_cache", "max_new_tokens", "dtype"))
-def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end, dtype):
+def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, ends, dtype):
     n, width = prompts.shape
 
     # Mapped over single prompts, as google-tunix writes all rows of a batch to the same slots of its cache.
@@ -125,11 +126,11 @@ def _run(decode, empty_cache, params, prompts, lengths, max_new_tokens, end, dty
 
     def unfinished(carry):
         i, token, done, *_ = carry
-        return (i < max_new_tokens) & ~jnp.all(done | (token == end))
+        return (i < max_new_tokens) & ~jnp.all(done | jnp.isin(token, ends))
 
     def body(carry):
         i, token, done, counts, answers, cache = carry
-        done = done | (token == end)
+        done = done | jnp.isin(token, ends)
         answers = answers.at[:, i].set(token)
         counts = counts + ~done
         following, _, cache = step(token[:, None], lengths + i, cache)

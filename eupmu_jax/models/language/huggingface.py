@@ -110,7 +110,7 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
     The chat template comes from chat_template.jinja, or else from tokenizer_config.json, where older versions put it.
     If it does not write the end token of tokenizer_config.json, but another that generation_config.json lists, that one
-    ends an answer: Gemma's `<end_of_turn>`.
+    ends an answer: Gemma's `<end_of_turn>`. All others listed there are `stops`.
 
     Args:
       folder: As for `load_huggingface`.
@@ -155,19 +155,25 @@ def huggingface_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text()
     check_template(str(folder), template, fast.get_vocab())
-    end = _end_of_turn(folder, fast, template or "", end)
-    return Tokenizer(fast, fast.token_to_id(end), template, fast.get_vocab_size(), special)
+    listed = _ends(folder, fast)
+    number = fast.token_to_id(_end_of_turn(listed.values(), template or "", end))
+    stops = tuple(other for other in listed if other != number)
+    return Tokenizer(fast, number, template, fast.get_vocab_size(), special, stops)
 
 
-def _end_of_turn(folder, fast, template, end):
-    """The token with which the chat template ends a turn, if `end` is not it: Gemma's `<eos>` only ends a text."""
+def _ends(folder, fast):
+    """The tokens that generation_config.json lists as ends, by their numbers."""
     path = folder / "generation_config.json"
-    if not path.exists() or end in template or "eos_token" in template:
-        return end
-    ids = _entries(path).get("eos_token_id")
+    ids = _entries(path).get("eos_token_id") if path.exists() else None
     known = [number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int) and number >= 0]
-    tokens = [fast.id_to_token(number) for number in known]
-    return next((token for token in tokens if token and token in template), end)
+    return {number: token for number in known if (token := fast.id_to_token(number))}
+
+
+def _end_of_turn(listed, template, end):
+    """The token with which the chat template ends a turn, if `end` is not it: Gemma's `<eos>` only ends a text."""
+    if end in template or "eos_token" in template:
+        return end
+    return next((token for token in listed if token in template), end)
 
 
 def _checkpoint(argument, folder):

@@ -24,6 +24,7 @@ class Tokenizer(NamedTuple):
       template: Jinja template of conversations, or None.
       vocabulary: Number of tokens.
       special: Texts of special tokens by the names that templates use for them, such as `bos_token`.
+      stops: Other tokens at which the model stops, such as those that end a text rather than an answer.
     """
 
     tokenizer: Any
@@ -31,6 +32,7 @@ class Tokenizer(NamedTuple):
     template: str | None
     vocabulary: int
     special: Mapping[str, str] = MappingProxyType({})
+    stops: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; special tokens written out in it are recognised."""
