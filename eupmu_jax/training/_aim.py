@@ -12,6 +12,7 @@ from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.tasks import Task
 from eupmu_jax.tasks.examples import part_of
 from eupmu_jax.training._inputs import Sets
+from eupmu_jax.training._way import passes_of_start
 from eupmu_jax.training.classes import FEW, are_labelled, classes_to_go, labels_of
 from eupmu_jax.training.levels import (
     MOST,
@@ -142,18 +143,22 @@ def _check_rate(task, whose, errors):
         )
 
 
-def check_forgotten(task: Task, params: chex.ArrayTree, forget, is_compared: bool) -> None:
-    """Raises `ValueError` for examples to forget whose errors are not the rates that the task says they are.
+def checked_start(task: Task, params: chex.ArrayTree, forget, is_compared: bool) -> float:
+    """`forget_error_of`, from a single pass that also checks the examples to forget.
 
-    A loss that divides by weights or masks may be finite for every batch and NaN for an example without any, which
-    could not be compared with unseen data; that is refused too if `is_compared`. Tasks that have a check rely on it.
+    Raises:
+      ValueError: For errors that are not the rates that the task says they are, or a mean that is NaN along with some
+        loss. A loss that divides by weights or masks may be finite for every batch and NaN for an example without any,
+        which could not be compared with unseen data; that is refused too if `is_compared`. Tasks that have a check
+        rely on it.
     """
-    if task.check is not None:
-        return
+    if not passes_of_start(task, forget):
+        return 0.0
     errors, losses = figures_of(task, params, forget, MOST)
     _check_rate(task, "examples to forget", errors)
-    if is_compared:
-        check_told("forget", task, params, forget, *losses)
+    alone = losses if is_compared and task.check is None else ()
+    check_told("forget", task, params, forget, float(np.mean(errors)), *alone)
+    return 0.0 if task.is_rate else float(np.mean(errors))
 
 
 def _by_class(task, params, sets, forgotten, unseen, errors, level):

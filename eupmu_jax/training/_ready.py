@@ -15,13 +15,13 @@ from eupmu_jax.methods.method import Method, Procedure, Settings, Terms
 from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
-from eupmu_jax.training._aim import Aim, aim_of, check_forgotten
+from eupmu_jax.training._aim import Aim, aim_of, checked_start
 from eupmu_jax.training._faults import check_folder, check_readable
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
-from eupmu_jax.training._way import forget_error_of, passes_of_start, steered
+from eupmu_jax.training._way import passes_of_start, steered
 from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import params_on, sharing
 
@@ -129,9 +129,7 @@ def ready(
     complete = asked
     if aim is not None:
         # The start of the distance to the target.
-        known = known | {"forget_error": forget_error_of(task, params, sets.forget)}
-        check_told("forget", task, params, sets.forget, known["forget_error"])
-        check_forgotten(task, params, sets.forget, held_out is not None)
+        known = known | {"forget_error": checked_start(task, params, sets.forget, held_out is not None)}
         aim = aim._replace(passes=aim.passes + passes_of_start(task, sets.forget))
         terms = terms._replace(at_least=aim.at_least)
         if not task.is_rate:

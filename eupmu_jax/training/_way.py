@@ -14,13 +14,13 @@ LIMITS = frozenset({"allowed_error", "limit", "allowed_rise"})
 
 
 def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
-    """The forget error at the start, on as many examples as `passes_of_start` says; 0 for rates, which need none."""
-    return measured_level(task, params, forget, MOST).error if passes_of_start(task, forget) else 0.0
+    """The forget error at the start, on at most 2,000 examples; 0 for rates, which need none."""
+    return 0.0 if task.is_rate else measured_level(task, params, forget, MOST).error
 
 
 def passes_of_start(task: Task, forget) -> int:
-    """The number of examples passed to measure the forget error at the start."""
-    return 0 if task.is_rate else min(len(forget), MOST)
+    """The number of examples passed to measure the forget error at the start, or to check rates of one's own."""
+    return 0 if task.is_rate and task.check is not None else min(len(forget), MOST)
 
 
 def steered(task: Task, settings: Settings, target: float, forget_error: float) -> Settings:

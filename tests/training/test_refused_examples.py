@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from eupmu_jax import tasks, unlearn
-from eupmu_jax.training import fitting, relearning
+from eupmu_jax.training import fitting, levels, relearning
+from eupmu_jax.training._ready import ready
 
 TASK = tasks.classification(lambda weights, inputs: inputs @ weights, num_classes=2)
 WEIGHTS = jnp.zeros((2, 2))
@@ -40,6 +41,9 @@ OWN = tasks.Task(
 )
 
 
+KNOWN = {"retain_loss": 1.0, "retain_error": 0.5}
+
+
 def points(*weights):
     return {"y": np.arange(len(weights), dtype=np.float32), "weight": np.array(weights, np.float32)}
 
@@ -48,6 +52,19 @@ def test_an_example_to_forget_that_has_no_loss_alone_is_refused():
     # BUG: the mean over a batch was finite, so the run compared nothing with unseen data, and did not say so.
     with pytest.raises(ValueError, match=r"^forget: got 1 of 3 examples whose loss .* is NaN, the first at position 1"):
         unlearn("EUPMU", OWN, jnp.float32(0), points(1, 0, 1), points(1, 1, 1, 1), points(1, 1), steps=1, probes=0)
+
+
+@pytest.mark.parametrize("is_rate", [False, True])
+def test_examples_that_are_measured_before_the_first_step_are_counted_and_measured_once(is_rate, monkeypatch):
+    # BUG: a task without a check had its examples to forget measured twice, or measured and not counted.
+    measured, plain = [], levels.errors_and_losses
+    count = lambda task, params, batch: measured.append(len(batch["y"])) or plain(task, params, batch)
+    monkeypatch.setattr(levels, "errors_and_losses", count)
+    task = OWN._replace(rate=is_rate, error=lambda outputs, batch: jnp.minimum(jnp.abs(outputs), 1))
+    data, sizes = (points(1, 1, 1), points(1, 1, 1, 1), points(1, 1)), {"forget_batch": 3, "retain_batch": 4}
+    options = {"settings": None, "frozen": None, "mesh": None, "directory": None}
+    run = ready("EUPMU", task, jnp.float32(0), data, {"steps": 1, "seed": 0} | sizes, **options, start=KNOWN)
+    assert run.aim.passes == sum(measured) == 3 + 2
 
 
 def _mean(outputs, batch):
