@@ -331,7 +331,10 @@ def test_parameters_are_written_as_they_were_read(case, write, tmp_path):
 def test_unlearned_parameters_of_another_dtype_can_be_loaded_again(write, tmp_path):
     source = write("llama", also=("lm_head.weight",), tie_word_embeddings=True, torch_dtype="float32")
     params = jax.tree.map(lambda leaf: 2 * leaf, load_huggingface(source, jnp.bfloat16).params)
+    # BUG: the configuration of a read-only source was copied with its permissions, and could not be replaced.
+    (source / "config.json").chmod(0o444)
     save_huggingface(params, source, tmp_path)
+    assert (tmp_path / "config.json").stat().st_mode & 0o200
     chex.assert_trees_all_equal(load_huggingface(tmp_path, jnp.bfloat16).params, params)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
 

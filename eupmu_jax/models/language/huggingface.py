@@ -98,8 +98,9 @@ def save_huggingface(params: chex.ArrayTree, source: str | os.PathLike[str], fol
         # transformers refuses files that do not name a framework it knows.
         save_file({name: tensors.read(name) for name in names}, folder / path.name, {"format": "pt"})
     for path in source.iterdir():
-        if path.suffix in _BESIDE and not path.name.endswith(".bin.index.json"):
-            shutil.copy(path, folder)
+        if path.suffix in _BESIDE and path.name != "config.json" and not path.name.endswith(".bin.index.json"):
+            # Without the permissions of the source, which may be read-only.
+            shutil.copyfile(path, folder / path.name)
     # Last, so that nobody loads a folder that is not complete.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes[0]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
