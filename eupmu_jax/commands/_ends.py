@@ -28,12 +28,13 @@ def on_signals() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """A context in which Orbax does not log, with tracebacks of its threads, the errors that it raises as well."""
     logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    # Libraries of data sets and the user's own file may log through it too.
+    is_other = lambda record: os.path.join("orbax", "checkpoint") not in record.pathname
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(is_other)
 
 
 def _interrupted(*_):
