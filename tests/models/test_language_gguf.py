@@ -133,6 +133,9 @@ def test_text_is_encoded_and_decoded(write_gguf):
     message = {"role": "user", "content": "<é>"}
     assert tokenizer._replace(template=marked).chat([message]) == '{"role": "user", "content": "<é>"}'
     assert tokenizer._replace(template="{{ date_string }}").chat([message], date_string="26 Jul") == "26 Jul"
+    # BUG: the name that transformers gives to `answer` was a TypeError of Jinja.
+    asked = tokenizer._replace(template="{{ add_generation_prompt }}")
+    assert (asked.chat([message]), asked.chat([message], add_generation_prompt=False)) == ("True", "False")
     with pytest.raises(ValueError, match=r"messages: got some that the chat template cannot render: .*strip"):
         tokenizer._replace(template="{{ messages[0].content.strip() }}").chat([{"role": "user", "content": None}])
 

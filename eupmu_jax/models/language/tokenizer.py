@@ -65,12 +65,13 @@ class Tokenizer(NamedTuple):
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], **options)
         environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
         functions = {"raise_exception": _refuse, "strftime_now": _now}
-        known = {"tools": None, "documents": None} | functions | dict(self.special) | names
+        known = {"messages": messages, "add_generation_prompt": answer, "tools": None, "documents": None}
+        known |= functions | dict(self.special) | names
         # The tag only tells transformers what to train on. It becomes another one without effect, as Jinja removes the
         # blanks and line breaks around tags.
         text = _GENERATION.sub(r"\1with\2", self.template)
         try:
-            return environment.from_string(text).render(messages=messages, add_generation_prompt=answer, **known)
+            return environment.from_string(text).render(known)
         except jinja2.TemplateError as error:
             raise ValueError(f"messages: got some that the chat template cannot render: {error}") from error
 
