@@ -116,13 +116,13 @@ def run(
         # Checked again, as another process may have been first.
         folder.check_same(out, record)
         if not (out / "reached.json").exists():
-            records.write(out / "asked.json", record)
-            if after is not None:
-                checkpoints.save(out / folder.START, params, {"data": data_digest})
             gone = folder.positions_of(earlier)
             sets = parts(data, ids, gone)
             if (groups := user_file.groups_to_go(own, data, ids, gone)) and is_compared(own, sets):
                 logger.warning(user_file.of_groups_to_go(groups))
+            records.write(out / "asked.json", record)
+            if after is not None:
+                checkpoints.save(out / folder.START, params, {"data": data_digest})
             try:
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:

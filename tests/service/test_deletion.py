@@ -192,6 +192,18 @@ def test_the_folder_of_a_run_that_failed_before_it_saved_a_step_can_be_used_agai
     assert run(file, tmp_path / "run", ASKED._replace(steps=2))["passes"]["backward"] > 0
 
 
+def test_data_that_cannot_be_read_for_their_groups_leave_no_record(file, tmp_path, monkeypatch):
+    # BUG: asked.json stayed, and the folder was then that of another run than the corrected one.
+    def fail(*arguments):
+        raise OSError("a file of labels is missing")
+
+    monkeypatch.setattr(deletion, "is_compared", fail)
+    own = user_file.load(file, deletion.NEEDED) | {"groups": np.arange(300) // 15}
+    with pytest.raises(OSError, match="labels"):
+        deletion.run(own, IDS, tmp_path / "run", ASKED, "a command")
+    assert not (tmp_path / "run" / "asked.json").exists()
+
+
 def test_a_folder_that_vanishes_does_not_hide_why_the_run_failed(file, tmp_path, monkeypatch):
     # BUG: the error was that asked.json could not be found.
     def fail(*arguments, **options):
