@@ -33,8 +33,9 @@ def judged(
     task, (forget, retain), compared = own["task"], sets, level.comparison
     # Forgotten too little or too much, compared with unseen data if there is any. A class to be forgotten is not
     # compared with unseen data, so a set that has one is checked against its target too.
-    begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
-    least = least_of(level.target, begun) if noisy is None else noisy
+    if (least := noisy) is None:
+        begun = None if task.is_rate else levels.measured_level(task, start, forget, levels.MOST).error
+        least = least_of(level.target, begun)
     # An error that is NaN reaches nothing.
     missed = not level.forget_error >= least if compared is None else not compared.low <= 0 <= compared.high
     # If no level is known, none is reached.
