@@ -42,7 +42,7 @@ def forget_level(
     :math:`w_{max}` over 0.9 points turns the controller into a switch. The weight is never negative: under P control,
     at a level that is on target with noise :math:`\sigma`, its mean is :math:`0.4 K_P \sigma` rather than 0, so the
     level settles somewhat above where it would without noise. The integral is not negative either: it corrects this
-    only if that mean is below :math:`w^*`, and else the level settles above the target.
+    only if that mean is below :math:`w^*`; otherwise the level settles above the target.
 
     **Guarantee.** The rows of the retain objectives are unchanged, so a surgery after this transform keeps
     :math:`\langle d, g_k \rangle \ge -\epsilon_k`, whatever the weight: forgetting never costs more utility than the

@@ -64,8 +64,8 @@ def least_of_noise(task: Task, start, end, level: Reached, forget: Any) -> float
     with w the distance from the start to the target, s what `least_of` allows, :math:`e_i` the error of example i at
     the end, :math:`u_i` its error by `task.unknown` on the same noise, and t the 97.5 % quantile of Student's
     distribution. A run that ends at its target is then said to have missed it in about 2.5 % of cases, or in more where
-    noise exceeds a tenth of the distance, which no noise excuses: else a few examples would excuse a run that did
-    nothing.
+    :math:`\delta` exceeds a tenth of the distance. Noise excuses no more than that, or a run on a few examples could
+    reach its target without doing anything.
     """
     target, known = level.target, level.comparison is None
     by_chance = known and level.source == "chance" and target < 1

@@ -125,11 +125,11 @@ def _check_unseen(task, errors, losses):
         )
     elif task.num_classes is None and len(losses) > 1 and (losses == losses[0]).all():
         logger.warning(
-            "held_out: all %d examples have the same loss alone, %.3g; a loss that compares the examples of a batch "
-            "cannot tell forgotten from unseen ones, and an error that does so depends on how many are measured at "
-            "once: let each example hold what it is compared with, such as negatives of its own",
+            "held_out: all %d examples, each measured alone, have the same loss, %.3g; a loss that compares the "
+            "examples of a batch cannot tell forgotten from unseen ones, and an error that does so depends on how many "
+            "are measured at once: let each example hold what it is compared with, such as negatives of its own",
             len(losses),
-            losses[0] + 0.0,
+            losses[0] + 0.0,  # without the sign of -0.0
         )
 
 

@@ -64,7 +64,7 @@ def unseen_level(task: Task, params: chex.ArrayTree, held_out: Any) -> Level:
     examples in all, so its own level is a little higher; the smaller the forget set, the smaller the difference. For
     errors that are 0 or 1 the interval is Wilson's, which also holds for rates near 0; for others it is Student's t
     interval of the mean. With few errors that have a long tail it is too narrow: of 20 lognormal ones whose logarithms
-    have a standard deviation of 2, the interval contains the mean in 63 % of cases, and else lies below it.
+    have a standard deviation of 2, the interval contains the mean in 63 % of cases, and lies below it in the others.
 
     Args:
       task: Its `error` is averaged, or its retain loss if `error` is None.

@@ -99,11 +99,11 @@ def unlearn(
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set. A class, or a condition of a diffusion model, that the retain set lacks
         is forgotten completely. No other group that the retain set lacks is recognised, such as a user or an item of a
-        recommender: hold out groups that the model never saw at all, since on unseen ratings of users that it knows it
-        has a lower error than a model that never saw the user. Without held-out data the level is `task.unknown` of the
-        forget set if the task has it, else chance, which is logged: 1 - 1 / classes for a classifier, 1 for other rates
-        and for errors that are all 0 or 1, otherwise no level. Figures on held-out data are reported next to the
-        others.
+        recommender. To forget one, hold out groups that the model never saw at all: on unseen ratings of users that it
+        knows, its error is lower than that of a model that never saw them. Without held-out data the level is
+        `task.unknown` of the forget set if the task has it, else chance, which is logged: 1 - 1 / classes for a
+        classifier, 1 for other rates and for errors that are all 0 or 1, otherwise no level. Figures on held-out data
+        are reported next to the others.
       steps: Optimizer steps.
       settings: Settings of the method, such as
         `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`. None takes the middle of the range

@@ -144,4 +144,4 @@ def test_pairs_of_a_batch_that_are_compared_with_each_other_are_warned_about(cap
     pairs = {"image": np.eye(9, dtype=np.float32), "text": np.eye(9, dtype=np.float32)[::-1]}
     sets = Sets(Examples(pairs, np.arange(3)), Examples(pairs, np.arange(3, 6)), None)
     aim_of(task, jnp.float32(1), sets, Examples(pairs, np.arange(6, 9)), None)
-    assert "all 3 examples have the same loss alone, 0" in caplog.text
+    assert "all 3 examples, each measured alone, have the same loss, 0;" in caplog.text
