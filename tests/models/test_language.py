@@ -333,7 +333,12 @@ def test_unlearned_parameters_of_another_dtype_can_be_loaded_again(write, tmp_pa
     params = jax.tree.map(lambda leaf: 2 * leaf, load_huggingface(source, jnp.bfloat16).params)
     # BUG: the configuration of a read-only source was copied with its permissions, and could not be replaced.
     (source / "config.json").chmod(0o444)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": {}}))
     save_huggingface(params, source, tmp_path)
+    # BUG: the index gave the bytes of the weights in the dtype of the source.
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    written = [*jax.tree.leaves(params), params["embedder"]["input_embedding"]]
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in written)
     assert (tmp_path / "config.json").stat().st_mode & 0o200
     chex.assert_trees_all_equal(load_huggingface(tmp_path, jnp.bfloat16).params, params)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"

@@ -94,13 +94,22 @@ def save_huggingface(params: chex.ArrayTree, source: str | os.PathLike[str], fol
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    size = 0
     for path, names in files.items():
+        written = {name: tensors.read(name) for name in names}
         # transformers refuses files that do not name a framework it knows.
-        save_file({name: tensors.read(name) for name in names}, folder / path.name, {"format": "pt"})
+        save_file(written, folder / path.name, {"format": "pt"})
+        size += sum(tensor.nbytes for tensor in written.values())
+        # Before the next file is read.
+        del written
     for path in source.iterdir():
         if path.suffix in _BESIDE and path.name != "config.json" and not path.name.endswith(".bin.index.json"):
             # Without the permissions of the source, which may be read-only.
             shutil.copyfile(path, folder / path.name)
+    if (path := folder / "model.safetensors.index.json").exists():
+        index = _entries(path)
+        index["metadata"] = (index.get("metadata") or {}) | {"total_size": size}
+        path.write_text(json.dumps(index, indent=2))
     # Last, so that nobody loads a folder that is not complete.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes[0]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
