@@ -329,7 +329,7 @@ def test_parameters_are_written_as_they_were_read(case, write, tmp_path):
 
 
 def test_unlearned_parameters_of_another_dtype_can_be_loaded_again(write, tmp_path):
-    source = write("llama", also=("lm_head.weight",), tie_word_embeddings=True, torch_dtype="float32")
+    source = write("llama", also=("lm_head.weight",), tie_word_embeddings=True, torch_dtype="float32", dtype="float32")
     params = jax.tree.map(lambda leaf: 2 * leaf, load_huggingface(source, jnp.bfloat16).params)
     # BUG: the configuration of a read-only source was copied with its permissions, and could not be replaced.
     (source / "config.json").chmod(0o444)
@@ -341,7 +341,8 @@ def test_unlearned_parameters_of_another_dtype_can_be_loaded_again(write, tmp_pa
     assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in written)
     assert (tmp_path / "config.json").stat().st_mode & 0o200
     chex.assert_trees_all_equal(load_huggingface(tmp_path, jnp.bfloat16).params, params)
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
 
 
 def test_parameters_that_cannot_be_written_leave_no_folder(write, tmp_path):

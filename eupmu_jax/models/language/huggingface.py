@@ -111,7 +111,7 @@ def save_huggingface(params: chex.ArrayTree, source: str | os.PathLike[str], fol
         index["metadata"] = (index.get("metadata") or {}) | {"total_size": size}
         path.write_text(json.dumps(index, indent=2))
     # Last, so that nobody loads a folder that is not complete.
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtypes[0]
+    config |= dict.fromkeys([name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"], dtypes[0])
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
