@@ -145,8 +145,9 @@ def check_fit(prediction: Prediction, schedule: Schedule) -> None:
     left = np.asarray(schedule.alpha_bar)
     if not (np.all(left >= 0) and np.all(left <= 1) and np.all(np.diff(left) < 0)):
         raise ValueError("schedule: got alpha_bar outside [0, 1] or not decreasing, expected decreasing shares")
-    # In the precision of the computation, in which a share next to nothing is nothing.
+    # In the precision of the computation, in which a share next to nothing is nothing; XLA flushes subnormal numbers.
     left = left.astype(np.float32)
+    left = np.where(left < np.finfo(np.float32).tiny, 0, left)
     if prediction == "epsilon" and left[-1] == 0:
         raise ValueError(
             "schedule: got alpha_bar that ends at 0, where epsilon says nothing of the image; expected prediction 'v'"
