@@ -92,7 +92,9 @@ def fit(
     batches = id_batches(examples.ids, batch_size, np.random.default_rng(seed))
     # The step donates its arguments; the caller keeps the initial ones.
     params, statistics = jax.tree.map(jnp.array, (params, statistics))
-    averaged = () if average is None else jax.tree.map(jnp.array, params)
+    # In bfloat16 an average would hardly move: most of its steps are smaller than the spacing of numbers.
+    wide = lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+    averaged = () if average is None else jax.tree.map(wide, params)
     tree = jax.tree.map(jnp.asarray, examples.tree)
     step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
     carry = params, statistics, state, averaged
@@ -106,7 +108,8 @@ def fit(
         on_step()
     jax.block_until_ready(carry)
     params, statistics, _, averaged = carry
-    returned = params if average is None else averaged
+    like = lambda mean, leaf: mean.astype(leaf.dtype)
+    returned = params if average is None else jax.tree.map(like, averaged, params)
     return Fitted(returned, statistics, Seconds.now().since(start), steps * batch_size)
 
 

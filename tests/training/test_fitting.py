@@ -87,6 +87,10 @@ def test_the_average_of_the_parameters_follows_its_formula():
     averaged = fitting.fit(loss, jnp.float32(0), {}, examples, average=0.4, **options)
     np.testing.assert_allclose(averaged.params, expected, rtol=1e-5)
     np.testing.assert_allclose(fitting.fit(loss, jnp.float32(0), {}, examples, **options).params, params, rtol=1e-5)
+    # BUG: the second step failed, since its average had become float32.
+    half = fitting.fit(loss, jnp.bfloat16(0), {}, examples, average=0.4, **options).params
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, expected, rtol=0.05)
 
 
 def test_the_watched_examples_are_not_those_of_the_first_step():
