@@ -250,3 +250,12 @@ def test_the_diffusion_task_accepts_the_unet_with_a_table_of_prompts():
     assert float(unconditional) > 1e-6
     # With guidance 1, ESD's target lies beyond the empty prompt's prediction by as much as the prompt's lies before it.
     np.testing.assert_allclose(negative, 4 * unconditional, rtol=1e-3)
+
+
+def test_image_and_text_may_differ_in_dtype():
+    # BUG: JAX's attention refused text in bfloat16 next to images in float32, in which the task passes them.
+    half = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+    model = shapes_of("unet", unet.TINY)
+    params, texts = jax.tree.map(half, (nnx.to_pure_dict(nnx.state(model, nnx.Param)), jnp.zeros((3, 5, 12))))
+    found = jax.eval_shape(sd.denoiser(model), params, jnp.zeros((3, 4, 4, 4)), jnp.zeros(3, int), texts)
+    assert found.dtype == jnp.float32

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from eupmu_jax.models.convolution import Conv
@@ -67,10 +68,10 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """Maps `(n, places, width)` to the same shape, from `(n, tokens, context)` or from itself."""
         source = x if context is None else context
-        query, key, value = (
-            part.reshape(*part.shape[:-1], self.heads, -1)
-            for part in (self.to_q(x), self.to_k(source), self.to_v(source))
-        )
+        parts = self.to_q(x), self.to_k(source), self.to_v(source)
+        # Image and text may differ in dtype, which JAX's attention refuses.
+        dtype = jnp.result_type(*parts)
+        query, key, value = (part.astype(dtype).reshape(*part.shape[:-1], self.heads, -1) for part in parts)
         return self.to_out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
 
 
