@@ -44,7 +44,7 @@ def sample(
     noise is drawn from the key, so a key determines the samples, on any devices.
 
     Args:
-      denoise: `denoise(params, x_t, t, labels) -> prediction`.
+      denoise: `denoise(params, x_t, t, labels) -> prediction`, as for `tasks.diffusion`; `x_t` is never in bfloat16.
       params: Parameters of `denoise`; if training kept a moving average, use that.
       schedule: The schedule of training.
       labels: Ints `(n,)`.

@@ -89,7 +89,8 @@ def diffusion(
 
     Args:
       denoise: `denoise(params, x_t, t, labels) -> prediction` like `x_t`; `t` are ints `(n,)` in [0, T), `labels` ints
-        in [0, num_conditions], of which the last stands for no condition.
+        in [0, num_conditions], of which the last stands for no condition. `x_t` is in float32 even for images in
+        bfloat16; a model that computes in bfloat16 has to cast it.
       schedule: From `objectives.diffusion`.
       num_conditions: At least 2, not counting the label for no condition.
       prediction: What the model predicts: "epsilon", "v" or "x".

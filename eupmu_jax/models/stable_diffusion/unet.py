@@ -141,7 +141,8 @@ class ConditionalUNet(nnx.Module):
 
     Modules are named as in the published weights: `attn2` is attention to the text, which only its `to_k` and `to_v`
     read. The default configuration has 859,520,964 parameters. Computation uses the promoted dtype of parameters and
-    inputs: cast parameters, latent images and embeddings to bfloat16 for half the memory.
+    inputs: cast parameters, latent images and embeddings to bfloat16 for half the memory. `tasks.diffusion` and
+    `models.sampling.sample` pass latent images in float32, so cast these in the function that they call.
 
     Args:
       config: Sizes.
@@ -228,7 +229,7 @@ def denoiser(model: nnx.Module) -> Callable:
     `tasks.diffusion` passes integer labels to the function it calls. With few prompts, let these index a table of
     embedded prompts, the last of which is the empty text:
 
-        lambda params, x_t, t, labels: denoise(params, x_t, t, table[labels])
+        lambda params, x_t, t, labels: denoise(params, x_t.astype(table.dtype), t, table[labels])
 
     Args:
       model: A model to call with `(x_t, t, embeddings)`; only its structure is used, so it may come from
