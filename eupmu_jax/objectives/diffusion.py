@@ -228,7 +228,8 @@ def negative_guidance(conditional: chex.Array, unconditional: chex.Array, guidan
 
     .. math:: y = f_0(x_t, \varnothing) - \eta\, (f_0(x_t, c) - f_0(x_t, \varnothing))
 
-    With guidance 0 that is the unconditional prediction.
+    With guidance 0 that is the unconditional prediction. The authors' newer code subtracts from the conditional one by
+    default, and its scale is :math:`\eta + 1`: its default of 2 is a guidance of 1.
 
     >>> negative_guidance(jnp.array(3.0), jnp.array(1.0)).tolist()
     -1.0
