@@ -42,8 +42,8 @@ def gdr_gma(
 
     Returns:
       A transform with `update(updates, state, params=None, *, losses, **extra_args)`, stacked tree in,
-      parameter-shaped tree out, and a `WeightingState`: weights are those of the rectified rows, :math:`(\lambda,
-      1 - \lambda)`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
+      parameter-shaped tree out, and a `WeightingState`: weights are those of the rectified rows,
+      :math:`(\lambda, 1 - \lambda)`. A step that is not finite gives zeros and changes nothing but `nonfinite_count`.
 
     Raises:
       ValueError: For an unknown projection, a negative gamma, numbers that are not finite, K other than 2, or missing

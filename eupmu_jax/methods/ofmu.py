@@ -44,8 +44,9 @@ def directions(
     r"""The gradients of the inner and of the outer problem.
 
     .. math::
-      \nabla \Phi = g_f - \beta \nabla c, \quad \nabla c = H_f \frac{\partial c}{\partial g_f}
-      + H_r \frac{\partial c}{\partial g_r}, \qquad \nabla F \approx g_r + 2 \rho H_f \nabla \Phi
+      \nabla \Phi = g_f - \beta \nabla c, \quad
+      \nabla c = H_f \frac{\partial c}{\partial g_f} + H_r \frac{\partial c}{\partial g_r}, \qquad
+      \nabla F \approx g_r + 2 \rho H_f \nabla \Phi
 
     Hessian-vector products are forward-over-reverse: the derivative of a gradient along a vector. The outer one holds
     :math:`\nabla c` constant, since its exact derivative contains third derivatives of the losses.

@@ -24,8 +24,7 @@ def scrub(task, terms, settings) -> Procedure:
     r"""Alternating max-steps on the forget batch and min-steps on the retain batch; then min-steps alone.
 
     The teacher t is the original model, the student s starts as a copy of it, and D is the task's divergence at the
-    temperature T = 4, for a classifier :math:`T^2\, \mathrm{mean}\, KL(\mathrm{softmax}(t/T) \,\|\,
-    \mathrm{softmax}(s/T))`:
+    temperature T = 4, for a classifier T^2 times the mean of KL(softmax(t / T) || softmax(s / T)):
 
     .. math::
       \text{max: } \theta \leftarrow \theta + \alpha_t \nabla D(\text{forget}) \qquad
