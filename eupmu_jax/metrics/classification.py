@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eupmu_jax.data import Dataset, Split
 from eupmu_jax.metrics.membership import FEATURES, SHADOW_SIZE, features, svc_attack
-from eupmu_jax.metrics.probabilities import check, log_probabilities, of_label
+from eupmu_jax.metrics.probabilities import checked, log_probabilities, of_label
 
 GAP_METRICS = ("UA", "RA", "TA", "MIA")
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
     """Percentage of rows of `logits` `(N, C)` whose largest entry is at `labels` `(N,)`; ties go to the lower class.
 
     NaN if any logit is NaN; otherwise argmax would return the first NaN, and a diverged model would seem to predict
@@ -20,31 +21,31 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
     50.0
     """
-    check(logits, labels)
+    logits, labels = checked(logits, labels)
     return float("nan") if np.isnan(logits).any() else 100 * float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
-def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+def mean_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     """Mean cross-entropy in nats, in float64.
 
     >>> round(mean_loss(np.zeros((3, 10)), np.arange(3)), 4)
     2.3026
     """
-    check(logits, labels)
+    logits, labels = checked(logits, labels)
     return float(-np.mean(of_label(log_probabilities(logits), labels)))
 
 
-def confidence(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def confidence(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Softmax probability of the true label, `(N,)`.
 
     >>> confidence(np.log([[0.75, 0.25]]), np.array([1])).round(4).tolist()
     [0.25]
     """
-    check(logits, labels)
+    logits, labels = checked(logits, labels)
     return np.exp(of_label(log_probabilities(logits), labels))
 
 
-def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
+def kl(logits_p: ArrayLike, logits_q: ArrayLike) -> float:
     """Mean over examples of KL(p || q) = sum_k p_k (log p_k - log q_k), in nats.
 
     Take p from the unlearned and q from the retrained model, on the forget set and on the test set. KL(unlearned ||
@@ -79,8 +80,8 @@ def kl(logits_p: np.ndarray, logits_q: np.ndarray) -> float:
 
 
 def evaluate(
-    train_logits: np.ndarray,
-    test_logits: np.ndarray,
+    train_logits: ArrayLike,
+    test_logits: ArrayLike,
     dataset: Dataset,
     split: Split,
     seed: int,
@@ -115,6 +116,7 @@ def evaluate(
     >>> [figures[name] for name in ("UA", "RA", "TA")]
     [0.0, 100.0, 100.0]
     """
+    train_logits, test_logits = np.asarray(train_logits), np.asarray(test_logits)
     forget, retain = split.forget_ids, split.retain_ids
     if len(both := np.intersect1d(forget, retain)):
         raise ValueError(f"split: got example {both[0]} on both sides, expected each to be forgotten or retained")

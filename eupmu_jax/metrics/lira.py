@@ -12,10 +12,11 @@ and S2 without; 16 to 32 of each are enough with `pooled_variance`, 64 or more w
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import logit
 from scipy.stats import norm
 
-from eupmu_jax.metrics.probabilities import check, log_complements, log_probabilities, of_label
+from eupmu_jax.metrics.probabilities import checked, log_complements, log_probabilities, of_label
 
 # Confidences are clipped to [CLIP, 1 - CLIP].
 CLIP = 1e-7
@@ -23,7 +24,7 @@ CLIP = 1e-7
 VARIANCE_FLOOR = 1e-6
 
 
-def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def lira_statistic(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """The statistic phi = log p_y - log(1 - p_y), with p_y clipped to [1e-7, 1 - 1e-7].
 
     Over models it is close to Gaussian, unlike p_y and the loss (Carlini et al., arXiv 2112.03570).
@@ -42,13 +43,13 @@ def lira_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
       >>> lira_statistic(np.array([[3.0, 0.0], [0.0, 99.0]]), np.array([0, 1])).round(2).tolist()
       [3.0, 16.12]
     """
-    check(logits, labels)
+    logits, labels = checked(logits, labels)
     log_p = log_probabilities(logits)
     largest = logit(1 - CLIP)
     return np.clip(of_label(log_p, labels) - of_label(log_complements(log_p), labels), -largest, largest)
 
 
-def log_odds(losses: np.ndarray) -> np.ndarray:
+def log_odds(losses: ArrayLike) -> np.ndarray:
     r"""Log-odds of a loss that is a negative log-likelihood: log p - log(1 - p) for p = exp(-loss).
 
     As `lira_statistic`, but without a lower bound, since the losses of some tasks are large.
@@ -60,7 +61,7 @@ def log_odds(losses: np.ndarray) -> np.ndarray:
     return -losses - np.log(-np.expm1(-losses))
 
 
-def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled_variance: bool = False) -> np.ndarray:
+def u_lira(unlearned: ArrayLike, out: ArrayLike, target: ArrayLike, *, pooled_variance: bool = False) -> np.ndarray:
     """The log-likelihood ratio log N(phi; m_unlearned, v_unlearned) - log N(phi; m_out, v_out) of each example.
 
     Args:
@@ -96,7 +97,7 @@ def u_lira(unlearned: np.ndarray, out: np.ndarray, target: np.ndarray, *, pooled
 
 
 def leave_pair_out(
-    unlearned: np.ndarray, out: np.ndarray, *, pooled_variance: bool = False
+    unlearned: ArrayLike, out: ArrayLike, *, pooled_variance: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attacks the shadow models themselves: each pair, one from each world, is attacked with all the others.
 
@@ -135,7 +136,7 @@ def leave_pair_out(
     return stacked, np.broadcast_to(np.array([1, 0])[:, None, None], stacked.shape)
 
 
-def attack_figures(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def attack_figures(scores: ArrayLike, truth: ArrayLike) -> dict[str, float]:
     """How well scores distinguish unlearned examples from those never seen.
 
     Args:

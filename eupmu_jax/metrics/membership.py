@@ -7,11 +7,12 @@ example falls. It treats all examples alike, so it overestimates the privacy of 
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 from scipy.special import entr
 
 from eupmu_jax._stack.checks import check_int
-from eupmu_jax.metrics.probabilities import check, log_complements, log_probabilities, of_label
+from eupmu_jax.metrics.probabilities import checked, log_complements, log_probabilities, of_label
 
 SHADOW_SIZE = 10_000
 FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probabilities")
@@ -19,7 +20,7 @@ FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probabi
 UNDECIDED = 50.0
 
 
-def features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def features(logits: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarray]:
     """The features that the attacks use, for each example with probabilities p and true label y.
 
     - `correctness`: 1.0 if the largest logit is at y, else 0.0; ties go to the lower class.
@@ -47,11 +48,11 @@ def features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
       >>> {name: np.round(sure[name], 3).tolist() for name in ("correctness", "entropy", "modified_entropy")}
       {'correctness': [1.0, 0.0], 'entropy': [0.003, 0.003], 'modified_entropy': [0.0, 15.995]}
     """
-    check(logits, labels)
+    logits, labels = checked(logits, labels)
     log_p = log_probabilities(logits)
     log_rest, p = log_complements(log_p), np.exp(log_p)
     others = p * log_rest
-    np.put_along_axis(others, np.asarray(labels)[:, None], 0.0, axis=-1)
+    np.put_along_axis(others, labels[:, None], 0.0, axis=-1)
     return {
         "correctness": (np.argmax(logits, axis=-1) == labels).astype(np.float64),
         "confidence": np.exp(of_label(log_p, labels)),
@@ -102,7 +103,7 @@ def svc_attack(
 
 
 def svc_confidence_attack(
-    retain: np.ndarray, test: np.ndarray, forget: np.ndarray, seed: int = 0, shadow_size: int = SHADOW_SIZE
+    retain: ArrayLike, test: ArrayLike, forget: ArrayLike, seed: int = 0, shadow_size: int = SHADOW_SIZE
 ) -> float:
     """`svc_attack` on the confidence, the feature that papers report as MIA.
 

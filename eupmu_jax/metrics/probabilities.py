@@ -1,10 +1,11 @@
 """Log-probabilities of classes from logits, in float64 and accurate even where a softmax saturates."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import log_softmax, logsumexp
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
+def log_probabilities(logits: ArrayLike) -> np.ndarray:
     """Log-softmax, `(N, C)` like `logits`; finite for finite logits, however far apart.
 
     >>> log_probabilities(np.array([[0.0, 2000.0]])).tolist()
@@ -38,8 +39,8 @@ def of_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, np.asarray(labels)[:, None], axis=-1)[:, 0]
 
 
-def check(logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises `ValueError` unless `logits` have shape `(N, C)` with C > 1 and `labels` are `(N,)` classes."""
+def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as NumPy arrays; raises `ValueError` unless they are `(N, C)` with C > 1 and `(N,)` classes."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits: got shape {logits.shape}, expected (N, C) with at least two classes")
@@ -49,3 +50,4 @@ def check(logits: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"labels: got {labels.dtype}, expected ints")
     if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f"labels: got {labels.min()} to {labels.max()}, expected 0 to {logits.shape[1] - 1}")
+    return logits, labels

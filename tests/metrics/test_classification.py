@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import entropy
@@ -42,6 +43,17 @@ def test_figures_of_a_random_split():
     assert "test_UA" not in figures
     assert figures["MIA"] == figures["mia"]["confidence"]
     assert tuple(figures["mia"]) == ("confidence", *(name for name in metrics.FEATURES if name != "confidence"))
+
+
+def test_logits_on_a_device_are_computed_with_on_the_host_in_float64():
+    logits, split = logits_for([0, 0, 1, 2, 2, 2]), data.Split(np.array([0, 2]), np.array([1, 3, 4, 5]), None)
+    arguments = dataset(LABELS, LABELS), split, 0
+    assert metrics.evaluate(jnp.asarray(logits), jnp.asarray(logits), *arguments) == metrics.evaluate(
+        logits, logits, *arguments
+    )
+    assert metrics.accuracy(jnp.asarray(logits), jnp.asarray(LABELS)) == metrics.accuracy(logits, LABELS)
+    found = metrics.features(jnp.asarray(logits), jnp.asarray(LABELS))
+    assert {(type(values), values.dtype) for values in found.values()} == {(np.ndarray, np.dtype(np.float64))}
 
 
 def test_losses_are_means_over_the_whole_sets_without_a_forgotten_class_in_the_test_set():
