@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 import chex
+import numpy.typing
 import optax
 import pdoc.docstrings
 import pdoc.extract
@@ -56,7 +57,8 @@ def with_tables(docstring: str) -> str:
 
 def main():
     # Show these types by name: their definitions fill half a page, and one is recursive.
-    for module, name in (*((chex, name) for name in CHEX), (optax, "OptState"), (optax, "Schedule")):
+    others = (numpy.typing, "ArrayLike"), (optax, "OptState"), (optax, "Schedule")
+    for module, name in (*((chex, name) for name in CHEX), *others):
         alias = typing.NewType(name, object)
         alias.__module__ = module.__name__
         setattr(module, name, alias)
