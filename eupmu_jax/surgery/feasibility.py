@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -12,6 +12,8 @@ import optax
 
 from eupmu_jax._stack import checks
 
+# The same tree comes out as goes in, and type checkers should know it.
+Params = TypeVar("Params")
 # On digits, runs that were pulled back further than this had forgotten next to nothing of a random forget set.
 LITTLE = 0.5
 
@@ -120,7 +122,7 @@ def best_feasible(limit: chex.Numeric, patience: int = 10) -> BestFeasible:
     return BestFeasible(init_fn, update_fn)
 
 
-class FurthestFeasible(NamedTuple):
+class FurthestFeasible(NamedTuple, Generic[Params]):
     """Result of `furthest_feasible`.
 
     Attributes:
@@ -129,18 +131,18 @@ class FurthestFeasible(NamedTuple):
       levels: The levels measured there; under `jax.jit` NaN for t = 0, which is not measured.
     """
 
-    params: chex.ArrayTree
+    params: Params
     t: chex.Array
     levels: chex.Array
 
 
 def furthest_feasible(
-    measure: Callable[[chex.ArrayTree], chex.Array],
+    measure: Callable[[Params], chex.Numeric],
     limit: chex.Numeric,
-    inside: chex.ArrayTree,
-    outside: chex.ArrayTree,
+    inside: Params,
+    outside: Params,
     bisections: int = 5,
-) -> FurthestFeasible:
+) -> FurthestFeasible[Params]:
     r"""The point nearest to `outside` on the segment from `inside` that was measured to keep the limit.
 
     .. math::
@@ -155,8 +157,9 @@ def furthest_feasible(
     must be traceable, and no warning is given: check `t`.
 
     Args:
-      measure: `measure(params) -> (K-1,)` levels on the data that the limit applies to. Called once if `outside` keeps
-        the limit, else `bisections + 1` times (under `jit` always), and once more, on `inside`, if nothing else does.
+      measure: `measure(params)`: levels, a number or `(K-1,)`, on the data that the limit applies to. Called once if
+        `outside` keeps the limit, else `bisections + 1` times (under `jit` always), and once more, on `inside`, if
+        nothing else does.
       limit: Float, or one for each level.
       inside: Parameters that keep the limit, returned if no other point tried does.
       outside: Parameters of the same structure and shapes.

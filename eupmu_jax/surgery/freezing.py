@@ -1,8 +1,8 @@
 """Surgery on part of the parameters, the rest frozen."""
 
 from collections.abc import Callable
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +12,7 @@ from eupmu_jax._stack.frozen import joined, mask_of, split
 
 
 def freeze(
-    inner: optax.GradientTransformation, frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree]"
+    inner: optax.GradientTransformation, frozen: "Any | Callable[[Any], Any]"
 ) -> optax.GradientTransformationExtraArgs:
     """Runs `inner` on the parameters that are not frozen; the others get zero updates of their own shape.
 

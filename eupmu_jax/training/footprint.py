@@ -61,7 +61,7 @@ def footprint(
     settings: Settings | None = None,
     forget_batch: int = 64,
     retain_batch: int = 192,
-    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
+    frozen: "Any | Callable[[Any], Any] | None" = None,
 ) -> Footprint:
     """The footprint of `unlearn` with the same arguments, on one device.
 

@@ -50,7 +50,7 @@ def relearn(
     batch_size: int,
     learning_rate: float = 1e-4,
     seed: int = 0,
-    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
+    frozen: "Any | Callable[[Any], Any] | None" = None,
 ) -> Curve:
     """Fine-tunes a model on its retain loss with Adam, and tracks its accuracy on other examples.
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +22,11 @@ from eupmu_jax.training._watch import Watch, progress_bar, show
 from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import Carry, laid_out
 
+# The same tree comes out as goes in, and type checkers should know it.
+Params = TypeVar("Params")
 
-class Unlearned(NamedTuple):
+
+class Unlearned(NamedTuple, Generic[Params]):
     """An unlearned model, and the record of the run that produced it.
 
     Attributes:
@@ -50,7 +52,7 @@ class Unlearned(NamedTuple):
         other methods, and without probes.
     """
 
-    params: chex.ArrayTree
+    params: Params
     history: dict[str, list[float]]
     figures: dict[str, dict[str, float]]
     share: float | None
@@ -65,7 +67,7 @@ class Unlearned(NamedTuple):
 def unlearn(
     method: str,
     task: Task,
-    params: chex.ArrayTree,
+    params: Params,
     forget: Any,
     retain: Any,
     held_out: Any = None,
@@ -75,7 +77,7 @@ def unlearn(
     seed: int = 0,
     forget_batch: int = 64,
     retain_batch: int = 192,
-    frozen: "chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] | None" = None,
+    frozen: "Any | Callable[[Any], Any] | None" = None,
     mesh: Mesh | None = None,
     directory: "str | Path | None" = None,
     save_every: int = 100,
@@ -84,7 +86,7 @@ def unlearn(
     on_step: Callable[[], None] = lambda: None,
     start: "Mapping[str, float] | None" = None,
     warm: bool = False,
-) -> Unlearned:
+) -> Unlearned[Params]:
     """Makes a trained model forget examples, by any method on any task.
 
     Args:
