@@ -152,7 +152,7 @@ def scalarized_value_and_grad(
 
 def retain_losses(
     loss: Loss, params: chex.ArrayTree, batches: Any, *args, has_aux: bool = False, mode: str = "auto"
-) -> chex.Array:
+) -> jax.Array:
     """Losses of the retain objectives alone, `(K-1,)`, without gradients; any aux is dropped.
 
     This is the `value_fn` of `implicit_surgery`, given the batches and `args` of the step. Arguments are those of

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -19,7 +20,7 @@ logger = logging.getLogger("eupmu_jax")
 
 
 def sample(
-    denoise: Callable,
+    denoise: Callable[[Any, Any, Any, Any], Any],
     params: chex.ArrayTree,
     schedule: diffusion.Schedule,
     labels: chex.Array,

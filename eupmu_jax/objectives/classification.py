@@ -12,7 +12,7 @@ import optax
 from eupmu_jax.objectives._logits import kl_of_logits, promoted
 
 
-def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> jax.Array:
     """Mean of -log p(label): the retain loss, and the forget loss of relabelling with `random_labels`.
 
     >>> round(float(cross_entropy(jnp.zeros((4, 10)), jnp.arange(4))), 4)
@@ -21,7 +21,7 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return jnp.mean(_cross_entropies(logits, labels))
 
 
-def gradient_ascent(logits: chex.Array, labels: chex.Array) -> chex.Array:
+def gradient_ascent(logits: chex.Array, labels: chex.Array) -> jax.Array:
     """Mean of log p(label), which has no lower bound. Negative, so not for log scale.
 
     >>> round(float(gradient_ascent(jnp.zeros((4, 10)), jnp.arange(4))), 4)
@@ -30,7 +30,7 @@ def gradient_ascent(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return -cross_entropy(logits, labels)
 
 
-def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None = None) -> chex.Array:
+def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None = None) -> jax.Array:
     """Ascent that leaves an example alone once it is forgotten: mean of bound - min(-log p(label), bound).
 
     Lies in [0, bound]; 0 when every example's cross-entropy has reached `bound`, by default ln C, that of a uniform
@@ -43,7 +43,7 @@ def bounded_ascent(logits: chex.Array, labels: chex.Array, bound: float | None =
     return jnp.mean(jnp.maximum(limit - _cross_entropies(logits, labels), 0))
 
 
-def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> chex.Array:
+def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> jax.Array:
     """Labels drawn uniformly from the classes other than the true one. Redraw each epoch with a new key.
 
     Args:
@@ -68,7 +68,7 @@ def random_labels(key: chex.PRNGKey, labels: chex.Array, num_classes: int) -> ch
     return drawn + (drawn >= labels).astype(labels.dtype)
 
 
-def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: float = 1.0) -> chex.Array:
+def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: float = 1.0) -> jax.Array:
     """T^2 times the mean of KL(softmax(teacher / T) || softmax(logits / T)), summed over classes. The teacher is fixed.
 
     Where the teacher's logit is minus infinity, as for a class that is masked out, the term is 0.
@@ -82,7 +82,7 @@ def kl_to_teacher(logits: chex.Array, teacher_logits: chex.Array, temperature: f
     return temperature**2 * jnp.mean(kl_of_logits(teacher, promoted(logits) / temperature))
 
 
-def kl_to_uniform(logits: chex.Array) -> chex.Array:
+def kl_to_uniform(logits: chex.Array) -> jax.Array:
     """Mean of KL(uniform || softmax(logits)): 0 for a model that has no preference.
 
     Uniform over the possible classes, without any that is masked out by a logit of minus infinity.

@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
         """T."""
         return len(self.alpha_bar)
 
-    def at(self, t: chex.Array, ndim: int) -> tuple[chex.Array, chex.Array]:
+    def at(self, t: chex.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
         """The pair (a, s) at times `t` of shape `(n,)`, shaped to multiply `(n, ...)` of `ndim` dimensions."""
         found = jnp.asarray(self.alpha_bar, jnp.float32)[t].reshape(-1, *[1] * (ndim - 1))
         return jnp.sqrt(found), jnp.sqrt(1 - found)
@@ -70,7 +70,7 @@ def cosine_schedule(steps: int = 1_000, offset: float = 0.008) -> Schedule:
     return Schedule(tuple(np.cumprod(kept).tolist()))
 
 
-def noised(schedule: Schedule, x: chex.Array, t: chex.Array, noise: chex.Array) -> chex.Array:
+def noised(schedule: Schedule, x: chex.Array, t: chex.Array, noise: chex.Array) -> jax.Array:
     """x_t of images `(n, ...)` at times `(n,)`.
 
     >>> x_t = noised(linear_schedule(), jnp.ones((1, 2)), jnp.array([999]), jnp.zeros((1, 2)))
@@ -163,7 +163,7 @@ def _check_prediction(prediction):
         raise ValueError(f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
 
 
-def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, gamma: float = 5.0) -> chex.Array:
+def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, gamma: float = 5.0) -> jax.Array:
     r"""Weights of squared errors that bring each time's loss of x to min(SNR, gamma) (Hang et al., arXiv 2303.09556).
 
     .. math:: w_x = \min(\mathrm{SNR}, \gamma), \quad w_\epsilon = w_x / \mathrm{SNR},
@@ -179,10 +179,11 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
     snr = a**2 / s**2
     if prediction == "epsilon":
         return jnp.minimum(1, gamma / snr)
-    return jnp.minimum(snr, gamma) / {"x": 1.0, "v": snr + 1}[prediction]
+    of_x = jnp.minimum(snr, gamma)
+    return of_x / (snr + 1) if prediction == "v" else of_x
 
 
-def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:
+def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> jax.Array:
     """Times `(count,)` in [0, steps), one in each of `count` equal parts, in random order: less noisy than free draws.
 
     The parts depend on `count`, so with one key batches of different sizes get different times, even in the rows that
@@ -197,7 +198,7 @@ def stratified_times(key: chex.PRNGKey, count: int, steps: int) -> chex.Array:
     return jax.random.permutation(order, times)
 
 
-def squared_errors(predicted: chex.Array, wanted: chex.Array) -> chex.Array:
+def squared_errors(predicted: chex.Array, wanted: chex.Array) -> jax.Array:
     """The mean squared error of each example, `(n,)`, in float32 at least; raises `ValueError` for unequal shapes.
 
     >>> squared_errors(jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()

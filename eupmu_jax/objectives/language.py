@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     reference_nll: chex.Array
 
 
-def token_nll(logits: chex.Array, targets: chex.Array) -> chex.Array:
+def token_nll(logits: chex.Array, targets: chex.Array) -> jax.Array:
     """-log p of each token, `(n, T)`, from logits `(n, T, V)` and int targets `(n, T)`.
 
     >>> bool(jnp.allclose(token_nll(jnp.zeros((1, 2, 4)), jnp.array([[3, 0]])), jnp.log(4)))
@@ -45,7 +45,7 @@ def token_nll(logits: chex.Array, targets: chex.Array) -> chex.Array:
     return optax.softmax_cross_entropy_with_integer_labels(promoted(logits), targets)
 
 
-def answer_lengths(mask: chex.Array) -> chex.Array:
+def answer_lengths(mask: chex.Array) -> jax.Array:
     """Tokens of each answer, `(n,)`, as floats.
 
     >>> answer_lengths(jnp.array([[0, 1, 1], [0, 0, 0]])).tolist()
@@ -54,7 +54,7 @@ def answer_lengths(mask: chex.Array) -> chex.Array:
     return jnp.sum(mask.astype(bool), axis=-1, dtype=jnp.float32)
 
 
-def sequence_nll(nll: chex.Array, mask: chex.Array) -> chex.Array:
+def sequence_nll(nll: chex.Array, mask: chex.Array) -> jax.Array:
     """L, the loss of each answer, `(n,)`: a sum over its tokens, 0 without any.
 
     >>> sequence_nll(jnp.array([[9.0, 1.0, 2.0]]), jnp.array([[0, 1, 1]])).tolist()
@@ -64,7 +64,7 @@ def sequence_nll(nll: chex.Array, mask: chex.Array) -> chex.Array:
     return jnp.sum(_answered(nll, mask), axis=-1)
 
 
-def token_mean(values: chex.Array, mask: chex.Array) -> chex.Array:
+def token_mean(values: chex.Array, mask: chex.Array) -> jax.Array:
     r"""Mean over the tokens of all answers; of `nll`, the retain loss.
 
     .. math:: l = \sum_{i,t} m_{i,t} l_{i,t} \Big/ \sum_{i,t} m_{i,t}
@@ -75,7 +75,7 @@ def token_mean(values: chex.Array, mask: chex.Array) -> chex.Array:
     return jnp.sum(sequence_nll(values, mask)) / jnp.maximum(jnp.sum(answer_lengths(mask)), 1)
 
 
-def gradient_ascent(nll: chex.Array, mask: chex.Array) -> chex.Array:
+def gradient_ascent(nll: chex.Array, mask: chex.Array) -> jax.Array:
     """-`token_mean`, which has no lower bound (Jang et al. 2023, arXiv 2210.01504). Negative, so not for log scale.
 
     >>> gradient_ascent(jnp.array([[9.0, 1.0, 2.0]]), jnp.array([[0, 1, 1]])).tolist()
@@ -84,7 +84,7 @@ def gradient_ascent(nll: chex.Array, mask: chex.Array) -> chex.Array:
     return -token_mean(nll, mask)
 
 
-def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> chex.Array:
+def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> jax.Array:
     r"""Weighted gradient ascent, which leaves forgotten tokens alone (Wang et al. 2025, arXiv 2502.19301).
 
     .. math:: -\operatorname{mean}_{i,t}\, p_{i,t}^\beta\, l_{i,t}, \quad p = e^{-l}
@@ -98,7 +98,7 @@ def wga(nll: chex.Array, mask: chex.Array, beta: float = 1.0) -> chex.Array:
     return -token_mean(_weighted(jnp.exp(-beta * jax.lax.stop_gradient(nll)), nll), mask)
 
 
-def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float = 1.0) -> chex.Array:
+def satimp(nll: chex.Array, mask: chex.Array, beta1: float = 5.0, beta2: float = 1.0) -> jax.Array:
     r"""Ascent weighted by saturation and importance (Yang et al. 2025, arXiv 2505.11953).
 
     .. math:: -\operatorname{mean}_{i,t}\, p_{i,t}^{\beta_1} (1 - p_{i,t})^{\beta_2}\, l_{i,t}, \quad p = e^{-l}
@@ -119,7 +119,7 @@ def _weighted(weights, nll):
     return jnp.where(nothing, 0, weights * jnp.where(nothing, 0, nll))
 
 
-def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex.Array) -> chex.Array:
+def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex.Array) -> jax.Array:
     r"""Mean over the tokens of answers of KL(reference || model); the reference is fixed.
 
     A retain loss: with `gradient_ascent` it makes the KL minimisation of TOFU (Maini et al. 2024, arXiv 2401.06121).
@@ -135,7 +135,7 @@ def kl_to_reference(logits: chex.Array, reference_logits: chex.Array, mask: chex
 
 def undial(
     logits: chex.Array, reference_logits: chex.Array, targets: chex.Array, mask: chex.Array, beta: float = 10.0
-) -> chex.Array:
+) -> jax.Array:
     r"""Self-distillation with the true token suppressed (Dong et al., NAACL 2025, arXiv 2402.10052).
 
     .. math:: \operatorname{mean}_{i,t}\; H\left(\mathrm{softmax}(z^0_{i,t} - \beta\, e_{y_{i,t}}),\;
@@ -157,7 +157,7 @@ def undial(
     return token_mean(optax.softmax_cross_entropy(logits, wanted, where=possible), mask)
 
 
-def npo(answers: Answers, beta: float = 0.1) -> chex.Array:
+def npo(answers: Answers, beta: float = 0.1) -> jax.Array:
     r"""Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868, equation 3).
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma\left(\beta (L_i - L^0_i)\right)
@@ -171,7 +171,7 @@ def npo(answers: Answers, beta: float = 0.1) -> chex.Array:
     return -2 / beta * _answer_mean(jax.nn.log_sigmoid(-beta * _log_ratios(answers)), answers.mask)
 
 
-def simnpo(nll: chex.Array, mask: chex.Array, beta: float = 2.5, delta: float = 0.0) -> chex.Array:
+def simnpo(nll: chex.Array, mask: chex.Array, beta: float = 2.5, delta: float = 0.0) -> jax.Array:
     r"""NPO on the mean token loss, without a reference (Fan et al. 2024, arXiv 2410.07163).
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma\left(\beta (L_i / |y_i| - \delta)\right)
@@ -186,7 +186,7 @@ def simnpo(nll: chex.Array, mask: chex.Array, beta: float = 2.5, delta: float = 
     return -2 / beta * _answer_mean(jax.nn.log_sigmoid(beta * (means - delta)), mask)
 
 
-def dpo(forget: Answers, alternative: Answers, beta: float = 0.1) -> chex.Array:
+def dpo(forget: Answers, alternative: Answers, beta: float = 0.1) -> jax.Array:
     r"""Prefers an alternative answer, such as "I don't know", to the true one (IdkDPO; Maini et al. 2024).
 
     .. math:: -\frac2\beta \operatorname{mean}_i \log \sigma(\beta \rho_i), \quad
@@ -206,7 +206,7 @@ def dpo(forget: Answers, alternative: Answers, beta: float = 0.1) -> chex.Array:
     )
 
 
-def lrml(forget: Answers, alternative: Answers, beta: float = 0.05, tau: float = 0.05) -> chex.Array:
+def lrml(forget: Answers, alternative: Answers, beta: float = 0.05, tau: float = 0.05) -> jax.Array:
     r"""DiscoPOP's loss: logistic where the alternative is not preferred, exponential where it is.
 
     .. math:: \operatorname{mean}_i\; (1 - s_i) \left(-\log \sigma(x_i)\right) + s_i e^{-x_i}, \quad
@@ -227,7 +227,7 @@ def lrml(forget: Answers, alternative: Answers, beta: float = 0.05, tau: float =
     return _answer_mean(values, *_masks(forget, alternative))
 
 
-def control_vector(key: chex.PRNGKey, size: int, steering: float = 6.5) -> chex.Array:
+def control_vector(key: chex.PRNGKey, size: int, steering: float = 6.5) -> jax.Array:
     r"""The target of `rmu`, :math:`c\,u`, `(size,)`: u of norm 1, its entries drawn from [0, 1) (Li et al. 2024).
 
     >>> vector = control_vector(jax.random.key(0), 64)
@@ -238,7 +238,7 @@ def control_vector(key: chex.PRNGKey, size: int, steering: float = 6.5) -> chex.
     return steering * drawn / jnp.linalg.norm(drawn)
 
 
-def rmu(hidden: chex.Array, target: chex.Array, mask: chex.Array) -> chex.Array:
+def rmu(hidden: chex.Array, target: chex.Array, mask: chex.Array) -> jax.Array:
     r"""Representation misdirection (Li et al. 2024, arXiv 2403.03218, section 4).
 
     .. math:: \operatorname{mean}_i \frac1{|y_i|} \sum_t m_{i,t}\, \lVert h_{i,t} - v_{i,t} \rVert^2 / d

@@ -129,7 +129,7 @@ def implicit_surgery(
     )
 
 
-def multipliers(state: optax.OptState) -> chex.Array:
+def multipliers(state: optax.OptState) -> jax.Array:
     """The `(K-1,)` multipliers of the surgery in `state`, however it is chained or wrapped.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -25,11 +26,11 @@ FORGET = {
 
 
 def classification(
-    apply: Callable,
+    apply: Callable[[Any, Any], Any],
     num_classes: int,
     *,
-    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
-    augment: Callable[[chex.PRNGKey, chex.Array], chex.Array] | None = None,
+    fresh_params: Callable[[chex.PRNGKey], Any] | None = None,
+    augment: Callable[[chex.PRNGKey, Any], Any] | None = None,
 ) -> Task:
     """The task of a classifier, with cross-entropy as its retain loss.
 

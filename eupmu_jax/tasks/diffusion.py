@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -23,7 +24,7 @@ OTHERS = 16
 
 
 def diffusion(
-    denoise: Callable,
+    denoise: Callable[[Any, Any, Any, Any], Any],
     schedule: objectives.Schedule,
     *,
     num_conditions: int,
@@ -32,7 +33,7 @@ def diffusion(
     dropout: float = 0.1,
     gamma: float | None = None,
     guidance: float = 1.0,
-    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+    fresh_params: Callable[[chex.PRNGKey], Any] | None = None,
     bounded: bool = True,
 ) -> Task:
     r"""The task of a diffusion model with classes or words as conditions; its retain loss is the denoising loss.

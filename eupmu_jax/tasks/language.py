@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -28,14 +29,14 @@ NOT_ARRAYS = (list, tuple, type(None))
 
 
 def language(
-    apply: Callable,
+    apply: Callable[[Any, Any], Any],
     *,
-    hidden: Callable | None = None,
+    hidden: Callable[[Any, Any], Any] | None = None,
     original: chex.ArrayTree | None = None,
     retain: str = "cross_entropy",
     error: str = "tokens",
     constants: Mapping[str, Mapping[str, float]] | None = None,
-    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None,
+    fresh_params: Callable[[chex.PRNGKey], Any] | None = None,
 ) -> Task:
     r"""The task of a causal language model, with the mean loss of the next token as its retain loss.
 

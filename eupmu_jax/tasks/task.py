@@ -57,19 +57,19 @@ class Task(NamedTuple):
     9.0
     """
 
-    outputs: Callable
-    retain: Callable
-    forget: Mapping[str, Callable]
-    divergence: Callable | None = None
-    draw: Callable | None = None
-    error: Callable | None = None
-    fresh_params: Callable[[chex.PRNGKey], chex.ArrayTree] | None = None
+    outputs: Callable[[Any, Any, Any], Any]
+    retain: Callable[[Any, Any], Any]
+    forget: Mapping[str, Callable[[Any, Any], Any]]
+    divergence: Callable[..., Any] | None = None
+    draw: Callable[[Any, Any, Any], Any] | None = None
+    error: Callable[[Any, Any], Any] | None = None
+    fresh_params: Callable[[chex.PRNGKey], Any] | None = None
     num_classes: int | None = None
-    unknown: Callable | None = None
-    check: Callable | None = None
+    unknown: Callable[[Any, Any], tuple[Any, int]] | None = None
+    check: Callable[[Any], None] | None = None
     rate: bool = False
-    nll: Callable | None = None
-    check_model: Callable | None = None
+    nll: Callable[[Any, Any], Any] | None = None
+    check_model: Callable[[Any, Any], None] | None = None
 
     def __hash__(self) -> int:
         """Equal functions make equal tasks, so that runs on one task share compiled code."""
