@@ -20,8 +20,8 @@ def diffusion_attacks(
     task: Task,
     params: chex.ArrayTree,
     row: chex.ArrayTree,
-    forget: Examples,
-    retain: Examples,
+    forget: Examples | chex.ArrayTree,
+    retain: Examples | chex.ArrayTree,
     draw: Callable,
     *,
     count: int,
@@ -39,7 +39,7 @@ def diffusion_attacks(
       task: A task of `tasks.diffusion`, without `original`; one object for all models that are compared.
       params: Parameters of the model; not modified.
       row: Tree of bools like `params`, True for the numbers that represent this condition only: its embedding row.
-      forget, retain: Examples in memory, with images as `inputs`.
+      forget, retain: Examples as in `relearn`, with images as `inputs`.
       draw: `draw(params, **options) -> images`: `models.sampling.sample` for the forgotten condition, with `options`
         passed on.
       count: Number of images that `draw` returns.

@@ -15,6 +15,7 @@ from eupmu_jax.training import checkpoints
 from eupmu_jax.training._clock import Seconds
 from eupmu_jax.training._inputs import check_examples
 from eupmu_jax.training._streams import id_batches
+from eupmu_jax.training.relearning import in_memory
 
 
 class Trained(NamedTuple):
@@ -113,18 +114,29 @@ def fit(
     return Fitted(returned, statistics, Seconds.now().since(start), steps * batch_size)
 
 
-def fit_task(task: Task, params: chex.ArrayTree, examples: Examples, **recipe: Any) -> Fitted:
+def fit_task(task: Task, params: chex.ArrayTree, examples: Examples | chex.ArrayTree, **recipe: Any) -> Fitted:
     """Runs `fit` on the retain loss of a task, for a model without running statistics.
 
-    Raises `ValueError` before the first step for examples that the task refuses.
+    Args:
+      task: Any task; its `outputs` get a key of their own in each step.
+      params: Initial values; not modified.
+      examples: The training set in memory: a tree of arrays with a common leading axis, or `Examples`.
+      **recipe: The other arguments of `fit`.
 
-    >>> from eupmu_jax.tasks import as_examples, classification
+    Returns:
+      The parameters and the cost of training; `statistics` is an empty dict.
+
+    Raises:
+      ValueError: Before the first step, for examples that are not in memory or that the task refuses.
+
+    >>> from eupmu_jax.tasks import classification
     >>> task = classification(lambda w, inputs: inputs @ w, num_classes=2)
-    >>> data = as_examples("data", {"inputs": jnp.eye(2), "labels": jnp.arange(2)})
+    >>> data = {"inputs": jnp.eye(2), "labels": jnp.arange(2)}
     >>> fitted = fit_task(task, jnp.zeros((2, 2)), data, epochs=9, batch_size=2, learning_rate=0.5, seed=0)
     >>> jnp.argmax(fitted.params, axis=1).tolist(), fitted.examples
     ([0, 1], 18)
     """
+    examples = in_memory("examples", examples)
     check_examples("examples", examples, task, params)
 
     def loss(params, statistics, batch, key):

@@ -42,8 +42,8 @@ class Curve(NamedTuple):
 def relearn(
     task: Task,
     params: chex.ArrayTree,
-    train: Examples,
-    watch: Examples,
+    train: Examples | chex.ArrayTree,
+    watch: Examples | chex.ArrayTree,
     *,
     steps: int,
     every: int,
@@ -61,8 +61,8 @@ def relearn(
       task: A task with an `error`; accuracy is 100 minus the mean error in percent. Pass `task.attacked`, since an
         attacker trains on the data, not on a distance to the original model.
       params: Parameters of the model; not modified.
-      train: Examples to fine-tune on, in memory.
-      watch: Examples on which accuracy is measured, in memory.
+      train: Examples to fine-tune on, in memory: a tree of arrays with a common leading axis, or `tasks.Examples`.
+      watch: Examples on which accuracy is measured, in the same form.
       steps, every: Optimizer steps, and the number of steps between two measurements.
       batch_size: Examples in each step; at most all of `train`.
       learning_rate: Constant learning rate.
@@ -113,7 +113,7 @@ def relearn_part(
     task: Task,
     params: chex.ArrayTree,
     part: chex.ArrayTree,
-    examples: Examples,
+    examples: Examples | chex.ArrayTree,
     *,
     steps: int,
     batch_size: int,
@@ -131,7 +131,7 @@ def relearn_part(
         each object compiles the steps once.
       params: Parameters of the model; not modified.
       part: Tree of bool arrays of the structure and shapes of `params`, True where a number may change.
-      examples: Examples in memory; batches are drawn from them with replacement.
+      examples: As in `relearn`; batches are drawn from them with replacement.
       steps, batch_size: Optimizer steps, and examples in each.
       learning_rate: Constant learning rate.
       seed: Seed of the examples drawn and of all keys.
