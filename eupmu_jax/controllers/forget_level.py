@@ -64,7 +64,8 @@ def forget_level(
 
     Raises:
       ValueError: For a target or gain that is negative, NaN, infinite or not a single number, a decay outside [0, 1), a
-        `num_objectives` that is not an int above 1, and in `update` without `errors`.
+        `max_weight` that is not positive, a `num_objectives` that is not an int above 1, and in `update` without
+        `errors`.
 
     Source: proportional and integral control with clamping, Astrom and Murray, "Feedback Systems", 2nd edition,
     section 11.4.

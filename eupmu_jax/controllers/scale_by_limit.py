@@ -81,7 +81,8 @@ def scale_by_limit(
     :math:`\sqrt{\ell (1 - \ell) / n}`, and a margin of twice that gives one false alarm in about 40 steps.
 
     Args:
-      limit: Limit on the figures, such as error rates, as in `retain_limit`.
+      limit: Limit on the largest figure of the retain batches, such as an error rate: one number of at least 0. Unlike
+        that of `retain_limit` it is neither a schedule nor one for each row.
       margin: Allowance for noise, by which one batch may exceed the limit or the average of the batches before: a
         number, or a function of the figure that is exceeded, which `optax.inject_hyperparams` takes for a schedule
         unless given `static_args="margin"`.

@@ -12,7 +12,7 @@ from eupmu_jax.tasks.examples import check_labels
 
 
 def time_features(t: jax.Array, width: int) -> jax.Array:
-    """Sines and cosines of times `(n,)`, with periods from 2 pi to nearly 20,000 pi: `(n, width)`.
+    """Sines and cosines of times `(n,)`, with periods from 2 pi to nearly 20,000 pi: `(n, width)` for an even width.
 
     >>> time_features(jnp.array([0, 5]), 4)[0].tolist()
     [1.0, 1.0, 0.0, 0.0]

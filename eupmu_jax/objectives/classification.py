@@ -1,7 +1,7 @@
 """Objectives for classifiers: functions of logits `(..., C)` and int labels `(...)`; means over examples, minimised.
 
-All compute in float32 at least, whatever the dtype of the logits. Labels are from 0 to C - 1. They are not checked:
--1 is taken for the last class, not for an example to be ignored.
+All compute in float32 at least, whatever the dtype of the logits, and raise `ValueError` for shapes that do not match.
+Labels are from 0 to C - 1. They are not checked: -1 is taken for the last class, not for an example to be ignored.
 """
 
 import chex

@@ -47,9 +47,10 @@ def explicit_step(
       `optax.contrib.reduce_on_plateau`, are passed to the optimizer unchanged.
 
     Raises:
-      ValueError: When traced: if the optimizer's updates do not have the parameters' shapes because nothing collapsed
-        the stack; if a transform before the surgery kept stacked moments; if the optimizer holds `implicit_surgery`
-        instead; or if `optax.MultiSteps` or `optax.apply_if_finite` wraps the surgery. Also as
+      ValueError: For `errors` without `has_aux`. When traced: if the optimizer's updates do not have the parameters'
+        shapes because nothing collapsed the stack; if a transform before the surgery kept stacked moments; if the
+        optimizer holds `implicit_surgery` instead; or if `optax.MultiSteps`, `optax.apply_if_finite`,
+        `optax.conditionally_mask` or `optax.conditionally_transform` wraps the surgery. Also as
         `stacked_value_and_grad`.
 
     >>> from eupmu_jax import unilateral_surgery
