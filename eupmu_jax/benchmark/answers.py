@@ -202,7 +202,7 @@ def judge(
       strength, `exact_memorisation`, and the `truth_ratios` of all questions, from which `metrics.forget_quality`
       computes the forget quality with those of the retrained model. `utility`, the harmonic mean of its `parts`:
       probability, ROUGE-L recall and truth score of the retain set and of each other set, whose probability is that
-      among the choices. `error` of the forget and the retain set.
+      among the choices. `error` of the forget and the retain set. All but truth ratios are fractions in [0, 1].
 
     The end token is the last token of an answer. The code of open-unlearning counts it in losses too, but neither in
     exact memorisation nor in extraction strength, which here is 0 for an answer that the model would not end.

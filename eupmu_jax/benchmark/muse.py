@@ -114,7 +114,7 @@ def _longest(reader, prompts):
 
 
 def verbatim(reader: Reader, params: chex.ArrayTree, passages: Questions) -> float:
-    """VerbMem: how well the model continues passages with their next 128 tokens."""
+    """VerbMem, `metrics.verbmem` in [0, 1]: how well the model continues passages with their next 128 tokens."""
     tokens, cut = reader.tokenizer, lambda text: reader.tokenizer.encode(text)[:CONTINUATION]
     return verbmem(
         _continued(reader, params, passages.question, CONTINUATION),
@@ -123,7 +123,7 @@ def verbatim(reader: Reader, params: chex.ArrayTree, passages: Questions) -> flo
 
 
 def knowledge(reader: Reader, params: chex.ArrayTree, part: Questions, examples: Questions) -> float:
-    """KnowMem: how much of the answers the model gives, prompted with these examples."""
+    """KnowMem, `metrics.knowmem` in [0, 1]: how much of the answers the model gives, prompted with these examples."""
     return knowmem(_continued(reader, params, few_shot(part, examples), ANSWER), part.answer)
 
 
@@ -146,9 +146,10 @@ def judge(reader: Reader, params: chex.ArrayTree, corpus: Corpus) -> dict[str, A
 
     Returns:
       `verbmem` of the forgotten passages; `knowmem` of questions about the `forget` and the `retain` set; `separation`
-      of forgotten passages from held-out ones, by min-40 %. PrivLeak is `metrics.privleak` of this figure and that of
-      the retrained model. The other figures should match the retrained model's too. As in MUSE, words are not stemmed;
-      the code of open-unlearning stems them, so its VerbMem and KnowMem are as high or higher.
+      of forgotten passages from held-out ones, by min-40 %. All are in [0, 1]. PrivLeak, in %, is `metrics.privleak` of
+      the separation and that of the retrained model. The other figures should match the retrained model's too. As in
+      MUSE, words are not stemmed; the code of open-unlearning stems them, so its VerbMem and KnowMem are as high or
+      higher.
 
     Raises:
       ValueError: As in `check`, before any work.
