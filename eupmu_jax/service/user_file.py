@@ -16,6 +16,7 @@ import numpy as np
 
 from eupmu_jax.tasks import as_examples
 from eupmu_jax.training._digest import digest
+from eupmu_jax.training._inputs import on_host
 
 # Names that a file may define in addition to those needed.
 OPTIONAL = ("held_out", "frozen", "mesh", "retrain", "groups", "shadows")
@@ -28,7 +29,7 @@ class UserFileError(Exception):
 
 
 def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    """Runs a user's file and returns the names it defines.
+    """Runs a user's file and returns the names it defines; with a mesh, its examples are moved to the host.
 
     The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed. If it
     changes the working directory, that is restored.
@@ -62,6 +63,10 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
             warnings.warn(f"file: {path} defines `{like}`, which is not read; `{name}` is", stacklevel=2)
     if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
+    if found.get("mesh") is not None:
+        # Everything measures parameters that may lie on the mesh, which takes no examples committed to one device.
+        given = {name: found[name] for name in ("data", "held_out") if found.get(name) is not None}
+        found |= {name: on_host(as_examples(name, data)) for name, data in given.items()}
     return found
 
 

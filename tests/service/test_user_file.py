@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eupmu_jax.service import user_file
+from eupmu_jax.tasks import as_examples
 
 
 def write(folder, text, name="mytask.py"):
@@ -28,6 +29,16 @@ def test_a_file_that_changes_the_working_directory_does_not_change_what_paths_me
     write(tmp_path, "import os\nos.chdir('elsewhere')\ndata = os.getcwd()\n")
     found = user_file.load(Path("mytask.py"), ("data",))
     assert (found["data"], Path.cwd()) == (str(tmp_path / "elsewhere"), tmp_path)
+
+
+@pytest.mark.parametrize("mesh", ["sharding.make_mesh()", "None"])
+def test_examples_put_on_a_device_are_moved_to_the_host_if_there_is_a_mesh(mesh, tmp_path):
+    # BUG: JAX refused such examples beside parameters on the mesh, after all steps of the run.
+    text = "import jax, numpy as np\nfrom eupmu_jax import sharding\nheld_out = jax.device_put(np.ones(3))\n"
+    path = write(tmp_path, f"{text}data, mesh = {{'x': jax.device_put(np.arange(5))}}, {mesh}\n")
+    data, held_out = (as_examples("", user_file.load(path, ("data",))[name]) for name in ("data", "held_out"))
+    assert data[np.array([3, 1])]["x"].tolist() == [3, 1]
+    assert {isinstance(leaf, np.ndarray) for leaf in (data.tree["x"], held_out.tree)} == {mesh != "None"}
 
 
 def test_a_missing_name_is_reported(tmp_path):
