@@ -205,8 +205,15 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
     """Runs the task's own checks: on all examples if they are in memory, else on some spread over the set.
 
     Raises:
-      ValueError: From the task, with the name of the set in front.
+      ValueError: From the task, with the name of the set in front, or for arrays committed to other devices than the
+        parameters.
     """
+    held, given = (_devices_of(tree) for tree in (getattr(examples, "tree", ()), params))
+    if held and given and held != given:
+        raise ValueError(
+            f"{name}: got examples on {_devices(held)} and parameters on {_devices(given)}; expected the same devices, "
+            "or examples as NumPy arrays, or `mesh` where it is an argument"
+        )
     if task.check is task.check_model is None:
         return
     positions = spread(len(examples), len(examples) if isinstance(examples, Examples) else HASHED)
@@ -219,6 +226,16 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
                 task.check_model(params, batch)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def _devices_of(tree):
+    """The devices that a tree's arrays are committed to, as lists of ids; empty if JAX may still move all of them."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable]
+    return {tuple(sorted(device.id for device in leaf.devices())) for leaf in leaves if leaf.committed}
+
+
+def _devices(lists):
+    return " and ".join(f"devices {', '.join(map(str, ids))}" for ids in sorted(lists))
 
 
 def _described(name, examples):

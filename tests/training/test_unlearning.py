@@ -247,6 +247,12 @@ for (method, more), place in ((steered, jax.devices()[0]), (implicit, places)):
 forget, retain = jax.device_put((forget, retain), jax.devices()[0])
 many = run(params, jax.make_mesh((8,), ("data",)))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many.params, one.params)
+# BUG: without a mesh, JAX's error about incompatible devices.
+try:
+    run(jax.device_put(params, places), None)
+    raise AssertionError("not refused")
+except ValueError as error:
+    assert str(error).startswith("forget: got examples on devices 0 and parameters on devices 0, 1, 2"), error
 """
 
 
