@@ -208,7 +208,8 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
       ValueError: From the task, with the name of the set in front, or for arrays committed to other devices than the
         parameters.
     """
-    held, given = (_devices_of(tree) for tree in (getattr(examples, "tree", ()), params))
+    # What another source holds says nothing about where its batches will be.
+    held, given = (_devices_of(tree) for tree in (examples.tree if isinstance(examples, Examples) else (), params))
     if held and given and held != given:
         raise ValueError(
             f"{name}: got examples on {_devices(held)} and parameters on {_devices(given)}; expected the same devices, "
@@ -229,13 +230,16 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
 
 
 def _devices_of(tree):
-    """The devices that a tree's arrays are committed to, as lists of ids; empty if JAX may still move all of them."""
+    """The devices that a tree's arrays are committed to, in lists; empty if JAX may still move all of them."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable]
-    return {tuple(sorted(device.id for device in leaf.devices())) for leaf in leaves if leaf.committed}
+    # Each platform counts its devices from 0, so an id alone could be that of a CPU or of a GPU.
+    name = lambda device: (device.platform, device.id)
+    return {tuple(sorted(map(name, leaf.devices()))) for leaf in leaves if leaf.committed}
 
 
 def _devices(lists):
-    return " and ".join(f"devices {', '.join(map(str, ids))}" for ids in sorted(lists))
+    named = lambda devices: ", ".join(f"{platform}:{number}" for platform, number in devices)
+    return " and ".join(f"devices {named(devices)}" for devices in sorted(lists))
 
 
 def _described(name, examples):
