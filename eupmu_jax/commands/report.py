@@ -21,10 +21,10 @@ ORIGINAL_PASSES_TOO = (
     "The tests below found no trace of the forgotten examples, but they find none in the original model either. The "
     "retain error is within its limit."
 )
+AIMED = "Held-out examples set the target of the run."
 COMPARED = (
-    "Held-out examples set the target of the run, and the forgotten examples are compared with them as if both came "
-    "from one distribution. Data of one person or source may differ for that reason alone, which a retrained model or "
-    "shadow models can show."
+    "The forgotten examples are compared with held-out ones as if both came from one distribution. Data of one person "
+    "or source may differ for that reason alone, which a retrained model or shadow models can show."
 )
 
 
@@ -41,7 +41,6 @@ def render(made: dict) -> str:
     level, examples = reached["level"], reached["examples"]
     shown = lambda value: _words.shown(value, reached["rates"])
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
-    learned = "accuracy" if reached["rates"] else "error"
     is_untold = audited["verdict"] == "passed" and UNTOLD in audited["remarks"]
     headline = ORIGINAL_PASSES_TOO if is_untold else VERDICTS[audited["verdict"]]
     body = f"""<h1>Unlearning: {html.escape(audited["verdict"])}</h1>
@@ -59,19 +58,16 @@ def render(made: dict) -> str:
 <div class="figure">{_picture(reached)}</div>
 <h2>What the audit found</h2>
 <div class="wide wrap">{_models(audited)}</div>
-<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. AUC: how often a loss is
-smaller than that of an unseen example, where the unseen ones have the same mix of classes; 0.5 is chance.
-{_attacks(audited)} Relearned: {learned} on one half of the forgotten examples before and after
-{_steps(audited)} steps on the other half, or on the retain set alone. The second table shows the unlearned parameters
-after rounding.</p>
+<p class="sub">Errors with their 95 % intervals, on at most 2,000 examples of each set. {_lines(audited)} The second
+table shows the unlearned parameters after rounding.</p>
 <div class="wide">{_rounding(audited)}</div>
 {_classes(audited)}
 {_earlier(asked, audited)}
 <h2>What this page does not show</h2>
 <p>The attacks use losses alone, and there is one seed. A stronger attack may find more, and so may somebody who
-fine-tunes the model; relearning is shown but does not affect the verdict. Finding no trace does not prove that there is
-none. {COMPARED if level["comparison"] else ""} One in twenty models that never saw the forgotten examples fails each
-comparison by chance.</p>
+fine-tunes the model{_relearning(audited)}. Finding no trace does not prove that there is none.
+{AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""} One in twenty models that never saw
+the forgotten examples fails each comparison by chance.</p>
 <h2>How to check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
@@ -129,19 +125,32 @@ def _models(audited):
     return _table(list(shown), [[head, *texts] for head, texts in cells.items() if set(texts) != {"-"}])
 
 
-def _attacks(audited):
+def _lines(audited):
     """What the lines of the table mean that not every audit has."""
-    made = {name for model in MODELS for name in audited.get(model, {})}
+    made = {name for model in MODELS for name, found in audited.get(model, {}).items() if found}
     gone = any(GONE in audited.get(model, {}).get("attacks", {}) for model in MODELS)
+    learned = "accuracy" if audited["rates"] else "error"
     said = {
+        "AUC: how often a loss is smaller than that of an unseen example, where the unseen ones have the same mix of "
+        "classes; 0.5 is chance.": "attacks" in made,
         "Classes to go: the same on the classes to be forgotten alone.": gone,
         "Shadow models: the same, with each example judged by models that never saw it.": "lira" in made,
         "Beside retrained: the same, with each example judged by the retrained model.": "beside" in made,
         "TPR: the share of the forgotten examples that their loss identifies at a false positive rate of 1 % on unseen "
         "ones. Epsilon: a lower bound on that of differential privacy, as if the training examples had been drawn at "
-        "random.": any(audited.get(model, {}).get("canaries") for model in MODELS),
+        "random.": "canaries" in made,
+        f"Relearned: {learned} on one half of the forgotten examples before and after {_steps(audited)} steps on the "
+        "other half, or on the retain set alone.": "relearning" in made,
     }
     return " ".join(text for text, is_shown in said.items() if is_shown)
+
+
+def _relearning(audited):
+    return "; relearning is shown but does not affect the verdict" if audited["unlearned"].get("relearning") else ""
+
+
+def _is_compared(audited):
+    return "forgotten" in audited["unlearned"].get("attacks", {})
 
 
 def _auc(attack):

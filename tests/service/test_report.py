@@ -55,6 +55,20 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
     assert "@media print" in text
 
 
+def test_the_page_explains_what_it_shows_and_nothing_else(finished):
+    made = json.loads((finished / "run" / "report.json").read_text())
+    words = ("AUC: how", "TPR: the", "Relearned: ", "relearning is shown", page.AIMED, page.COMPARED)
+    shown = lambda: [word for word in words if word in page.render(made)]
+    assert shown() == list(words)
+    # BUG: examples held out after the run are compared with all the same, and the page did not say so.
+    made["reached"]["level"]["comparison"] = None
+    assert shown() == [word for word in words if word != page.AIMED]
+    # BUG: lines of attacks and of relearning were explained where there were none.
+    for model in page.MODELS[:2]:
+        made["audit"][model] = {"errors": made["audit"][model]["errors"]}
+    assert shown() == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser, Debian's package chromium")
 @pytest.mark.parametrize("width", [400, 1_200])
