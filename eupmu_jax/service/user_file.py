@@ -29,7 +29,7 @@ class UserFileError(Exception):
 
 
 def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    """Runs a user's file and returns the names it defines; with a mesh, its examples are moved to the host.
+    """Runs a user's file and returns the names it defines; with a mesh, its arrays become `Examples` on the host.
 
     The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed. If it
     changes the working directory, that is restored.
@@ -64,7 +64,7 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     if lacking := [name for name in needed if name not in found]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
     if found.get("mesh") is not None:
-        # Everything measures parameters that may lie on the mesh, which takes no examples committed to one device.
+        # Parameters that lie on the mesh are measured too, and JAX takes no examples on one device beside them.
         given = {name: found[name] for name in ("data", "held_out") if found.get(name) is not None}
         found |= {name: on_host(as_examples(name, data)) for name, data in given.items()}
     return found

@@ -205,8 +205,8 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
     """Runs the task's own checks: on all examples if they are in memory, else on some spread over the set.
 
     Raises:
-      ValueError: From the task, with the name of the set in front, or for arrays committed to other devices than the
-        parameters.
+      ValueError: From the task, with the name of the set in front, and for arrays committed to other devices than
+        the parameters.
     """
     # What another source holds says nothing about where its batches will be.
     held, given = (_devices_of(tree) for tree in (examples.tree if isinstance(examples, Examples) else (), params))

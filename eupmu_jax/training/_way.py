@@ -19,7 +19,7 @@ def forget_error_of(task: Task, params: chex.ArrayTree, forget) -> float:
 
 
 def passes_of_start(task: Task, forget) -> int:
-    """The number of examples passed to measure the forget error at the start, or to check rates of one's own."""
+    """The number of examples passed to measure the forget error at the start, or to check a task's own rates."""
     return 0 if task.is_rate and task.check is not None else min(len(forget), MOST)
 
 

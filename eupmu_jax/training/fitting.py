@@ -67,7 +67,7 @@ def fit(
       seed: Seed of the order of the examples and of the keys.
       average: Decay d of a moving average of the parameters, which is then returned instead; diffusion models are
         sampled from it. In step n = 0, 1, ... the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that the first steps
-        lose their weight.
+        lose their weight. The average is kept in float32 at least, and returned in the dtype of the parameters.
       on_step: Called after each step, for a progress bar.
 
     Returns:
