@@ -24,7 +24,8 @@ ORIGINAL_PASSES_TOO = (
 AIMED = "Held-out examples set the target of the run."
 COMPARED = (
     "The forgotten examples are compared with held-out ones as if both came from one distribution. Data of one person "
-    "or source may differ for that reason alone, which a retrained model or shadow models can show."
+    "or source may differ for that reason alone, which a retrained model or shadow models can show. One in twenty "
+    "models that never saw the forgotten examples fails each comparison by chance."
 )
 
 
@@ -66,8 +67,7 @@ table shows the unlearned parameters after rounding.</p>
 <h2>What this page does not show</h2>
 <p>The attacks use losses alone, and there is one seed. A stronger attack may find more, and so may somebody who
 fine-tunes the model{_relearning(audited)}. Finding no trace does not prove that there is none.
-{AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""} One in twenty models that never saw
-the forgotten examples fails each comparison by chance.</p>
+{AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""}</p>
 <h2>How to check it</h2>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |

@@ -120,10 +120,10 @@ def run(
             sets = parts(data, ids, gone)
             if (groups := user_file.groups_to_go(own, data, ids, gone)) and is_compared(own, sets):
                 logger.warning(user_file.of_groups_to_go(groups))
-            records.write(out / "asked.json", record)
-            if after is not None:
-                checkpoints.save(out / folder.START, params, {"data": data_digest})
             try:
+                records.write(out / "asked.json", record)
+                if after is not None:
+                    checkpoints.save(out / folder.START, params, {"data": data_digest})
                 params, reached = _unlearned(own, params, sets, out, asked, on_step)
             except Exception:
                 # A run that failed before it saved a step must not keep the folder, which the corrected one may need.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eupmu_jax.tasks import as_examples
+from eupmu_jax.tasks import Examples, as_examples
 from eupmu_jax.training._digest import digest
 from eupmu_jax.training._inputs import on_host
 
@@ -29,7 +29,7 @@ class UserFileError(Exception):
 
 
 def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    """Runs a user's file and returns the names it defines; with a mesh, its arrays become `Examples` on the host.
+    """Runs a user's file and returns the names it defines; with a mesh, its examples are moved to the host.
 
     The file is code that the user chose; nothing read from a checkpoint, a ledger or a report is ever executed. If it
     changes the working directory, that is restored.
@@ -65,8 +65,11 @@ def load(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"file: {path} does not define {_listed(lacking)}; expected {_listed(needed)} in it")
     if found.get("mesh") is not None:
         # Parameters that lie on the mesh are measured too, and JAX takes no examples on one device beside them.
-        given = {name: found[name] for name in ("data", "held_out") if found.get(name) is not None}
-        found |= {name: on_host(as_examples(name, data)) for name, data in given.items()}
+        for name in ("data", "held_out"):
+            if (given := found.get(name)) is not None:
+                moved = on_host(as_examples(name, given))
+                is_tree = isinstance(moved, Examples) and not isinstance(given, Examples)
+                found[name] = moved.tree if is_tree else moved
     return found
 
 

@@ -14,7 +14,7 @@ from eupmu_jax._stack.checks import describe
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.sharding import batch_shardings, check_axes
-from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.tasks import Examples, Task, as_examples
 from eupmu_jax.tasks.examples import rows_of, spread
 
 # For a set that is not in memory, the number of examples, spread over it, that stand for all.
@@ -82,6 +82,20 @@ class Sets:
 @jit_for_task()
 def _draw(task, key, epoch, tree):
     return task.draw(key, epoch, tree)
+
+
+def in_memory(name: str, examples: Any) -> Examples:
+    """Arrays as `Examples`; raises `ValueError` for a source that gives batches, which no compiled loop can read.
+
+    >>> len(in_memory("train", {"inputs": np.zeros((3, 2))}))
+    3
+    """
+    if isinstance(examples, Examples):
+        return examples
+    found = as_examples(name, examples)
+    if not isinstance(found, Examples):
+        raise ValueError(f"{name}: got {type(examples).__name__}, expected a tree of arrays, or Examples of one")
+    return found
 
 
 def on_host(examples, narrow: bool = False):

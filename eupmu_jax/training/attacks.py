@@ -9,8 +9,8 @@ import numpy as np
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax.tasks import Examples, Task
-from eupmu_jax.training._inputs import check_examples
-from eupmu_jax.training.relearning import in_memory, relearn_part
+from eupmu_jax.training._inputs import check_examples, in_memory
+from eupmu_jax.training.relearning import relearn_part
 
 # Learning rates of Adam, for the embedding row alone and for the whole model.
 ROW_RATE, RATE = 1e-2, 1e-4

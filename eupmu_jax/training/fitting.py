@@ -13,9 +13,8 @@ import optax
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._clock import Seconds
-from eupmu_jax.training._inputs import check_examples
+from eupmu_jax.training._inputs import check_examples, in_memory
 from eupmu_jax.training._streams import id_batches
-from eupmu_jax.training.relearning import in_memory
 
 
 class Trained(NamedTuple):

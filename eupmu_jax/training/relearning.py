@@ -21,8 +21,8 @@ import optax
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax._stack.frozen import joined, mask_of, split
-from eupmu_jax.tasks import Examples, Task, as_examples
-from eupmu_jax.training._inputs import check_examples
+from eupmu_jax.tasks import Examples, Task
+from eupmu_jax.training._inputs import check_examples, in_memory
 from eupmu_jax.training._streams import id_batches
 from eupmu_jax.training.levels import batches_of, chunk_of
 
@@ -182,20 +182,6 @@ def _steps_of_part(task, batch_size, params, part, tree, ids, keys, learning_rat
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
-
-
-def in_memory(name: str, examples: Any) -> Examples:
-    """Arrays as `Examples`; raises `ValueError` for a source that gives batches, which no compiled loop can read.
-
-    >>> len(in_memory("train", {"inputs": np.zeros((3, 2))}))
-    3
-    """
-    if isinstance(examples, Examples):
-        return examples
-    found = as_examples(name, examples)
-    if not isinstance(found, Examples):
-        raise ValueError(f"{name}: got {type(examples).__name__}, expected a tree of arrays, or Examples of one")
-    return found
 
 
 def accuracy(task: Task, params: chex.ArrayTree, examples: Examples) -> float:
