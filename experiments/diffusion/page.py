@@ -207,6 +207,8 @@ def _said(found):
     numbers = _numbers(found, "weighted sum")
     fixed = min((_of(found, ("weighted sum", trial)) for trial in numbers), key=_distance)
     further = [ours["FD"] - theirs["FD"] for ours in untuned for theirs in fixed if ours["seed"] == theirs["seed"]]
+    paired = [ours for ours in untuned if ours["seed"] in {theirs["seed"] for theirs in fixed}]
+    under = f" under {_seeds(paired)}" if len(paired) < len(untuned) else ""
     weight = f"the weighted sum's trial {fixed[0]['trial']}"
     weight = f"the better fixed weight, {weight}," if len(numbers) > 1 else weight
     return (
@@ -214,8 +216,8 @@ def _said(found):
         f"most {UA_POINTS:g} points, which {near} of {len(gaps)} {'seeds reach' if several else 'reaches'}. With "
         f"{benchmark.FORGOTTEN} samples of each model, Fisher's exact test of equal shares gives "
         f"p = {_listed([_p_value(found, row) for row in untuned], '.2f')}. Of its "
-        f"{len(limited)} runs, with and without settings, {kept} keep the limit on the denoising loss. Its FD is "
-        f"{_distance(untuned):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
+        f"{len(limited)} runs, with and without settings, {kept} keep the limit on the denoising loss. Its FD{under} "
+        f"is {_distance(paired):.1f}, and that of {weight} is {_distance(fixed):.1f}; "
         f"{'seed by seed ' * several}EUPMU differs from it by {_listed(further, '+.1f')}."
     )
 
@@ -304,7 +306,7 @@ def _short(digits, clothes):
         f"Asked for the forgotten class, a model of digits draws another class {ours[0]} % of the time after untuned "
         f"EUPMU{of_version} (retrained: {wanted[0]} %), one of clothes {ours[1]} % ({wanted[1]} %); with its "
         f"embedding retrained, {ours[2]} % ({wanted[2]} %) and {ours[3]} % ({wanted[3]} %). In distance from the "
-        f"retrained model, without and under {len(attacks)} attacks, it is number {attacked.index(key) + 1} of "
+        f"retrained model, {len(attacks)} attacks included, it is number {attacked.index(key) + 1} of "
         f"{len(attacked)} untuned runs on digits (seed by seed: {_listed(_places(digits, attacked, attacks), 'd')})."
     )
 
