@@ -53,7 +53,7 @@ def check_folder(name: str, path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(name: str, path: Path) -> None:
-    """Creates a folder unless it exists; raises `ValueError` if a file is in the way, or nothing can be written."""
+    """Creates a folder unless it exists, which may be read-only; raises `ValueError` if it cannot be created."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -105,8 +105,11 @@ def test_a_folder_that_could_not_be_read_back_is_refused(tmp_path):
 def test_a_full_disk_names_the_folder_and_keeps_what_was_there(tmp_path, monkeypatch):
     # BUG: the error was only "[Errno 28] No space left on device".
     checkpoints.save(tmp_path / "run", PARAMS, META)
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: exec("raise full", {"full": full}))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(OSError, match=r"^directory: a checkpoint could not be written to .*/run: .*No space left"):
         checkpoints.save(tmp_path / "run", PARAMS, META)
     assert checkpoints.load(tmp_path / "run", PARAMS) is not None

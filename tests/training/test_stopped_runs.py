@@ -202,3 +202,16 @@ def test_a_terminal_does_not_change_the_identity_of_a_run(monkeypatch):
         task = classification(lambda p, x: jnp.tanh(x @ p["hidden"]) @ p["head"], 10)
         found.append(digest_of_losses(task, params, as_examples("forget", batch), ["bounded_ascent"], True))
     assert found[0] == found[1]
+
+
+def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=r"^directory: got .*file, which is a file, expected a folder"):
+        digits.unlearn("weighted sum", directory=path, on_step=lambda: pytest.fail("made a step"))
+    assert path.read_text() == "mine"
+    # BUG: below a file, and for a link to nothing, the raw error came after the first passes over the data.
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for below, named in ((path / "run", "file"), (tmp_path / "link", "link")):
+        with pytest.raises(ValueError, match=rf"^directory: got {below}, but .*/{named} is not a folder, expected"):
+            digits.unlearn("weighted sum", directory=below)
