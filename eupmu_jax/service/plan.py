@@ -38,16 +38,17 @@ def make(
       number: Number of the request that these positions belong to, if any.
       epochs: Passes over the data that training took; 0 if unknown.
       after: Folder of the run that this one would continue.
-      device_bytes: Memory of the device; None queries the device.
+      device_bytes: Memory of a device; None queries the device.
 
     Returns:
-      A dict with `examples` of each set; `bytes`: `arguments`, plus the larger of `temporary`, of a compiled step, and
-      `outside`, for the passes before and after the steps; the device's `device_bytes`; `forward` and `backward`;
-      `epochs`: the cost of the run in epochs of training on the retain set, a backward pass counted as two forward
-      passes, and `share`: its cost in % of retraining; `overlap`: how many of these examples earlier requests have;
-      `unlearned`: other unlearned requests on these data; `elsewhere`: unlearned requests on other data; `retrain`:
-      whether the file can retrain the exact reference; `smaller`: batch sizes that fit if these do not; `groups`: how
-      many of the user's groups would be forgotten entirely, if they are compared with unseen examples.
+      A dict with `examples` of each set; `mesh`: the axes of the file's mesh and their sizes, or None; `bytes` on a
+      device: `arguments`, plus the larger of `temporary`, of a compiled step, and `outside`, for the passes before and
+      after the steps; the device's `device_bytes`; `forward` and `backward`; `epochs`: the cost of the run in epochs of
+      training on the retain set, a backward pass counted as two forward passes, and `share`: its cost in % of
+      retraining; `overlap`: how many of these examples earlier requests have; `unlearned`: other unlearned requests on
+      these data; `elsewhere`: unlearned requests on other data; `retrain`: whether the file can retrain the exact
+      reference; `smaller`: batch sizes that fit if these do not; `groups`: how many of the user's groups would be
+      forgotten entirely, if they are compared with unseen examples.
     """
     check_task(own["task"])
     if epochs < 0:
@@ -58,20 +59,23 @@ def make(
     forget, retain = deletion.parts(data, ids, gone)
     groups = user_file.groups_to_go(own, data, ids, gone) if deletion.is_compared(own, (forget, retain)) else 0
     held_out = None if own.get("held_out") is None else as_examples("held_out", own["held_out"])
+    mesh = own.get("mesh")
 
     def of_batches(forget_batch, retain_batch):
         sizes: dict[str, Any] = {"steps": asked.steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
         settings = deletion.settings_of(deletion.limited(asked, own["task"]).limit)
-        sizes |= {"settings": settings, "frozen": own.get("frozen")}
+        sizes |= {"settings": settings, "frozen": own.get("frozen"), "mesh": mesh}
         return footprint(deletion.METHOD, own["task"], params, forget, retain, held_out, **sizes)
 
-    available = device_bytes or memory_of_device()
+    available = device_bytes or memory_of_device(1 if mesh is None else len(mesh.local_devices))
     found = of_batches(asked.forget_batch, asked.retain_batch)
     smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
     # Smaller batches do not reduce the passes outside the steps.
     helps = found.arguments + found.outside <= SHARE * available
-    while smaller is None and helps and found.bytes > SHARE * available and max(sizes) > 1:
-        sizes = max(1, sizes[0] // 2), max(1, sizes[1] // 2)
+    least = 1 if mesh is None else mesh.shape["data"]
+    while smaller is None and helps and found.bytes > SHARE * available and max(sizes) > least:
+        # A mesh only takes batches that it can split evenly.
+        sizes = max(least, sizes[0] // 2 // least * least), max(least, sizes[1] // 2 // least * least)
         if (less := of_batches(*sizes).bytes) <= SHARE * available:
             smaller = {"forget_batch": sizes[0], "retain_batch": sizes[1], "bytes": less}
     overlap, done, elsewhere = _earlier(requests, own["data"], ids, number)
@@ -82,6 +86,7 @@ def make(
             "retain": len(retain),
             "held_out": 0 if held_out is None else len(held_out),
         },
+        "mesh": None if mesh is None else dict(mesh.shape),
         **found._asdict(),
         "bytes": found.bytes,
         "device_bytes": available,
@@ -96,10 +101,10 @@ def make(
     }
 
 
-def memory_of_device() -> int:
-    """Bytes of memory of the first device; for a CPU, those of the machine."""
+def memory_of_device(count: int = 1) -> int:
+    """Bytes of memory of the first device; for a CPU, of the machine, shared by the `count` devices that are used."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // count
 
 
 def _earlier(path, data, ids, number):
@@ -129,8 +134,10 @@ def said(plan: Mapping[str, Any]) -> str:
         f"Examples: {examples['forget']:,} to forget, {examples['retain']:,} to retain, {examples['held_out']:,} held "
         "out."
     )
+    axes = ", ".join(f"{name} {parts}" for name, parts in (plan["mesh"] or {}).items())
+    where = f"each device of the mesh ({axes})" if axes else "one device"
     lines.append(
-        f"Memory, compiled for one device: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
+        f"Memory, compiled for {where}: {size(plan['bytes'])} of {size(plan['device_bytes'])} "
         f"({size(plan['arguments'])} for parameters, optimizer and data; {size(plan['temporary'])} to compute a step, "
         f"{size(plan['outside'])} to measure {deletion.METHOD}'s target and result; "
         f"{'measuring' if plan['outside'] > plan['temporary'] else 'a step'} takes more)."

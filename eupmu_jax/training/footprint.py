@@ -1,6 +1,7 @@
 """The memory and the passes that a run would take, from the compiled step and without training."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,26 +9,27 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from eupmu_jax import methods
 from eupmu_jax._stack.frozen import mask_of, split
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.tasks import Task, as_examples
-from eupmu_jax.tasks._constants import bytes_of
 from eupmu_jax.training import levels
 from eupmu_jax.training._frozen import trainable
-from eupmu_jax.training._inputs import Sets, check_arguments
+from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, on_host
 from eupmu_jax.training._step import jitted_step, parted
 from eupmu_jax.training._way import passes_of_start, steered
 from eupmu_jax.training.classes import classes_to_go
+from eupmu_jax.training.mesh.placement import params_on, places_of, sharing
 
 
 class Footprint(NamedTuple):
     """The memory and the passes of a run of `unlearn`.
 
     Attributes:
-      arguments, temporary: Bytes of a compiled step on this device: its arguments (parameters including frozen ones,
+      arguments, temporary: Bytes of a compiled step on a device: its arguments (parameters including frozen ones,
         optimizer state, examples in memory), and its temporary buffers.
       outside: Bytes that the largest pass before or after the steps takes in addition to these arguments; 0 if there is
         none. It counts the examples of the pass (up to 500, or 2,000 at the end of EUPMU budget, whatever the batch
@@ -62,8 +64,9 @@ def footprint(
     forget_batch: int = 64,
     retain_batch: int = 192,
     frozen: "Any | Callable[[Any], Any] | None" = None,
+    mesh: Mesh | None = None,
 ) -> Footprint:
-    """The footprint of `unlearn` with the same arguments, on one device.
+    """The footprint of `unlearn` with the same arguments, on one device or on each device of a mesh.
 
     >>> from eupmu_jax import tasks
     >>> data = {"inputs": jnp.ones((100, 8)), "labels": jnp.zeros(100, int)}
@@ -74,20 +77,25 @@ def footprint(
     """
     chosen = methods.method(method)
     settings = methods.resolve_settings(method, chosen, task, settings)
-    sets = Sets(as_examples("forget", forget), as_examples("retain", retain), None)
+    sets = Sets(as_examples("forget", forget), as_examples("retain", retain), mesh)
     held_out = None if held_out is None else as_examples("held_out", held_out)
-    batches = {"forget_batch": forget_batch, "retain_batch": retain_batch}
+    batches = forget_batch, retain_batch
+    counts = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
     frozen = None if frozen is None else mask_of(params, frozen)
-    check_arguments(task, params, sets, held_out, frozen, chosen.losses(task, settings), steps=steps, **batches)
-    fixed = bytes_of(split(mask_of(params, frozen), params)[1])
+    check_arguments(task, params, sets, held_out, frozen, chosen.losses(task, settings), **counts)
+    if mesh is not None:
+        held_out, batches = on_host(held_out), batches_on(mesh, sets.counts, batches)
+        params = jax.device_put(params, params_on(mesh, params))
+    fixed = sum(map(_bytes_on_a_device, jax.tree.leaves(split(mask_of(params, frozen), params)[1])))
     task, params, _ = trainable(task, params, frozen)
+    task = task if mesh is None else sharing(task, mesh)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
     if chosen.steers:
         # No size depends on the value of the target.
         settings = steered(task, settings, 0.5, 0.0)
         measured += passes_of_start(task, sets.forget)
-    terms, sizes = terms_of(sets.counts, steps, (forget_batch, retain_batch))
+    terms, sizes = terms_of(sets.counts, steps, batches)
     start: Any = {"retain_loss": 0.0, "retain_error": 0.0}
     numbers, choices = parted(settings)
     procedure = chosen.make(task, terms._replace(**start), settings)
@@ -100,6 +108,11 @@ def footprint(
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
     take = compiled(chosen.make, task, terms, choices, sets.in_memory)
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
+    if mesh is not None:
+        layout = places_of(params, state, mesh)
+        place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        params, state = jax.tree.map(place, (params, state), layout)
+        take = jax.jit(take, donate_argnums=(0, 1), out_shardings=layout)
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)
     passes = [*procedure.outside, *(_of_levels(task, params, sets, held_out, asked) if chosen.steers else ())]
@@ -121,7 +134,19 @@ def _of_levels(task, params, sets, held_out, given):
 
 def _bytes_of(function, params, examples, count):
     """The bytes that a function of the parameters and `count` examples takes, compiled from their shapes alone."""
-    like = lambda tree, lead: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead(leaf), jnp.result_type(leaf)), tree)
-    batch = like(examples[np.zeros(1, int)], lambda leaf: (count, *np.shape(leaf)[1:]))
-    memory: Any = jax.jit(function).lower(like(params, np.shape), batch).compile().memory_analysis()
+    of = lambda leaf, shape, place=None: jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=place)
+    batch = jax.tree.map(lambda leaf: of(leaf, (count, *np.shape(leaf)[1:])), examples[np.zeros(1, int)])
+    params = jax.tree.map(lambda leaf: of(leaf, np.shape(leaf), _place_of(leaf)), params)
+    memory: Any = jax.jit(function).lower(params, batch).compile().memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def _place_of(leaf):
+    """The sharding of a leaf that lies on a mesh."""
+    place = getattr(leaf, "sharding", None)
+    return place if isinstance(place, NamedSharding) else None
+
+
+def _bytes_on_a_device(leaf):
+    place, shape = _place_of(leaf), np.shape(leaf)
+    return math.prod(shape if place is None else place.shard_shape(shape)) * jnp.result_type(leaf).itemsize

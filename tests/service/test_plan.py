@@ -1,5 +1,8 @@
 """The plan of a run: it predicts what the run takes, and changes nothing."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +45,34 @@ def test_memory_grows_with_the_batch_and_a_smaller_one_is_proposed(file, monkeyp
     assert smaller["bytes"] <= plan.SHARE * device < fits["bytes"]
     assert f"--forget-batch {smaller['forget_batch']} --retain-batch" in plan.said(tight)
     assert "even with the smallest batches" in plan.said(make(file, device_bytes=1_000))
+
+
+ON_EIGHT = """
+import jax, jax.numpy as jnp, numpy as np
+from eupmu_jax import sharding
+from eupmu_jax.service import deletion, plan
+from eupmu_jax.tasks import classification
+
+task = classification(lambda params, inputs: jnp.tanh(inputs @ params["a"]) @ params["b"], 10)
+params = {"a": np.full((64, 1024), 0.1, np.float32), "b": np.full((1024, 10), 0.1, np.float32)}
+data = {"inputs": np.ones((1_000, 64), np.float32), "labels": np.arange(1_000) % 10}
+own = {"task": task, "params": params, "data": data, "frozen": {"a": False, "b": True}}
+asked = deletion.Asked(steps=1, forget_batch=20, retain_batch=60)
+make = lambda mesh, **options: plan.make(own | {"mesh": mesh}, np.arange(100), asked, **options)
+one, eight = make(None), make(sharding.make_mesh(4, 2))
+# Parameters and moments are split in two, and no device holds the examples of all steps.
+assert eight["arguments"] < 0.6 * (one["arguments"] - data["inputs"].nbytes), (one, eight)
+assert eight["temporary"] < one["temporary"] and eight["backward"] == one["backward"]
+assert "for each device of the mesh (objective 1, data 4, model 2): " in plan.said(eight), plan.said(eight)
+tight = make(sharding.make_mesh(4, 2), device_bytes=int(eight["bytes"] / plan.SHARE) - 1)["smaller"]
+assert (tight["forget_batch"], tight["retain_batch"]) == (8, 28), tight
+"""
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_file_with_a_mesh_is_that_of_each_device(on_devices):
+    finished = subprocess.run([sys.executable, "-c", ON_EIGHT], env=on_devices(8), capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 @pytest.mark.slow
