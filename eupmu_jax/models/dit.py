@@ -114,7 +114,7 @@ class DiT(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If `patch_size` does not divide `image_size`, or `heads`, at least 1, or 2 the width.
+      ValueError: For a number below 1, or if `patch_size` does not divide `image_size`, or `heads` or 2 the width.
 
     Example:
       >>> make = lambda: DiT(10, in_channels=1, image_size=8, patch_size=2, width=8, heads=2, rngs=nnx.Rngs(0))
@@ -136,8 +136,10 @@ class DiT(nnx.Module):
     ):
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
-        check_int("heads", heads, 1, static=True)
-        if width % heads or width % 2:
+        counts = {"num_conditions": num_conditions, "in_channels": in_channels, "layers": layers, "heads": heads}
+        for name, value in counts.items():
+            check_int(name, value, 1, static=True)
+        if width < 1 or width % heads or width % 2:
             raise ValueError(f"width: got {width}, expected an even multiple of heads, {heads}")
         self.image_size, self.in_channels, self.patch_size, self.width = image_size, in_channels, patch_size, width
         numbers, small = patch_size**2 * in_channels, nnx.initializers.normal(0.02)

@@ -76,7 +76,7 @@ class UNet(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: If there is no level, for blocks, groups, heads or a patch size below 1, or for an invalid width.
+      ValueError: If there is no level, for another number below 1, or for an invalid width.
 
     Example:
       >>> model = nnx.eval_shape(lambda: UNet(10, rngs=nnx.Rngs(0)))
@@ -100,7 +100,8 @@ class UNet(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        counts = {"blocks": blocks, "patch_size": patch_size, "groups": groups, "heads": heads}
+        counts = {"num_conditions": num_conditions, "in_channels": in_channels, "patch_size": patch_size}
+        counts |= {"blocks": blocks, "groups": groups, "heads": heads}
         for name, value in counts.items():
             check_int(name, value, 1, static=True)
         if not widths or any(width % math.lcm(groups, heads, 2) for width in widths):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eupmu_jax._stack.checks import check_int
+from eupmu_jax._stack.checks import check_int, check_number
 from eupmu_jax.objectives._logits import promoted
 
 Prediction = Literal["epsilon", "v", "x"]
@@ -170,11 +170,13 @@ def min_snr_weights(prediction: Prediction, schedule: Schedule, t: chex.Array, g
               \quad w_v = w_x / (\mathrm{SNR} + 1), \quad \mathrm{SNR} = a_t^2 / s_t^2
 
     so that the loss is the same, whatever is predicted. Where nothing is left of the image, :math:`w_\epsilon` is 1.
+    Raises `ValueError` for a gamma that is not finite and above 0, or an unknown prediction.
 
     >>> np.round(np.asarray(min_snr_weights("epsilon", linear_schedule(), jnp.array([0, 999])), float), 4).tolist()
     [0.0005, 1.0]
     """
     _check_prediction(prediction)
+    check_number("gamma", gamma, above=0, finite=True)
     a, s = schedule.at(t, 1)
     snr = a**2 / s**2
     if prediction == "epsilon":

@@ -110,11 +110,11 @@ def diffusion(
 
     Raises:
       ValueError: If `denoise` is not a function, for fewer than two conditions, an unknown prediction, a schedule that
-        does not fit it, a dropout outside [0, 1), a gamma that is not above 0, a guidance that is not finite, or an
-        `original` with numbers that are not. `unlearn` refuses images outside [-1, 1] if they are bounded, any that are
-        not finite, labels that stand neither for a condition nor for none, a model that predicts NaN for no condition,
-        as `nnx.Embed` does beyond its table, and an `original` whose structure or shapes differ from the parameters'. A
-        table that is indexed repeats its last row there, which cannot be detected.
+        does not fit it, a dropout outside [0, 1), a gamma that is not finite and above 0, a guidance that is not
+        finite, or an `original` with numbers that are not. `unlearn` refuses images outside [-1, 1] if they are
+        bounded, any that are not finite, labels that stand neither for a condition nor for none, a model that predicts
+        NaN for no condition, as `nnx.Embed` does beyond its table, and an `original` whose structure or shapes differ
+        from the parameters'. A table that is indexed repeats its last row there, which cannot be detected.
 
     >>> from eupmu_jax.objectives.diffusion import cosine_schedule
     >>> schedule = cosine_schedule(10)
@@ -130,7 +130,7 @@ def diffusion(
         check_function("fresh_params", fresh_params, "a function of a key, or None", 1)
     objectives.check_fit(prediction, schedule)
     for name, value in (("dropout", dropout), ("gamma", gamma or 1.0), ("guidance", guidance)):
-        check_number(name, value, finite=name == "guidance")
+        check_number(name, value, finite=name != "dropout")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a share in [0, 1)")
     if gamma is not None and not gamma > 0:

@@ -215,10 +215,11 @@ def test_traced_starts_are_not_checked():
 
 
 @pytest.mark.parametrize("kind", [DiT, UNet])
-def test_a_model_without_heads_is_refused(kind):
-    # BUG: a division by zero.
-    with pytest.raises(ValueError, match=r"^heads: got 0, expected an int of at least 1"):
-        kind(3, heads=0, rngs=nnx.Rngs(0))
+def test_a_model_without_heads_channels_or_conditions_is_refused(kind):
+    # BUG: a division by zero; without conditions, an error of the first prediction.
+    for name in ("heads", "in_channels", "num_conditions"):
+        with pytest.raises(ValueError, match=f"^{name}: got 0, expected an int of at least 1"):
+            kind(**{"num_conditions": 3, name: 0}, rngs=nnx.Rngs(0))
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -115,4 +115,4 @@ def test_invalid_prompts_and_lengths_are_refused_before_the_first_step(write):
             generate(model, model.params, [[1, token]], 3)
     # BUG: no answer ended.
     with pytest.raises(ValueError, match=r"end: got token 1000000, expected a token of the model, 0 to "):
-        generate(model, model.params, [[1]], 3, end=10**6)
+        generate(model, model.params, [[1]], 3, end=np.array([2, 10**6]))

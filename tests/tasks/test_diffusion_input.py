@@ -41,6 +41,7 @@ def test_latents_are_accepted_if_images_are_unbounded(params):
         ({"gamma": -1.0}, "gamma: got -1.0, expected a number above 0, or None for equal weights"),
         ({"gamma": 0.0}, "gamma: got 0.0"),
         ({"gamma": float("nan")}, "gamma: got nan"),
+        ({"gamma": float("inf")}, "gamma: got inf, expected a finite number"),
         ({"denoise": None}, "denoise: got None, expected a function"),
         ({"fresh_params": 3}, "fresh_params: got 3, expected a function of a key, or None"),
         (

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from eupmu_jax.benchmark import problems
 from eupmu_jax.metrics import accuracy
 from eupmu_jax.objectives import cross_entropy
-from eupmu_jax.tasks import Examples
+from eupmu_jax.tasks import Examples, classification
 from eupmu_jax.training import fitting
 from eupmu_jax.training._streams import id_batches, paired_batches, sample_positions
 
@@ -48,6 +49,19 @@ def test_fit_learns_real_digits_from_the_given_ids_only():
     assert accuracy(logits[split.forget_ids], labels[split.forget_ids]) == 0
     assert len(steps) == problems.training_steps(prepared, split.retain_ids)
     assert fitted.examples == 64 * len(steps)
+
+
+def test_what_cannot_be_trained_is_refused_before_any_work():
+    fit = lambda **recipe: fitting.fit_task(
+        classification(lambda w, x: x @ w, 2),
+        jnp.zeros((2, 2)),
+        {"inputs": np.ones((3, 2), np.float32), "labels": np.zeros(3, int)},
+        **{"epochs": 1, "batch_size": 2, "learning_rate": 0.1, "seed": 0} | recipe,
+    )
+    # BUG: a division by zero, or an error of optax.
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"^{name}: got 0, expected an int of at least 1"):
+            fit(**{name: 0})
 
 
 def test_training_is_cached_and_the_cache_distinguishes_recipes_and_data(tmp_path):

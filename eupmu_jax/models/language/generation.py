@@ -65,7 +65,7 @@ def generate(
     if not lengths or min(lengths) == 0:
         raise ValueError(f"prompts: got lengths {lengths}, expected at least one prompt, of at least one token each")
     check_int("max_new_tokens", max_new_tokens, 1, static=True)
-    ends = [] if end is None else list(end) if isinstance(end, Sequence) else [end]
+    ends = [] if end is None else np.atleast_1d(np.asarray(end)).tolist()
     for token in ends:
         check_int("end", token, 0, static=True)
     if model.context is not None and max(lengths) + max_new_tokens > model.context:
