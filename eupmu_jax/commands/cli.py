@@ -1,9 +1,11 @@
 """The command `eupmu`."""
 
+import functools
 import inspect
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -199,6 +201,21 @@ def main() -> None:
         _run()
 
 
+def _local(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which first refuses URLs among its paths: `pathlib` takes gs://bucket for a folder named `gs:`."""
+
+    @functools.wraps(command)
+    def checked(*args, **options):
+        from eupmu_jax.training._faults import check_local
+
+        for name, value in inspect.signature(command).bind(*args, **options).arguments.items():
+            if isinstance(value, Path):
+                check_local(name, value)
+        command(*args, **options)
+
+    return checked
+
+
 def _run():
     try:
         import tyro
@@ -211,9 +228,9 @@ def _run():
                 command.__annotations__[name] = Annotated[Path, tyro.conf.arg(metavar=name.upper())]
         app, requests = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
         for command in (demo, plan, methods, benchmark, unlearn, audit, init, report, verify):
-            app.command(command)
+            app.command(_local(command))
         for command, name in ((add, "add"), (list_requests, "list"), (show, "show")):
-            requests.command(name=name)(command)
+            requests.command(name=name)(_local(command))
         app.command(requests, name="request", help="Keeps a ledger of deletion requests.")
         required = (tyro.conf.PositionalRequiredArgs,)
         app.cli(prog="eupmu", description="Machine unlearning in JAX.", config=required)

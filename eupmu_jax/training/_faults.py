@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 # As JAX and the library that stores its arrays word them.
 _WORDS = ("RESOURCE_EXHAUSTED", *map(os.strerror, PASSING))
+# A URL, also as `pathlib` writes it, with one slash. The drives of Windows have one letter.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 def is_passing(error: BaseException | None) -> bool:
@@ -41,6 +44,19 @@ def check_readable(name: str, path: str | os.PathLike[str]) -> None:
     # What Python makes of bytes that are not UTF-8, which is all that Orbax can pass on.
     if any("\ud800" <= character <= "\udfff" for character in where):
         raise ValueError(f"{name}: got {str(path)!r}, expected a path in UTF-8")
+
+
+def check_local(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` for a URL, even one that `pathlib` has taken for a path.
+
+    >>> check_local("out", Path("runs/1"))
+    >>> check_local("out", Path("gs://bucket/run"))
+    Traceback (most recent call last):
+    ValueError: out: got gs://bucket/run, expected a local path; URLs are for `unlearn(directory=...)`
+    """
+    if _URL.match(str(path)):
+        url = _URL.sub(r"\1://", str(path), count=1)
+        raise ValueError(f"{name}: got {url}, expected a local path; URLs are for `unlearn(directory=...)`")
 
 
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:

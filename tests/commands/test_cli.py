@@ -199,6 +199,26 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, m
     assert not (tmp_path / "eupmu_runs" / "demo" / "models").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["demo", "--out", "gs://bucket/run"], "out"),
+        (["benchmark", "classification", "--design", "digits", "--out", "gs://bucket/run"], "out"),
+        (["unlearn", "mytask.py", "--forget", "ids.txt", "--out=gs://bucket/run"], "out"),
+        (["request", "add", "mytask.py", "ids.txt", "--ledger", "gs://bucket/run"], "ledger"),
+        (["audit", "gs://bucket/run", "mytask.py"], "run"),
+    ],
+)
+def test_a_url_is_refused_and_makes_no_folder(arguments, named, tmp_path, monkeypatch, capsys, eupmu):
+    # BUG: results and ledger went into a folder named `gs:`.
+    monkeypatch.chdir(tmp_path)
+    assert eupmu(*arguments) == 2
+    assert capsys.readouterr().err == (
+        f"eupmu: {named}: got gs://bucket/run, expected a local path; URLs are for `unlearn(directory=...)`\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_of_another_experiment_are_not_overwritten(tmp_path, eupmu, capsys):
     store.append(tmp_path / "rows.jsonl", {"kind": "trial", "gap": 1.0})
     before = (tmp_path / "rows.jsonl").read_bytes()
