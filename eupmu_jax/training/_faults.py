@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 # As JAX and the library that stores its arrays word them.
@@ -35,9 +36,14 @@ def check_readable(name: str, path: str | os.PathLike[str]) -> None:
     >>> check_readable("out", "/runs/caf\udce9")
     Traceback (most recent call last):
     ValueError: out: got '/runs/caf\udce9', expected a path in UTF-8
+    >>> check_readable("out", Path("gs://bucket/run"))
+    Traceback (most recent call last):
+    ValueError: out: got gs:/bucket/run, expected a path, or a string that starts with gs:// or s3://
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"{name}: got {path!r}, expected a path")
+    if _URL.match(str(path)) and not str(path).startswith(("gs://", "s3://")):
+        raise ValueError(f"{name}: got {path}, expected a path, or a string that starts with gs:// or s3://")
     where = str(path) if "://" in str(path) else str(Path(path).absolute())
     if set("[]*?") & set(where):
         raise ValueError(f"{name}: got {path}, expected a path without any of [ ] * ?")
@@ -57,6 +63,16 @@ def check_local(name: str, path: str | os.PathLike[str]) -> None:
     if _URL.match(str(path)):
         url = _URL.sub(r"\1://", str(path), count=1)
         raise ValueError(f"{name}: got {url}, expected a local path; URLs are for `unlearn(directory=...)`")
+
+
+def located(path: str | os.PathLike[str]) -> Any:
+    """The absolute path, or the URL, of a folder, as an `etils.epath.Path`."""
+    # Imported lazily: only checkpoints need it.
+    from etils import epath
+
+    found = epath.Path(path)
+    # A URL already counts as absolute; `absolute()` would turn it into a local path.
+    return found if found.is_absolute() else found.absolute()
 
 
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:

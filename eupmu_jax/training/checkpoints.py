@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import check_readable, is_passing
+from eupmu_jax.training._faults import check_local, check_readable, is_passing, located
 from eupmu_jax.training._inputs import check_storable
 
 _DIGEST = "sha256"
@@ -27,6 +27,8 @@ class DamagedError(ValueError):
 
 def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) -> None:
     """Writes `params` and `meta` to `directory`, replacing what is there; a killed process leaves the old or the new.
+
+    `directory` is a path, or a string with a URL, such as gs://bucket/params.
 
     Raises:
       ValueError: For an empty leaf, which no checkpoint can hold, or a path that could not be read back.
@@ -44,7 +46,7 @@ def save(directory: str | Path, params: chex.ArrayTree, meta: dict[str, Any]) ->
     meta = meta | {_DIGEST: digest(params)}
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
     try:
-        with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
+        with ocp.CheckpointManager(located(directory), options=options) as manager:
             step = (manager.latest_step() or 0) + 1
             saved = ocp.args.StandardSave(_tree(params))
             manager.save(step, args=ocp.args.Composite(params=saved, meta=ocp.args.JsonSave(meta)))
@@ -73,11 +75,10 @@ def load(
       DamagedError: For a checkpoint that cannot be read, whose parameters are not those that were saved, or that
         belongs to another model than `like`.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    if not (path := located(directory)).is_dir():
         return None
     try:
-        with ocp.CheckpointManager(directory.absolute()) as manager:
+        with ocp.CheckpointManager(path) as manager:
             step = manager.latest_step()
             if step is None:
                 return None
@@ -115,6 +116,7 @@ def cached(
     Returns:
       The parameters, and the metadata with these entries.
     """
+    check_local("folder", folder)
     directory = folder / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     try:
         found = load(directory, like, meta)

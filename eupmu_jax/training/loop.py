@@ -24,7 +24,7 @@ from eupmu_jax._stack.checks import check_int
 from eupmu_jax._stack.programs import waited
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import check_readable, is_passing
+from eupmu_jax.training._faults import check_readable, is_passing, located
 from eupmu_jax.training._signals import stopping
 from eupmu_jax.training.mesh.placement import Carry
 
@@ -174,11 +174,8 @@ def _checkpoints(directory):
         return
     # Imported lazily: only checkpoints need it.
     import orbax.checkpoint as ocp
-    from etils import epath
 
-    path = epath.Path(directory)
-    # A URL already counts as absolute; `absolute()` would turn it into a local path.
-    path = path if path.is_absolute() else path.absolute()
+    path = located(directory)
     # Removes what a killed run left half written before the next save, without a warning.
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True)
     with _lock(path):
