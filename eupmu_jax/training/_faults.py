@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+
 PASSING = errno.EACCES, errno.EMFILE, errno.ENFILE
 # As JAX and the library that stores its arrays word them.
 _WORDS = ("RESOURCE_EXHAUSTED", *map(os.strerror, PASSING))
@@ -73,6 +75,23 @@ def located(path: str | os.PathLike[str]) -> Any:
     found = epath.Path(path)
     # A URL already counts as absolute; `absolute()` would turn it into a local path.
     return found if found.is_absolute() else found.absolute()
+
+
+def check_storage(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` for a URL that cannot be read, or where nothing is and nothing can be written."""
+    if "://" not in str(path):
+        return
+    try:
+        folder = located(path)
+        if not folder.exists() and jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.write_text("")
+            probe.unlink()
+    except Exception as error:
+        # Packages for storage raise many kinds of error; that of a missing package says which one to install.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"{name}: cannot use {path} ({reason}); expected a bucket to read and write") from error
 
 
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:

@@ -16,7 +16,7 @@ from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of, checked_start
-from eupmu_jax.training._faults import check_folder, check_readable
+from eupmu_jax.training._faults import check_folder, check_readable, check_storage
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
@@ -88,6 +88,7 @@ def ready(
     _warn.of_large_frozen(params, frozen)
     if directory is not None:
         check_readable("directory", directory)
+        check_storage("directory", directory)
         if "://" not in str(directory):
             check_folder("directory", directory)
     given: dict[str, Any] = {} if start is None else {"start": check_start(start)}

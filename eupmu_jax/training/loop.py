@@ -24,7 +24,7 @@ from eupmu_jax._stack.checks import check_int
 from eupmu_jax._stack.programs import waited
 from eupmu_jax.training._alone import alone
 from eupmu_jax.training._digest import digest
-from eupmu_jax.training._faults import check_readable, is_passing, located
+from eupmu_jax.training._faults import check_readable, check_storage, is_passing, located
 from eupmu_jax.training._signals import stopping
 from eupmu_jax.training.mesh.placement import Carry
 
@@ -78,8 +78,8 @@ def run(
       steps: Number of steps in all.
       first: Number of the first step. A second run in the same processes must continue the numbering of the one before:
         processes agree on the number of the step to stop at, and could miss it if numbers started again.
-      directory: Directory of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run. None
-        saves nothing, and leaves SIGTERM to the caller.
+      directory: Directory of the checkpoints, common to all processes: a path, or a URL such as gs://bucket/run, which
+        needs gcsfs. None saves nothing, and leaves SIGTERM to the caller.
       meta: What identifies the run (data, seed, settings; not the mesh), as JSON. Saved, and compared on resuming.
       history: Lists that the callbacks append to. Saved with every checkpoint, and restored on resuming.
       save_every: Steps between checkpoints. The last step is always saved.
@@ -106,6 +106,7 @@ def run(
         check_int(name, value, 1, static=True)
     if directory is not None:
         check_readable("directory", directory)
+        check_storage("directory", directory)
     on_device = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
     carry, last, history = jax.tree.map(on_device, carry), first + steps, {} if history is None else history
     meta = _identity(carry, meta or {})

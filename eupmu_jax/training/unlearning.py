@@ -128,8 +128,9 @@ def unlearn(
         keep their layout. Examples are split along the axis `data`, whose size must divide the batch sizes; a set
         smaller than its batch is cut to fit. The task must take any number of examples: figures are measured in
         parts of any size, which a `shard_map` over `data` inside it would refuse.
-      directory: Directory for checkpoints. The same call resumes from the last one, and on the same devices gives the
-        same result bit for bit. None saves nothing.
+      directory: Directory for checkpoints: a path, or a string with a URL such as gs://bucket/run, which needs gcsfs.
+        The same call resumes from the last one, and on the same devices gives the same result bit for bit. None saves
+        nothing.
       save_every: Steps between checkpoints.
       probes: How often losses are measured during the run, in addition to the start, each time on at most 2,000
         examples of each set. With 0 nothing is measured, nor compiled for it.

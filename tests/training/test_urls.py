@@ -1,5 +1,6 @@
 """URLs as folders of checkpoints, without storage: what is refused, and runs in a local folder in place of a bucket."""
 
+import sys
 from pathlib import Path
 
 import chex
@@ -43,9 +44,19 @@ def test_a_run_and_parameters_in_a_bucket_are_found_again(bucket):
     assert not list(Path.cwd().iterdir())
 
 
+def test_a_bucket_that_cannot_be_written_is_named_before_the_first_step(bucket):
+    # BUG: the error came with the first checkpoint.
+    bucket.rmdir()
+    bucket.write_text("in the way")
+    with pytest.raises(ValueError, match=r"^directory: cannot use gs://bucket/run \(.*Not a directory.*; expected a b"):
+        run(3, on_step=lambda count, carry: pytest.fail("made a step"))
+
+
 @pytest.mark.parametrize(
     ("directory", "message"),
     [
+        # BUG: without the package the error came after the first passes over the data.
+        ("gs://bucket/run", r"cannot use gs://bucket/run \(.*install gcsfs"),
         # BUG: for these a local folder was made, named `gs:` or `file:`.
         (Path("gs://bucket/run"), "got gs:/bucket/run, expected a path, or a string that starts with gs:// or s3://"),
         ("file:///tmp/run", "got file:///tmp/run, expected a path, or a string that starts with gs:// or s3://"),
@@ -53,6 +64,7 @@ def test_a_run_and_parameters_in_a_bucket_are_found_again(bucket):
 )
 def test_urls_that_cannot_be_used_are_refused_before_any_work(directory, message, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setattr("eupmu_jax.training._ready.retain_figures", lambda *_: pytest.fail("measured figures"))
     with pytest.raises(ValueError, match=f"^directory: {message}"):
         digits.unlearn("weighted sum", directory=directory)
