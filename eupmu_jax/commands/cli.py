@@ -25,8 +25,9 @@ from eupmu_jax.commands.own_model import (
 )
 from eupmu_jax.service.user_file import UserFileError, own_errors
 
-# Options of `plan` that need a user's file.
+# Options of `plan` that need a user's file, and those that go with one or without.
 OF_FILE = ("forget", "request", "config", "ledger", "epochs", "after")
+OF_BOTH = ("topology", "data", "tensor")
 CONSTANTS = "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS"
 
 
@@ -66,11 +67,11 @@ def plan(
     ledger: Path = LEDGER,
     epochs: int = 0,
     after: Path | None = None,
-    topology: str = "v5e:16x16",
+    topology: str | None = None,
     model: str = "7b",
     step: str = "explicit",
     data: int = 0,
-    tensor: int = 4,
+    tensor: int | None = None,
     batch: int = 64,
     sequence: int = 1024,
     adapters: int = 0,
@@ -79,7 +80,8 @@ def plan(
     """Estimates what unlearning your own data takes, or a step of a large model on many devices; changes nothing.
 
     With a file: memory of the compiled step, passes, earlier requests for the same examples, and what an audit can
-    compare with. Without: memory, collectives, operations and roofline of a step on devices that you need not have.
+    compare with. Without: memory, collectives, operations and roofline of a step of a standard model. Both can be
+    compiled for devices that you need not have.
 
     Args:
         file: Your Python file, as for `eupmu unlearn`.
@@ -89,11 +91,12 @@ def plan(
         ledger: With a file: the SQLite file of all requests.
         epochs: With a file: epochs that training took, to give the cost as a share of retraining.
         after: With a file: folder of the run that this one would start from.
-        topology: A TPU slice such as v5e:16x16, v5p:8x8x8 or v6e:16x16 (needs the extra tpu), or cpu:8.
+        topology: A TPU slice such as v5e:16x16, v5p:8x8x8 or v6e:16x16 (needs the extra tpu), or cpu:8. Default: the
+            mesh of the file, or v5e:16x16 without a file.
         model: Size of a decoder: tiny, 135m, 1b, 7b, 8b or 70b; or ddpm-cifar10, or stable-diffusion (its U-Net).
         step: plain, explicit, explicit-bf16, explicit-microbatches, two-pass or implicit.
         data: Devices over which the batch is split; 0 uses all that --tensor leaves.
-        tensor: Devices over which heads and features are split.
+        tensor: Devices over which heads and features are split; default 4, or 1 with a file.
         batch: Sequences or images in the forget batch, and in the retain batch.
         sequence: Tokens per sequence, for a decoder.
         adapters: Rank of low-rank adapters that are trained instead of a decoder's parameters; 0 for none.
@@ -104,7 +107,7 @@ def plan(
     from rich.console import Console
 
     console = Console()
-    others = [name for name in given if name != "file" and (name in OF_FILE) != (file is not None)]
+    others = [name for name in given if name not in ("file", *OF_BOTH) and (name in OF_FILE) != (file is not None)]
     if others and file is None:
         raise ValueError(f"file: got none with {', '.join(others)}; expected your Python file, which these need")
     if others:
@@ -114,21 +117,22 @@ def plan(
     if file is not None:
         from eupmu_jax.commands import unlearn as command
         from eupmu_jax.service import config as toml
+        from eupmu_jax.training.mesh.topology import mesh_of
 
-        with own_errors(file):
-            command.plan(
-                file,
-                asked_for(forget, request, ledger),
-                toml.asked(config or toml.beside(file)),
-                ledger,
-                epochs,
-                after,
-                console,
+        if topology is None and (parts := [name for name in OF_BOTH if name in given]):
+            raise ValueError(
+                f"topology: got none with {', '.join(parts)}; expected devices to split the file's model over"
             )
+        # Before the file starts JAX, which fixes the number of CPU devices.
+        there = None if topology is None else mesh_of(topology, data, 1 if tensor is None else tensor)
+        asked = asked_for(forget, request, ledger), toml.asked(config or toml.beside(file))
+        with own_errors(file):
+            command.plan(file, *asked, ledger, epochs, after, there, console)
         return
 
     from eupmu_jax.commands import plan as of_step
 
+    topology, tensor = topology or "v5e:16x16", 4 if tensor is None else tensor
     with console.status(f"compiling for {topology}"):
         row = of_step.make(
             topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence, adapters=adapters

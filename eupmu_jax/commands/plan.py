@@ -19,7 +19,7 @@ from eupmu_jax.commands._command_line import command_line
 from eupmu_jax.commands.plan_models import MODELS, planned
 from eupmu_jax.gradients.accumulation import accumulate
 from eupmu_jax.models.decoder import SIZES
-from eupmu_jax.sharding import batch_shardings, make_mesh, state_shardings
+from eupmu_jax.sharding import batch_shardings, state_shardings
 from eupmu_jax.surgery.eupmu import eupmu
 from eupmu_jax.surgery.explicit import unilateral_surgery
 from eupmu_jax.surgery.steps import explicit_step, implicit_step
@@ -55,8 +55,7 @@ def _implicit(loss, shardings):
     return optimizer, implicit_step(loss, optimizer, mode="vmap")
 
 
-# The most sequences, tokens and devices; far above it, sizes overflow in the compiler.
-LARGEST = 1_000_000
+ADVICE = "use a larger topology, a larger tensor, a smaller batch or sequence, or the steps two-pass or explicit-bf16"
 # Each step by name: a function that makes its optimizer (anything with an `init`) and the step.
 STEPS: dict[str, Callable] = {
     "plain": _plain,
@@ -93,20 +92,12 @@ def make(
     for argument, value, known in (("model", model, MODELS), ("step", step, STEPS)):
         if value not in known:
             raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(known)}")
-    for argument, count in (("tensor", tensor), ("batch", batch), ("sequence", sequence)):
-        if not 1 <= count <= LARGEST:
-            raise ValueError(f"{argument}: got {count}, expected a number from 1 to {LARGEST:,}")
-    if not 0 <= data <= LARGEST:
-        raise ValueError(f"data: got {data}, expected a number from 1 to {LARGEST:,}, or 0 for all devices")
-    if not 0 <= adapters <= LARGEST:
-        raise ValueError(f"adapters: got {adapters}, expected a rank from 0 to {LARGEST:,}")
-    devices, chip = topology.devices(name)
-    if tensor > len(devices):
-        raise ValueError(f"tensor: got {tensor}, expected at most the {len(devices)} devices of {name}")
-    data = data or len(devices) // tensor
-    if data * tensor > len(devices):
-        raise ValueError(f"data: got {data}, expected at most {len(devices) // tensor} with tensor {tensor} on {name}")
-    mesh = make_mesh(data, tensor, devices=devices)
+    for argument, count in (("batch", batch), ("sequence", sequence)):
+        if not 1 <= count <= topology.LARGEST:
+            raise ValueError(f"{argument}: got {count}, expected a number from 1 to {topology.LARGEST:,}")
+    if not 0 <= adapters <= topology.LARGEST:
+        raise ValueError(f"adapters: got {adapters}, expected a rank from 0 to {topology.LARGEST:,}")
+    mesh, chip = topology.mesh_of(name, data, tensor)
     params, shardings, loss, shapes, examples, fixed = planned(model, mesh, batch, sequence, adapters)
     optimizer, _ = STEPS[step](loss, shardings)
 
@@ -123,7 +114,8 @@ def make(
     )
     start = time.perf_counter()
     lowered = jax.jit(update, donate_argnums=(0, 1), out_shardings=(*layout, None)).lower(*arguments)
-    compiled = _compile(lowered)
+    with topology.fitting(ADVICE):
+        compiled: Any = lowered.compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     found = program.collectives(compiled.as_text())
@@ -133,7 +125,7 @@ def make(
         "step": step,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves((params, fixed))),
         "adapters": adapters,
-        "mesh": {"data": data, "tensor": tensor},
+        "mesh": {"data": mesh.shape["data"], "tensor": tensor},
         "batch": [batch, batch],
         "sequence": sequence if model in SIZES else None,
         "examples": examples,
@@ -151,7 +143,7 @@ def make(
         "gram_all_reduces": sum(c.times for c in found if c.kind == "all-reduce" and "f32[3]" in _parts(c.shape)),
         "flops": matmul_flops(update, *arguments) / mesh.size,
         "compile_seconds": seconds,
-        **rows.provenance(command_line(), devices[0].device_kind),
+        **rows.provenance(command_line(), mesh.devices.flat[0].device_kind),
     }
     return row | {"roofline_seconds": chip and _roofline(row, chip)}
 
@@ -213,18 +205,3 @@ def _roofline(row, chip):
         "memory": (2 * row["argument_bytes"] + 2 * row["temporary_bytes"]) / chip.memory_bandwidth,
         "network": sum(received for _, received in row["collectives"].values()) / chip.network_bandwidth,
     }
-
-
-def _compile(lowered):
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        # Some versions put a code and a name before the sentence, and the module and advice after it.
-        sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
-        reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
-        raise ValueError(
-            f"the step does not fit a device: {reason}; use a larger topology, a larger tensor, a smaller "
-            "batch or sequence, or the steps two-pass or explicit-bf16"
-        ) from None

@@ -2,8 +2,10 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 
@@ -11,6 +13,7 @@ from eupmu_jax.methods.eupmu_level import UNLIMITED
 from eupmu_jax.service import _words, deletion, folder, ledger, read_ids, records, retraining, user_file
 from eupmu_jax.service import plan as plans
 from eupmu_jax.tasks import as_examples
+from eupmu_jax.training.mesh.topology import Chip, fitting
 
 
 def run(
@@ -98,13 +101,16 @@ def plan(
     requests: Path,
     epochs: int,
     after: Path | None,
+    there: tuple[Mesh, Chip | None] | None,
     console: Console,
 ) -> None:
-    """Prints what `run` would cost; see `service.plan.make`."""
+    """Prints what `run` would cost, here or on the devices of `topology.mesh_of`; see `service.plan.make`."""
     own = user_file.load(file, deletion.NEEDED)
+    mesh, chip = there or (own.get("mesh"), None)
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
-    with console.status("compiling a step"):
-        made = plans.make(own, ids, asked, requests=requests, number=number, epochs=epochs, after=after)
+    with console.status("compiling a step"), fitting("use more devices, a larger tensor, or smaller batches"):
+        of_request: dict[str, Any] = {"requests": requests, "number": number, "epochs": epochs, "after": after}
+        made = plans.make(own | {"mesh": mesh}, ids, asked, **of_request, device_bytes=chip and int(chip.memory))
     console.print(plans.said(made), highlight=False, markup=False, soft_wrap=True)
 
 

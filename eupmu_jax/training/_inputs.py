@@ -56,8 +56,12 @@ class Sets:
         if self.in_memory:
             ids = tuple(part.ids[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
             return self.drawn(task, key, epoch), ids
-        batches = tuple(part[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
+        batches = self.batches(positions)
         return batches if self.mesh is None else jax.device_put(batches, batch_shardings(batches, self.mesh))
+
+    def batches(self, positions):
+        """A batch of each set, as its source gives it."""
+        return tuple(part[at] for part, at in zip((self.forget, self.retain), positions, strict=True))
 
     def drawn(self, task: Task, key: chex.PRNGKey, epoch: int):
         """Both trees with what the task draws for this pass over the forget set."""

@@ -9,12 +9,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from eupmu_jax import methods
 from eupmu_jax._stack.frozen import mask_of, split
 from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
+from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import levels
 from eupmu_jax.training._frozen import trainable
@@ -68,6 +69,9 @@ def footprint(
 ) -> Footprint:
     """The footprint of `unlearn` with the same arguments, on one device or on each device of a mesh.
 
+    The devices of the mesh need not be there, see `mesh.topology`, unless the method prepares something, as SalUn its
+    mask.
+
     >>> from eupmu_jax import tasks
     >>> data = {"inputs": jnp.ones((100, 8)), "labels": jnp.zeros(100, int)}
     >>> task = tasks.classification(lambda params, inputs: inputs @ params, num_classes=3)
@@ -85,8 +89,7 @@ def footprint(
     check_arguments(task, params, sets, held_out, frozen, chosen.losses(task, settings), **counts)
     if mesh is not None:
         held_out, batches = on_host(held_out), batches_on(mesh, sets.counts, batches)
-        params = jax.device_put(params, params_on(mesh, params))
-    fixed = sum(map(_bytes_on_a_device, jax.tree.leaves(split(mask_of(params, frozen), params)[1])))
+    fixed = _bytes_on_a_device(split(mask_of(params, frozen), params)[1], mesh)
     task, params, _ = trainable(task, params, frozen)
     task = task if mesh is None else sharing(task, mesh)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
@@ -99,20 +102,19 @@ def footprint(
     start: Any = {"retain_loss": 0.0, "retain_error": 0.0}
     numbers, choices = parted(settings)
     procedure = chosen.make(task, terms._replace(**start), settings)
-    key = jax.random.key(0)
-    prepared = ()
-    if procedure.prepare:
-        prepared = procedure.prepare(params, sets.forget, sets.retain, key)
+    key, positions = jax.random.key(0), tuple(np.arange(size) for size in sizes)
+    prepared = procedure.prepare(params, sets.forget, sets.retain, key) if procedure.prepare else ()
     state = jax.eval_shape(procedure.init, params, prepared)
-    fed = sets.feed(task, key, 0, tuple(np.arange(size) for size in sizes))
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
     take = compiled(chosen.make, task, terms, choices, sets.in_memory)
+    if mesh is None:
+        fed = sets.feed(task, key, 0, positions)
+    else:
+        fed, layout = sets.batches(positions), places_of(params, state, mesh)
+        fed = jax.tree.map(_shape_of, fed, batch_shardings(fed, mesh))
+        params, state = jax.tree.map(_shape_of, (params, state), layout)
+        key, take = jax.eval_shape(lambda: key), jax.jit(take, donate_argnums=(0, 1), out_shardings=layout)
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
-    if mesh is not None:
-        layout = places_of(params, state, mesh)
-        place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-        params, state = jax.tree.map(place, (params, state), layout)
-        take = jax.jit(take, donate_argnums=(0, 1), out_shardings=layout)
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)
     passes = [*procedure.outside, *(_of_levels(task, params, sets, held_out, asked) if chosen.steers else ())]
@@ -134,19 +136,20 @@ def _of_levels(task, params, sets, held_out, given):
 
 def _bytes_of(function, params, examples, count):
     """The bytes that a function of the parameters and `count` examples takes, compiled from their shapes alone."""
-    of = lambda leaf, shape, place=None: jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=place)
-    batch = jax.tree.map(lambda leaf: of(leaf, (count, *np.shape(leaf)[1:])), examples[np.zeros(1, int)])
-    params = jax.tree.map(lambda leaf: of(leaf, np.shape(leaf), _place_of(leaf)), params)
+    batch = jax.tree.map(_shape_of, examples[np.zeros(1, int)])
+    batch = jax.tree.map(lambda leaf: leaf.update(shape=(count, *leaf.shape[1:])), batch)
+    params = jax.tree.map(lambda leaf: _shape_of(leaf, getattr(leaf, "sharding", None)), params)
     memory: Any = jax.jit(function).lower(params, batch).compile().memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
-def _place_of(leaf):
-    """The sharding of a leaf that lies on a mesh."""
-    place = getattr(leaf, "sharding", None)
-    return place if isinstance(place, NamedSharding) else None
+def _bytes_on_a_device(params, mesh):
+    size = lambda leaf, shape: math.prod(shape) * jnp.result_type(leaf).itemsize
+    if mesh is None:
+        return sum(size(leaf, np.shape(leaf)) for leaf in jax.tree.leaves(params))
+    of_part = lambda leaf, place: size(leaf, place.shard_shape(np.shape(leaf)))
+    return sum(jax.tree.leaves(jax.tree.map(of_part, params, params_on(mesh, params))))
 
 
-def _bytes_on_a_device(leaf):
-    place, shape = _place_of(leaf), np.shape(leaf)
-    return math.prod(shape if place is None else place.shard_shape(shape)) * jnp.result_type(leaf).itemsize
+def _shape_of(leaf, place=None):
+    return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=place)

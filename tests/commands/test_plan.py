@@ -130,7 +130,7 @@ def test_tables_fit_a_terminal_and_agree_with_the_rows(on_cpus):
         (["--request", "1"], "file: got none with request; expected your Python file, which these need"),
         (
             ["mytask.py", "--batch", "8"],
-            "topology, model, tensor, batch, out: got together with mytask.py; expected no",
+            "model, batch, out: got together with mytask.py; expected no",
         ),
         (["--epochs", "3", "--forget", "ids.txt"], "file: got none with forget, epochs; expected"),
         (["--batch", "0"], "batch: got 0, expected a number from 1 to"),

@@ -1,5 +1,6 @@
 """The plan of a run: it predicts what the run takes, and changes nothing."""
 
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,21 @@ assert (tight["forget_batch"], tight["retain_batch"]) == (8, 28), tight
 def test_the_plan_of_a_file_with_a_mesh_is_that_of_each_device(on_devices):
     finished = subprocess.run([sys.executable, "-c", ON_EIGHT], env=on_devices(8), capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_file_without_a_mesh_is_planned_for_devices_that_are_named(file, eupmu, capsys):
+    assert eupmu("plan", file, "--tensor", "1") == 2
+    assert "topology: got none with tensor; expected devices" in capsys.readouterr().err
+    assert eupmu("plan", file, "--topology", "cpu:1", "--tensor", "1") == 0
+    assert "for each device of the mesh (objective 1, data 1, model 1): " in capsys.readouterr().out
+
+
+@pytest.mark.tpu
+def test_a_file_is_planned_for_a_slice_that_is_not_attached(file, eupmu, capsys):
+    pytest.importorskip("libtpu")
+    assert eupmu("plan", file, "--topology", "v5e:2x2", "--tensor", "2") == 0
+    assert re.search(r"\(objective 1, data 2, model 2\): [\d.]+ MB of 16\.00 GB", capsys.readouterr().out)
 
 
 @pytest.mark.slow

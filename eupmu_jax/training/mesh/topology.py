@@ -4,10 +4,13 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
+
+from eupmu_jax.sharding import make_mesh
 
 
 class Chip(NamedTuple):
@@ -30,6 +33,8 @@ class Chip(NamedTuple):
     largest: int
 
 
+# The most devices along an axis; far above it, sizes overflow in the compiler.
+LARGEST = 1_000_000
 # Each CPU device has its own threads.
 MOST_CPU_DEVICES = 1_024
 # cloud.google.com/tpu/docs/v5e, v5p and v6e; interconnect figures there count both directions.
@@ -94,6 +99,54 @@ def devices(topology: str) -> tuple[Sequence[Any], Chip | None]:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices, chip
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology: libtpu does not describe {topology}: {error}") from None
+
+
+def mesh_of(topology: str, data: int = 0, tensor: int = 1) -> tuple[Mesh, Chip | None]:
+    """A mesh on the devices of a topology, and the figures of its chips.
+
+    Args:
+      topology: See `devices`.
+      data, tensor: Devices along the mesh axes `data` and `model`; a `data` of 0 uses all that `tensor` leaves.
+
+    Raises:
+      ValueError: As `devices`, or for a mesh that does not fit.
+
+    >>> dict(mesh_of("cpu:1")[0].shape)
+    {'objective': 1, 'data': 1, 'model': 1}
+    """
+    if not 1 <= tensor <= LARGEST:
+        raise ValueError(f"tensor: got {tensor}, expected a number from 1 to {LARGEST:,}")
+    if not 0 <= data <= LARGEST:
+        raise ValueError(f"data: got {data}, expected a number from 1 to {LARGEST:,}, or 0 for all devices")
+    found, chip = devices(topology)
+    if tensor > len(found):
+        raise ValueError(f"tensor: got {tensor}, expected at most the {len(found)} devices of {topology}")
+    data = data or len(found) // tensor
+    if data * tensor > len(found):
+        raise ValueError(
+            f"data: got {data}, expected at most {len(found) // tensor} with tensor {tensor} on {topology}"
+        )
+    return make_mesh(data, tensor, devices=found), chip
+
+
+@contextlib.contextmanager
+def fitting(advice: str) -> Iterator[None]:
+    """Raises `ValueError` if a step that is compiled in this context needs more memory than a device has.
+
+    >>> with fitting("use more devices"):
+    ...     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
+    Traceback (most recent call last):
+    ValueError: the step does not fit a device: RESOURCE_EXHAUSTED: no room; use more devices
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # Some versions put a code and a name before the sentence, and the module and advice after it.
+        sentence = re.search(r"Ran out of memory.*?\([\d.]+\w?\).*?\([\d.]+\w?\)", str(error), re.DOTALL)
+        reason = " ".join(sentence[0].split()) if sentence else str(error).splitlines()[0]
+        raise ValueError(f"the step does not fit a device: {reason}; {advice}") from None
 
 
 def _hold_no_accelerator():
