@@ -1,5 +1,6 @@
-"""The page of the classification benchmark, from `rows.jsonl` and, for the second run, `again/rows.jsonl`."""
+"""The page of the classification benchmark, from `rows.jsonl` and, for the later runs, `again/rows.jsonl`."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from eupmu_jax.benchmark import figures, saved, summary, tables, tuning
 from eupmu_jax.benchmark.designs import DESIGNS, Case, Design
 from eupmu_jax.training.relearning import Curve, area_between
 from experiments import parts
-from experiments.classification import trials
+from experiments.classification import aims, run, trials
 
 FOLDER = Path(__file__).parent
 ROWS = FOLDER / "rows.jsonl"
 # Some methods repeated from scratch on other seeds.
 AGAIN = FOLDER / "again" / "rows.jsonl"
+# The seeds of the later runs: those of all repeated methods, then those of EUPMU alone.
+SEEDS = tuple(tuple(map(int, seeds)) for seeds in (run.SEEDS, run.FRESH))
 SHOWN = ("fashion_mnist-cnn", "fashion_mnist-resnet", "emoji-resnet")
 EUPMU = (f"EUPMU, {tuning.UNTUNED}", "EUPMU", "EUPMU budget")
 DESIGN_NAMES = {"fashion_mnist-cnn": "small CNN", "fashion_mnist-resnet": "ResNet", "emoji-resnet": "emoji, ResNet"}
@@ -36,10 +39,16 @@ def blocks() -> dict[str, str]:
         made[f"benchmark {name} {case.forget}"] = tables.markdown(lines, len(design.seeds))
         made[f"attacks {name} {case.forget}"] = attacks(lines)
         made[f"trials {name} {case.forget}"] = trials.table(found, name, design, case)
-    made["benchmark in short"] = f"{in_short(found)}\n{trials.in_short(found, shown(), 'EUPMU')}"
+    made |= aims.blocks(found, [(_named(name, case), name, design, case) for name, design, case in shown()])
+    said = trials.in_short(found, shown(), "EUPMU") + made.pop("benchmark aims in short")
+    made["benchmark in short"] = f"{in_short(found)}\n{parts.paragraph(' '.join(said.split()))}"
     made["benchmark again"] = again(found, saved.read(AGAIN))
     made["benchmark cost"] = cost(found)
     return made
+
+
+def _named(name, case):
+    return f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}"
 
 
 def draw(folder: Path) -> None:
@@ -86,7 +95,7 @@ def in_short(found: list[dict]) -> str:
         medians = sorted(tuned, key=lambda line: np.median(line.trials))
         figure = lambda line: f"{line.figures['gap']:.2f}{'*' if line.tied else ''}"
         median = lambda line: f"{np.median(line.trials):.2f}"
-        cells = [f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}", f"{everything[0].figures['gap']:.2f}"]
+        cells = [_named(name, case), f"{everything[0].figures['gap']:.2f}"]
         for ranked, show, names in ((lines, figure, EUPMU), (medians, median, EUPMU[1:])):
             places = {line.name: f"{show(line)} ({number})" for number, line in enumerate(ranked, 1)}
             cells += [f"{show(ranked[0])} ({ranked[0].name})", *(places.get(name, "") for name in names)]
@@ -96,10 +105,9 @@ def in_short(found: list[dict]) -> str:
 
 
 def again(first, second):
-    """The gaps of a second run on other seeds beside the intervals of the first."""
+    """The gaps of later runs on other seeds beside the intervals of the first."""
     body, inside = [], 0
-    for name, design, case in shown():
-        seeds = tuple(sorted({row["seed"] for row in second if row["kind"] == "run" and row["design"] == name}))
+    for seeds, (name, design, case) in itertools.product(SEEDS, shown()):
         once = {line.name: line for line in summary.lines_of(first, name, design, case)}
         for line in summary.lines_of(second, name, design._replace(seeds=seeds), case):
             before = once.get(line.name)
@@ -112,16 +120,17 @@ def again(first, second):
             body.append(
                 [
                     line.name,
-                    f"{DESIGN_NAMES[name]}, {KINDS[case.forget]}",
+                    _named(name, case),
                     f"{means[0]:.2f}",
                     f"{low:.2f} to {high:.2f}",
+                    f"{seeds[0]} to {seeds[-1]}",
                     f"{means[1]:.2f}",
                     "yes" if low <= means[1] <= high else "no",
                     f"{(means[1] - means[0]) / error:+.1f}",
                 ]
             )
-    head = ["", "forget", "gap", "95 %", "again", "inside", "difference in errors"]
-    return parts.table(head, body) + f"\n{inside} of {len(body)} second means lie inside the first interval.\n"
+    head = ["", "forget", "gap", "95 %", "seeds", "again", "inside", "difference in errors"]
+    return parts.table(head, body) + f"\n{inside} of {len(body)} later means lie inside the first interval.\n"
 
 
 def cost(found):

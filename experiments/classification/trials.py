@@ -59,20 +59,27 @@ def _gaps(trials):
     return {method: np.array([row["gap"] for row in its]) for method, its in trials.items()}
 
 
-def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str) -> str:
-    """The methods with the smallest medians over all cases, and in how many cases ours ties with the smallest.
+def ties(found: list[dict], cases: list[tuple[str, Design, Case]]) -> dict[str, int]:
+    """For each method in how many cases its median is the smallest, or its trials cannot tell it from that one."""
+    tied: dict[str, int] = {}
+    for name, design, case in cases:
+        gaps = _gaps(_ranked(found, name, design, case))
+        first = next(iter(gaps))
+        for method, its in gaps.items():
+            _, low, high = metrics.paired_interval(its, gaps[first])
+            tied[method] = tied.get(method, 0) + int(low <= 0 <= high)
+    return tied
 
-    And the place of ours by the other criterion, the gap of the selected trial on the reported seeds.
-    """
-    ranks, ratios, tied, by_gap = ({} for _ in range(4))
+
+def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str) -> str:
+    """The methods with the smallest medians over all cases, and the place of ours by the gaps on the reported seeds."""
+    ranks, ratios, by_gap = ({} for _ in range(3))
     for name, design, case in cases:
         gaps = _gaps(_ranked(found, name, design, case))
         first = next(iter(gaps))
         for rank, (method, its) in enumerate(gaps.items(), 1):
-            _, low, high = metrics.paired_interval(its, gaps[first])
             ranks.setdefault(method, []).append(rank)
             ratios.setdefault(method, []).append(np.median(its) / np.median(gaps[first]))
-            tied[method] = tied.get(method, 0) + (low <= 0 <= high)
         selected = [line.name for line in summary.lines_of(found, name, design, case) if line.trials]
         for rank, method in enumerate(selected, 1):
             by_gap.setdefault(method, []).append(rank)
@@ -81,10 +88,8 @@ def in_short(found: list[dict], cases: list[tuple[str, Design, Case]], ours: str
     listed = [", ".join(f"{method} {mean:.{digits}f}" for method, mean in its) for digits, its in enumerate(best, 1)]
     places = sorted((np.mean(its), method) for method, its in by_gap.items())
     place = 1 + sum(mean < np.mean(by_gap[ours]) for mean, _ in places)
-    others = sum(count >= tied[ours] for method, count in tied.items() if method != ours)
     return parts.paragraph(
         f"Mean rank among {len(ranks)} methods in {len(cases)} settings, by the median over all trials: {listed[0]}; "
         f"by the gap {ours} is number {place} with {np.mean(by_gap[ours]):.1f} (number 1: {places[0][1]}, "
-        f"{places[0][0]:.1f}). Geometric mean of the median's ratio to the least: {listed[1]}. In {tied[ours]} "
-        f"settings or more, {len(its)} trials cannot tell {ours} and {others} other methods from the best one."
+        f"{places[0][0]:.1f}). Geometric mean of the median's ratio to the least: {listed[1]}."
     )

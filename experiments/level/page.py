@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from eupmu_jax.benchmark import rows
 from experiments import parts
-from experiments.level.run import NAMES, VERSION, reaches, tells
+from experiments.level.run import FRESH, NAMES, STEPS, VERSION, reaches, split, tells
 
 ROWS = Path(__file__).with_name("rows.jsonl")
 SHOWN = 8
@@ -74,8 +75,13 @@ def by_case(found: list[dict]) -> str:
         passes = f"{100 * np.mean([not tells(row) for row in mine]):.0f}"
         p_values = [row["apart"][3] for row in mine if row["apart"] is not None]
         by_loss = f"{100 * np.mean(np.array(p_values) < 0.05):.0f}" if p_values else "-"
-        lines.append([case, str(len(mine)), f"{_reached(mine):.0f}", passes, by_loss])
-    head = ["forget set", "runs", "at the target, %", "original passes, %", "told apart by losses, %"]
+        by_steps = [f"{_reached(rows.select(mine, steps=count)):.0f}" for count in STEPS]
+        new = f"{_reached([row for row in mine if row['seed'] in FRESH]):.0f}"
+        within = f"{100 * np.mean([_is_within(row) for row in mine]):.0f}" if p_values else "-"
+        lines.append([case, str(len(mine)), f"{_reached(mine):.0f}", new, *by_steps, within, passes, by_loss])
+    counts = [f"in {count:,} steps, %" for count in STEPS]
+    head = ["forget set", "runs", "at the target, %", "on new seeds, %", *counts, "within its interval, %"]
+    head += ["original passes, %", "told apart by losses, %"]
     return parts.table(head, lines)
 
 
@@ -102,6 +108,13 @@ def in_short(found: list[dict]) -> str:
 
 def _mean(found, name):
     return float(np.mean([row[name] for row in found]))
+
+
+def _is_within(row):
+    """Whether the forget error lies in the 95 % interval of the target, which is a rate among unseen digits."""
+    count = len(split(row["case"], row["seed"])["held_out"])
+    low, high = binomtest(round(row["target"] * count), count).proportion_ci(method="wilson")
+    return low <= row["forget_error"] <= high
 
 
 def _reached(found):

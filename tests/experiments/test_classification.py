@@ -1,5 +1,7 @@
 """The comparison of two runs of the benchmark, using the saved rows of the first."""
 
+import statistics
+
 import pytest
 
 from eupmu_jax.benchmark import designs, rows, saved, summary
@@ -25,10 +27,10 @@ def test_a_second_run_is_within_the_intervals_of_the_first_unless_it_is_far_off(
         for row in others
     ]
     same, moved = (page.again(first, second).splitlines() for second in (others, far))
-    assert same[-1] == "3 of 3 second means lie inside the first interval."
-    assert moved[-1] == "2 of 3 second means lie inside the first interval."
+    assert same[-1] == "3 of 3 later means lie inside the first interval."
+    assert moved[-1] == "2 of 3 later means lie inside the first interval."
     (salun,) = [line for line in moved if line.startswith("| SalUn |")]
-    assert salun.split(" | ")[5] == "no"
+    assert salun.split(" | ")[6] == "no"
 
 
 @pytest.mark.slow
@@ -103,7 +105,7 @@ def test_the_readmes_claim_about_what_starred_methods_lose_follows_from_the_rows
         starred += [lost[line.name] for line in lines if line.tied]
     told = [f"{end:.1f}" for end in (min(ours), max(ours), min(starred))] + [f"{max(starred):.0f}"]
     readme = " ".join((pages.EXPERIMENTS.parent / "README.md").read_text().split())
-    assert "loses {} to {} points of retain accuracy; starred methods lose {} to {}.".format(*told) in readme
+    assert "loses {} to {} points of retain accuracy; starred methods lose {} to {} (".format(*told) in readme
 
 
 def test_the_pass_that_no_budget_counts_tells_eupmu_nothing():
@@ -127,7 +129,11 @@ def test_the_readme_gives_the_rank_by_the_gap_beside_the_rank_by_the_median():
 
 def test_on_untouched_seeds_every_run_keeps_its_limit():
     ours = rows.select(saved.read(page.AGAIN), kind="run", method="EUPMU")
-    assert len(ours) == 20
+    assert len(ours) == 40
+    # The page: on the new seeds a class is forgotten as after retraining.
+    new = [row for row in ours if row["seed"] > 10 and row["forget"] == "class:{}"]
+    assert len(new) == 10
+    assert {(row["UA"], row["MIA"]) for row in new} == {(100.0, 100.0)}
     # The original models make no errors on the retain set.
     assert all(100 - row["RA"] <= 100 * row["settings"]["allowed_error"] for row in ours)
 
@@ -139,3 +145,30 @@ def test_no_run_takes_more_passes_than_plain_steps():
         (case,) = [c for c in designs.design(row["design"]).cases if c.forget == row["forget"]]
         allowed = 3 * case.steps * (case.forget_batch + case.retain_batch)
         assert row["forward"] + 2 * row["backward"] <= allowed, row["method"]
+
+
+def test_what_is_said_of_the_aims_follows_from_the_tables():
+    text = (pages.EXPERIMENTS / "classification" / "page.md").read_text()
+
+    def cells(kind, name, forget, line):
+        (row,) = [
+            row
+            for row in text.split(f"<!-- {kind} {name} {forget} -->")[1].split("<!--")[0].splitlines()
+            if row.startswith(f"| {line} |")
+        ]
+        return row.strip("| ").split(" | ")
+
+    tied, ratios, selected = 0, [], []
+    for name, _, case in page.shown():
+        untuned, ours = (cells("benchmark", name, case.forget, line)[5] for line in ("EUPMU, untuned", "EUPMU"))
+        gap = lambda cell: float(cell.rstrip("*"))
+        tied += ours.endswith("*")
+        ratios.append(gap(untuned) / float(cells("trials", name, case.forget, "EUPMU")[1]))
+        selected.append(gap(untuned) / gap(ours))
+    said = " ".join(text.split("<!-- benchmark aims -->")[1].split("<!-- end -->")[0].split())
+    assert f"Its gap was to be the least or tied in 5: it is in {tied}." in said
+    to_least, to_selected = (
+        float(part.split(" times that of the ")[0]) for part in said.split("median: it is ")[1].split(", and ")
+    )
+    assert to_least == pytest.approx(statistics.median(ratios), abs=0.02)
+    assert to_selected == pytest.approx(statistics.median(selected), abs=0.02)

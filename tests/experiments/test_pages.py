@@ -39,12 +39,13 @@ def test_what_is_said_of_runs_to_the_level_is_in_the_rows():
     found = rows.select(rows.read(level_page.ROWS), kind="robustness")
     half, by_class = (rows.select(found, case=case) for case in ("random:50%", "class"))
     missed = [row for row in half if not row["apart"][1] <= 0 <= row["apart"][2]]
-    assert len(half) == len(by_class) == 72
-    # The page: seven under one seed, within a point of the target, whose level rose by 4 to 5 points.
-    assert (len(missed), len({row["seed"] for row in missed})) == (7, 1)
-    assert {(row["steps"], row["settings"]["learning_rate"]) for row in missed if row["steps"] > 100} == {(300, 0.0003)}
-    assert all(0 < row["target"] - row["forget_error"] < 0.01 for row in missed)
-    rises = [100 * (row["forget_error"] - row["apart"][0] - row["target"]) for row in missed]
+    assert len(half) == len(by_class) == 144
+    # The page: within two points, and seven of eight under a seed whose level rose by 4 to 5 points.
+    by_seed = rows.select(missed, seed=1)
+    assert (len(missed), len(by_seed)) == (8, 7)
+    assert [row["steps"] for row in missed if row["steps"] > 100] == [300]
+    assert all(0 < row["target"] - row["forget_error"] < 0.02 for row in missed)
+    rises = [100 * (row["forget_error"] - row["apart"][0] - row["target"]) for row in by_seed]
     assert (round(min(rises)), round(max(rises))) == (4, 5)
     # The README: errors, the losses that tell more of them apart, and what either forget set costs.
     said = " ".join(level_page.in_short(found).split())
