@@ -5,14 +5,25 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from eupmu_jax import metrics
 from eupmu_jax.benchmark import rows
 from experiments import parts
-from experiments.level.run import FRESH, NAMES, STEPS, VERSION, reaches, split, tells
+from experiments.level.run import (
+    AGAIN,
+    CHOSEN_VERSION,
+    FRESH,
+    NAMES,
+    SEARCHED,
+    STEPS,
+    VERSION,
+    by_score,
+    reaches,
+    shown,
+    split,
+    tells,
+)
 
 ROWS = Path(__file__).with_name("rows.jsonl")
-SHOWN = 8
-# The version of the method whose gains were searched.
-SEARCHED_VERSION = 1
 
 
 def blocks() -> dict[str, str]:
@@ -20,7 +31,7 @@ def blocks() -> dict[str, str]:
     found = rows.read(ROWS)
     robust = rows.select(found, kind="robustness", method_version=VERSION)
     return {
-        "gains": gains(rows.select(found, kind="search", method_version=SEARCHED_VERSION)),
+        "gains": gains(rows.select(found, kind="search")),
         "level by forget set": by_case(robust),
         "level by rate": ends(robust, "learning rate", lambda row: row["settings"]["learning_rate"]),
         "level by batch": ends(robust, "forget batch", lambda row: row["batch"]),
@@ -30,16 +41,30 @@ def blocks() -> dict[str, str]:
 
 
 def gains(found: list[dict]) -> str:
-    """A table of the gains with the best scores, and of those with the worst."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in found:
-        groups.setdefault(tuple(row["settings"][name] for name in NAMES), []).append(row)
-    scored = sorted(groups.items(), key=lambda item: _mean(item[1], "blind"))
-    lines = [
-        [*(f"{gain:g}" for gain in gains), f"{_mean(mine, 'blind'):.2f}", f"{_reached(mine):.0f}", str(len(mine))]
-        for gains, mine in [*scored[:SHOWN], scored[-1]]
-    ]
-    return parts.table([*NAMES, "score", "at the target, %", "runs"], lines)
+    """A table of the gains with the best scores when they were chosen, and of those with the worst, then and now."""
+    of = lambda version, seeds: [row for row in found if row["method_version"] == version and row["seed"] in seeds]
+    then, now = by_score(of(CHOSEN_VERSION, SEARCHED)), by_score(of(VERSION, SEARCHED))
+    again = by_score(of(VERSION, AGAIN))
+    lines, inside = [], 0
+    for key in shown(found):
+        scores = [row["blind"] for row in now[key]]
+        mean, low, high = metrics.paired_interval(scores, np.zeros(len(scores)))
+        repeated = _mean(again[key], "blind")
+        inside += low <= repeated <= high
+        lines.append(
+            [
+                *(f"{gain:g}" for gain in key),
+                f"{_mean(then[key], 'blind'):.2f}",
+                f"{_reached(then[key]):.0f}",
+                f"{mean:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                str(1 + list(now).index(key)),
+                f"{repeated:.2f}",
+                "yes" if low <= repeated <= high else "no",
+            ]
+        )
+    head = [*NAMES, "score", "at the target, %", "score now", "95 %", f"place of {len(now)}", "again", "inside"]
+    return parts.table(head, lines) + f"\n{inside} of {len(lines)} scores on the new seeds lie inside the interval.\n"
 
 
 def ends(found: list[dict], head: str, key) -> str:
