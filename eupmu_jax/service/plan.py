@@ -67,8 +67,9 @@ def make(
         sizes |= {"settings": settings, "frozen": own.get("frozen"), "mesh": mesh}
         return footprint(deletion.METHOD, own["task"], params, forget, retain, held_out, **sizes)
 
-    available = device_bytes or memory_of_device(1 if mesh is None else len(mesh.local_devices))
     found = of_batches(asked.forget_batch, asked.retain_batch)
+    # Only now is the mesh known to be one.
+    available = device_bytes or memory_of_device(1 if mesh is None else len(mesh.local_devices))
     smaller, sizes = None, (asked.forget_batch, asked.retain_batch)
     # Smaller batches do not reduce the passes outside the steps.
     helps = found.arguments + found.outside <= SHARE * available

@@ -181,6 +181,12 @@ def test_what_no_run_can_begin_with_cannot_be_planned(changed, message, file):
         make(file, ASKED._replace(**changed))
 
 
+def test_what_is_not_a_mesh_cannot_be_planned(file):
+    # BUG: an AttributeError.
+    with pytest.raises(ValueError, match=r"^mesh: got 3, expected a mesh"):
+        plan.make(user_file.load(file, deletion.NEEDED) | {"mesh": 3}, IDS, ASKED)
+
+
 def test_a_plan_says_what_an_audit_can_compare_with(file):
     assert "compare with held-out data." in plan.said(make(file))
     file.write_text(file.read_text() + "held_out = None\nretrain = print\n")
