@@ -103,7 +103,11 @@ def footprint(
     numbers, choices = parted(settings)
     procedure = chosen.make(task, terms._replace(**start), settings)
     key, positions = jax.random.key(0), tuple(np.arange(size) for size in sizes)
-    prepared = procedure.prepare(params, sets.forget, sets.retain, key) if procedure.prepare else ()
+    prepared = ()
+    if procedure.prepare:
+        # What is prepared lies where the parameters do.
+        params = params if mesh is None else jax.device_put(params, params_on(mesh, params))
+        prepared = procedure.prepare(params, sets.forget, sets.retain, key)
     state = jax.eval_shape(procedure.init, params, prepared)
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
     take = compiled(chosen.make, task, terms, choices, sets.in_memory)
