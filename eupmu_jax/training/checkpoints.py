@@ -64,7 +64,7 @@ def load(
     `eupmu unlearn --out RUN` writes its parameters to `RUN/params`; `load("RUN/params", params)[0]` reads them.
 
     Args:
-      directory: Folder of the checkpoint; it need not exist.
+      directory: Folder of the checkpoint, as for `save`; it need not exist.
       like: Parameters of the expected structure, shapes and dtypes.
       meta: Entries that the saved metadata must match.
 
@@ -72,9 +72,11 @@ def load(
       The parameters and the saved metadata, or None.
 
     Raises:
+      ValueError: For a path from which no checkpoint can be read.
       DamagedError: For a checkpoint that cannot be read, whose parameters are not those that were saved, or that
         belongs to another model than `like`.
     """
+    check_readable("directory", directory)
     if not (path := located(directory)).is_dir():
         return None
     try:
