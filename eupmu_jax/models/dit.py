@@ -134,11 +134,12 @@ class DiT(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        if patch_size < 1 or image_size % patch_size:
-            raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
-        counts = {"num_conditions": num_conditions, "in_channels": in_channels, "layers": layers, "heads": heads}
+        counts = {"num_conditions": num_conditions, "in_channels": in_channels, "image_size": image_size}
+        counts |= {"layers": layers, "heads": heads}
         for name, value in counts.items():
             check_int(name, value, 1, static=True)
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
         if width < 1 or width % heads or width % 2:
             raise ValueError(f"width: got {width}, expected an even multiple of heads, {heads}")
         self.image_size, self.in_channels, self.patch_size, self.width = image_size, in_channels, patch_size, width

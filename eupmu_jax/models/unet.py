@@ -104,7 +104,7 @@ class UNet(nnx.Module):
         counts |= {"blocks": blocks, "groups": groups, "heads": heads}
         for name, value in counts.items():
             check_int(name, value, 1, static=True)
-        if not widths or any(width % math.lcm(groups, heads, 2) for width in widths):
+        if not widths or any(width < 1 or width % math.lcm(groups, heads, 2) for width in widths):
             raise ValueError(f"widths: got {widths}, expected even multiples of groups, {groups}, and heads, {heads}")
         self.in_channels, self.patch_size, self.width = in_channels, patch_size, widths[0]
         numbers, condition = patch_size**2 * in_channels, 4 * widths[0]

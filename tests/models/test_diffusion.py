@@ -222,6 +222,14 @@ def test_a_model_without_heads_channels_or_conditions_is_refused(kind):
             kind(**{"num_conditions": 3, name: 0}, rngs=nnx.Rngs(0))
 
 
+def test_a_model_without_width_or_pixels_is_refused():
+    # BUG: a division by zero for one, a model of nothing for the other.
+    with pytest.raises(ValueError, match=r"^widths: got \(8, 0\), expected even multiples"):
+        UNet(3, widths=(8, 0), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"^image_size: got 0, expected an int of at least 1"):
+        DiT(3, image_size=0, rngs=nnx.Rngs(0))
+
+
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="patch_size: got 3, expected a divisor of the image size 8"):
         DiT(3, patch_size=3, rngs=nnx.Rngs(0))
