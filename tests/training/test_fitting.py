@@ -52,16 +52,18 @@ def test_fit_learns_real_digits_from_the_given_ids_only():
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work():
-    fit = lambda **recipe: fitting.fit_task(
+    fit = lambda count=3, **recipe: fitting.fit_task(
         classification(lambda w, x: x @ w, 2),
         jnp.zeros((2, 2)),
-        {"inputs": np.ones((3, 2), np.float32), "labels": np.zeros(3, int)},
+        {"inputs": np.ones((count, 2), np.float32), "labels": np.zeros(count, int)},
         **{"epochs": 1, "batch_size": 2, "learning_rate": 0.1, "seed": 0} | recipe,
     )
     # BUG: a division by zero, or an error of optax.
     for name in ("epochs", "batch_size"):
         with pytest.raises(ValueError, match=f"^{name}: got 0, expected an int of at least 1"):
             fit(**{name: 0})
+    with pytest.raises(ValueError, match=r"^examples: got an empty set, expected at least one example"):
+        fit(count=0)
 
 
 def test_training_is_cached_and_the_cache_distinguishes_recipes_and_data(tmp_path):
