@@ -115,7 +115,7 @@ def in_short(found: list[dict]) -> str:
     telling = [row for row in found if tells(row)]
     half, by_class = (rows.select(telling, case=case) for case in ("random:50%", "class"))
     seeds = len({row["seed"] for row in telling})
-    fall = lambda mine, part: np.mean([100 * (row[f"{part}_error"] - row[f"{part}_error_before"]) for row in mine])
+    gain = lambda mine, part: np.mean([100 * (row[f"{part}_error_before"] - row[f"{part}_error"]) for row in mine])
     alike = 100 * np.mean([row["apart"][3] >= 0.05 for row in half])
 
     def span(get):
@@ -126,8 +126,8 @@ def in_short(found: list[dict]) -> str:
         f"forget batches {span(lambda row: row['batch'])}, {span(lambda row: row['steps'])} steps): of {len(half)} "
         f"runs that forgot half of the data, {_reached(half):.0f}% ended with no significant difference in error "
         f"between forgotten and unseen digits (in loss: {alike:.0f}%); of {len(by_class)} that forgot a class, "
-        f"{_reached(by_class):.0f}% recognise at most 2% of it. Retain accuracy fell by {fall(telling, 'retain'):.2f} "
-        f"points, test accuracy by {fall(half, 'test'):.1f} and {fall(by_class, 'test'):.1f}."
+        f"{_reached(by_class):.0f}% recognise at most 2% of it. Retain accuracy gained {gain(telling, 'retain'):z.2f} "
+        f"points, test accuracy {gain(half, 'test'):+.1f} and {gain(by_class, 'test'):+.1f}."
     )
 
 

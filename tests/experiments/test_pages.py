@@ -50,10 +50,10 @@ def test_what_is_said_of_runs_to_the_level_is_in_the_rows():
     # The README: errors, the losses that tell more of them apart, and what either forget set costs.
     said = " ".join(level_page.in_short(found).split())
     alike = np.mean([row["apart"][3] >= 0.05 for row in half])
-    fell = [100 * np.mean([row["test_error"] - row["test_error_before"] for row in mine]) for mine in (half, by_class)]
+    rose = [100 * np.mean([row["test_error_before"] - row["test_error"] for row in mine]) for mine in (half, by_class)]
     assert f"{1 - len(missed) / len(half):.0%} ended with no significant" in said
     assert f"(in loss: {alike:.0%})" in said
-    assert said.endswith("test accuracy by {:.1f} and {:.1f}.".format(*fell))
+    assert said.endswith("test accuracy {:+.1f} and {:+.1f}.".format(*rose))
 
 
 def test_a_block_without_rows_is_refused():
