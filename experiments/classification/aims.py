@@ -169,7 +169,9 @@ def _said(at_random):
     within = max(setting.most_within() / setting.target for setting in at_random)
     better = [(setting, line) for setting in at_random for line in setting.better]
     others = [line for setting, line in better if setting.lost(line) <= setting.lost(setting.ours)]
-    by_confidence = [line for line in others if line.rows[0]["settings"].get("forget_objective") == CONFIDENCES]
+    moves_confidences = lambda line: line.rows[0]["settings"].get("forget_objective") == CONFIDENCES
+    by_confidence = list(filter(moves_confidences, others))
+    rest = [line.name for line in others if not moves_confidences(line)]
     figure = lambda name: max(line.figures[name] for line in by_confidence)
     saved = max(setting.chosen - setting.least for setting in at_random)
     short = [np.mean(setting.ours.gaps) - np.mean(setting.methods[0].gaps) for setting in at_random]
@@ -179,7 +181,8 @@ def _said(at_random):
         f"method is better than {OURS} by more than the interval. In {len(better) - len(others)} of them it loses more "
         f"RA, and of the other {len(others)}, {len(by_confidence)} have the forget loss {CONFIDENCES}, which moves "
         f"confidences, and so MIA (up to {figure('MIA'):.0f}), but hardly any prediction (UA up to "
-        f"{figure('UA'):.1f}). The blind score does not see MIA; yet a selection with the gaps in view would have "
+        f"{figure('UA'):.1f}). The remaining {len(rest)} ({', '.join(rest)}) are better for neither "
+        "reason. The blind score does not see MIA; yet a selection with the gaps in view would have "
         f"saved at most {saved:.1f} points on the tuning problem, and {min(short):.1f} to {max(short):.1f} are missing."
     )
 

@@ -95,17 +95,21 @@ def test_the_readmes_claims_about_classes_follow_from_its_table():
 
 @pytest.mark.slow
 def test_the_readmes_claim_about_what_starred_methods_lose_follows_from_the_rows():
-    found, ours, starred = saved.read(page.ROWS), [], []
+    found, ours, starred, shares = saved.read(page.ROWS), [], [], []
     for name, design, case in page.shown():
         if not case.forget.startswith("random"):
             continue
         original, _, *lines = summary.lines_of(found, name, design, case)
         lost = {line.name: original.figures["RA"] - line.figures["RA"] for line in lines}
         ours.append(lost["EUPMU"])
+        (its,) = [line.rows for line in lines if line.name == "EUPMU"]
+        shares += [(100 - row["RA"]) / row["settings"]["allowed_error"] for row in its]
         starred += [lost[line.name] for line in lines if line.tied]
     told = [f"{end:.1f}" for end in (min(ours), max(ours), min(starred))] + [f"{max(starred):.0f}"]
     readme = " ".join((pages.EXPERIMENTS.parent / "README.md").read_text().split())
     assert "loses {} to {} points of retain accuracy; starred methods lose {} to {} (".format(*told) in readme
+    # The page: what EUPMU loses of the RA that it may lose, in %.
+    assert (len(shares), [round(share) for share in sorted(shares)[-2:]]) == (21, [80, 95])
 
 
 def test_the_pass_that_no_budget_counts_tells_eupmu_nothing():
@@ -134,6 +138,7 @@ def test_on_untouched_seeds_every_run_keeps_its_limit():
     new = [row for row in ours if row["seed"] > 10 and row["forget"] == "class:{}"]
     assert len(new) == 10
     assert {(row["UA"], row["MIA"]) for row in new} == {(100.0, 100.0)}
+    assert all((100 - row["RA"]) / 4 <= 0.05 for row in new)
     # The original models make no errors on the retain set.
     assert all(100 - row["RA"] <= 100 * row["settings"]["allowed_error"] for row in ours)
 
