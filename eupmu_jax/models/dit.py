@@ -114,7 +114,8 @@ class DiT(nnx.Module):
       rngs: Source of the keys of the parameters.
 
     Raises:
-      ValueError: For a number below 1, or if `patch_size` does not divide `image_size`, or `heads` or 2 the width.
+      ValueError: For fewer than 0 layers, another number below 1, or if `patch_size` does not divide `image_size`, or
+        `heads` or 2 the width.
 
     Example:
       >>> make = lambda: DiT(10, in_channels=1, image_size=8, patch_size=2, width=8, heads=2, rngs=nnx.Rngs(0))
@@ -135,9 +136,9 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         counts = {"num_conditions": num_conditions, "in_channels": in_channels, "image_size": image_size}
-        counts |= {"layers": layers, "heads": heads}
-        for name, value in counts.items():
+        for name, value in (counts | {"heads": heads}).items():
             check_int(name, value, 1, static=True)
+        check_int("layers", layers, 0, static=True)
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size: got {patch_size}, expected a divisor of the image size {image_size}")
         if width < 1 or width % heads or width % 2:
