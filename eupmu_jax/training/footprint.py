@@ -69,8 +69,8 @@ def footprint(
 ) -> Footprint:
     """The footprint of `unlearn` with the same arguments, on one device or on each device of a mesh.
 
-    The devices of the mesh need not be there, see `mesh.topology`, unless the method prepares something, as SalUn its
-    mask.
+    The devices of the mesh need not be there, see `mesh.topology`, unless the method runs the model before the steps,
+    as SalUn does for its mask.
 
     >>> from eupmu_jax import tasks
     >>> data = {"inputs": jnp.ones((100, 8)), "labels": jnp.zeros(100, int)}
@@ -105,8 +105,9 @@ def footprint(
     key, positions = jax.random.key(0), tuple(np.arange(size) for size in sizes)
     prepared = ()
     if procedure.prepare:
-        # What is prepared lies where the parameters do.
-        params = params if mesh is None else jax.device_put(params, params_on(mesh, params))
+        # What is prepared lies where the parameters do, which cannot be put on devices that are not there.
+        if mesh is not None and set(mesh.devices.flat) <= set(jax.devices()):
+            params = jax.device_put(params, params_on(mesh, params))
         prepared = procedure.prepare(params, sets.forget, sets.retain, key)
     state = jax.eval_shape(procedure.init, params, prepared)
     compiled = jitted_step if frozen is None else jitted_step.__wrapped__
