@@ -108,7 +108,7 @@ def plan(
     own = user_file.load(file, deletion.NEEDED)
     mesh, chip = there or (own.get("mesh"), None)
     ids, number = _ids(own["data"], forget), 0 if isinstance(forget, Path) else forget[1]
-    with console.status("compiling a step"), fitting("use more devices, a larger tensor, or smaller batches"):
+    with console.status("compiling a step"), fitting("use smaller batches, or more devices"):
         of_request: dict[str, Any] = {"requests": requests, "number": number, "epochs": epochs, "after": after}
         made = plans.make(own | {"mesh": mesh}, ids, asked, **of_request, device_bytes=chip and int(chip.memory))
     console.print(plans.said(made), highlight=False, markup=False, soft_wrap=True)

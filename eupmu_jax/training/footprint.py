@@ -1,7 +1,6 @@
 """The memory and the passes that a run would take, from the compiled step and without training."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from eupmu_jax.methods.method import Settings
 from eupmu_jax.methods.passes import examples_passed, terms_of
 from eupmu_jax.sharding import batch_shardings
 from eupmu_jax.tasks import Task, as_examples
+from eupmu_jax.tasks._constants import bytes_of
 from eupmu_jax.training import levels
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, on_host
@@ -149,11 +149,10 @@ def _bytes_of(function, params, examples, count):
 
 
 def _bytes_on_a_device(params, mesh):
-    size = lambda leaf, shape: math.prod(shape) * jnp.result_type(leaf).itemsize
     if mesh is None:
-        return sum(size(leaf, np.shape(leaf)) for leaf in jax.tree.leaves(params))
-    of_part = lambda leaf, place: size(leaf, place.shard_shape(np.shape(leaf)))
-    return sum(jax.tree.leaves(jax.tree.map(of_part, params, params_on(mesh, params))))
+        return bytes_of(params)
+    of_part = lambda leaf, place: _shape_of(leaf).update(shape=place.shard_shape(np.shape(leaf)))
+    return bytes_of(jax.tree.map(of_part, params, params_on(mesh, params)))
 
 
 def _shape_of(leaf, place=None):

@@ -33,7 +33,7 @@ class Chip(NamedTuple):
     largest: int
 
 
-# The most devices along an axis; far above it, sizes overflow in the compiler.
+# The most devices, sequences or tokens; far above it, sizes overflow in the compiler.
 LARGEST = 1_000_000
 # Each CPU device has its own threads.
 MOST_CPU_DEVICES = 1_024
