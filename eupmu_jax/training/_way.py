@@ -34,6 +34,6 @@ def steered(task: Task, settings: Settings, target: float, forget_error: float) 
 
 
 def halfway(target: float, start: Mapping[str, float]) -> float:
-    """The error halfway from the original model's forget error (0 for a rate) to the target."""
+    """The error halfway from the original model's forget error (0 for a rate) to the target, or a target below it."""
     begun = start.get("forget_error", 0.0)
-    return begun + max(target - begun, 0) / 2
+    return min(begun + (target - begun) / 2, target)

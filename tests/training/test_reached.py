@@ -13,7 +13,7 @@ from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn, fitting
 from eupmu_jax.training._aim import Aim, aim_of
 from eupmu_jax.training._inputs import Sets
-from eupmu_jax.training._reached import reached, within
+from eupmu_jax.training._reached import Reached, reached, within
 from eupmu_jax.training.mesh.placement import Carry
 
 from .test_levels import GUESS, labelled
@@ -161,6 +161,14 @@ def test_a_limit_in_nats_that_is_exceeded_on_the_whole_set_is_not_kept(digits, c
     # BUG: the warning spoke of the error, which had no limit.
     assert caplog.text.count("retain: the ") == 1
     assert "retain: the loss rose by more than settings['allowed_rise'] on the whole retain set" in caplog.text
+
+
+@pytest.mark.parametrize(("begun", "ended", "far"), [(0.9, 1.1, True), (0.9, 1.3, False), (1.6, 1.55, False)])
+def test_an_end_is_far_from_the_target_only_below_it(caplog, begun, ended, far):
+    # BUG: a run that began above its target and ended there too was said to be far from it.
+    level = Reached(1.5, "settings", None, ended, 0.0, 0.0, np.inf, True, None)
+    _warn.of_end(Carry({}, (), jax.random.key(0)), {}, 1, level, {"forget_error": begun})
+    assert ("far from the target" in caplog.text) == far
 
 
 @pytest.mark.parametrize("name", ["limit", "allowed_error"])
