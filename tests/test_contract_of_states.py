@@ -1,7 +1,5 @@
 """The contract of states: counts of refused steps, serialisation, diagnostics, shapes and meshes, for every row."""
 
-import functools
-
 import chex
 import flax.serialization
 import jax
@@ -110,11 +108,9 @@ def test_sharded_gradients_give_the_same_updates(row):
 
     expected = jax.jit(update)(params, grads)
 
-    # BUG: `accumulate` made its sums without the sharding of the parameters, which an explicit mesh of more than one
-    # device refuses.
-    for axis_type in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
-        shard = functools.partial(sharded, mesh)
-        with jax.set_mesh(mesh):
-            updates, state = jax.jit(update)(shard(params), shard(grads, None))
-        chex.assert_trees_all_close((updates, state), expected, rtol=1e-6)
+    # Explicit axes, as `test_mesh` has the others. BUG: `accumulate` made its sums without the sharding of the
+    # parameters, which an explicit mesh of more than one device refuses.
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        updates, state = jax.jit(update)(sharded(mesh, params), sharded(mesh, grads, None))
+    chex.assert_trees_all_close((updates, state), expected, rtol=1e-6)

@@ -150,7 +150,7 @@ def given_up(driver):
     return said.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_that_kills_its_workers_and_a_lost_scheduler_are_reported_in_one_line(tmp_path):
     from distributed import Client
 
