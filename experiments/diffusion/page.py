@@ -255,15 +255,16 @@ def _relearned(found):
     harmless = [method for method in more if _keeps_retained(compared, method)]
     named = ", ".join(f"{method} {median[method]:.1f}" for method in more[:NAMED])
     led = f", led by {named}" if more else ""
-    as_much = f", {len(same)} as much" if same else ""
+    as_much = f"; {len(same)} as much" if same else ""
     untuned, retrained = _of(found, ("EUPMU", tuning.UNTUNED)), _of(found, ("retrained", ""))
     return (
         "The goal was that EUPMU give back less than any other method of the same utility when the row is retrained. "
         f"Of {len(others)} other methods, {len(more)} give back less{led}{as_much}. For EUPMU the median UA over its "
         f"trials is then {median['EUPMU']:.1f} (a higher UA means that less comes back). Of the methods that give back "
-        f"less, {len(harmless)} keep RA within {RA_POINTS:g} point of the original model's in every trial. The "
-        f"retrained model, which never saw the class, ends at {_listed(map(_row_relearned, retrained))} "
-        f"({_seeds(found)}), and untuned EUPMU at {_listed(map(_row_relearned, untuned))}."
+        f"less, {len(harmless) or 'none'} keep RA within {RA_POINTS:g} point of the original model's in every trial; "
+        f"EUPMU {'does' if _keeps_retained(compared, 'EUPMU') else 'does not'}. The retrained model, which never saw "
+        f"the class, ends at {_listed(map(_row_relearned, retrained))} ({_seeds(found)}), and untuned EUPMU at "
+        f"{_listed(map(_row_relearned, untuned))}."
     )
 
 
