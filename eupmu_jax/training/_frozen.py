@@ -21,7 +21,7 @@ def trainable(task: Task, params, frozen):
     whole, restored = (
         functools.partial(parts.joined, fixed=fixed) for fixed in (jax.tree.map(jnp.asarray, given), given)
     )
-    outputs, fresh, unknown = task.outputs, task.fresh_params, task.unknown
+    outputs, fresh, unknown, check_model = task.outputs, task.fresh_params, task.unknown, task.check_model
     # No arrays, which the task would keep alive.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
 
@@ -34,5 +34,6 @@ def trainable(task: Task, params, frozen):
         outputs=owner(lambda part, batch, key: outputs(whole(part), batch, key)),
         unknown=None if unknown is None else lambda part, batch: unknown(whole(part), batch),
         fresh_params=None if fresh is None else lambda key: free_of(fresh(key)),
+        check_model=None if check_model is None else lambda part, batch: check_model(whole(part), batch),
     )
     return task, free, restored
