@@ -42,7 +42,8 @@ class Reader(NamedTuple):
     Attributes:
       language, tokenizer: The model, of which only the functions are used.
       length: Tokens of a passage from which membership is inferred; longer passages are cut.
-      begin: Text before every prompt and passage, such as a begin token.
+      begin: Text before every prompt and passage. No token is added to it; MUSE begins all of them with the begin token
+        of the tokenizer, as in `begin="<s>"`.
       batch: Rows in a forward pass.
     """
 
@@ -149,7 +150,8 @@ def judge(reader: Reader, params: chex.ArrayTree, corpus: Corpus) -> dict[str, A
       of forgotten passages from held-out ones, by min-40 %. All are in [0, 1]. PrivLeak, in %, is `metrics.privleak` of
       the separation and that of the retrained model. The other figures should match the retrained model's too. As in
       MUSE, words are not stemmed; the code of open-unlearning stems them, so its VerbMem and KnowMem are as high or
-      higher.
+      higher. Prompts of questions end with `Answer:`; those of MUSE have a blank after it, which in most tokenizers is
+      a token of its own, so KnowMem may differ from published figures.
 
     Raises:
       ValueError: As in `check`, before any work.
