@@ -122,12 +122,15 @@ class Method(NamedTuple):
     """A row of the table of methods.
 
     Attributes:
-      make: `(task, terms, settings) -> Procedure`.
+      make: `(task, terms, settings) -> Procedure`. Called with plain numbers for all but `step`, and again inside `jit`
+        for `step`: there the numbers of `settings` and the losses and errors of `terms` are traced, so no Python
+        condition in `make` itself may depend on them.
       paper: Where it was published.
       passes: Forward and backward passes of a step and what else it costs, in words; not the original model's figures
         on the whole retain set, which `unlearn` measures for every method, or takes as `start`.
       needs: What it reads besides the original model.
-      space: Settings that are searched, and their ranges: the same number of dimensions for every method.
+      space: Settings that are searched, and their ranges: three for every method, one of them `learning_rate`, whose
+        range spans one and a half powers of ten.
       requires: Optional functions of a task that it needs.
       forget: Names of forget losses that it needs.
       optional: Settings that it reads in addition to those of `space` and of the optimizer.
