@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from eupmu_jax import aggregators
+from eupmu_jax.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -14,6 +17,12 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_it_can_be_read_in_five_minutes():
     assert len(README.splitlines()) <= 160
+
+
+def test_it_counts_all_methods_and_aggregators():
+    assert f"{len(METHODS)} methods share one interface" in README
+    assert "PCGrad, CAGrad, MGDA, UPGrad, NGDiff and eleven more" in README
+    assert len([name for name in aggregators.__all__ if name.islower()]) == 5 + 11
 
 
 def test_its_links_are_not_broken():
