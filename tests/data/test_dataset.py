@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,9 @@ def test_the_error_for_an_unknown_name_lists_the_known_ones():
     known = "digits, fashion_mnist, cifar10, cifar100, svhn_cropped, imagenette, emoji, emoji_32"
     with pytest.raises(ValueError, match=rf"^name: got 'mnist', expected one of {known}$"):
         load("mnist")
+    # The first column of the table in the docstring.
+    first = re.findall(r"^ *\| ([a-z].*?) \|", load.__doc__, re.MULTILINE)
+    assert ", ".join(first) == f"name, {known}"
 
 
 def test_importing_the_package_is_light():
