@@ -86,7 +86,8 @@ def test_every_method_has_as_many_dimensions_and_as_wide_a_range_of_learning_rat
     assert {len(method.space) for method in METHODS.values()} == {3}
     rates = [method.space["learning_rate"] for method in METHODS.values()]
     assert all(isinstance(rate, LogUniform) for rate in rates)
-    assert {round(math.log10(rate.high / rate.low), 1) for rate in rates} == {1.5}
+    wide = {name: round(math.log10(rate.high / rate.low), 1) for name, rate in zip(METHODS, rates, strict=True)}
+    assert {name: width for name, width in wide.items() if width != 1.5} == {}
 
 
 @pytest.mark.parametrize("known", ["VA", "TA"])

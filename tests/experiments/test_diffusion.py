@@ -39,6 +39,8 @@ def test_the_forget_objective_goes_with_the_trial_as_the_page_says(found):
 
 
 def test_what_the_page_says_of_the_row_trained_again_is_in_the_rows(found):
+    lacking = set(run.METHODS) - {row["model"] for row in found}
+    assert not lacking, f"no rows of {', '.join(lacking)}; the first lines of {run.__file__} say how to make them"
     median = lambda method, of: np.median(
         [of(row) for row in found if row["model"] == method and row["trial"] in (0, 1)]
     )

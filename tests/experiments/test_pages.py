@@ -21,7 +21,7 @@ def test_every_page_is_generated_from_the_rows_and_every_table_has_a_place():
     made = pages.blocks()
     texts = [page.read_text() for page in pages.pages()]
     for page, text in zip(pages.pages(), texts, strict=True):
-        assert pages.fill(text, made) == text, page
+        assert pages.fill(text, made) == text, f"{page}: make it again with: uv run python experiments/pages.py"
     places = re.findall(r"<!-- (.+?) -->\n.*?<!-- end -->", "".join(texts), re.DOTALL)
     assert sorted(places) == sorted(made)
 

@@ -118,7 +118,7 @@ def test_the_contract(name, counted):
     if name in SECOND_ORDER:
         assert all(0 < seen[kind] <= declared[kind] for kind in declared)
     else:
-        assert seen == declared
+        assert seen == declared, f"{name}: METHOD.make(...).cost declares other passes; under vmap, one is counted"
 
 
 def test_every_string_option_of_a_choice_is_accepted(digits):
