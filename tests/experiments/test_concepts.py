@@ -25,6 +25,7 @@ def test_what_the_page_says_of_losses_on_flags_is_in_the_rows():
     assert 1.9 < losses["retrained"] / losses["original"] < 2.2
     assert ours["target"] < losses["EUPMU"] < losses["retrained"] == told["target"]
     assert ours["shown"]["flag"] > told["shown"]["flag"] == 0
+    assert f"rise by {told['limit']:.4f}." in page.run.ROWS.with_name("page.md").read_text().replace("\n", " ")
 
 
 @pytest.mark.slow
