@@ -34,7 +34,8 @@ def unlearn(
         forget: A text file of positions in the data, one per line; default ids.txt.
         request: Number of a request in the ledger, instead of such a file; its state is updated at the end.
         out: Folder of the run: checkpoints, the unlearned parameters and the result.
-        after: Folder of a finished run to start from: its parameters, without the data that it forgot.
+        after: Folder of a finished run to start from: its parameters, without the data that it forgot. The limit counts
+            from there, so the rises of successive runs add up.
         config: A TOML file with any of limit, steps, seed, forget_batch and retain_batch, as `eupmu init` writes it; by
             default mytask.toml beside mytask.py. Options on the command line take precedence.
         limit: Points by which the error on the retained examples may rise; default 1.0. For an error that is not a

@@ -66,8 +66,8 @@ def run(
       out: Folder of the run.
       asked: See `Asked`.
       command: The command line, for the record.
-      after: Folder of a finished run on the same data. The new run starts from its parameters, and no longer retains
-        what that run and those before it forgot.
+      after: Folder of a finished run on the same data. The new run starts from its parameters, from which the limit
+        counts too, and no longer retains what that run and those before it forgot.
       on_step: Called after each step.
 
     Returns:

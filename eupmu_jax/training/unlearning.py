@@ -113,7 +113,8 @@ def unlearn(
         missing settings in the same way. Nearly all methods also read `optimizer` ("adam" or "sgd"; use the transforms
         for others), `momentum` and `weight_decay`; `eupmu methods` says which do, and the others warn. EUPMU reads
         `allowed_error` (the allowed rise of the retain error), or instead `limit` (an absolute retain error) or
-        `allowed_rise` (of the retain loss, in nats), and `target` (the forget error). Errors are in units of
+        `allowed_rise` (of the retain loss, in nats), and `target` (the forget error). Rises count from `params`, so
+        those of one run after another add up, while `limit` bounds them together. Errors are in units of
         `task.error`: for a classifier 0.01 is one point of accuracy. If no limit is set and the error is not a rate,
         the retain error may rise by about a tenth of the distance from the forget error to its target: by 0.095 of it,
         which matches the default of 0.95 points for a rate with a target of 10 %.

@@ -41,7 +41,7 @@ METHODS = tuple(
     for name, method in ALL_METHODS.items()
     if "random_labels" not in method.forget and "num_classes" not in method.requires
 )
-# The methods run on clothes, where a run and its attack take a quarter of an hour.
+# The methods run on clothes, where a run and its attack take twenty minutes.
 FEW = (
     "fine-tuning",
     "weighted sum",
