@@ -65,6 +65,19 @@ def test_what_the_page_says_of_the_row_trained_again_is_in_the_rows(found):
     assert max(forgetting, key=off.get) == "SCRUB, trial 0"
 
 
+def test_what_the_page_says_of_clothes_is_in_the_rows():
+    found = rows.read(page.CLOTHES)
+    median = lambda method, of: np.median([of(row) for row in rows.select(found, model=method, trial=0)])
+    again = {method: median(method, lambda row: row["attacks"]["embedding"]) for method in run.FEW}
+    loss = {method: median(method, lambda row: row["forget_loss"]) for method in run.FEW}
+    more = {method for method in run.FEW if again[method] > again["EUPMU"]}
+    assert len(more) == 4
+    assert all(loss[method] > loss["EUPMU"] for method in more | {"NGDiff", "EUPMU explicit"})
+    assert max(again["NGDiff"], again["EUPMU explicit"]) < again["EUPMU"]
+    runs = [(row["model"], row["seed"]) for row in found if row.get("trial") == 0]
+    assert sorted(runs) == sorted((method, seed) for method in run.FEW for seed in (0, 1, 2))
+
+
 def test_the_page_counts_methods_and_differences_by_seed(found):
     blocks = {name: " ".join(text.split()) for name, text in page.blocks().items()}
     trials = [row for row in found if row["trial"] in (0, 1)]
