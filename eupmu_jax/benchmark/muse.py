@@ -90,7 +90,10 @@ def _asked(question, answer):
 
 
 def check(reader: Reader, corpus: Corpus) -> None:
-    """Raises `ValueError` if a prompt or a passage is too long or too short for the model."""
+    """Raises `ValueError` if a part is empty, or a prompt or a passage too long or too short for the model."""
+    for name, part in corpus._asdict().items():
+        if not len(part.question if isinstance(part, Questions) else part) and not name.endswith("_examples"):
+            raise ValueError(f"{name}: got an empty part, expected at least one question or passage")
     context = reader.language.context
     longest = {
         "length": (reader.length, 0),

@@ -132,7 +132,7 @@ def plan(
 
     from eupmu_jax.commands import plan as of_step
 
-    topology, tensor = topology or "v5e:16x16", 4 if tensor is None else tensor
+    topology, tensor = "v5e:16x16" if topology is None else topology, 4 if tensor is None else tensor
     with console.status(f"compiling for {topology}"):
         row = of_step.make(
             topology, model, step, data=data, tensor=tensor, batch=batch, sequence=sequence, adapters=adapters

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eupmu_jax._stack.checks import check_int
+from eupmu_jax._stack.checks import check_int, check_number
 from eupmu_jax.tasks import Examples, Task
 from eupmu_jax.training import checkpoints
 from eupmu_jax.training._clock import Seconds
@@ -74,12 +74,14 @@ def fit(
       The parameters after the last step, or their average, with the statistics and the cost of training.
 
     Raises:
-      ValueError: For no examples, or fewer than one epoch or example in a batch.
+      ValueError: For no examples, fewer than one epoch or example in a batch, or a learning rate that is negative or
+        not finite.
     """
     if not len(examples):
         raise ValueError("examples: got an empty set, expected at least one example")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         check_int(name, value, 1, static=True)
+    check_number("learning_rate", learning_rate, finite=True, least=0)
     batch_size = min(batch_size, len(examples))
     steps = steps_of(len(examples), epochs=epochs, batch_size=batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))

@@ -100,7 +100,7 @@ def in_short(found: list[dict]) -> str:
             places = {line.name: f"{show(line)} ({number})" for number, line in enumerate(ranked, 1)}
             cells += [f"{show(ranked[0])} ({ranked[0].name})", *(places.get(name, "") for name in names)]
         body.append(cells)
-    head = ["", "original", "least gap", *EUPMU, "least median of trials", *EUPMU[1:]]
+    head = ["", "original", "least gap", *EUPMU, "least median", *(f"{name}, median" for name in EUPMU[1:])]
     return parts.table(head, body)
 
 

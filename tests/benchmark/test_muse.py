@@ -98,3 +98,15 @@ def test_a_passage_without_a_token_to_predict_is_refused(reader, folder):
     corpus = muse.load(folder)._replace(held_out=("ab", "z"))
     with pytest.raises(ValueError, match=r"^held_out\[1\]: got fewer than 2 tokens, expected one after the first$"):
         muse.judge(reader, None, corpus)
+
+
+def test_an_empty_part_is_refused_before_any_work(reader, folder):
+    # BUG: an error of `max` that named nothing, or one of NumPy after half of the work.
+    corpus = muse.load(folder)
+    nobody = corpus.retain.take([])
+    for part in ({"retain": nobody}, {"held_out": ()}):
+        (name,) = part
+        with pytest.raises(ValueError, match=f"^{name}: got an empty part, expected at least one question or passage$"):
+            muse.judge(reader, None, corpus._replace(**part))
+    # Questions without examples before them are fine.
+    muse.check(reader, corpus._replace(retain_examples=nobody))

@@ -118,7 +118,7 @@ def test_the_pass_that_no_budget_counts_tells_eupmu_nothing():
     assert len(originals) > 40
     assert {row["RA"] for row in originals} == {100.0}
     readme = (pages.EXPERIMENTS.parent / "README.md").read_text()
-    assert "EUPMU takes from it an error that is 0 in all settings." in readme
+    assert "EUPMU uses only its error, 0 in all settings." in readme
 
 
 @pytest.mark.slow

@@ -64,6 +64,10 @@ def test_what_cannot_be_trained_is_refused_before_any_work():
             fit(**{name: 0})
     with pytest.raises(ValueError, match=r"^examples: got an empty set, expected at least one example"):
         fit(count=0)
+    # BUG: parameters that are not numbers, after all the work.
+    for rate in (float("nan"), float("inf"), -0.1):
+        with pytest.raises(ValueError, match=f"^learning_rate: got {rate}, expected a finite number >= 0$"):
+            fit(learning_rate=rate)
 
 
 def test_training_is_cached_and_the_cache_distinguishes_recipes_and_data(tmp_path):
