@@ -79,7 +79,14 @@ def check(respondent: Respondent, part: Questions) -> None:
 
 
 def encoded(respondent: Respondent, part: Questions, answers: Sequence[str] | None = None, length: int = 0) -> dict:
-    """The batch of these questions with their answers, or with other answers in rows of another length."""
+    """The batch of these questions with their answers, or with other answers in rows of another length.
+
+    Raises:
+      ValueError: For no questions, such as those that `fitting` leaves if `length` is too small for all, and as in
+        `questions.tokenized`.
+    """
+    if not part.question:
+        raise ValueError("part: got no questions, expected at least one")
     return questions.tokenized(
         part.question,
         part.answer if answers is None else answers,

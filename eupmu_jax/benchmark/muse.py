@@ -137,7 +137,14 @@ def _continued(reader, params, prompts, count):
 
 
 def membership(reader: Reader, params: chex.ArrayTree, passages: Sequence[str]) -> np.ndarray:
-    """Min-40 % of the first tokens of each passage, `(n,)`; higher for those that were trained on."""
+    """Min-40 % of the first tokens of each passage, `(n,)`; higher for those that were trained on.
+
+    Raises:
+      ValueError: For no passages, or a single text, whose letters would be passages.
+    """
+    if isinstance(passages, str) or not len(passages):
+        given = f"the text {passages[:40]!r}" if isinstance(passages, str) else "no passages"
+        raise ValueError(f"passages: got {given}, expected a list of at least one text")
     found = [reader.encode(text)[: reader.length] for text in passages]
     tokens = np.full((len(found), reader.length), reader.tokenizer.end, np.int32)
     mask = np.arange(reader.length) < np.array([len(some) for some in found])[:, None]

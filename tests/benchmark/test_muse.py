@@ -100,6 +100,24 @@ def test_a_passage_without_a_token_to_predict_is_refused(reader, folder):
         muse.judge(reader, None, corpus)
 
 
+@pytest.mark.parametrize(("passages", "given"), [("ab ab", "the text 'ab ab'"), ((), "no passages")])
+def test_passages_that_are_no_list_of_texts_are_refused(reader, passages, given):
+    # BUG: each letter was a passage of its own, and the error for none was one of NumPy that named nothing.
+    with pytest.raises(ValueError, match=f"^passages: got {given}, expected a list of at least one text$"):
+        muse.membership(reader._replace(begin=":"), reader.language.params, passages)
+
+
+def test_a_batch_without_any_sequence_is_refused(reader, folder):
+    # BUG: a division by zero that named nothing.
+    empty = reader._replace(batch=0)
+    for call in (
+        lambda: muse.judge(empty, reader.language.params, muse.load(folder)),
+        lambda: muse.verbatim(empty, reader.language.params, muse.load(folder).passages),
+    ):
+        with pytest.raises(ValueError, match=r"^batch: got 0, expected an int of at least 1$"):
+            call()
+
+
 def test_an_empty_part_is_refused_before_any_work(reader, folder):
     # BUG: an error of `max` that named nothing, or one of NumPy after half of the work.
     corpus = muse.load(folder)

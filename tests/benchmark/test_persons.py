@@ -118,6 +118,17 @@ def test_rows_beyond_the_context_are_refused_before_any_work(toy, name, context)
         answers.check(small, toy.forget)
 
 
+def test_a_part_without_questions_is_refused(toy):
+    # BUG: an error of NumPy that named nothing, where `fitting` had left no question.
+    respondent, params = persons.respondent(), persons.model()[0].params
+    nobody = answers.fitting(respondent._replace(length=1), toy.forget)
+    for figure in (answers.error, answers.probability, answers.membership):
+        with pytest.raises(ValueError, match=r"^part: got no questions, expected at least one$"):
+            figure(respondent, params, nobody)
+    with pytest.raises(ValueError, match=r"^part: got no questions, expected at least one$"):
+        answers.check(respondent, nobody)
+
+
 @pytest.mark.parametrize(
     ("wrong", "counts"), [(lambda some: None, "0"), (lambda some: ((), *some[1:]), f"0 or {persons.WRONG}")]
 )
