@@ -1,4 +1,4 @@
-"""MUSE, news and books to be forgotten, read from a local copy (Shi et al. 2024, arXiv 2407.06460).
+r"""MUSE, news and books to be forgotten, read from a local copy (Shi et al. 2024, arXiv 2407.06460).
 
 Nothing is downloaded. The copy of one corpus, MUSE-News or MUSE-Books, is a folder with a folder for each subset, and
 in it a file for each split, parquet or JSON.
@@ -10,7 +10,13 @@ in it a file for each split, parquet or JSON.
 | verbmem | forget | prompt, gt |
 | knowmem | forget_qa, retain_qa, and the same with _icl, examples for a prompt | question, answer |
 
-`texts` also reads `scal`, `sust` and `train`, which have one text per row.
+`texts` also reads `scal`, `sust` and `train`, which have one text per row. MUSE forgets `forget` of `raw`, retains
+`retain1`, and trains on rows of equal length that begin with the tokenizer's begin token, cut from all passages end to
+end. For `tasks.language`, which predicts all tokens of a row but the first:
+
+    begin, *ids = tokenizer.encode("<s>" + "\n".join(muse.texts(folder, "raw", "forget")))
+    rows = np.reshape(ids[: len(ids) // 2047 * 2047], (-1, 2047))
+    forget = {"tokens": np.insert(rows, 0, begin, axis=1)}
 """
 
 import os
