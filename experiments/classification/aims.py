@@ -145,9 +145,9 @@ def told(of: Reached) -> str:
 def in_short(of: Reached) -> str:
     """The aims for the README."""
     return parts.paragraph(
-        f"{OURS} was to have the least median, or a tied one, in {MEDIANS} settings (reached: {of.medians}, by "
-        f"{of.others} others too), such a gap in {GAPS} (reached: {of.gaps}), and untuned at most {RATIO} times the "
-        f"gap of its least trial (reached: {of.to_least:.2f})."
+        f"The aims of {OURS}: the least median, or a tie with it, in {MEDIANS} settings (reached: {of.medians}, by "
+        f"{of.others} others too), the same for the gap in {GAPS} (reached: {of.gaps}), and untuned at most {RATIO} "
+        f"times the gap of its least trial (reached: {of.to_least:.2f})."
     )
 
 

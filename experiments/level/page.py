@@ -77,7 +77,7 @@ def ends(found: list[dict], head: str, key) -> str:
         rises = [100 * (row["retain_error"] - row["retain_error_before"]) for row in mine]
         falls = [100 * (row["test_error"] - row["test_error_before"]) for row in mine]
         lines.append([f"{value:g}", *shares, f"{np.mean(rises):.2f}", f"{np.mean(falls):.2f}"])
-    return parts.table([head, *(f"{count} steps, %" for count in steps), "retain, points", "test, points"], lines)
+    return parts.table([head, *(f"{count:,} steps, %" for count in steps), "retain, points", "test, points"], lines)
 
 
 def by_steps(found: list[dict]) -> str:
@@ -124,10 +124,10 @@ def in_short(found: list[dict]) -> str:
     return parts.paragraph(
         f"Untuned, on digits ({seeds} seeds, learning rates {span(lambda row: row['settings']['learning_rate'])}, "
         f"forget batches {span(lambda row: row['batch'])}, {span(lambda row: row['steps'])} steps): of {len(half)} "
-        f"runs that forgot half of the data, {_reached(half):.0f}% ended with no significant difference in error "
-        f"between forgotten and unseen digits (in loss: {alike:.0f}%); of {len(by_class)} that forgot a class, "
-        f"{_reached(by_class):.0f}% recognise at most 2% of it. Retain accuracy gained {gain(telling, 'retain'):z.2f} "
-        f"points, test accuracy {gain(half, 'test'):+.1f} and {gain(by_class, 'test'):+.1f}."
+        f"runs that forgot half of the data, {_reached(half):.0f} % ended with no significant difference in error "
+        f"between forgotten and unseen digits (in loss: {alike:.0f} %); of {len(by_class)} that forgot a class, "
+        f"{_reached(by_class):.0f} % recognise at most 2 % of it. Changes in points: retain accuracy "
+        f"{gain(telling, 'retain'):z.2f}, test {gain(half, 'test'):+.1f} and {gain(by_class, 'test'):+.1f}."
     )
 
 

@@ -71,7 +71,7 @@ def in_short(grid: list[dict], random: list[dict]) -> str:
     number = len({row["number"] for row in random})
 
     def kept(method, end):
-        return f"{100 * np.mean([_keeps(row, end) for row in rows.select(random, method=method)]):.0f}%"
+        return f"{100 * np.mean([_keeps(row, end) for row in rows.select(random, method=method)]):.0f} %"
 
     return parts.paragraph(
         f"{over or 'None'} of {len(steered)} runs of barrier and PI (digits and Fashion-MNIST; SGD, Adam and Muon; 5 "
