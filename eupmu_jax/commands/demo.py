@@ -1,4 +1,4 @@
-"""`eupmu demo`: an original model, one retrained without the forget set, and the result of every method."""
+"""`eupmu demo`: an original model, one retrained without the forget set, and what seven methods make of it."""
 
 import contextlib
 import functools
