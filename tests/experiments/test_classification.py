@@ -117,8 +117,8 @@ def test_the_pass_that_no_budget_counts_tells_eupmu_nothing():
     originals = rows.select(saved.read(page.ROWS), kind="model", model="original")
     assert len(originals) > 40
     assert {row["RA"] for row in originals} == {100.0}
-    readme = (pages.EXPERIMENTS.parent / "README.md").read_text()
-    assert "EUPMU uses only its error, 0 in all settings." in readme
+    text = " ".join((pages.EXPERIMENTS / "classification" / "page.md").read_text().split())
+    assert "EUPMU takes only the error, which is 0 on every seed" in text
 
 
 @pytest.mark.slow
