@@ -23,9 +23,9 @@ def choose(taken: chex.Array, new: chex.ArrayTree, old: chex.ArrayTree) -> chex.
     """
 
     def choose_leaf(new, old):
-        chosen = jnp.where(taken, new, old)
+        chosen, dtype = jnp.where(taken, new, old), jnp.asarray(old).dtype
         # Random keys, as in the state of optax.add_noise, have a dtype that nothing can be cast to.
-        return chosen if chosen.dtype == jnp.asarray(old).dtype else chosen.astype(old.dtype)
+        return chosen if chosen.dtype == dtype else chosen.astype(dtype)
 
     return jax.tree.map(choose_leaf, new, old)
 

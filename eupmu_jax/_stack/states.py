@@ -29,9 +29,19 @@ def check_unmasked(params: chex.ArrayTree) -> None:
         )
 
 
+def have_same_shapes(new: chex.ArrayTree, old: chex.ArrayTree) -> bool:
+    """Whether two trees have leaves of the same shapes, in the same order.
+
+    >>> have_same_shapes({"moment": jnp.ones(2)}, {"moment": jnp.zeros(2)})
+    True
+    """
+    # Trees of shapes cannot be compared: nodes of a class without `__eq__`, such as a Flax module, are never equal.
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(new)] == [jnp.shape(leaf) for leaf in jax.tree.leaves(old)]
+
+
 def check_same_state(name: str, new: chex.ArrayTree, old: chex.ArrayTree, num_objectives: int) -> None:
     """Raises `ValueError` if an update changed the shape of a state, as happens if K is known only then."""
-    if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):
+    if not have_same_shapes(new, old):
         raise ValueError(
             f"{name}: its state changes shape in an update; pass num_objectives={num_objectives} to its surgery"
         )

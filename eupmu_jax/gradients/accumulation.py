@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import algebra, checks, refusal
-from eupmu_jax._stack.states import check_same_state
+from eupmu_jax._stack.states import check_same_state, have_same_shapes
 
 
 class AccumulateState(NamedTuple):
@@ -105,8 +105,8 @@ def accumulate(
             new_updates, new_state = inner.update(means, inner_state, params, **averages, **extra_args)
             # Some optimizers widen narrow dtypes, but both branches must return the same ones.
             like = updates if params is None else params
-            new_updates = jax.tree.map(lambda new, old: new.astype(old.dtype), new_updates, like)
-            if jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, inner_state):
+            new_updates = jax.tree.map(lambda new, old: new.astype(jnp.result_type(old)), new_updates, like)
+            if have_same_shapes(new_state, inner_state):
                 new_state = refusal.choose(jnp.array(True), new_state, inner_state)
             inner_state = new_state
             empty = jax.tree.map(jnp.zeros_like, state._replace(inner_state=None))

@@ -92,7 +92,7 @@ def scale_by_gen(learning_rate: float, every: int = 1) -> optax.GradientTransfor
         eta, dtype = state.learning_rate, state.learning_rate.dtype
 
         def loss_at(length):
-            moved = jax.tree.map(lambda p, u: p + (length * u).astype(p.dtype), params, updates)
+            moved = jax.tree.map(lambda p, u: p + (length * u).astype(jnp.result_type(p)), params, updates)
             return jnp.sum(value_fn(moved)).astype(dtype)
 
         def measure(eta):

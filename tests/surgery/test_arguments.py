@@ -59,7 +59,11 @@ def test_parameters_may_be_python_numbers():
     params, *_ = step(1.0, tx.init(1.0), (jnp.zeros(2), jnp.zeros(3)))
     assert float(params) == pytest.approx(0.8)
     assert float(eupmu.furthest_feasible(lambda w: w**2, 2.25, 0.0, 2.0, bisections=8).params) == 1.5
-    assert eupmu.accumulate(eupmu.unilateral_surgery(), 2).init(1.0).gradient_sum.shape == (2,)
+    # BUG: the same error in an update of these two.
+    tx, grads = eupmu.accumulate(eupmu.unilateral_surgery(), 1), jnp.array([1.0, 1.0])
+    assert jax.eval_shape(lambda: tx.update(grads, tx.init(1.0), 1.0)[0]).shape == ()
+    tx = scale_by_gen(0.1)
+    assert jax.eval_shape(lambda: tx.update(grads[0], tx.init(1.0), 1.0, value_fn=lambda w: w**2)[0]).shape == ()
 
 
 def test_a_relative_tolerance_of_a_negative_loss_demands_no_decrease():

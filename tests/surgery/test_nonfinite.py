@@ -134,6 +134,16 @@ def test_an_aggregator_with_a_setting_that_is_not_finite_takes_no_step(bad):
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
 
 
+def test_a_hyperparameter_set_by_hand_is_accepted_whatever_the_dtype():
+    # BUG: a Python number in the state has no dtype, which caused an AttributeError with parameters in bfloat16.
+    tx = skip_nonfinite(optax.chain(unilateral_surgery(), optax.inject_hyperparams(optax.sgd)(0.1)))
+    params = jnp.zeros(2, jnp.bfloat16)
+    state = tx.init(params)
+    state[1].hyperparams["learning_rate"] = 0.5
+    updates, _ = tx.update(jnp.array([[1.0, 0.0], [0.0, 1.0]], jnp.bfloat16), state, params)
+    assert updates.tolist() == [-0.5, 0.0]
+
+
 def test_scalar_gradients_that_are_not_stacked_are_accepted():
     # BUG: the number of objectives was read from their shape, though only an error message needs it.
     tx = skip_nonfinite(optax.chain(optax.sgd(1.0), scale_by_gen(0.5)))
