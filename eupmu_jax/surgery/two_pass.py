@@ -32,7 +32,8 @@ class TwoPass(NamedTuple):
 
     Attributes:
       init: `params -> TwoPassState`.
-      step: `(params, state, batches, *args, levels=None) -> (params, state, losses)`, as `explicit_step`'s.
+      step: `(params, state, batches, *args, levels=None) -> (params, state, losses)`, as `explicit_step`'s; other
+        keywords, such as `value`, are passed to the optimizer.
     """
 
     init: Callable
@@ -106,7 +107,7 @@ def two_pass(
     def place(gradient):
         return gradient if shardings is None else jax.lax.with_sharding_constraint(gradient, shardings)
 
-    def step(params, state, batches, *args, levels=None):
+    def step(params, state, batches, *args, levels=None, **extra_args):
         check_params(params)
         count = Objectives(loss, batches, args).count
         checks.check_count(count, fixed, "batches", at_most=explicit.MAX_OBJECTIVES)
@@ -127,7 +128,7 @@ def two_pass(
 
         def take(params, inner_state):
             extra = {"losses": losses, "levels": levels, "value_fn": value_fn}
-            updates, inner_state = inner.update(direction, inner_state, params, **extra)
+            updates, inner_state = inner.update(direction, inner_state, params, **extra, **extra_args)
             return optax.apply_updates(params, updates), inner_state
 
         # A branch: a select between old and new would hold a copy of the optimizer's state.

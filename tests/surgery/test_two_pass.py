@@ -178,6 +178,14 @@ def test_the_inner_optimizer_may_read_losses_and_parameters_and_hold_a_key():
     assert len(seen) >= 2
 
 
+def test_other_keywords_reach_the_optimizer():
+    # BUG: there was no way to pass `value` to reduce_on_plateau.
+    init, step = two_pass(loss, optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()))
+    params = make_params()
+    _, state, _ = jax.jit(step)(params, init(params), make_batches(24, 40), value=0.25)
+    assert optax.tree_utils.tree_get(state, "best_value") == 0.25
+
+
 def test_donated_scanned_and_looped_steps_agree():
     (_, (init, step)), batches = both(loss, 0.01), make_batches(24, 24)
 
