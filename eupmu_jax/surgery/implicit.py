@@ -10,7 +10,7 @@ import optax
 
 from eupmu_jax import tolerances
 from eupmu_jax._stack import algebra, checks, refusal
-from eupmu_jax._stack.states import check_unmasked
+from eupmu_jax._stack.states import check_unmasked, nodes
 from eupmu_jax.gradients.value_and_grad import LOG_OFFSET, check_loss_scale, check_positive
 
 
@@ -140,13 +140,14 @@ def multipliers(state: optax.OptState) -> jax.Array:
     >>> multipliers(tx.init({"w": jnp.zeros(2)})).tolist()
     [0.0, 0.0]
     """
-    found = optax.tree_utils.tree_get_all_with_path(state, "multipliers")
+    # By their type, since parameters may have any names, which are then in the states of optimizers too.
+    found = nodes(state, lambda node: hasattr(node, "multipliers") and hasattr(node, "nonfinite_count"))
     if len(found) != 1:
         raise ValueError(
             f"state: found {len(found)} fields named 'multipliers', expected the state of one surgery, in a chain that "
             "ends with implicit_surgery or begins with unilateral_surgery"
         )
-    return found[0][1]
+    return found[0].multipliers
 
 
 def multiplier_transform(

@@ -275,6 +275,9 @@ def test_multipliers_are_found_at_any_depth_or_an_error_is_raised():
     surgery = implicit_surgery(0.0, optax.sgd(1.0), initial_multiplier=3.0)
     wrapped = skip_nonfinite(optax.chain(optax.sgd(0.1), optax.chain(surgery)))
     np.testing.assert_array_equal(multipliers(wrapped.init(P)), [3.0])
+    # BUG: parameters of that name were counted, as they are found in the states of optimizers.
+    with_moments = optax.chain(optax.adam(0.1), surgery)
+    np.testing.assert_array_equal(multipliers(with_moments.init({"multipliers": jnp.ones(2)})), [3.0])
     with pytest.raises(ValueError, match="found 0 fields"):
         multipliers(optax.sgd(0.1).init(P))
     with pytest.raises(ValueError, match="found 2 fields"):
