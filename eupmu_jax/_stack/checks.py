@@ -79,6 +79,18 @@ def check_int(name: str, value: Any, least: int, unit: str = "", *, static: bool
         raise ValueError(f"{name}: got {value}, expected an int of at least {least}{unit}")
 
 
+def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """An optax transform that ignores extra args it does not know; raises `ValueError` for anything else.
+
+    >>> as_transform("optimizer", optax.adam)
+    Traceback (most recent call last):
+    ValueError: optimizer: got <function adam at ...>, expected an optax transform such as optax.sgd(0.1)
+    """
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise ValueError(f"{name}: got {value}, expected an optax transform such as optax.sgd(0.1)")
+    return optax.with_extra_args_support(value)
+
+
 def check_retain_losses(values: Any, num_objectives: int, dtype: Any) -> chex.Array:
     """`(K-1,)` retain losses as a `value_fn` returned them; raises `ValueError` for another shape."""
     k, values = num_objectives, jnp.asarray(values, dtype)

@@ -68,7 +68,7 @@ def accumulate(
     """
     checks.check_int("every_k_steps", every_k_steps, 1)
     checks.resolve_num_objectives(num_objectives)
-    inner = optax.with_extra_args_support(inner)
+    inner = checks.as_transform("inner", inner)
 
     def init_fn(params):
         def zeros(param):

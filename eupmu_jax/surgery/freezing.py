@@ -44,7 +44,7 @@ def freeze(
     >>> updates["body"].tolist(), updates["head"].tolist()
     ([0.0, 0.0], [-1.0])
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = checks.as_transform("inner", inner)
 
     def init_fn(params):
         if not jax.tree.leaves(params):  # The placeholder of optax.tree_map_params.

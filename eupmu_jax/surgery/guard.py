@@ -109,9 +109,9 @@ def utility_guard(
             "given static_args='max_halvings'"
         )
     checks.check_int("max_halvings", max_halvings, 0)
-    inner = optax.with_extra_args_support(inner)
+    inner = checks.as_transform("inner", inner)
     surgery = unilateral_surgery(num_objectives=fixed) if surgery is None else surgery
-    surgery = optax.with_extra_args_support(surgery)
+    surgery = checks.as_transform("surgery", surgery)
 
     def init_fn(params):
         k, dtype = fixed or 2, algebra.accumulator_dtype(params)

@@ -94,10 +94,11 @@ def implicit_surgery(
       surgery.
 
     Raises:
-      ValueError: For an unknown scale or proxy, a gradient of another scale, a tolerance or initial multiplier that is
-        negative, not finite or of the wrong length, a learning rate that is not one number, missing `losses`,
-        `same_batch` without `params` and `value_fn` or inside `optax.masked` or `optax.partition`, and, outside jit,
-        a loss that is not positive in log scale (inside jit the step is refused and counted).
+      ValueError: For an unknown scale or proxy, a controller that is no transform, a gradient of another scale, a
+        tolerance or initial multiplier that is negative, not finite or of the wrong length, a learning rate that is not
+        one number, missing `losses`, `same_batch` without `params` and `value_fn` or inside `optax.masked` or
+        `optax.partition`, and, outside jit, a loss that is not positive in log scale (inside jit the step is refused
+        and counted).
 
     >>> import optax
     >>> loss = lambda w: jnp.stack([(w - 1) ** 2, w**2])  # forget pulls to 1, retain to 0
@@ -119,7 +120,7 @@ def implicit_surgery(
         checks.check_numbers("tolerance", tolerance, finite=True, why=", with which the estimate is compared")
     return multiplier_transform(
         rule,
-        controller,
+        checks.as_transform("controller", controller),
         loss_scale=loss_scale,
         proxy=proxy,
         learning_rate=learning_rate,

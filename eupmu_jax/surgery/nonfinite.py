@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax._stack import refusal
+from eupmu_jax._stack.checks import as_transform
 from eupmu_jax._stack.states import check_same_state, nodes
 
 
@@ -35,7 +36,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     >>> updates.tolist(), optax.tree_utils.tree_get(state, "nonfinite_count").tolist()
     ([0.0, 0.0, 0.0], 1)
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = as_transform("inner", inner)
 
     def init_fn(params):
         state = inner.init(params)

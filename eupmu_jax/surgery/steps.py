@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from eupmu_jax import sharding
-from eupmu_jax._stack.checks import check_same_shapes
+from eupmu_jax._stack.checks import as_transform, check_same_shapes
 from eupmu_jax.gradients.batches import Loss
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
 from eupmu_jax.surgery import _chains
@@ -65,7 +65,7 @@ def explicit_step(
         raise ValueError(
             "errors: got a function of the aux, but has_aux=False; expected losses that return (loss, aux)"
         )
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transform("optimizer", optimizer)
     value_and_grad = stacked_value_and_grad(loss, has_aux=has_aux, mode=mode)
     gram_fn = None if shardings is None else functools.partial(sharding.gram_matrix, shardings=shardings)
 
@@ -131,7 +131,7 @@ def implicit_step(
     >>> float(w), losses.tolist(), multipliers(state).tolist()
     (0.5, [1.0, 4.0], [0.0])
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transform("optimizer", optimizer)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, loss_scale=loss_scale, mode=mode)
 
     def step(params, state, batches, *args, levels=None, **extra_args):

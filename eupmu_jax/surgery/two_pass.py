@@ -101,7 +101,7 @@ def two_pass(
     surgery = explicit.unilateral_surgery(tolerance, num_objectives=num_objectives, retain_weight=retain_weight)
     rule = tolerances.as_tolerance(tolerance)
     fixed = explicit.count_fixed(num_objectives, rule, retain_weight)
-    inner = optax.with_extra_args_support(inner)
+    inner = checks.as_transform("inner", inner)
     value_and_grad = scalarized_value_and_grad(loss, has_aux=has_aux, mode=mode)
 
     def place(gradient):

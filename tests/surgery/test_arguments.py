@@ -12,6 +12,7 @@ from eupmu_jax.surgery.generalized_newton import scale_by_gen
 from eupmu_jax.tolerances import relative
 
 SEVERAL = np.array([0.1, 0.4])
+LOSSES = [lambda params, batch: params, lambda params, batch: params]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,16 @@ SEVERAL = np.array([0.1, 0.4])
         (lambda: eupmu.best_feasible(0.1, patience="a"), r"^patience: got a, expected an int"),
         (lambda: eupmu.accumulate(optax.identity(), lambda count: 2), r"^every_k_steps: got <function"),
         (lambda: eupmu.unilateral_surgery(np.zeros(0)), r"got no values, expected one or more"),
+        # BUG: an AttributeError on `init`, some of them only in the first step.
+        (lambda: eupmu.implicit_surgery(0.0, 0.5), r"^controller: got 0.5, expected an optax transform such as"),
+        (lambda: eupmu.utility_guard(optax.adam, 0.0), r"^inner: got <function adam"),
+        (lambda: eupmu.utility_guard(optax.adam(0.1), 0.0, surgery=0.5), r"^surgery: got 0.5"),
+        (lambda: eupmu.skip_nonfinite(0.5), r"^inner: got 0.5"),
+        (lambda: eupmu.accumulate(0.5, 2), r"^inner: got 0.5"),
+        (lambda: eupmu.freeze(0.5, {"w": True}), r"^inner: got 0.5"),
+        (lambda: eupmu.two_pass(LOSSES, 0.5), r"^inner: got 0.5"),
+        (lambda: eupmu.explicit_step(LOSSES, 0.5), r"^optimizer: got 0.5"),
+        (lambda: eupmu.implicit_step(LOSSES, 0.5), r"^optimizer: got 0.5"),
     ],
 )
 def test_invalid_settings_are_refused_at_once(make, message):
