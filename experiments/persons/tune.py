@@ -1,4 +1,4 @@
-"""Tunes the methods of `run.py` that have rows for three seeds: the middle of their ranges and two more points.
+"""Tunes seven methods of `run.py` alike: the middle of their ranges and two more points.
 
 Command:  uv run --extra language python experiments/persons/tune.py
 Time:     four to eight hours on two cores; a rerun resumes.
