@@ -61,7 +61,8 @@ def test_equal_targets_are_counted_individually():
 
 @pytest.mark.parametrize("size", [3, 40, 400])
 @pytest.mark.parametrize("width", [1, 10])
-@pytest.mark.parametrize("start", [0.0, 1e8])
+# Not further out: at 1e8 scikit-learn rounds the differences away on some processors.
+@pytest.mark.parametrize("start", [0.0, 1e3])
 def test_the_attack_equals_that_of_scikit_learn(size, width, start):
     rng = np.random.default_rng(size)
     members, strangers = (start + rng.normal(shift, 1.0, (size, width)) for shift in (0.0, 0.5))
