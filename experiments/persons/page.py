@@ -296,14 +296,14 @@ def _why(found):
 
 
 def _passed(found):
-    """Which methods the test does not tell from retraining under any seed, and which of them is nearest."""
+    """Which methods the test does not tell from retraining under any seed, and which of them is nearest to it."""
     passes = lambda key: all(quality_of(found, row) >= np.log10(0.05) for row in rows_of(found, key))
     passing = [key for key in _keys(found) if key[0] not in REFERENCES and passes(key)]
     off = {key: np.mean([distance(found, row) for row in rows_of(found, key)]) for key in passing}
     nearest = min(passing, key=lambda key: off[key])
     return (
-        f"It tells {len(passing)} methods from the retrained model under no seed: {'; '.join(map(name_of, passing))}. "
-        f"Of these {name_of(nearest)} is nearest to it ({off[nearest]:.1f} points off)."
+        f"{len(passing)} methods pass it, with p of at least 5 % under every seed: {'; '.join(map(name_of, passing))}. "
+        f"Of these {name_of(nearest)} is nearest to the retrained model ({off[nearest]:.1f} points off)."
     )
 
 

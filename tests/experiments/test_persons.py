@@ -63,10 +63,10 @@ def test_why_eupmu_is_where_it_is_says_what_the_rows_say():
         least[name] = min(compared.quality_of(found, row), least.get(name, 0))
         off.setdefault(name, []).append(compared.distance(found, row))
     passing = {name for name in least if name not in page.REFERENCES and 10 ** least[name] >= 0.05}
-    named = said.split(" under no seed: ")[1].split(". Of these ")[0]
+    named = said.split(" under every seed: ")[1].split(". Of these ")[0]
     assert set(named.split("; ")) == passing
     nearest = min(passing, key=lambda name: np.mean(off[name]))
-    assert f"Of these {nearest} is nearest to it ({np.mean(off[nearest]):.1f} points off)." in said
+    assert f"Of these {nearest} is nearest to the retrained model ({np.mean(off[nearest]):.1f} points off)." in said
     # Two samples of one shape, one of them so many places further.
     count = min(len(row["truth_ratios"]) for row in found)
     assert f"with {count} questions" in said
