@@ -32,9 +32,14 @@ def quality_of(found: list[dict], row: dict) -> float:
     return forget_quality(row["truth_ratios"], reference(found, row, "retrained")["truth_ratios"]).log10
 
 
+def utility_kept(found: list[dict], row: dict) -> float:
+    """The share of the original model's utility that a model has."""
+    return row["utility"] / reference(found, row, "original")["utility"]
+
+
 def keeps_utility(found: list[dict], row: dict) -> bool:
     """Whether a model keeps utility within 1 % of the original model's."""
-    return row["utility"] >= (1 - KEPT) * reference(found, row, "original")["utility"]
+    return utility_kept(found, row) >= 1 - KEPT
 
 
 def distance(found: list[dict], row: dict) -> float:

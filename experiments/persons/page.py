@@ -12,7 +12,16 @@ from eupmu_jax.metrics import privleak
 from eupmu_jax.metrics.language import forget_quality
 from experiments import parts
 from experiments.persons import over_time, paths, tune
-from experiments.persons.compared import distance, first_seed, keeps_utility, name_of, quality_of, reference, rows_of
+from experiments.persons.compared import (
+    distance,
+    first_seed,
+    keeps_utility,
+    name_of,
+    quality_of,
+    reference,
+    rows_of,
+    utility_kept,
+)
 from experiments.persons.tune import KEPT
 
 ROWS = Path(__file__).with_name("rows.jsonl")
@@ -57,7 +66,7 @@ def _draw_ends(found, path):
     figures = (
         ("error on forgotten persons, %", lambda row: 100 * row["error"]["forget"]),
         ("forget quality, log10 p", lambda row: quality_of(found, row)),
-        ("utility, % of the original model's", lambda row: 100 * _kept(found, row)),
+        ("utility, % of the original model's", lambda row: 100 * utility_kept(found, row)),
     )
     marks = (
         [100 * row["held_out_error"] for row in rows_of(found, ("original", ""))],
@@ -88,11 +97,6 @@ def _keys(found):
 
 def _methods(found):
     return list(dict.fromkeys((row["model"], row["objective"]) for row in found if row["model"] not in REFERENCES))
-
-
-def _kept(found, row):
-    """The share of the original model's utility."""
-    return row["utility"] / reference(found, row, "original")["utility"]
 
 
 def _order(found, key):
@@ -246,7 +250,7 @@ def _said(found):
     level = f"{100 * np.mean([row['held_out_error'] for row in rows_of(found, ('original', ''))]):.1f}"
     error = lambda key: f"{100 * np.mean([row['error']['forget'] for row in rows_of(found, key)]):.1f}"
     ours = rows_of(found, OURS)
-    least = min(_kept(found, row) for row in ours)
+    least = min(utility_kept(found, row) for row in ours)
     under = f"under {sum(keeps_utility(found, row) for row in ours)} of {len(ours)} seeds"
     kept = "keeps it" if OURS in keeping else f"keeps it {under} (the least it keeps: {100 * least:.1f} %)"
     beside = "" if best == OURS else f"; EUPMU, which {kept}, has {mean(OURS):.1f}"
@@ -279,7 +283,10 @@ def _why(found):
     # From far to near: SciPy has no exact p-value of samples that are one place apart.
     apart = 1 + next(places for places in range(count, 0, -1) if p_value(places) >= 0.05)
     lost = sum(not keeps_utility(found, row) for row in retrained)
-    line = f"misses it under {lost} of {len(retrained)} seeds" if lost else "keeps it under every seed"
+    line = (
+        " The line of 1 % is finer than the differences between models that never saw the persons: the retrained model "
+        f"itself misses it under {lost} of {len(retrained)} seeds."
+    )
     other = (
         f", and {ratio(rows_of(found, best))} after {name_of(best)}, which misses "
         f"{missed(rows_of(found, best)):.1f} % of the tokens: a model that is close in one figure need not be close in "
@@ -290,8 +297,8 @@ def _why(found):
         f"{missed(ours):.1f} against {level:.1f} % of the tokens. Forget quality does not look at tokens but at truth "
         f"ratios. Their median is {ratio(original)} in the original model, {ratio(retrained)} in the retrained one, "
         f"{ratio(ours)} after EUPMU{'' if best == OURS else other}. The test has little power: with {count} questions, "
-        f"p falls below 5 % once the two distributions are {apart} questions apart. {_passed(found)} The line of 1 % "
-        f"is finer than the differences between models that never saw the persons: the retrained model itself {line}."
+        f"p falls below 5 % once the two distributions are {apart} questions apart. {_passed(found)}"
+        f"{line if lost else ''}"
     )
 
 
@@ -302,7 +309,8 @@ def _passed(found):
     off = {key: np.mean([distance(found, row) for row in rows_of(found, key)]) for key in passing}
     nearest = min(passing, key=lambda key: off[key])
     return (
-        f"{len(passing)} methods pass it, with p of at least 5 % under every seed: {'; '.join(map(name_of, passing))}. "
+        f"Of {len(_methods(found))} methods, {len(passing)} pass it, with p of at least 5 % under every seed: "
+        f"{'; '.join(map(name_of, passing))}. "
         f"Of these {name_of(nearest)} is nearest to the retrained model ({off[nearest]:.1f} points off)."
     )
 
