@@ -10,20 +10,17 @@ in it a file for each split, parquet or JSON.
 | verbmem | forget | prompt, gt |
 | knowmem | forget_qa, retain_qa, and the same with _icl, examples for a prompt | question, answer |
 
-`texts` also reads `scal`, `sust` and `train`, which have one text per row. MUSE forgets `forget` of `raw`, retains
-`retain1`, and trains on rows of equal length that begin with the tokenizer's begin token, cut from all passages end to
-end. For `tasks.language`, which predicts all tokens of a row but the first:
-
-    begin, *ids = tokenizer.encode("<s>" + "\n".join(muse.texts(folder, "raw", "forget")))
-    rows = np.reshape(ids[: len(ids) // 2047 * 2047], (-1, 2047))
-    forget = {"tokens": np.insert(rows, 0, begin, axis=1)}
+`texts` also reads `scal`, `sust` and `train`, which have one text per row. MUSE forgets `forget` of `raw` and retains
+`retain1`, in rows of tokens that `tokenized` makes.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from eupmu_jax._stack.checks import check_int
 from eupmu_jax.data import _rows
 from eupmu_jax.data.questions import Questions
 
@@ -61,3 +58,47 @@ def questions(folder: str | os.PathLike[str], subset: str, split: str) -> Questi
     rows, places = _rows.read(Path(folder), f"{subset}/{split}", _PAIRS[subset])
     asked, told = (_rows.texts(rows, field, places) for field in _PAIRS[subset])
     return Questions(question=asked, answer=told, person=np.full(len(rows), -1, np.int32))
+
+
+def tokenized(
+    passages: Sequence[str], encode: Callable[[str], Sequence[int]], *, length: int, begin: int
+) -> dict[str, np.ndarray]:
+    r"""A batch for `tasks.language`: all tokens of the passages are predicted, none of them twice.
+
+    As in MUSE, the passages are joined by line breaks and cut into rows of equal length, each of which starts with the
+    begin token. The last row is filled up with it, and the filling is masked out.
+
+    Args:
+      passages: Such as `texts(folder, "raw", "forget")`.
+      encode: text -> ids, without adding any tokens; `Tokenizer.encode` is such a function.
+      length: Length of every row; MUSE's is 2048.
+      begin: Id of the begin token, such as `tokenizer.encode("<s>")[0]`.
+
+    Returns:
+      tokens (N, length) int32, and mask (N, length) bool, true for the tokens of the passages.
+
+    Raises:
+      ValueError: For a single text, no passages or none with any text, `begin` that is not an id or that `encode` adds
+        to a text, or a length below 2.
+
+    >>> batch = tokenized(["abc", "de"], lambda text: list(text.encode()), length=5, begin=0)
+    >>> [bytes(row.tolist()) for row in batch["tokens"]]
+    [b'\x00abc\n', b'\x00de\x00\x00']
+    >>> batch["mask"].astype(int).tolist()
+    [[0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    """
+    check_int("length", length, 2, static=True)
+    if isinstance(begin, bool) or not isinstance(begin, int | np.integer) or begin < 0:
+        raise ValueError(f"begin: got {begin!r}, expected the id of the begin token")
+    if isinstance(passages, str) or not any(passages):
+        given = f"the text {passages[:40]!r}" if isinstance(passages, str) else "no text"
+        raise ValueError(f"passages: got {given}, expected a list of at least one text")
+    ids = np.asarray(encode("\n".join(passages)), np.int32)
+    if ids[0] == begin:
+        raise ValueError(f"encode: got the begin token {begin} before the text, expected ids without added tokens")
+    rows = -(-len(ids) // (length - 1))
+    tokens = np.full((rows, length), begin, np.int32)
+    mask = np.zeros((rows, length), bool)
+    mask[:, 1:].flat[: len(ids)] = True
+    tokens[mask] = ids
+    return {"tokens": tokens, "mask": mask}

@@ -1,6 +1,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from eupmu_jax.data import muse
@@ -60,3 +61,30 @@ def test_missing_files_and_fields_are_named(tmp_path):
     write(tmp_path / "raw" / "forget.json", [{"text": 3}])
     with pytest.raises(ValueError, match="row 1: got 3 as text, expected a text"):
         muse.texts(tmp_path, "raw", "forget")
+
+
+@pytest.mark.parametrize("length", [2, 4, 7, 100])
+def test_every_token_of_the_passages_is_predicted_once(length):
+    encode = lambda text: [*text.encode()]
+    batch = muse.tokenized(("One.\nTwo.", "Three."), encode, length=length, begin=1)
+    assert batch["tokens"].shape == batch["mask"].shape == (len(batch["tokens"]), length)
+    assert batch["tokens"].dtype == np.int32
+    assert bytes(batch["tokens"][batch["mask"]].tolist()) == b"One.\nTwo.\nThree."
+    assert not batch["mask"][:, 0].any()
+    assert set(batch["tokens"][~batch["mask"]].tolist()) == {1}
+    # No row is without a passage.
+    assert batch["mask"].any(axis=1).all()
+
+
+def test_passages_that_cannot_become_rows_are_refused_by_name():
+    encode = lambda text: [*text.encode()]
+    for passages, given in (("One.", "the text 'One.'"), ((), "no text"), (("",), "no text")):
+        with pytest.raises(ValueError, match=f"passages: got {given}, expected a list of at least one text"):
+            muse.tokenized(passages, encode, length=4, begin=1)
+    with pytest.raises(ValueError, match="length: got 1, expected"):
+        muse.tokenized(("One.",), encode, length=1, begin=1)
+    for begin in (-1, True, "<s>"):
+        with pytest.raises(ValueError, match="begin: got"):
+            muse.tokenized(("One.",), encode, length=4, begin=begin)
+    with pytest.raises(ValueError, match="encode: got the begin token 1 before the text"):
+        muse.tokenized(("One.",), lambda text: [1, *text.encode()], length=4, begin=1)

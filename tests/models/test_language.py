@@ -274,9 +274,10 @@ def test_quantised_tensors_are_named_although_the_configuration_does_not_tell(wr
         load_huggingface(folder)
 
 
-def test_an_integer_dtype_is_refused(write):
-    with pytest.raises(ValueError, match=r"^dtype: got int8, expected a floating-point dtype"):
-        load_huggingface(write("llama"), jnp.int8)
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+def test_only_floating_point_dtypes_are_accepted(write, dtype):
+    with pytest.raises(ValueError, match=f"^dtype: got '{dtype}', expected a floating-point dtype such as 'bfloat16'"):
+        load_huggingface(write("llama"), dtype)
 
 
 def adapted_of_tunix(**more):

@@ -108,6 +108,8 @@ def test_other_files_are_refused(write_gguf, tmp_path):
         load_gguf(write_gguf("mamba"))
     with pytest.raises(ValueError, match="got no tensor model"):
         load_gguf(write_gguf(without="model.norm.weight"))
+    with pytest.raises(ValueError, match=r"^dtype: got 'int8', expected a floating-point dtype"):
+        load_gguf(write_gguf(), "int8")
     whole = write_gguf().read_bytes()
     for name, content in {
         "empty": b"",

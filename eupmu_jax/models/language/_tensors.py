@@ -72,9 +72,15 @@ def build(
 
     Raises:
       ImportError: Without google-tunix.
-      ValueError: If google-tunix does not support the configuration, or tensors are missing, left over or of other
-        shapes; raised before anything is read.
+      ValueError: If the dtype is not floating point, google-tunix does not support the configuration, or tensors are
+        missing, left over or of other shapes; raised before anything is read.
     """
+    try:
+        is_floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise ValueError(f"dtype: got {dtype!r}, expected a floating-point dtype such as 'bfloat16'")
     model, leaves, rest, _ = _planned(config, tensors, jnp.dtype(dtype), remat)
     shapes = _shapes(model)
     places = [None] * len(leaves)

@@ -80,8 +80,8 @@ def load_gguf(path: str | os.PathLike[str], dtype: jax.typing.DTypeLike = jnp.fl
     Raises:
       FileNotFoundError: If there is no such file.
       ImportError: Without the extra `language`.
-      ValueError: If it is not a GGUF file or has another architecture, and for tensors that are missing, left over or
-        of other shapes; raised before any tensor is read.
+      ValueError: If it is not a GGUF file or has another architecture, for a dtype that is not floating point, and for
+        tensors that are missing, left over or of other shapes; raised before any tensor is read.
 
     >>> load_gguf("nowhere.gguf")
     Traceback (most recent call last):

@@ -54,8 +54,6 @@ def load_huggingface(
     Traceback (most recent call last):
     FileNotFoundError: folder: got nowhere without config.json and *.safetensors, expected what save_pretrained writes
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected a floating-point dtype")
     config, _, tensors = _checkpoint("folder", Path(folder))
     return build(config, tensors, dtype, shardings, remat)
 
