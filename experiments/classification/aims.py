@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 
     @property
     def ratios(self) -> tuple[float, float, float]:
-        """Gaps as ratios: untuned to least trial, selected to least trial, and untuned to selected, on the seeds."""
+        """Gaps as ratios: untuned to best trial, selected to best trial, and untuned to selected, on the seeds."""
         untuned, ours = np.mean(self.untuned.gaps), np.mean(self.ours.gaps)
         return untuned / self.least, ours / self.least, untuned / ours
 
@@ -98,7 +98,7 @@ class Reached(NamedTuple):
       settings: The number of settings.
       medians, gaps: In how many its median, and its gap, is the least or tied with it.
       others: How many other methods reach that by the median.
-      to_least, to_chosen: The gap of its default as a multiple of that of its least trial, and of its selected trial.
+      to_least, to_chosen: The gap of its default as a multiple of that of its best trial, and of its selected trial.
     """
 
     settings: int
@@ -137,7 +137,7 @@ def told(of: Reached) -> str:
         f"{OURS}'s median was to be the least, or tied with it, in {MEDIANS} of {of.settings} settings. It is in "
         f"{of.medians}, as it is for {of.others} other methods: few trials can tell little apart. Its gap was to be "
         f"the least or tied in {GAPS}: it is in {of.gaps}. Untuned, its gap was to be at most {RATIO} times that of "
-        f"its own best trial in the median: it is {of.to_least:.2f} times that of the least trial, and "
+        f"its own best trial, in the median: it is {of.to_least:.2f} times that of the best trial, and "
         f"{of.to_chosen:.2f} times that of the selected trial on the same seeds."
     )
 
@@ -147,7 +147,7 @@ def in_short(of: Reached) -> str:
     return parts.paragraph(
         f"The aims of {OURS}: the least median, or a tie with it, in {MEDIANS} settings (reached: {of.medians}, by "
         f"{of.others} others too), the same for the gap in {GAPS} (reached: {of.gaps}), and untuned at most {RATIO} "
-        f"times the gap of its least trial (reached: {of.to_least:.2f})."
+        f"times the gap of its best trial, in the median (reached: {of.to_least:.2f})."
     )
 
 
@@ -185,9 +185,9 @@ def _said(at_random):
     return parts.paragraph(
         f"At random {OURS} ends at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the error on unseen data. "
         f"No method that loses at most {SMALL:g} point of RA gets past {100 * within:.0f} %. In {len(better)} cases a "
-        f"method is better than {OURS} by more than the interval. In {len(better) - len(others)} of them it loses more "
-        f"RA, and of the other {len(others)}, {len(by_confidence)} have the forget loss {CONFIDENCES}, which moves "
-        f"confidences, and so MIA (up to {figure('MIA'):.0f}), but hardly any prediction (UA up to "
+        f"method is better than {OURS} by more than the interval. In {len(better) - len(others)} of them that method "
+        f"loses more RA, and of the other {len(others)}, {len(by_confidence)} have the forget loss {CONFIDENCES}, "
+        f"which moves confidences, and so MIA (up to {figure('MIA'):.0f}), but hardly any prediction (UA up to "
         f"{figure('UA'):.1f}). The remaining {len(rest)} ({', '.join(rest)}) are better for neither reason. The blind "
         f"score does not see MIA; yet a selection with the gaps in view would have saved at most {saved:.1f} points on "
         f"the tuning problem, and {min(short):.1f} to {max(short):.1f} are missing. The limit is seldom what stops "
@@ -204,5 +204,5 @@ def _ratios(all_of):
     ]
     middle = np.median([setting.ratios for setting in all_of], axis=0)
     body.append(["median", "", "", *(f"{ratio:.2f}" for ratio in middle)])
-    head = ["", "untuned", "least trial", "untuned to least", "selected to least", "untuned to selected"]
+    head = ["", "untuned", "best trial", "untuned to best", "selected to best", "untuned to selected"]
     return parts.table(head, body)

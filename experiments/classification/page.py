@@ -123,13 +123,13 @@ def again(first, second):
                     _named(name, case),
                     f"{means[0]:.2f}",
                     f"{low:.2f} to {high:.2f}",
-                    f"{seeds[0]} to {seeds[-1]}",
+                    ", ".join(map(str, seeds)),
                     f"{means[1]:.2f}",
                     "yes" if low <= means[1] <= high else "no",
                     f"{(means[1] - means[0]) / error:+.1f}",
                 ]
             )
-    head = ["", "forget", "gap", "95 %", "seeds", "again", "inside", "difference in errors"]
+    head = ["", "forget", "gap", "95 %", "seeds", "again", "inside", "difference, standard errors"]
     return parts.table(head, body) + f"\n{inside} of {len(body)} later means lie inside the first interval.\n"
 
 

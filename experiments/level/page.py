@@ -126,8 +126,8 @@ def in_short(found: list[dict]) -> str:
         f"forget batches {span(lambda row: row['batch'])}, {span(lambda row: row['steps'])} steps): of {len(half)} "
         f"runs that forgot half of the data, {_reached(half):.0f} % ended with no significant difference in error "
         f"between forgotten and unseen digits (in loss: {alike:.0f} %); of {len(by_class)} that forgot a class, "
-        f"{_reached(by_class):.0f} % recognise at most 2 % of it. Changes in points: retain accuracy "
-        f"{gain(telling, 'retain'):z.2f}, test {gain(half, 'test'):+.1f} and {gain(by_class, 'test'):+.1f}."
+        f"{_reached(by_class):.0f} % recognise at most 2 % of it. Points gained: retain accuracy "
+        f"{gain(telling, 'retain'):z.2f}, test {gain(half, 'test'):+.1f} (class: {gain(by_class, 'test'):+.1f})."
     )
 
 

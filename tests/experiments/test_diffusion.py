@@ -109,7 +109,7 @@ def test_the_runs_nearest_to_the_retrained_model_under_attack_are_named(found):
     ours = off["EUPMU", "untuned"]
     by_seed = ", ".join(str(1 + sum(its[k] < ours[k] for its in off.values())) for k in range(len(ours)))
     attacks = f"{len(figures(attacked[0])) - 1} attacks included"
-    told = f"{attacks}, it is number {place} of {len(off)} untuned runs on digits (seed by seed: {by_seed})."
+    told = f"{attacks}, it is number {place} of {len(off)} runs on digits, none selected (by seed: {by_seed})."
     assert told in blocks["diffusion in short"]
     assert f"untuned EUPMU is number {by_seed}." in blocks["diffusion nearest"]
 

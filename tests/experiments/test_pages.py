@@ -53,7 +53,7 @@ def test_what_is_said_of_runs_to_the_level_is_in_the_rows():
     rose = [100 * np.mean([row["test_error_before"] - row["test_error"] for row in mine]) for mine in (half, by_class)]
     assert f"{100 - 100 * len(missed) / len(half):.0f} % ended with no significant" in said
     assert f"(in loss: {100 * alike:.0f} %)" in said
-    assert said.endswith("test {:+.1f} and {:+.1f}.".format(*rose))
+    assert said.endswith("test {:+.1f} (class: {:+.1f}).".format(*rose))
 
 
 def test_a_block_without_rows_is_refused():
