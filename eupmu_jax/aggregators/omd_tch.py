@@ -41,8 +41,8 @@ def omd_tch(
 
     Cost: one forward and one backward pass over all examples. Logarithms keep `"eg"` from overflowing, and a weight
     that has almost vanished can recover. `"pgd"` sets weights to exactly zero. A large eta gives the worst objective
-    all the weight within a few steps. Objectives at or below their ideal gain no weight; losses without a lower bound
-    are never above.
+    all the weight within a few steps. Objectives at or below their ideal gain no weight and have no part in d: with an
+    ideal of 0 a negative loss, such as a negated cross-entropy, is ignored.
 
     Args:
       eta: Step size of the weights.

@@ -16,9 +16,9 @@ def upgrad(*, num_objectives: int | None = None) -> optax.GradientTransformation
       d = \frac1K \sum_i \Pi(g_i), \qquad
       \Pi(g) = \arg\min_d \tfrac12 \|d - g\|^2 \;\text{s.t.}\; \langle g_k, d\rangle \ge 0,\; k = 0..K-1
 
-    Guarantees: to first order no loss rises, and a gradient scaled by c moves d by at most its own share. For two
-    objectives it is half of PCGrad. Opposite gradients give d = 0. The projections are exact; the authors' code adds
-    1e-4 to the diagonal of the normalised Gram matrix.
+    Guarantees: to first order no loss rises, and a gradient scaled by c > 0 scales its own projection by c and leaves
+    the others unchanged. For two objectives it is half of PCGrad. Opposite gradients give d = 0. The projections are
+    exact; the authors' code adds 1e-4 to the diagonal of the normalised Gram matrix.
 
     Args:
       num_objectives: K, if it is not 2; at most 15. Needed where the state must keep one shape.

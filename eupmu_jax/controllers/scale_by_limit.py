@@ -64,8 +64,8 @@ def scale_by_limit(
     A learning rate that is too small forgets nothing. With a `target`, steps may grow to up to `most` times the
     optimizer's while the forget figures are short of the target and the retain figures are at most `safe`. Between
     `safe` and the limit they keep their length, and at the target the bound is 1 again. Above the limit they may be as
-    long as the longest step so far, since shorter ones may be too short to repair its damage. Both figures are
-    averaged, with the last ten or so steps counting most.
+    long as the longest step so far, since shorter ones may be too short to repair its damage. Both figures are averages
+    in which the last ten or so steps count most, :math:`\ell_t` of the forget and :math:`r_t` of the retain batches.
 
     .. math::
       s_{max} = \begin{cases}

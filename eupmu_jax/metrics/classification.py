@@ -102,7 +102,7 @@ def evaluate(
       UA = 100 - accuracy on the forget set; RA, TA = accuracy on the retain and the test set; `mia`, the MIA efficacy
       for each feature, and MIA, that for the confidence; `retain_loss`, `forget_loss` and `test_loss`, mean
       cross-entropies over the whole sets. If a class was forgotten, TA, the attacks and `test_loss` leave it out of the
-      test set, as the protocol does, and `test_UA` is 100 - accuracy on its test examples, which the model never saw.
+      test set, as SalUn does, and `test_UA` is 100 - accuracy on its test examples, which the model never saw.
 
     Raises:
       ValueError: For an unknown attack, a split with an example on both sides, or a test set without examples of the

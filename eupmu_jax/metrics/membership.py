@@ -81,7 +81,7 @@ def svc_attack(
       members, non_members, targets: `features` of the retain, the test and the forget set.
       seed: Selects the examples that train the attack if there are more than needed.
       shadow_size: The most members and the most non-members that train the attack, limited by the smaller set. Time
-        grows with its square, to several seconds for each feature at the protocol's 10,000.
+        grows with its square, to several seconds for each feature at SalUn's 10,000.
 
     Returns:
       A percentage. It is 50 if all examples that train the attack are alike, as with `correctness` when all are

@@ -32,7 +32,7 @@ class Unlearned(NamedTuple, Generic[Params]):
     Attributes:
       params: The final parameters, after the last step and whatever the method does at its end.
       history: Dict of lists of equal length: `step`, `retain_loss` and `forget_loss` (the task's retain loss on both
-        sets), `retain_error` and `forget_error`, `multiplier` and `weight` of the forget gradient, and `cosine` between
+        sets), `retain_error` and `forget_error`, `multiplier`, `weight` (of the forget gradient), and `cosine` between
         the gradients of the two objectives (for a method without the setting `forget_objective`: between those of the
         retain loss and of `random_labels` or else the task's first forget loss); NaN where a value does not exist.
         Measured on at most 2,000 examples of each set, `cosine` on at most as many as a step takes. Empty without
