@@ -57,11 +57,18 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
     distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
     for loss in (*errors, task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
-        # Memory addresses of functions differ between processes.
-        text = program.jaxpr.pretty_print(use_color=False)
-        found.update(re.sub("0x[0-9a-f]+", "", text).encode())
+        found.update(without_addresses(program.jaxpr.pretty_print(use_color=False)).encode())
         found.update(digest(program.consts).encode())
     return found.hexdigest()
+
+
+def without_addresses(text: str) -> str:
+    """The text without the memory addresses of functions, which differ between processes.
+
+    >>> without_addresses("<function mean at 0x7fc788fd7f60>")
+    '<function mean at >'
+    """
+    return re.sub("0x[0-9a-f]+", "", text)
 
 
 def _plain(value):

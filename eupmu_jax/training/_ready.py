@@ -18,7 +18,13 @@ from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of, checked_start
 from eupmu_jax.training._faults import check_folder, check_readable, check_storage
 from eupmu_jax.training._frozen import trainable
-from eupmu_jax.training._identity import digest_of_examples, digest_of_losses, digest_of_model, identity
+from eupmu_jax.training._identity import (
+    digest_of_examples,
+    digest_of_losses,
+    digest_of_model,
+    identity,
+    without_addresses,
+)
 from eupmu_jax.training._inputs import Sets, batches_on, check_arguments, check_start, check_storable, on_host
 from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import passes_of_start, steered
@@ -94,7 +100,7 @@ def ready(
     given: dict[str, Any] = {} if start is None else {"start": check_start(start)}
     loss = task.forget.get(str(asked.get("forget_objective")))
     if isinstance(loss, functools.partial):
-        given["constants"] = {name: repr(value) for name, value in loss.keywords.items()}
+        given["constants"] = {name: without_addresses(repr(value)) for name, value in loss.keywords.items()}
     batches = counts["forget_batch"], counts["retain_batch"]
     # The identity covers all parameters as given, and which of them are frozen.
     every = params if frozen is None else (params, split(frozen, params)[0])

@@ -192,6 +192,21 @@ def test_another_base_under_the_same_adapters_makes_a_different_run(digits, tmp_
         begin({**digits.params, "hidden": digits.params["hidden"] * 1.1})
 
 
+def test_a_loss_with_a_function_among_its_constants_resumes_in_another_process(digits, tmp_path):
+    # BUG: the function's memory address was part of the identity, and every process has another one.
+    def begin(factor):
+        scaled = lambda outputs, batch, by: -by(TASK.retain(outputs, batch))
+        task = TASK._replace(forget={"mine": functools.partial(scaled, by=lambda loss: factor * loss)})
+        options = {"steps": 2, "probes": 0, "directory": tmp_path}
+        options |= {"settings": {"learning_rate": 1e-3, "forget_objective": "mine", "retain_weight": 1.0}}
+        return unlearn("weighted sum", task, digits.params, digits.forget, digits.retain, **options).params
+
+    first = begin(1.0)
+    chex.assert_trees_all_equal(begin(1.0), first)
+    with pytest.raises(ValueError, match=r"holds another run; got losses"):
+        begin(2.0)
+
+
 def test_a_terminal_does_not_change_the_identity_of_a_run(monkeypatch):
     # BUG: JAX colours the programs that it prints on a terminal, so a run begun there could not resume in a pipe.
     batch = {"inputs": np.ones((4, 64), np.float32), "labels": np.zeros(4, int)}
