@@ -16,7 +16,7 @@ from eupmu_jax.methods.passes import terms_of
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn
 from eupmu_jax.training._aim import Aim, aim_of, checked_start
-from eupmu_jax.training._faults import check_folder, check_readable, check_storage
+from eupmu_jax.training._faults import check_folder, check_readable, check_storage, make_folder
 from eupmu_jax.training._frozen import trainable
 from eupmu_jax.training._identity import (
     digest_of_examples,
@@ -115,6 +115,8 @@ def ready(
     task = task if mesh is None else sharing(task, mesh)
     if directory is not None:
         check_storable(params)
+        if "://" not in str(directory):
+            make_folder("directory", Path(directory))
     if chosen.steers:
         _warn.of_unlabelled(task, sets.forget)
     aim = aim_of(task, params, sets, held_out, asked.get("target")) if chosen.steers else None

@@ -1,7 +1,9 @@
 """Stopped runs of `unlearn` resume to the same result, and the folder of another run is refused."""
 
+import errno
 import functools
 import os
+import pathlib
 import signal
 import sys
 
@@ -230,3 +232,14 @@ def test_a_directory_that_is_a_file_is_named_before_any_work(digits, tmp_path):
     for below, named in ((path / "run", "file"), (tmp_path / "link", "link")):
         with pytest.raises(ValueError, match=rf"^directory: got {below}, but .*/{named} is not a folder, expected"):
             digits.unlearn("weighted sum", directory=below)
+
+
+def test_a_directory_that_cannot_be_made_is_named_before_any_work(digits, tmp_path, monkeypatch):
+    # BUG: the raw error came after the first pass over the retain set.
+    def refused(path, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refused)
+    monkeypatch.setattr(_ready, "retain_figures", lambda *given: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=r"^directory: cannot write to .*run \(Read-only.*\); expected a writable"):
+        digits.unlearn("weighted sum", directory=tmp_path / "run")
