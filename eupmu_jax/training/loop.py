@@ -213,8 +213,8 @@ def _restore(manager, carry, meta, first, history):
     if count is None:
         return first, carry
     damaged = (
-        f"directory: {manager.directory} holds no intact checkpoint of step {count} of a run like this; if it was "
-        f"damaged, delete {manager.directory / str(count)} to resume"
+        f"directory: {manager.directory} holds no intact checkpoint of step {count} of a run like this, expected one "
+        f"or an empty directory; if it is of such a run, but damaged, delete {manager.directory / str(count)} to resume"
     )
     json_items = ocp.args.Composite(meta=ocp.args.JsonRestore(), history=ocp.args.JsonRestore())
     with _readable(damaged):

@@ -175,6 +175,14 @@ def test_a_folder_that_is_not_a_checkpoint_is_reported(tmp_path, content):
         run(tmp_path, 8)
 
 
+def test_nobody_is_told_to_delete_a_checkpoint_of_their_own(tmp_path):
+    # BUG: the error went on with "if it was damaged, delete" the model that was there.
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(7, args=ocp.args.StandardSave({"w": np.ones(2)}))
+    with pytest.raises(ValueError, match=r"of a run like this, expected one or an empty directory; if it is of such"):
+        run(tmp_path, 8)
+
+
 def test_too_many_open_files_are_not_reported_as_damage(tmp_path, monkeypatch):
     # BUG: the error advised deleting an intact checkpoint.
     run(tmp_path, 4)
