@@ -76,7 +76,8 @@ def check_int(name: str, value: Any, least: int, unit: str = "", *, static: bool
     if (static or not is_traced(value)) and not (
         is_number and value >= least and np.isfinite(value) and value == np.floor(value)
     ):
-        raise ValueError(f"{name}: got {value}, expected an int of at least {least}{unit}")
+        found = repr(value) if isinstance(value, jax.Array) else value
+        raise ValueError(f"{name}: got {found}, expected an int of at least {least}{unit}")
 
 
 def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:

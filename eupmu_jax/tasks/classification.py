@@ -71,7 +71,11 @@ def classification(
 def _task(apply, num_classes, fresh_params, augment):
     def outputs(params, batch, key):
         inputs = batch["inputs"] if augment is None or key is None else augment(key, batch["inputs"])
-        return apply(params, inputs)
+        logits = apply(params, inputs)
+        if not hasattr(logits, "shape"):
+            found = type(logits).__name__
+            raise ValueError(f"apply: returned {found}, expected logits of shape (n, {num_classes}) alone")
+        return logits
 
     def draw(key, epoch, batch):
         drawn = objectives.random_labels(jax.random.fold_in(key, epoch), batch["labels"], num_classes)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import chex
 import jax
 
+from eupmu_jax._stack.checks import check_int
+
 
 class Task(NamedTuple):
     r"""A model and its losses as pure functions, independent of any data set, file or kind of model.
@@ -170,5 +172,7 @@ def check_task(task: Task) -> None:
     for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model"):
         if getattr(task, name) is not None:
             check_function(f"task.{name}", getattr(task, name), "a function or None")
+    if task.num_classes is not None:
+        check_int("task.num_classes", task.num_classes, 2, static=True)
     if not isinstance(task.rate, bool) or (task.rate and task.error is None):
         raise ValueError(f"task.rate: got {task.rate!r}, expected True or False, and True only with an error")

@@ -159,6 +159,15 @@ BAD = {
     "no function": (lambda: tasks.classification(3, 10), r"apply: got 3, expected a function"),
     "one class": (lambda: tasks.classification(LOSS, 1), r"num_classes: got 1, expected an int of at least 2"),
     "half a class": (lambda: tasks.classification(LOSS, 2.5), r"num_classes: got 2\.5, expected an int of at least 2"),
+    # BUG: "got 3", and in a task of one's own "unhashable type" alone.
+    "classes counted by JAX": (
+        lambda: tasks.classification(LOSS, jnp.int32(3)),
+        r"num_classes: got Array\(3, .*\), expected an int of at least 2",
+    ),
+    "classes of a task counted by JAX": (
+        lambda: tasks.Task(OUTPUTS, LOSS, {"a": LOSS}, num_classes=jnp.int32(3)),
+        r"task\.num_classes: got Array\(3, .*\), expected an int of at least 2",
+    ),
     "a dict": (lambda: tasks.classification({}, 3), r"apply: got \{\}, expected a function"),
     "no hash": (
         lambda: tasks.classification(Callable(), 3),

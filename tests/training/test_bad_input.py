@@ -252,6 +252,11 @@ BAD = {
         {"task": classification(apply, num_classes=12)},
         r"task\.outputs: returned shape \(2, 10\) for 2 examples, expected \(2, 12\): a logit for each class",
     ),
+    # BUG: "'dict' object has no attribute 'shape'" alone.
+    "more than logits": (
+        {"task": classification(lambda params, inputs: {"logits": apply(params, inputs)}, 10)},
+        r"apply: returned dict, expected logits of shape \(n, 10\) alone",
+    ),
     "a column of labels": (
         {name: lambda d, name=name: column(getattr(d, name)) for name in ("forget", "retain")},
         r"forget: labels: got shape \(2, 1\)|forget: labels: got shape \(\d+, 1\), expected \(n,\) ints",
