@@ -100,6 +100,9 @@ def as_examples(name: str, data: Any) -> Any:
         length = len(data)
         _check_ids(name, data.ids, _length(name, data.tree))
     elif _is_tree_of_arrays(data):
+        # A column of pandas gives rows by label, not by position, and neither it nor a tensor is an array for JAX.
+        is_foreign = lambda leaf: hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array)
+        data = jax.tree.map(lambda leaf: np.asarray(leaf) if is_foreign(leaf) else leaf, data)
         length = _length(name, data)
         data = Examples(data, np.arange(length))
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -185,10 +188,15 @@ def _length(name, tree):
 
 def _check_numbers(name, tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Objects, bytes, texts, dates and durations, which no JAX array can hold.
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
-            where = describe(path)
-            raise ValueError(f"{name}: leaf {where} is of type {leaf.dtype}, expected numbers; leave other columns out")
+        if not isinstance(leaf, np.ndarray):
+            continue
+        is_of = f"{name}: leaf {describe(path)} is of type {leaf.dtype}"
+        # Objects, bytes, texts, dates, durations and records, which no JAX array can hold.
+        if leaf.dtype.kind in "OSUMm" or leaf.dtype.names:
+            raise ValueError(f"{is_of}, expected numbers; leave other columns out")
+        if not leaf.dtype.isnative:
+            native = leaf.dtype.newbyteorder("=")
+            raise ValueError(f"{is_of}, expected the byte order of this machine, as after .astype({str(native)!r})")
 
 
 def _check_ids(name, ids, length):

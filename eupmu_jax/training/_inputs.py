@@ -14,8 +14,9 @@ from eupmu_jax._stack.checks import describe
 from eupmu_jax._stack.frozen import mask_of
 from eupmu_jax._stack.programs import jit_for_task
 from eupmu_jax.sharding import batch_shardings, check_axes
-from eupmu_jax.tasks import Examples, Task, as_examples
+from eupmu_jax.tasks import Examples, Task, as_examples, check_task
 from eupmu_jax.tasks.examples import rows_of, spread
+from eupmu_jax.training._digest import numbers_of
 
 # For a set that is not in memory, the number of examples, spread over it, that stand for all.
 HASHED = 64
@@ -111,7 +112,7 @@ def on_host(examples, narrow: bool = False):
         return examples
 
     def moved(leaf):
-        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and numbers_of(leaf) is leaf:
             leaf = np.asarray(leaf)
         if not narrow or not isinstance(leaf, np.ndarray):
             return leaf
@@ -226,6 +227,7 @@ def check_examples(name: str, examples: Any, task: Task, params: chex.ArrayTree)
       ValueError: From the task, with the name of the set in front, and for arrays committed to other devices than
         the parameters.
     """
+    check_task(task)
     # What another source holds says nothing about where its batches will be.
     held, given = (_devices_of(tree) for tree in (examples.tree if isinstance(examples, Examples) else (), params))
     if held and given and held != given:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from eupmu_jax.tasks import Examples
+from eupmu_jax.training._digest import numbers_of
 from eupmu_jax.training._inputs import CHECKED
 
 
@@ -38,5 +39,5 @@ def _rows(examples, positions):
 
 def _leaves(batch):
     """Leaves on the host with JAX's dtypes, as one set may already be on a device and the other not."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
+    leaves = [np.asarray(numbers_of(leaf)) for leaf in jax.tree.leaves(batch)]
     return [leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False) for leaf in leaves]

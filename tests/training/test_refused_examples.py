@@ -29,6 +29,54 @@ def test_the_error_names_the_set(name):
         READERS[name]()
 
 
+@pytest.mark.parametrize("name", ["held_out", "train"])
+def test_a_function_in_place_of_a_task_is_named(name):
+    # BUG: "'function' object has no attribute 'check'" alone.
+    call = {
+        "held_out": lambda: levels.unseen_level(TASK.outputs, WEIGHTS, GOOD),
+        "train": lambda: relearning.relearn(TASK.outputs, WEIGHTS, GOOD, GOOD, every=1, **STEPS),
+    }[name]
+    with pytest.raises(ValueError, match=r"^task: got function, expected a Task"):
+        call()
+
+
+def test_bytes_in_another_order_and_records_are_named():
+    # BUG: JAX's error named neither the set nor the leaf.
+    with pytest.raises(ValueError, match=r"^forget: leaf \['x'\] is of type >f4, .* as after \.astype\('float32'\)$"):
+        tasks.as_examples("forget", {"x": np.zeros(3, ">f4")})
+    with pytest.raises(ValueError, match=r"^forget: leaf the tree itself is of type \[.*, expected numbers; leave"):
+        tasks.as_examples("forget", np.zeros(3, [("x", "f4")]))
+
+
+class Column:
+    """As in pandas: an array whose rows have labels, by which it is indexed."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def __getitem__(self, labels):
+        raise KeyError(labels)
+
+
+def test_a_column_of_a_data_frame_is_read_by_position():
+    # BUG: held-out examples were read by label, and JAX then refused them, without a name.
+    examples = tasks.as_examples("held_out", {"labels": Column(np.array([3, 4, 5]))})
+    assert examples[np.array([2, 0])]["labels"].tolist() == [5, 3]
+
+
+def test_keys_are_examples_too(caplog):
+    # BUG: comparing the sets ended in "JAX array with PRNGKey dtype cannot be converted to a NumPy array".
+    noisy = lambda params, batch, key: params - jax.vmap(jax.random.normal)(batch["noise"])
+    task, keys = OWN._replace(outputs=noisy), jax.random.split(jax.random.key(0), 6)
+    forget, retain = ({"noise": part, "weight": np.ones(len(part))} for part in (keys[:3], keys[2:]))
+    settings = {"learning_rate": 0.1, "forget_objective": "ascent", "retain_weight": 1.0}
+    unlearn("weighted sum", task, jnp.float32(0), forget, retain, steps=1, probes=0, settings=settings)
+    assert "1 of the 3 examples to forget are in the retain set" in caplog.text
+
+
 def _weighted(outputs, batch):
     return jnp.sum(batch["weight"] * outputs**2) / jnp.sum(batch["weight"])
 
