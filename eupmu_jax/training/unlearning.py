@@ -96,9 +96,11 @@ def unlearn(
       params: Parameters of the original model: any pytree of arrays, such as a dict or the `nnx.Param`s of a Flax NNX
         model (do not include BatchNorm statistics: they would be trained as well). They are not modified.
       forget, retain: Trees of arrays with a common leading axis, or any objects with `len(data)` and
-        `data[positions] -> batch` for an array of positions. Both must give batches of the same structure. Examples
-        that appear in both cause a warning. To forget more in a second call, on the result of the first, leave what
-        the first forgot out of `retain` too, or it is learned again, without a warning.
+        `data[positions] -> batch` for an array of positions. Trees are copied to the device as a whole, memory maps
+        too; on a mesh they stay on the host. An object is read batch by batch, so it may be larger than memory. Both
+        must give batches of the same structure. Examples that appear in both cause a warning. To forget more in a
+        second call, on the result of the first, leave what the first forgot out of `retain` too, or it is learned
+        again, without a warning.
       held_out: Examples that the model never saw, in the same form. EUPMU forgets to their level, with the classes of a
         classifier mixed as in the forget set. A class, or a condition of a diffusion model, that the retain set lacks
         is forgotten completely. No other group that the retain set lacks is recognised, such as a user or an item of a
