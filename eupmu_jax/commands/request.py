@@ -25,7 +25,8 @@ def add(file: Path, ids: Path, reason: str, path: Path, console: Console) -> Non
     said = "added" if is_new else f"exists already, made at {request.made}, {request.state}"
     if not is_new and reason not in ("", request.reason):
         said += f"; its reason stays {request.reason!r}"
-    console.print(f"Request {request.number}, {request.examples:,} examples: {said}.", highlight=False, markup=False)
+    line = f"Request {request.number}, {request.examples:,} examples: {said}."
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_all(path: Path, console: Console) -> None:
@@ -33,9 +34,11 @@ def show_all(path: Path, console: Console) -> None:
     with ledger.known(path) as connection:
         found = ledger.listed(connection)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (("", "right"), ("examples", "right"), ("state", "left"), ("made, UTC", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("reason")
+    # In a narrow terminal, cells that neither wrap nor fold would be cut off, or their column left out.
+    for name in ("", "examples"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in ("state", "made, UTC", "reason"):
+        table.add_column(name, overflow="fold")
     for request in found:
         when, reason = request.made[:16].replace("T", " "), escape(printable(request.reason))
         table.add_row(str(request.number), f"{request.examples:,}", request.state, when, reason)
@@ -48,6 +51,8 @@ def show_one(number: int, path: Path, console: Console) -> None:
         request = ledger.find(connection, number)
         ids = ledger.ids_of(connection, number)
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in request._asdict().items():
         table.add_row(name, escape(printable(str(value))))
     shown = ids[:SHOWN] if console.is_terminal else ids

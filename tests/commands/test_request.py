@@ -2,6 +2,9 @@
 
 import pytest
 
+from eupmu_jax.commands import own_model
+from eupmu_jax.service import ledger
+
 
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys, eupmu):
@@ -30,13 +33,25 @@ def test_a_request_is_added_listed_and_shown(told):
     assert "Request 1, 2 examples: added." in told("add", "mytask.py", "ids.txt", "--reason", "a [letter]").out
     again = told("add", "mytask.py", "ids.txt", "--reason", "again").out
     assert "exists already" in again
-    assert "its reason stays 'a [letter]'" in " ".join(again.split())
+    assert "its reason stays 'a [letter]'" in again
     listed = told("list").out
     assert "a [letter]" in listed
     assert "open" in listed
     shown = told("show", "1").out
     assert "1, 2" in shown
     assert "a [letter]" in shown
+
+
+@pytest.mark.parametrize("width", [30, 44, 80])
+def test_nothing_is_cut_off_in_a_narrow_terminal(width, told, monkeypatch):
+    # BUG: at 44 columns the list had no reasons, and hashes ended in an ellipsis.
+    told("add", "mytask.py", "ids.txt", "--reason", "letter")
+    monkeypatch.setenv("COLUMNS", str(width))
+    listed, shown = told("list").out, told("show", "1").out
+    assert "…" not in listed + shown
+    assert width < 44 or "letter" in listed
+    with ledger.known(own_model.LEDGER) as connection:
+        assert ledger.find(connection, 1).digest in "".join(shown.split())
 
 
 def test_a_reason_cannot_steer_the_terminal(told):
