@@ -53,6 +53,7 @@ def untrue(own: dict, asked: dict, told: dict, start: Any, end: Any, sets: tuple
     level = _level_of(told["level"])
     flags = {
         "level.kept": (told["level"]["kept"], within(level.retain_error, level.limit)),
+        "rates": (told["rates"], task.is_rate),
         "examples": (told["examples"], {"forget": len(sets[0]), "retain": len(sets[1])}),
     }
     if is_whole:

@@ -173,6 +173,8 @@ def test_a_record_of_a_result_that_was_not_reached_fails_audit_and_verification(
     reached |= {"met": not reached["met"], "least": 0.0}
     reached["level"] |= {"target": 0.01, "interval": [0.0, 0.02], "limit": 0.9}
     reached["examples"]["forget"] += 1
+    # BUG: percentages could be shown as if they were losses.
+    reached["rates"] = False
     records.write(path, reached)
     before = json.loads((copy / "run" / "audit.json").read_text())
     report.make(copy / "run")
@@ -182,6 +184,7 @@ def test_a_record_of_a_result_that_was_not_reached_fails_audit_and_verification(
     (said,) = [reason for reason in audited["reasons"] if reason.startswith("reached.json does not match")]
     assert all(name in said for name in ("level.target", "level.limit", "level.interval", "; least: reported"))
     assert "examples: reported" in said
+    assert "rates: reported False, found True" in said
     assert not any("reached.json" in reason for reason in before["reasons"])
 
 
