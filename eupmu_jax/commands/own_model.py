@@ -93,14 +93,11 @@ def audit(run: Path, file: Path) -> None:
     """
     from rich.console import Console
 
-    from eupmu_jax.service import audit, folder, records
+    from eupmu_jax.service import audit
 
     with own_errors(file):
         found = audit.run(file, run)
-    said = audit.said(found)
-    if folder.is_of_other_code(file, records.read(run / "reached.json", "reached")):
-        said += f"\nWarning: {file} has changed since the run; these are the figures of its task as it is now."
-    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+    Console().print(audit.said(found), highlight=False, markup=False, soft_wrap=True)
     sys.exit({audit.PASSED: 0, audit.FAILED: AUDIT_FAILED, audit.INCONCLUSIVE: INCONCLUSIVE}[found["verdict"]])
 
 

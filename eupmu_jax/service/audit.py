@@ -21,6 +21,7 @@ from eupmu_jax.training.classes import classes_to_go, labels_of
 OVERLAP = 0.1
 BITS = (8, 4)
 APART = "Matrices were rounded one by one: adapters that are merged into their base first may round differently."
+CHANGED = "The user's file has changed since the run: these are the figures of its task as it is now."
 UNTOLD = "The original model passes the same tests: the forgotten examples are too few or were barely learned."
 
 
@@ -123,6 +124,7 @@ def make(path: Path, out: Path) -> dict:
         remarks.append("The retrained model is the original one, so it shows nothing.")
     remarks += _verdict.remarks(audited, unseen is not None, _staying(task, forget, gone))
     remarks += [APART] if own.get("frozen") is not None else []
+    remarks += [CHANGED] if folder.is_of_other_code(path, reached) else []
     return {"verdict": verdict, "reasons": reasons, "remarks": remarks} | audited | {"params": reached["params"]}
 
 

@@ -208,8 +208,9 @@ def test_what_counts_as_a_difference(place, reported, found, differs):
 
 def test_a_file_other_than_that_of_the_run_is_named(copy):
     (copy / "mytask.py").write_text((copy / "mytask.py").read_text() + "# later\n")
-    (line,) = verify(copy)
-    assert line.startswith("reached.code: ")
+    code, remark = verify(copy)
+    assert code.startswith("reached.code: ")
+    assert remark.startswith("audit.remarks: ")
 
 
 def test_the_command_names_differences_with_exit_code_4(copy, eupmu, capsys):
