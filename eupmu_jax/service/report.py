@@ -15,7 +15,8 @@ def make(out: Path) -> dict:
     """Writes `report.json` for an audited run of `deletion.run`, and returns it.
 
     Raises:
-      ValueError: If the run is not finished or not audited, or was retrained after its audit, or a record is damaged.
+      ValueError: If the run is not finished or not audited, was retrained or repeated after its audit, or a record is
+        damaged.
     """
     found = {name: records.read(out / f"{name}.json", name) for name in NAMES}
     if retraining.is_made(out) and "retrained" not in found["audit"]:
@@ -23,6 +24,11 @@ def make(out: Path) -> dict:
         raise ValueError(
             f"out: {out} was audited before its model was retrained, expected an audit that compares with it; run "
             "`eupmu audit` again"
+        )
+    if found["audit"]["params"] != found["reached"]["params"]:
+        raise ValueError(
+            f"out: {out} was audited with other parameters than it has now, expected an audit of these; run `eupmu "
+            "audit` again"
         )
     files = {name: _sha256(out / name) for name in _files(out)}
     records.write(out / "report.json", {"version": records.VERSION, **found, "files": files})

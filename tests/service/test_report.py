@@ -246,6 +246,14 @@ def test_a_run_that_was_retrained_after_its_audit_has_no_report(copy):
         report.make(out)
 
 
+def test_a_run_that_was_repeated_after_its_audit_has_no_report(copy):
+    # BUG: the page showed the verdict of an audit of other parameters.
+    path = copy / "run" / "reached.json"
+    records.write(path, records.read(path, "reached") | {"params": "0" * 64})
+    with pytest.raises(ValueError, match=r"^out: .*run was audited with other parameters than it has now, expected"):
+        report.make(copy / "run")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
 )
