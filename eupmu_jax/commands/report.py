@@ -41,6 +41,8 @@ def render(made: dict) -> str:
     asked, reached, audited = made["asked"], made["reached"], made["audit"]
     level, examples = reached["level"], reached["examples"]
     shown = lambda value: _words.shown(value, reached["rates"])
+    reached_both = f"target reached{_words.given_noise(reached)} and limit kept"
+    together = reached_both if reached["met"] else "not both: see the run below"
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in [*audited["reasons"], *audited["remarks"]])
     is_untold = audited["verdict"] == "passed" and UNTOLD in audited["remarks"]
     headline = ORIGINAL_PASSES_TOO if is_untold else VERDICTS[audited["verdict"]]
@@ -52,7 +54,7 @@ def render(made: dict) -> str:
 <dt>forget error</dt><dd>{shown(level["forget_error"])}; {html.escape(_words.aim(reached))}</dd>
 <dt>retain error</dt><dd>{shown(level["retain_error"])}; it was {shown(level["start"])}, the limit is
 {shown(level["limit"])}</dd>
-<dt>together</dt><dd>{"target reached and limit kept" if reached["met"] else "not both: see the run below"}</dd>
+<dt>together</dt><dd>{together}</dd>
 <dt>passes</dt><dd>{reached["passes"]["forward"]:,} forward, {reached["passes"]["backward"]:,} backward</dd>
 </dl>
 <h2>The run</h2>

@@ -148,7 +148,7 @@ def said(reached: dict, out: Path) -> str:
     level, examples = reached["level"], reached["examples"]
     percent = lambda value: _words.shown(value, reached["rates"])
     begun = reached["figures"].get("original", {}).get("forget_error")
-    end = "The target was reached and the limit kept."
+    end = f"The target was reached{_words.given_noise(reached)} and the limit kept."
     if not reached.get("telling", True) and begun is not None and level["forget_error"] <= begun:
         end = "The limit was kept, and the error on these examples is no higher than before."
     if not reached["met"]:

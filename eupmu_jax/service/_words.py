@@ -53,6 +53,16 @@ def aim(reached: dict) -> str:
     return f"the target is {shown(level['target'], reached['rates'])}, that of {source}{interval}"
 
 
+def given_noise(reached: dict) -> str:
+    """Why a target counts as reached by an error below it; empty if the error is not.
+
+    >>> given_noise({"level": {"comparison": {"low": -0.1}, "forget_error": 0.03, "target": 0.07}})
+    ', given its noise,'
+    """
+    level = reached["level"]
+    return ", given its noise," if level["comparison"] and level["forget_error"] < level["target"] else ""
+
+
 def auc(attack: dict) -> str:
     """The AUC of an attack with its interval, in words.
 

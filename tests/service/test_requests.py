@@ -31,7 +31,10 @@ def test_a_request_is_unlearned_and_its_state_says_so(file, monkeypatch, eupmu, 
     assert eupmu("request", "add", "mytask.py", "ids.txt") == 0
     sizes = ["--steps", "60", "--forget-batch", "16", "--retain-batch", "48"]
     assert eupmu("unlearn", "mytask.py", "--request", "1", "--out", "run", *sizes) == 0
-    assert "The target was reached and the limit kept." in capsys.readouterr().out
+    level = json.loads((file.parent / "run" / "reached.json").read_text())["level"]
+    # BUG: an error of 3 % was said to have reached a target of 7 %, without the reason.
+    reason = ", given its noise," if level["forget_error"] < level["target"] else ""
+    assert f"The target was reached{reason} and the limit kept." in capsys.readouterr().out
     assert json.loads((file.parent / "run" / "asked.json").read_text())["positions"] == list(range(30))
     with ledger.known(cli.LEDGER) as connection:
         assert ledger.find(connection, 1).state == "unlearned"
