@@ -71,9 +71,11 @@ table shows the unlearned parameters after rounding.</p>
 fine-tunes the model{_relearning(audited)}. Finding no trace does not prove that there is none.
 {AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""}</p>
 <h2>How to check it</h2>
+<p><code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the data of the run, the forgotten examples
+included: once they are deleted, the figures can no longer be checked.</p>
 <dl class="facts">{_facts(made)}</dl>
-<footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} | {html.escape(str(reached["device"]))} |
-check with: eupmu verify report.json FILE.py</footer>
+<footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} |
+{html.escape(str(reached["device"]))}</footer>
 """
     return document.document("eupmu report", body)
 
