@@ -255,3 +255,54 @@ def test_a_proposal_whose_length_overflows_is_refused():
     update, state = tx.update(grads, tx.init(grads[0]), grads[0])
     np.testing.assert_array_equal(update, 0)
     assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+def test_a_tolerance_that_is_nan_refuses_the_step():
+    guard = utility_guard(optax.sgd(1.0), lambda count: jnp.nan)
+    rows = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
+    update, state = guard.update(rows, guard.init(rows[0]), rows[0])
+    np.testing.assert_array_equal(update, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("max_halvings", "given"),
+    [(0, {"losses": jnp.array([jnp.nan, 1.0])}), (1, {"value_fn": lambda params: jnp.array([jnp.nan])})],
+)
+def test_a_loss_that_is_nan_refuses_the_step_whether_or_not_the_tolerance_reads_it(max_halvings, given):
+    guard = utility_guard(optax.sgd(1.0), 0.0, unilateral_surgery(), max_halvings=max_halvings)
+    rows = jnp.array([[-1.0, 1.0], [1.0, 0.0]])
+    update, state = guard.update(rows, guard.init(rows[0]), rows[0], **given)
+    np.testing.assert_array_equal(update, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+def test_a_correction_that_overflows_is_refused():
+    guard = utility_guard(optax.sgd(1.0), tolerances.budget(0.1, 1e4))
+    rows = jnp.array([[1.0, 0.0], [0.0, 1e-18]])
+    update, state = guard.update(rows, guard.init(rows[0]), rows[0], losses=jnp.array([1.0, 1e10]))
+    np.testing.assert_array_equal(update, 0)
+    assert (state.count, state.nonfinite_count) == (0, 1)
+
+
+def test_a_step_after_which_the_loss_is_nan_is_shortened():
+    guard = utility_guard(optax.sgd(1.0), 0.0, max_halvings=3)
+    params, rows = jnp.zeros(2), jnp.array([[-1.0, 0.0], [0.0, 1.0]])
+    value_fn = lambda p: jnp.where(p[:1] > 0.3, jnp.nan, 1.0)
+    update, state = guard.update(rows, guard.init(params), params, value_fn=value_fn)
+    assert (update.tolist(), float(state.step_scale)) == ([0.25, 0.0], 0.25)
+
+
+def test_above_the_limit_any_measured_decrease_is_enough():
+    guard = utility_guard(optax.sgd(1.0), tolerances.budget(0.5, 1.0), max_halvings=3)
+    params, rows = jnp.zeros(2), jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    # The slope promises to bring the loss from 1 to its limit, but it falls by a tenth of that.
+    update, state = guard.update(rows, guard.init(params), params, value_fn=lambda p: 1 + 0.1 * p[:1])
+    np.testing.assert_allclose(update, [-0.5, 0.0], rtol=1e-6)
+    assert (float(state.step_scale), state.guard_feasible.tolist()) == (1.0, [True])
+
+
+def test_a_surgery_of_another_number_of_objectives_is_named():
+    guard = utility_guard(optax.sgd(1.0), 0.0, unilateral_surgery(), num_objectives=3)
+    with pytest.raises(ValueError, match=r"^surgery: its state changes shape in an update; pass num_objectives=3"):
+        guard.update(jnp.eye(3), guard.init(jnp.zeros(3)), jnp.zeros(3))

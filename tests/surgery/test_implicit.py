@@ -230,6 +230,8 @@ def test_a_refused_step_changes_nothing_but_its_count(fault, bad):
         ({"tolerance": float("nan")}, "^tolerance: got nan"),
         ({"initial_multiplier": -1.0}, "^initial_multiplier: got -1.0"),
         ({"initial_multiplier": float("nan")}, "^initial_multiplier: got nan"),
+        ({"initial_multiplier": np.inf}, "^initial_multiplier: got inf"),
+        ({"tolerance": np.inf}, "^tolerance: got inf, .* with which the estimate is compared"),
         # BUG: the multipliers took the shape of the learning rates.
         ({"learning_rate": np.array([0.1, 0.2])}, r"^learning_rate: got shape \(2,\), expected one number"),
         ({"num_objectives": 1}, "^num_objectives: got 1"),
@@ -335,3 +337,10 @@ def test_a_step_that_overflows_the_controller_is_refused():
     refused = moved(surgery, 1.0, 1e20, state)
     chex.assert_trees_all_equal(refused, state._replace(nonfinite_count=jnp.int32(1)))
     assert moved(surgery, 1.0, 3.0, refused).multipliers > state.multipliers
+
+
+@pytest.mark.parametrize(("tolerance", "after"), [(lambda count: jnp.inf, 1.0), (0.0, -jnp.inf)])
+def test_an_infinite_estimate_is_refused_though_the_multiplier_would_only_become_0(tolerance, after):
+    surgery = implicit_surgery(tolerance, optax.sgd(1.0), initial_multiplier=2.0)
+    state = surgery.init(P)
+    chex.assert_trees_all_equal(moved(surgery, 1.0, after, state), state._replace(nonfinite_count=jnp.int32(1)))

@@ -133,3 +133,11 @@ def test_a_forget_loss_that_is_not_positive_in_log_scale_is_refused_inside_jit()
     params, state, _ = step(P, tx.init(P), (jnp.ones((3, 2)), jnp.zeros((5, 2))))
     np.testing.assert_array_equal(params, P)
     assert optax.tree_utils.tree_get(state, "nonfinite_count") == 1
+
+
+@pytest.mark.parametrize("proxy", ["same_batch", "next_batch", "level"])
+def test_a_loss_without_a_logarithm_is_refused_at_a_learning_rate_of_0_too(proxy):
+    surgery = implicit_surgery(0.0, optax.sgd(1.0), loss_scale="log", proxy=proxy, learning_rate=0.0)
+    state = surgery.init(P)
+    refused = jax.jit(lambda state: moved(surgery, -0.5, 1.0, state))(state)
+    chex.assert_trees_all_equal(refused, state._replace(nonfinite_count=jnp.int32(1)))
