@@ -150,3 +150,26 @@ def test_an_example_on_both_sides_of_a_split_is_refused():
     split, logits = data.Split(np.array([0, 2]), np.array([1, 2, 3]), None), logits_for(LABELS)
     with pytest.raises(ValueError, match=r"^split: got example 2 on both sides, expected each to be"):
         metrics.evaluate(logits, logits, dataset(LABELS, LABELS), split, seed=0)
+
+
+def test_the_attacks_learn_from_the_retain_set_and_the_tested_examples_and_judge_the_forget_set():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=90)
+    train, test = 2 * np.eye(3)[labels] + np.array([1.0, 2.0])[:, None, None] * rng.normal(size=(2, 90, 3))
+    split = data.split(labels, "class:1", num_classes=3, seed=0)
+    found = metrics.evaluate(train, test, dataset(labels, labels), split, 4, shadow_size=9, attacks=("entropy",))
+    kept = labels != 1
+    parts = [
+        metrics.features(logits[rows], labels[rows]) for logits, rows in ((train, kept), (test, kept), (train, ~kept))
+    ]
+    expected = {name: metrics.svc_attack(name, *parts, seed=4, shadow_size=9) for name in ("confidence", "entropy")}
+    assert found["mia"] == expected
+    # Neither the seed, nor the number of examples, nor the order of the sets is without effect.
+    assert metrics.svc_attack("confidence", *parts, shadow_size=9) != expected["confidence"]
+    assert metrics.svc_attack("entropy", *parts, seed=4) != expected["entropy"]
+
+
+def test_a_single_logit_that_is_nan_leaves_no_loss():
+    logits = logits_for(LABELS)
+    logits[2, 0] = np.nan
+    assert np.isnan(metrics.mean_loss(logits, LABELS))

@@ -62,3 +62,14 @@ def test_lists_are_accepted():
 def test_rounding_never_makes_the_distance_negative():
     sets = np.random.default_rng(0).normal(size=(50, 30, 4))
     assert min(frechet_distance(points, points) for points in sets) == 0.0
+
+
+def test_fewer_points_than_features_have_a_distance():
+    # The covariance is singular, and rounding makes some of its eigenvalues negative.
+    points = np.random.default_rng(0).normal(size=(5, 12))
+    assert frechet_distance(points, points + 1) == pytest.approx(12, rel=1e-6)
+
+
+def test_features_in_float32_are_computed_with_in_float64():
+    points = 1000 + np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
+    assert frechet_distance(*points) == frechet_distance(*points.astype(np.float64))

@@ -87,6 +87,8 @@ def test_the_seed_determines_the_resampling_and_confidence_the_width():
         (([1.0], [2.0]), {}, r"^a, b: got shapes \(1,\) and \(1,\), expected .* n of at least 2"),
         (([1.0, 2.0], [2.0]), {}, r"^a, b: got shapes \(2,\) and \(1,\)"),
         (([1.0, np.nan], [2.0, 1.0]), {}, r"^a, b: got values that are not finite"),
+        (([[1.0, 2.0]] * 2, [[2.0, 1.0]] * 2), {}, r"^a, b: got shapes \(2, 2\) and \(2, 2\)"),
+        (([1.0, 2.0], [2.0, 1.0]), {"confidence": 1.0}, r"^confidence: got 1.0, expected a number between"),
         (([1.0, 2.0], [2.0, 1.0]), {"confidence": 95}, r"^confidence: got 95, expected a number between 0 and 1"),
     ],
 )

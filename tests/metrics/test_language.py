@@ -117,11 +117,20 @@ BAD = {
     ),
     "a negative loss": (lambda: metrics.answer_probability([-1.0], [3]), r"nll: got values that are negative or NaN"),
     "one number for k": (lambda: metrics.truth_ratio([1.0, 1.0], [1.0, 2.0]), r"perturbed: got shape \(2,\) for right"),
+    "one of two": (lambda: metrics.truth_ratio([1.0, 1.0], [[1.0]]), r"perturbed: got shape \(1, 1\) for right"),
+    "no choice": (lambda: metrics.choice_probability([0.5], np.ones((1, 0))), r"wrong: got shape \(1, 0\) for right"),
+    "a matrix": (
+        lambda: metrics.forget_quality([[0.1], [0.2]], [0.1]),
+        r"ratios: got shape \(2, 1\), expected one",
+    ),
     "NaN": (lambda: metrics.forget_quality([np.nan], [1.0]), r"ratios: got values that are negative or NaN"),
     "nothing": (lambda: metrics.model_utility([]), r"figures: got no values"),
     "one figure": (lambda: metrics.model_utility(0.5), r"figures: got 0\.5, expected several numbers"),
+    "names": (lambda: metrics.model_utility({"a": 0.5}), r"figures: got names a, expected only the numbers"),
     "more than all": (lambda: metrics.model_utility([3.0, 0.5]), r"figures: got 3, expected numbers in \[0, 1\]"),
     "no probability": (lambda: metrics.choice_probability([1.5], [[0.1]]), r"correct: got values outside of \[0, 1\]"),
+    "below 0": (lambda: metrics.choice_probability([-0.1], [[0.1]]), r"correct: got values outside of \[0, 1\]"),
+    "no probability of others": (lambda: metrics.choice_probability([0.1], [[1.5]]), r"wrong: got values outside of"),
     "shapes": (lambda: metrics.exact_memorisation(TOKENS, TOKENS, TOKENS[0]), r"mask: got shape \(3,\) for targets of"),
     "no answer": (
         lambda: metrics.extraction_strength(TOKENS, TOKENS, [[1, 1, 1], [0, 0, 0]]),
@@ -134,3 +143,9 @@ BAD = {
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_impossible_answers_and_samples_far_apart_have_figures():
+    # exp(-800) and the p-value of 600 values below 600 others are 0 in float64.
+    np.testing.assert_allclose(metrics.truth_ratio([800.0], [[0.0]]), 1e10)
+    assert metrics.forget_quality(np.arange(600), np.arange(600) + 600) == (0.0, -np.inf)

@@ -115,6 +115,7 @@ def test_figures_at_a_fixed_fpr_match_a_search_over_all_thresholds():
         ),
         (lambda: u_lira(np.zeros((4, 3)), np.zeros((4, 2)), np.zeros(3)), r"^out: got 2 examples, expected 3 as in"),
         (lambda: u_lira(np.zeros((4, 3)), np.zeros((4, 3)), np.zeros(2)), r"^target: got shape \(2,\), "),
+        (lambda: u_lira(np.zeros((4, 3)), np.zeros((4, 3)), 0.0), r"^target: got shape \(\), expected \(..., 3\)"),
         (lambda: u_lira(np.zeros((4, 3)), np.full((4, 3), np.inf), np.zeros(3)), r"^out: got phi that is not finite"),
         (lambda: u_lira(np.zeros((4, 3)), np.zeros((4, 3)), np.full(3, np.nan)), r"^target: got phi that is not"),
         (lambda: leave_pair_out(np.zeros((4, 3)), np.zeros((2, 3))), r"^out: got shape \(2, 3\), .* of 3 or more"),

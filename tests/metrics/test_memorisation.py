@@ -64,6 +64,7 @@ def test_mislabelled_digits_are_the_memorised_ones():
         (np.zeros(3), np.zeros(3, bool), r"expected \(S, N\) for both$"),
         (np.zeros((2, 1)), np.array([[1], [0]]), "^members: got dtype int64, expected bool$"),
         (np.array([[-0.1], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
+        (np.array([[1.1], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
         (np.array([[np.nan], [0.5]]), np.array([[True], [False]]), "^probabilities: got values outside"),
     ],
 )

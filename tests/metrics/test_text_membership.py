@@ -53,6 +53,7 @@ BAD = {
     "no tokens": (lambda: metrics.min_k([[1.0]], [[0]]), r"mask: got no token in text 0"),
     "NaN": (lambda: metrics.min_k([[np.nan]], [[1]]), r"nll: got NaN"),
     "an empty set": (lambda: metrics.separation([1.0], []), r"held_out: got no scores, expected at least one"),
+    "an infinite score": (lambda: metrics.separation([np.inf], [1.0]), r"forget: got scores that are not finite"),
     "no AUC": (lambda: metrics.privleak(1.2, 0.5), r"auc: got 1\.2, expected a number from 0 to 1"),
     "no reference": (lambda: metrics.privleak(0.5, 1.0), r"retrained_auc: got 1, expected less"),
 }
