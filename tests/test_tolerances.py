@@ -35,6 +35,7 @@ def evaluated(rule, count=4, levels=LEVELS):
         (np.array([0.1, 0.2]), [0.1, 0.2]),
         (lambda count: 0.25 * count, [1.0, 1.0]),
         (lambda count: jnp.array([0.0, 1.0]) * count, [0.0, 4.0]),
+        (lambda count: 0.25 * count * jnp.ones(1), [1.0, 1.0]),
         (constant(2.0), [2.0, 2.0]),
         (schedule(lambda count: 0.25 * count), [1.0, 1.0]),
         (relative(0.1), [0.1, 0.2]),

@@ -56,3 +56,10 @@ def test_vmap_equals_one_after_the_other(controller):
 def test_every_exported_controller_is_in_the_table():
     of_steps = {"forget_level", "retain_limit", "scale_by_limit"}
     assert set(CONTROLLERS) | of_steps == {name for name in controllers.__all__ if name.islower()}
+
+
+@every_controller
+def test_no_move_takes_a_multiplier_below_0(controller):
+    multipliers = jnp.array([0.0, 0.5])
+    moves, _ = controller.update(jnp.full(2, 9.0), controller.init(multipliers), multipliers)
+    np.testing.assert_array_equal(multipliers + moves, 0)

@@ -72,3 +72,9 @@ def test_the_penalty_stays_finite():
         multiplier = multiplier + move
     assert 1e18 < float(state.penalty[0]) < 1e20
     assert np.isfinite(multiplier).all()
+
+
+def test_a_penalty_beyond_the_bound_of_growth_never_falls():
+    controller, multiplier = quadratic_penalty(penalty=1e20, growth=2.0), jnp.zeros(1)
+    _, state = controller.update(-jnp.full(1, 1e-3), controller.init(multiplier), multiplier)
+    np.testing.assert_allclose(state.penalty, 1e20, rtol=1e-6)

@@ -263,3 +263,10 @@ def test_a_saturated_integral_without_a_proportional_part_decreases_past_the_tar
         _, state = tx.update(jnp.ones((2, 1)), state, errors=jnp.array([error, 0.0]))
         weights.append(float(state.weights[0]))
     np.testing.assert_allclose(weights, [0.5, 1.0, 1.0, 0.5])
+
+
+def test_scaled_gradients_keep_their_dtypes():
+    stack = {"w": jnp.ones((2, 2), jnp.bfloat16), "b": jnp.ones((2, 1))}
+    tx = forget_level(0.5)
+    scaled, _ = tx.update(stack, tx.init(PARAMS), errors=jnp.array([0.4, 0.0]))
+    chex.assert_trees_all_equal_dtypes(scaled, stack)

@@ -161,6 +161,16 @@ def test_zero_rows_give_zero_multipliers():
     np.testing.assert_array_equal(solved(np.zeros((4, 3)), np.zeros(3)), 0)
 
 
+@pytest.mark.parametrize("rows", [[[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
+def test_zero_rows_give_zero_multipliers_whatever_they_demand(rows):
+    np.testing.assert_array_equal(solved(np.array(rows), [-1.0, 0.0][: len(rows) - 1]), 0)
+
+
+def test_a_small_demand_is_met_where_the_forget_gradient_is_zero():
+    rows = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(solved(rows, [-1e-8, 0.0], jnp.float32), [1e-8, 0.0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_incompatible_demands_end_with_finite_multipliers(dtype):
     rows = np.array([[0.3, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])

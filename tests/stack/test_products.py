@@ -56,3 +56,9 @@ def test_gram_matrices_can_be_vmapped_and_differentiated():
 def test_a_squared_norm_in_half_precision_is_summed_in_float32():
     found = algebra.squared_norm({"w": jnp.full(3, 300.0, jnp.float16)})
     assert (found.dtype, float(found)) == (jnp.float32, 270_000.0)
+
+
+def test_large_numbers_are_finite_though_their_sum_is_not():
+    assert algebra.all_finite({"a": jnp.full(3, 3e38), "b": jnp.full(3, -3e38)})
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not algebra.all_finite({"a": jnp.ones(2), "b": jnp.array([1.0, bad])})

@@ -182,7 +182,7 @@ def test_a_segment_within_the_limits_is_followed_to_its_end_and_one_beyond_them_
         chex.assert_trees_all_equal(furthest_feasible(lambda p: p, 1.0, inside, diverged).params, inside)
 
 
-@pytest.mark.parametrize("limit", [3.3, 7.0, 9.0, np.array([7.0]), [7.0]])
+@pytest.mark.parametrize("limit", [2.25, 3.3, 7.0, 9.0, np.array([7.0]), [7.0]])
 def test_a_host_function_gives_the_result_of_a_traced_one(limit):
     # BUG: only traceable functions were accepted.
     calls = []
@@ -297,3 +297,15 @@ def test_the_levels_at_the_start_are_returned_where_nothing_beyond_it_keeps_the_
     with pytest.warns(UserWarning, match="only 0 of the distance"):
         found = furthest_feasible(lambda w: np.array(w**2), 0.5, 0.7, 9.0, bisections=2)
     assert (float(found.params), float(found.t), float(found.levels)) == (pytest.approx(0.7), 0, pytest.approx(0.49))
+
+
+def test_a_start_at_its_limit_keeps_it():
+    with pytest.warns(UserWarning, match="only 0 of the distance"):
+        found = furthest_feasible(lambda w: np.array(w**2), 0.25, 0.5, 9.0, bisections=2)
+    assert (float(found.params), float(found.t), float(found.levels)) == (0.5, 0.0, 0.25)
+
+
+def test_under_jit_unknown_levels_are_nan_for_a_measure_that_counts_too():
+    count = lambda params: jnp.sum(params > 0.3, keepdims=True)
+    found = jax.jit(lambda limit: furthest_feasible(count, limit, jnp.zeros(2), jnp.ones(2)))(-1)
+    assert (float(found.t), np.isnan(found.levels).all()) == (0.0, True)

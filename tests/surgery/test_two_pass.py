@@ -301,3 +301,10 @@ def test_the_inner_optimizer_may_measure_the_retain_loss(has_aux):
     rates = [float(optax.tree_utils.tree_get(state, "learning_rate")) for state in states]
     assert rates[0] != 0.1
     np.testing.assert_allclose(rates[1], rates[0], rtol=1e-3)
+
+
+def test_a_small_forget_gradient_is_bent_by_several_constraints():
+    losses = [lambda params, batch: -1e-8 * params[0], lambda params, batch: params[0], lambda params, batch: params[1]]
+    init, step = two_pass(losses, optax.sgd(1.0), num_objectives=3)
+    _, state, _ = step(jnp.zeros(2), init(jnp.zeros(2)), ({"x": jnp.ones(1)},) * 3)
+    np.testing.assert_allclose(state.surgery_state.multipliers, [1e-8, 0.0], rtol=1e-5)
