@@ -114,6 +114,8 @@ def test_limits_for_each_constraint_fix_their_number():
     tx = retain_limit(np.array([0.1, 0.2]))
     scaled, _ = tx.update({"w": jnp.ones((3, 2))}, tx.init(PARAMS), PARAMS, errors=jnp.array([0.9, 0.1, 0.2]))
     chex.assert_trees_all_equal(scaled, {"w": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match=r"^max_weight: got 1.0, expected a finite number > 1"):
+        retain_limit(0.1, max_weight=1.0)
     with pytest.raises(ValueError, match=r"^limit: got 2 values, expected 1"):
         retain_limit(np.array([0.1, 0.2]), num_objectives=2)
 

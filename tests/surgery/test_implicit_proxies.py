@@ -113,6 +113,8 @@ def test_a_limit_on_a_level_without_a_gradient_is_kept_while_the_loss_drives_the
 def test_log_scale_measures_logarithms():
     surgery = implicit_surgery(0.1, optax.sgd(1.0), loss_scale="log", learning_rate=0.5)
     np.testing.assert_allclose(moved(surgery, 1.0, 3.0).multipliers, [np.log(3.0) / 0.5 - 0.1], rtol=1e-5)
+    # The offset of 1e-8 bounds the change of a vanishing loss.
+    np.testing.assert_allclose(moved(surgery, 1e-8, 3e-8).multipliers, [np.log(2.0) / 0.5 - 0.1], rtol=1e-5)
 
 
 def test_losses_that_are_not_positive_are_refused_in_log_scale():
