@@ -138,3 +138,12 @@ def test_a_number_of_microbatches_that_falls_leaves_the_mean_a_mean():
         update, state = tx.update(jnp.array([[1.0], [0.0]]), state, params)
         updates.append(float(update[0]))
     assert updates == [0, 0, 0, -1, 0, -1]
+
+
+def test_float64_gradients_are_summed_in_float64():
+    with jax.enable_x64():
+        tx, params = accumulate(unilateral_surgery(), 2), jnp.zeros(1)
+        state = tx.init(params)
+        for value in (1.0, 1.0 + 2e-12):
+            updates, state = tx.update(jnp.array([[value], [0.0]]), state, params)
+        np.testing.assert_allclose(updates - 1, 1e-12, rtol=1e-3)

@@ -129,3 +129,9 @@ def test_few_steps_of_the_linear_schedule_leave_something_of_the_image():
 def test_times_are_in_random_order():
     times = np.asarray(diffusion.stratified_times(jax.random.key(0), 64, 1_000))
     assert abs(np.corrcoef(np.arange(64), times)[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("shares", [(1.1, 0.5), (0.5, -0.1), (0.5, 0.5), (0.5, float("nan"))])
+def test_what_is_left_of_the_image_must_decrease_within_0_and_1(shares):
+    with pytest.raises(ValueError, match=r"^schedule: got alpha_bar outside \[0, 1\] or not decreasing"):
+        diffusion.check_fit("v", diffusion.Schedule(shares))

@@ -180,3 +180,27 @@ def test_a_single_error_that_is_not_a_rate_distinguishes_nothing():
 def test_a_level_is_shown_as_plain_numbers():
     for errors in ([0.0, 1.0, 1.0], [0.1, 0.2, 0.5]):
         assert {type(number) for number in levels.level_of(np.array(errors))[:3]} == {float}
+
+
+def test_the_difference_of_two_rates_has_its_interval_by_hand():
+    found = compare(GUESS, 3.0, labelled([1] * 3 + [0] * 7), labelled([1] * 5 + [0] * 35))
+    rates = np.array([4 / 12, 6 / 42])  # with one error and one success more
+    width = stats.norm.ppf(0.975) * np.sqrt(np.sum(rates * (1 - rates) / [10, 40]))
+    np.testing.assert_allclose(found[:3], [0.175, 0.175 - width, 0.175 + width], rtol=1e-6)
+
+
+def test_swapping_the_sets_mirrors_the_interval_of_errors_that_are_not_rates():
+    task = GUESS._replace(check=None, outputs=lambda params, batch, key: batch["x"], rate=False)
+    task = task._replace(error=lambda outputs, batch: outputs, retain=lambda outputs, batch: jnp.mean(outputs))
+    one, other = ({"x": np.random.default_rng(0).lognormal(size=n).astype(np.float32)} for n in (10, 200))
+    found, mirrored = compare(task, 1.0, one, other), compare(task, 1.0, other, one)
+    np.testing.assert_allclose(found[:3], [-mirrored.difference, -mirrored.high, -mirrored.low], rtol=1e-6)
+    # The distribution is skewed, so the interval is too.
+    assert found.difference - found.low > 1.1 * (found.high - found.difference)
+
+
+@pytest.mark.parametrize("groups", [2, 20])
+def test_the_spread_if_alike_is_that_of_the_mean_of_one_set_minus_that_of_the_others(groups):
+    others = np.random.default_rng(0).normal(size=(groups, 400))
+    expected = stats.norm.ppf(0.975) * np.sqrt((1 + 1 / groups) / 400)
+    np.testing.assert_allclose(levels._ends_if_alike(others), [-expected, expected], rtol=0.1)

@@ -11,9 +11,10 @@ from eupmu_jax import data, tasks
 from eupmu_jax.objectives import diffusion
 from eupmu_jax.tasks import Task, as_examples
 from eupmu_jax.training import _warn, fitting
-from eupmu_jax.training._aim import Aim, aim_of
+from eupmu_jax.training._aim import Aim, _mixed, aim_of
 from eupmu_jax.training._inputs import Sets
 from eupmu_jax.training._reached import Reached, reached, within
+from eupmu_jax.training.levels import Level
 from eupmu_jax.training.mesh.placement import Carry
 
 from .test_levels import GUESS, labelled
@@ -293,3 +294,9 @@ def test_too_few_unseen_examples_are_not_blamed_for_a_level_that_they_have_no_pa
 def test_a_figure_equal_to_its_limit_is_within_it_whatever_its_sign(limit):
     assert within(limit, limit)
     assert not within(limit + 1e-4, limit)
+
+
+def test_the_interval_of_a_mix_of_classes_adds_the_squares_of_their_parts():
+    parts = [(Level(0.2, 0.1, 0.4, 50), 2), (Level(0.6, 0.5, 0.65, 50), 1)]
+    below, above = np.hypot(0.2, 0.1) / 3, np.hypot(0.4, 0.05) / 3
+    np.testing.assert_allclose(_mixed(parts, 100), [1 / 3, 1 / 3 - below, 1 / 3 + above, 100])
