@@ -70,9 +70,11 @@ table shows the unlearned parameters after rounding.</p>
 <p>The attacks use losses alone, and there is one seed. A stronger attack may find more, and so may somebody who
 fine-tunes the model{_relearning(audited)}. Finding no trace does not prove that there is none.
 {AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""}</p>
+<p>Only the parameters in <code>params</code> were audited. The original ones, and the checkpoints in <code>start</code>
+and <code>steps</code> of this folder, still know the forgotten examples until you delete them.</p>
 <h2>How to check it</h2>
-<p><code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the data of the run, the forgotten examples
-included: once they are deleted, the figures can no longer be checked.</p>
+<p><code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the original parameters and the data of the
+run, the forgotten examples included: once they are deleted, the figures can no longer be checked.</p>
 <dl class="facts">{_facts(made)}</dl>
 <footer>{html.escape(reached["command"])} | {html.escape(_versions(reached))} |
 {html.escape(str(reached["device"]))}</footer>

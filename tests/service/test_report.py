@@ -51,8 +51,9 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
     assert html.escape(NASTY) in text
     assert "src=" not in text
     assert "href=" not in text.replace("xlink:href=", "")
-    # BUG: the page did not say that the check ends with the deletion of the data.
-    assert "<code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the data of the run" in text
+    # BUG: the page said neither that the check ends with the deletion of the data, nor that other files know them.
+    assert "<code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the original parameters" in text
+    assert "<code>steps</code> of this folder, still know the forgotten examples until you delete them" in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
 
