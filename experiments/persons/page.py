@@ -80,7 +80,7 @@ def _draw_ends(found, path):
             for place, key in enumerate(keys):
                 color = "#111418" if key[0] in REFERENCES else "#0b6e4f" if key[0] == "EUPMU" else "#9aa0a8"
                 mine = [value(row) for row in rows_of(found, key)]
-                axes.plot(mine, [place] * len(mine), "o", ms=7, color=color)
+                axes.plot(mine, [place] * len(mine), "o", ms=7, color=color, clip_on=False)
             axes.axvline(np.mean(mark), color="#0b6e4f", ls="--", lw=1)
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_ylim(-0.6, len(keys) - 0.4)
