@@ -1,4 +1,4 @@
-"""Tunes seven methods of `run.py` alike: the middle of their ranges and two more points.
+"""Tunes eight methods of `run.py` alike: the middle of their ranges and two more points.
 
 Command:  uv run --extra language python experiments/persons/tune.py
 Time:     four to eight hours on two cores; a rerun resumes.
@@ -28,6 +28,7 @@ TUNED = (
     ("weighted sum", "dpo"),
     ("weighted sum", "undial"),
     ("EUPMU", "level_of_probability"),
+    ("EUPMU next-batch", "npo"),
     ("weighted sum", "simnpo"),
     ("weighted sum", "lrml"),
 )
