@@ -120,6 +120,11 @@ def spread(part: Questions, count: int) -> Questions:
     return part.take(np.unique(np.linspace(0, len(part.question) - 1, count).astype(int)))
 
 
+def measured(retain: Questions) -> Questions:
+    """The questions about retained persons whose error is measured: more than are judged, as the limit is on all."""
+    return spread(retain, 3 * JUDGED)
+
+
 def shown(parts: Sets) -> tuple[Questions, Questions, Questions]:
     """Questions whose answers are shown: about forgotten persons, similar retained ones, and capitals."""
     words = lambda part, row: {*part.question[row].split(), *part.answer[row].split()}
@@ -161,9 +166,7 @@ def judge(params: chex.ArrayTree, parts: Sets) -> dict[str, Any]:
     `separation` is that of the forgotten persons from those who were never shown, from which `metrics.privleak` is
     computed. `int4` is the error on forget and retain set after rounding the weights of the whole model to four bits.
     """
-    found = as_tofu(params, parts)
-    # The limit is on the whole retain set, so more of it is measured.
-    kept = spread(parts.retain, 3 * JUDGED)
+    found, kept = as_tofu(params, parts), measured(parts.retain)
     scores = [answers.membership(respondent(), params, part) for part in (parts.forget, parts.held_out)]
     whole, weights = merged(params)
     coarse, weights = respondent()._replace(language=whole), rounded(weights, BITS)

@@ -96,7 +96,7 @@ def figures(params, parts: persons.Sets) -> dict[str, float]:
         "probability": answers.probability(respondent, params, parts.forget),
         "rouge": answers.rouge(respondent, params, parts.forget),
         "forget_error": answers.error(respondent, params, parts.forget),
-        "retain_error": answers.error(respondent, params, parts.retain),
+        "retain_error": answers.error(respondent, params, persons.measured(parts.retain)),
     }
 
 

@@ -10,7 +10,7 @@ LEGEND = (
     ("prob", "length-normalised probability of the right answers about forgotten persons"),
     ("ROUGE-L", "recall of the model's own answers about them"),
     ("error", "% of the tokens of the right answers about them that the model does not predict"),
-    ("RE", "the same for retained persons"),
+    ("RE", "the same for a sample of the questions about retained persons"),
 )
 KINDS = {"forgotten": "Forgotten persons", "kept": "Similar persons, retained", "world": "General knowledge"}
 
