@@ -71,7 +71,7 @@ table shows the unlearned parameters after rounding.</p>
 fine-tunes the model{_relearning(audited)}. Finding no trace does not prove that there is none.
 {AIMED if level["comparison"] else ""} {COMPARED if _is_compared(audited) else ""}</p>
 <p>Only the parameters in <code>params</code> were audited. The original ones, and the checkpoints in <code>start</code>
-and <code>steps</code> of this folder, still know the forgotten examples until you delete them.</p>
+and <code>steps</code> of this folder, may still know the forgotten examples. They stay until you delete them.</p>
 <h2>How to check it</h2>
 <p><code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the original parameters and the data of the
 run, the forgotten examples included: once they are deleted, the figures can no longer be checked.</p>

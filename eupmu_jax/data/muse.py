@@ -90,10 +90,11 @@ def tokenized(
     check_int("length", length, 2, static=True)
     if isinstance(begin, bool) or not isinstance(begin, int | np.integer) or begin < 0:
         raise ValueError(f"begin: got {begin!r}, expected the id of the begin token")
-    if isinstance(passages, str) or not any(passages):
-        given = f"the text {passages[:40]!r}" if isinstance(passages, str) else "no text"
+    is_text = isinstance(passages, str)
+    ids = np.asarray([] if is_text else encode("\n".join(passages)), np.int32)
+    if not len(ids):
+        given = f"the text {passages[:40]!r}" if is_text else "no text"
         raise ValueError(f"passages: got {given}, expected a list of at least one text")
-    ids = np.asarray(encode("\n".join(passages)), np.int32)
     if ids[0] == begin:
         raise ValueError(f"encode: got the begin token {begin} before the text, expected ids without added tokens")
     rows = -(-len(ids) // (length - 1))

@@ -54,7 +54,7 @@ def aim(reached: dict) -> str:
 
 
 def given_noise(reached: dict) -> str:
-    """Why a target counts as reached by an error below it; empty if the error is not.
+    """Why a target counts as reached by an error below it; empty for an error that is not below.
 
     >>> given_noise({"level": {"comparison": {"low": -0.1}, "forget_error": 0.03, "target": 0.07}})
     ', given its noise,'

@@ -190,13 +190,13 @@ def _check_numbers(name, tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, np.ndarray):
             continue
-        is_of = f"{name}: leaf {describe(path)} is of type {leaf.dtype}"
+        given = f"{name}: leaf {describe(path)} is of type {leaf.dtype}"
         # Objects, bytes, texts, dates, durations and records, which no JAX array can hold.
         if leaf.dtype.kind in "OSUMm" or leaf.dtype.names:
-            raise ValueError(f"{is_of}, expected numbers; leave other columns out")
+            raise ValueError(f"{given}, expected numbers; leave other columns out")
         if not leaf.dtype.isnative:
             native = leaf.dtype.newbyteorder("=")
-            raise ValueError(f"{is_of}, expected the byte order of this machine, as after .astype({str(native)!r})")
+            raise ValueError(f"{given}, expected the byte order of this machine, as after .astype({str(native)!r})")
 
 
 def _check_ids(name, ids, length):

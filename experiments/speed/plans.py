@@ -4,8 +4,9 @@ Command:  uv run --extra tpu python experiments/speed/plans.py
 Time:     about two hours on 2 CPU cores, more than half of it for the last plan, which takes 18 GB; only compilers
           run.
 Result:   a plain step of a 7B decoder takes 1.5 GB of a chip on v5e:16x16, that of a 70B one 9 GB;
-          on one chip explicit surgery of a decoder of 135M takes 1.6 more copies of the parameters than a plain step,
-          two-pass 0.7; rows in experiments/speed/plans.jsonl, which replace those of the same commands.
+          on one chip explicit surgery of a decoder of 135M adds one more gradient and copies for the embedding
+          to a plain step, two-pass less; rows in experiments/speed/plans.jsonl, which replace those of the same
+          commands.
 
 Each plan is one run of `eupmu plan` in its own process; its row has the command.
 """

@@ -53,7 +53,7 @@ def test_the_page_is_self_contained_and_escapes_what_a_user_wrote(finished):
     assert "href=" not in text.replace("xlink:href=", "")
     # BUG: the page said neither that the check ends with the deletion of the data, nor that other files know them.
     assert "<code>eupmu verify report.json FILE.py</code> repeats the audit. It needs the original parameters" in text
-    assert "<code>steps</code> of this folder, still know the forgotten examples until you delete them" in text
+    assert "<code>steps</code> of this folder, may still know the forgotten examples." in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
 
