@@ -4,6 +4,7 @@ from eupmu_jax import aggregators, controllers, objectives, sharding, tasks, tol
 from eupmu_jax.gradients.accumulation import AccumulateState, accumulate
 from eupmu_jax.gradients.batches import shared_forward, stack_objectives
 from eupmu_jax.gradients.value_and_grad import retain_losses, scalarized_value_and_grad, stacked_value_and_grad
+from eupmu_jax.surgery.default_optimizer import default_optimizer
 from eupmu_jax.surgery.eupmu import eupmu
 from eupmu_jax.surgery.explicit import UnilateralSurgeryState, unilateral_surgery
 from eupmu_jax.surgery.feasibility import (
@@ -48,6 +49,7 @@ __all__ = [
     "aggregators",
     "best_feasible",
     "controllers",
+    "default_optimizer",
     "eupmu",
     "explicit_step",
     "freeze",

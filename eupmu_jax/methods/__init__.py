@@ -10,6 +10,7 @@ from eupmu_jax.methods import (
     eupmu_explicit,
     eupmu_implicit,
     eupmu_level,
+    eupmu_transport,
     fine_tuning,
     gradient_ascent,
     influence,
@@ -60,6 +61,7 @@ METHODS: dict[str, Method] = {
     "EUPMU implicit": eupmu_implicit.METHOD,
     "EUPMU next-batch": eupmu_implicit.NEXT_BATCH_METHOD,
     "EUPMU budget": eupmu_budget.METHOD,
+    "EUPMU transport": eupmu_transport.METHOD,
 }
 
 

@@ -30,10 +30,10 @@ def samples_of(num_forget: int, num_retain: int) -> tuple[list[int], int]:
     return counts, max(min(CHECKED, num_retain) - counts[1], 0)
 
 
-def passes_of_end(num_forget: int, num_retain: int) -> int:
-    """How many examples `measured_end` passes through the model."""
+def passes_of_end(num_forget: int, num_retain: int, points: int = PASSES) -> int:
+    """How many examples `measured_end` passes through the model to measure that many points."""
     counts, more = samples_of(num_forget, num_retain)
-    return sum(counts) * PASSES + 2 * more
+    return sum(counts) * points + 2 * more
 
 
 def mean_error(task: Task, outputs: chex.ArrayTree, batch: chex.ArrayTree) -> chex.Array:
@@ -72,7 +72,7 @@ def measured_end(
     allowed: chex.Array,
     original: chex.ArrayTree,
     last: chex.ArrayTree,
-    averaged: chex.ArrayTree,
+    averaged: chex.ArrayTree | None = None,
 ) -> tuple[chex.ArrayTree, float]:
     """`(params, share)` of the point of the path that keeps the limit and is nearest to the target.
 
@@ -89,7 +89,8 @@ def measured_end(
       chunk: Examples that are measured at once.
       target: Target of the error on the forget set.
       allowed: `(2,)`, by how much the error and the loss on the retain set may rise; infinity for any rise.
-      original, last, averaged: Parameters.
+      original, last: Parameters.
+      averaged: Parameters averaged over the end of the run; None if there are none.
     """
     counts, more = samples_of(*map(len, sets))
     measure = lambda part, positions: functools.partial(_mean_figures, task, part, positions, chunk)
@@ -98,8 +99,9 @@ def measured_end(
     others = np.setdiff1d(np.arange(len(sets[1])), sampled[1])
     on_more = measure(sets[1], others[spread(len(others), more)]) if more else None
     back = [functools.partial(_between, original, last, way) for way in WAYS[:-1]]
-    points: list[Callable[[], chex.ArrayTree]] = [lambda: last, lambda: averaged, *back, lambda: original]
-    ways, allowed = np.array([1.0, 1.0, *WAYS], np.float32), np.asarray(allowed)
+    ends: list[Callable[[], chex.ArrayTree]] = [lambda: last] if averaged is None else [lambda: last, lambda: averaged]
+    points: list[Callable[[], chex.ArrayTree]] = [*ends, *back, lambda: original]
+    ways, allowed = np.array([1.0] * len(ends) + [*WAYS], np.float32), np.asarray(allowed)
     found = [[of_sample(point()) for of_sample in samples] for point in points]
     forget, retain = (np.stack([of_point[side] for of_point in found]) for side in range(2))
     error = np.asarray(target.of_sample(forget[-1, 0]), forget.dtype)

@@ -57,8 +57,7 @@ def resolve_settings(name: str, method: Method, task: Task, settings: Settings |
 
     Raises:
       ValueError: For a task that lacks what the method needs, a setting that the method does not read, a number that is
-        negative, not finite or otherwise out of range, an optimizer other than "adam" and "sgd", a forget loss that the
-        task lacks.
+        negative, not finite or otherwise out of range, an unknown optimizer, a forget loss that the task lacks.
 
     >>> from eupmu_jax import methods, tasks
     >>> task = tasks.classification(lambda p, x: x @ p, 3)

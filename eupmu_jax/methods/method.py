@@ -1,6 +1,6 @@
 """What every unlearning method is made of: a task, the terms of a run, settings, and a step over two batches.
 
-"Descent" in the docstrings of methods means `descent`: Adam or SGD, clipped, with a learning rate that falls to 0.
+"Descent" in the docstrings of methods means `descent`: Adam, Muon or SGD, clipped, its learning rate falling to 0.
 """
 
 import inspect
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import optax
 
 from eupmu_jax.gradients.batches import SharedForward, shared_forward
+from eupmu_jax.surgery.default_optimizer import muon_direction, wide_enough
 from eupmu_jax.tasks import Task
 
 # The same for every method, so that it favours none.
@@ -51,7 +51,7 @@ OBJECTIVES = ("forget_objective", "ascent_objective")
 ASCENT = "gradient_ascent"
 # Read by `descent`, so by every method that steps with it.
 OPTIMIZER_SETTINGS = ("optimizer", "momentum", "weight_decay")
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "muon", "sgd")
 
 
 class Terms(NamedTuple):
@@ -66,6 +66,8 @@ class Terms(NamedTuple):
       retain_batch: Examples of the retain set in each step.
       forget_error: As `retain_error`, for the forget set; known to methods that steer an error that is not a rate.
       at_least: Whether the forget error may exceed its target, as when a condition is to be forgotten entirely.
+      rounds: Steps of the rounds of a run without a fixed number of steps, each twice as long as the one before; None
+        for a run of one round.
     """
 
     num_forget: int
@@ -77,6 +79,7 @@ class Terms(NamedTuple):
     retain_batch: int = 1
     forget_error: chex.Numeric = 0.0
     at_least: bool = False
+    rounds: tuple[int, ...] | None = None
 
 
 class Cost(NamedTuple):
@@ -138,6 +141,8 @@ class Method(NamedTuple):
       family: "EUPMU", "aggregators" or "other methods".
       version: Raised by hand with every change that affects results.
       slope: Whether it reads the gradient of the retain loss at the original model, over the forget set.
+      transports: Whether each forgotten example has a target score, which is taken from held-out data. Each step then
+        gets as `prepared` the pair of what was prepared and the targets `(n,)` of its forget batch.
     """
 
     make: Callable[[Task, Terms, Settings], Procedure]
@@ -152,11 +157,12 @@ class Method(NamedTuple):
     family: str = "other methods"
     version: int = 1
     slope: bool = False
+    transports: bool = False
 
     @property
     def steers(self) -> bool:
         """Whether it brings the forget error to a target, which it takes from held-out data."""
-        return "target" in self.optional
+        return self.transports or "target" in self.optional
 
     def losses(self, task: Task, settings: Settings) -> list[str]:
         """Names of a task's forget losses that it uses with these settings."""
@@ -172,6 +178,7 @@ def loss_of(task: Task, forget_objective: str) -> SharedForward:
     Raises:
       ValueError: For a forget loss that the task lacks.
 
+    >>> import jax.numpy as jnp
     >>> from eupmu_jax import tasks
     >>> outputs, losses = loss_of(tasks.classification(lambda p, x: x @ p, 2), "kl_to_uniform")
     >>> batch = {"inputs": jnp.eye(2), "labels": jnp.arange(2)}
@@ -206,31 +213,23 @@ def learning_rate(terms: Terms, settings: Settings) -> optax.Schedule:
 
 
 def descent(terms: Terms, settings: Settings) -> optax.GradientTransformation:
-    """The optimizer of every method: clipping to norm 1, Adam or SGD, a learning rate that falls linearly to 0.
+    """The optimizer of every method: clipping to norm 1, Adam, Muon or SGD, a learning rate that falls to 0.
 
-    Settings: `optimizer` is "adam" or "sgd" (Adam by default), `momentum` that of Adam's first moment or of SGD (by
-    default 0.9 and 0), `weight_decay` a decoupled decay.
+    Settings: `optimizer` is "adam", "muon" or "sgd" (Adam by default), `momentum` that of Adam's first moment, of Muon
+    or of SGD (by default 0.9, 0.95 and 0), `weight_decay` a decoupled decay. Muon takes matrices as
+    `default_optimizer` does, and Adam the rest.
     """
     decay = optax.add_decayed_weights(settings["weight_decay"]) if "weight_decay" in settings else optax.identity()
     scaling = optax.scale_by_learning_rate(learning_rate(terms, settings))
-    return _wide_enough(optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling))
-
-
-def _wide_enough(optimizer):
-    """The optimizer in float32 if parameters are float16, in which Adam's epsilon would be 0."""
-    wide = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float16 else leaf
-    widened = lambda tree: jax.tree.map(wide, tree)
-
-    def update(updates, state, params=None, **extra_args):
-        return optimizer.update(widened(updates), state, widened(params), **extra_args)
-
-    return optax.GradientTransformationExtraArgs(lambda params: optimizer.init(widened(params)), update)
+    return wide_enough(optax.chain(optax.clip_by_global_norm(MAX_NORM), _preconditioner(settings), decay, scaling))
 
 
 def _preconditioner(settings):
     optimizer = settings.get("optimizer", "adam")
     if optimizer == "adam":
         return optax.scale_by_adam(settings.get("momentum", 0.9))
+    if optimizer == "muon":
+        return muon_direction(settings.get("momentum", 0.95))
     if optimizer != "sgd":
         raise ValueError(f"settings['optimizer']: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
     return optax.trace(settings["momentum"]) if "momentum" in settings else optax.identity()

@@ -43,8 +43,8 @@ def affordable_steps(
 ) -> int:
     """The most steps of a method, up to `steps`, that fit the pass budget of `steps` plain ones.
 
-    Passes before the first and after the last step count too, and one over the held-out examples for a method that
-    takes its target from them.
+    Passes before the first and after the last step count too, and so do those that find targets: over the held-out
+    examples, and over the forget set for a method that transports.
 
     Raises:
       ValueError: For an unknown method, settings that are missing, or a budget too small for one step.
@@ -58,7 +58,8 @@ def affordable_steps(
         cost = method.make(task, terms._replace(steps=steps), settings).cost
         parts = zip(cost.forward, cost.backward, sizes, strict=True)
         each = sum((forward + 2 * backward) * size for forward, backward, size in parts)
-        measured = held_out if method.steers else 0
+        # A method that transports also takes the scores of the forget set and of the held-out examples.
+        measured = held_out * method.steers + (counts[0] + held_out) * method.transports
         return steps * each + cost.outside_forward + 2 * cost.outside_backward + measured
 
     found = bisect.bisect_right(range(1, steps + 1), terms.passes, key=passes)

@@ -9,6 +9,7 @@ from eupmu_jax.objectives.classification import (
     kl_to_uniform,
     random_labels,
 )
+from eupmu_jax.objectives.scores import log_odds, sequence_log_odds, transport, transport_targets
 
 __all__ = [
     "bounded_ascent",
@@ -18,5 +19,9 @@ __all__ = [
     "kl_to_teacher",
     "kl_to_uniform",
     "language",
+    "log_odds",
     "random_labels",
+    "sequence_log_odds",
+    "transport",
+    "transport_targets",
 ]

@@ -36,7 +36,7 @@ def classification(
 
     Forget losses: `bounded_ascent`, `random_labels` (drawn anew in every pass over the forget set, never the true
     label), `kl_to_uniform` and `gradient_ascent`, see `eupmu_jax.objectives`. The divergence is KL(teacher || model) of
-    the softmax, the error 1 for a wrong answer and 0 for a right one.
+    the softmax, the error 1 for a wrong answer and 0 for a right one, the score the log-odds of the true label.
 
     Args:
       apply: `apply(params, inputs) -> logits` of shape `(n, num_classes)`; `inputs` is any pytree of arrays. A model
@@ -91,6 +91,7 @@ def _task(apply, num_classes, fresh_params, augment):
         fresh_params=fresh_params,
         num_classes=num_classes,
         check=functools.partial(_check, num_classes),
+        score=_score,
     )
 
 
@@ -105,6 +106,10 @@ def _check(num_classes, batch):
 
 def _cross_entropy(logits, batch):
     return objectives.cross_entropy(logits, batch["labels"])
+
+
+def _score(logits, batch):
+    return objectives.log_odds(logits, batch["labels"])
 
 
 def _of_possible(logits, labels):

@@ -11,6 +11,7 @@ import numpy as np
 
 from eupmu_jax._stack.checks import check_int, check_same_shapes
 from eupmu_jax.objectives import language as losses
+from eupmu_jax.objectives import sequence_log_odds
 from eupmu_jax.tasks._constants import check_constants
 from eupmu_jax.tasks._language_losses import (
     ERROR,
@@ -67,7 +68,8 @@ def language(
     The divergence is the mean of KL(teacher || model) over the tokens that are predicted. The error of a sequence is
     the share of its tokens that the model would not have predicted, that is, 1 minus its exact memorisation. With
     `error="probability"` it is 1 minus its length-normalised probability, :math:`1 - e^{-L_i / |y_i|}`, so that EUPMU
-    steers to how likely the model finds text that it never saw.
+    steers to how likely the model finds text that it never saw. The score of a sequence is the log-odds of that
+    probability.
 
     Args:
       apply: `apply(params, tokens) -> logits` of shape `(n, length, V)`; position t sees tokens up to t.
@@ -152,7 +154,12 @@ def _task(apply, hidden, retain, error, fresh_params):
         # A distance to the original model does not measure what a model knows.
         nll=None if retain == "cross_entropy" else RETAIN["cross_entropy"],
         check_model=functools.partial(_check_vocabulary, apply),
+        score=_score,
     )
+
+
+def _score(outputs, batch):
+    return sequence_log_odds(nll_of(outputs, batch), mask_of(batch))
 
 
 def _checked(name, function, params, tokens):

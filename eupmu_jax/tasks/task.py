@@ -45,6 +45,9 @@ class Task(NamedTuple):
         from the target.
       nll: `nll(outputs, batch) -> scalar`: the mean negative log-likelihood, if `retain` is another loss, such as a
         distance to the original model. Attacks measure with it what a model knows; None if `retain` does that.
+      score: `score(outputs, batch) -> (n,)`: how sure the model is of each example, the higher the surer, on a scale
+        without ends on which its gradient does not vanish, such as log-odds (`objectives.log_odds`). Where no
+        probability is at hand, minus the loss of each example will do.
 
     >>> import jax.numpy as jnp
     >>> def squares(outputs, batch):
@@ -72,6 +75,7 @@ class Task(NamedTuple):
     rate: bool = False
     nll: Callable[[Any, Any], Any] | None = None
     check_model: Callable[[Any, Any], None] | None = None
+    score: Callable[[Any, Any], Any] | None = None
 
     def __hash__(self) -> int:
         """Equal functions make equal tasks, so that runs on one task share compiled code."""
@@ -169,7 +173,7 @@ def check_task(task: Task) -> None:
         raise ValueError(f"task.forget: got {task.forget!r}, expected a dict of at least one forget loss by name")
     for name, loss in task.forget.items():
         check_function(f"task.forget[{name!r}]", loss, "a function (outputs, batch) -> scalar", 2)
-    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model"):
+    for name in ("divergence", "draw", "error", "fresh_params", "unknown", "check", "nll", "check_model", "score"):
         if getattr(task, name) is not None:
             check_function(f"task.{name}", getattr(task, name), "a function or None")
     if task.num_classes is not None:

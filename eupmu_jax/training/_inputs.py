@@ -60,6 +60,10 @@ class Sets:
         batches = self.batches(positions)
         return batches if self.mesh is None else jax.device_put(batches, batch_shardings(batches, self.mesh))
 
+    def alongside(self, values):
+        """Values of the examples of a batch, laid out as the batch is."""
+        return values if self.mesh is None else jax.device_put(values, batch_shardings(values, self.mesh))
+
     def batches(self, positions):
         """A batch of each set, as its source gives it."""
         return tuple(part[at] for part, at in zip((self.forget, self.retain), positions, strict=True))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from eupmu_jax import methods
@@ -30,6 +31,8 @@ from eupmu_jax.training._watch import retain_figures
 from eupmu_jax.training._way import passes_of_start, steered
 from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import params_on, sharing
+from eupmu_jax.training.rounds import check_open_ended, rounds_of
+from eupmu_jax.training.targets import targets_of
 
 
 class Ready(NamedTuple):
@@ -41,6 +44,7 @@ class Ready(NamedTuple):
       whole: Maps such parameters to those of the whole model.
       sets, held_out: The examples.
       aim: The target of a method that steers to a level; else None.
+      targets: The target score of each example to be forgotten, for a method that transports; else None.
       terms, sizes: The terms of the run, and the sizes of a forget and a retain batch.
       start: Figures of the original model, as in `Terms`.
       meta: Metadata that identifies the checkpoints of the run; empty if none are saved.
@@ -55,6 +59,7 @@ class Ready(NamedTuple):
     sets: Sets
     held_out: Any
     aim: Aim | None
+    targets: np.ndarray | None
     terms: Terms
     sizes: tuple[int, int]
     start: Mapping[str, float]
@@ -66,8 +71,9 @@ def ready(
     task: Task,
     params: chex.ArrayTree,
     data: tuple[Any, Any, Any],
-    counts: dict[str, int],
+    counts: dict[str, Any],
     *,
+    budget: int | None,
     settings: Settings | None,
     frozen: Any,
     mesh: Mesh | None,
@@ -76,7 +82,7 @@ def ready(
 ) -> Ready:
     """Checks and prepares the arguments of `unlearn`.
 
-    `data` holds the forget, retain and held-out examples, `counts` all integer arguments.
+    `data` holds the forget, retain and held-out examples, `counts` all integer arguments; its `steps` may be None.
 
     Raises:
       ValueError: See `unlearn`.
@@ -88,7 +94,8 @@ def ready(
     held_out = held_out if mesh is None else on_host(held_out)
     losses = chosen.losses(task, asked)
     frozen = None if frozen is None else mask_of(params, frozen)
-    check_arguments(task, params, sets, held_out, frozen, losses, **counts)
+    check_open_ended(method, chosen, counts["steps"], budget)
+    check_arguments(task, params, sets, held_out, frozen, losses, **counts | {"steps": counts["steps"] or 1})
     _warn.of_overlap(sets, held_out)
     _warn.of_narrow(params, frozen)
     _warn.of_large_frozen(params, frozen)
@@ -123,8 +130,14 @@ def ready(
     if aim is not None and held_out is not None and "target" not in asked and directory is not None:
         # The data that the target is measured on, not the target, which other devices round differently.
         given["held_out"] = digest_of_examples(held_out)
-    steps, seed = int(counts["steps"]), int(counts["seed"])
+    steps, seed, rounds = counts["steps"], int(counts["seed"]), None
+    if steps is None:
+        sizes = terms_of(sets.counts, 1, batches)[1]
+        rounds = rounds_of(sets.counts, sizes, 0 if held_out is None else len(held_out), budget)
+        steps, given["rounds"] = sum(rounds), list(rounds)
+    steps = int(steps)
     terms, sizes = terms_of(sets.counts, steps, batches)
+    terms = terms._replace(rounds=rounds)
     known = given.get("start") or retain_figures(task, params, sets.retain, sum(sizes))
     check_told("retain", task, params, sets.retain, *known.values())
     if aim is not None and known["retain_error"] < 0:
@@ -147,6 +160,11 @@ def ready(
         complete = steered(task, asked, aim.target, known["forget_error"])
         if not task.is_rate:
             _warn.of_wide(complete, asked, known["retain_error"])
+    targets = None
+    if chosen.transports and aim is not None:
+        targets, passed = targets_of(task, params, sets.forget, sets.retain, held_out, aim.gone)
+        aim = aim._replace(passes=aim.passes + passed)
     procedure = chosen.make(task, terms._replace(**known), complete)
     meta = {} if directory is None else identity(method, chosen, asked, steps, seed, sizes, every, sets, given)
-    return Ready(chosen, complete, procedure, task, params, whole, sets, held_out, aim, terms, sizes, known, meta)
+    of_data = task, params, whole, sets, held_out, aim, targets
+    return Ready(chosen, complete, procedure, *of_data, terms, sizes, known, meta)

@@ -94,6 +94,8 @@ def footprint(
     task = task if mesh is None else sharing(task, mesh)
     measured = len(held_out) if chosen.steers and held_out is not None and "target" not in settings else 0
     asked = settings
+    if chosen.transports:
+        measured += len(sets.forget) + (0 if held_out is None else len(held_out))
     if chosen.steers:
         # No size depends on the value of the target.
         settings = steered(task, settings, 0.5, 0.0)
@@ -103,7 +105,7 @@ def footprint(
     numbers, choices = parted(settings)
     procedure = chosen.make(task, terms._replace(**start), settings)
     key, positions = jax.random.key(0), tuple(np.arange(size) for size in sizes)
-    prepared = ()
+    prepared: Any = ()
     if procedure.prepare:
         # What is prepared lies where the parameters do, which cannot be put on devices that are not there.
         if mesh is not None and set(mesh.devices.flat) <= set(jax.devices()):
@@ -119,6 +121,9 @@ def footprint(
         fed = jax.tree.map(_shape_of, fed, batch_shardings(fed, mesh))
         params, state = jax.tree.map(_shape_of, (params, state), layout)
         key, take = jax.eval_shape(lambda: key), jax.jit(take, donate_argnums=(0, 1), out_shardings=layout)
+    if chosen.transports:
+        targets = np.zeros(sizes[0], np.float32)
+        prepared = prepared, targets if mesh is None else _shape_of(targets, batch_shardings(targets, mesh))
     extra = prepared, numbers, start, fed, np.int32(0), 0, key, key
     memory: Any = take.lower(params, state, *extra).compile().memory_analysis()  # type: ignore[attr-defined]
     forward, backward = examples_passed(procedure.cost, steps, sizes)

@@ -40,11 +40,13 @@ class Progress(NamedTuple):
       carry: The carry after the last step.
       step: Number of the step that would come next.
       preempted: Whether SIGTERM ended the run; the checkpoint of `step` is written, and the process should exit.
+      reached: Whether `stop` ended the run.
     """
 
     carry: Carry
     step: int
     preempted: bool
+    reached: bool = False
 
 
 def run(
@@ -59,6 +61,7 @@ def run(
     history: dict[str, list] | None = None,
     save_every: int = 100,
     on_step: Callable[[int, Carry], None] = lambda count, carry: None,
+    stop: Callable[[int, Carry], bool] = lambda count, carry: False,
     log: Callable[[int, Any], None] = lambda count, metrics: None,
     log_every: int = 10,
 ) -> Progress:
@@ -84,6 +87,8 @@ def run(
       history: Lists that the callbacks append to. Saved with every checkpoint, and restored on resuming.
       save_every: Steps between checkpoints. The last step is always saved.
       on_step: Called after every step as `on_step(steps made, carry)`; it must not keep the carry.
+      stop: Called after every step, and on resuming from a checkpoint, as `stop(steps made, carry)`; True ends the run
+        there. It must give the same answer in every process and whenever it is called.
       log: Called in every process as `log(steps made, metrics)`, with the metrics as NumPy arrays.
       log_every: Steps between calls of `log`.
 
@@ -115,25 +120,27 @@ def run(
         if count > last:
             raise ValueError(f"steps: got {steps} from step {first} on, but {directory} holds a run of {count} steps")
         stopped, stream = False, batches(count)
-        while count < last and not stopped:
+        reached = count > first and stop(count, carry)
+        while count < last and not (stopped or reached):
             if (batch := next(stream, _END)) is _END:
                 raise ValueError(f"batches: got none for step {count}, expected them up to step {last - 1}")
             carry, metrics = waited(advance(carry, np.int32(count), batch))
             count += 1
             stopped = stops(count)
             on_step(count, carry)
+            reached = stop(count, carry)
             if count % log_every == 0 or count == last:
                 log(count, jax.device_get(metrics))
-            if manager is not None and (count % save_every == 0 or count == last or stopped):
-                with _written(directory, count, warns=count == last):
+            if manager is not None and (count % save_every == 0 or count == last or stopped or reached):
+                with _written(directory, count, warns=count == last or reached):
                     _save(manager, count, carry, meta, history)
         if manager is not None:
-            with _written(directory, count, warns=count == last):
+            with _written(directory, count, warns=count == last or reached):
                 manager.wait_until_finished()
     if signal.SIGINT in received:
         # Pass the signal on to the handler that was replaced.
         signal.raise_signal(signal.SIGINT)
-    return Progress(carry, count, stopped or bool(received))
+    return Progress(carry, count, (stopped or bool(received)) and not reached, reached)
 
 
 def _save(manager, count, carry, meta, history):

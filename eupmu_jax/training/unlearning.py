@@ -21,6 +21,7 @@ from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
 from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import Carry, laid_out
+from eupmu_jax.training.rounds import ends_of, told_apart
 
 # The same tree comes out as goes in, and type checkers should know it.
 Params = TypeVar("Params")
@@ -50,6 +51,9 @@ class Unlearned(NamedTuple, Generic[Params]):
         after them, and, for a measured target, the held-out data. Starting figures and probes are not counted.
       level: For a method that steers to a level: its target, what it reached, and the cost to the retain set. None for
         other methods, and without probes.
+      steps: Steps made.
+      ended: What ended the run: "steps" for a fixed number; with `steps=None` "reached" if forgotten and unseen
+        examples could no longer be told apart, else "budget".
     """
 
     params: Params
@@ -62,6 +66,8 @@ class Unlearned(NamedTuple, Generic[Params]):
     forward: int
     backward: int
     level: Reached | None = None
+    steps: int = 0
+    ended: str = "steps"
 
 
 def unlearn(
@@ -72,7 +78,7 @@ def unlearn(
     retain: Any,
     held_out: Any = None,
     *,
-    steps: int = 300,
+    steps: int | None = 300,
     settings: Settings | None = None,
     seed: int = 0,
     forget_batch: int = 64,
@@ -82,6 +88,7 @@ def unlearn(
     directory: "str | Path | None" = None,
     save_every: int = 100,
     probes: int = 10,
+    budget: int | None = None,
     progress: bool = False,
     on_step: Callable[[], None] = lambda: None,
     start: "Mapping[str, float] | None" = None,
@@ -109,15 +116,16 @@ def unlearn(
         `task.unknown` of the forget set if the task has it, else chance, which is logged: 1 - 1 / classes for a
         classifier, 1 for other rates and for errors that are all 0 or 1, otherwise no level. Figures on held-out data
         are reported next to the others.
-      steps: Optimizer steps.
+      steps: Optimizer steps. None runs EUPMU transport until forgotten and unseen examples can no longer be told apart
+        by their scores (see `training.rounds`), in rounds of doubling length, or until the budget is spent.
       settings: Settings of the method, such as
         `{"forget_objective": "npo", "learning_rate": 1e-4, "retain_weight": 1.0}`. None takes the middle of the range
         that the benchmark searches, and the task's first forget loss as `forget_objective`; EUPMU fills in single
-        missing settings in the same way. Nearly all methods also read `optimizer` ("adam" or "sgd"; use the transforms
-        for others), `momentum` and `weight_decay`; `eupmu methods` says which do, and the others warn. EUPMU reads
-        `allowed_error` (the allowed rise of the retain error), or instead `limit` (an absolute retain error) or
-        `allowed_rise` (of the retain loss, in nats), and `target` (the forget error). Rises count from `params`, so
-        those of one run after another add up, while `limit` bounds them together. Errors are in units of
+        missing settings in the same way. Nearly all methods also read `optimizer` ("adam", "muon" or "sgd"; use the
+        transforms for others), `momentum` and `weight_decay`; `eupmu methods` says which do, and the others warn.
+        EUPMU reads `allowed_error` (the allowed rise of the retain error), or instead `limit` (an absolute retain
+        error) or `allowed_rise` (of the retain loss, in nats), and `target` (the forget error). Rises count from
+        `params`, so those of one run after another add up, while `limit` bounds them together. Errors are in units of
         `task.error`: for a classifier 0.01 is one point of accuracy. If no limit is set and the error is not a rate,
         the retain error may rise by about a tenth of the distance from the forget error to its target: by 0.095 of it,
         which matches the default of 0.95 points for a rate with a target of 10 %.
@@ -138,6 +146,8 @@ def unlearn(
       save_every: Steps between checkpoints.
       probes: How often losses are measured during the run, in addition to the start, each time on at most 2,000
         examples of each set. With 0 nothing is measured, nor compiled for it.
+      budget: With `steps=None`, the most examples that the steps may pass forward and backward, such as a tenth of what
+        retraining would: `0.1 * epochs * len(retain)`. None is 32 passes over the forget set.
       progress: Whether to show a progress bar, and the figures at the end; requires rich.
       on_step: Called after each step.
       start: `retain_loss` and `retain_error` of the original model over the whole retain set, if known; otherwise they
@@ -172,10 +182,10 @@ def unlearn(
     counts: dict[str, Any] = {"steps": steps, "forget_batch": forget_batch, "retain_batch": retain_batch}
     counts |= {"save_every": save_every, "probes": probes, "seed": seed}
     options: dict[str, Any] = {"settings": settings, "frozen": frozen, "mesh": mesh, "directory": directory}
-    run = ready(method, task, params, (forget, retain, held_out), counts, start=start, **options)
+    run = ready(method, task, params, (forget, retain, held_out), counts, start=start, budget=budget, **options)
     task, sets, settings, aim, procedure = run.task, run.sets, run.settings, run.aim, run.procedure
     # NumPy integers cannot be written as JSON.
-    steps, save_every, probes, seed = int(steps), int(save_every), int(probes), int(seed)
+    steps, save_every, probes, seed = run.terms.steps, int(save_every), int(probes), int(seed)
     draw_key, step_key, prepare_key = (jax.random.key(seed + offset) for offset in range(3))
     prepare = lambda: (procedure.prepare or _nothing)(run.params, sets.forget, sets.retain, prepare_key)
     watch = Watch(task, settings, sets, run.held_out, seed, steps, probes, sum(run.sizes))
@@ -201,12 +211,17 @@ def unlearn(
 
     def advance(carry, count, positions):
         fed = sets.feed(task, draw_key, epoch(int(count)), positions)
-        extra = prepared, numbers, run.start, fed, count, epoch(int(count)), draw_key, carry.key
+        known = prepared if run.targets is None else (prepared, sets.alongside(run.targets[positions[0]]))
+        extra = known, numbers, run.start, fed, count, epoch(int(count)), draw_key, carry.key
         params, state = take(carry.params, carry.state, *extra)
         if jax.default_backend() == "cpu":
             # With several steps in flight, a model that calls back into Python can deadlock.
             jax.block_until_ready(params)
         return Carry(params, state, carry.key), ()
+
+    rounds = ends_of(run.terms.rounds)
+    test = told_apart(task, sets.forget, run.held_out, () if aim is None else aim.gone)
+    is_reached = lambda count, carry: count in rounds and not test.differ(carry.params)
 
     compile_seconds = 0.0
     if warm:
@@ -248,6 +263,7 @@ def unlearn(
             history=watch.history,
             save_every=save_every,
             on_step=after_step,
+            stop=is_reached,
         )
     if ended.preempted:
         raise InterruptedError(f"SIGTERM after step {ended.step}, which is saved in {directory}; call again to resume")
@@ -271,13 +287,15 @@ def unlearn(
         level = reached(task, returned, run.params, sets, run.held_out, aim, run.start, settings)
     _warn.of_share(share, aim, level, run.start)
     _warn.of_end(ended.carry, returned, steps, level, run.start)
-    forward, backward = examples_passed(procedure.cost, steps, run.sizes)
+    made = ended.step
+    forward, backward = examples_passed(procedure.cost, made, run.sizes)
     forward += 0 if aim is None else aim.passes
+    forward += test.examples * sum(count <= made for count in rounds)
+    cause = "steps" if not rounds else "reached" if ended.reached else "budget"
     if progress:
         show(watch.figures, share, level, task.is_rate)
-    return Unlearned(
-        run.whole(returned), watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
-    )
+    figures = watch.history, watch.figures, share, *spent, compile_seconds, forward, backward, level
+    return Unlearned(run.whole(returned), *figures, made, cause)
 
 
 def _nothing(*_):

@@ -35,11 +35,11 @@ PROGRAMS = 15
 REAL = "real images"
 STEPS, FORGET_BATCH, RETAIN_BATCH = 150, 32, 96
 OBJECTIVES = Choice(("random_condition", "unconditional", "negative_guidance"))
-# All methods but those that need class labels.
+# All methods but those that need class labels, or scores, which this task has none of.
 METHODS = tuple(
     name
     for name, method in ALL_METHODS.items()
-    if "random_labels" not in method.forget and "num_classes" not in method.requires
+    if "random_labels" not in method.forget and not {"num_classes", "score"} & set(method.requires)
 )
 # The methods run on clothes, where a run and its attack take twenty minutes.
 FEW = (

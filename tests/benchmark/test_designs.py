@@ -38,6 +38,7 @@ def test_every_method_takes_as_many_steps_as_fit_the_pass_budget(digits, name, m
         settings, allowed = settings_of(method), 3 * case.steps * sum(sizes)
         steps = affordable_steps(method, settings, digits.task, counts, case.steps, sizes, design.held_out)
         allowed -= design.held_out if methods.METHODS[method].steers else 0
+        allowed -= design.held_out + counts[0] if methods.METHODS[method].transports else 0
         terms = methods.Terms(*counts, steps, 0.0, allowed)
         assert 1 <= steps <= case.steps
         assert passes(method, digits.task, terms, settings, sizes) <= allowed

@@ -48,14 +48,20 @@ def test_settings_lie_in_the_space_and_cover_it_evenly(name):
             assert sorted(int(8 * share) for share in shares) == list(range(8))
 
 
+def rate_of(method):
+    """The learning rate, or the length of the path: the learning rate times the steps."""
+    return "learning_rate" if "learning_rate" in method.space else "length"
+
+
 @pytest.mark.parametrize("index", range(8))
 def test_every_method_has_the_same_points(index):
     positions = {}
     for name, method in METHODS.items():
         settings = tuning.settings(method, index)
         assert list(settings) == list(method.space)
-        rate = method.space["learning_rate"]
-        positions[name] = math.log(settings["learning_rate"] / rate.low) / math.log(rate.high / rate.low)
+        field = rate_of(method)
+        rate = method.space[field]
+        positions[name] = math.log(settings[field] / rate.low) / math.log(rate.high / rate.low)
     # Settings are rounded to three digits, a small fraction of their range.
     np.testing.assert_allclose(list(positions.values()), tuning.point(index, 3)[0], atol=2e-3)
 
@@ -84,7 +90,7 @@ def test_a_position_with_the_wrong_number_of_dimensions_is_refused():
 
 def test_every_method_has_as_many_dimensions_and_as_wide_a_range_of_learning_rates():
     assert {len(method.space) for method in METHODS.values()} == {3}
-    rates = [method.space["learning_rate"] for method in METHODS.values()]
+    rates = [method.space[rate_of(method)] for method in METHODS.values()]
     assert all(isinstance(rate, LogUniform) for rate in rates)
     wide = {name: round(math.log10(rate.high / rate.low), 1) for name, rate in zip(METHODS, rates, strict=True)}
     assert {name: width for name, width in wide.items() if width != 1.5} == {}

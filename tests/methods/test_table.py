@@ -58,7 +58,8 @@ def counted(digits):
 def test_three_dimensions_are_searched(name):
     space = METHODS[name].space
     assert len(space) == 3
-    assert "learning_rate" in space
+    # The length of a path is the learning rate times the steps.
+    assert {"learning_rate", "length"} & set(space)
     for part in space.values():
         if isinstance(part, LogUniform):
             assert 0 < part.low < part.high

@@ -65,7 +65,7 @@ BAD = {
     ),
     "an unknown optimizer": (
         {"settings": WEIGHTED | {"optimizer": "lion"}},
-        r"settings\['optimizer'\]: got 'lion', expected one of adam, sgd",
+        r"settings\['optimizer'\]: got 'lion', expected one of adam, muon, sgd",
     ),
     "no forget loss": (
         {"settings": without(WEIGHTED, "forget_objective")},

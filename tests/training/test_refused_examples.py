@@ -111,7 +111,7 @@ def test_examples_that_are_measured_before_the_first_step_are_counted_and_measur
     # BUG: rates that rounding had made slightly negative, as of 1 - cosine, were refused.
     task = OWN._replace(rate=is_rate, error=lambda outputs, batch: jnp.minimum(jnp.abs(outputs), 1) - 6e-8)
     data, sizes = (points(1, 1, 1), points(1, 1, 1, 1), points(1, 1)), {"forget_batch": 3, "retain_batch": 4}
-    options = {"settings": None, "frozen": None, "mesh": None, "directory": None}
+    options = {"settings": None, "frozen": None, "mesh": None, "directory": None, "budget": None}
     run = ready("EUPMU", task, jnp.float32(0), data, {"steps": 1, "seed": 0} | sizes, **options, start=KNOWN)
     assert run.aim.passes == sum(measured) == 3 + 2
 
