@@ -53,6 +53,7 @@ TASK = Task(
     draw=lambda key, epoch, batch: batch._replace(other=jnp.roll(batch.progression, epoch + 1)),
     error=lambda predicted, batch: jnp.abs(predicted - batch.progression),
     fresh_params=lambda key: {"w": jnp.zeros(10), "b": jnp.zeros([])},
+    score=lambda predicted, batch: -jnp.abs(predicted - batch.progression),
 )
 
 
@@ -76,7 +77,9 @@ def run(name, fitted, seed=0):
     """A run with default settings and whole sets as batches, so that the seed affects only their order and the keys."""
     start = {"retain_loss": 0.48, "retain_error": 0.48}
     more = {"steps": 20, "seed": seed, "forget_batch": 42, "retain_batch": 400, "probes": 0, "start": start}
-    return unlearn(name, TASK, *fitted, **more)
+    # A method that transports needs unseen patients; these are as surprising as patients can be.
+    unseen = fitted[2]._replace(progression=fitted[2].progression + 3) if METHODS[name].transports else None
+    return unlearn(name, TASK, *fitted, unseen, **more)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -108,6 +111,7 @@ def test_every_forward_pass_of_a_step_gets_a_key(name, fitted):
     procedure = method.make(task, Terms(FORGET, 400, 20, 0.48), settings)
     sets = as_examples("forget", forget), as_examples("retain", retain)
     prepared = procedure.prepare(params, *sets, jax.random.key(0)) if procedure.prepare else ()
+    prepared = (prepared, jnp.zeros(FORGET)) if method.transports else prepared
     keys.clear()
     state = procedure.init(params, prepared)
     jax.eval_shape(procedure.step, params, prepared, state, (forget, retain), jnp.int32(0), jax.random.key(0))
@@ -143,6 +147,7 @@ BOUNDED = {"bounded_ascent": TASK.forget["bounded_ascent"]}
     [
         *((name, lacking(), rf"^task\.num_classes: got None, but {name} needs it") for name in FOR_CLASSIFIERS),
         ("SCRUB", lacking(divergence=None), r"^task\.divergence: got None, but SCRUB needs it"),
+        ("EUPMU transport", lacking(score=None), r"^task\.score: got None, but EUPMU transport needs it"),
         ("Bad Teacher", lacking(divergence=None), r"^task\.divergence: got None, but Bad Teacher needs it"),
         ("Bad Teacher", lacking(fresh_params=None), r"^task\.fresh_params: got None, but Bad Teacher needs it"),
         (

@@ -18,6 +18,7 @@ TASK = classification(lambda params, inputs: inputs @ params, num_classes=2)
 INPUTS = jax.random.normal(jax.random.key(0), (24, 3))
 DATA = {"inputs": INPUTS, "labels": (INPUTS[:, 0] > 0).astype(int)}
 FORGET, RETAIN = ({name: leaf[part] for name, leaf in DATA.items()} for part in (slice(8), slice(8, None)))
+UNSEEN = {"inputs": -jax.random.normal(jax.random.key(1), (600, 3)), "labels": jnp.arange(600) % 2}
 GIVEN = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.5}
 FEWER = {name: method for name, method in METHODS.items() if method.optimizer_settings != OPTIMIZER_SETTINGS}
 
@@ -25,7 +26,7 @@ FEWER = {name: method for name, method in METHODS.items() if method.optimizer_se
 def run(method, settings):
     start = 0.3 * jnp.ones((3, 2)).at[0, 1].set(2.0)
     sizes = {"steps": 3, "forget_batch": 8, "retain_batch": 16, "probes": 0}
-    held_out = RETAIN if METHODS[method].transports else None
+    held_out = UNSEEN if METHODS[method].transports else None
     return unlearn(method, TASK, start, FORGET, RETAIN, held_out, settings=settings, **sizes).params
 
 
