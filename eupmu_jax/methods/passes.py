@@ -15,7 +15,7 @@ def terms_of(counts: tuple[int, int], steps: int, batches: tuple[int, int]) -> t
 
     >>> terms_of((100, 900), 10, (64, 1000))
     (Terms(num_forget=100, num_retain=900, steps=10, retain_loss=0.0, passes=28920, retain_error=0.0, retain_batch=900,
-           forget_error=0.0, at_least=False), (64, 900))
+           forget_error=0.0, at_least=False, rounds=None), (64, 900))
     """
     sizes = min(batches[0], counts[0]), min(batches[1], counts[1])
     passes = 3 * steps * sum(sizes)

@@ -38,8 +38,8 @@ def digest_of_model(task: Task, params, forget) -> str:
     return digest(constants(of_batch, params, forget[np.zeros(2, int)]))
 
 
-def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> str:
-    """SHA-256 of the model, its error, its retain loss, these forget losses and its distance from a teacher, if any."""
+def digest_of_losses(task: Task, params, forget, names, has_teacher: bool, has_scores: bool = False) -> str:
+    """SHA-256 of the model, its error, its retain loss and these forget losses, and of what else the method reads."""
     key, batch = jax.random.key(0), forget[np.zeros(2, int)]
 
     def read(params, batch):
@@ -55,7 +55,8 @@ def digest_of_losses(task: Task, params, forget, names, has_teacher: bool) -> st
     found.update(str(task.is_rate).encode())
     errors = [] if task.error is None else [task.error]
     distance = lambda outputs, batch: softened(task, outputs, outputs, batch, 1.0)
-    for loss in (*errors, task.retain, *(task.forget[name] for name in names), *[distance] * has_teacher):
+    others = [distance] * has_teacher + ([task.score] if has_scores and task.score is not None else [])
+    for loss in (*errors, task.retain, *(task.forget[name] for name in names), *others):
         program = jax.make_jaxpr(loss)(*jax.eval_shape(read, params, batch))
         found.update(without_addresses(program.jaxpr.pretty_print(use_color=False)).encode())
         found.update(digest(program.consts).encode())

@@ -117,7 +117,8 @@ def ready(
         params = jax.device_put(params, params_on(mesh, params))
     if directory is not None:
         given["model"] = digest_of_model(task, params, sets.forget)
-        given["losses"] = digest_of_losses(task, params, sets.forget, losses, "divergence" in chosen.requires)
+        reads = "divergence" in chosen.requires, chosen.transports
+        given["losses"] = digest_of_losses(task, params, sets.forget, losses, *reads)
     task, params, whole = trainable(task, params, frozen)
     task = task if mesh is None else sharing(task, mesh)
     if directory is not None:

@@ -71,6 +71,10 @@ class TwoSampleTest(NamedTuple):
     examples: int
 
 
+# Of a run with a fixed number of steps.
+NO_TEST = TwoSampleTest(lambda params: True, 0)
+
+
 def check_open_ended(name: str, method: Method, steps: int | None, budget: int | None) -> None:
     """Raises `ValueError` for `steps=None` with a method that cannot run so, or a budget beside a number of steps."""
     if steps is None and not method.transports:
@@ -90,7 +94,7 @@ def detectable(forgotten: int, unseen: int) -> float:
     distributions are told apart in 5 % of tests.
 
     >>> round(detectable(2000, 2000), 3)
-    0.12
+    0.098
     """
     n, m = float(forgotten), float(unseen)
     deviation = lambda count: np.sqrt(np.log(20) / (2 * count))

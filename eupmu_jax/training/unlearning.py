@@ -21,7 +21,7 @@ from eupmu_jax.training._streams import paired_batches
 from eupmu_jax.training._watch import Watch, progress_bar, show
 from eupmu_jax.training.levels import check_told
 from eupmu_jax.training.mesh.placement import Carry, laid_out
-from eupmu_jax.training.rounds import ends_of, told_apart
+from eupmu_jax.training.rounds import NO_TEST, ends_of, told_apart
 
 # The same tree comes out as goes in, and type checkers should know it.
 Params = TypeVar("Params")
@@ -220,7 +220,7 @@ def unlearn(
         return Carry(params, state, carry.key), ()
 
     rounds = ends_of(run.terms.rounds)
-    test = told_apart(task, sets.forget, run.held_out, () if aim is None else aim.gone)
+    test = told_apart(task, sets.forget, run.held_out, aim.gone) if aim is not None and rounds else NO_TEST
     is_reached = lambda count, carry: count in rounds and not test.differ(carry.params)
 
     compile_seconds = 0.0

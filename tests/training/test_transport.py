@@ -91,6 +91,13 @@ def test_a_stopped_run_resumes_bit_for_bit(random, tmp_path, options):
         assert (again.steps, again.ended, again.forward) == (whole.steps, whole.ended, whole.forward)
 
 
+def test_a_run_with_another_score_does_not_resume(random, tmp_path):
+    run(random, steps=2, directory=tmp_path)
+    other = TASK._replace(score=lambda outputs, batch: 2 * TASK.score(outputs, batch))
+    with pytest.raises(ValueError, match=r"^directory: .* holds another run; got losses"):
+        run(random | {"task": other}, steps=2, directory=tmp_path)
+
+
 def test_examples_that_are_read_batch_by_batch_give_the_same_run(random, digits):
     of = lambda part: Store({name: np.asarray(leaf)[part.ids] for name, leaf in digits.tree.items()})
     sets = {name: of(random[name]) for name in ("forget", "retain")}
