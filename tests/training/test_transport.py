@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import subprocess
+import sys
 
 import chex
 import jax
@@ -186,3 +188,25 @@ def test_the_stated_power_is_that_of_the_test():
     shift = 2 * stats.norm.ppf(0.5 + detectable(count, count) / 2)
     found = [stats.ks_2samp(rng.normal(size=count), rng.normal(shift, size=count)).pvalue < 0.05 for _ in range(200)]
     assert np.mean(found) > 0.8
+
+
+MESH_SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from eupmu_jax import sharding, unlearn
+from tests.training.conftest import Digits, TASK
+
+digits, mesh = Digits(), sharding.make_mesh(4, 2)
+part = lambda at: jax.tree.map(lambda leaf: np.asarray(leaf)[at], digits.tree)
+sets = part(slice(100)), part(slice(100, None)), jax.tree.map(np.asarray, digits.held_out)
+options = {"steps": 5, "forget_batch": 16, "retain_batch": 48, "probes": 0, "settings": {"limit": 1.0}}
+run = lambda mesh: unlearn("EUPMU transport", TASK, digits.params, *sets, mesh=mesh, **options).params
+one, many = run(None), run(mesh)
+assert np.max(np.abs(one["head"] - digits.params["head"])) > 1e-3
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), many, one)
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_result_of_one(on_devices):
+    finished = subprocess.run([sys.executable, "-c", MESH_SCRIPT], env=on_devices(8), capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
