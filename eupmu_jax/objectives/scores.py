@@ -66,8 +66,8 @@ def transport(scores: chex.Array, targets: chex.Array) -> jax.Array:
     where h is the Huber function, :math:`d^2 / 2` up to 1 and :math:`|d| - 1/2` beyond. With targets from
     `transport_targets`:
 
-    - It is 0 exactly if every score is at its target, so exactly if the scores have the distribution of the unseen
-      ones, and its gradient is then 0 too: the loss rests where forgotten data look like unseen data.
+    - It is 0 exactly if every score is at its target. The scores then have the distribution of the unseen ones, and the
+      gradient is 0 too: the loss rests where forgotten data look like unseen data.
     - Without the weights w it is at least the optimal transport distance, with cost h, between both distributions, and
       equal to it as long as the scores keep their order.
     - Far from the target its gradient by each score is 1, however sure the model is.
@@ -75,8 +75,9 @@ def transport(scores: chex.Array, targets: chex.Array) -> jax.Array:
     Both sides are needed for it to rest: with w = 0 below the target, each example is pushed whenever noise lifts it,
     and long runs overshoot. With w = 1 examples that sank along with others are pulled up as strongly as memorised ones
     are pushed down, and short runs fall short. Training on the retain set lifts forgotten examples anyway, which a
-    quarter makes up for: on an MLP and a ResNet on Fashion-MNIST it ended nearer to the retrained model than 0 and 1
-    after few steps, and as near after many.
+    quarter makes up for. On an MLP on Fashion-MNIST that forgets 10 % (two seeds) it ended nearer to the retrained
+    model than 0 after 100, 200 and 400 steps, nearer than 1 after 100, and at least as near later; on a ResNet that
+    forgets half (one seed) 0 ended nearer.
 
     As targets are fixed before the run, nothing is sorted in a step. A batch may be of any size and be sharded, and a
     batch of one example pulls it to its own quantile.

@@ -140,7 +140,7 @@ def run(
     if signal.SIGINT in received:
         # Pass the signal on to the handler that was replaced.
         signal.raise_signal(signal.SIGINT)
-    return Progress(carry, count, (stopped or bool(received)) and not reached, reached)
+    return Progress(carry, count, stopped or bool(received), reached)
 
 
 def _save(manager, count, carry, meta, history):

@@ -27,7 +27,8 @@ def rounds_of(counts: tuple[int, int], sizes: tuple[int, int], unseen: int, budg
     """The steps of each round.
 
     The first has at least one pass over the forget set, and as many steps as keep the test after it below 5 % of its
-    cost. Each other one has twice as many as the one before; the last also takes what is left of the budget.
+    cost. Each other one has twice as many as the one before; the last also takes what is left of the budget. A budget
+    too small for the first makes a single, shorter round.
 
     Args:
       counts, sizes: Examples of the forget and the retain set, and of their batches.

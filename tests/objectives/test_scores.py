@@ -85,8 +85,9 @@ def test_the_loss_is_zero_with_a_zero_gradient_exactly_at_the_targets(targets, s
     assert value == 0
     assert not gradient.any()
     moved = transport(jnp.array(targets + np.float32(shift)), targets)
-    assert (moved > 0) == bool(np.any(targets + np.float32(shift) - targets != 0) and moved != 0)
     assert moved >= 0
+    if abs(shift) > 0.01:
+        assert moved > 0
 
 
 @given(several, st.integers(0, 2**31))

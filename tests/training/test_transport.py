@@ -136,6 +136,7 @@ def _examples(tree):
     [
         ({"held_out": None}, r"^held_out: got None, but the scores of unseen data are the targets"),
         ({"steps": 3, "budget": 100}, r"^budget: got 100 with 3 steps, expected steps=None, or no budget"),
+        ({"steps": 0}, r"^steps: got 0, expected"),
         ({"steps": None, "budget": 0}, r"^budget: got 0, expected"),
         ({"steps": None, "budget": 99}, r"^budget: got 99 examples, expected at least 256, which one step passes"),
         ({"settings": {"length": -1.0}}, r"^settings\['length'\]: got -1.0"),
